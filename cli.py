@@ -1,0 +1,432 @@
+"""The `captionmill` command: options -> one call -> a summary. Heavy imports stay inside, so that help is instant."""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import click
+
+from captionmill.data.errors import CaptionmillError, InputError
+from captionmill.pipeline import summaries
+from captionmill.pipeline.summaries import show_count, show_list
+from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from captionmill.stages.decoding.train import EpochResult
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Command], Command]
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_ANY = click.Path(exists=True, path_type=Path)
+_OUTPUT = click.Path(path_type=Path)
+
+
+class _ErrorGroup(click.Group):
+    """Shows what a user can mend as one line on stderr with exit code 1; a bug keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CaptionmillError as exc:
+            raise click.ClickException(str(exc)) from exc
+        except OSError as exc:
+            if exc.filename is None:
+                raise
+            raise click.ClickException(f"{exc.filename}: {exc.strerror}") from exc
+
+
+class ProgressBars:
+    """A bar on stderr for each label that a stage reports; on a log, where nothing can be redrawn, nothing."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._shown = not quiet and sys.stderr.isatty()
+        self._label = ""
+        self._bar: Any = None
+
+    def __enter__(self) -> "ProgressBars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if not self._shown:
+            return
+        if label != self._label:
+            self._close()
+            self._label = label
+            self._bar = click.progressbar(length=total, label=label, file=sys.stderr, show_pos=True)
+            self._bar.__enter__()
+        self._bar.update(done - self._bar.pos)
+        if done == total:
+            self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        self._label, self._bar = "", None
+
+
+class _EchoHandler(logging.Handler):
+    """Log records as plain lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"{record.levelname.capitalize()}: {record.getMessage()}", err=True)
+
+
+def _setting(kind: type, name: str, help_text: str, *, option: str = "", minimum: float = 1) -> Decorator[Any]:
+    """An option whose default and type come from the field `name` of the dataclass `kind`."""
+    hint, default = get_type_hints(kind)[name], getattr(kind, name)
+    value_type: Any
+    if get_origin(hint) is Literal:
+        value_type = click.Choice(get_args(hint))
+    else:
+        ranges: dict[type, Any] = {int: click.IntRange(min=int(minimum)), float: click.FloatRange(min=minimum)}
+        value_type = ranges.get(hint, hint)
+    flag = option or f"--{name.replace('_', '-')}"
+    return click.option(flag, name, type=value_type, default=default, show_default=True, help=help_text)
+
+
+def _options(*decorators: Decorator[Any]) -> Decorator[Any]:
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+_quiet = click.option("--quiet", is_flag=True, help="Show no progress, only the summary and warnings.")
+_overwrite = click.option(
+    "--overwrite", is_flag=True, help="Replace an output that exists, once the new one is complete."
+)
+_device = _setting(ExtractConfig, "device", "auto, cpu, cuda, cuda:N or mps.")
+_machine = _options(
+    _setting(ExtractConfig, "batch_size", "Images a forward pass of the network."),
+    _setting(ExtractConfig, "workers", "Threads that decode images; 0 is one a core.", minimum=0),
+    _device,
+    _setting(ExtractConfig, "precision", "Arithmetic of the network."),
+)
+_search = _options(
+    _setting(SearchConfig, "beam_size", "Captions kept at each step; 1 is greedy search."),
+    _setting(SearchConfig, "max_length", "Words a caption at most."),
+)
+
+
+@click.group(cls=_ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="captionmill")
+def main() -> None:
+    """Caption images offline and in bulk.
+
+    Features of a frozen ResNet are cached once (extract); a decoder is trained on them (train), scored (evaluate), and
+    captions folders of pictures to CSV (caption). Start with: captionmill demo
+    """
+    logger = logging.getLogger("captionmill")
+    logger.handlers = [_EchoHandler()]
+    logger.setLevel(logging.WARNING)
+
+
+@main.command()
+@click.argument("images", type=_ANY)
+@click.option("--output", type=_OUTPUT, required=True, help="Feature store to write or to go on with (HDF5).")
+@_setting(ExtractConfig, "backbone", "Network; scenes-resnet14 is the demo's, for drawn scenes only.")
+@_setting(ExtractConfig, "weights", "imagenet1k_v1, imagenet1k_v2, or a state_dict file (.pth, .safetensors).")
+@_setting(ExtractConfig, "preprocess", "crop: shorter side resized, centre cut out; squash: whole picture made square.")
+@_setting(ExtractConfig, "image_size", "Side of the square that the network sees, pixels.", minimum=32)
+@_machine
+@_setting(ExtractConfig, "dtype", "Numbers as stored.")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after this many images of the sorted list.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if any image cannot be read.")
+@_overwrite
+@_quiet
+def extract(
+    images: Path, output: Path, limit: int | None, strict: bool, overwrite: bool, quiet: bool, **settings: Any
+) -> None:
+    """Cache 2048 numbers for each image of IMAGES, a folder or a text file with one path a line.
+
+    A rerun does only what is missing. Images that cannot be read are listed in failures.csv beside the output.
+
+    Example: captionmill extract photos --output features.h5
+    """
+    from captionmill.stages.encoding.extract import FAILURES_NAME, extract
+
+    with ProgressBars(quiet=quiet) as progress:
+        summary = extract(
+            images, output, ExtractConfig(**settings), overwrite=overwrite, limit=limit, progress=progress
+        )
+    click.echo(f"{output}: {summaries.extract_line(summary)}")
+    if summary.failures:
+        click.echo(f"Not readable, listed in {output.with_name(FAILURES_NAME)}:", err=True)
+        click.echo(show_list([f"{failure.key}: {failure.reason}" for failure in summary.failures]), err=True)
+        if strict:
+            raise InputError(f"{show_count(len(summary.failures), 'image')} cannot be read, and --strict is given")
+
+
+@main.command()
+@click.argument("features", type=_OUTPUT)
+@click.option("--captions", type=_FILE, required=True, help="Flickr token file, COCO or Karpathy JSON, or CSV.")
+@click.option("--output", type=_OUTPUT, required=True, help="Folder for the model.")
+@click.option("--train-list", type=_FILE, help="Images to train on, one a line; goes with --val-list.")
+@click.option("--val-list", type=_FILE, help="Images that choose the best epoch, one a line.")
+@click.option(
+    "--restval",
+    type=click.Choice(["train", "drop"]),
+    default="train",
+    show_default=True,
+    help="What becomes of the restval images of Karpathy's JSON.",
+)
+@_setting(TrainConfig, "min_count", "Times a training word must occur to get an index.")
+@_setting(TrainConfig, "embed_dim", "Numbers a word embedding.")
+@_setting(TrainConfig, "hidden_dim", "Numbers in the LSTM's state.")
+@_setting(TrainConfig, "dropout", "Share of values dropped in training, 0 to 1.", minimum=0)
+@_setting(TrainConfig, "batch_size", "Captions an optimizer step.")
+@_setting(TrainConfig, "learning_rate", "Step size of Adam.", minimum=0)
+@_setting(TrainConfig, "clip_value", "Each gradient is cut to plus or minus this.", minimum=0)
+@_setting(TrainConfig, "max_epochs", "Passes over the captions at most.")
+@_setting(TrainConfig, "patience", "Epochs without a better validation CIDEr before the end.")
+@_setting(TrainConfig, "max_length", "Words of a caption used, and decoded, at most.")
+@_setting(TrainConfig, "seed", "Of weights, order and, without splits, the 90/5/5 split.", minimum=0)
+@_setting(SearchConfig, "beam_size", "Beam of the validation after each epoch.")
+@_device
+@_overwrite
+@_quiet
+def train(
+    features: Path,
+    captions: Path,
+    output: Path,
+    train_list: Path | None,
+    val_list: Path | None,
+    restval: str,
+    beam_size: int,
+    overwrite: bool,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Train a decoder on the feature store FEATURES and reference captions.
+
+    Images without a row, and rows without captions, are listed before training starts and left out.
+
+    Example: captionmill train features.h5 --captions captions.csv --output model
+    """
+    from captionmill.data.splits import Splits
+    from captionmill.stages.decoding.train import UNMATCHED_NAME, train
+
+    def show_splits(splits: Splits) -> None:
+        click.echo(summaries.splits_lines(splits, output / UNMATCHED_NAME), err=True)
+
+    search = SearchConfig(beam_size=beam_size, max_length=settings["max_length"])
+    with ProgressBars(quiet=quiet) as progress:
+        summary = train(
+            features,
+            captions,
+            output,
+            TrainConfig(**settings, search=search),
+            train_list=train_list,
+            val_list=val_list,
+            restval=restval,
+            overwrite=overwrite,
+            on_splits=show_splits,
+            on_epoch=_epoch_printer(quiet),
+            progress=progress,
+        )
+    click.echo(f"{output}: {summaries.train_line(summary)}")
+
+
+@main.command()
+@click.argument("images", type=_ANY)
+@click.option("--model", type=_OUTPUT, required=True, help="Folder that `train` wrote.")
+@click.option("--output", type=_OUTPUT, required=True, help="Table to write (CSV).")
+@click.option("--features", type=_OUTPUT, help="Cache of the features.  [default: OUTPUT with .features.h5]")
+@click.option("--weights", type=_FILE, help="The backbone's weights file, if it was moved since training.")
+@_search
+@_machine
+@_quiet
+def caption(
+    images: Path,
+    model: Path,
+    output: Path,
+    features: Path | None,
+    weights: Path | None,
+    beam_size: int,
+    max_length: int,
+    quiet: bool,
+    **machine: Any,
+) -> None:
+    """Caption each image of IMAGES, a folder or a text file with one path a line, to CSV.
+
+    Columns: path, caption, confidence (0 to 1), status, error. A second run reuses the cached features.
+
+    Example: captionmill caption photos --model model --output captions.csv
+    """
+    from captionmill.pipeline.folder import caption_folder
+
+    with ProgressBars(quiet=quiet) as progress:
+        summary = caption_folder(
+            images,
+            model,
+            output,
+            features=features,
+            search=SearchConfig(beam_size=beam_size, max_length=max_length),
+            machine=ExtractConfig(**machine),
+            weights=weights,
+            progress=progress,
+        )
+    click.echo(f"{output}: {summaries.folder_line(summary)}")
+
+
+@main.command()
+@click.argument("features", type=_OUTPUT)
+@click.option("--model", type=_OUTPUT, required=True, help="Folder that `train` wrote.")
+@click.option("--captions", type=_FILE, required=True, help="Reference captions, in any format that `train` reads.")
+@click.option(
+    "--list",
+    "image_list",
+    type=_FILE,
+    help="Images to score, one a line.  [default: the test split, else all the model has not seen]",
+)
+@click.option("--output", type=_OUTPUT, help="Scores and captions as JSON.")
+@_search
+@_device
+@_quiet
+def evaluate(
+    features: Path,
+    model: Path,
+    captions: Path,
+    image_list: Path | None,
+    output: Path | None,
+    beam_size: int,
+    max_length: int,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Caption images of the feature store FEATURES and score the captions against all references.
+
+    Example: captionmill evaluate features.h5 --model model --captions captions.csv --output scores.json
+    """
+    from captionmill.stages.decoding.evaluate import evaluate
+
+    with ProgressBars(quiet=quiet) as progress:
+        evaluation = evaluate(
+            features,
+            model,
+            captions,
+            image_list=image_list,
+            output=output,
+            search=SearchConfig(beam_size=beam_size, max_length=max_length),
+            device=device,
+            progress=progress,
+        )
+    click.echo(summaries.score_table(evaluation))
+    if evaluation.missing:
+        click.echo(f"Not scored, without features or references: {len(evaluation.missing)}", err=True)
+        click.echo(show_list(evaluation.missing), err=True)
+
+
+@main.group()
+def features() -> None:
+    """Look into a feature store."""
+
+
+@features.command()
+@click.argument("store", metavar="FILE", type=_OUTPUT)
+def info(store: Path) -> None:
+    """Print what FILE holds and what made it.
+
+    Example: captionmill features info features.h5
+    """
+    from captionmill.data.feature_store import FeatureStore
+
+    opened = FeatureStore.open(store)
+    click.echo(f"{store}: {show_count(len(opened), 'image')}, {opened.dtype}, {opened.size_bytes / 1e6:.1f} MB")
+    if opened.part_count:
+        click.echo(f"unfinished: {show_count(opened.part_count, 'part')} not joined yet; run extract again to go on")
+    for name, value in (opened.spec.to_json() | opened.made_by).items():
+        click.echo(f"  {name:15} {value}")
+
+
+@features.command()
+@click.argument("store", metavar="FILE", type=_OUTPUT)
+def verify(store: Path) -> None:
+    """Check each row of FILE against its checksum; exit with 1 if any is damaged.
+
+    Example: captionmill features verify features.h5
+    """
+    from captionmill.data.feature_store import FeatureStore
+
+    opened = FeatureStore.open(store)
+    if damaged := opened.verify():
+        click.echo(show_list(damaged), err=True)
+        raise InputError(f"{store}: {len(damaged)} of {len(opened)} rows are damaged; extract again with --overwrite")
+    click.echo(f"{store}: {show_count(len(opened), 'row')}, all as written")
+
+
+@main.command()
+@click.argument("model", type=_OUTPUT)
+@click.option("--word", help="Print only the index of this word.")
+def vocabulary(model: Path, word: str | None) -> None:
+    """Print the words of MODEL and their indices.
+
+    Example: captionmill vocabulary model --word tree
+    """
+    from captionmill.data.bundle import read_bundle
+
+    words = read_bundle(model).vocabulary
+    if word is None:
+        click.echo("\n".join(f"{index}\t{listed}" for index, listed in enumerate(words.words)))
+    elif word.lower() in words:
+        click.echo(words.index(word.lower()))
+    else:
+        raise InputError(
+            f"{word}: none of the {len(words)} words of {model}, which reads it as <unk>, index {words.index(word)}"
+        )
+
+
+def _show_stage(_: str, command: str) -> None:
+    click.echo(f"$ {command}", err=True)
+
+
+def _epoch_printer(quiet: bool) -> Callable[["EpochResult"], None]:
+    return lambda result: None if quiet else click.echo(summaries.epoch_line(result), err=True)
+
+
+@main.command()
+@click.argument("pipeline", type=_FILE)
+@_quiet
+def run(pipeline: Path, quiet: bool) -> None:
+    """Run the stages that the TOML file PIPELINE describes, in order; what is up to date is skipped.
+
+    Example: captionmill run pipeline.toml
+    """
+    from captionmill.pipeline.run import run_pipeline
+
+    with ProgressBars(quiet=quiet) as progress:
+        outcomes = run_pipeline(pipeline, on_stage=_show_stage, on_epoch=_epoch_printer(quiet), progress=progress)
+    for outcome in outcomes:
+        click.echo(f"{outcome.stage:9} {'up to date' if outcome.summary is None else 'done'}  {outcome.output}")
+
+
+@main.command()
+@click.argument(
+    "folder", metavar="[DIR]", type=click.Path(file_okay=False, path_type=Path), default=Path("captionmill-demo")
+)
+@_quiet
+def demo(folder: Path, quiet: bool) -> None:
+    """Draw pictures into DIR, extract, train, caption pictures held out, score, and write a page. Offline.
+
+    DIR is captionmill-demo unless given. The commands are shown, to be repeated on photographs.
+
+    Example: captionmill demo
+    """
+    from captionmill.pipeline.demo import run_demo
+
+    with ProgressBars(quiet=quiet) as progress:
+        summary = run_demo(folder, on_stage=_show_stage, on_epoch=_epoch_printer(quiet), progress=progress)
+    click.echo(
+        f"\n{summary.right_count} of {summary.held_out_count} held-out captions are right in every object, colour, "
+        f"size and background ({summaries.show_duration(summary.duration_s)})\n"
+        f"  captions  {summary.captions_path}\n  page      {summary.page_path}\n"
+        f"  repeat    captionmill run {folder / 'pipeline.toml'}"
+    )

@@ -1,0 +1,41 @@
+"""Write beside the target, flush to disk, rename: a reader sees the old file or the new one, never half of either."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, which takes its place when the block ends without an error.
+
+    An error removes what was written and leaves `path` as it was. A kill can leave the file beside it
+    (`.NAME.partial`), which no reader looks at and the next write replaces.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial_path
+        _flush(partial_path)
+        partial_path.replace(path)
+    finally:
+        partial_path.unlink(missing_ok=True)
+    _flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 in place of whatever `path` held."""
+    with replace_atomically(path) as partial_path:
+        partial_path.write_text(text, encoding="utf-8", newline="")
+
+
+def _flush(path: Path) -> None:
+    """Ask the system to put a file, or a folder's list of names, on the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folder
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

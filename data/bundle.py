@@ -1,0 +1,115 @@
+"""A trained decoder on disk: a folder with `bundle.json` (everything but the weights) and one safetensors file.
+
+`bundle.json` names the weights file and its SHA-256 and is written last, in one rename: a bundle is the old one or the
+new one, and its vocabulary always belongs to its weights. Nothing in it can run code.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from captionmill.data.atomic import replace_atomically, write_text
+from captionmill.data.errors import BundleError
+from captionmill.data.feature_spec import FeatureSpec
+from captionmill.data.vocabulary import Vocabulary
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+BUNDLE_NAME = "bundle.json"
+FORMAT = "captionmill-bundle"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """All that captioning needs besides features."""
+
+    decoder_config: dict[str, Any]
+    """Sizes of the decoder, the fields of `DecoderConfig`."""
+    vocabulary: Vocabulary
+    spec: FeatureSpec
+    """What made the features that the decoder was trained on."""
+    training: dict[str, Any]
+    """The settings of the training run."""
+    splits: dict[str, list[str]]
+    """The keys of the images it was trained on ("train"), chosen by ("val") and has not seen ("test")."""
+    scores: dict[str, float]
+    """Validation scores of the epoch that was kept."""
+    versions: dict[str, str]
+    """Versions of the software that made it."""
+    tensors: Tensors
+    """The weights by name."""
+
+
+def bundle_exists(folder: Path) -> bool:
+    """Whether `folder` holds a bundle."""
+    return (folder / BUNDLE_NAME).exists()
+
+
+def write_bundle(folder: Path, bundle: Bundle) -> None:
+    """Write `bundle` into `folder`, in place of the bundle that it held."""
+    content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in bundle.tensors.items()})
+    digest = hashlib.sha256(content).hexdigest()
+    weights_path = folder / f"decoder-{digest[:12]}.safetensors"
+    with replace_atomically(weights_path) as partial_path:
+        partial_path.write_bytes(content)
+    values = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "weights": {"file": weights_path.name, "sha256": digest},
+        "decoder": bundle.decoder_config,
+        "features": bundle.spec.to_json(),
+        "training": bundle.training,
+        "scores": bundle.scores,
+        "versions": bundle.versions,
+        "vocabulary": list(bundle.vocabulary.words),
+        "splits": bundle.splits,
+    }
+    write_text(folder / BUNDLE_NAME, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    for other_path in folder.glob("decoder-*.safetensors"):
+        if other_path != weights_path:
+            other_path.unlink()
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """The bundle in `folder`; BundleError if there is none, or its files are damaged or do not belong together."""
+    path = folder / BUNDLE_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise BundleError(f"{path}: not a captionmill model")
+        if values["format_version"] != FORMAT_VERSION:
+            raise BundleError(
+                f"{path}: format version {values['format_version']}, this captionmill reads {FORMAT_VERSION}"
+            )
+        content = (folder / Path(values["weights"]["file"]).name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != values["weights"]["sha256"]:
+            raise BundleError(
+                f"{folder}: {values['weights']['file']} is not the file that {BUNDLE_NAME} was written with"
+            )
+        return Bundle(
+            decoder_config=values["decoder"],
+            vocabulary=Vocabulary(values["vocabulary"]),
+            spec=FeatureSpec.from_json(values["features"]),
+            training=values["training"],
+            splits=values["splits"],
+            scores=values["scores"],
+            versions=values["versions"],
+            tensors=safetensors.numpy.load(content),
+        )
+    except BundleError:
+        raise
+    except FileNotFoundError as exc:
+        raise BundleError(
+            f"{folder}: no trained model here ({exc.filename} is missing); make one with `captionmill train`"
+        ) from exc
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as exc:
+        raise BundleError(f"{path}: not a readable model ({exc!r}); train it again") from exc

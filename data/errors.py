@@ -1,0 +1,53 @@
+"""Every error that a user can cause. The message is one line: which file, what is wrong, what to do next.
+
+CaptionmillError
+├── ImageError            one image that cannot be read: a row of failures.csv, never the end of a run
+├── InputError            a path with nothing to work on, or arguments that contradict each other
+├── AnnotationError       a captions file or a split list that cannot be understood
+├── WeightsError          ResNet weights that are missing, unreachable or of another network
+├── StoreError            a feature store that cannot be opened, read or written
+│   └── SpecMismatchError  features of another network or preprocessing than asked for
+├── BundleError           a model bundle that cannot be opened
+├── TrainingError         a training run that cannot start or go on
+└── PipelineError         a pipeline file that cannot be understood
+"""
+
+
+class CaptionmillError(Exception):
+    """The base of every error that the command line shows as one line."""
+
+
+class ImageError(CaptionmillError, ValueError):
+    """One image cannot be read; the message is the reason and names no path."""
+
+
+class InputError(CaptionmillError, ValueError):
+    """A path holds nothing to work on, or arguments contradict each other."""
+
+
+class AnnotationError(CaptionmillError, ValueError):
+    """A captions file or a split list cannot be understood."""
+
+
+class WeightsError(CaptionmillError, ValueError):
+    """ResNet weights are missing, cannot be downloaded, or belong to another network."""
+
+
+class StoreError(CaptionmillError, ValueError):
+    """A feature store cannot be opened, read or written."""
+
+
+class SpecMismatchError(StoreError):
+    """Features were made by another network or preprocessing than asked for."""
+
+
+class BundleError(CaptionmillError, ValueError):
+    """A model bundle cannot be opened."""
+
+
+class TrainingError(CaptionmillError, ValueError):
+    """A training run cannot start or go on."""
+
+
+class PipelineError(CaptionmillError, ValueError):
+    """A pipeline file cannot be understood."""

@@ -1,0 +1,57 @@
+"""What made a feature vector: the one thing that a feature store, and every model trained on it, is bound to."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from captionmill.data.errors import SpecMismatchError
+
+_UNCOMPARED = (
+    "weights",
+)  # a name or a path: two machines call the same weights differently, their hash is what counts
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """The network and the preprocessing that turn an image into numbers."""
+
+    backbone: str
+    """Architecture: resnet50, resnet101, resnet152, ..."""
+    weights: str
+    """What the user called the weights: a torchvision name or a path."""
+    weights_sha256: str
+    """SHA-256 over the names, shapes and values of the network's tensors, classifier left out."""
+    preprocess: str
+    """"crop" (shorter side to `resize_size`, centre crop) or "squash" (whole picture to a square)."""
+    image_size: int
+    """Side of the square that the network sees, pixels."""
+    resize_size: int
+    """Length of the shorter side before the crop, pixels; equal to `image_size` for "squash"."""
+    feature_dim: int = 2048
+    """Numbers an image: the mean of the last feature map over its positions."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "FeatureSpec":
+        """The spec that `to_json` wrote; TypeError if a field is missing or unknown."""
+        return cls(**values)
+
+    def differences(self, other: "FeatureSpec") -> list[str]:
+        """The fields that make features of the two unfit for each other, as "name: MINE, not OTHER"."""
+        found = []
+        for field in fields(self):
+            mine, others = getattr(self, field.name), getattr(other, field.name)
+            if field.name in _UNCOMPARED or mine == others:
+                continue
+            if field.name == "weights_sha256":
+                mine, others = f"{self.weights} ({mine[:12]})", f"{other.weights} ({others[:12]})"
+            found.append(f"{field.name.removesuffix('_sha256')}: {mine}, not {others}")
+        return found
+
+    def require(self, other: "FeatureSpec", *, mine: str, others: str) -> None:
+        """Raise SpecMismatchError naming both values of each difference; `mine`, `others` say whose."""
+        found = self.differences(other)
+        if found:
+            raise SpecMismatchError(f"{mine} and {others} do not fit: {mine} has {'; '.join(found)}")

@@ -1,0 +1,1 @@
+"""Which stage runs, in which order, and what is done already."""

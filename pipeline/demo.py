@@ -1,0 +1,114 @@
+"""The demo: drawn scenes, a pipeline file over them, and a page that shows the captions of pictures held out."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from captionmill.data.atomic import write_text
+from captionmill.data.errors import InputError
+from captionmill.data.samples import draw_samples
+from captionmill.data.scene_captions import Scene, describes
+from captionmill.data.tables import CaptionRow, read_captions
+from captionmill.pipeline.run import StageName, StageOutcome, run_pipeline
+from captionmill.stages.decoding.evaluate import Evaluation
+from captionmill.stages.decoding.train import EpochResult
+from captionmill.stages.runtime import Progress, no_progress
+from captionmill.stages.scoring.report import PageEntry, write_page
+
+PICTURES_DIR, HELD_OUT_DIR = "pictures", "held_out"
+PLAN_NAME, PAGE_NAME, CAPTIONS_NAME = "pipeline.toml", "page.html", "captions.csv"
+PLAN = """\
+# Made by `captionmill demo`; run it with `captionmill run pipeline.toml`. Paths start at this file's folder.
+
+[extract]
+images = "pictures"
+output = "features.h5"
+backbone = "scenes-resnet14"  # the demo's small network; for photographs leave this line out: resnet50
+preprocess = "squash"
+image_size = 128
+
+[train]
+captions = "references.csv"
+output = "model"
+min_count = 1
+max_epochs = 12
+
+[evaluate]
+output = "scores.json"
+
+[caption]
+images = "held_out"
+output = "captions.csv"
+"""
+_SEED = 20261122
+
+
+@dataclass(frozen=True)
+class DemoSummary:
+    """What the demo made."""
+
+    folder: Path
+    page_path: Path
+    captions_path: Path
+    outcomes: tuple[StageOutcome, ...]
+    right_count: int
+    """Held-out captions that name every object, colour, size and the background right."""
+    held_out_count: int
+    duration_s: float
+
+
+def run_demo(
+    folder: Path,
+    *,
+    picture_count: int = 2000,
+    held_out_count: int = 200,
+    on_stage: Callable[[StageName, str], None] = lambda stage, command: None,
+    on_epoch: Callable[[EpochResult], None] = lambda result: None,
+    progress: Progress = no_progress,
+) -> DemoSummary:
+    """Draw pictures into `folder`, extract, train, evaluate, caption the held-out ones, and write the page.
+
+    Raises InputError if `folder` holds files that no demo made.
+    """
+    started = time.monotonic()
+    plan_path = folder / PLAN_NAME
+    if folder.exists() and any(folder.iterdir()) and not plan_path.exists():
+        raise InputError(f"{folder}: holds other files; name an empty or a new folder")
+    draw_samples(folder / PICTURES_DIR, picture_count, seed=_SEED, captions_path=folder / "references.csv")
+    scenes = draw_samples(folder / HELD_OUT_DIR, held_out_count, seed=_SEED + 1)
+    write_text(plan_path, PLAN)
+    outcomes = run_pipeline(plan_path, on_stage=on_stage, on_epoch=on_epoch, progress=progress)
+
+    rows = read_captions(folder / CAPTIONS_NAME)
+    right = {row.path: describes(row.caption, scenes[row.path]) for row in rows}
+    right_count = sum(right.values())
+    duration_s = time.monotonic() - started
+    summary = [
+        (f"{right_count} of {len(rows)}", "held-out captions name every object, colour, size and background right"),
+        *(
+            (f"{outcome.summary.scores.cider_d:.2f}", "CIDEr-D on the test split")
+            for outcome in outcomes
+            if isinstance(outcome.summary, Evaluation)
+        ),
+    ]
+    entries = [_entry(folder, row, scenes[row.path], right[row.path]) for row in rows]
+    page_path = folder / PAGE_NAME
+    write_page(page_path, "captionmill: captions of drawn scenes it has never seen", summary, entries)
+    return DemoSummary(folder, page_path, folder / CAPTIONS_NAME, tuple(outcomes), right_count, len(rows), duration_s)
+
+
+def _entry(folder: Path, row: CaptionRow, scene: Scene, right: bool) -> PageEntry:
+    return PageEntry(
+        image_path=folder / HELD_OUT_DIR / row.path,
+        name=row.path,
+        caption=row.caption or row.error,
+        confidence=row.confidence or 0.0,
+        right=right,
+        reference=_describe(scene),
+    )
+
+
+def _describe(scene: Scene) -> str:
+    objects = " and ".join(f"{drawn.size} {drawn.colour} {drawn.shape}" for drawn in scene.objects)
+    return f"{objects}, {scene.background}"

@@ -1,0 +1,96 @@
+"""Caption a folder: stage one into a cache, stage two from the cache, one CSV row for every image found."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from captionmill.data.errors import InputError, WeightsError
+from captionmill.data.feature_spec import FeatureSpec
+from captionmill.data.feature_store import FeatureStore, store_exists
+from captionmill.data.images import find_images
+from captionmill.data.tables import CaptionRow, write_captions
+from captionmill.stages.config import ExtractConfig, SearchConfig
+from captionmill.stages.decoding.caption import Captioner
+from captionmill.stages.encoding.encoder import Encoder, build_encoder, config_for_spec
+from captionmill.stages.encoding.extract import extract_images
+from captionmill.stages.encoding.loader import Failure
+from captionmill.stages.runtime import Progress, no_progress
+
+
+@dataclass(frozen=True)
+class FolderSummary:
+    """What captioning a folder did; `found` = `captioned` + the number of `failures`."""
+
+    found: int
+    cached: int
+    """Images whose features were in the cache already."""
+    captioned: int
+    failures: tuple[Failure, ...]
+    features_path: Path
+    """The cache that the captions were decoded from."""
+    duration_s: float
+
+
+def cache_path_for(output: Path) -> Path:
+    """Where the features of the images in the table `output` are cached unless the user says otherwise."""
+    return output.with_suffix(".features.h5")
+
+
+def caption_folder(
+    images: Path,
+    model: Path,
+    output: Path,
+    *,
+    features: Path | None = None,
+    search: SearchConfig = SearchConfig(),
+    machine: ExtractConfig = ExtractConfig(),
+    weights: Path | None = None,
+    progress: Progress = no_progress,
+) -> FolderSummary:
+    """Caption every image of `images` (a folder or a list of paths) with `model` and write the table `output`.
+
+    Features are cached in `features`, by default beside the table. The model knows its backbone and preprocessing; of
+    `machine` only batch size, workers, device and precision are used. `weights` says where the backbone's weights file
+    is now, if it was moved since the model was trained.
+
+    Raises InputError if there is no image or none can be read (the table is written all the same), WeightsError if the
+    backbone's weights are not the model's, SpecMismatchError if the cache holds other features than the model needs.
+    """
+    started = time.monotonic()
+    captioner = Captioner.load(model, device=machine.device)
+    found = find_images(images)
+    cache_path = features or cache_path_for(output)
+    cached = 0
+    failures: tuple[Failure, ...] = ()
+    if store_exists(cache_path):
+        store = FeatureStore.open(cache_path)
+        captioner.bundle.spec.require(store.spec, mine="the model", others=str(cache_path))
+        machine = replace(machine, dtype=store.dtype)
+        cached = sum(image.key in store for image in found)
+    if cached < len(found):
+        encoder = _build_encoder(captioner.bundle.spec, machine, weights)
+        failures = extract_images(found, cache_path, encoder, machine, progress=progress).failures
+    reasons = {failure.key: failure.reason for failure in failures}
+    readable = [image.key for image in found if image.key not in reasons]
+    rows = {key: CaptionRow(key, "", None, "failed", reason) for key, reason in reasons.items()}
+    if readable:
+        store = FeatureStore.open(cache_path)
+        for key, caption in captioner.captions(store, readable, search, progress=progress):
+            rows[key] = CaptionRow(key, caption.text, caption.confidence, "ok", "")
+    write_captions(output, [rows[image.key] for image in found])
+    if not readable:
+        raise InputError(f"{images}: none of {len(found)} images can be read; the reasons are in {output}")
+    return FolderSummary(len(found), cached, len(readable), failures, cache_path, time.monotonic() - started)
+
+
+def _build_encoder(spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Encoder:
+    """The encoder that makes features of `spec`; WeightsError or SpecMismatchError if its weights are not here."""
+    config = config_for_spec(spec, machine)
+    if weights:
+        config = replace(config, weights=str(weights))
+    try:
+        encoder = build_encoder(config)
+    except WeightsError as exc:
+        raise WeightsError(f"{exc}; the model's features were made with {spec.weights}: pass --weights FILE") from exc
+    spec.require(encoder.spec, mine="the model", others=config.weights)
+    return encoder

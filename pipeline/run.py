@@ -1,0 +1,152 @@
+"""The stages in order, from one file: extract, train, evaluate, caption. What is up to date is skipped."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from captionmill.data.bundle import bundle_exists
+from captionmill.data.feature_store import store_exists
+from captionmill.pipeline.commands import command_line
+from captionmill.pipeline.folder import FolderSummary, caption_folder
+from captionmill.pipeline.plan import Plan, read_plan
+from captionmill.pipeline.workspace import Record, Workspace, describe
+from captionmill.stages.decoding.evaluate import Evaluation, evaluate
+from captionmill.stages.decoding.train import EpochResult, TrainSummary, train
+from captionmill.stages.encoding.extract import ExtractSummary, extract
+from captionmill.stages.runtime import Progress, no_progress
+
+StageName = Literal["extract", "train", "evaluate", "caption"]
+StageSummary = ExtractSummary | TrainSummary | Evaluation | FolderSummary
+_WHAT_MAKES_ROWS = ("backbone", "weights", "preprocess", "image_size", "dtype")
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """One stage of a run."""
+
+    stage: StageName
+    output: Path
+    summary: StageSummary | None
+    """What the stage did; None if its output was up to date."""
+
+
+@dataclass(frozen=True)
+class _Stage:
+    name: StageName
+    output: Path
+    exists: bool
+    made_from: Record
+    """Settings and inputs as they are now."""
+    make: Callable[[bool], StageSummary]
+    """Runs the stage; True replaces an output that this pipeline made from something else."""
+
+
+def run_pipeline(
+    plan_path: Path,
+    *,
+    on_stage: Callable[[StageName, str], None] = lambda stage, command: None,
+    on_epoch: Callable[[EpochResult], None] = lambda result: None,
+    progress: Progress = no_progress,
+) -> list[StageOutcome]:
+    """Run the stages that the TOML file `plan_path` describes; those whose output is up to date are skipped.
+
+    `on_stage` hears the name of each stage that runs and the command that does the same by hand. Raises PipelineError
+    for a file that cannot be understood, and whatever the stages raise.
+    """
+    plan = read_plan(plan_path)
+    workspace = Workspace(plan_path)
+    outcomes = []
+    for stage in _stages(plan, on_epoch, progress):
+        recorded = workspace.made(stage.name)
+        if stage.exists and recorded == stage.made_from:
+            outcomes.append(StageOutcome(stage.name, stage.output, None))
+            continue
+        on_stage(stage.name, command_line(plan, stage.name))
+        summary = stage.make(_is_replaced(stage, recorded))
+        workspace.record(stage.name, stage.made_from)
+        outcomes.append(StageOutcome(stage.name, stage.output, summary))
+    return outcomes
+
+
+def _is_replaced(stage: _Stage, recorded: Record | None) -> bool:
+    """Whether the output is this pipeline's own, made from something else. More images are added, not made anew."""
+    if recorded is None:
+        return False
+    if stage.name != "extract":
+        return True
+    before, now = recorded["settings"], stage.made_from["settings"]
+    return any(before.get(name) != now[name] for name in _WHAT_MAKES_ROWS)
+
+
+def _stages(plan: Plan, on_epoch: Callable[[EpochResult], None], progress: Progress) -> Iterator[_Stage]:
+    """Each stage when its turn comes: only then do its inputs exist."""
+    features, model, captions = plan.extract.output, plan.train.output, plan.train.captions
+    yield _Stage(
+        "extract",
+        features,
+        store_exists(features),
+        describe(asdict(plan.extract.config), {"images": plan.extract.images}),
+        lambda replaced: extract(
+            plan.extract.images, features, plan.extract.config, overwrite=replaced, progress=progress
+        ),
+    )
+    yield _Stage(
+        "train",
+        model,
+        bundle_exists(model),
+        describe(
+            asdict(plan.train.config),
+            {
+                "features": features,
+                "captions": captions,
+                "train_list": plan.train.train_list,
+                "val_list": plan.train.val_list,
+            },
+        ),
+        lambda replaced: train(
+            features,
+            captions,
+            model,
+            plan.train.config,
+            train_list=plan.train.train_list,
+            val_list=plan.train.val_list,
+            overwrite=replaced,
+            on_epoch=on_epoch,
+            progress=progress,
+        ),
+    )
+    if scoring := plan.evaluate:
+        yield _Stage(
+            "evaluate",
+            scoring.output,
+            scoring.output.exists(),
+            describe(
+                asdict(scoring.search),
+                {"features": features, "model": model, "captions": captions, "list": scoring.image_list},
+            ),
+            lambda replaced: evaluate(
+                features,
+                model,
+                captions,
+                image_list=scoring.image_list,
+                output=scoring.output,
+                search=scoring.search,
+                progress=progress,
+            ),
+        )
+    if folder := plan.caption:
+        yield _Stage(
+            "caption",
+            folder.output,
+            folder.output.exists(),
+            describe(asdict(folder.search), {"images": folder.images, "model": model}),
+            lambda replaced: caption_folder(
+                folder.images,
+                model,
+                folder.output,
+                search=folder.search,
+                machine=plan.extract.config,
+                progress=progress,
+            ),
+        )

@@ -1,0 +1,96 @@
+"""What a stage did, in words for a terminal: pure functions from a stage's summary to a line or a table."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the stages import torch, and `--help` is to be instant
+    from captionmill.data.splits import Splits
+    from captionmill.pipeline.folder import FolderSummary
+    from captionmill.stages.decoding.evaluate import Evaluation
+    from captionmill.stages.decoding.train import EpochResult, TrainSummary
+    from captionmill.stages.encoding.extract import ExtractSummary
+
+_SHOWN = 10
+_SCORE_NAMES = {
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "cider_d": "CIDEr-D",
+}
+
+
+def show_count(count: int, noun: str) -> str:
+    """ "1 image", "8,091 images"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def show_duration(duration_s: float) -> str:
+    """ "8.1 s", "3 min 20 s"."""
+    if duration_s < 60:
+        return f"{duration_s:.1f} s"
+    return f"{int(duration_s // 60)} min {int(duration_s % 60)} s"
+
+
+def show_list(lines: Sequence[str]) -> str:
+    """The first ten lines, indented, and how many more there are."""
+    shown = [f"  {line}" for line in lines[:_SHOWN]]
+    if len(lines) > _SHOWN:
+        shown.append(f"  ... and {len(lines) - _SHOWN:,} more")
+    return "\n".join(shown)
+
+
+def extract_line(summary: "ExtractSummary") -> str:
+    """ "8,091 images found: 0 cached before, 8,091 extracted, 0 failed; 2 min (64 images/s, cpu bfloat16)"."""
+    line = (
+        f"{show_count(summary.found, 'image')} found: {summary.cached:,} cached before, "
+        f"{summary.extracted:,} extracted, {len(summary.failures):,} failed"
+    )
+    if not summary.extracted:
+        return line
+    rate = summary.extracted / summary.duration_s
+    return f"{line}; {show_duration(summary.duration_s)} ({rate:.0f} images/s, {summary.engine})"
+
+
+def splits_lines(splits: "Splits", unmatched_path: Path) -> str:
+    """How many images each split has, and which are left out and why."""
+    lines = [f"images: {len(splits.train):,} train, {len(splits.val):,} val, {len(splits.test):,} test"]
+    for reason, keys in splits.unmatched.items():
+        lines += [f"left out, {reason}: {len(keys):,} (all listed in {unmatched_path})", show_list(keys)]
+    return "\n".join(lines)
+
+
+def epoch_line(result: "EpochResult") -> str:
+    """ "epoch 3: loss 3.012, validation CIDEr-D 0.389, 1,900 captions/s, 16.2 s, best so far"."""
+    line = (
+        f"epoch {result.epoch}: loss {result.loss:.3f}, validation CIDEr-D {result.val_cider:.3f}, "
+        f"{result.captions_per_s:,.0f} captions/s, {show_duration(result.duration_s)}"
+    )
+    return line + (", best so far" if result.best else "")
+
+
+def train_line(summary: "TrainSummary") -> str:
+    """The vocabulary's size, the epoch that was kept and its score."""
+    best = summary.best
+    return (
+        f"{summary.vocab_size:,} words, epoch {best.epoch} of {len(summary.history)} kept, "
+        f"validation CIDEr-D {best.val_cider:.3f}; {show_duration(summary.duration_s)}"
+    )
+
+
+def folder_line(summary: "FolderSummary") -> str:
+    """How many images were found, captioned and not readable."""
+    return (
+        f"{show_count(summary.found, 'image')} found: {summary.captioned:,} captioned "
+        f"({summary.cached:,} from cached features), {len(summary.failures):,} failed; {show_duration(summary.duration_s)}"
+    )
+
+
+def score_table(evaluation: "Evaluation") -> str:
+    """What was scored, and a line for each metric."""
+    rows = [f"{show_count(len(evaluation.captions), 'image')}: {evaluation.chosen_by}"]
+    rows += [f"  {_SCORE_NAMES[name]:8} {value:.4f}" for name, value in asdict(evaluation.scores).items()]
+    return "\n".join(rows)

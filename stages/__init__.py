@@ -1,0 +1,1 @@
+"""The two stages and their scores: encoding images, decoding features, scoring captions."""

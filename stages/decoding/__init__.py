@@ -1,0 +1,1 @@
+"""Stage two: cached features in, a trained decoder or captions out."""

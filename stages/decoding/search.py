@@ -1,0 +1,92 @@
+"""Greedy and beam search over `Decoder.step`, many images at once.
+
+`<pad>`, `<start>` and `<unk>` are never chosen, and a caption has at least one word. Probabilities are over the whole
+vocabulary. A caption that reaches the maximum length is cut and marked, never an error.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captionmill.data.vocabulary import END, PAD, START, UNK
+from captionmill.stages.decoding.decoder import Decoder
+
+_NEVER_CHOSEN = (PAD, START, UNK)
+
+
+@dataclass(frozen=True)
+class DecodedCaption:
+    """A caption as word indices, without `<start>` and `<end>`."""
+
+    words: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    """Natural logarithm of each word's probability given those before it; one for each word."""
+    cut: bool
+    """The maximum length was reached before `<end>`."""
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the words' probabilities, 0 to 1."""
+        return math.exp(sum(self.log_probabilities) / len(self.log_probabilities)) if self.words else 0.0
+
+
+@torch.inference_mode()
+def search_captions(decoder: Decoder, features: Tensor, *, beam_size: int, max_length: int) -> list[DecodedCaption]:
+    """The best caption for each row of `features` [B, D], by the sum of log probabilities, `<end>`'s included.
+
+    Beam search keeps the `beam_size` best captions at each step; one that has ended competes on with its score as it
+    is. A beam of one is greedy: the highest logit is the next word. The decoder should be in evaluation mode.
+    """
+    image_count, beams = features.shape[0], beam_size
+    device = features.device
+    # all captions of one image stand next to each other: row = image * K + beam
+    state = tuple(part.repeat_interleave(beams, dim=1) for part in decoder.start(features))  # each [1, B*K, H]
+    words = torch.full((image_count * beams,), START, device=device)
+    scores = torch.full((image_count, beams), -math.inf, device=device)  # [B, K] sums of log probabilities
+    scores[:, 0] = 0.0  # all beams are equal at first: only one may continue
+    ended = torch.zeros(image_count, beams, dtype=torch.bool, device=device)
+    history = torch.full((image_count, beams, max_length), PAD, device=device)  # [B, K, T] word indices
+    history_scores = torch.zeros(image_count, beams, max_length, device=device)  # their log probabilities
+    first_row = torch.arange(image_count, device=device).unsqueeze(1) * beams  # [B, 1]
+
+    for step in range(max_length + 1):  # one more than the words, for <end>
+        logits, state = decoder.step(words, (state[0], state[1]))
+        log_probabilities = logits.float().log_softmax(dim=-1)  # [B*K, V]
+        allowed = log_probabilities.clone()
+        allowed[:, list(_NEVER_CHOSEN)] = -math.inf
+        if step == 0:
+            allowed[:, END] = -math.inf
+        if step == max_length:
+            allowed[:, :END] = -math.inf
+            allowed[:, END + 1 :] = -math.inf
+        allowed = allowed.view(image_count, beams, -1)  # [B, K, V]
+        only_pad = torch.full_like(allowed[:1, :1], -math.inf)
+        only_pad[..., PAD] = 0.0
+        allowed = torch.where(ended.unsqueeze(2), only_pad, allowed)  # an ended caption goes on unchanged
+        vocab_size = allowed.shape[2]
+        scores, chosen = (scores.unsqueeze(2) + allowed).view(image_count, -1).topk(beams)  # [B, K] of K*V
+        parents = chosen // vocab_size  # [B, K] which beam each goes on from
+        next_words = chosen % vocab_size  # [B, K]
+        history = history.gather(1, parents.unsqueeze(2).expand_as(history))
+        history_scores = history_scores.gather(1, parents.unsqueeze(2).expand_as(history_scores))
+        if step < max_length:
+            history[:, :, step] = next_words
+            chosen_scores = log_probabilities.view(image_count, -1).gather(1, chosen)
+            history_scores[:, :, step] = chosen_scores
+        ended = ended.gather(1, parents) | (next_words == END)
+        if bool(ended.all()):
+            break
+        rows = (first_row + parents).view(-1)
+        state = tuple(part[:, rows] for part in state)
+        words = next_words.view(-1)
+    return _best(history[:, 0].tolist(), history_scores[:, 0].tolist())
+
+
+def _best(histories: list[list[int]], history_scores: list[list[float]]) -> list[DecodedCaption]:
+    captions = []
+    for history, scores in zip(histories, history_scores, strict=True):
+        length = next((place for place, word in enumerate(history) if word in (END, PAD)), len(history))
+        captions.append(DecodedCaption(tuple(history[:length]), tuple(scores[:length]), cut=length == len(history)))
+    return captions

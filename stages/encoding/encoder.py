@@ -1,0 +1,219 @@
+"""A torchvision ResNet without its classifier, with its own preprocessing: uint8 squares in, 2048 numbers out."""
+
+import hashlib
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+from urllib.error import URLError
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models import ResNet, get_model, get_model_weights
+from torchvision.models.resnet import Bottleneck
+
+from captionmill.data.errors import WeightsError
+from captionmill.data.feature_spec import FeatureSpec
+from captionmill.stages.config import Backbone, ExtractConfig, Preprocess
+
+Pixels = npt.NDArray[np.uint8]
+
+SCENES_BACKBONE = "scenes-resnet14"
+SCENES_WEIGHTS = "drawn-scenes"
+SCENES_WEIGHTS_PATH = Path(__file__).parents[2] / "data" / "assets" / "scenes_resnet14_thin.safetensors"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_NAMED_WEIGHTS = ("imagenet1k_v1", "imagenet1k_v2")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A network in evaluation mode, what prepares an image for it, and the spec that names both."""
+
+    network: nn.Module
+    """[B, 3, S, S] uint8 RGB -> [B, 2048] float; normalisation is its first layer."""
+    spec: FeatureSpec
+
+    def prepare(self, image: Image.Image) -> Pixels:
+        """The square that the network sees of an RGB image, [S, S, 3]."""
+        return prepare_image(image, self.spec)
+
+
+def prepare_image(image: Image.Image, spec: FeatureSpec) -> Pixels:
+    """Resize (bilinear, antialiased) and crop as `spec` says: [S, S, 3] uint8.
+
+    "crop" is torchvision's recipe: the shorter side to `resize_size`, the centre `image_size` square of that.
+    "squash" makes the whole picture a square, whatever its shape.
+    """
+    size = spec.image_size
+    if spec.preprocess == "squash":
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    width, height = image.size
+    # longer side truncated and crop corner rounded as torchvision.transforms does
+    if width <= height:
+        resized = (spec.resize_size, int(spec.resize_size * height / width))
+    else:
+        resized = (int(spec.resize_size * width / height), spec.resize_size)
+    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+    # only the part of the picture that the crop keeps is resampled: the same pixels, less work for panoramas
+    scale_x, scale_y = width / resized[0], height / resized[1]
+    box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def build_encoder(config: ExtractConfig) -> Encoder:
+    """The encoder that `config` names; named weights are downloaded once.
+
+    Raises WeightsError if the weights cannot be had, cannot be read, or belong to another network.
+    """
+    state, weights, resize_ratio = _read_weights(config)
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    resnet = _build_resnet(config.backbone)
+    try:
+        resnet.load_state_dict(state)
+    except RuntimeError as exc:
+        problem = " ".join(str(exc).split())[:200]
+        raise WeightsError(f"{weights}: not the weights of a {config.backbone} ({problem})") from exc
+    resize_size = config.image_size if config.preprocess == "squash" else round(config.image_size * resize_ratio)
+    spec = FeatureSpec(
+        backbone=config.backbone,
+        weights=weights,
+        weights_sha256=hash_weights(state),
+        preprocess=config.preprocess,
+        image_size=config.image_size,
+        resize_size=resize_size,
+    )
+    return Encoder(_Normalised(_fuse_batch_norm(resnet.eval())), spec)
+
+
+def config_for_spec(spec: FeatureSpec, machine: ExtractConfig) -> ExtractConfig:
+    """`machine` with the network and the preprocessing that `spec` names."""
+    return replace(
+        machine,
+        backbone=cast(Backbone, spec.backbone),
+        weights=spec.weights,
+        preprocess=cast(Preprocess, spec.preprocess),
+        image_size=spec.image_size,
+    )
+
+
+def hash_weights(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values: the same for .pth and .safetensors files of one network."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        if name.endswith("num_batches_tracked"):  # a counter that evaluation ignores
+            continue
+        tensor = state[name].float().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+class _Normalised(nn.Module):
+    """uint8 pixels -> normalised as ImageNet's networks expect -> the network, in the network's own precision."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:  # [B, 3, S, S] uint8
+        dtype = next(self.network.parameters()).dtype
+        normalised = (pixels.float() - self.mean) / self.std
+        features: Tensor = self.network(normalised.to(dtype))  # [B, 2048]
+        return features
+
+
+def _build_resnet(backbone: str) -> ResNet:
+    if backbone == SCENES_BACKBONE:
+        resnet = ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=8)
+    else:
+        resnet = get_model(backbone, weights=None)
+    resnet.fc = nn.Identity()
+    return resnet
+
+
+def _fuse_batch_norm(resnet: ResNet) -> ResNet:
+    """Fold each batch norm into the convolution before it: the same function, about a fifth less work on a CPU."""
+    resnet.conv1, resnet.bn1 = _fuse(resnet.conv1, resnet.bn1)
+    for block in resnet.modules():
+        if isinstance(block, Bottleneck):
+            block.conv1, block.bn1 = _fuse(block.conv1, block.bn1)
+            block.conv2, block.bn2 = _fuse(block.conv2, block.bn2)
+            block.conv3, block.bn3 = _fuse(block.conv3, block.bn3)
+            if block.downsample is not None:
+                block.downsample = nn.Sequential(*_fuse(block.downsample[0], block.downsample[1]))
+    return resnet
+
+
+def _fuse(convolution: Any, batch_norm: Any) -> tuple[Any, Any]:
+    return fuse_conv_bn_eval(convolution, batch_norm), nn.Identity()
+
+
+def _read_weights(config: ExtractConfig) -> tuple[dict[str, Tensor], str, float]:
+    """The tensors without the classifier, their name, and the ratio of resized shorter side to crop."""
+    if config.backbone == SCENES_BACKBONE and config.weights in (*_NAMED_WEIGHTS, SCENES_WEIGHTS):
+        state, weights, resize_ratio = _read_state(SCENES_WEIGHTS_PATH), SCENES_WEIGHTS, 1.0
+    elif config.weights in _NAMED_WEIGHTS:
+        named = get_model_weights(config.backbone)[config.weights.upper()]
+        preset = named.transforms()
+        state, weights = _download(named), config.weights
+        resize_ratio = preset.resize_size[0] / preset.crop_size[0]
+    else:
+        path = Path(config.weights)
+        if not path.is_file():
+            raise WeightsError(
+                f"{path}: no such file; --weights takes {', '.join(_NAMED_WEIGHTS)} or a .pth or .safetensors"
+            )
+        state, weights, resize_ratio = _read_state(path), str(path.resolve()), 256 / 224
+    return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}, weights, resize_ratio
+
+
+def _download(named: Any) -> dict[str, Tensor]:
+    name = named.url.rsplit("/", 1)[-1]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        state: dict[str, Tensor] = named.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (URLError, OSError) as exc:
+        raise WeightsError(
+            f"cannot download {name} ({exc}); fetch {named.url} elsewhere and put it in {folder}, or pass --weights FILE"
+        ) from exc
+    except RuntimeError as exc:  # the hash of the download is wrong
+        raise WeightsError(f"the download of {name} is damaged ({exc}); delete it from {folder} and run again") from exc
+    return state
+
+
+_Read = Callable[[Path], Mapping[str, Any]]
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    reader: _Read = safetensors.torch.load_file if path.suffix == ".safetensors" else _read_pickled_tensors
+    try:
+        loaded = reader(path)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError) as exc:
+        problem = str(exc).split("\n", 1)[0][:200]
+        raise WeightsError(f"{path}: not a readable state_dict ({problem})") from exc
+    for wrapper in ("state_dict", "model"):  # as training scripts save them
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise WeightsError(f"{path}: holds no state_dict; save one with torch.save(network.state_dict(), PATH)")
+    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def _read_pickled_tensors(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as exc:
+        raise ValueError("it holds more than tensors, and loading it could run code") from exc

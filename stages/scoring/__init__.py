@@ -1,0 +1,1 @@
+"""What captions are worth: metrics against references, and pages that show them."""

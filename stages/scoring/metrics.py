@@ -1,0 +1,202 @@
+"""BLEU, ROUGE-L and CIDEr-D of captions, on tokens: the numbers that pycocoevalcap prints, in pure Python.
+
+CIDEr here is CIDEr-D (clipped counts, Gaussian length penalty, factor 10), which is what the class `Cider` of the PyPI
+package pycocoevalcap computes. Its `Bleu(4)` (nearest reference length) and `Rouge` are the other two.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captionmill.data.errors import InputError
+from captionmill.stages.scoring.ptb_tokenizer import tokenize_ptb
+
+MAX_ORDER = 4  # n-grams of one to four tokens, in BLEU and in CIDEr-D
+BETA = 1.2  # of ROUGE-L: how much more recall weighs than precision
+SIGMA = 6.0  # of CIDEr-D: the width of the length penalty, in tokens
+
+Tokens = Sequence[str]
+NGram = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a set of captions; higher is better."""
+
+    bleu_1: float
+    """Share of the words that stand in a reference, after the brevity penalty; 0 to 1."""
+    bleu_2: float
+    """The same, as a geometric mean over one and two words in a row; 0 to 1."""
+    bleu_3: float
+    """The same, up to three words in a row; 0 to 1."""
+    bleu_4: float
+    """The same, up to four words in a row; 0 to 1."""
+    rouge_l: float
+    """F-measure of the longest common subsequence with the references, mean over images; 0 to 1."""
+    cider_d: float
+    """Mean cosine with the references over n-grams weighted by rarity in this corpus; 0 to 10."""
+
+
+def score_captions(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Scores:
+    """The scores of one caption an image against the references of that image, all of them plain sentences.
+
+    References of images without a caption are ignored, so the rarity weights of CIDEr-D come from the captioned images
+    alone. Raises InputError where a caption has no references, or there are no captions.
+    """
+    if not captions:
+        raise InputError("there are no captions to score; caption some images first")
+    for key in captions:
+        if not references.get(key):
+            raise InputError(f"{key} has a caption but no references; score only images that the captions file names")
+    candidate_tokens = {key: tokenize_ptb(caption) for key, caption in captions.items()}
+    reference_tokens = {key: [tokenize_ptb(reference) for reference in references[key]] for key in captions}
+    bleu = corpus_bleu(list(candidate_tokens.values()), list(reference_tokens.values()))
+    rouge = [rouge_l(candidate_tokens[key], reference_tokens[key]) for key in captions]
+    cider = CiderD(reference_tokens).scores(candidate_tokens)
+    return Scores(*bleu, rouge_l=float(np.mean(rouge)), cider_d=float(np.mean(cider)))
+
+
+def corpus_bleu(
+    candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> tuple[float, float, float, float]:
+    """BLEU-1 to BLEU-4 of a corpus, each 0 to 1 (Papineni et al., "BLEU", ACL 2002); one list of references a caption.
+
+    Counts are pooled over the corpus before they are divided. The length to reach is that of the reference nearest in
+    length, the shorter of two that are equally near. Raises InputError where a caption has no references.
+    """
+    if not candidates or len(candidates) != len(references) or not all(references):
+        raise InputError(
+            f"{len(candidates)} captions and {len(references)} lists of references; one list each is needed"
+        )
+    matched, offered = [0] * MAX_ORDER, [0] * MAX_ORDER
+    candidate_length = reference_length = 0
+    for tokens, token_lists in zip(candidates, references, strict=True):
+        length = len(tokens)
+        candidate_length += length
+        reference_length += min((abs(len(reference) - length), len(reference)) for reference in token_lists)[1]
+        ceiling: Counter[NGram] = Counter()
+        for reference in token_lists:
+            ceiling |= _count_ngrams(reference)
+        for ngram, count in _count_ngrams(tokens).items():
+            matched[len(ngram) - 1] += min(count, ceiling[ngram])
+        for order in range(MAX_ORDER):
+            offered[order] += max(0, length - order)
+    # The reference implementation adds these two, so that nothing offered or matched is a score near 0, never an error.
+    small, tiny = 1e-9, 1e-15
+    ratio = (candidate_length + tiny) / (reference_length + small)
+    penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
+    product, scores = 1.0, []
+    for order in range(MAX_ORDER):
+        product *= (matched[order] + tiny) / (offered[order] + small)
+        scores.append(product ** (1 / (order + 1)) * penalty)
+    return scores[0], scores[1], scores[2], scores[3]
+
+
+def rouge_l(tokens: Tokens, references: Sequence[Tokens]) -> float:
+    """ROUGE-L of one image, 0 to 1 (Lin, "ROUGE", 2004): F-measure of the best precision and the best recall.
+
+    The best two may be of different references. As in pycocoevalcap an empty sentence counts as one empty token, so
+    that two empty ones score 1. Raises InputError where there are no references.
+    """
+    if not references:
+        raise InputError("ROUGE-L needs at least one reference")
+    candidate = tokens or [""]
+    precision = recall = 0.0
+    for reference in references:
+        common = _longest_common_subsequence(candidate, reference or [""])
+        precision = max(precision, common / len(candidate))
+        recall = max(recall, common / max(1, len(reference)))
+    if not precision:
+        return 0.0
+    return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+
+
+class CiderD:
+    """CIDEr-D against one fixed set of references: Vedantam et al., "CIDEr", CVPR 2015; 0 to 10 for each image.
+
+    The weights and the vectors of the references are made once; a score then costs one pass over the n-grams of the
+    candidate. The rarity weights belong to the references given: the same caption scores otherwise against another
+    set. One image alone scores 0, as nothing is rare.
+    """
+
+    def __init__(self, references: Mapping[str, Sequence[Tokens]]) -> None:
+        """Take the tokens of all the references of each image; raises InputError where an image has none."""
+        if not references or not all(references.values()):
+            raise InputError("CIDEr-D needs at least one image, and at least one reference for each")
+        counts = {key: [_count_ngrams(tokens) for tokens in token_lists] for key, token_lists in references.items()}
+        document_counts = Counter(ngram for image in counts.values() for ngram in set().union(*image))
+        self._unseen_weight = math.log(len(references))
+        self._weights = {ngram: self._unseen_weight - math.log(count) for ngram, count in document_counts.items()}
+        # For each image the lengths of its references, and for each n-gram (reference, weight, weight / norm) of those.
+        self._lengths: dict[str, list[int]] = {}
+        self._postings: dict[str, dict[NGram, list[tuple[int, float, float]]]] = {}
+        for key, image in counts.items():
+            postings: dict[NGram, list[tuple[int, float, float]]] = {}
+            for index, reference in enumerate(image):
+                vector, norms = self._weigh(reference)
+                for ngram, weight in vector.items():
+                    if weight > 0:
+                        postings.setdefault(ngram, []).append((index, weight, weight / norms[len(ngram) - 1]))
+            self._postings[key] = postings
+            self._lengths[key] = [_count_bigrams(tokens) for tokens in references[key]]
+
+    def score(self, key: str, tokens: Tokens) -> float:
+        """The CIDEr-D of one caption of the image `key`; raises InputError where the image is not of the corpus."""
+        if key not in self._postings:
+            raise InputError(f"{key} has no references; score only images that the references name")
+        postings, lengths = self._postings[key], self._lengths[key]
+        vector, norms = self._weigh(_count_ngrams(tokens))
+        cosines = [0.0] * len(lengths)
+        for ngram, weight in vector.items():
+            for index, reference_weight, normed_weight in postings.get(ngram, ()):
+                cosines[index] += min(weight, reference_weight) * normed_weight / norms[len(ngram) - 1]
+        length = _count_bigrams(tokens)
+        total = sum(
+            cosine * math.exp(-((length - reference_length) ** 2) / (2 * SIGMA**2))
+            for cosine, reference_length in zip(cosines, lengths, strict=True)
+        )
+        return 10.0 * total / (MAX_ORDER * len(lengths))
+
+    def scores(self, candidates: Mapping[str, Tokens]) -> NDArray[np.float64]:
+        """The CIDEr-D of each caption, in the order of `candidates`."""
+        return np.array([self.score(key, tokens) for key, tokens in candidates.items()], dtype=np.float64)
+
+    def _weigh(self, counts: Mapping[NGram, int]) -> tuple[dict[NGram, float], list[float]]:
+        """Counts times inverse document frequency, and the norm of that vector for each order."""
+        vector: dict[NGram, float] = {}
+        squares = [0.0] * MAX_ORDER
+        for ngram, count in counts.items():
+            weight = count * self._weights.get(ngram, self._unseen_weight)
+            vector[ngram] = weight
+            squares[len(ngram) - 1] += weight * weight
+        return vector, [math.sqrt(square) for square in squares]
+
+
+def _count_ngrams(tokens: Tokens) -> Counter[NGram]:
+    ngrams: Iterable[NGram] = (
+        tuple(tokens[start : start + order])
+        for order in range(1, MAX_ORDER + 1)
+        for start in range(len(tokens) - order + 1)
+    )
+    return Counter(ngrams)
+
+
+def _count_bigrams(tokens: Tokens) -> int:
+    """The length that CIDEr-D compares; the reference implementation counts bigrams, not tokens."""
+    return max(0, len(tokens) - 1)
+
+
+def _longest_common_subsequence(left: Tokens, right: Tokens) -> int:
+    """The length of the longest common subsequence, one row of the table at a time."""
+    row = [0] * (len(right) + 1)
+    for token in left:
+        diagonal = 0
+        for column, other in enumerate(right, start=1):
+            above = row[column]
+            row[column] = diagonal + 1 if token == other else max(above, row[column - 1])
+            diagonal = above
+    return row[-1]

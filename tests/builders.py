@@ -1,0 +1,25 @@
+"""What several test modules build: specs, rows, stores."""
+
+from pathlib import Path
+
+import numpy as np
+
+from captionmill.data.feature_spec import FeatureSpec
+from captionmill.data.feature_store import Features, FeatureWriter
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "yellow": (240, 220, 40)}
+
+
+def make_spec(**changes: object) -> FeatureSpec:
+    values = FeatureSpec("resnet50", "imagenet1k_v1", "a" * 64, "crop", 224, 256, feature_dim=8).to_json()
+    return FeatureSpec.from_json(values | changes)
+
+
+def make_rows(count: int, *, dim: int = 8, seed: int = 0) -> Features:
+    return np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+
+
+def make_store(path: Path, keys: list[str], rows: Features, spec: FeatureSpec | None = None) -> Path:
+    with FeatureWriter(path, spec or make_spec(feature_dim=rows.shape[1]), dtype="float32", made_by={}) as writer:
+        writer.add(keys, rows)
+    return path
