@@ -28,7 +28,7 @@ _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "v
 _IMAGE_COLUMNS = ("image", "image_name")  # the second as in Flickr30k's results.csv
 _CAPTION_COLUMNS = ("caption", "comment")
 _DELIMITERS = ("\t", ",", "|", ";")
-_TOKEN_LINE = re.compile(r"(?P<image>.*)#\d+[ \t]*\t(?P<caption>.*)")
+_TOKEN_LINE = re.compile(r"(?P<image>.*?)#\d+[ \t]*\t(?P<caption>.*)")
 
 _logger = logging.getLogger(__name__)
 
@@ -116,10 +116,10 @@ def _read_text(path: Path) -> str:
 def _read_rows(text: str) -> Iterator[_Row]:
     if text.lstrip().startswith(("{", "[")):
         return _read_json(text)
-    first_line = text.lstrip("\n").partition("\n")[0]
-    if _TOKEN_LINE.fullmatch(first_line):
+    first_lines = text.lstrip("\n").split("\n", 3)[:3]
+    if any(_TOKEN_LINE.fullmatch(line) for line in first_lines):
         return _read_token_file(text)
-    return _read_table(text, first_line)
+    return _read_table(text, first_lines[0])
 
 
 def _collect(path: Path, rows: Iterator[_Row], restval: str) -> Annotations:
@@ -211,7 +211,7 @@ def _read_json(text: str) -> Iterator[_Row]:
     if isinstance(images, list) and any(isinstance(image, dict) and "sentences" in image for image in images):
         return _read_karpathy(images)
     raise AnnotationError(
-        f"JSON without images and their annotations (COCO) or sentences (Karpathy); expected {FORMATS}"
+        f"unknown JSON, without images and annotations (COCO) or sentences (Karpathy); expected {FORMATS}"
     )
 
 

@@ -54,10 +54,10 @@ _BACKGROUND_WORDS = {
 _SIZE_OF = {word: size for size, words in SIZES.items() for word in words}
 _SHAPE_OF = {word: shape for shape, words in SHAPES.items() for word in words}
 _BACKGROUND_OF = {word: background for background, words in _BACKGROUND_WORDS.items() for word in words}
-_LINKS = frozenset(
-    ("a", "an", "the", "there", "is", "are", "of", "and", "with", "beside", "next", "to", "near", "alone", "picture")
-    + ("on", "in", "at", "sky", "ground")
-)
+_LINKS = {
+    *("a", "an", "the", "there", "is", "are", "of", "and", "with", "beside", "next", "to", "near", "alone", "picture"),
+    *("on", "in", "at", "sky", "ground"),
+}
 
 
 @dataclass(frozen=True, order=True)

@@ -98,7 +98,7 @@ def train(
     """Train both on cross-entropy over the five answers; half of the pictures are mirrored, which changes no answer."""
     parameters = [*network.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.02, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.2)
     network.train()
     started_s = time.perf_counter()
     for step in range(steps):

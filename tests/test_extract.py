@@ -1,0 +1,126 @@
+"""Extraction does what is missing, lists what cannot be read, and never mixes networks."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captionmill.data.errors import InputError, SpecMismatchError
+from captionmill.data.feature_store import FeatureStore, parts_dir
+from captionmill.data.images import find_images
+from captionmill.stages.config import ExtractConfig
+from captionmill.stages.encoding.extract import extract
+from captionmill.stages.encoding.loader import load_batches
+
+
+@pytest.fixture
+def config(thin_weights: Path) -> ExtractConfig:
+    return ExtractConfig(
+        "scenes-resnet14", weights=str(thin_weights), preprocess="squash", image_size=32, batch_size=3, precision="fp32"
+    )
+
+
+def test_every_readable_image_gets_a_row_and_the_rest_a_reason(
+    photos: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    summary = extract(photos, tmp_path / "out" / "f.h5", config)
+    assert (summary.found, summary.cached, summary.extracted, len(summary.failures)) == (9, 0, 8, 1)
+    store = FeatureStore.open(tmp_path / "out" / "f.h5")
+    assert store.keys == sorted(image.key for image in find_images(photos) if image.key != "broken.jpg")
+    assert store.verify() == []
+    assert store.dtype == "float16"
+    failures = (tmp_path / "out" / "failures.csv").read_text().splitlines()
+    assert failures[0] == "key,reason"
+    assert failures[1].startswith("broken.jpg,")
+    assert len(failures) == 2
+
+
+def test_a_row_is_the_picture_whatever_shares_its_batch(photos: Path, config: ExtractConfig, tmp_path: Path) -> None:
+    extract(photos, tmp_path / "all.h5", config)
+    together = FeatureStore.open(tmp_path / "all.h5")
+    for key in together.keys:
+        (tmp_path / "one.txt").write_text(str(photos / key))
+        extract(tmp_path / "one.txt", tmp_path / "one.h5", config, overwrite=True)
+        alone = FeatureStore.open(tmp_path / "one.h5")
+        np.testing.assert_allclose(alone[alone.keys[0]], together[key], rtol=2e-2, atol=1e-3)
+
+
+def test_a_rerun_does_only_what_is_missing(photos: Path, config: ExtractConfig, tmp_path: Path) -> None:
+    extract(photos, tmp_path / "f.h5", config, limit=4)
+    first = FeatureStore.open(tmp_path / "f.h5")
+    assert len(first) == 3  # the fourth is broken.jpg's place in the sorted list or before it
+    Image.new("RGB", (20, 20), "white").save(photos / "broken.jpg")
+    summary = extract(photos, tmp_path / "f.h5", config)
+    assert (summary.found, summary.cached, summary.extracted, summary.failures) == (9, 3, 6, ())
+    again = extract(photos, tmp_path / "f.h5", config)
+    assert (again.cached, again.extracted) == (9, 0)
+    assert (tmp_path / "failures.csv").read_text() == "key,reason\n"
+
+
+def test_other_preprocessing_into_the_same_store_is_refused(
+    photos: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    extract(photos, tmp_path / "f.h5", config)
+    before = (tmp_path / "f.h5").read_bytes()
+    other = ExtractConfig("scenes-resnet14", weights=config.weights, preprocess="squash", image_size=48)
+    with pytest.raises(SpecMismatchError, match="image_size: 32, not 48"):
+        extract(photos, tmp_path / "f.h5", other)
+    assert (tmp_path / "f.h5").read_bytes() == before
+    assert extract(photos, tmp_path / "f.h5", other, overwrite=True).extracted == 8
+    assert FeatureStore.open(tmp_path / "f.h5").spec.image_size == 48
+    assert sorted(path.name for path in tmp_path.glob("*f.h5*")) == ["f.h5"]
+
+
+def test_a_folder_without_a_readable_image_is_an_error_that_shows_one_reason(
+    config: ExtractConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"none of 1 images can be read \(a\.jpg: "):
+        extract(tmp_path / "photos", tmp_path / "f.h5", config)
+    assert not (tmp_path / "f.h5").exists()
+
+
+def test_batches_are_full_and_in_order_when_images_between_fail(photos: Path) -> None:
+    images = find_images(photos)
+    batches = list(load_batches(images, lambda image: np.asarray(image.resize((4, 4))), batch_size=3, workers=2))
+    assert [len(batch.keys) for batch in batches] == [3, 3, 2]
+    assert [key for batch in batches for key in batch.keys] == [
+        image.key for image in images if image.key != "broken.jpg"
+    ]
+    assert [failure.key for batch in batches for failure in batch.failures] == ["broken.jpg"]
+    assert batches[0].pixels.shape == (3, 4, 4, 3)
+
+
+def test_a_killed_extraction_goes_on_to_the_same_file(config: ExtractConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(folder / f"{number:03d}.png")
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "import captionmill.data.feature_store as feature_store\n"
+        "from captionmill.stages.config import ExtractConfig\n"
+        "from captionmill.stages.encoding.extract import extract\n"
+        "feature_store.ROWS_PER_PART = 6\n"
+        f"extract(Path({str(folder)!r}), Path({str(tmp_path / 'f.h5')!r}), ExtractConfig(**{vars(config)!r}),\n"
+        "        progress=lambda *_: time.sleep(0.05))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        while len(list(parts_dir(tmp_path / "f.h5").glob("part-*.h5"))) < 3:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    kept = len(FeatureStore.open(tmp_path / "f.h5"))
+    assert kept >= 18
+    summary = extract(folder, tmp_path / "f.h5", config)
+    assert (summary.cached, summary.extracted) == (kept, 60 - kept)
+    extract(folder, tmp_path / "g.h5", config)
+    resumed, uninterrupted = FeatureStore.open(tmp_path / "f.h5"), FeatureStore.open(tmp_path / "g.h5")
+    assert resumed.keys == uninterrupted.keys
+    np.testing.assert_array_equal(resumed.read(range(60)), uninterrupted.read(range(60)))

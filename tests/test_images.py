@@ -1,0 +1,475 @@
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, TiffImagePlugin
+
+from captionmill.data.errors import ImageError, InputError
+from captionmill.data.images import PIXEL_LIMIT, find_images, image_key, load_image
+
+RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+ORIENTATION = 0x0112
+needs_permissions = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything"
+)
+
+
+def encode(image: Image.Image, image_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def encode_png(size: tuple[int, int], depth: int, color_type: int, row: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of one row, for what Pillow reads and cannot write."""
+    header = struct.pack(">IIBBBBB", *size, depth, color_type, 0, 0, 0)
+    body = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    packed = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in body
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def encode_tiff(size: tuple[int, int], bits: int, photometric: int, pixels: bytes) -> bytes:
+    """An uncompressed grey TIFF, for what Pillow reads and cannot write."""
+    tags = [(256, size[0]), (257, size[1]), (258, bits), (259, 1), (262, photometric)]
+    tags += [(273, 8), (277, 1), (278, size[1]), (279, len(pixels))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def pixels_of(path: Path) -> list[tuple[int, int, int]]:
+    """The pixels of an image, row by row."""
+    image = load_image(path)
+    assert image.mode == "RGB"
+    return [(int(red), int(green), int(blue)) for red, green, blue in np.asarray(image).reshape(-1, 3)]
+
+
+def greys_of(path: Path) -> list[int]:
+    pixels = pixels_of(path)
+    assert all(red == green == blue for red, green, blue in pixels)
+    return [red for red, _, _ in pixels]
+
+
+def reason_of(path: Path) -> str:
+    with pytest.raises(ImageError) as caught:
+        load_image(path)
+    reason = str(caught.value)
+    assert "\n" not in reason
+    assert str(path) not in reason
+    return reason
+
+
+def paint(*colors: tuple[int, int, int], width: int | None = None) -> Image.Image:
+    array = np.array(colors, dtype=np.uint8)
+    return Image.fromarray(array.reshape(-1, width or len(colors), 3))
+
+
+NOISE = Image.fromarray(np.random.RandomState(0).randint(0, 256, (48, 64, 3), dtype=np.uint8))
+JPEG = encode(paint(RED, RED), "JPEG")
+
+
+# Finding
+
+
+def test_folder_is_searched_at_every_depth_and_sorted_by_key(tmp_path: Path) -> None:
+    for name in ("b/deep/x.PNG", "b.jpg", "B.JPEG", "a/z.webp", "a/notes.txt", "a/x.jpg.1"):
+        write(tmp_path / name, b"")
+    found = find_images(tmp_path)
+    assert [image.key for image in found] == ["B.JPEG", "a/z.webp", "b.jpg", "b/deep/x.PNG"]
+    assert [image.path for image in found] == [tmp_path / image.key for image in found]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"])
+def test_every_suffix_counts_in_either_case(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / f"a.{suffix}", b"")
+    write(tmp_path / f"b.{suffix.upper()}", b"")
+    assert [image.key for image in find_images(tmp_path)] == [f"a.{suffix}", f"b.{suffix.upper()}"]
+
+
+def test_files_without_suffix_count_when_their_first_bytes_are_an_image(tmp_path: Path) -> None:
+    for image_format in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"):
+        write(tmp_path / image_format.lower(), encode(NOISE, image_format))
+    write(tmp_path / "README", b"BMP files are not here")
+    write(tmp_path / "empty", b"")
+    assert [image.key for image in find_images(tmp_path)] == ["bmp", "gif", "jpeg", "png", "tiff", "webp"]
+
+
+def test_hidden_files_and_folders_are_left_out_but_a_hidden_root_is_searched(tmp_path: Path) -> None:
+    for name in (".root/._a.jpg", ".root/.cache/b.jpg", ".root/c.jpg"):
+        write(tmp_path / name, b"")
+    assert [image.key for image in find_images(tmp_path / ".root")] == ["c.jpg"]
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere/a.jpg", b"")
+    write(tmp_path / "root/sub/b.jpg", b"")
+    (tmp_path / "root/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root/sub/up").symlink_to(tmp_path / "root")
+    (tmp_path / "root/sub/self").symlink_to("self")
+    assert [image.key for image in find_images(tmp_path / "root")] == ["link/a.jpg", "sub/b.jpg"]
+
+
+def test_link_to_nowhere_is_kept_so_that_it_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").symlink_to("gone.jpg")
+    (tmp_path / "b.jpg").symlink_to("b.jpg")
+    images = find_images(tmp_path)
+    assert [image.key for image in images] == ["a.jpg", "b.jpg"]
+    assert [reason_of(image.path) for image in images] == [
+        "no such file or directory",
+        "too many levels of symbolic links",
+    ]
+
+
+def test_name_that_is_not_utf8_gets_a_key_that_can_be_written(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    try:
+        Path(os.fsdecode(path)).write_bytes(JPEG)
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes only UTF-8 names")
+    (image,) = find_images(tmp_path)
+    assert image.key == r"caf\udce9.jpg"
+    assert load_image(image.path).size == (2, 1)
+
+
+@needs_permissions
+def test_folder_that_cannot_be_listed_is_an_error_that_names_it(tmp_path: Path) -> None:
+    write(tmp_path / "closed/a.jpg", b"")
+    (tmp_path / "closed").chmod(0)
+    try:
+        with pytest.raises(
+            InputError, match=r"closed: cannot list this folder \(Permission denied\); make it readable"
+        ):
+            find_images(tmp_path)
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+
+
+def test_list_resolves_against_its_own_folder_and_normalises_keys(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "lists/all.txt",
+        b"\xef\xbb\xbf./b//c.jpg\r\n\r\n  \r\nb\\c.jpg\r\n../up.jpg\r\n/data/x.jpg\r\ngone.jpg\r\ncaf\xc3\xa9.jpg",
+    )
+    found = {image.key: image.path.resolve() for image in find_images(path)}
+    assert list(found) == ["../up.jpg", "/data/x.jpg", "b/c.jpg", "café.jpg", "gone.jpg"]
+    assert found["../up.jpg"] == tmp_path / "up.jpg"
+    assert found["/data/x.jpg"] == Path("/data/x.jpg")
+    assert found["b/c.jpg"] == tmp_path / "lists/b/c.jpg"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (JPEG, "not UTF-8 text; expected a folder of images or a UTF-8 text file with one image path a line"),
+        (b"a\0.jpg\n", "not text; expected a folder of images or a UTF-8 text file with one image path a line"),
+        (b"\n \n", "the list is empty; write one image path a line"),
+    ],
+)
+def test_file_that_is_no_list_says_what_is_expected(tmp_path: Path, content: bytes, message: str) -> None:
+    path = write(tmp_path / "images.txt", content)
+    with pytest.raises(InputError) as caught:
+        find_images(path)
+    assert str(caught.value) == f"{path}: {message}"
+
+
+def test_missing_path_and_empty_folder_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone: No such file or directory; expected a folder of images or a UTF-8"):
+        find_images(tmp_path / "gone")
+    with pytest.raises(InputError, match=r": no image in this folder or below it; looked for \.jpg \.jpeg"):
+        find_images(tmp_path)
+
+
+def test_image_key_is_a_posix_path() -> None:
+    assert [image_key(name) for name in ("./a//b.jpg", "a\\b.jpg", "a/../b.jpg", "")] == [
+        "a/b.jpg",
+        "a/b.jpg",
+        "b.jpg",
+        "",
+    ]
+
+
+# Decoding: what an image looks like
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF", "GIF"])
+def test_lossless_formats_give_their_exact_pixels_whatever_the_suffix(tmp_path: Path, image_format: str) -> None:
+    path = write(tmp_path / "a.jpg", encode(paint(RED, GREEN, BLUE, WHITE, width=2), image_format))
+    assert pixels_of(path) == [RED, GREEN, BLUE, WHITE]
+    assert load_image(path).size == (2, 2)
+
+
+def test_jpeg_and_webp_give_their_pixels(tmp_path: Path) -> None:
+    assert pixels_of(write(tmp_path / "a", JPEG)) == [(254, 0, 0)] * 2
+    assert pixels_of(write(tmp_path / "b", encode(paint(RED, BLUE), "WEBP", lossless=True))) == [RED, BLUE]
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_first_frame_of_several_is_taken(tmp_path: Path, image_format: str) -> None:
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    content = encode(paint(RED, RED), image_format, save_all=True, append_images=[paint(BLUE, BLUE)], **options)
+    assert pixels_of(write(tmp_path / "a", content)) == [RED, RED]
+
+
+def test_first_picture_of_an_mpo_is_taken(tmp_path: Path) -> None:
+    content = encode(paint(RED, RED), "MPO", save_all=True, append_images=[paint(BLUE, BLUE)])
+    assert pixels_of(write(tmp_path / "a.jpg", content)) == [(254, 0, 0)] * 2
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK"])
+def test_modes_become_the_same_rgb(tmp_path: Path, mode: str) -> None:
+    path = write(tmp_path / "a.tif", encode(paint(BLACK, WHITE).convert(mode), "TIFF"))
+    with Image.open(path) as image:
+        assert image.mode == mode
+    assert pixels_of(path) == [BLACK, WHITE]
+
+
+def test_palette_keeps_its_colors(tmp_path: Path) -> None:
+    assert pixels_of(write(tmp_path / "a", encode(paint(RED, BLUE).quantize(2), "PNG"))) == [RED, BLUE]
+
+
+def test_ycbcr_and_lab_become_rgb_within_rounding(tmp_path: Path) -> None:
+    color = paint((200, 100, 50))
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab = ImageCms.profileToProfile(color, *profiles, outputMode="LAB")
+    assert lab is not None
+    assert pixels_of(write(tmp_path / "a", encode(color.convert("YCbCr"), "TIFF"))) == [(199, 99, 49)]
+    assert pixels_of(write(tmp_path / "b", encode(lab, "TIFF"))) == [(199, 100, 50)]
+
+
+def test_cmyk_jpeg_is_read_by_adobe_convention_with_and_without_its_marker(tmp_path: Path) -> None:
+    content = encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
+    marker = content.index(b"\xff\xee")
+    marker_end = marker + 2 + int.from_bytes(content[marker + 2 : marker + 4], "big")
+    assert content[marker + 4 : marker + 9] == b"Adobe"
+    assert pixels_of(write(tmp_path / "a", content))[0] == RED
+    assert pixels_of(write(tmp_path / "b", content[:marker] + content[marker_end:]))[0] == RED
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, dtype: str) -> None:
+    grey = Image.fromarray(np.array([[0, 257, 32768, 65535]], dtype=dtype))
+    assert greys_of(write(tmp_path / "a", encode(grey, "TIFF"))) == [0, 1, 128, 255]
+
+
+def test_16_bit_png_is_scaled_not_clipped(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.array([[0, 257, 32768, 65535]], dtype=np.uint16))
+    assert greys_of(write(tmp_path / "a", encode(grey, "PNG"))) == [0, 1, 128, 255]
+
+
+def test_12_bit_tiff_is_scaled_to_its_own_white(tmp_path: Path) -> None:
+    assert greys_of(write(tmp_path / "a", encode_tiff((2, 1), 12, 1, b"\xff\xf8\x00"))) == [255, 128]
+
+
+def test_16_bit_tiff_whose_zero_is_white_is_turned_over(tmp_path: Path) -> None:
+    assert greys_of(write(tmp_path / "a", encode_tiff((2, 1), 16, 0, struct.pack("<2H", 0, 65535)))) == [255, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "greys"),
+    [
+        ([0, 0.5, 1, -1], [0, 128, 255, 0]),
+        ([0, 128, 255, float("nan")], [0, 128, 255, 0]),
+        ([0, 257, 65535, float("inf")], [0, 1, 255, 0]),
+        ([0, 5e5, 1e6, 1e6], [0, 128, 255, 255]),
+    ],
+)
+def test_float_tiff_takes_as_white_the_first_usual_level_that_covers_it(
+    tmp_path: Path, values: list[float], greys: list[int]
+) -> None:
+    image = Image.fromarray(np.array([values], dtype=np.float32))
+    assert greys_of(write(tmp_path / "a", encode(image, "TIFF"))) == greys
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "TIFF"])
+def test_alpha_is_put_on_white(tmp_path: Path, image_format: str) -> None:
+    image = Image.fromarray(np.array([[[200, 100, 50, 255], [200, 100, 50, 128], [0, 0, 0, 0]]], dtype=np.uint8))
+    options = {"lossless": True, "exact": True} if image_format == "WEBP" else {}
+    path = write(tmp_path / "a", encode(image, image_format, **options))
+    assert pixels_of(path) == [(200, 100, 50), (227, 177, 152), WHITE]
+
+
+def test_grey_alpha_and_palette_alpha_are_put_on_white(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.array([[[0, 255], [0, 128], [0, 0]]], dtype=np.uint8), "LA")
+    assert greys_of(write(tmp_path / "a", encode(grey, "PNG"))) == [0, 127, 255]
+    palette = paint(RED, BLUE).convert("RGBA")
+    palette.putpixel((1, 0), (0, 0, 255, 0))
+    assert pixels_of(write(tmp_path / "b", encode(palette.convert("PA"), "TIFF"))) == [RED, WHITE]
+
+
+@pytest.mark.parametrize("transparency", [1, b"\xff\x00"])
+def test_transparent_palette_entry_is_white(tmp_path: Path, transparency: bytes | int) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([*RED, *BLUE])
+    image.putpixel((1, 0), 1)
+    assert pixels_of(write(tmp_path / "a", encode(image, "PNG", transparency=transparency))) == [RED, WHITE]
+    assert pixels_of(write(tmp_path / "b", encode(image, "GIF", transparency=1))) == [RED, WHITE]
+
+
+@pytest.mark.parametrize(
+    ("depth", "color_type", "row", "transparent", "pixels"),
+    [
+        (1, 0, b"\x40", struct.pack(">H", 0), [WHITE, WHITE]),
+        (2, 0, b"\x10", struct.pack(">H", 1), [BLACK, WHITE]),
+        (4, 0, b"\x07", struct.pack(">H", 7), [BLACK, WHITE]),
+        (8, 0, b"\x08\x07", struct.pack(">H", 7), [(8, 8, 8), WHITE]),
+        (16, 0, b"\x80\x00\x12\x34", struct.pack(">H", 0x1234), [(128, 128, 128), WHITE]),
+        (8, 2, b"\x01\x02\x03\x04\x05\x06", struct.pack(">3H", 4, 5, 6), [(1, 2, 3), WHITE]),
+        (16, 2, b"\x80\x00" * 3 + b"\x12\x34" * 3, struct.pack(">3H", *[0x1234] * 3), [(128, 128, 128), WHITE]),
+    ],
+)
+def test_transparent_color_of_a_png_is_white_at_every_depth(
+    tmp_path: Path, depth: int, color_type: int, row: bytes, transparent: bytes, pixels: list[tuple[int, int, int]]
+) -> None:
+    content = encode_png((2, 1), depth, color_type, row, (b"tRNS", transparent))
+    assert pixels_of(write(tmp_path / "a", content)) == pixels
+
+
+@pytest.mark.parametrize(
+    ("orientation", "rows"),
+    [
+        (1, [[0, 40, 80], [120, 160, 200]]),
+        (2, [[80, 40, 0], [200, 160, 120]]),
+        (3, [[200, 160, 120], [80, 40, 0]]),
+        (4, [[120, 160, 200], [0, 40, 80]]),
+        (5, [[0, 120], [40, 160], [80, 200]]),
+        (6, [[120, 0], [160, 40], [200, 80]]),
+        (7, [[200, 80], [160, 40], [120, 0]]),
+        (8, [[80, 200], [40, 160], [0, 120]]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "TIFF lzw", "PNG big-endian"])
+def test_exif_orientation_is_applied_once(tmp_path: Path, kind: str, orientation: int, rows: list[list[int]]) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    exif.endian = ">" if "big-endian" in kind else "<"
+    options = {"WEBP": {"lossless": True}, "TIFF lzw": {"compression": "tiff_lzw"}}.get(kind, {})
+    grey = Image.fromarray(np.array([[0, 40, 80], [120, 160, 200]], dtype=np.uint8))
+    path = write(tmp_path / "a", encode(grey, kind.partition(" ")[0], exif=exif, **options))
+    image = load_image(path)
+    assert np.asarray(image)[:, :, 0].tolist() == rows
+    assert image.getexif().get(ORIENTATION) is None
+
+
+def test_exif_orientation_of_a_jpeg_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    assert load_image(write(tmp_path / "a.jpg", encode(NOISE, "JPEG", exif=exif))).size == (48, 64)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"II",
+        b"not a TIFF header at all",
+        b"II*\0\xff\xff\xff\xff",
+        b"II*\0\x08\0\0\0\xff\xff" + bytes(7),
+        b"MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x63\0\0\x82\x9a\0\x05\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"II*\0\x08\0\0\0\x01\0\x1a\x01\x05\0\x01\0\0\0\xff\xff\xff\x7f",
+    ],
+)
+def test_broken_exif_is_never_an_error(tmp_path: Path, exif: bytes) -> None:
+    for image_format in ("JPEG", "PNG", "WEBP", "MPO"):
+        path = write(tmp_path / "a", encode(NOISE, image_format, exif=b"Exif\0\0" + exif))
+        assert load_image(path).size == (64, 48)
+
+
+# Decoding: what cannot be read
+
+
+def test_missing_empty_and_foreign_files_say_so(tmp_path: Path) -> None:
+    foreign = "not an image, or in a format other than JPEG, PNG, WebP, BMP, GIF and TIFF"
+    assert reason_of(tmp_path / "gone.jpg") == "no such file or directory"
+    assert reason_of(tmp_path) == "a folder, not a file"
+    assert reason_of(write(tmp_path / "a.jpg", b"")) == "the file is empty"
+    assert reason_of(write(tmp_path / "b.jpg", b"<!DOCTYPE html>\n")) == foreign
+    assert reason_of(write(tmp_path / "c.png", encode(NOISE, "PPM"))) == foreign
+    assert reason_of(write(tmp_path / "d.jpg", bytes(1000))) == foreign
+    assert reason_of(tmp_path / "nul\0.jpg") == "truncated or damaged image (embedded null byte)"
+
+
+def test_pipe_is_refused_instead_of_waiting_for_ever(tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    os.mkfifo(tmp_path / "a.jpg")
+    assert reason_of(tmp_path / "a.jpg") == "not a regular file"
+
+
+@needs_permissions
+def test_closed_file_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jpg", JPEG)
+    path.chmod(0)
+    assert reason_of(path) == "permission denied"
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("fraction", [0.02, 0.1, 0.5, 0.9])
+def test_truncated_file_says_so(tmp_path: Path, image_format: str, fraction: float) -> None:
+    content = encode(NOISE, image_format)
+    reason = reason_of(write(tmp_path / "a", content[: int(len(content) * fraction)]))
+    assert reason.startswith("truncated or damaged image (")
+
+
+def test_damaged_file_says_what_is_wrong(tmp_path: Path) -> None:
+    png = bytearray(encode(NOISE, "PNG"))
+    png[20] ^= 1
+    assert (
+        reason_of(write(tmp_path / "a", bytes(png)))
+        == "truncated or damaged image (broken PNG file (bad header checksum in b'IHDR'))"
+    )
+
+
+def test_picture_over_the_pixel_limit_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    side = 17_321
+    assert side * side > PIXEL_LIMIT
+    png = encode_png((side, side), 8, 2, b"")
+    assert reason_of(write(tmp_path / "a.png", png)) == "17,321 x 17,321 pixels, over the limit of 300,000,000 pixels"
+
+
+def test_picture_above_pillows_own_limit_is_read_without_a_warning(tmp_path: Path) -> None:
+    content = encode(Image.new("1", (10_000, 10_000), 1), "TIFF", compression="group4")
+    image = load_image(write(tmp_path / "a.tif", content))
+    assert (image.size, image.getpixel((9999, 9999))) == ((10_000, 10_000), WHITE)
+
+
+def test_webp_canvas_far_over_the_limit_is_refused(tmp_path: Path) -> None:
+    frames = [paint(RED, RED), paint(BLUE, BLUE)]
+    content = bytearray(encode(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
+    content[24:27] = content[27:30] = (30_000).to_bytes(3, "little")
+    assert reason_of(write(tmp_path / "a.webp", bytes(content))) == "over the limit of 300,000,000 pixels"
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_flipped_bytes_give_an_image_or_an_image_error(tmp_path: Path, image_format: str) -> None:
+    content = encode(NOISE.resize((16, 12)), image_format)
+    random = np.random.RandomState(1)
+    outcomes = set()
+    for _ in range(60):
+        damaged = np.frombuffer(content, dtype=np.uint8).copy()
+        damaged[random.randint(0, len(damaged), 3)] = random.randint(0, 256, 3)
+        path = write(tmp_path / "a", damaged.tobytes())
+        try:
+            outcomes.add(load_image(path).mode)
+        except ImageError:
+            outcomes.add("ImageError")
+    assert outcomes == {"RGB", "ImageError"}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_tiff_with_damaged_metadata_is_read_where_warnings_are_not_errors(tmp_path: Path) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[270] = "a description that lies beyond the end of the file"
+    content = bytearray(encode(paint(RED, BLUE), "TIFF", tiffinfo=tags))
+    entry = content.index(struct.pack("<HH", 270, 2))
+    content[entry + 4 : entry + 8] = struct.pack("<I", 1_000_000)
+    assert pixels_of(write(tmp_path / "a.tif", bytes(content))) == [RED, BLUE]
