@@ -133,7 +133,7 @@ class _TableReader:
     def config(self, kind: type[Config]) -> Config:
         """The settings that are left in the table; whatever is not one is an error."""
         hints = get_type_hints(kind)
-        scalars = [name for name in hints if hints[name] is not SearchConfig]
+        scalars: list[str] = [name for name in hints if hints[name] is not SearchConfig]
         for key in self._left:
             if key not in scalars:
                 raise PipelineError(f"{self._plan_path}: {_unknown('key', key, [*self._known, *scalars], self._name)}")

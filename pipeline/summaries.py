@@ -85,7 +85,8 @@ def folder_line(summary: "FolderSummary") -> str:
     """How many images were found, captioned and not readable."""
     return (
         f"{show_count(summary.found, 'image')} found: {summary.captioned:,} captioned "
-        f"({summary.cached:,} from cached features), {len(summary.failures):,} failed; {show_duration(summary.duration_s)}"
+        f"({summary.cached:,} from cached features), {len(summary.failures):,} failed; "
+        f"{show_duration(summary.duration_s)}"
     )
 
 

@@ -16,7 +16,7 @@ class ExtractConfig:
     backbone: Backbone = "resnet50"
     """Architecture; scenes-resnet14 is the demo's small network for drawn scenes, not for photographs."""
     weights: str = "imagenet1k_v1"
-    """imagenet1k_v1, imagenet1k_v2 or a file; v2's smoothed labels make worse fixed features (Kornblith et al. 2021)."""
+    """imagenet1k_v1, imagenet1k_v2 or a file; v2's smoothed labels make worse features (Kornblith et al. 2021)."""
     preprocess: Preprocess = "crop"
     """crop: the shorter side resized, the centre cut out; squash: the whole picture made square."""
     image_size: int = 224

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.feature_store import Features, FeatureWriter
@@ -23,3 +24,13 @@ def make_store(path: Path, keys: list[str], rows: Features, spec: FeatureSpec | 
     with FeatureWriter(path, spec or make_spec(feature_dim=rows.shape[1]), dtype="float32", made_by={}) as writer:
         writer.add(keys, rows)
     return path
+
+
+def draw_photos(folder: Path) -> Path:
+    """Eight one-coloured pictures, two of each colour, and one file that is no picture."""
+    (folder / "more").mkdir(parents=True)
+    for number, (name, colour) in enumerate([*COLOURS.items(), *COLOURS.items()]):
+        path = folder / ("more" if number % 2 else "") / f"{name}_{number}.{'png' if number < 4 else 'JPG'}"
+        Image.new("RGB", (40 + number, 30), colour).save(path, "PNG" if number < 4 else "JPEG")
+    (folder / "broken.jpg").write_bytes(b"not a picture")
+    return folder

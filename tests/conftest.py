@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from builders import COLOURS
-from PIL import Image
+from builders import draw_photos
 from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
 
@@ -25,11 +24,5 @@ def thin_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Eight one-coloured pictures, two of each colour, and one file that is no picture."""
-    folder = tmp_path / "photos"
-    (folder / "more").mkdir(parents=True)
-    for number, (name, colour) in enumerate([*COLOURS.items(), *COLOURS.items()]):
-        path = folder / ("more" if number % 2 else "") / f"{name}_{number}.{'png' if number < 4 else 'JPG'}"
-        Image.new("RGB", (40 + number, 30), colour).save(path, "PNG" if number < 4 else "JPEG")
-    (folder / "broken.jpg").write_bytes(b"not a picture")
-    return folder
+    """A folder as `draw_photos` makes it."""
+    return draw_photos(tmp_path / "photos")

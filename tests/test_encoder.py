@@ -23,8 +23,8 @@ def resnet50_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = resnet50()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.1, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+            module.running_mean = torch.empty(module.num_features).uniform_(-0.1, 0.1)
+            module.running_var = torch.empty(module.num_features).uniform_(0.5, 1.5)
     path = tmp_path_factory.mktemp("resnet") / "resnet50.pth"
     torch.save(network.state_dict(), path)
     return path

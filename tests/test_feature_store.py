@@ -36,9 +36,14 @@ def test_the_same_rows_in_another_order_make_the_same_file(tmp_path: Path) -> No
 
 def test_an_interrupted_writer_keeps_its_rows_and_the_next_goes_on(tmp_path: Path) -> None:
     path, rows = tmp_path / "f.h5", make_rows(4)
-    with pytest.raises(KeyboardInterrupt), FeatureWriter(path, make_spec(), dtype="float32", made_by={}) as writer:
-        writer.add(["b", "a"], rows[:2])
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with FeatureWriter(path, make_spec(), dtype="float32", made_by={}) as writer:
+            writer.add(["b", "a"], rows[:2])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert not path.exists()
     assert FeatureStore.open(path).keys == ["a", "b"]
     with FeatureWriter(path, make_spec(), dtype="float32", made_by={}) as writer:
@@ -102,8 +107,8 @@ def test_rows_of_another_network_are_refused_with_both_values(tmp_path: Path) ->
     with pytest.raises(SpecMismatchError) as error:
         FeatureWriter(path, other, dtype="float32", made_by={})
     assert str(error.value) == (
-        f"{path} and this run do not fit: {path} has weights: imagenet1k_v1 (aaaaaaaaaaaa), not other.pth (bbbbbbbbbbbb); "
-        "preprocess: crop, not squash"
+        f"{path} and this run do not fit: {path} has weights: imagenet1k_v1 (aaaaaaaaaaaa), "
+        "not other.pth (bbbbbbbbbbbb); preprocess: crop, not squash"
     )
 
 

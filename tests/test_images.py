@@ -238,12 +238,12 @@ def test_palette_keeps_its_colors(tmp_path: Path) -> None:
 
 
 def test_ycbcr_and_lab_become_rgb_within_rounding(tmp_path: Path) -> None:
-    color = paint((200, 100, 50))
+    color = Image.new("RGB", (4, 4), (200, 100, 50))
     profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     lab = ImageCms.profileToProfile(color, *profiles, outputMode="LAB")
     assert lab is not None
-    assert pixels_of(write(tmp_path / "a", encode(color.convert("YCbCr"), "TIFF"))) == [(199, 99, 49)]
-    assert pixels_of(write(tmp_path / "b", encode(lab, "TIFF"))) == [(199, 100, 50)]
+    assert pixels_of(write(tmp_path / "a", encode(color.convert("YCbCr"), "TIFF"))) == [(199, 99, 49)] * 16
+    assert pixels_of(write(tmp_path / "b", encode(lab, "TIFF"))) == [(199, 100, 50)] * 16
 
 
 def test_cmyk_jpeg_is_read_by_adobe_convention_with_and_without_its_marker(tmp_path: Path) -> None:
@@ -299,7 +299,8 @@ def test_alpha_is_put_on_white(tmp_path: Path, image_format: str) -> None:
 
 
 def test_grey_alpha_and_palette_alpha_are_put_on_white(tmp_path: Path) -> None:
-    grey = Image.fromarray(np.array([[[0, 255], [0, 128], [0, 0]]], dtype=np.uint8), "LA")
+    black, alpha = (Image.fromarray(np.array([levels], dtype=np.uint8)) for levels in ([0, 0, 0], [255, 128, 0]))
+    grey = Image.merge("LA", (black, alpha))
     assert greys_of(write(tmp_path / "a", encode(grey, "PNG"))) == [0, 127, 255]
     palette = paint(RED, BLUE).convert("RGBA")
     palette.putpixel((1, 0), (0, 0, 255, 0))
@@ -352,9 +353,9 @@ def test_exif_orientation_is_applied_once(tmp_path: Path, kind: str, orientation
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     exif.endian = ">" if "big-endian" in kind else "<"
-    options = {"WEBP": {"lossless": True}, "TIFF lzw": {"compression": "tiff_lzw"}}.get(kind, {})
+    options: dict[str, dict[str, object]] = {"WEBP": {"lossless": True}, "TIFF lzw": {"compression": "tiff_lzw"}}
     grey = Image.fromarray(np.array([[0, 40, 80], [120, 160, 200]], dtype=np.uint8))
-    path = write(tmp_path / "a", encode(grey, kind.partition(" ")[0], exif=exif, **options))
+    path = write(tmp_path / "a", encode(grey, kind.partition(" ")[0], exif=exif, **options.get(kind, {})))
     image = load_image(path)
     assert np.asarray(image)[:, :, 0].tolist() == rows
     assert image.getexif().get(ORIENTATION) is None
@@ -446,7 +447,7 @@ def test_webp_canvas_far_over_the_limit_is_refused(tmp_path: Path) -> None:
     frames = [paint(RED, RED), paint(BLUE, BLUE)]
     content = bytearray(encode(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
     content[24:27] = content[27:30] = (30_000).to_bytes(3, "little")
-    assert reason_of(write(tmp_path / "a.webp", bytes(content))) == "over the limit of 300,000,000 pixels"
+    assert reason_of(write(tmp_path / "a.webp", bytes(content))).endswith("over the limit of 300,000,000 pixels")
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
@@ -468,8 +469,8 @@ def test_flipped_bytes_give_an_image_or_an_image_error(tmp_path: Path, image_for
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_tiff_with_damaged_metadata_is_read_where_warnings_are_not_errors(tmp_path: Path) -> None:
     tags = TiffImagePlugin.ImageFileDirectory_v2()
-    tags[270] = "a description that lies beyond the end of the file"
+    tags[305] = "a name of software that lies beyond the end of the file"
     content = bytearray(encode(paint(RED, BLUE), "TIFF", tiffinfo=tags))
-    entry = content.index(struct.pack("<HH", 270, 2))
+    entry = content.index(struct.pack("<HH", 305, 2))
     content[entry + 4 : entry + 8] = struct.pack("<I", 1_000_000)
     assert pixels_of(write(tmp_path / "a.tif", bytes(content))) == [RED, BLUE]

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from captionmill.data.vocabulary import END, START
-from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.decoder import Decoder, DecoderConfig, State
 from captionmill.stages.decoding.search import search_captions
 
 MAX_LENGTH = 7
+Beam = tuple[float, tuple[int, ...], State]
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,9 @@ def greedy(decoder: Decoder, features: Tensor) -> tuple[int, ...]:
 
 def beam_one_image(decoder: Decoder, features: Tensor, beam_size: int) -> tuple[int, ...]:
     """Beam search for one image [1, D] with plain lists: ended captions stay in the beam with their score."""
-    beams = [(0.0, (START,), decoder.start(features))]
+    beams: list[Beam] = [(0.0, (START,), decoder.start(features))]
     for step in range(MAX_LENGTH + 1):
-        candidates = []
+        candidates: list[Beam] = []
         for score, words, state in beams:
             if words[-1] == END:
                 candidates.append((score, words, state))

@@ -6,7 +6,7 @@ from captionmill.data.annotations import Annotations
 from captionmill.data.errors import AnnotationError
 from captionmill.data.splits import choose_splits
 
-CAPTIONS = {key: (f"caption of {key}",) for key in "abcdef"}
+CAPTIONS: dict[str, tuple[str, ...]] = {key: (f"caption of {key}",) for key in "abcdef"}
 
 
 def test_lists_decide_and_what_is_in_none_is_named() -> None:
@@ -28,7 +28,7 @@ def test_the_captions_files_own_splits_come_next() -> None:
 
 
 def test_without_any_split_images_are_drawn_90_5_5_from_the_seed() -> None:
-    captions = {f"{number:03d}": ("x",) for number in range(200)}
+    captions: dict[str, tuple[str, ...]] = {f"{number:03d}": ("x",) for number in range(200)}
     first, again, other = (choose_splits(Annotations(captions, {}), captions, seed=seed) for seed in (1, 1, 2))
     assert (len(first.train), len(first.val), len(first.test)) == (180, 10, 10)
     assert first == again

@@ -88,8 +88,8 @@ def train(
     `on_splits` hears which images are used, and which are left out and why, before training starts; the same list is
     left as `unmatched.csv` in the bundle's folder. `on_epoch` hears each epoch.
 
-    Raises InputError if `output` holds a model and `overwrite` is not given, AnnotationError if no usable image is left,
-    TrainingError if no word is frequent enough or the loss is not finite.
+    Raises InputError if `output` holds a model and `overwrite` is not given, AnnotationError if no usable image is
+    left, TrainingError if no word is frequent enough or the loss is not finite.
     """
     if bundle_exists(output) and not overwrite:
         raise InputError(f"{output}: holds a model already; pass --overwrite to replace it, or another --output")

@@ -187,7 +187,8 @@ def _download(named: Any) -> dict[str, Tensor]:
         state: dict[str, Tensor] = named.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (URLError, OSError) as exc:
         raise WeightsError(
-            f"cannot download {name} ({exc}); fetch {named.url} elsewhere and put it in {folder}, or pass --weights FILE"
+            f"cannot download {name} ({exc}); fetch {named.url} elsewhere and put it in {folder}, "
+            "or pass --weights FILE"
         ) from exc
     except RuntimeError as exc:  # the hash of the download is wrong
         raise WeightsError(f"the download of {name} is damaged ({exc}); delete it from {folder} and run again") from exc

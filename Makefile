@@ -1,0 +1,41 @@
+# make test: set everything up, check and test. make demo: set everything up and run the main job end to end.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+DEMO_DIR ?= demo
+BIN := .venv/bin
+
+help:  ## show the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
+
+demo: .venv/installed  ## draw pictures, extract, train, caption, and write demo/page.html
+	$(BIN)/captionmill demo $(DEMO_DIR)
+
+test: .venv/installed-dev .mypy/captionmill  ## format check, lint, types and tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+docs: .venv/installed-dev  ## write docs/cli.md anew from the program's help
+	$(BIN)/python scripts/write_cli_docs.py
+
+clean:  ## remove what the targets made
+	rm -rf .venv .mypy .mypy_cache .pytest_cache .ruff_cache *.egg-info build demo
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "captionmill needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+.mypy/captionmill:
+	mkdir -p .mypy
+	ln -sfn .. .mypy/captionmill
+
+.PHONY: help demo test docs clean

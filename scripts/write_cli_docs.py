@@ -1,0 +1,36 @@
+"""Writes docs/cli.md from the program's own help; a test fails when the two differ.
+
+python scripts/write_cli_docs.py
+"""
+
+from pathlib import Path
+
+import click
+
+from captionmill.cli import main as captionmill
+
+CLI_DOCS_PATH = Path(__file__).parents[1] / "docs" / "cli.md"
+_HEAD = """\
+# The commands
+
+Written by `python scripts/write_cli_docs.py` from the program's own help. Results go to stdout, progress and warnings
+to stderr. Exit code 0: done; 1: an error, shown as one line; 2: wrong usage.
+"""
+
+
+def render_cli_docs() -> str:
+    """The text of docs/cli.md: the help of every command."""
+    return _HEAD + "".join(_render(captionmill, "captionmill", None))
+
+
+def _render(command: click.Command, name: str, parent: click.Context | None) -> list[str]:
+    context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
+    sections = [f"\n## {context.command_path}\n\n```\n{command.get_help(context)}\n```\n"]
+    if isinstance(command, click.Group):
+        for child_name in command.list_commands(context):
+            sections += _render(command.commands[child_name], child_name, context)
+    return sections
+
+
+if __name__ == "__main__":
+    CLI_DOCS_PATH.write_text(render_cli_docs(), encoding="utf-8")

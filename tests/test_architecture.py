@@ -1,0 +1,68 @@
+"""Imports point down only: cli -> pipeline -> stages -> data, and stage two never knows stage one."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("data", "stages", "pipeline")
+MODULES = [*sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py")), ROOT / "cli.py"]
+ALLOWED = {
+    "data": {"data"},
+    "stages": {"data", "stages"},
+    "stages/encoding": {"data", "stages", "stages/encoding"},
+    "stages/scoring": {"data", "stages", "stages/scoring"},
+    "stages/decoding": {"data", "stages", "stages/decoding", "stages/scoring"},
+    "pipeline": {"data", "stages", "stages/encoding", "stages/decoding", "stages/scoring", "pipeline"},
+    "": {"data", "stages", "stages/encoding", "stages/decoding", "stages/scoring", "pipeline"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """The full names of the modules that `path` imports, under TYPE_CHECKING too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room_of(module: str) -> str | None:
+    """The room of one of our modules; None for a name inside a module or somebody else's module."""
+    path = ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    if not module.startswith("captionmill.") or not path.exists():
+        return None
+    return path.parent.relative_to(ROOT).as_posix().removeprefix(".")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_module_imports_only_rooms_below_its_own(path: Path) -> None:
+    own = path.parent.relative_to(ROOT).as_posix().removeprefix(".")
+    rooms = {room for module in imports_of(path) if (room := room_of(module)) is not None}
+    assert rooms <= ALLOWED[own]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data").rglob("*.py")), ids=lambda path: path.name)
+def test_what_is_on_disk_is_read_without_torch(path: Path) -> None:
+    assert not {module for module in imports_of(path) if module.split(".")[0] in ("torch", "torchvision")}
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name != "cli.py"], ids=lambda path: path.stem)
+def test_nothing_below_the_command_line_prints_or_exits(path: Path) -> None:
+    assert not {module for module in imports_of(path) if module.split(".")[0] in ("click", "sys")}
+    names = {node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)}
+    assert not names & {"print", "exit", "quit", "input"}
+
+
+def test_help_needs_no_heavy_import() -> None:
+    program = (
+        "import sys; import captionmill.cli; print(sorted({'torch', 'pandas', 'h5py', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,233 @@
+"""Each command as a user runs it: exit code, what it prints, what is on disk."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from builders import draw_photos
+from click.testing import CliRunner, Result
+
+from captionmill.cli import main
+from captionmill.data.feature_store import FeatureStore
+
+THIN = ["--backbone", "scenes-resnet14", "--preprocess", "squash", "--image-size", "32"]
+SMALL = ["--min-count", "1", "--embed-dim", "16", "--hidden-dim", "32", "--dropout", "0", "--learning-rate", "0.02"]
+SMALL += ["--batch-size", "4", "--max-epochs", "40", "--patience", "40"]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def fail(*arguments: object, code: int = 1) -> str:
+    """The error line of a command that is expected to fail."""
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("Error: ")
+    return lines[-1]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="session")
+def trained(thin_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of photos, their captions (one of each colour in train, its twin in val or test), a store, a model."""
+    folder = tmp_path_factory.mktemp("trained")
+    draw_photos(folder / "photos")
+    with (folder / "captions.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption", "split"])
+        for image in sorted((folder / "photos").rglob("*_*.*")):
+            colour, number = image.stem.split("_")
+            split = "train" if int(number) < 4 else "val" if int(number) < 6 else "test"
+            key = image.relative_to(folder / "photos").as_posix()
+            writer.writerow([key, f"a {colour} picture, all {colour}", split])
+    extracted = run("extract", folder / "photos", "--output", folder / "f.h5", *THIN, "--weights", thin_weights)
+    assert extracted.exit_code == 0, extracted.output
+    arguments = ["--captions", folder / "captions.csv", "--output", folder / "model"]
+    result = run("train", folder / "f.h5", *arguments, *SMALL)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def model(trained: Path, tmp_path: Path) -> Path:
+    """The model of a copy of `trained` in `tmp_path`."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def captions(model: Path) -> Path:
+    return model.with_name("captions.csv")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    if not (tmp_path / "photos").exists():
+        draw_photos(tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def test_extract_tells_what_it_did_and_lists_what_failed(photos: Path, thin_weights: Path, tmp_path: Path) -> None:
+    arguments = ["extract", photos, "--output", tmp_path / "f.h5", *THIN, "--weights", thin_weights]
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert f"{tmp_path / 'f.h5'}: 9 images found: 0 cached before, 8 extracted, 1 failed; " in result.stdout
+    assert "broken.jpg: " in result.stderr
+    assert [row["key"] for row in read_csv(tmp_path / "failures.csv")] == ["broken.jpg"]
+    assert len(FeatureStore.open(tmp_path / "f.h5")) == 8
+    again = run(*arguments)
+    assert again.stdout == f"{tmp_path / 'f.h5'}: 9 images found: 8 cached before, 0 extracted, 1 failed\n"
+
+
+def test_extract_strict_fails_when_an_image_does(photos: Path, thin_weights: Path, tmp_path: Path) -> None:
+    arguments = ["extract", photos, "--output", tmp_path / "f.h5", *THIN, "--weights", thin_weights, "--strict"]
+    assert fail(*arguments) == "Error: 1 image cannot be read, and --strict is given"
+    assert len(FeatureStore.open(tmp_path / "f.h5")) == 8
+
+
+def test_extract_takes_a_list_of_paths_and_a_limit(photos: Path, thin_weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("photos/red_0.png\nphotos/more/green_1.png\nphotos/gone.png\n")
+    result = run(
+        "extract", tmp_path / "list.txt", "--output", tmp_path / "f.h5", *THIN, "--weights", thin_weights, "--limit", 2
+    )
+    assert result.exit_code == 0
+    assert "2 images found: 0 cached before, 1 extracted, 1 failed" in result.stdout
+    assert FeatureStore.open(tmp_path / "f.h5").keys == ["photos/more/green_1.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["extract", "gone", "--output", "f.h5"], "Path 'gone' does not exist"),
+        (["extract", ".", "--output", "f.h5", "--batch-size", "0"], "0 is not in the range x>=1"),
+        (["extract", ".", "--output", "f.h5", "--backbone", "resnet18"], "'resnet18' is not one of 'resnet50'"),
+        (["train", "f.h5", "--captions", "gone.csv", "--output", "m"], "'gone.csv' does not exist"),
+        (["caption", ".", "--output", "c.csv"], "Missing option '--model'"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], message: str) -> None:
+    assert message in fail(*arguments, code=2)
+
+
+def test_train_shows_splits_epochs_and_the_model(model: Path, captions: Path, tmp_path: Path) -> None:
+    result = run("train", tmp_path / "f.h5", "--captions", captions, "--output", tmp_path / "other", *SMALL)
+    assert "images: 4 train, 2 val, 2 test\n" in result.stderr
+    assert "epoch 1: loss " in result.stderr
+    assert result.stdout.startswith(f"{tmp_path / 'other'}: 11 words, epoch ")
+    assert sorted(path.suffix for path in model.iterdir()) == [".csv", ".csv", ".json", ".safetensors"]
+    assert fail("train", tmp_path / "f.h5", "--captions", captions, "--output", model) == (
+        f"Error: {model}: holds a model already; pass --overwrite to replace it, or another --output"
+    )
+
+
+def test_train_without_a_store_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    captions = tmp_path / "c.csv"
+    captions.write_text("image,caption\na.jpg,a dog\n")
+    message = fail("train", tmp_path / "f.h5", "--captions", captions, "--output", tmp_path / "model")
+    assert message == (
+        f"Error: {tmp_path / 'f.h5'}: no such feature store; "
+        f"make it with `captionmill extract IMAGES --output {tmp_path / 'f.h5'}`"
+    )
+
+
+def test_caption_writes_a_row_for_every_image_found(model: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "captions.csv"
+    result = run("caption", photos, "--model", model, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert f"{output}: 9 images found: 8 captioned (0 from cached features), 1 failed; " in result.stdout
+    rows = read_csv(output)
+    assert list(rows[0]) == ["path", "caption", "confidence", "status", "error"]
+    assert [row["path"] for row in rows] == sorted(row["path"] for row in rows)
+    for row in rows:
+        if row["path"] == "broken.jpg":
+            assert (row["caption"], row["confidence"], row["status"]) == ("", "", "failed")
+            assert row["error"]
+        else:
+            colour = Path(row["path"]).stem.split("_")[0]
+            assert row["caption"] == f"a {colour} picture all {colour}"
+            assert 0 < float(row["confidence"]) <= 1
+            assert (row["status"], row["error"]) == ("ok", "")
+    (tmp_path / "photos" / "broken.jpg").unlink()
+    again = run("caption", photos, "--model", model, "--output", output)
+    assert "8 images found: 8 captioned (8 from cached features), 0 failed" in again.stdout
+    assert len(read_csv(output)) == 8
+
+
+def test_caption_of_other_features_is_refused_and_keeps_the_table(
+    model: Path, photos: Path, thin_weights: Path, tmp_path: Path
+) -> None:
+    run("extract", photos, "--output", tmp_path / "other.h5", *THIN[:-1], "48", "--weights", thin_weights)
+    (tmp_path / "captions_before.csv").write_text("good\n")
+    arguments = ["--model", model, "--output", tmp_path / "captions_before.csv", "--features", tmp_path / "other.h5"]
+    assert fail("caption", photos, *arguments).endswith("the model has image_size: 32, not 48; resize_size: 32, not 48")
+    assert (tmp_path / "captions_before.csv").read_text() == "good\n"
+
+
+def test_caption_finds_moved_weights_by_option_and_refuses_other_ones(
+    model: Path, photos: Path, thin_weights: Path, tmp_path: Path
+) -> None:
+    bundle_path = model / "bundle.json"
+    bundle = json.loads(bundle_path.read_text())
+    bundle["features"]["weights"] = str(tmp_path / "gone.safetensors")
+    bundle_path.write_text(json.dumps(bundle))
+    arguments = ["caption", photos, "--model", model, "--output", tmp_path / "c.csv"]
+    assert "pass --weights FILE" in fail(*arguments)
+    assert run(*arguments, "--weights", thin_weights).exit_code == 0
+
+
+def test_caption_of_a_folder_without_readable_images_still_writes_the_reasons(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"nothing")
+    message = fail("caption", tmp_path / "bad", "--model", model, "--output", tmp_path / "c.csv")
+    assert "none of 1 images can be read" in message
+    assert [row["status"] for row in read_csv(tmp_path / "c.csv")] == ["failed"]
+
+
+def test_evaluate_prints_a_table_and_writes_json(model: Path, captions: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scores.json"
+    result = run("evaluate", tmp_path / "f.h5", "--model", model, "--captions", captions, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("2 images: test split of the captions file\n  BLEU-1   1.0000\n")
+    assert "  BLEU-4   1.0000\n  ROUGE-L  1.0000\n  CIDEr-D  " in result.stdout
+    scores = json.loads(output.read_text())
+    assert scores["images"] == 2
+    assert scores["scores"]["rouge_l"] == 1.0
+
+
+def test_vocabulary_prints_words_and_indices(model: Path) -> None:
+    lines = run("vocabulary", model).stdout.splitlines()
+    assert lines[:4] == ["0\t<pad>", "1\t<start>", "2\t<end>", "3\t<unk>"]
+    assert lines[4:8] == ["4\ta", "5\tall", "6\tpicture", "7\tblue"]
+    assert run("vocabulary", model, "--word", "Picture").stdout == "6\n"
+    assert fail("vocabulary", model, "--word", "tree").startswith("Error: tree: none of the 11 words of ")
+
+
+def test_features_info_and_verify(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "f.h5"
+    info = run("features", "info", path)
+    assert info.stdout.startswith(f"{path}: 8 images, float16, 0.0 MB\n")
+    assert "backbone        scenes-resnet14\n" in info.stdout
+    assert run("features", "verify", path).stdout == f"{path}: 8 rows, all as written\n"
+    store = FeatureStore.open(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(store["red_0.png"].tobytes()) + 100] ^= 4
+    path.write_bytes(content)
+    result = run("features", "verify", path)
+    assert result.exit_code == 1
+    assert "  red_0.png\n" in result.stderr
+    assert f"Error: {path}: 1 of 8 rows are damaged" in result.stderr
+
+
+def test_an_output_that_cannot_be_written_is_a_one_line_error(model: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = fail("caption", photos, "--model", model, "--output", tmp_path / "file" / "captions.csv")
+    assert "file" in message
+    assert "Traceback" not in message
