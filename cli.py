@@ -243,6 +243,7 @@ def train(
 @click.option("--weights", type=_FILE, help="The backbone's weights file, if it was moved since training.")
 @_search
 @_machine
+@click.option("--overwrite", is_flag=True, help="Replace a cache that holds other features than the model needs.")
 @_quiet
 def caption(
     images: Path,
@@ -252,6 +253,7 @@ def caption(
     weights: Path | None,
     beam_size: int,
     max_length: int,
+    overwrite: bool,
     quiet: bool,
     **machine: Any,
 ) -> None:
@@ -272,6 +274,7 @@ def caption(
             search=SearchConfig(beam_size=beam_size, max_length=max_length),
             machine=ExtractConfig(**machine),
             weights=weights,
+            overwrite=overwrite,
             progress=progress,
         )
     click.echo(f"{output}: {summaries.folder_line(summary)}")

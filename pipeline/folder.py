@@ -6,7 +6,7 @@ from pathlib import Path
 
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.feature_spec import FeatureSpec
-from captionmill.data.feature_store import FeatureStore, store_exists
+from captionmill.data.feature_store import FeatureStore, delete_store, store_exists
 from captionmill.data.images import find_images
 from captionmill.data.tables import CaptionRow, write_captions
 from captionmill.stages.config import ExtractConfig, SearchConfig
@@ -45,13 +45,15 @@ def caption_folder(
     search: SearchConfig = SearchConfig(),
     machine: ExtractConfig = ExtractConfig(),
     weights: Path | None = None,
+    overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> FolderSummary:
     """Caption every image of `images` (a folder or a list of paths) with `model` and write the table `output`.
 
     Features are cached in `features`, by default beside the table. The model knows its backbone and preprocessing; of
     `machine` only batch size, workers, device and precision are used. `weights` says where the backbone's weights file
-    is now, if it was moved since the model was trained.
+    is now, if it was moved since the model was trained. `overwrite` replaces a cache that holds other features than the
+    model needs.
 
     Raises InputError if there is no image or none can be read (the table is written all the same), WeightsError if the
     backbone's weights are not the model's, SpecMismatchError if the cache holds other features than the model needs.
@@ -64,9 +66,12 @@ def caption_folder(
     failures: tuple[Failure, ...] = ()
     if store_exists(cache_path):
         store = FeatureStore.open(cache_path)
-        captioner.bundle.spec.require(store.spec, mine="the model", others=str(cache_path))
-        machine = replace(machine, dtype=store.dtype)
-        cached = sum(image.key in store for image in found)
+        if overwrite and captioner.bundle.spec.differences(store.spec):
+            delete_store(cache_path)
+        else:
+            captioner.bundle.spec.require(store.spec, mine="the model", others=str(cache_path))
+            machine = replace(machine, dtype=store.dtype)
+            cached = sum(image.key in store for image in found)
     if cached < len(found):
         encoder = _build_encoder(captioner.bundle.spec, machine, weights)
         failures = extract_images(found, cache_path, encoder, machine, progress=progress).failures

@@ -76,7 +76,14 @@ def _is_replaced(stage: _Stage, recorded: Record | None) -> bool:
     if stage.name != "extract":
         return True
     before, now = recorded["settings"], stage.made_from["settings"]
-    return any(before.get(name) != now[name] for name in _WHAT_MAKES_ROWS)
+    other_weights = recorded["inputs"].get("weights") != stage.made_from["inputs"].get("weights")
+    return other_weights or any(before.get(name) != now[name] for name in _WHAT_MAKES_ROWS)
+
+
+def _weights_path(plan: Plan) -> Path | None:
+    """The weights file, or None for weights by name."""
+    path = Path(plan.extract.config.weights)
+    return path if path.is_file() else None
 
 
 def _stages(plan: Plan, on_epoch: Callable[[EpochResult], None], progress: Progress) -> Iterator[_Stage]:
@@ -86,7 +93,7 @@ def _stages(plan: Plan, on_epoch: Callable[[EpochResult], None], progress: Progr
         "extract",
         features,
         store_exists(features),
-        describe(asdict(plan.extract.config), {"images": plan.extract.images}),
+        describe(asdict(plan.extract.config), {"images": plan.extract.images, "weights": _weights_path(plan)}),
         lambda replaced: extract(
             plan.extract.images, features, plan.extract.config, overwrite=replaced, progress=progress
         ),
@@ -147,6 +154,7 @@ def _stages(plan: Plan, on_epoch: Callable[[EpochResult], None], progress: Progr
                 folder.output,
                 search=folder.search,
                 machine=plan.extract.config,
+                overwrite=replaced,
                 progress=progress,
             ),
         )
