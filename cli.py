@@ -1,6 +1,7 @@
 """The `captionmill` command: options -> one call -> a summary. Heavy imports stay inside, so that help is instant."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,11 @@ _search = _options(
 )
 
 
+# torch's threads would spin while they wait for each other: with another busy program beside them, training took seven
+# times as long. Read once, when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 @click.group(cls=_ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="captionmill")
 def main() -> None:
@@ -182,6 +188,7 @@ def extract(
 @_setting(TrainConfig, "embed_dim", "Numbers a word embedding.")
 @_setting(TrainConfig, "hidden_dim", "Numbers in the LSTM's state.")
 @_setting(TrainConfig, "dropout", "Share of values dropped in training, 0 to 1.", minimum=0)
+@_setting(TrainConfig, "feature_dropout", "Share of the image's numbers dropped in training, 0 to 1.", minimum=0)
 @_setting(TrainConfig, "batch_size", "Captions an optimizer step.")
 @_setting(TrainConfig, "learning_rate", "Step size of Adam.", minimum=0)
 @_setting(TrainConfig, "clip_value", "Each gradient is cut to plus or minus this.", minimum=0)

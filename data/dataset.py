@@ -10,6 +10,20 @@ from captionmill.data.feature_store import Features, FeatureStore
 from captionmill.data.vocabulary import END, PAD, START, Vocabulary
 
 BUCKET_BATCHES = 20
+_BLOCK_ROWS = 4096
+
+
+def measure_features(store: FeatureStore, keys: Sequence[str]) -> tuple[Features, Features]:
+    """Mean and standard deviation of each number over the images `keys`, each [D] float32; read block by block."""
+    total, squares = np.zeros(store.spec.feature_dim), np.zeros(store.spec.feature_dim)
+    for start in range(0, len(keys), _BLOCK_ROWS):
+        rows = store.read([store.position(key) for key in keys[start : start + _BLOCK_ROWS]]).astype(np.float64)
+        total += rows.sum(0)
+        squares += (rows**2).sum(0)
+    mean = total / len(keys)
+    variance = np.maximum(squares / len(keys) - mean**2, 0)
+    std = np.where(variance > 1e-12 * (mean**2 + 1e-12), np.sqrt(variance), 0)  # rounding is no variation
+    return mean.astype(np.float32), std.astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ SHADES = {  # chosen to stand out from every background
     "purple": (128, 40, 176),
     "pink": (248, 128, 188),
 }
-RADIUS_RANGES = {"small": (0.11, 0.14), "large": (0.24, 0.29)}  # shares of the picture's height
+RADIUS_RANGES = {"small": (0.14, 0.17), "large": (0.25, 0.29)}  # shares of the picture's height
 WIDTH_RANGE = (176, 208)  # pixels; the height is three quarters of it
 OVERSAMPLING = 3  # outlines are drawn this much larger, then averaged: smooth edges
 JPEG_QUALITY = 92
@@ -142,7 +142,7 @@ def _paint_background(texture: Texture, size: tuple[int, int], rng: np.random.Ge
 
 def _find_free_centres(radii: list[float], size: tuple[int, int], rng: np.random.Generator) -> list[Points]:
     """Centres where the objects lie whole inside the picture and apart from each other."""
-    while True:  # 3.2 tries on average for two objects (5,000 scenes)
+    while True:  # 5 tries on average for two objects (5,000 scenes)
         centres = [rng.uniform(REACH * radius, np.array(size) - REACH * radius) for radius in radii]
         if len(radii) == 1 or math.dist(*centres) > REACH * sum(radii):
             return centres

@@ -55,6 +55,8 @@ class TrainConfig:
     """Numbers in the LSTM's hidden state."""
     dropout: float = 0.5
     """Share of embedding and output values dropped in training."""
+    feature_dropout: float = 0.3
+    """Share of the image's numbers dropped in training."""
     batch_size: int = 50
     """Captions an optimizer step; 128 trained far worse on Flickr8k at this learning rate."""
     learning_rate: float = 5e-4

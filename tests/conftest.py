@@ -16,7 +16,7 @@ torch.set_num_threads(2)
 def thin_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of the demo's backbone, as a .safetensors file."""
     torch.manual_seed(0)
-    network = ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=8)
+    network = ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=5)
     path = tmp_path_factory.mktemp("weights") / "thin.safetensors"
     safetensors.torch.save_file({k: v for k, v in network.state_dict().items() if not k.startswith("fc.")}, path)
     return path

@@ -13,7 +13,20 @@ from captionmill.cli import main
 from captionmill.data.feature_store import FeatureStore
 
 THIN = ["--backbone", "scenes-resnet14", "--preprocess", "squash", "--image-size", "32"]
-SMALL = ["--min-count", "1", "--embed-dim", "16", "--hidden-dim", "32", "--dropout", "0", "--learning-rate", "0.02"]
+SMALL = [
+    "--min-count",
+    "1",
+    "--embed-dim",
+    "16",
+    "--hidden-dim",
+    "32",
+    "--dropout",
+    "0",
+    "--feature-dropout",
+    "0",
+    "--learning-rate",
+    "0.02",
+]
 SMALL += ["--batch-size", "4", "--max-epochs", "40", "--patience", "40"]
 
 
@@ -37,7 +50,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def trained(thin_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of photos, their captions (one of each colour in train, its twin in val or test), a store, a model."""
+    """A folder of photos, their captions (one of each colour in train, its twin in val), a store, a model."""
     folder = tmp_path_factory.mktemp("trained")
     draw_photos(folder / "photos")
     with (folder / "captions.csv").open("w", encoding="utf-8", newline="") as file:
@@ -45,7 +58,7 @@ def trained(thin_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         writer.writerow(["image", "caption", "split"])
         for image in sorted((folder / "photos").rglob("*_*.*")):
             colour, number = image.stem.split("_")
-            split = "train" if int(number) < 4 else "val" if int(number) < 6 else "test"
+            split = "train" if int(number) < 4 else "val"
             key = image.relative_to(folder / "photos").as_posix()
             writer.writerow([key, f"a {colour} picture, all {colour}", split])
     extracted = run("extract", folder / "photos", "--output", folder / "f.h5", *THIN, "--weights", thin_weights)
@@ -119,7 +132,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], message: str) -> None:
 
 def test_train_shows_splits_epochs_and_the_model(model: Path, captions: Path, tmp_path: Path) -> None:
     result = run("train", tmp_path / "f.h5", "--captions", captions, "--output", tmp_path / "other", *SMALL)
-    assert "images: 4 train, 2 val, 2 test\n" in result.stderr
+    assert "images: 4 train, 4 val, 0 test\n" in result.stderr
     assert "epoch 1: loss " in result.stderr
     assert result.stdout.startswith(f"{tmp_path / 'other'}: 11 words, epoch ")
     assert sorted(path.suffix for path in model.iterdir()) == [".csv", ".csv", ".json", ".safetensors"]
@@ -193,10 +206,13 @@ def test_caption_of_a_folder_without_readable_images_still_writes_the_reasons(mo
 
 def test_evaluate_prints_a_table_and_writes_json(model: Path, captions: Path, tmp_path: Path) -> None:
     output = tmp_path / "scores.json"
-    result = run("evaluate", tmp_path / "f.h5", "--model", model, "--captions", captions, "--output", output)
+    (tmp_path / "list.txt").write_text("blue_6.JPG\nmore/yellow_7.JPG\nnowhere.jpg\n")
+    arguments = ["--captions", captions, "--list", tmp_path / "list.txt", "--output", output]
+    result = run("evaluate", tmp_path / "f.h5", "--model", model, *arguments)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("2 images: test split of the captions file\n  BLEU-1   1.0000\n")
+    assert result.stdout.startswith("2 images: listed in list.txt\n  BLEU-1   1.0000\n")
     assert "  BLEU-4   1.0000\n  ROUGE-L  1.0000\n  CIDEr-D  " in result.stdout
+    assert "  nowhere.jpg\n" in result.stderr
     scores = json.loads(output.read_text())
     assert scores["images"] == 2
     assert scores["scores"]["rouge_l"] == 1.0

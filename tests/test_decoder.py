@@ -1,8 +1,14 @@
 """The decoder learns what it is shown, and its two ways of running agree."""
 
+from pathlib import Path
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from builders import make_rows, make_store
 
+from captionmill.data.dataset import measure_features
+from captionmill.data.feature_store import FeatureStore
 from captionmill.data.vocabulary import Vocabulary
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.search import search_captions
@@ -19,7 +25,11 @@ CAPTIONS = [
 
 def build_decoder(vocab_size: int, *, dropout: float = 0.0) -> Decoder:
     torch.manual_seed(1)
-    return Decoder(DecoderConfig(feature_dim=16, vocab_size=vocab_size, embed_dim=32, hidden_dim=64, dropout=dropout))
+    return Decoder(
+        DecoderConfig(
+            feature_dim=16, vocab_size=vocab_size, embed_dim=32, hidden_dim=64, dropout=dropout, feature_dropout=0
+        )
+    )
 
 
 def test_a_decoder_overfits_six_captions_exactly() -> None:
@@ -52,10 +62,31 @@ def test_stepping_gives_the_logits_of_teacher_forcing() -> None:
         torch.testing.assert_close(logits, expected[:, step])
 
 
-def test_the_initial_state_depends_on_the_direction_of_the_features_only() -> None:
+def test_features_are_standardised_before_they_make_the_initial_state() -> None:
     decoder = build_decoder(11).eval()
     features = torch.randn(2, 16)
     hidden, cell = decoder.start(features)
     assert hidden.shape == cell.shape == (1, 2, 64)
-    torch.testing.assert_close(decoder.start(10 * features)[0], hidden)
     assert not torch.equal(hidden[0, 0], hidden[0, 1])
+    std = torch.rand(16) + 0.5
+    decoder.fit_features(torch.full((16,), 3.0), std)
+    torch.testing.assert_close(decoder.start(features * std + 3)[0], hidden)
+
+
+def test_a_number_that_never_varied_in_training_is_divided_by_a_tenth_of_the_average_deviation() -> None:
+    decoder = build_decoder(11)
+    decoder.fit_features(torch.zeros(16), torch.tensor([0.0] + 15 * [1.6]))
+    assert decoder.feature_std.tolist() == torch.tensor([0.15] + 15 * [1.6]).tolist()
+    decoder.fit_features(torch.zeros(16), torch.zeros(16))
+    assert decoder.feature_std.tolist() == 16 * [1.0]
+
+
+def test_features_are_measured_over_the_training_images_only(tmp_path: Path) -> None:
+    rows = make_rows(9000, dim=3) * 2 + 5
+    keys = [f"{number:05d}" for number in range(9000)]
+    store = FeatureStore.open(make_store(tmp_path / "f.h5", keys, rows))
+    mean, std = measure_features(store, keys[:8000])
+    np.testing.assert_allclose(mean, rows[:8000].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(std, rows[:8000].std(0), rtol=1e-5)
+    constant = make_store(tmp_path / "g.h5", ["a", "b"], np.full((2, 3), 0.1, np.float32))
+    assert measure_features(FeatureStore.open(constant), ["a", "b"])[1].tolist() == [0, 0, 0]

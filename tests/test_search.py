@@ -18,7 +18,9 @@ Beam = tuple[float, tuple[int, ...], State]
 def decoder() -> Decoder:
     """Random, with weights large enough that captions differ and end at different lengths."""
     torch.manual_seed(3)
-    decoder = Decoder(DecoderConfig(feature_dim=8, vocab_size=30, embed_dim=16, hidden_dim=32, dropout=0.5)).eval()
+    decoder = Decoder(
+        DecoderConfig(feature_dim=8, vocab_size=30, embed_dim=16, hidden_dim=32, dropout=0.5, feature_dropout=0.3)
+    ).eval()
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.mul_(4)
@@ -95,7 +97,9 @@ def test_log_probabilities_are_those_of_teacher_forcing(decoder: Decoder, featur
 
 def test_a_caption_that_never_ends_is_cut_and_marked(features: Tensor) -> None:
     torch.manual_seed(0)
-    endless = Decoder(DecoderConfig(feature_dim=8, vocab_size=6, embed_dim=4, hidden_dim=4, dropout=0.0)).eval()
+    endless = Decoder(
+        DecoderConfig(feature_dim=8, vocab_size=6, embed_dim=4, hidden_dim=4, dropout=0.0, feature_dropout=0.0)
+    ).eval()
     with torch.no_grad():
         endless.to_logits.bias[END] = -100
     for caption in search_captions(endless, features[:3], beam_size=3, max_length=5):
@@ -105,7 +109,9 @@ def test_a_caption_that_never_ends_is_cut_and_marked(features: Tensor) -> None:
 
 def test_special_words_are_never_chosen_and_no_caption_is_empty(features: Tensor) -> None:
     torch.manual_seed(0)
-    tempted = Decoder(DecoderConfig(feature_dim=8, vocab_size=6, embed_dim=4, hidden_dim=4, dropout=0.0)).eval()
+    tempted = Decoder(
+        DecoderConfig(feature_dim=8, vocab_size=6, embed_dim=4, hidden_dim=4, dropout=0.0, feature_dropout=0.0)
+    ).eval()
     with torch.no_grad():
         tempted.to_logits.bias[:4] = 50
     for beam_size in (1, 2, 4, 9):

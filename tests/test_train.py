@@ -20,7 +20,15 @@ from captionmill.stages.decoding.evaluate import evaluate
 from captionmill.stages.decoding.train import EpochResult, train
 
 CONFIG = TrainConfig(
-    min_count=1, embed_dim=16, hidden_dim=32, dropout=0.0, batch_size=6, learning_rate=0.02, max_epochs=40, patience=40
+    min_count=1,
+    embed_dim=16,
+    hidden_dim=32,
+    dropout=0.0,
+    feature_dropout=0.0,
+    batch_size=6,
+    learning_rate=0.02,
+    max_epochs=40,
+    patience=40,
 )
 CAPTIONS = {
     "a.jpg": ("a red ball on grass", "train"),

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 State = tuple[Tensor, Tensor]
@@ -24,6 +23,8 @@ class DecoderConfig:
     """Numbers in the hidden state, and in the cell state."""
     dropout: float
     """Share of embedding and output values dropped in training."""
+    feature_dropout: float
+    """Share of the image's numbers dropped in training."""
 
 
 class Decoder(nn.Module):
@@ -33,10 +34,16 @@ class Decoder(nn.Module):
     ("init-inject" in Tanti et al. 2018).
     """
 
+    feature_mean: Tensor
+    feature_std: Tensor
+
     def __init__(self, config: DecoderConfig) -> None:
-        """Fresh weights from torch's global generator."""
+        """Fresh weights from torch's global generator; features are taken as they are until `fit_features`."""
         super().__init__()
         self.config = config
+        self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
+        self.register_buffer("feature_std", torch.ones(config.feature_dim))
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.to_hidden = nn.Linear(config.feature_dim, config.hidden_dim)
         self.to_cell = nn.Linear(config.feature_dim, config.hidden_dim)
         self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
@@ -44,11 +51,21 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.to_logits = nn.Linear(config.hidden_dim, config.vocab_size)
 
+    def fit_features(self, mean: Tensor, std: Tensor) -> None:
+        """Standardise features by the training images' `mean` and `std` [D].
+
+        A tenth of the average deviation is the least that is divided by: a number that hardly varied in training must
+        not drown the others when it does.
+        """
+        self.feature_mean.copy_(mean)
+        self.feature_std.copy_(std.clamp(min=0.1 * float(std.mean()) or 1.0))
+
     def start(self, features: Tensor) -> State:
-        """The LSTM's state before `<start>`, from features [B, D] of unit length times the root of D."""
-        scaled = F.normalize(features.float()) * features.shape[1] ** 0.5  # [B, D]: as large as D unit normals
-        hidden = torch.tanh(self.to_hidden(self.dropout(scaled)))  # [B, H]
-        cell = torch.tanh(self.to_cell(self.dropout(scaled)))  # [B, H]
+        """The LSTM's state before `<start>`, from features [B, D]."""
+        standardised = (features.float() - self.feature_mean) / self.feature_std  # [B, D]
+        dropped = self.feature_dropout(standardised)
+        hidden = torch.tanh(self.to_hidden(dropped))  # [B, H]
+        cell = torch.tanh(self.to_cell(dropped))  # [B, H]
         return hidden.unsqueeze(0), cell.unsqueeze(0)
 
     def unroll(self, features: Tensor, words: Tensor) -> Tensor:

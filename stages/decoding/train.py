@@ -19,7 +19,7 @@ from torch import nn
 
 from captionmill.data.annotations import read_annotations, read_split_list
 from captionmill.data.bundle import Bundle, bundle_exists, read_bundle, write_bundle
-from captionmill.data.dataset import CaptionDataset, TrainingBatch
+from captionmill.data.dataset import CaptionDataset, TrainingBatch, measure_features
 from captionmill.data.errors import InputError, TrainingError
 from captionmill.data.feature_store import FeatureStore
 from captionmill.data.splits import Splits, choose_splits
@@ -156,8 +156,12 @@ class Trainer:
                 embed_dim=config.embed_dim,
                 hidden_dim=config.hidden_dim,
                 dropout=config.dropout,
+                feature_dropout=config.feature_dropout,
             )
-        ).to(self.device)
+        )
+        mean, std = measure_features(store, splits.train)
+        self.decoder.fit_features(torch.from_numpy(mean), torch.from_numpy(std))
+        self.decoder.to(self.device)
         self._optimizer = torch.optim.Adam(self.decoder.parameters(), lr=config.learning_rate)
         self._val_scorer = CiderD({key: [tokenize_ptb(text) for text in captions[key]] for key in splits.val})
 

@@ -137,7 +137,7 @@ class _Normalised(nn.Module):
 
 def _build_resnet(backbone: str) -> ResNet:
     if backbone == SCENES_BACKBONE:
-        resnet = ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=8)
+        resnet = ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=5)
     else:
         resnet = get_model(backbone, weights=None)
     resnet.fc = nn.Identity()
