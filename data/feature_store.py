@@ -10,6 +10,7 @@ strings, sorted), `features` (N x D, little-endian float16 or float32, contiguou
 the key's UTF-8 bytes, a zero byte and the row's bytes).
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -220,7 +221,9 @@ class FeatureWriter:
         finally:
             self._lock.release()
         if error is None:
-            shutil.rmtree(parts_dir(self.path), ignore_errors=True)
+            with contextlib.suppress(OSError):  # another process may have begun to write
+                (parts_dir(self.path) / ".lock").unlink()
+                parts_dir(self.path).rmdir()
 
     def add(self, keys: Sequence[str], rows: Features) -> None:
         """Add one row [D] a key; they are safe once a part is full or `flush` is called."""
@@ -251,10 +254,13 @@ class FeatureWriter:
         self._keys, self._rows, self._row_count = [], [], 0
 
     def _join(self) -> None:
-        if not any(parts_dir(self.path).glob("part-*.h5")):
+        part_paths = sorted(parts_dir(self.path).glob("part-*.h5"))
+        if not part_paths:
             return
         store = FeatureStore.open(self.path)
         self._write_file(self.path, len(store), store.blocks())
+        for part_path in part_paths:
+            part_path.unlink()
 
     def _write_file(self, path: Path, row_count: int, blocks: Iterable[tuple[list[str], Features]]) -> None:
         try:

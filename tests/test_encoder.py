@@ -134,6 +134,16 @@ def test_without_a_network_the_error_says_which_file_goes_where(
     assert "\n" not in message
 
 
+def test_a_file_in_the_cache_folder_that_is_not_torchvisions_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resnet50_path: Path
+) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "resnet50-0676ba61.pth").write_bytes(resnet50_path.read_bytes())
+    with pytest.raises(WeightsError, match=r"resnet50-0676ba61\.pth: damaged, or another file under this name"):
+        build_encoder(ExtractConfig())
+
+
 @pytest.mark.parametrize(
     ("device", "precision", "message"),
     [("cuda:99", "auto", "CUDA devices here"), ("toaster", "auto", "no such device"), ("cpu", "fp16", "needs a GPU")],

@@ -181,18 +181,25 @@ def _read_weights(config: ExtractConfig) -> tuple[dict[str, Tensor], str, float]
 
 
 def _download(named: Any) -> dict[str, Tensor]:
+    """The tensors of torchvision's file, from torch's cache folder or, once, the network; the name holds the hash."""
     name = named.url.rsplit("/", 1)[-1]
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    hash_prefix = Path(name).stem.rsplit("-", 1)[-1]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
     try:
-        state: dict[str, Tensor] = named.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(named.url, str(path), hash_prefix)
     except (URLError, OSError) as exc:
         raise WeightsError(
-            f"cannot download {name} ({exc}); fetch {named.url} elsewhere and put it in {folder}, "
+            f"cannot download {name} ({exc}); fetch {named.url} elsewhere and put it in {path.parent}, "
             "or pass --weights FILE"
         ) from exc
-    except RuntimeError as exc:  # the hash of the download is wrong
-        raise WeightsError(f"the download of {name} is damaged ({exc}); delete it from {folder} and run again") from exc
-    return state
+    except RuntimeError as exc:  # the hash of what came is wrong
+        raise WeightsError(f"the download of {name} came damaged; run again") from exc
+    with path.open("rb") as file:
+        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(hash_prefix):
+            raise WeightsError(f"{path}: damaged, or another file under this name; delete it and run again")
+    return _read_state(path)
 
 
 _Read = Callable[[Path], Mapping[str, Any]]
