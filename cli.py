@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -15,6 +15,7 @@ from captionmill.pipeline.summaries import show_count, show_list
 from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from captionmill.pipeline.run import StageOutcome
     from captionmill.stages.decoding.train import EpochResult
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -398,6 +399,11 @@ def _show_stage(_: str, command: str) -> None:
     click.echo(f"$ {command}", err=True)
 
 
+def _show_outcomes(outcomes: Iterable["StageOutcome"]) -> None:
+    for outcome in outcomes:
+        click.echo(f"{outcome.output}: {outcome.text}")
+
+
 def _epoch_printer(quiet: bool) -> Callable[["EpochResult"], None]:
     return lambda result: None if quiet else click.echo(summaries.epoch_line(result), err=True)
 
@@ -414,8 +420,7 @@ def run(pipeline: Path, quiet: bool) -> None:
 
     with ProgressBars(quiet=quiet) as progress:
         outcomes = run_pipeline(pipeline, on_stage=_show_stage, on_epoch=_epoch_printer(quiet), progress=progress)
-    for outcome in outcomes:
-        click.echo(f"{outcome.stage:9} {'up to date' if outcome.summary is None else 'done'}  {outcome.output}")
+    _show_outcomes(outcomes)
 
 
 @main.command()
@@ -434,6 +439,7 @@ def demo(folder: Path, quiet: bool) -> None:
 
     with ProgressBars(quiet=quiet) as progress:
         summary = run_demo(folder, on_stage=_show_stage, on_epoch=_epoch_printer(quiet), progress=progress)
+    _show_outcomes(summary.outcomes)
     click.echo(
         f"\n{summary.right_count} of {summary.held_out_count} held-out captions are right in every object, colour, "
         f"size and background ({summaries.show_duration(summary.duration_s)})\n"

@@ -1,5 +1,6 @@
 """The demo: drawn scenes, a pipeline file over them, and a page that shows the captions of pictures held out."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from captionmill.data.samples import draw_samples
 from captionmill.data.scene_captions import Scene, describes
 from captionmill.data.tables import CaptionRow, read_captions
 from captionmill.pipeline.run import StageName, StageOutcome, run_pipeline
-from captionmill.stages.decoding.evaluate import Evaluation
 from captionmill.stages.decoding.train import EpochResult
 from captionmill.stages.runtime import Progress, no_progress
 from captionmill.stages.scoring.report import PageEntry, write_page
@@ -32,7 +32,11 @@ image_size = 128
 captions = "references.csv"
 output = "model"
 min_count = 1
-max_epochs = 12
+embed_dim = 128
+hidden_dim = 256
+dropout = 0.2
+learning_rate = 1e-3
+max_epochs = 10
 
 [evaluate]
 output = "scores.json"
@@ -73,29 +77,31 @@ def run_demo(
     """
     started = time.monotonic()
     plan_path = folder / PLAN_NAME
-    if folder.exists() and any(folder.iterdir()) and not plan_path.exists():
+    if folder.exists() and any(folder.iterdir()) and not _is_demo(plan_path):
         raise InputError(f"{folder}: holds other files; name an empty or a new folder")
+    write_text(plan_path, PLAN)
     draw_samples(folder / PICTURES_DIR, picture_count, seed=_SEED, captions_path=folder / "references.csv")
     scenes = draw_samples(folder / HELD_OUT_DIR, held_out_count, seed=_SEED + 1)
-    write_text(plan_path, PLAN)
     outcomes = run_pipeline(plan_path, on_stage=on_stage, on_epoch=on_epoch, progress=progress)
 
     rows = read_captions(folder / CAPTIONS_NAME)
     right = {row.path: describes(row.caption, scenes[row.path]) for row in rows}
     right_count = sum(right.values())
     duration_s = time.monotonic() - started
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     summary = [
         (f"{right_count} of {len(rows)}", "held-out captions name every object, colour, size and background right"),
-        *(
-            (f"{outcome.summary.scores.cider_d:.2f}", "CIDEr-D on the test split")
-            for outcome in outcomes
-            if isinstance(outcome.summary, Evaluation)
-        ),
+        (f"{scores['scores']['cider_d']:.2f}", f"CIDEr-D on the {scores['images']} images of the test split"),
     ]
     entries = [_entry(folder, row, scenes[row.path], right[row.path]) for row in rows]
     page_path = folder / PAGE_NAME
     write_page(page_path, "captionmill: captions of drawn scenes it has never seen", summary, entries)
     return DemoSummary(folder, page_path, folder / CAPTIONS_NAME, tuple(outcomes), right_count, len(rows), duration_s)
+
+
+def _is_demo(plan_path: Path) -> bool:
+    """Whether a demo wrote this plan, finished or not: only then may its folder be written to."""
+    return plan_path.exists() and plan_path.read_text(encoding="utf-8").startswith(PLAN.splitlines()[0])
 
 
 def _entry(folder: Path, row: CaptionRow, scene: Scene, right: bool) -> PageEntry:

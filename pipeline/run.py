@@ -7,6 +7,7 @@ from typing import Literal
 
 from captionmill.data.bundle import bundle_exists
 from captionmill.data.feature_store import store_exists
+from captionmill.pipeline import summaries
 from captionmill.pipeline.commands import command_line
 from captionmill.pipeline.folder import FolderSummary, caption_folder
 from captionmill.pipeline.plan import Plan, read_plan
@@ -29,6 +30,21 @@ class StageOutcome:
     output: Path
     summary: StageSummary | None
     """What the stage did; None if its output was up to date."""
+
+    @property
+    def text(self) -> str:
+        """What the stage did, in words."""
+        match self.summary:
+            case ExtractSummary():
+                return summaries.extract_line(self.summary)
+            case TrainSummary():
+                return summaries.train_line(self.summary)
+            case Evaluation():
+                return summaries.score_table(self.summary)
+            case FolderSummary():
+                return summaries.folder_line(self.summary)
+            case None:
+                return "up to date"
 
 
 @dataclass(frozen=True)

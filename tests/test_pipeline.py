@@ -135,7 +135,7 @@ def test_the_command_shows_what_it_runs_and_the_commands_do_the_same(
     assert (plan_path.parent / "captions.csv").read_text() == captions
     assert (plan_path.parent / "model" / "bundle.json").read_text() == bundle
     again = run_command(plan_path)
-    assert [line.split()[1:4] for line in again.stdout.splitlines()] == 4 * [["up", "to", "date"]]
+    assert [line.split(": ")[1] for line in again.stdout.splitlines()] == 4 * ["up to date"]
 
 
 @pytest.mark.parametrize(
