@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
+
+SECONDS_BETWEEN_LINES = 30
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _ANY = click.Path(exists=True, path_type=Path)
@@ -41,12 +44,13 @@ class _ErrorGroup(click.Group):
 
 
 class ProgressBars:
-    """A bar on stderr for each label that a stage reports; on a log, where nothing can be redrawn, nothing."""
+    """On a terminal a bar for each label that a stage reports; in a log, a plain line now and then. On stderr."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self._shown = not quiet and sys.stderr.isatty()
+        self._quiet = quiet
         self._label = ""
         self._bar: Any = None
+        self._said_at = time.monotonic()
 
     def __enter__(self) -> "ProgressBars":
         return self
@@ -55,8 +59,15 @@ class ProgressBars:
         self._close()
 
     def __call__(self, label: str, done: int, total: int) -> None:
-        if not self._shown:
+        if self._quiet:
             return
+        if sys.stderr.isatty():
+            self._draw(label, done, total)
+        elif time.monotonic() - self._said_at > SECONDS_BETWEEN_LINES:
+            click.echo(f"{label}: {done:,} of {total:,}", err=True)
+            self._said_at = time.monotonic()
+
+    def _draw(self, label: str, done: int, total: int) -> None:
         if label != self._label:
             self._close()
             self._label = label

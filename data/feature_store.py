@@ -7,35 +7,32 @@ rename. So a process killed at any instant leaves a store that opens, and loses 
 
 Layout of each file: attributes `format`, `format_version`, `spec` (JSON), `made_by` (JSON); datasets `keys` (N UTF-8
 strings, sorted), `features` (N x D, little-endian float16 or float32, contiguous), `checksums` (N x uint32: CRC-32 of
-the key's UTF-8 bytes, a zero byte and the row's bytes).
+the key's UTF-8 bytes, a zero byte and the row's bytes), `sources` (N x 3 uint64: the fields of `ImageSource`).
 """
 
-import contextlib
 import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
-import filelock
 import h5py
 import numpy as np
 import numpy.typing as npt
 
-from captionmill.data.atomic import replace_atomically
 from captionmill.data.errors import StoreError
 from captionmill.data.feature_spec import FeatureSpec
+from captionmill.data.image_source import ImageSource
 
 StoredDtype = Literal["float16", "float32"]
 Features = npt.NDArray[np.floating[Any]]
+Sources = npt.NDArray[np.uint64]
 
 FORMAT = "captionmill-features"
 FORMAT_VERSION = 1
-ROWS_PER_PART = 1024  # at most this many rows are lost to a kill
 _BLOCK_ROWS = 4096
 
 
@@ -55,6 +52,9 @@ def delete_store(path: Path) -> None:
     shutil.rmtree(parts_dir(path), ignore_errors=True)
 
 
+Block = tuple[list[str], Features, Sources]
+
+
 @dataclass(frozen=True)
 class _StoreFile:
     """One HDF5 file of a store. The rows are mapped, not read, and no HDF5 handle stays open: safe under fork."""
@@ -65,6 +65,7 @@ class _StoreFile:
     keys: list[str]
     rows: Features  # [N, D]
     checksums: npt.NDArray[np.uint32]  # [N]
+    sources: Sources  # [N, 3]
 
 
 class FeatureStore:
@@ -138,6 +139,10 @@ class FeatureStore:
             rows[here] = self._files[number].rows[file_rows[here]]
         return rows
 
+    def source(self, key: str) -> ImageSource:
+        """What the row of `key` was read from; KeyError if there is none."""
+        return ImageSource(*self._sources([self._positions[key]])[0].tolist())
+
     def blocks(self, block_rows: int = _BLOCK_ROWS) -> Iterator[tuple[list[str], Features]]:
         """All rows in key order, as (keys, rows [block_rows, D]); the last block is shorter."""
         for start in range(0, len(self), block_rows):
@@ -155,143 +160,28 @@ class FeatureStore:
         """The keys of rows whose bytes are not those that were written."""
         damaged, start = [], 0
         for keys, rows in self.blocks():
-            right = _checksums(keys, rows) == self._row_checksums(range(start, start + len(keys)))
+            right = checksum_rows(keys, rows) == self._row_checksums(range(start, start + len(keys)))
             damaged += [keys[place] for place in np.flatnonzero(~right)]
             start += len(keys)
         return damaged
+
+    def _sources(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> Sources:
+        places = zip(self._file_numbers[positions], self._file_rows[positions], strict=True)
+        return np.array([self._files[number].sources[row] for number, row in places], dtype=np.uint64).reshape(-1, 3)
+
+    def joined_blocks(self) -> Iterator[Block]:
+        """All rows in key order, as they stand in a file."""
+        start = 0
+        for keys, rows in self.blocks():
+            yield keys, rows, self._sources(np.arange(start, start + len(keys)))
+            start += len(keys)
 
     def _row_checksums(self, positions: range) -> npt.NDArray[np.uint32]:
         places = zip(self._file_numbers[positions], self._file_rows[positions], strict=True)
         return np.fromiter((self._files[number].checksums[row] for number, row in places), np.uint32, len(positions))
 
 
-class FeatureWriter:
-    """Adds rows to a store, a part file at a time; leaving the block joins everything into one file.
-
-    A block left by an error, Ctrl-C included, keeps all rows added so far as parts; the next writer goes on from there.
-    """
-
-    def __init__(self, path: Path, spec: FeatureSpec, *, dtype: StoredDtype, made_by: dict[str, str]) -> None:
-        """Prepare to add rows made by `spec` to the store at `path`, which may exist.
-
-        Raises SpecMismatchError if it holds rows of another spec, StoreError if they have another dtype or if another
-        process is writing to it.
-        """
-        self.path, self.spec, self.dtype, self._made_by = path, spec, dtype, made_by
-        self._keys: list[str] = []
-        self._rows: list[Features] = []
-        self._row_count = 0
-        _make_folder(parts_dir(path))
-        self._lock = filelock.FileLock(parts_dir(path) / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout as exc:
-            raise StoreError(f"{path}: another process is writing to this store; wait for it to end") from exc
-        try:
-            self.known_keys = self._check_store()
-        except StoreError:
-            self._lock.release()
-            raise
-        numbers = [int(part.stem.removeprefix("part-")) for part in parts_dir(path).glob("part-*.h5")]
-        self._next_part = max(numbers, default=0) + 1
-
-    def _check_store(self) -> set[str]:
-        if not store_exists(self.path):
-            return set()
-        store = FeatureStore.open(self.path)
-        store.spec.require(self.spec, mine=str(self.path), others="this run")
-        if store.dtype != self.dtype:
-            raise StoreError(
-                f"{self.path} holds {store.dtype} rows, not {self.dtype}: pass --dtype {store.dtype}, or --overwrite"
-            )
-        return set(store.keys)
-
-    def __enter__(self) -> "FeatureWriter":
-        """Start adding."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Keep what was added and, unless an error ended the block, join all into one file."""
-        try:
-            self.flush()
-            if error is None:
-                self._join()
-        finally:
-            self._lock.release()
-        if error is None:
-            with contextlib.suppress(OSError):  # another process may have begun to write
-                (parts_dir(self.path) / ".lock").unlink()
-                parts_dir(self.path).rmdir()
-
-    def add(self, keys: Sequence[str], rows: Features) -> None:
-        """Add one row [D] a key; they are safe once a part is full or `flush` is called."""
-        if rows.shape != (len(keys), self.spec.feature_dim):
-            raise ValueError(
-                f"{len(keys)} keys need rows of shape {len(keys), self.spec.feature_dim}, not {rows.shape}"
-            )
-        if not np.isfinite(rows).all() or (self.dtype == "float16" and np.abs(rows).max(initial=0) > 65504):
-            raise StoreError(
-                f"features near {keys[0]} are not finite in {self.dtype}: use --dtype float32 or check the weights"
-            )
-        self._keys += keys
-        self._rows.append(rows.astype(self.dtype))
-        self._row_count += len(keys)
-        if self._row_count >= ROWS_PER_PART:
-            self.flush()
-
-    def flush(self) -> None:
-        """Put the rows added so far on disk as a part of their own."""
-        if not self._keys:
-            return
-        rows = np.concatenate(self._rows)
-        order = sorted(range(len(self._keys)), key=self._keys.__getitem__)
-        keys = [self._keys[place] for place in order]
-        path = parts_dir(self.path) / f"part-{self._next_part:06d}.h5"
-        self._write_file(path, len(keys), [(keys, rows[order])])
-        self._next_part += 1
-        self._keys, self._rows, self._row_count = [], [], 0
-
-    def _join(self) -> None:
-        part_paths = sorted(parts_dir(self.path).glob("part-*.h5"))
-        if not part_paths:
-            return
-        store = FeatureStore.open(self.path)
-        self._write_file(self.path, len(store), store.blocks())
-        for part_path in part_paths:
-            part_path.unlink()
-
-    def _write_file(self, path: Path, row_count: int, blocks: Iterable[tuple[list[str], Features]]) -> None:
-        try:
-            with replace_atomically(path) as partial_path, h5py.File(partial_path, "w") as file:
-                file.attrs["format"] = FORMAT
-                file.attrs["format_version"] = FORMAT_VERSION
-                file.attrs["spec"] = json.dumps(self.spec.to_json())
-                file.attrs["made_by"] = json.dumps(self._made_by)
-                all_keys = file.create_dataset("keys", (row_count,), dtype=h5py.string_dtype("utf-8"))
-                all_rows = file.create_dataset("features", (row_count, self.spec.feature_dim), dtype=self.dtype)
-                all_checksums = file.create_dataset("checksums", (row_count,), dtype="<u4")
-                start = 0
-                for keys, rows in blocks:
-                    block = slice(start, start + len(keys))
-                    all_keys[block], all_rows[block] = keys, rows
-                    all_checksums[block] = _checksums(keys, rows)
-                    start += len(keys)
-        except OSError as exc:
-            raise StoreError(
-                f"{path}: cannot be written ({exc}); rows already in parts are safe, run again to go on"
-            ) from exc
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise StoreError(f"{path}: cannot be made ({exc.strerror})") from exc
-
-
-def _checksums(keys: Sequence[str], rows: Features) -> npt.NDArray[np.uint32]:
+def checksum_rows(keys: Sequence[str], rows: Features) -> npt.NDArray[np.uint32]:
     """CRC-32 of each key and its row, [N]."""
     return np.fromiter(
         (zlib.crc32(row.tobytes(), zlib.crc32(key.encode() + b"\0")) for key, row in zip(keys, rows, strict=True)),
@@ -311,13 +201,13 @@ def _read_file(path: Path) -> _StoreFile:
             spec = FeatureSpec.from_json(json.loads(file.attrs["spec"]))
             made_by = json.loads(file.attrs["made_by"])
             keys = list(file["keys"].asstr()[:])
-            rows, checksums = file["features"], file["checksums"][:]
+            rows, checksums, sources = file["features"], file["checksums"][:], file["sources"][:]
             if rows.shape != (len(keys), spec.feature_dim) or checksums.shape != (len(keys),):
                 raise StoreError(f"{path}: {len(keys)} keys but features of shape {rows.shape}; extract it again")
             if (offset := rows.id.get_offset()) is None:  # another tool wrote it anew in chunks
-                return _StoreFile(path, spec, made_by, keys, rows[:], checksums)
+                return _StoreFile(path, spec, made_by, keys, rows[:], checksums, sources)
             mapped = np.memmap(path, mode="r", dtype=rows.dtype, shape=rows.shape, offset=offset)
-            return _StoreFile(path, spec, made_by, keys, mapped, checksums)
+            return _StoreFile(path, spec, made_by, keys, mapped, checksums, sources)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as exc:
         if isinstance(exc, StoreError):
             raise

@@ -12,7 +12,7 @@ from captionmill.data.tables import CaptionRow, write_captions
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
 from captionmill.stages.encoding.encoder import Encoder, build_encoder, config_for_spec
-from captionmill.stages.encoding.extract import extract_images
+from captionmill.stages.encoding.extract import extract_images, find_missing
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.runtime import Progress, no_progress
 
@@ -62,7 +62,7 @@ def caption_folder(
     captioner = Captioner.load(model, device=machine.device)
     found = find_images(images)
     cache_path = features or cache_path_for(output)
-    cached = 0
+    missing = len(found)
     failures: tuple[Failure, ...] = ()
     if store_exists(cache_path):
         store = FeatureStore.open(cache_path)
@@ -71,8 +71,8 @@ def caption_folder(
         else:
             captioner.bundle.spec.require(store.spec, mine="the model", others=str(cache_path))
             machine = replace(machine, dtype=store.dtype)
-            cached = sum(image.key in store for image in found)
-    if cached < len(found):
+            missing = len(find_missing(found, store))
+    if missing:
         encoder = _build_encoder(captioner.bundle.spec, machine, weights)
         failures = extract_images(found, cache_path, encoder, machine, progress=progress).failures
     reasons = {failure.key: failure.reason for failure in failures}
@@ -85,7 +85,9 @@ def caption_folder(
     write_captions(output, [rows[image.key] for image in found])
     if not readable:
         raise InputError(f"{images}: none of {len(found)} images can be read; the reasons are in {output}")
-    return FolderSummary(len(found), cached, len(readable), failures, cache_path, time.monotonic() - started)
+    return FolderSummary(
+        len(found), len(found) - missing, len(readable), failures, cache_path, time.monotonic() - started
+    )
 
 
 def _build_encoder(spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Encoder:

@@ -174,6 +174,16 @@ def test_caption_writes_a_row_for_every_image_found(model: Path, photos: Path, t
     assert len(read_csv(output)) == 8
 
 
+def test_another_folder_with_the_same_names_gets_its_own_captions(model: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "c.csv"
+    run("caption", photos, "--model", model, "--output", output)
+    (tmp_path / "swapped").mkdir()
+    (tmp_path / "swapped" / "red_0.png").write_bytes((photos / "blue_2.png").read_bytes())
+    result = run("caption", tmp_path / "swapped", "--model", model, "--output", output)
+    assert "1 image found: 1 captioned (0 from cached features), 0 failed" in result.stdout
+    assert [(row["path"], row["caption"]) for row in read_csv(output)] == [("red_0.png", "a blue picture all blue")]
+
+
 def test_caption_of_other_features_is_refused_and_keeps_the_table(
     model: Path, photos: Path, thin_weights: Path, tmp_path: Path
 ) -> None:

@@ -61,6 +61,22 @@ def test_a_rerun_does_only_what_is_missing(photos: Path, config: ExtractConfig, 
     assert (tmp_path / "failures.csv").read_text() == "key,reason\n"
 
 
+def test_a_changed_picture_is_extracted_again_and_a_touched_one_is_not(
+    photos: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    extract(photos, tmp_path / "f.h5", config)
+    before = FeatureStore.open(tmp_path / "f.h5")
+    (photos / "red_0.png").write_bytes((photos / "blue_2.png").read_bytes())
+    (photos / "blue_2.png").touch()
+    summary = extract(photos, tmp_path / "f.h5", config)
+    assert (summary.cached, summary.extracted, len(summary.failures)) == (7, 1, 1)
+    after = FeatureStore.open(tmp_path / "f.h5")
+    assert after.keys == before.keys
+    np.testing.assert_allclose(after["red_0.png"], before["blue_2.png"], rtol=2e-2, atol=1e-3)
+    assert after.source("red_0.png").content_hash == after.source("blue_2.png").content_hash
+    assert extract(photos, tmp_path / "f.h5", config).cached == 8
+
+
 def test_other_preprocessing_into_the_same_store_is_refused(
     photos: Path, config: ExtractConfig, tmp_path: Path
 ) -> None:
@@ -104,10 +120,10 @@ def test_a_killed_extraction_goes_on_to_the_same_file(config: ExtractConfig, tmp
         Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(folder / f"{number:03d}.png")
     program = (
         "import sys, time; from pathlib import Path\n"
-        "import captionmill.data.feature_store as feature_store\n"
+        "import captionmill.data.feature_writer as feature_writer\n"
         "from captionmill.stages.config import ExtractConfig\n"
         "from captionmill.stages.encoding.extract import extract\n"
-        "feature_store.ROWS_PER_PART = 6\n"
+        "feature_writer.ROWS_PER_PART = 6\n"
         f"extract(Path({str(folder)!r}), Path({str(tmp_path / 'f.h5')!r}), ExtractConfig(**{vars(config)!r}),\n"
         "        progress=lambda *_: time.sleep(0.05))\n"
     )

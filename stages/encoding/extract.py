@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captionmill.data.errors import InputError, StoreError
-from captionmill.data.feature_store import FeatureStore, FeatureWriter, delete_store
+from captionmill.data.feature_store import FeatureStore, delete_store
+from captionmill.data.feature_writer import FeatureWriter
+from captionmill.data.image_source import is_unchanged
 from captionmill.data.images import ImageFile, find_images
 from captionmill.data.tables import write_failures
 from captionmill.stages.config import ExtractConfig
@@ -25,7 +27,7 @@ class ExtractSummary:
     found: int
     """Images under the folder, or in the list."""
     cached: int
-    """Images that were in the store already."""
+    """Images that were in the store already, and have not changed since."""
     extracted: int
     """Images added to the store."""
     failures: tuple[Failure, ...]
@@ -47,9 +49,9 @@ def extract(
 ) -> ExtractSummary:
     """Cache the features of every image of `images` (a folder or a list of paths) in the store `output`.
 
-    Images already in the store are skipped. Unreadable ones are listed in `failures.csv` beside the store.
-    `overwrite` makes the store anew; the old one stays until the new one is complete. `limit` stops after that many
-    images of the sorted list.
+    Images already in the store are skipped unless their file has changed. Unreadable ones are listed in `failures.csv`
+    beside the store. `overwrite` makes the store anew; the old one stays until the new one is complete. `limit` stops
+    after that many images of the sorted list.
 
     Raises InputError if there is no image or none can be read, WeightsError for weights that cannot be had,
     SpecMismatchError if the store was made with other weights or preprocessing.
@@ -83,6 +85,13 @@ def _can_go_on(target: Path, encoder: Encoder, config: ExtractConfig) -> bool:
     return store.dtype == config.dtype and not store.spec.differences(encoder.spec)
 
 
+def find_missing(found: Sequence[ImageFile], store: FeatureStore | None) -> list[ImageFile]:
+    """The images of `found` that have no row in `store`, or have changed since theirs was made."""
+    if store is None:
+        return list(found)
+    return [image for image in found if image.key not in store or not is_unchanged(image.path, store.source(image.key))]
+
+
 def extract_images(
     found: Sequence[ImageFile],
     output: Path,
@@ -95,7 +104,7 @@ def extract_images(
     made_by = versions() | {"images": str(len(found)), "precision": config.precision}
     started = time.monotonic()
     with FeatureWriter(output, encoder.spec, dtype=config.dtype, made_by=made_by) as writer:
-        missing = [image for image in found if image.key not in writer.known_keys]
+        missing = find_missing(found, writer.store)
         if not missing:
             return ExtractSummary(len(found), len(found), 0, (), "", time.monotonic() - started)
         engine = TorchEngine(encoder, device=config.device, precision=config.precision)
@@ -105,7 +114,7 @@ def extract_images(
         workers = choose_workers(config.workers)
         for batch in load_batches(missing, encoder.prepare, batch_size=config.batch_size, workers=workers):
             if batch.keys:
-                writer.add(batch.keys, engine.encode(batch.pixels))
+                writer.add(batch.keys, engine.encode(batch.pixels), batch.sources)
             extracted += len(batch.keys)
             failures += batch.failures
             progress("extract", extracted + len(failures), len(missing))

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from captionmill.data.errors import ImageError
+from captionmill.data.image_source import ImageSource, read_source
 from captionmill.data.images import ImageFile, load_image
 from captionmill.stages.encoding.encoder import Pixels
 
@@ -32,6 +33,7 @@ class Batch:
 
     keys: list[str] = field(default_factory=list)
     squares: list[Pixels] = field(default_factory=list)
+    sources: list[ImageSource] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
     @property
@@ -44,7 +46,7 @@ def load_batches(images: Sequence[ImageFile], prepare: Prepare, *, batch_size: i
     """Batches of `batch_size` readable images in the order given (the last one smaller), failures beside them."""
     ahead = 2 * batch_size + 2 * workers
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        pending: deque[tuple[str, Future[Pixels]]] = deque()
+        pending: deque[tuple[str, Future[tuple[Pixels, ImageSource]]]] = deque()
         batch = Batch()
         remaining = iter(images)
         try:
@@ -55,8 +57,10 @@ def load_batches(images: Sequence[ImageFile], prepare: Prepare, *, batch_size: i
                     break
                 key, future = pending.popleft()
                 try:
-                    batch.squares.append(future.result())
+                    square, source = future.result()
                     batch.keys.append(key)
+                    batch.squares.append(square)
+                    batch.sources.append(source)
                 except ImageError as exc:
                     batch.failures.append(Failure(key, str(exc)))
                 if len(batch.keys) == batch_size:
@@ -69,5 +73,6 @@ def load_batches(images: Sequence[ImageFile], prepare: Prepare, *, batch_size: i
             yield batch
 
 
-def _load(image: ImageFile, prepare: Prepare) -> Pixels:
-    return prepare(load_image(image.path))
+def _load(image: ImageFile, prepare: Prepare) -> tuple[Pixels, ImageSource]:
+    source = read_source(image.path)  # before the pixels: a file changed in between counts as changed next time
+    return prepare(load_image(image.path)), source
