@@ -13,9 +13,10 @@ import click
 from captionmill.data.errors import CaptionmillError, InputError
 from captionmill.pipeline import summaries
 from captionmill.pipeline.summaries import show_count, show_list
-from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.config import RANGES, ExtractConfig, SearchConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from captionmill.data.splits import Splits
     from captionmill.pipeline.run import StageOutcome
     from captionmill.stages.decoding.train import EpochResult
 
@@ -26,7 +27,8 @@ SECONDS_BETWEEN_LINES = 30
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _ANY = click.Path(exists=True, path_type=Path)
-_OUTPUT = click.Path(path_type=Path)
+_FILE_PATH = click.Path(dir_okay=False, path_type=Path)
+_FOLDER_PATH = click.Path(file_okay=False, path_type=Path)
 
 
 class _ErrorGroup(click.Group):
@@ -35,12 +37,14 @@ class _ErrorGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nStopped. Features extracted so far are kept, and an output is as it was before.", err=True)
+            raise
         except CaptionmillError as exc:
             raise click.ClickException(str(exc)) from exc
         except OSError as exc:
-            if exc.filename is None:
-                raise
-            raise click.ClickException(f"{exc.filename}: {exc.strerror}") from exc
+            where = f"{exc.filename}: " if exc.filename else ""
+            raise click.ClickException(f"{where}{exc.strerror or exc}") from exc
 
 
 class ProgressBars:
@@ -90,16 +94,17 @@ class _EchoHandler(logging.Handler):
         click.echo(f"{record.levelname.capitalize()}: {record.getMessage()}", err=True)
 
 
-def _setting(kind: type, name: str, help_text: str, *, option: str = "", minimum: float = 1) -> Decorator[Any]:
+def _setting(kind: type, name: str, help_text: str) -> Decorator[Any]:
     """An option whose default and type come from the field `name` of the dataclass `kind`."""
     hint, default = get_type_hints(kind)[name], getattr(kind, name)
     value_type: Any
     if get_origin(hint) is Literal:
         value_type = click.Choice(get_args(hint))
     else:
-        ranges: dict[type, Any] = {int: click.IntRange(min=int(minimum)), float: click.FloatRange(min=minimum)}
-        value_type = ranges.get(hint, hint)
-    flag = option or f"--{name.replace('_', '-')}"
+        low, high = RANGES.get(name, (1, None))
+        ranges: dict[Any, Any] = {int: click.IntRange, float: click.FloatRange}
+        value_type = ranges[hint](min=low, max=high) if hint in ranges else hint
+    flag = f"--{name.replace('_', '-')}"
     return click.option(flag, name, type=value_type, default=default, show_default=True, help=help_text)
 
 
@@ -119,7 +124,7 @@ _overwrite = click.option(
 _device = _setting(ExtractConfig, "device", "auto, cpu, cuda, cuda:N or mps.")
 _machine = _options(
     _setting(ExtractConfig, "batch_size", "Images a forward pass of the network."),
-    _setting(ExtractConfig, "workers", "Threads that decode images; 0 is one a core.", minimum=0),
+    _setting(ExtractConfig, "workers", "Threads that decode images; 0 is one a core."),
     _device,
     _setting(ExtractConfig, "precision", "Arithmetic of the network."),
 )
@@ -149,11 +154,11 @@ def main() -> None:
 
 @main.command()
 @click.argument("images", type=_ANY)
-@click.option("--output", type=_OUTPUT, required=True, help="Feature store to write or to go on with (HDF5).")
+@click.option("--output", type=_FILE_PATH, required=True, help="Feature store to write or to go on with (HDF5).")
 @_setting(ExtractConfig, "backbone", "Network; scenes-resnet14 is the demo's, for drawn scenes only.")
 @_setting(ExtractConfig, "weights", "imagenet1k_v1, imagenet1k_v2, or a state_dict file (.pth, .safetensors).")
 @_setting(ExtractConfig, "preprocess", "crop: shorter side resized, centre cut out; squash: whole picture made square.")
-@_setting(ExtractConfig, "image_size", "Side of the square that the network sees, pixels.", minimum=32)
+@_setting(ExtractConfig, "image_size", "Side of the square that the network sees, pixels.")
 @_machine
 @_setting(ExtractConfig, "dtype", "Numbers as stored.")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after this many images of the sorted list.")
@@ -184,9 +189,9 @@ def extract(
 
 
 @main.command()
-@click.argument("features", type=_OUTPUT)
+@click.argument("features", type=_FILE_PATH)
 @click.option("--captions", type=_FILE, required=True, help="Flickr token file, COCO or Karpathy JSON, or CSV.")
-@click.option("--output", type=_OUTPUT, required=True, help="Folder for the model.")
+@click.option("--output", type=_FOLDER_PATH, required=True, help="Folder for the model.")
 @click.option("--train-list", type=_FILE, help="Images to train on, one a line; goes with --val-list.")
 @click.option("--val-list", type=_FILE, help="Images that choose the best epoch, one a line.")
 @click.option(
@@ -199,15 +204,15 @@ def extract(
 @_setting(TrainConfig, "min_count", "Times a training word must occur to get an index.")
 @_setting(TrainConfig, "embed_dim", "Numbers a word embedding.")
 @_setting(TrainConfig, "hidden_dim", "Numbers in the LSTM's state.")
-@_setting(TrainConfig, "dropout", "Share of values dropped in training, 0 to 1.", minimum=0)
-@_setting(TrainConfig, "feature_dropout", "Share of the image's numbers dropped in training, 0 to 1.", minimum=0)
+@_setting(TrainConfig, "dropout", "Share of values dropped in training, 0 to 1.")
+@_setting(TrainConfig, "feature_dropout", "Share of the image's numbers dropped in training, 0 to 1.")
 @_setting(TrainConfig, "batch_size", "Captions an optimizer step.")
-@_setting(TrainConfig, "learning_rate", "Step size of Adam.", minimum=0)
-@_setting(TrainConfig, "clip_value", "Each gradient is cut to plus or minus this.", minimum=0)
+@_setting(TrainConfig, "learning_rate", "Step size of Adam.")
+@_setting(TrainConfig, "clip_value", "Each gradient is cut to plus or minus this.")
 @_setting(TrainConfig, "max_epochs", "Passes over the captions at most.")
 @_setting(TrainConfig, "patience", "Epochs without a better validation CIDEr before the end.")
 @_setting(TrainConfig, "max_length", "Words of a caption used, and decoded, at most.")
-@_setting(TrainConfig, "seed", "Of weights, order and, without splits, the 90/5/5 split.", minimum=0)
+@_setting(TrainConfig, "seed", "Of weights, order and, without splits, the 90/5/5 split.")
 @_setting(SearchConfig, "beam_size", "Beam of the validation after each epoch.")
 @_device
 @_overwrite
@@ -230,11 +235,7 @@ def train(
 
     Example: captionmill train features.h5 --captions captions.csv --output model
     """
-    from captionmill.data.splits import Splits
-    from captionmill.stages.decoding.train import UNMATCHED_NAME, train
-
-    def show_splits(splits: Splits) -> None:
-        click.echo(summaries.splits_lines(splits, output / UNMATCHED_NAME), err=True)
+    from captionmill.stages.decoding.train import train
 
     search = SearchConfig(beam_size=beam_size, max_length=settings["max_length"])
     with ProgressBars(quiet=quiet) as progress:
@@ -247,7 +248,7 @@ def train(
             val_list=val_list,
             restval=restval,
             overwrite=overwrite,
-            on_splits=show_splits,
+            on_splits=_show_splits,
             on_epoch=_epoch_printer(quiet),
             progress=progress,
         )
@@ -256,9 +257,9 @@ def train(
 
 @main.command()
 @click.argument("images", type=_ANY)
-@click.option("--model", type=_OUTPUT, required=True, help="Folder that `train` wrote.")
-@click.option("--output", type=_OUTPUT, required=True, help="Table to write (CSV).")
-@click.option("--features", type=_OUTPUT, help="Cache of the features.  [default: OUTPUT with .features.h5]")
+@click.option("--model", type=_FOLDER_PATH, required=True, help="Folder that `train` wrote.")
+@click.option("--output", type=_FILE_PATH, required=True, help="Table to write (CSV).")
+@click.option("--features", type=_FILE_PATH, help="Cache of the features.  [default: OUTPUT with .features.h5]")
 @click.option("--weights", type=_FILE, help="The backbone's weights file, if it was moved since training.")
 @_search
 @_machine
@@ -300,8 +301,8 @@ def caption(
 
 
 @main.command()
-@click.argument("features", type=_OUTPUT)
-@click.option("--model", type=_OUTPUT, required=True, help="Folder that `train` wrote.")
+@click.argument("features", type=_FILE_PATH)
+@click.option("--model", type=_FOLDER_PATH, required=True, help="Folder that `train` wrote.")
 @click.option("--captions", type=_FILE, required=True, help="Reference captions, in any format that `train` reads.")
 @click.option(
     "--list",
@@ -309,7 +310,7 @@ def caption(
     type=_FILE,
     help="Images to score, one a line.  [default: the test split, else all the model has not seen]",
 )
-@click.option("--output", type=_OUTPUT, help="Scores and captions as JSON.")
+@click.option("--output", type=_FILE_PATH, help="Scores and captions as JSON.")
 @_search
 @_device
 @_quiet
@@ -353,7 +354,7 @@ def features() -> None:
 
 
 @features.command()
-@click.argument("store", metavar="FILE", type=_OUTPUT)
+@click.argument("store", metavar="FILE", type=_FILE_PATH)
 def info(store: Path) -> None:
     """Print what FILE holds and what made it.
 
@@ -370,7 +371,7 @@ def info(store: Path) -> None:
 
 
 @features.command()
-@click.argument("store", metavar="FILE", type=_OUTPUT)
+@click.argument("store", metavar="FILE", type=_FILE_PATH)
 def verify(store: Path) -> None:
     """Check each row of FILE against its checksum; exit with 1 if any is damaged.
 
@@ -386,7 +387,7 @@ def verify(store: Path) -> None:
 
 
 @main.command()
-@click.argument("model", type=_OUTPUT)
+@click.argument("model", type=_FOLDER_PATH)
 @click.option("--word", help="Print only the index of this word.")
 def vocabulary(model: Path, word: str | None) -> None:
     """Print the words of MODEL and their indices.
@@ -410,6 +411,10 @@ def _show_stage(_: str, command: str) -> None:
     click.echo(f"$ {command}", err=True)
 
 
+def _show_splits(splits: "Splits") -> None:
+    click.echo(summaries.splits_lines(splits), err=True)
+
+
 def _show_outcomes(outcomes: Iterable["StageOutcome"]) -> None:
     for outcome in outcomes:
         click.echo(f"{outcome.output}: {outcome.text}")
@@ -430,14 +435,18 @@ def run(pipeline: Path, quiet: bool) -> None:
     from captionmill.pipeline.run import run_pipeline
 
     with ProgressBars(quiet=quiet) as progress:
-        outcomes = run_pipeline(pipeline, on_stage=_show_stage, on_epoch=_epoch_printer(quiet), progress=progress)
+        outcomes = run_pipeline(
+            pipeline,
+            on_stage=_show_stage,
+            on_splits=_show_splits,
+            on_epoch=_epoch_printer(quiet),
+            progress=progress,
+        )
     _show_outcomes(outcomes)
 
 
 @main.command()
-@click.argument(
-    "folder", metavar="[DIR]", type=click.Path(file_okay=False, path_type=Path), default=Path("captionmill-demo")
-)
+@click.argument("folder", metavar="[DIR]", type=_FOLDER_PATH, default=Path("captionmill-demo"))
 @_quiet
 def demo(folder: Path, quiet: bool) -> None:
     """Draw pictures into DIR, extract, train, caption pictures held out, score, and write a page. Offline.

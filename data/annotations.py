@@ -187,7 +187,7 @@ def _read_table(text: str, header_line: str) -> Iterator[_Row]:
             skipinitialspace=True,
             quoting=csv.QUOTE_NONE if mark == "|" else csv.QUOTE_MINIMAL,  # results.csv has bare quotes in captions
         )
-    except pd.errors.ParserError as exc:
+    except (pd.errors.ParserError, csv.Error) as exc:
         detail = " ".join(str(exc).rpartition("C error: ")[2].split())
         raise AnnotationError(f"damaged table ({detail}); put quotes around captions that contain {mark!r}") from exc
     split_column = header.index("split") if "split" in header else None
@@ -197,7 +197,10 @@ def _read_table(text: str, header_line: str) -> Iterator[_Row]:
 
 
 def _split_cells(line: str, mark: str) -> list[str]:
-    return next(csv.reader([line], delimiter=mark, skipinitialspace=True))
+    try:
+        return next(csv.reader([line], delimiter=mark, skipinitialspace=True))
+    except csv.Error as exc:
+        raise AnnotationError(f"no table: its first line cannot be read ({exc}); expected {FORMATS}") from exc
 
 
 def _read_json(text: str) -> Iterator[_Row]:

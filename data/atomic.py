@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from captionmill.data.errors import InputError
+
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
@@ -22,6 +24,13 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     finally:
         partial_path.unlink(missing_ok=True)
     _flush(path.parent)
+
+
+def require_other_file(output: Path, *inputs: Path | None) -> None:
+    """Raise InputError if `output` is one of the `inputs`, which writing it would destroy."""
+    for path in inputs:
+        if path is not None and output.exists() and path.exists() and output.samefile(path):
+            raise InputError(f"{output}: is an input of this command and would be overwritten; name another output")
 
 
 def write_text(path: Path, text: str) -> None:

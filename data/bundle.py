@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 import safetensors.numpy
+from safetensors import SafetensorError
 
 from captionmill.data.atomic import replace_atomically, write_text
 from captionmill.data.errors import BundleError
@@ -58,6 +58,7 @@ def write_bundle(folder: Path, bundle: Bundle) -> None:
     """Write `bundle` into `folder`, in place of the bundle that it held."""
     content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in bundle.tensors.items()})
     digest = hashlib.sha256(content).hexdigest()
+    replaced_name = _read_weights_name(folder)
     weights_path = folder / f"decoder-{digest[:12]}.safetensors"
     with replace_atomically(weights_path) as partial_path:
         partial_path.write_bytes(content)
@@ -74,9 +75,16 @@ def write_bundle(folder: Path, bundle: Bundle) -> None:
         "splits": bundle.splits,
     }
     write_text(folder / BUNDLE_NAME, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
-    for other_path in folder.glob("decoder-*.safetensors"):
-        if other_path != weights_path:
-            other_path.unlink()
+    if replaced_name not in (None, weights_path.name):
+        (folder / replaced_name).unlink(missing_ok=True)
+
+
+def _read_weights_name(folder: Path) -> str | None:
+    """The file name of the weights of the bundle in `folder`, if there is one: no other file may be removed."""
+    try:
+        return Path(json.loads((folder / BUNDLE_NAME).read_text(encoding="utf-8"))["weights"]["file"]).name
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -100,7 +108,7 @@ def read_bundle(folder: Path) -> Bundle:
             vocabulary=Vocabulary(values["vocabulary"]),
             spec=FeatureSpec.from_json(values["features"]),
             training=values["training"],
-            splits=values["splits"],
+            splits={name: list(values["splits"][name]) for name in ("train", "val", "test")},
             scores=values["scores"],
             versions=values["versions"],
             tensors=safetensors.numpy.load(content),
@@ -111,5 +119,5 @@ def read_bundle(folder: Path) -> Bundle:
         raise BundleError(
             f"{folder}: no trained model here ({exc.filename} is missing); make one with `captionmill train`"
         ) from exc
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as exc:
         raise BundleError(f"{path}: not a readable model ({exc!r}); train it again") from exc

@@ -5,6 +5,7 @@ from typing import Any
 
 from captionmill.data.errors import SpecMismatchError
 
+PREPROCESSES = ("crop", "squash")
 _UNCOMPARED = (
     "weights",
 )  # a name or a path: two machines call the same weights differently, their hash is what counts
@@ -35,8 +36,14 @@ class FeatureSpec:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "FeatureSpec":
-        """The spec that `to_json` wrote; TypeError if a field is missing or unknown."""
-        return cls(**values)
+        """The spec that `to_json` wrote; TypeError or ValueError if a field is missing, unknown or of another kind."""
+        spec = cls(**values)
+        for field in fields(cls):
+            if type(getattr(spec, field.name)) is not field.type:
+                raise TypeError(f"{field.name} is {getattr(spec, field.name)!r}")
+        if spec.preprocess not in PREPROCESSES:
+            raise ValueError(f"preprocess is {spec.preprocess!r}, not one of {', '.join(PREPROCESSES)}")
+        return spec
 
     def differences(self, other: "FeatureSpec") -> list[str]:
         """The fields that make features of the two unfit for each other, as "name: MINE, not OTHER"."""

@@ -52,7 +52,8 @@ def delete_store(path: Path) -> None:
     shutil.rmtree(parts_dir(path), ignore_errors=True)
 
 
-Block = tuple[list[str], Features, Sources]
+Block = tuple[list[str], Features, npt.NDArray[np.uint32], Sources]
+"""Keys, their rows [N, D], checksums [N] and sources [N, 3], as they stand in a file."""
 
 
 @dataclass(frozen=True)
@@ -169,14 +170,14 @@ class FeatureStore:
         places = zip(self._file_numbers[positions], self._file_rows[positions], strict=True)
         return np.array([self._files[number].sources[row] for number, row in places], dtype=np.uint64).reshape(-1, 3)
 
-    def joined_blocks(self) -> Iterator[Block]:
-        """All rows in key order, as they stand in a file."""
-        start = 0
-        for keys, rows in self.blocks():
-            yield keys, rows, self._sources(np.arange(start, start + len(keys)))
-            start += len(keys)
+    def stored_blocks(self, keys: Sequence[str]) -> Iterator[Block]:
+        """The rows of `keys` as they stand in the files, checksums included: a damaged row stays known as damaged."""
+        for start in range(0, len(keys), _BLOCK_ROWS):
+            block_keys = list(keys[start : start + _BLOCK_ROWS])
+            positions = [self._positions[key] for key in block_keys]
+            yield block_keys, self.read(positions), self._row_checksums(positions), self._sources(positions)
 
-    def _row_checksums(self, positions: range) -> npt.NDArray[np.uint32]:
+    def _row_checksums(self, positions: Sequence[int]) -> npt.NDArray[np.uint32]:
         places = zip(self._file_numbers[positions], self._file_rows[positions], strict=True)
         return np.fromiter((self._files[number].checksums[row] for number, row in places), np.uint32, len(positions))
 
@@ -211,4 +212,9 @@ def _read_file(path: Path) -> _StoreFile:
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as exc:
         if isinstance(exc, StoreError):
             raise
-        raise StoreError(f"{path}: not a readable feature store ({exc}); extract it again") from exc
+        raise StoreError(f"{path}: not a readable feature store ({_first_words(exc)}); extract it again") from exc
+
+
+def _first_words(exc: BaseException) -> str:
+    """HDF5's reason without its pages of particulars."""
+    return " ".join(str(exc).split())[:120]

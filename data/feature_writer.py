@@ -45,6 +45,7 @@ class FeatureWriter:
         self._keys: list[str] = []
         self._rows: list[Features] = []
         self._sources: list[ImageSource] = []
+        self._dropped: set[str] = set()
         _make_folder(parts_dir(path))
         self._lock = filelock.FileLock(parts_dir(path) / ".lock")
         try:
@@ -109,6 +110,10 @@ class FeatureWriter:
         if len(self._keys) >= ROWS_PER_PART:
             self.flush()
 
+    def drop(self, keys: Iterable[str]) -> None:
+        """Leave the rows of `keys` out of the joined file: their images are not what they were."""
+        self._dropped.update(keys)
+
     def flush(self) -> None:
         """Put the rows added so far on disk as a part of their own."""
         if not self._keys:
@@ -118,16 +123,18 @@ class FeatureWriter:
         keys = [self._keys[place] for place in order]
         path = parts_dir(self.path) / f"part-{self._next_part:06d}.h5"
         sources = np.array(self._sources, dtype=np.uint64)
-        self._write_file(path, len(keys), [(keys, rows[order], sources[order])])
+        self._write_file(path, len(keys), [(keys, rows[order], checksum_rows(keys, rows[order]), sources[order])])
         self._next_part += 1
         self._keys, self._rows, self._sources = [], [], []
 
     def _join(self) -> None:
         part_paths = sorted(parts_dir(self.path).glob("part-*.h5"))
-        if not part_paths:
+        stale = self.store is not None and any(key in self.store for key in self._dropped)
+        if not part_paths and not stale:
             return
         store = FeatureStore.open(self.path)
-        self._write_file(self.path, len(store), store.joined_blocks())
+        keys = [key for key in store.keys if key not in self._dropped]
+        self._write_file(self.path, len(keys), store.stored_blocks(keys))
         for part_path in part_paths:
             part_path.unlink()
 
@@ -143,12 +150,12 @@ class FeatureWriter:
                 all_checksums = file.create_dataset("checksums", (row_count,), dtype="<u4")
                 all_sources = file.create_dataset("sources", (row_count, len(UNKNOWN_SOURCE)), dtype="<u8")
                 start = 0
-                for keys, rows, sources in blocks:
+                for keys, rows, checksums, sources in blocks:
                     block = slice(start, start + len(keys))
                     all_keys[block], all_rows[block] = keys, rows
-                    all_checksums[block], all_sources[block] = checksum_rows(keys, rows), sources
+                    all_checksums[block], all_sources[block] = checksums, sources
                     start += len(keys)
-        except OSError as exc:
+        except (OSError, RuntimeError) as exc:  # h5py reports a full disk as either
             raise StoreError(
                 f"{path}: cannot be written ({exc}); rows already in parts are safe, run again to go on"
             ) from exc

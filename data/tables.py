@@ -1,5 +1,6 @@
 """The tables that people open in a spreadsheet: captions.csv and failures.csv. UTF-8, quoted where needed."""
 
+import csv
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-from captionmill.data.atomic import replace_atomically
+from captionmill.data.atomic import write_text
 
 
 @dataclass(frozen=True)
@@ -51,5 +52,7 @@ def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> None:
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """Write any table as UTF-8 CSV, four decimals, in place of what was there."""
-    with replace_atomically(path) as partial_path:
-        frame.to_csv(partial_path, index=False, encoding="utf-8", float_format="%.4f", lineterminator="\n")
+    text = frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    if "\r" in text:  # the csv module leaves a lone carriage return unquoted, and readers take it for a line's end
+        text = frame.to_csv(index=False, float_format="%.4f", lineterminator="\n", quoting=csv.QUOTE_ALL)
+    write_text(path, text)

@@ -16,7 +16,8 @@ def command_line(plan: Plan, stage: str) -> str:
         words = [_show(plan.extract.images), "--output", features, *_options(plan.extract.config)]
     elif stage == "train":
         lists = _path_option("--train-list", plan.train.train_list) + _path_option("--val-list", plan.train.val_list)
-        words = [features, "--captions", captions, "--output", model, *lists, *_options(plan.train.config)]
+        restval = [] if plan.train.restval == "train" else ["--restval", plan.train.restval]
+        words = [features, "--captions", captions, "--output", model, *lists, *restval, *_options(plan.train.config)]
     elif stage == "evaluate" and plan.evaluate:
         words = [features, "--model", model, "--captions", captions, *_path_option("--list", plan.evaluate.image_list)]
         words += ["--output", _show(plan.evaluate.output), *_options(plan.evaluate.search)]
@@ -42,6 +43,6 @@ def _options(config: ExtractConfig | TrainConfig | SearchConfig) -> list[str]:
     words = []
     for field in fields(config):
         value = getattr(config, field.name)
-        if value != field.default:
+        if value != field.default and not isinstance(value, SearchConfig):
             words += [f"--{field.name.replace('_', '-')}", str(value)]
     return words

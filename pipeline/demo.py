@@ -84,7 +84,7 @@ def run_demo(
     scenes = draw_samples(folder / HELD_OUT_DIR, held_out_count, seed=_SEED + 1)
     outcomes = run_pipeline(plan_path, on_stage=on_stage, on_epoch=on_epoch, progress=progress)
 
-    rows = read_captions(folder / CAPTIONS_NAME)
+    rows = [row for row in read_captions(folder / CAPTIONS_NAME) if row.path in scenes]
     right = {row.path: describes(row.caption, scenes[row.path]) for row in rows}
     right_count = sum(right.values())
     duration_s = time.monotonic() - started
@@ -101,7 +101,7 @@ def run_demo(
 
 def _is_demo(plan_path: Path) -> bool:
     """Whether a demo wrote this plan, finished or not: only then may its folder be written to."""
-    return plan_path.exists() and plan_path.read_text(encoding="utf-8").startswith(PLAN.splitlines()[0])
+    return plan_path.exists() and plan_path.read_bytes().startswith(PLAN.splitlines()[0].encode())
 
 
 def _entry(folder: Path, row: CaptionRow, scene: Scene, right: bool) -> PageEntry:

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from captionmill.data.atomic import require_other_file
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.feature_store import FeatureStore, delete_store, store_exists
@@ -62,18 +63,24 @@ def caption_folder(
     captioner = Captioner.load(model, device=machine.device)
     found = find_images(images)
     cache_path = features or cache_path_for(output)
+    require_other_file(output, images, cache_path)
+    if cache_path == output:
+        raise InputError(f"{output}: cannot be the table and the cache of features at once")
     missing = len(found)
+    replaced = False
     failures: tuple[Failure, ...] = ()
     if store_exists(cache_path):
         store = FeatureStore.open(cache_path)
         if overwrite and captioner.bundle.spec.differences(store.spec):
-            delete_store(cache_path)
+            replaced = True
         else:
             captioner.bundle.spec.require(store.spec, mine="the model", others=str(cache_path))
             machine = replace(machine, dtype=store.dtype)
             missing = len(find_missing(found, store))
     if missing:
         encoder = _build_encoder(captioner.bundle.spec, machine, weights)
+        if replaced:
+            delete_store(cache_path)
         failures = extract_images(found, cache_path, encoder, machine, progress=progress).failures
     reasons = {failure.key: failure.reason for failure in failures}
     readable = [image.key for image in found if image.key not in reasons]
@@ -96,7 +103,7 @@ def _build_encoder(spec: FeatureSpec, machine: ExtractConfig, weights: Path | No
     if weights:
         config = replace(config, weights=str(weights))
     try:
-        encoder = build_encoder(config)
+        encoder = build_encoder(config, resize_size=spec.resize_size)
     except WeightsError as exc:
         raise WeightsError(f"{exc}; the model's features were made with {spec.weights}: pass --weights FILE") from exc
     spec.require(encoder.spec, mine="the model", others=config.weights)

@@ -2,12 +2,13 @@
 
 import difflib
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from captionmill.data.errors import PipelineError
+from captionmill.data.annotations import RESTVAL_CHOICES
+from captionmill.data.errors import InputError, PipelineError
 from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
 
 Config = TypeVar("Config", ExtractConfig, TrainConfig, SearchConfig)
@@ -31,6 +32,7 @@ class TrainPlan:
     output: Path
     train_list: Path | None
     val_list: Path | None
+    restval: str
     config: TrainConfig
 
 
@@ -94,7 +96,10 @@ def _read_extract(table: "_TableReader") -> ExtractPlan:
 def _read_train(table: "_TableReader") -> TrainPlan:
     captions, output = table.path("captions"), table.path("output", "model")
     train_list, val_list = table.optional_path("train_list"), table.optional_path("val_list")
-    return TrainPlan(captions, output, train_list, val_list, table.config(TrainConfig))
+    restval = table.choice("restval", RESTVAL_CHOICES)
+    config = table.config(TrainConfig)
+    config = replace(config, search=replace(config.search, max_length=config.max_length))  # as the command does
+    return TrainPlan(captions, output, train_list, val_list, restval, config)
 
 
 def _read_evaluate(table: "_TableReader") -> EvaluatePlan:
@@ -130,6 +135,14 @@ class _TableReader:
         self._known.append(key)
         return None
 
+    def choice(self, key: str, choices: Sequence[str]) -> str:
+        """The value of `key`, by default the first of `choices`."""
+        self._known.append(key)
+        value = self._left.pop(key, choices[0])
+        if value not in choices:
+            raise self._wrong(key, value, "one of " + ", ".join(choices))
+        return str(value)
+
     def config(self, kind: type[Config]) -> Config:
         """The settings that are left in the table; whatever is not one is an error."""
         hints = get_type_hints(kind)
@@ -140,7 +153,10 @@ class _TableReader:
         values = {key: self._convert(key, value, hints[key]) for key, value in self._left.items()}
         if "weights" in values and (file := self._plan_path.parent.absolute() / str(values["weights"])).is_file():
             values["weights"] = str(file)
-        return kind(**values)
+        try:
+            return kind(**values)
+        except InputError as exc:
+            raise PipelineError(f"{self._plan_path}: [{self._name}]: {exc}") from exc
 
     def _convert(self, key: str, value: Any, hint: Any) -> Any:
         if get_origin(hint) is Literal:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from captionmill.data.bundle import bundle_exists
-from captionmill.data.feature_store import store_exists
+from captionmill.data.errors import InputError
+from captionmill.data.splits import Splits
 from captionmill.pipeline import summaries
 from captionmill.pipeline.commands import command_line
 from captionmill.pipeline.folder import FolderSummary, caption_folder
 from captionmill.pipeline.plan import Plan, read_plan
-from captionmill.pipeline.workspace import Record, Workspace, describe
+from captionmill.pipeline.workspace import Ingredients, Record, Workspace, describe
 from captionmill.stages.decoding.evaluate import Evaluation, evaluate
 from captionmill.stages.decoding.train import EpochResult, TrainSummary, train
 from captionmill.stages.encoding.extract import ExtractSummary, extract
@@ -51,8 +52,7 @@ class StageOutcome:
 class _Stage:
     name: StageName
     output: Path
-    exists: bool
-    made_from: Record
+    ingredients: Ingredients
     """Settings and inputs as they are now."""
     make: Callable[[bool], StageSummary]
     """Runs the stage; True replaces an output that this pipeline made from something else."""
@@ -62,6 +62,7 @@ def run_pipeline(
     plan_path: Path,
     *,
     on_stage: Callable[[StageName, str], None] = lambda stage, command: None,
+    on_splits: Callable[[Splits], None] = lambda splits: None,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
     progress: Progress = no_progress,
 ) -> list[StageOutcome]:
@@ -73,27 +74,31 @@ def run_pipeline(
     plan = read_plan(plan_path)
     workspace = Workspace(plan_path)
     outcomes = []
-    for stage in _stages(plan, on_epoch, progress):
-        recorded = workspace.made(stage.name)
-        if stage.exists and recorded == stage.made_from:
+    for stage in _stages(plan, on_splits, on_epoch, progress):
+        if workspace.is_up_to_date(stage.name, stage.ingredients, stage.output):
             outcomes.append(StageOutcome(stage.name, stage.output, None))
             continue
         on_stage(stage.name, command_line(plan, stage.name))
-        summary = stage.make(_is_replaced(stage, recorded))
-        workspace.record(stage.name, stage.made_from)
+        record = workspace.made(stage.name)
+        if stage.name == "train" and record is None and bundle_exists(stage.output):
+            raise InputError(f"{stage.output}: holds a model already that {plan_path} did not make; move it away")
+        replaces = _replaces(stage, record)
+        workspace.begin(stage.name, stage.ingredients, replaces=replaces)
+        summary = stage.make(replaces)
+        workspace.end(stage.name, stage.output)
         outcomes.append(StageOutcome(stage.name, stage.output, summary))
     return outcomes
 
 
-def _is_replaced(stage: _Stage, recorded: Record | None) -> bool:
+def _replaces(stage: _Stage, record: Record | None) -> bool:
     """Whether the output is this pipeline's own, made from something else. More images are added, not made anew."""
-    if recorded is None:
+    if record is None:
         return False
-    if stage.name != "extract":
+    if stage.name != "extract" or record.replaces:
         return True
-    before, now = recorded["settings"], stage.made_from["settings"]
-    other_weights = recorded["inputs"].get("weights") != stage.made_from["inputs"].get("weights")
-    return other_weights or any(before.get(name) != now[name] for name in _WHAT_MAKES_ROWS)
+    before, now = record.ingredients, stage.ingredients
+    other_weights = before["inputs"].get("weights") != now["inputs"].get("weights")
+    return other_weights or any(before["settings"].get(name) != now["settings"][name] for name in _WHAT_MAKES_ROWS)
 
 
 def _weights_path(plan: Plan) -> Path | None:
@@ -102,13 +107,14 @@ def _weights_path(plan: Plan) -> Path | None:
     return path if path.is_file() else None
 
 
-def _stages(plan: Plan, on_epoch: Callable[[EpochResult], None], progress: Progress) -> Iterator[_Stage]:
+def _stages(
+    plan: Plan, on_splits: Callable[[Splits], None], on_epoch: Callable[[EpochResult], None], progress: Progress
+) -> Iterator[_Stage]:
     """Each stage when its turn comes: only then do its inputs exist."""
     features, model, captions = plan.extract.output, plan.train.output, plan.train.captions
     yield _Stage(
         "extract",
         features,
-        store_exists(features),
         describe(asdict(plan.extract.config), {"images": plan.extract.images, "weights": _weights_path(plan)}),
         lambda replaced: extract(
             plan.extract.images, features, plan.extract.config, overwrite=replaced, progress=progress
@@ -117,9 +123,8 @@ def _stages(plan: Plan, on_epoch: Callable[[EpochResult], None], progress: Progr
     yield _Stage(
         "train",
         model,
-        bundle_exists(model),
         describe(
-            asdict(plan.train.config),
+            asdict(plan.train.config) | {"restval": plan.train.restval},
             {
                 "features": features,
                 "captions": captions,
@@ -134,7 +139,9 @@ def _stages(plan: Plan, on_epoch: Callable[[EpochResult], None], progress: Progr
             plan.train.config,
             train_list=plan.train.train_list,
             val_list=plan.train.val_list,
+            restval=plan.train.restval,
             overwrite=replaced,
+            on_splits=on_splits,
             on_epoch=on_epoch,
             progress=progress,
         ),
@@ -143,7 +150,6 @@ def _stages(plan: Plan, on_epoch: Callable[[EpochResult], None], progress: Progr
         yield _Stage(
             "evaluate",
             scoring.output,
-            scoring.output.exists(),
             describe(
                 asdict(scoring.search),
                 {"features": features, "model": model, "captions": captions, "list": scoring.image_list},
@@ -162,7 +168,6 @@ def _stages(plan: Plan, on_epoch: Callable[[EpochResult], None], progress: Progr
         yield _Stage(
             "caption",
             folder.output,
-            folder.output.exists(),
             describe(asdict(folder.search), {"images": folder.images, "model": model}),
             lambda replaced: caption_folder(
                 folder.images,

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the stages import torch, and `--help` is to be instant
@@ -55,11 +54,14 @@ def extract_line(summary: "ExtractSummary") -> str:
     return f"{line}; {show_duration(summary.duration_s)} ({rate:.0f} images/s, {summary.engine})"
 
 
-def splits_lines(splits: "Splits", unmatched_path: Path) -> str:
+def splits_lines(splits: "Splits") -> str:
     """How many images each split has, and which are left out and why."""
     lines = [f"images: {len(splits.train):,} train, {len(splits.val):,} val, {len(splits.test):,} test"]
     for reason, keys in splits.unmatched.items():
-        lines += [f"left out, {reason}: {len(keys):,} (all listed in {unmatched_path})", show_list(keys)]
+        lines += [
+            f"left out, {reason}: {len(keys):,} (all of them will be in the model's unmatched.csv)",
+            show_list(keys),
+        ]
     return "\n".join(lines)
 
 

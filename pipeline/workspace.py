@@ -1,12 +1,13 @@
 """What made each output of a pipeline, so that a second run does only what changed.
 
 Beside `pipeline.toml` stands `pipeline.made.json`: for each stage the settings and the contents of its inputs when its
-outputs were made. A stage is up to date if both are the same now and its outputs exist.
+output was made, and the output's own hash. A stage is up to date if all of them are the same now.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,19 @@ from captionmill.data.errors import PipelineError
 from captionmill.data.feature_store import FeatureStore, store_exists
 from captionmill.data.images import find_images
 
-Record = dict[str, Any]
+Ingredients = dict[str, dict[str, Any]]
+"""What an output is made from: "settings" by name, and the fingerprints of "inputs" by name."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one stage was last made from."""
+
+    ingredients: Ingredients
+    replaces: bool
+    """While it runs: whether it replaces an output that was made from something else."""
+    made: str
+    """Fingerprint of the output when it was done; "" while it runs, or if it was cut short."""
 
 
 class Workspace:
@@ -25,29 +38,43 @@ class Workspace:
     def __init__(self, plan_path: Path) -> None:
         """Read the record that stands beside `plan_path`, if there is one."""
         self.path = plan_path.with_name(f"{plan_path.stem}.made.json")
+        self._records: dict[str, Record] = {}
         try:
-            self._records: dict[str, Record] = json.loads(self.path.read_text(encoding="utf-8"))
+            values = json.loads(self.path.read_text(encoding="utf-8"))
+            for stage, record in values.items():
+                self._records[stage] = Record(**record)
         except FileNotFoundError:
-            self._records = {}
-        except (OSError, ValueError) as exc:
+            return
+        except (OSError, ValueError, TypeError, AttributeError) as exc:
             raise PipelineError(f"{self.path}: not readable ({exc}); delete it and run again") from exc
 
-    def made(self, stage: str) -> Record | None:
-        """What made the outputs of `stage`, or None if this pipeline has not made them."""
+    def made(self, stage: str) -> "Record | None":
+        """What made the output of `stage`, or None if this pipeline has not begun to make it."""
         return self._records.get(stage)
 
-    def record(self, stage: str, made_from: Record) -> None:
-        """Note that `stage` has just been made from `made_from`."""
-        self._records[stage] = made_from
-        write_text(self.path, json.dumps(self._records, indent=1, ensure_ascii=False) + "\n")
+    def is_up_to_date(self, stage: str, ingredients: Ingredients, output: Path) -> bool:
+        """Whether `output` exists, was made from `ingredients`, and is still what was made then."""
+        record = self._records.get(stage)
+        if record is None or record.ingredients != ingredients or not (output.exists() or store_exists(output)):
+            return False
+        return record.made == fingerprint(output)
 
-    def forget(self, stage: str) -> None:
-        """Note that the outputs of `stage` are about to change."""
-        if self._records.pop(stage, None) is not None:
-            write_text(self.path, json.dumps(self._records, indent=1, ensure_ascii=False) + "\n")
+    def begin(self, stage: str, ingredients: Ingredients, *, replaces: bool) -> None:
+        """Note that `stage` is about to run: until `end`, its output is this pipeline's own, but not made."""
+        self._records[stage] = Record(ingredients, replaces, made="")
+        self._write()
+
+    def end(self, stage: str, output: Path) -> None:
+        """Note that `stage` has made `output`."""
+        self._records[stage] = replace(self._records[stage], made=fingerprint(output), replaces=False)
+        self._write()
+
+    def _write(self) -> None:
+        values = {stage: asdict(record) for stage, record in self._records.items()}
+        write_text(self.path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
-def describe(settings: Mapping[str, Any], inputs: Mapping[str, Path | None]) -> Record:
+def describe(settings: Mapping[str, Any], inputs: Mapping[str, Path | None]) -> Ingredients:
     """What a stage is made from: its settings, and the content of each input by name."""
     return {"settings": dict(settings), "inputs": {name: fingerprint(path) for name, path in inputs.items() if path}}
 

@@ -1,16 +1,41 @@
 """Every setting of the stages with its default, unit and reason. Imports no torch, so that `--help` is instant."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
+
+from captionmill.data.errors import InputError
 
 Backbone = Literal["resnet50", "resnet101", "resnet152", "scenes-resnet14"]
 Preprocess = Literal["crop", "squash"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 StoredDtype = Literal["float16", "float32"]
 
+RANGES: dict[str, tuple[float, float | None]] = {
+    "image_size": (32, 4096),
+    "workers": (0, 256),
+    "dropout": (0, 1),
+    "feature_dropout": (0, 1),
+    "learning_rate": (0, None),
+    "clip_value": (0, None),
+    "seed": (0, 2**63 - 1),
+}
+"""Least and greatest value of a setting; numbers that are not listed are at least 1."""
+
+
+class _Checked:
+    """A config that refuses values out of `RANGES` with InputError, from wherever they come."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            low, high = RANGES.get(field.name, (1, None))
+            if isinstance(value, int | float) and not (low <= value and (high is None or value <= high)):
+                limits = f"at least {low}" + (f" and at most {high}" if high is not None else "")
+                raise InputError(f"{field.name.replace('_', '-')} is to be {limits}, not {value}")
+
 
 @dataclass(frozen=True)
-class ExtractConfig:
+class ExtractConfig(_Checked):
     """Stage one: which network makes the features, and how the machine runs it."""
 
     backbone: Backbone = "resnet50"
@@ -34,7 +59,7 @@ class ExtractConfig:
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(_Checked):
     """How captions are read out of a decoder."""
 
     beam_size: int = 3
@@ -44,7 +69,7 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Checked):
     """Stage two: the decoder's size and how it is trained."""
 
     min_count: int = 5

@@ -3,6 +3,10 @@
 import csv
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -257,3 +261,59 @@ def test_an_output_that_cannot_be_written_is_a_one_line_error(model: Path, photo
     message = fail("caption", photos, "--model", model, "--output", tmp_path / "file" / "captions.csv")
     assert "file" in message
     assert "Traceback" not in message
+
+
+def test_ctrl_c_ends_a_training_in_words_and_leaves_the_old_model(model: Path, captions: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    arguments = ["train", tmp_path / "f.h5", "--captions", captions, "--output", model, "--overwrite", *SMALL]
+    command = [sys.executable, "-m", "captionmill", *map(str, arguments), "--max-epochs", "9999", "--patience", "9999"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "model.training" / "bundle.json").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+    assert process.returncode == 1
+    assert "Stopped. Features extracted so far are kept, and an output is as it was before.\n" in stderr
+    assert "Traceback" not in stderr
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_an_output_that_is_an_input_is_refused_and_untouched(model: Path, captions: Path, tmp_path: Path) -> None:
+    store = tmp_path / "f.h5"
+    before = (store.read_bytes(), captions.read_bytes())
+    (tmp_path / "list.txt").write_text("photos/red_0.png\n")
+    refused = "is an input of this command and would be overwritten; name another output"
+    assert refused in fail("evaluate", store, "--model", model, "--captions", captions, "--output", captions)
+    assert refused in fail("evaluate", store, "--model", model, "--captions", captions, "--output", store)
+    assert refused in fail("caption", tmp_path / "list.txt", "--model", model, "--output", tmp_path / "list.txt")
+    assert "table and the cache" in fail(
+        "caption", tmp_path / "list.txt", "--model", model, "--output", tmp_path / "x", "--features", tmp_path / "x"
+    )
+    assert (store.read_bytes(), captions.read_bytes()) == before
+
+
+def test_train_removes_only_what_a_training_left(model: Path, captions: Path, tmp_path: Path) -> None:
+    (model / "decoder-mine.safetensors").write_text("mine")
+    arguments = ["train", tmp_path / "f.h5", "--captions", captions, "--output", model, "--overwrite", *SMALL]
+    assert run(*arguments, "--max-epochs", 1).exit_code == 0
+    assert (model / "decoder-mine.safetensors").read_text() == "mine"
+    (tmp_path / "model.training").mkdir()
+    (tmp_path / "model.training" / "thesis.txt").write_text("years of work")
+    assert "holds other files (thesis.txt); move it away" in fail(*arguments)
+    assert (tmp_path / "model.training" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_name_with_a_carriage_return_is_one_row(model: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / 'a,"b\r.png').write_bytes((photos / "red_0.png").read_bytes())
+    assert run("caption", tmp_path / "odd", "--model", model, "--output", tmp_path / "c.csv").exit_code == 0
+    assert [row["path"] for row in read_csv(tmp_path / "c.csv")] == ['a,"b\r.png']
+
+
+def test_scoring_images_that_were_trained_on_is_told(model: Path, captions: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("red_0.png\nblue_6.JPG\n")
+    result = run(
+        "evaluate", tmp_path / "f.h5", "--model", model, "--captions", captions, "--list", tmp_path / "list.txt"
+    )
+    assert "Warning: 1 of the 2 images scored are ones that the model was trained on" in result.stderr

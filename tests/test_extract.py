@@ -77,6 +77,30 @@ def test_a_changed_picture_is_extracted_again_and_a_touched_one_is_not(
     assert extract(photos, tmp_path / "f.h5", config).cached == 8
 
 
+def test_a_picture_that_has_become_unreadable_loses_its_old_row(
+    photos: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    extract(photos, tmp_path / "f.h5", config)
+    (photos / "red_0.png").write_bytes(b"gone bad")
+    summary = extract(photos, tmp_path / "f.h5", config)
+    assert [failure.key for failure in summary.failures] == ["broken.jpg", "red_0.png"]
+    assert "red_0.png" not in FeatureStore.open(tmp_path / "f.h5")
+
+
+def test_an_interrupted_overwrite_leaves_no_row_to_the_next_of_other_images(
+    photos: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    def interrupt(label: str, done: int, total: int) -> None:
+        if done >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(photos, tmp_path / "f.h5", config, overwrite=True, progress=interrupt)
+    (tmp_path / "list.txt").write_text("photos/red_0.png\n")
+    extract(tmp_path / "list.txt", tmp_path / "f.h5", config, overwrite=True)
+    assert FeatureStore.open(tmp_path / "f.h5").keys == ["photos/red_0.png"]
+
+
 def test_other_preprocessing_into_the_same_store_is_refused(
     photos: Path, config: ExtractConfig, tmp_path: Path
 ) -> None:

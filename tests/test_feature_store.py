@@ -103,6 +103,16 @@ def test_verify_names_the_row_in_which_a_byte_changed(tmp_path: Path) -> None:
     assert FeatureStore.open(path).verify() == ["d"]
 
 
+def test_a_damaged_row_stays_known_as_damaged_when_rows_are_added(tmp_path: Path) -> None:
+    rows = make_rows(5)
+    path = make_store(tmp_path / "f.h5", list("abcde"), rows)
+    content = bytearray(path.read_bytes())
+    content[content.index(rows[3].tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    make_store(path, ["f"], make_rows(1, seed=1))
+    assert FeatureStore.open(path).verify() == ["d"]
+
+
 def test_rows_of_another_network_are_refused_with_both_values(tmp_path: Path) -> None:
     path = make_store(tmp_path / "f.h5", ["a"], make_rows(1))
     other = make_spec(weights="other.pth", weights_sha256="b" * 64, preprocess="squash")

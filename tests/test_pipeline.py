@@ -13,6 +13,7 @@ from captionmill.data.errors import PipelineError
 from captionmill.data.feature_store import FeatureStore
 from captionmill.pipeline.plan import read_plan
 from captionmill.pipeline.run import run_pipeline
+from captionmill.stages.decoding.train import EpochResult
 
 PLAN = """
 [extract]
@@ -110,6 +111,52 @@ def test_a_model_that_the_pipeline_did_not_make_is_not_replaced(plan_path: Path)
     assert (plan_path.parent / "model" / "bundle.json").read_bytes() == before
 
 
+def test_two_plans_in_one_folder_do_not_take_each_others_outputs_for_their_own(plan_path: Path) -> None:
+    run_pipeline(plan_path)
+    other_path = plan_path.with_name("other.toml")
+    other_path.write_text(PLAN.replace("min_count = 1", 'output = "other"\nseed = 7\nmin_count = 1'))
+    run_pipeline(other_path)
+    assert stages_run(plan_path) == ["evaluate", "caption"]
+
+
+def test_a_run_cut_short_in_training_is_made_again_by_the_next(plan_path: Path) -> None:
+    def interrupt(result: EpochResult) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(plan_path, on_epoch=interrupt)
+    assert stages_run(plan_path) == ["train", "evaluate", "caption"]
+    plan_path.write_text(PLAN.replace("hidden_dim = 16", "hidden_dim = 12"))
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(plan_path, on_epoch=interrupt)
+    plan_path.write_text(PLAN)
+    assert stages_run(plan_path) == ["train"]
+
+
+def test_an_output_that_somebody_changed_is_made_again(plan_path: Path) -> None:
+    run_pipeline(plan_path)
+    captions_path = plan_path.parent / "captions.csv"
+    before = captions_path.read_text()
+    captions_path.write_text("other\n")
+    assert stages_run(plan_path) == ["caption"]
+    assert captions_path.read_text() == before
+
+
+def test_what_is_left_out_of_training_is_told(plan_path: Path) -> None:
+    with (plan_path.parent / "references.csv").open("a") as file:
+        file.write("nowhere.png,a ghost,train\n")
+    result = run_command(plan_path)
+    assert "left out, captions without features: 1" in result.stderr
+    assert "  nowhere.png\n" in result.stderr
+
+
+@pytest.mark.parametrize("text", ["[]", '{"extract": 5}', '{"extract": {}}', "{"])
+def test_a_damaged_record_is_a_one_line_error(plan_path: Path, text: str) -> None:
+    plan_path.with_name("pipeline.made.json").write_text(text)
+    with pytest.raises(PipelineError, match=r"not readable .*; delete it and run again"):
+        run_pipeline(plan_path)
+
+
 def run_command(plan_path: Path) -> Result:
     return CliRunner().invoke(main, ["run", str(plan_path)], catch_exceptions=False)
 
@@ -148,6 +195,7 @@ def test_the_command_shows_what_it_runs_and_the_commands_do_the_same(
         (('images = "photos"', ""), "[extract] needs `images`, a path"),
         (('captions = "references.csv"', "captions = 3"), "[train] captions = 3: is to be a path in quotes"),
         (("[train]", "[train"), "not TOML: "),
+        (("hidden_dim = 16", "dropout = 1.5"), "[train]: dropout is to be at least 0 and at most 1, not 1.5"),
     ],
 )
 def test_a_plan_that_is_wrong_names_the_place_and_the_nearest_key(

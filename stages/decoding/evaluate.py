@@ -1,13 +1,14 @@
 """What a decoder is worth: captions decoded from cached features, scored against every reference."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from captionmill.data.annotations import Annotations, read_annotations, read_split_list
-from captionmill.data.atomic import write_text
+from captionmill.data.atomic import require_other_file, write_text
 from captionmill.data.bundle import Bundle
 from captionmill.data.errors import AnnotationError
 from captionmill.data.feature_store import FeatureStore
@@ -15,6 +16,8 @@ from captionmill.stages.config import SearchConfig
 from captionmill.stages.decoding.caption import Caption, Captioner
 from captionmill.stages.runtime import Progress, no_progress
 from captionmill.stages.scoring.metrics import Scores, score_captions
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ def evaluate(
     Raises AnnotationError if no such image has both features and references, SpecMismatchError if the features are not
     of the kind that the model was trained on.
     """
+    if output:
+        require_other_file(output, features, captions, image_list)
     captioner = Captioner.load(model, device=device)
     store = FeatureStore.open(features)
     annotations = read_annotations(captions)
@@ -58,6 +63,8 @@ def evaluate(
     scored = [key for key in keys if key in store and key in annotations.captions]
     if not scored:
         raise AnnotationError(f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references")
+    if trained_on := len({*scored} & {*captioner.bundle.splits["train"]}):
+        _log.warning("%d of the %d images scored are ones that the model was trained on", trained_on, len(scored))
     decoded = dict(captioner.captions(store, scored, search, progress=progress))
     references = {key: annotations.captions[key] for key in scored}
     evaluation = Evaluation(
@@ -87,8 +94,8 @@ def _choose_keys(annotations: Annotations, bundle: Bundle, image_list: Path | No
 
 def _to_json(evaluation: Evaluation, model: Path, features: Path, search: SearchConfig) -> Mapping[str, object]:
     return {
-        "model": str(model),
-        "features": str(features),
+        "model": model.name,
+        "features": features.name,
         "images": len(evaluation.captions),
         "images_chosen_by": evaluation.chosen_by,
         "missing": list(evaluation.missing),

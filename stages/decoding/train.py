@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from captionmill.data.annotations import read_annotations, read_split_list
-from captionmill.data.bundle import Bundle, bundle_exists, read_bundle, write_bundle
+from captionmill.data.bundle import BUNDLE_NAME, Bundle, bundle_exists, read_bundle, write_bundle
 from captionmill.data.dataset import CaptionDataset, TrainingBatch, measure_features
 from captionmill.data.errors import InputError, TrainingError
 from captionmill.data.feature_store import FeatureStore
@@ -106,8 +106,7 @@ def train(
     on_splits(splits)
     vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=config.min_count)
 
-    work_dir = output.with_name(f"{output.name}.training")
-    shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir = _empty_work_dir(output)
     unmatched = [(key, reason) for reason, keys in splits.unmatched.items() for key in keys]
     write_table(work_dir / UNMATCHED_NAME, pd.DataFrame(unmatched, columns=["key", "reason"]))
 
@@ -231,6 +230,17 @@ class Trainer:
         nn.utils.clip_grad_value_(self.decoder.parameters(), self.config.clip_value)
         self._optimizer.step()
         return float(loss_sum.detach()), words
+
+
+def _empty_work_dir(output: Path) -> Path:
+    """The folder beside `output` for the run that begins; what an earlier run left there is removed, and only that."""
+    work_dir = output.resolve().with_name(f"{output.resolve().name}.training")
+    own = (BUNDLE_NAME, HISTORY_NAME, UNMATCHED_NAME)
+    for path in work_dir.iterdir() if work_dir.exists() else ():
+        if path.name not in own and not (path.name.startswith("decoder-") and path.suffix == ".safetensors"):
+            raise InputError(f"{work_dir}: needed for the training, but holds other files ({path.name}); move it away")
+    shutil.rmtree(work_dir, ignore_errors=True)
+    return work_dir
 
 
 def _publish(work_dir: Path, output: Path) -> None:

@@ -68,8 +68,10 @@ def prepare_image(image: Image.Image, spec: FeatureSpec) -> Pixels:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
-def build_encoder(config: ExtractConfig) -> Encoder:
+def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> Encoder:
     """The encoder that `config` names; named weights are downloaded once.
+
+    `resize_size` is the length of the shorter side before the crop, where it is not to be that of the weights' recipe.
 
     Raises WeightsError if the weights cannot be had, cannot be read, or belong to another network.
     """
@@ -81,7 +83,8 @@ def build_encoder(config: ExtractConfig) -> Encoder:
     except RuntimeError as exc:
         problem = " ".join(str(exc).split())[:200]
         raise WeightsError(f"{weights}: not the weights of a {config.backbone} ({problem})") from exc
-    resize_size = config.image_size if config.preprocess == "squash" else round(config.image_size * resize_ratio)
+    if resize_size is None:
+        resize_size = config.image_size if config.preprocess == "squash" else round(config.image_size * resize_ratio)
     spec = FeatureSpec(
         backbone=config.backbone,
         weights=weights,
@@ -215,7 +218,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):  # as training scripts save them
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+    is_state = isinstance(loaded, dict) and loaded and all(isinstance(name, str) for name in loaded)
+    if not is_state or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise WeightsError(f"{path}: holds no state_dict; save one with torch.save(network.state_dict(), PATH)")
     return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
 

@@ -1,12 +1,14 @@
 """Stage one: images in, a feature store out. Done work is skipped, unreadable images are listed, nothing is lost."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from captionmill.data.atomic import require_other_file
 from captionmill.data.errors import InputError, StoreError
-from captionmill.data.feature_store import FeatureStore, delete_store
+from captionmill.data.feature_store import FeatureStore, delete_store, parts_dir
 from captionmill.data.feature_writer import FeatureWriter
 from captionmill.data.image_source import is_unchanged
 from captionmill.data.images import ImageFile, find_images
@@ -56,10 +58,11 @@ def extract(
     Raises InputError if there is no image or none can be read, WeightsError for weights that cannot be had,
     SpecMismatchError if the store was made with other weights or preprocessing.
     """
+    require_other_file(output, images)
     found = find_images(images)[:limit]
     encoder = build_encoder(config)
     target = output.with_name(f".{output.name}.new") if overwrite else output
-    if overwrite and not _can_go_on(target, encoder, config):
+    if overwrite and not _can_go_on(target, encoder, config, {image.key for image in found}):
         delete_store(target)
     summary = extract_images(found, target, encoder, config, progress=progress)
     failures_path = output.with_name(FAILURES_NAME)
@@ -71,18 +74,18 @@ def extract(
             f"{images}: none of {summary.found} images can be read ({first.key}: {first.reason}); see {failures_path}"
         )
     if overwrite:
-        delete_store(output)
+        shutil.rmtree(parts_dir(output), ignore_errors=True)
         target.replace(output)
     return summary
 
 
-def _can_go_on(target: Path, encoder: Encoder, config: ExtractConfig) -> bool:
-    """Whether an earlier `overwrite` run, cut short, left rows of this very kind in `target`."""
+def _can_go_on(target: Path, encoder: Encoder, config: ExtractConfig, keys: set[str]) -> bool:
+    """Whether an earlier `overwrite` run, cut short, left rows of this very kind and of no other image."""
     try:
         store = FeatureStore.open(target)
     except StoreError:
         return False
-    return store.dtype == config.dtype and not store.spec.differences(encoder.spec)
+    return store.dtype == config.dtype and not store.spec.differences(encoder.spec) and keys.issuperset(store.keys)
 
 
 def find_missing(found: Sequence[ImageFile], store: FeatureStore | None) -> list[ImageFile]:
@@ -101,7 +104,7 @@ def extract_images(
     progress: Progress = no_progress,
 ) -> ExtractSummary:
     """Add the features of the images of `found` that the store `output` lacks; errors as in `extract`."""
-    made_by = versions() | {"images": str(len(found)), "precision": config.precision}
+    made_by = versions() | {"precision": config.precision}
     started = time.monotonic()
     with FeatureWriter(output, encoder.spec, dtype=config.dtype, made_by=made_by) as writer:
         missing = find_missing(found, writer.store)
@@ -117,6 +120,7 @@ def extract_images(
                 writer.add(batch.keys, engine.encode(batch.pixels), batch.sources)
             extracted += len(batch.keys)
             failures += batch.failures
+            writer.drop(failure.key for failure in batch.failures)
             progress("extract", extracted + len(failures), len(missing))
     return ExtractSummary(
         found=len(found),
