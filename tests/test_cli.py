@@ -317,3 +317,29 @@ def test_scoring_images_that_were_trained_on_is_told(model: Path, captions: Path
         "evaluate", tmp_path / "f.h5", "--model", model, "--captions", captions, "--list", tmp_path / "list.txt"
     )
     assert "Warning: 1 of the 2 images scored are ones that the model was trained on" in result.stderr
+
+
+def test_a_killed_caption_leaves_the_old_table_and_the_next_run_makes_the_new_one(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "captions_of_photos.csv"
+    output.write_text("good\n")
+    command = [
+        sys.executable,
+        "-m",
+        "captionmill",
+        "caption",
+        str(photos),
+        "--model",
+        str(model),
+        "--output",
+        str(output),
+    ]
+    with subprocess.Popen(command) as process:
+        while not (tmp_path / "captions_of_photos.features.h5.parts").exists():
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.kill()
+    assert output.read_text() == "good\n"
+    assert run("caption", photos, "--model", model, "--output", output).exit_code == 0
+    assert len(read_csv(output)) == 9

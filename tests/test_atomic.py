@@ -1,0 +1,32 @@
+"""A reader sees the old file or the new one, never half of either."""
+
+from pathlib import Path
+
+import pytest
+
+from captionmill.data.atomic import replace_atomically, write_text
+from captionmill.data.errors import InputError
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    write_text(path, "good\n")
+
+    def fail_halfway() -> None:
+        with replace_atomically(path) as partial_path:
+            partial_path.write_text("half")
+            raise InputError("stopped")
+
+    with pytest.raises(InputError):
+        fail_halfway()
+    assert path.read_text() == "good\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_what_a_kill_left_beside_the_file_is_in_nobodys_way(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "table.csv"
+    path.parent.mkdir()
+    (path.parent / ".table.csv.partial").write_text("half")
+    write_text(path, "whole\n")
+    assert path.read_text() == "whole\n"
+    assert [entry.name for entry in path.parent.iterdir()] == ["table.csv"]
