@@ -68,9 +68,9 @@ def main() -> None:
 
 def build_network() -> nn.Module:
     """The thin ResNet without its classifier: (B, 3, 128, 128) in, (B, 2048) out."""
-    network = ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=WIDTH_PER_GROUP)
+    network: nn.Module = ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=WIDTH_PER_GROUP)
     network.fc = nn.Identity()
-    return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+    return network.to(memory_format=torch.channels_last)
 
 
 def write_weights(network: nn.Module, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Every setting of the stages with its default, unit and reason. Imports no torch, so that `--help` is instant."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from captionmill.data.errors import InputError
@@ -26,12 +26,11 @@ class _Checked:
     """A config that refuses values out of `RANGES` with InputError, from wherever they come."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            low, high = RANGES.get(field.name, (1, None))
+        for name, value in vars(self).items():
+            low, high = RANGES.get(name, (1, None))
             if isinstance(value, int | float) and not (low <= value and (high is None or value <= high)):
                 limits = f"at least {low}" + (f" and at most {high}" if high is not None else "")
-                raise InputError(f"{field.name.replace('_', '-')} is to be {limits}, not {value}")
+                raise InputError(f"{name.replace('_', '-')} is to be {limits}, not {value}")
 
 
 @dataclass(frozen=True)
