@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 import click
 
 from captionmill.data.errors import CaptionmillError, InputError
+from captionmill.data.urls import is_url
 from captionmill.pipeline import summaries
 from captionmill.pipeline.summaries import show_count, show_list
 from captionmill.stages.config import RANGES, ExtractConfig, SearchConfig, TrainConfig
@@ -31,14 +33,47 @@ _FILE_PATH = click.Path(dir_okay=False, path_type=Path)
 _FOLDER_PATH = click.Path(file_okay=False, path_type=Path)
 
 
+class _PathOrUrl(click.Path):
+    """A local path, as Path, or a URL (s3://bucket/photos, https://host/list.txt), as str."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if is_url(value) else super().convert(value, param, ctx)
+
+
+_ANY_OR_URL = _PathOrUrl(exists=True, path_type=Path)
+_FILE_PATH_OR_URL = _PathOrUrl(dir_okay=False, path_type=Path)
+
+
+class _Shard(click.ParamType[tuple[int, int]]):
+    """I/N: the I-th of N shards."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        index, _, count = str(value).partition("/")
+        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+            self.fail(f"{value!r} is not I/N with I from 1 to N, such as 2/8", param, ctx)
+        return int(index), int(count)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: a batch system or a shutdown wants the process to end; everything is flushed as for Ctrl-C."""
+
+
+def _raise_terminated(*_: object) -> None:
+    raise _Terminated
+
+
 class _ErrorGroup(click.Group):
     """Shows what a user can mend as one line on stderr with exit code 1; a bug keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as exc:
             click.echo("\nStopped. Features extracted so far are kept, and an output is as it was before.", err=True)
+            if isinstance(exc, _Terminated):
+                ctx.exit(128 + signal.SIGTERM)
             raise
         except CaptionmillError as exc:
             raise click.ClickException(str(exc)) from exc
@@ -126,6 +161,7 @@ _machine = _options(
     _setting(ExtractConfig, "batch_size", "Images a forward pass of the network."),
     _setting(ExtractConfig, "workers", "Threads that decode images; 0 is one a core."),
     _device,
+    _setting(ExtractConfig, "engine", "What runs the network; auto is openvino on a CPU where it is installed."),
     _setting(ExtractConfig, "precision", "Arithmetic of the network."),
 )
 _search = _options(
@@ -150,39 +186,81 @@ def main() -> None:
     logger = logging.getLogger("captionmill")
     logger.handlers = [_EchoHandler()]
     logger.setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _raise_terminated)
 
 
 @main.command()
-@click.argument("images", type=_ANY)
-@click.option("--output", type=_FILE_PATH, required=True, help="Feature store to write or to go on with (HDF5).")
+@click.argument("images", type=_ANY_OR_URL)
+@click.option(
+    "--output", type=_FILE_PATH_OR_URL, required=True, help="Feature store to write or to go on with (HDF5), or a URL."
+)
 @_setting(ExtractConfig, "backbone", "Network; scenes-resnet14 is the demo's, for drawn scenes only.")
 @_setting(ExtractConfig, "weights", "imagenet1k_v1, imagenet1k_v2, or a state_dict file (.pth, .safetensors).")
-@_setting(ExtractConfig, "preprocess", "crop: shorter side resized, centre cut out; squash: whole picture made square.")
-@_setting(ExtractConfig, "image_size", "Side of the square that the network sees, pixels.")
+@_setting(
+    ExtractConfig,
+    "preprocess",
+    "crop: shorter side resized, centre cut out; squash: whole picture made square; whole: nothing cut, shape kept.",
+)
+@_setting(ExtractConfig, "image_size", "Side of the square that the network sees (whole: the shorter side), pixels.")
+@_setting(ExtractConfig, "views", "flip: the mean of the picture and its mirror, at twice the time.")
 @_machine
+@click.option("--compile/--no-compile", "compile", default=ExtractConfig.compile, help="Use torch.compile (GPUs).")
 @_setting(ExtractConfig, "dtype", "Numbers as stored.")
+@_setting(ExtractConfig, "flush_every", "Rows a part file: at most these are lost when the process is killed.")
+@click.option(
+    "--jobs", type=click.IntRange(min=0), default=0, help="Processes on this machine; 0 is one a GPU, or one."
+)
+@click.option("--cluster", metavar="URL", help="Spread over dask://HOST:PORT or ray://HOST:PORT.")
+@click.option(
+    "--shard", type=_Shard(), help="Do the I-th of N parts, for array jobs; then: captionmill features merge."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after this many images of the sorted list.")
+@click.option("--prune", is_flag=True, help="Remove rows whose image is not among IMAGES any more.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if any image cannot be read.")
 @_overwrite
 @_quiet
 def extract(
-    images: Path, output: Path, limit: int | None, strict: bool, overwrite: bool, quiet: bool, **settings: Any
+    images: Path | str,
+    output: Path | str,
+    limit: int | None,
+    shard: tuple[int, int] | None,
+    jobs: int,
+    cluster: str | None,
+    prune: bool,
+    strict: bool,
+    overwrite: bool,
+    quiet: bool,
+    **settings: Any,
 ) -> None:
-    """Cache 2048 numbers for each image of IMAGES, a folder or a text file with one path a line.
+    """Cache 2048 numbers for each image of IMAGES.
 
-    A rerun does only what is missing. Images that cannot be read are listed in failures.csv beside the output.
+    IMAGES is a folder, a text file with one path or URL a line, a .tar of images or a folder of such; or a URL of
+    these. A rerun does only what is missing. Images that cannot be read are listed in failures.csv beside the output.
 
     Example: captionmill extract photos --output features.h5
     """
+    from captionmill.pipeline.cluster import open_spread
     from captionmill.stages.encoding.extract import FAILURES_NAME, extract
 
-    with ProgressBars(quiet=quiet) as progress:
+    with ProgressBars(quiet=quiet) as progress, open_spread(jobs, cluster, device=settings["device"]) as spread:
         summary = extract(
-            images, output, ExtractConfig(**settings), overwrite=overwrite, limit=limit, progress=progress
+            images,
+            output,
+            ExtractConfig(**settings),
+            overwrite=overwrite,
+            limit=limit,
+            shard=shard,
+            prune=prune,
+            spread=spread,
+            progress=progress,
         )
-    click.echo(f"{output}: {summaries.extract_line(summary)}")
+    click.echo(f"{summary.output}: {summaries.extract_line(summary)}")
+    if summary.extracted and not quiet:
+        click.echo(summaries.meter_line(summary), err=True)
+    if summary.unlisted:
+        click.echo(summaries.unlisted_line(summary), err=True)
     if summary.failures:
-        click.echo(f"Not readable, listed in {output.with_name(FAILURES_NAME)}:", err=True)
+        click.echo(f"Not readable, listed in {FAILURES_NAME} beside {summary.output}:", err=True)
         click.echo(show_list([f"{failure.key}: {failure.reason}" for failure in summary.failures]), err=True)
         if strict:
             raise InputError(f"{show_count(len(summary.failures), 'image')} cannot be read, and --strict is given")
@@ -365,7 +443,7 @@ def info(store: Path) -> None:
     opened = FeatureStore.open(store)
     click.echo(f"{store}: {show_count(len(opened), 'image')}, {opened.dtype}, {opened.size_bytes / 1e6:.1f} MB")
     if opened.part_count:
-        click.echo(f"unfinished: {show_count(opened.part_count, 'part')} not joined yet; run extract again to go on")
+        click.echo(f"  {show_count(opened.part_count, 'part')} beside it, in {store.name}.parts: belong to it")
     for name, value in (opened.spec.to_json() | opened.made_by).items():
         click.echo(f"  {name:15} {value}")
 
@@ -382,8 +460,67 @@ def verify(store: Path) -> None:
     opened = FeatureStore.open(store)
     if damaged := opened.verify():
         click.echo(show_list(damaged), err=True)
-        raise InputError(f"{store}: {len(damaged)} of {len(opened)} rows are damaged; extract again with --overwrite")
+        raise InputError(
+            f"{store}: {len(damaged)} of {len(opened)} rows are damaged; captionmill features repair {store} drops "
+            "them, and extract makes them again"
+        )
     click.echo(f"{store}: {show_count(len(opened), 'row')}, all as written")
+
+
+@features.command()
+@click.argument("store", metavar="FILE", type=_FILE_PATH)
+def repair(store: Path) -> None:
+    """Drop the damaged rows of FILE, so that `extract` makes just these again.
+
+    A file of the store that cannot be opened at all is set aside under a name that ends in .damaged.
+
+    Example: captionmill features repair features.h5
+    """
+    from captionmill.data.store_repair import repair
+
+    summary = repair(store)
+    for path in summary.files_set_aside:
+        click.echo(f"{path}: set aside, it cannot be read", err=True)
+    if summary.rows_dropped:
+        click.echo(show_list(summary.rows_dropped), err=True)
+    if summary.rows_dropped or summary.files_set_aside:
+        click.echo(f"{store}: {show_count(len(summary.rows_dropped), 'damaged row')} dropped; run extract again")
+    else:
+        click.echo(f"{store}: nothing is damaged")
+
+
+@features.command()
+@click.argument("stores", metavar="FILE...", type=_FILE_PATH, nargs=-1, required=True)
+@click.option("--output", type=_FILE_PATH, required=True, help="Feature store to write.")
+@_overwrite
+def merge(stores: tuple[Path, ...], output: Path, overwrite: bool) -> None:
+    """Join feature stores, such as the shards of an array job, into one.
+
+    Refused: missing or unfinished shards, an image in two stores, differing networks or preprocessing.
+
+    Example: captionmill features merge features-*-of-00008.h5 --output features.h5
+    """
+    from captionmill.data.store_merge import merge
+
+    summary = merge(stores, output, overwrite=overwrite)
+    click.echo(f"{output}: {show_count(summary.rows, 'row')} of {show_count(summary.stores, 'store')}")
+
+
+@features.command()
+@click.argument("store", metavar="FILE", type=_FILE_PATH)
+@click.option("--output", type=_FILE_PATH, required=True, help="OUT.npy, with OUT.csv beside it, or OUT.parquet.")
+@_overwrite
+@_quiet
+def export(store: Path, output: Path, overwrite: bool, quiet: bool) -> None:
+    """Write the rows of FILE for other tools: .npy with a .csv of the keys, or .parquet.
+
+    Example: captionmill features export features.h5 --output features.npy
+    """
+    from captionmill.data.store_export import export
+
+    with ProgressBars(quiet=quiet) as progress:
+        summary = export(store, output, overwrite=overwrite, progress=progress)
+    click.echo(f"{', '.join(map(str, summary.paths))}: {show_count(summary.rows, 'row')}")
 
 
 @main.command()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from captionmill.data.errors import AnnotationError
-from captionmill.data.images import image_key
+from captionmill.data.image_files import image_key
 
 FORMATS = (
     "a Flickr token file (name.jpg#0<TAB>caption), COCO captions JSON, Karpathy JSON, "

@@ -9,6 +9,7 @@ CaptionmillError
 │   └── SpecMismatchError  features of another network or preprocessing than asked for
 ├── BundleError           a model bundle that cannot be opened
 ├── TrainingError         a training run that cannot start or go on
+├── ClusterError          processes or machines that do not answer or keep dying
 └── PipelineError         a pipeline file that cannot be understood
 """
 
@@ -47,6 +48,10 @@ class BundleError(CaptionmillError, ValueError):
 
 class TrainingError(CaptionmillError, ValueError):
     """A training run cannot start or go on."""
+
+
+class ClusterError(CaptionmillError, RuntimeError):
+    """Processes or machines do not answer, or keep dying."""
 
 
 class PipelineError(CaptionmillError, ValueError):

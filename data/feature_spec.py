@@ -5,7 +5,8 @@ from typing import Any
 
 from captionmill.data.errors import SpecMismatchError
 
-PREPROCESSES = ("crop", "squash")
+PREPROCESSES = ("crop", "squash", "whole")
+VIEWS = ("one", "flip")
 _UNCOMPARED = (
     "weights",
 )  # a name or a path: two machines call the same weights differently, their hash is what counts
@@ -22,13 +23,15 @@ class FeatureSpec:
     weights_sha256: str
     """SHA-256 over the names, shapes and values of the network's tensors, classifier left out."""
     preprocess: str
-    """"crop" (shorter side to `resize_size`, centre crop) or "squash" (whole picture to a square)."""
+    """"crop": shorter side to `resize_size`, centre cut out; "squash": whole picture made square; "whole": as is."""
     image_size: int
-    """Side of the square that the network sees, pixels."""
+    """Side of the square that the network sees, for "whole" the shorter side, pixels."""
     resize_size: int
-    """Length of the shorter side before the crop, pixels; equal to `image_size` for "squash"."""
+    """Length of the shorter side before the crop, pixels; equal to `image_size` for "squash" and "whole"."""
     feature_dim: int = 2048
     """Numbers an image: the mean of the last feature map over its positions."""
+    views: str = "one"
+    """"one", or "flip": the mean of the features of the picture and its mirror."""
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -43,6 +46,8 @@ class FeatureSpec:
                 raise TypeError(f"{field.name} is {getattr(spec, field.name)!r}")
         if spec.preprocess not in PREPROCESSES:
             raise ValueError(f"preprocess is {spec.preprocess!r}, not one of {', '.join(PREPROCESSES)}")
+        if spec.views not in VIEWS:
+            raise ValueError(f"views is {spec.views!r}, not one of {', '.join(VIEWS)}")
         return spec
 
     def differences(self, other: "FeatureSpec") -> list[str]:

@@ -1,15 +1,18 @@
 """The feature store: one row of numbers an image in HDF5, by key, bound to one `FeatureSpec` for life.
 
-A store is the file `features.h5` and, while an extraction is under way or was interrupted, part files of the same
-layout in the folder `features.h5.parts/`. No HDF5 file is ever changed once it has its name: a part is written aside
-and renamed, and at the end all parts and the old file become one new file, which takes the old one's place in one
-rename. So a process killed at any instant leaves a store that opens, and loses only rows not yet in a part.
+A store is the file `features.h5` and part files of the same layout in the folder `features.h5.parts/`: those of an
+extraction that is under way or was interrupted, and those of later extractions that are small beside the main file. No
+HDF5 file is ever changed once it has its name: each is written aside and renamed. So a process killed at any instant
+leaves a store that opens, and loses only rows not yet in a part.
 
-Layout of each file: attributes `format`, `format_version`, `spec` (JSON), `made_by` (JSON); datasets `keys` (N UTF-8
-strings, sorted), `features` (N x D, little-endian float16 or float32, contiguous), `checksums` (N x uint32: CRC-32 of
-the key's UTF-8 bytes, a zero byte and the row's bytes), `sources` (N x 3 uint64: the fields of `ImageSource`).
+Layout of each file: attributes `format`, `format_version`, `spec` (JSON), `made_by` (JSON), and for a finished shard
+`shard` (JSON); datasets `keys` (N UTF-8 strings, sorted), `features` (N x D, little-endian float16 or float32,
+contiguous), `checksums` (N x uint32: CRC-32 of the key's UTF-8 bytes, a zero byte, the row's bytes and the source's
+bytes), `sources` (N x 3 uint64: the fields of `ImageSource`), and in a part `removed` (UTF-8 strings): keys whose rows
+in the files before it do not count. Where a key is in several files, the last part in the order of names counts.
 """
 
+import bisect
 import hashlib
 import json
 import shutil
@@ -17,7 +20,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import h5py
 import numpy as np
@@ -26,13 +29,16 @@ import numpy.typing as npt
 from captionmill.data.errors import StoreError
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.image_source import ImageSource
+from captionmill.data.shard import Shard
 
 StoredDtype = Literal["float16", "float32"]
 Features = npt.NDArray[np.floating[Any]]
 Sources = npt.NDArray[np.uint64]
+Positions = Sequence[int] | npt.NDArray[np.int64]
+Column = TypeVar("Column", bound=npt.NDArray[Any])
 
 FORMAT = "captionmill-features"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _BLOCK_ROWS = 4096
 
 
@@ -41,9 +47,14 @@ def parts_dir(path: Path) -> Path:
     return path.with_name(f"{path.name}.parts")
 
 
+def part_paths(path: Path) -> list[Path]:
+    """The part files of the store at `path`, in the order in which they count."""
+    return sorted(parts_dir(path).glob("part-*.h5"))
+
+
 def store_exists(path: Path) -> bool:
     """Whether there is a store at `path`, finished or not."""
-    return path.exists() or any(parts_dir(path).glob("part-*.h5"))
+    return path.exists() or bool(part_paths(path))
 
 
 def delete_store(path: Path) -> None:
@@ -57,7 +68,7 @@ Block = tuple[list[str], Features, npt.NDArray[np.uint32], Sources]
 
 
 @dataclass(frozen=True)
-class _StoreFile:
+class StoreFile:
     """One HDF5 file of a store. The rows are mapped, not read, and no HDF5 handle stays open: safe under fork."""
 
     path: Path
@@ -67,22 +78,35 @@ class _StoreFile:
     rows: Features  # [N, D]
     checksums: npt.NDArray[np.uint32]  # [N]
     sources: Sources  # [N, 3]
+    removed: list[str]
+    shard: Shard | None
 
 
 class FeatureStore:
     """A store opened for reading: rows by key, or by position in `keys`. Cheap to open, flat in memory."""
 
-    def __init__(self, path: Path, files: Sequence[_StoreFile]) -> None:
+    def __init__(self, path: Path, files: Sequence[StoreFile]) -> None:
         """Use `FeatureStore.open`."""
         self.path = path
         self.spec = files[0].spec
         self.dtype: StoredDtype = "float16" if files[0].rows.dtype.itemsize == 2 else "float32"
         self.made_by = files[0].made_by
         self.part_count = sum(file.path != path for file in files)
+        self.shard = files[0].shard if len(files) == 1 else None
+        """Which part of a sharded extraction this is, if it was finished."""
         self._files = files
-        places = {key: (number, row) for number, file in enumerate(files) for row, key in enumerate(file.keys)}
+        keys = files[0].keys
+        if len(files) == 1 and all(map(str.__lt__, keys, keys[1:])):  # a finished store: nothing to look up
+            self.keys = keys
+            self._file_numbers = np.zeros(len(keys), dtype=np.int32)
+            self._file_rows = np.arange(len(keys), dtype=np.int64)
+            return
+        places: dict[str, tuple[int, int]] = {}
+        for number, file in enumerate(files):
+            for key in file.removed:
+                places.pop(key, None)
+            places.update((key, (number, row)) for row, key in enumerate(file.keys))
         self.keys = sorted(places)
-        self._positions = {key: position for position, key in enumerate(self.keys)}
         self._file_numbers = np.fromiter((places[key][0] for key in self.keys), dtype=np.int32, count=len(self.keys))
         self._file_rows = np.fromiter((places[key][1] for key in self.keys), dtype=np.int64, count=len(self.keys))
 
@@ -94,12 +118,12 @@ class FeatureStore:
         """
         path = Path(path)
         paths = [path] if path.exists() else []
-        paths += sorted(parts_dir(path).glob("part-*.h5"))
+        paths += part_paths(path)
         if not paths:
             raise StoreError(
                 f"{path}: no such feature store; make it with `captionmill extract IMAGES --output {path}`"
             )
-        files = [_read_file(file_path) for file_path in paths]
+        files = [read_store_file(file_path) for file_path in paths]
         for file in files[1:]:
             files[0].spec.require(file.spec, mine=str(files[0].path), others=str(file.path))
         return cls(path, files)
@@ -119,30 +143,33 @@ class FeatureStore:
 
     def __contains__(self, key: object) -> bool:
         """Whether there is a row for `key`."""
-        return key in self._positions
+        place = bisect.bisect_left(self.keys, key) if isinstance(key, str) else len(self.keys)
+        return place < len(self.keys) and self.keys[place] == key
 
     def __getitem__(self, key: str) -> Features:
         """The row of one image, [D]; KeyError if there is none."""
-        row: Features = self.read([self._positions[key]])[0]
+        row: Features = self.read([self.position(key)])[0]
         return row
 
     def position(self, key: str) -> int:
         """Where `key` stands in `keys`; KeyError if it has no row."""
-        return self._positions[key]
+        place = bisect.bisect_left(self.keys, key)
+        if place == len(self.keys) or self.keys[place] != key:
+            raise KeyError(key)
+        return place
 
-    def read(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> Features:
+    def read(self, positions: Positions) -> Features:
         """The rows at `positions`, in that order, as stored: [len(positions), D]."""
-        wanted = np.asarray(positions, dtype=np.int64)
-        rows = np.empty((len(wanted), self.spec.feature_dim), dtype=self.dtype)
-        file_numbers, file_rows = self._file_numbers[wanted], self._file_rows[wanted]
-        for number in np.unique(file_numbers):
-            here = file_numbers == number
-            rows[here] = self._files[number].rows[file_rows[here]]
-        return rows
+        rows = np.empty((len(positions), self.spec.feature_dim), dtype=self.dtype)
+        return self._gather(positions, [file.rows for file in self._files], rows)
+
+    def sources(self) -> Sources:
+        """What each row was read from, in the order of `keys`: [N, 3], the fields of `ImageSource`."""
+        return self._sources(np.arange(len(self)))
 
     def source(self, key: str) -> ImageSource:
         """What the row of `key` was read from; KeyError if there is none."""
-        return ImageSource(*self._sources([self._positions[key]])[0].tolist())
+        return ImageSource(*self._sources([self.position(key)])[0].tolist())
 
     def blocks(self, block_rows: int = _BLOCK_ROWS) -> Iterator[tuple[list[str], Features]]:
         """All rows in key order, as (keys, rows [block_rows, D]); the last block is shorter."""
@@ -153,7 +180,8 @@ class FeatureStore:
     def digest(self) -> bytes:
         """SHA-256 over the spec, the keys and the rows' checksums: equal for stores of equal content."""
         digest = hashlib.sha256(json.dumps(self.spec.to_json()).encode())
-        for key, checksum in zip(self.keys, self._row_checksums(range(len(self))), strict=True):
+        checksums = self._row_checksums(np.arange(len(self))).tolist()
+        for key, checksum in zip(self.keys, checksums, strict=True):
             digest.update(f"{key}\0{checksum}\n".encode())
         return digest.digest()
 
@@ -161,37 +189,53 @@ class FeatureStore:
         """The keys of rows whose bytes are not those that were written."""
         damaged, start = [], 0
         for keys, rows in self.blocks():
-            right = checksum_rows(keys, rows) == self._row_checksums(range(start, start + len(keys)))
+            positions = np.arange(start, start + len(keys))
+            right = checksum_rows(keys, rows, self._sources(positions)) == self._row_checksums(positions)
             damaged += [keys[place] for place in np.flatnonzero(~right)]
             start += len(keys)
         return damaged
-
-    def _sources(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> Sources:
-        places = zip(self._file_numbers[positions], self._file_rows[positions], strict=True)
-        return np.array([self._files[number].sources[row] for number, row in places], dtype=np.uint64).reshape(-1, 3)
 
     def stored_blocks(self, keys: Sequence[str]) -> Iterator[Block]:
         """The rows of `keys` as they stand in the files, checksums included: a damaged row stays known as damaged."""
         for start in range(0, len(keys), _BLOCK_ROWS):
             block_keys = list(keys[start : start + _BLOCK_ROWS])
-            positions = [self._positions[key] for key in block_keys]
+            positions = [self.position(key) for key in block_keys]
             yield block_keys, self.read(positions), self._row_checksums(positions), self._sources(positions)
 
-    def _row_checksums(self, positions: Sequence[int]) -> npt.NDArray[np.uint32]:
-        places = zip(self._file_numbers[positions], self._file_rows[positions], strict=True)
-        return np.fromiter((self._files[number].checksums[row] for number, row in places), np.uint32, len(positions))
+    def _sources(self, positions: Positions) -> Sources:
+        return self._gather(
+            positions, [file.sources for file in self._files], np.empty((len(positions), 3), dtype=np.uint64)
+        )
+
+    def _row_checksums(self, positions: Positions) -> npt.NDArray[np.uint32]:
+        return self._gather(
+            positions, [file.checksums for file in self._files], np.empty(len(positions), dtype=np.uint32)
+        )
+
+    def _gather(self, positions: Positions, columns: Sequence[Column], gathered: Column) -> Column:
+        """`gathered` filled with the entries at `positions`, each from its file's column."""
+        wanted = np.asarray(positions, dtype=np.int64)
+        file_numbers, file_rows = self._file_numbers[wanted], self._file_rows[wanted]
+        for number in np.unique(file_numbers):
+            here = file_numbers == number
+            gathered[here] = columns[number][file_rows[here]]
+        return gathered
 
 
-def checksum_rows(keys: Sequence[str], rows: Features) -> npt.NDArray[np.uint32]:
-    """CRC-32 of each key and its row, [N]."""
+def checksum_rows(keys: Sequence[str], rows: Features, sources: Sources) -> npt.NDArray[np.uint32]:
+    """CRC-32 of each key, its row and its source, [N]."""
     return np.fromiter(
-        (zlib.crc32(row.tobytes(), zlib.crc32(key.encode() + b"\0")) for key, row in zip(keys, rows, strict=True)),
+        (
+            zlib.crc32(source.tobytes(), zlib.crc32(row.tobytes(), zlib.crc32(key.encode() + b"\0")))
+            for key, row, source in zip(keys, rows, sources.astype("<u8", copy=False), strict=True)
+        ),
         dtype=np.uint32,
         count=len(keys),
     )
 
 
-def _read_file(path: Path) -> _StoreFile:
+def read_store_file(path: Path) -> StoreFile:
+    """One file of a store; StoreError if it cannot be read."""
     try:
         with h5py.File(path, "r") as file:
             if file.attrs.get("format") != FORMAT:
@@ -203,12 +247,16 @@ def _read_file(path: Path) -> _StoreFile:
             made_by = json.loads(file.attrs["made_by"])
             keys = list(file["keys"].asstr()[:])
             rows, checksums, sources = file["features"], file["checksums"][:], file["sources"][:]
-            if rows.shape != (len(keys), spec.feature_dim) or checksums.shape != (len(keys),):
+            removed = list(file["removed"].asstr()[:]) if "removed" in file else []
+            shard = Shard(**json.loads(file.attrs["shard"])) if "shard" in file.attrs else None
+            shapes = (rows.shape, checksums.shape, sources.shape)
+            if shapes != ((len(keys), spec.feature_dim), (len(keys),), (len(keys), 3)):
                 raise StoreError(f"{path}: {len(keys)} keys but features of shape {rows.shape}; extract it again")
-            if (offset := rows.id.get_offset()) is None:  # another tool wrote it anew in chunks
-                return _StoreFile(path, spec, made_by, keys, rows[:], checksums, sources)
-            mapped = np.memmap(path, mode="r", dtype=rows.dtype, shape=rows.shape, offset=offset)
-            return _StoreFile(path, spec, made_by, keys, mapped, checksums, sources)
+            if (offset := rows.id.get_offset()) is None:  # no row, or another tool wrote it anew in chunks
+                mapped = rows[:]
+            else:
+                mapped = np.memmap(path, mode="r", dtype=rows.dtype, shape=rows.shape, offset=offset)
+            return StoreFile(path, spec, made_by, keys, mapped, checksums, sources, removed, shard)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as exc:
         if isinstance(exc, StoreError):
             raise

@@ -1,8 +1,16 @@
-"""Adds rows to a feature store: part files while it works, one file when it is done, whatever happens in between."""
+"""Adds rows to a feature store: part files while it works, as few files as is cheap when it is done.
+
+Part files count in the order of their names, and joining them keeps the result the same at every instant. Joined into
+the main file, each part that is still there repeats what the main file says already. Joined into one part, the joined
+one takes the name of the last, and the earlier ones, deleted in order, only repeat or precede what it says. So a kill
+between two of these steps changes no row.
+"""
 
 import contextlib
 import json
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
@@ -21,31 +29,136 @@ from captionmill.data.feature_store import (
     FeatureStore,
     StoredDtype,
     checksum_rows,
+    part_paths,
     parts_dir,
+    read_store_file,
     store_exists,
 )
 from captionmill.data.image_source import UNKNOWN_SOURCE, ImageSource
+from captionmill.data.shard import Shard
 
-ROWS_PER_PART = 1024  # at most this many rows are lost to a kill
+ROWS_PER_PART = 1024
+_JOIN_SHARE = (
+    0.25  # parts this large beside the main file are joined into it: each row is rewritten a few times at most
+)
+_SMALL_ROWS = 20_000  # a main file of so few is rewritten in a second: it is joined always
+
+FileChanged = Callable[[Path], None]
+"""Called after a file of a store was written, or deleted."""
+
+
+class PartWriter:
+    """Adds part files to a store, in any process: no lock, no joining. Rows are safe once a part is full or flushed."""
+
+    def __init__(
+        self,
+        path: Path,
+        prefix: str,
+        spec: FeatureSpec,
+        *,
+        dtype: StoredDtype,
+        made_by: dict[str, str],
+        flush_every: int = ROWS_PER_PART,
+        on_change: FileChanged | None = None,
+    ) -> None:
+        """Prepare parts of the store at `path`, with names that begin with `prefix` (`FeatureWriter.part_prefix`)."""
+        self._path, self._spec, self._dtype, self._made_by = path, spec, dtype, made_by
+        self._flush_every, self._on_change = flush_every, on_change
+        self._prefix = prefix
+        self._token = secrets.token_hex(4)  # a task that runs twice must not write over its own parts
+        self._part_count = 0
+        self._keys: list[str] = []
+        self._rows: list[Features] = []
+        self._sources: list[ImageSource] = []
+        self._removed: set[str] = set()
+
+    def __enter__(self) -> "PartWriter":
+        """Start adding."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Keep what was added, whatever ended the block."""
+        self.flush()
+
+    def add(self, keys: Sequence[str], rows: Features, sources: Sequence[ImageSource] | None = None) -> None:
+        """Add one row [D] a key, and what it was read from.
+
+        A key that has a row already gets the new one in its place. Raises StoreError for rows that are not finite.
+        """
+        if rows.shape != (len(keys), self._spec.feature_dim):
+            raise ValueError(
+                f"{len(keys)} keys need rows of shape {len(keys), self._spec.feature_dim}, not {rows.shape}"
+            )
+        if not np.isfinite(rows).all() or (self._dtype == "float16" and np.abs(rows).max(initial=0) > 65504):
+            raise StoreError(
+                f"features near {keys[0]} are not finite in {self._dtype}: use --dtype float32 or check the weights"
+            )
+        self._removed.difference_update(keys)
+        self._keys += keys
+        self._rows.append(rows.astype(self._dtype))
+        self._sources += sources if sources is not None else [UNKNOWN_SOURCE] * len(keys)
+        if len(self._keys) >= self._flush_every:
+            self.flush()
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Let the rows that `keys` have in earlier files not count any more."""
+        self._removed.update(keys)
+
+    def flush(self) -> None:
+        """Put what was added and dropped so far on disk, as a part of its own."""
+        if not self._keys and not self._removed:
+            return
+        last = {key: place for place, key in enumerate(self._keys)}
+        keys = sorted(last)
+        order = [last[key] for key in keys]
+        rows = np.concatenate(self._rows)[order] if keys else np.empty((0, self._spec.feature_dim), self._dtype)
+        sources = np.array(self._sources, dtype=np.uint64).reshape(-1, len(UNKNOWN_SOURCE))[order]
+        self._part_count += 1
+        path = parts_dir(self._path) / f"{self._prefix}-{self._part_count:06d}-{self._token}.h5"
+        block = (keys, rows, checksum_rows(keys, rows, sources), sources)
+        write_store(
+            path,
+            self._spec,
+            len(keys),
+            [block],
+            dtype=self._dtype,
+            made_by=self._made_by,
+            removed=sorted(self._removed),
+        )
+        self._keys, self._rows, self._sources, self._removed = [], [], [], set()
+        if self._on_change:
+            self._on_change(path)
 
 
 class FeatureWriter:
-    """Adds rows to a store, a part file at a time; leaving the block joins everything into one file.
+    """Adds rows to a store, alone: other writers are refused. Leaving the block joins the parts.
 
     A block left by an error, Ctrl-C included, keeps all rows added so far as parts; the next writer goes on from there.
     """
 
-    def __init__(self, path: Path, spec: FeatureSpec, *, dtype: StoredDtype, made_by: dict[str, str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        spec: FeatureSpec,
+        *,
+        dtype: StoredDtype,
+        made_by: dict[str, str],
+        flush_every: int = ROWS_PER_PART,
+        shard: Shard | None = None,
+        on_change: FileChanged | None = None,
+    ) -> None:
         """Prepare to add rows made by `spec` to the store at `path`, which may exist.
 
-        Raises SpecMismatchError if it holds rows of another spec, StoreError if they have another dtype or if another
-        process is writing to it.
+        `shard` says which part of a sharded extraction this is; it is written when the block ends without an error.
+        Raises SpecMismatchError if the store holds rows of another spec, StoreError if they have another dtype or if
+        another process is writing to it.
         """
-        self.path, self.spec, self.dtype, self._made_by = path, spec, dtype, made_by
-        self._keys: list[str] = []
-        self._rows: list[Features] = []
-        self._sources: list[ImageSource] = []
-        self._dropped: set[str] = set()
+        self.path, self.spec, self.dtype, self.shard = path, spec, dtype, shard
+        self.made_by = made_by
+        """What is written as the maker of the files; may be added to until the block ends."""
+        self.on_change = on_change
         _make_folder(parts_dir(path))
         self._lock = filelock.FileLock(parts_dir(path) / ".lock")
         try:
@@ -54,11 +167,26 @@ class FeatureWriter:
             raise StoreError(f"{path}: another process is writing to this store; wait for it to end") from exc
         try:
             self.store = self._check_store()
-        except StoreError:
+            for partial_path in parts_dir(path).glob(".part-*.partial"):  # of writers that were killed
+                partial_path.unlink(missing_ok=True)
+        except BaseException:
             self._lock.release()
             raise
-        numbers = [int(part.stem.removeprefix("part-")) for part in parts_dir(path).glob("part-*.h5")]
-        self._next_part = max(numbers, default=0) + 1
+        self._first_number = 1 + max((int(part.stem.split("-")[1]) for part in part_paths(path)), default=0)
+        self._parts = PartWriter(
+            path,
+            self.part_prefix(0),
+            spec,
+            dtype=dtype,
+            made_by=made_by,
+            flush_every=flush_every,
+            on_change=on_change,
+        )
+        self.add, self.drop, self.flush = self._parts.add, self._parts.drop, self._parts.flush
+
+    def part_prefix(self, number: int) -> str:
+        """Begins the names of the parts of this writer's task `number`: they sort after every part there was before."""
+        return f"part-{self._first_number:06d}-{number:06d}"
 
     def _check_store(self) -> FeatureStore | None:
         """The rows that are there already."""
@@ -79,7 +207,7 @@ class FeatureWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Keep what was added and, unless an error ended the block, join all into one file."""
+        """Keep what was added and, unless an error ended the block, join the parts."""
         try:
             self.flush()
             if error is None:
@@ -87,78 +215,92 @@ class FeatureWriter:
         finally:
             self._lock.release()
         if error is None:
-            with contextlib.suppress(OSError):  # another process may have begun to write
-                (parts_dir(self.path) / ".lock").unlink()
-                parts_dir(self.path).rmdir()
-
-    def add(self, keys: Sequence[str], rows: Features, sources: Sequence[ImageSource] | None = None) -> None:
-        """Add one row [D] a key, and what it was read from; they are safe once a part is full or `flush` is called.
-
-        A key that has a row already gets the new one in its place.
-        """
-        if rows.shape != (len(keys), self.spec.feature_dim):
-            raise ValueError(
-                f"{len(keys)} keys need rows of shape {len(keys), self.spec.feature_dim}, not {rows.shape}"
-            )
-        if not np.isfinite(rows).all() or (self.dtype == "float16" and np.abs(rows).max(initial=0) > 65504):
-            raise StoreError(
-                f"features near {keys[0]} are not finite in {self.dtype}: use --dtype float32 or check the weights"
-            )
-        self._keys += keys
-        self._rows.append(rows.astype(self.dtype))
-        self._sources += sources if sources is not None else [UNKNOWN_SOURCE] * len(keys)
-        if len(self._keys) >= ROWS_PER_PART:
-            self.flush()
-
-    def drop(self, keys: Iterable[str]) -> None:
-        """Leave the rows of `keys` out of the joined file: their images are not what they were."""
-        self._dropped.update(keys)
-
-    def flush(self) -> None:
-        """Put the rows added so far on disk as a part of their own."""
-        if not self._keys:
-            return
-        rows = np.concatenate(self._rows)
-        order = sorted(range(len(self._keys)), key=self._keys.__getitem__)
-        keys = [self._keys[place] for place in order]
-        path = parts_dir(self.path) / f"part-{self._next_part:06d}.h5"
-        sources = np.array(self._sources, dtype=np.uint64)
-        self._write_file(path, len(keys), [(keys, rows[order], checksum_rows(keys, rows[order]), sources[order])])
-        self._next_part += 1
-        self._keys, self._rows, self._sources = [], [], []
+            with contextlib.suppress(OSError):  # another process may have begun to write, or parts are to stay
+                if not part_paths(self.path):
+                    (parts_dir(self.path) / ".lock").unlink()
+                    parts_dir(self.path).rmdir()
 
     def _join(self) -> None:
-        part_paths = sorted(parts_dir(self.path).glob("part-*.h5"))
-        stale = self.store is not None and any(key in self.store for key in self._dropped)
-        if not part_paths and not stale:
+        """Join all parts into the main file, or, if they are few beside it, into one part."""
+        parts = part_paths(self.path)
+        main = read_store_file(self.path) if self.path.exists() else None
+        if not parts and (main is None or main.shard == self.shard):
             return
-        store = FeatureStore.open(self.path)
-        keys = [key for key in store.keys if key not in self._dropped]
-        self._write_file(self.path, len(keys), store.stored_blocks(keys))
-        for part_path in part_paths:
-            part_path.unlink()
+        files = [read_store_file(part) for part in parts]
+        changed = sum(len(file.keys) + len(file.removed) for file in files)
+        to_main = main is None or len(main.keys) <= _SMALL_ROWS or changed >= _JOIN_SHARE * len(main.keys)
+        if to_main or self.shard is not None:
+            store = FeatureStore.open(self.path)
+            self._write(self.path, store, [])
+            stale = parts
+        elif len(parts) > 1:
+            joined = FeatureStore(parts[-1], files)
+            removed = {key for file in files for key in (*file.removed, *file.keys)}.difference(joined.keys)
+            self._write(parts[-1], joined, sorted(removed))
+            stale = parts[:-1]
+        else:
+            return
+        for part in stale:
+            part.unlink()
+            if self.on_change:
+                self.on_change(part)
 
-    def _write_file(self, path: Path, row_count: int, blocks: Iterable[Block]) -> None:
-        try:
-            with replace_atomically(path) as partial_path, h5py.File(partial_path, "w") as file:
-                file.attrs["format"] = FORMAT
-                file.attrs["format_version"] = FORMAT_VERSION
-                file.attrs["spec"] = json.dumps(self.spec.to_json())
-                file.attrs["made_by"] = json.dumps(self._made_by)
-                all_keys = file.create_dataset("keys", (row_count,), dtype=h5py.string_dtype("utf-8"))
-                all_rows = file.create_dataset("features", (row_count, self.spec.feature_dim), dtype=self.dtype)
-                all_checksums = file.create_dataset("checksums", (row_count,), dtype="<u4")
-                all_sources = file.create_dataset("sources", (row_count, len(UNKNOWN_SOURCE)), dtype="<u8")
-                start = 0
-                for keys, rows, checksums, sources in blocks:
-                    block = slice(start, start + len(keys))
-                    all_keys[block], all_rows[block] = keys, rows
-                    all_checksums[block], all_sources[block] = checksums, sources
-                    start += len(keys)
-        except (OSError, RuntimeError) as exc:  # h5py reports a full disk as either
-            raise StoreError(
-                f"{path}: cannot be written ({exc}); rows already in parts are safe, run again to go on"
-            ) from exc
+    def _write(self, path: Path, store: FeatureStore, removed: Sequence[str]) -> None:
+        shard = self.shard if path == self.path else None
+        blocks = store.stored_blocks(store.keys)
+        write_store(
+            path,
+            self.spec,
+            len(store),
+            blocks,
+            dtype=self.dtype,
+            made_by=self.made_by,
+            removed=removed,
+            shard=shard,
+        )
+        if self.on_change:
+            self.on_change(path)
+
+
+def write_store(
+    path: Path,
+    spec: FeatureSpec,
+    row_count: int,
+    blocks: Iterable[Block],
+    *,
+    dtype: StoredDtype,
+    made_by: dict[str, str],
+    removed: Sequence[str] = (),
+    shard: Shard | None = None,
+) -> None:
+    """Write one file of a store whole, or, at an error, not at all; `blocks` in the order of their keys.
+
+    Raises StoreError if there is no room or no permission.
+    """
+    try:
+        with replace_atomically(path) as partial_path, h5py.File(partial_path, "w") as file:
+            file.attrs["format"] = FORMAT
+            file.attrs["format_version"] = FORMAT_VERSION
+            file.attrs["spec"] = json.dumps(spec.to_json())
+            file.attrs["made_by"] = json.dumps(made_by)
+            if shard is not None:
+                file.attrs["shard"] = json.dumps(asdict(shard))
+            if removed:
+                file.create_dataset("removed", data=list(removed), dtype=h5py.string_dtype("utf-8"))
+            all_keys = file.create_dataset("keys", (row_count,), dtype=h5py.string_dtype("utf-8"))
+            all_rows = file.create_dataset("features", (row_count, spec.feature_dim), dtype=dtype)
+            all_checksums = file.create_dataset("checksums", (row_count,), dtype="<u4")
+            all_sources = file.create_dataset("sources", (row_count, len(UNKNOWN_SOURCE)), dtype="<u8")
+            start = 0
+            for keys, rows, checksums, sources in blocks:
+                block = slice(start, start + len(keys))
+                all_keys[block], all_rows[block] = keys, rows
+                all_checksums[block], all_sources[block] = checksums, sources
+                start += len(keys)
+    except (OSError, RuntimeError) as exc:  # h5py reports a full disk as either
+        raise StoreError(
+            f"{path}: cannot be written ({exc}); rows already in parts are safe, run again to go on"
+        ) from exc
 
 
 def _make_folder(path: Path) -> None:

@@ -1,23 +1,19 @@
-"""Find images under a folder or in a list, and decode one of them to RGB; an image's key is its relative POSIX path.
+"""Decode the bytes of an image file to upright RGB.
 
 A format is recognised by a file's first bytes, never by its name. Importing this module sets Pillow's pixel limit and
 silences Pillow's warnings about damaged metadata for the whole process: a thread cannot do either for itself alone.
 """
 
-import os
-import posixpath
+import io
 import re
-import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -27,10 +23,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from captionmill.data.errors import ImageError, InputError
+from captionmill.data.errors import ImageError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PIXEL_LIMIT = 300_000_000  # 1.2 GB as RGB, more while transparency is resolved; a panorama of 100 million is fine
+
+REDUCING_GAP = 3.0
+"""How many times larger than needed a picture is decoded at least where it is decoded at reduced size."""
+
+_AtLeast = Callable[[int, int], tuple[int, int]]
 
 Image.MAX_IMAGE_PIXELS = PIXEL_LIMIT
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -51,7 +51,7 @@ _DECODERS: tuple[tuple[bytes, type[PillowFile]], ...] = (
     (rb"II[*+]\0|MM\0[*+]", TiffImageFile),
     (rb"BM.{13}\0\0\0", BmpImageFile),
 )
-_HEADER_BYTES = 18
+HEADER_BYTES = 18  # enough to tell any of the formats
 
 # What Pillow may raise on a damaged file; Warning is for a caller who turns warnings into errors.
 _DAMAGE = (
@@ -71,128 +71,88 @@ _UPRIGHT = {  # EXIF orientation -> what turns the picture upright (Exif 2.32, 4
 }
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """An image on disk that may turn out to be unreadable."""
-
-    key: str
-    """Relative POSIX path, or the line of a list; always valid UTF-8."""
-    path: Path
-    """Where to open it."""
+def is_image_header(header: bytes) -> bool:
+    """Whether a file that begins with `header` (HEADER_BYTES, or all of it) is in one of the formats."""
+    return _find_decoder(header) is not None
 
 
-def find_images(images: Path) -> list[ImageFile]:
-    """The images of a folder and its subfolders, or of a UTF-8 text file with one path a line, sorted by key.
-
-    In a folder, hidden entries are left out and a file without suffix counts when its first bytes are an image's.
-    In a list, relative paths start at the list's own folder; a listed file that does not exist is kept, so that
-    decoding it fails and is reported. Raises InputError when there is nothing to work on.
-    """
-    if is_folder := _is_folder(images):
-        found = [ImageFile(image_key(os.path.relpath(path, images)), path) for path in _walk(images, ())]
-        nothing = f"no image in this folder or below it; looked for {' '.join(IMAGE_SUFFIXES)}"
-    else:
-        found = [ImageFile(image_key(line), images.parent / line) for line in _read_list(images)]
-        nothing = "the list is empty; write one image path a line"
-    if not found:
-        raise InputError(f"{images}: {nothing}")
-    by_key = {image.key: image for image in found}
-    if is_folder and len(by_key) < len(found):
-        raise InputError(f"{images}: two names are the same in UTF-8 with forward slashes; rename one of the files")
-    return [by_key[key] for key in sorted(by_key)]
-
-
-def image_key(name: str) -> str:
-    r"""The key of an image called `name`: forward slashes, no `./`, bytes that are not UTF-8 escaped as `\udce9`."""
-    escaped = name.replace("\\", "/").encode("utf-8", "backslashreplace").decode("utf-8")
-    return posixpath.normpath(escaped) if escaped else ""
-
-
-def load_image(path: Path) -> Image.Image:
+def decode_image(data: bytes, *, at_least: Callable[[int, int], tuple[int, int]] | None = None) -> Image.Image:
     """The image upright, in mode RGB, on white where it is transparent; the first frame or page where it has several.
 
     16-bit grey is scaled to 8 bits. Float grey takes as white the first of 1, 255 and 65535 that no pixel exceeds, else
     the largest pixel, and as black 0 and what is no number. Colour profiles are not applied.
 
-    Raises ImageError with the reason when the file is missing, unreadable, not an image, damaged or over PIXEL_LIMIT.
+    `at_least` tells, for an upright picture of (width, height), the size to which it will be resized; a JPEG that is at
+    least 2 * REDUCING_GAP times as large comes at a half, a quarter or an eighth of its size, never smaller than
+    REDUCING_GAP times that size: several times faster, and the resized picture is all but the same.
+
+    Raises ImageError with the reason when it is not an image, damaged or over PIXEL_LIMIT.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ImageError("a folder, not a file" if path.is_dir() else "not a regular file")
-        with path.open("rb") as file:
-            return _decode(file.read(_HEADER_BYTES), file)
+        return _decode(data, at_least)
     except ImageError:
         raise
     except _DAMAGE as exc:
         raise ImageError(_reason(exc)) from exc
 
 
-def _walk(folder: Path, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """Image files at and below `folder`; a link back to one of its `ancestors` (device, inode) is not followed."""
-    try:
-        status = folder.stat()
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    except OSError as exc:
-        raise InputError(f"{folder}: cannot list this folder ({exc.strerror}); make it readable or move it") from exc
-    if (identity := (status.st_dev, status.st_ino)) in ancestors:
-        return
-    for entry in entries:
-        path = Path(entry.path)
-        if _is_folder(entry):
-            yield from _walk(path, (*ancestors, identity))
-        elif path.suffix.lower() in IMAGE_SUFFIXES or (not path.suffix and _has_image_header(path)):
-            yield path
-
-
-def _is_folder(entry: Path | os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, or into a folder that is closed to us: a file that cannot be read
-        return False
-
-
-def _read_list(list_path: Path) -> list[str]:
-    expected = "expected a folder of images or a UTF-8 text file with one image path a line"
-    try:
-        text = list_path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
-        raise InputError(f"{list_path}: {reason}; {expected}") from exc
-    if "\0" in text:
-        raise InputError(f"{list_path}: not text; {expected}")
-    return [line.strip().replace("\\", "/") for line in text.split("\n") if line.strip()]
-
-
-def _has_image_header(path: Path) -> bool:
-    with suppress(OSError):  # without a suffix and unreadable, nothing says that it is an image
-        if path.is_file():  # opening a pipe would wait for ever
-            with path.open("rb") as file:
-                return _find_decoder(file.read(_HEADER_BYTES)) is not None
-    return False
-
-
 def _find_decoder(header: bytes) -> type[PillowFile] | None:
     return next((decoder for magic, decoder in _DECODERS if re.match(magic, header, re.DOTALL)), None)
 
 
-def _decode(header: bytes, file: IO[bytes]) -> Image.Image:
-    if not header:
+def _decode(data: bytes, at_least: _AtLeast | None) -> Image.Image:
+    if not data:
         raise ImageError("the file is empty")
-    decoder = _find_decoder(header)
+    decoder = _find_decoder(data[:HEADER_BYTES])
     if decoder is None:
         raise ImageError("not an image, or in a format other than JPEG, PNG, WebP, BMP, GIF and TIFF")
-    file.seek(0)
-    with decoder(file) as image:
+    with decoder(io.BytesIO(data)) as image:
         width, height = image.size
         if width * height > PIXEL_LIMIT:
             raise ImageError(f"{width:,} x {height:,} pixels, over the limit of {PIXEL_LIMIT:,} pixels")
-        if isinstance(image, PngImageFile) and "transparency" in image.info:
-            image.info["transparency"] = _scale_transparent_color(image)
-        image.load()
-        rgb = _to_rgb(image)
-        upright = _UPRIGHT.get(_read_orientation(image.info.get("exif", b"")))  # Pillow turns a TIFF itself
+        orientation = _read_orientation(image.info.get("exif", b""))  # Pillow turns a TIFF itself
+        if isinstance(image, JpegImageFile):
+            rgb = _decode_jpeg(data, image, _reduction(image.size, orientation, at_least))
+        else:
+            if isinstance(image, PngImageFile) and "transparency" in image.info:
+                image.info["transparency"] = _scale_transparent_color(image)
+            image.load()
+            rgb = _to_rgb(image)
+            orientation = _read_orientation(image.info.get("exif", b""))
     rgb.info = {}  # without its EXIF, nobody turns it a second time
+    upright = _UPRIGHT.get(orientation)
     return rgb if upright is None else rgb.transpose(upright)
+
+
+def _decode_jpeg(data: bytes, image: JpegImageFile, reduction: int) -> Image.Image:
+    """RGB at 1/`reduction` of the size: by libjpeg-turbo straight into RGB, by Pillow whatever that refuses.
+
+    Bit for bit the same for undamaged files; Pillow names the reason for damaged ones.
+    """
+    width, height = (-(-side // reduction) for side in image.size)
+    if image.mode in ("RGB", "L"):
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                data, fastdct=False, fastupsample=False, min_width=width, min_height=height, strict=True
+            )
+            if pixels.shape[:2] == (height, width):
+                return Image.fromarray(pixels)
+        except ValueError:
+            pass
+    if reduction > 1:
+        image.draft(None, (width, height))
+    image.load()
+    return _to_rgb(image)
+
+
+def _reduction(size: tuple[int, int], orientation: int, at_least: _AtLeast | None) -> int:
+    """The power of two by which a JPEG of `size` is decoded smaller."""
+    if at_least is None:
+        return 1
+    width, height = size if orientation < 5 else size[::-1]
+    least_width, least_height = at_least(width, height)
+    gap = min(width / least_width, height / least_height) / REDUCING_GAP
+    return next((factor for factor in (8, 4, 2) if gap >= factor), 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

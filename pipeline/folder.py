@@ -8,7 +8,7 @@ from captionmill.data.atomic import require_other_file
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.feature_store import FeatureStore, delete_store, store_exists
-from captionmill.data.images import find_images
+from captionmill.data.image_files import find_images
 from captionmill.data.tables import CaptionRow, write_captions
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner

@@ -54,6 +54,20 @@ def extract_line(summary: "ExtractSummary") -> str:
     return f"{line}; {show_duration(summary.duration_s)} ({rate:.0f} images/s, {summary.engine})"
 
 
+def meter_line(summary: "ExtractSummary") -> str:
+    """ "forward 93 %, decoding 4 %, reading 2 %, writing 1 %; forward-bound: the network is the limit; ..."."""
+    shares = sorted(summary.meter.shares().items(), key=lambda share: -share[1])
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares) + f"; {summary.advice}"
+
+
+def unlisted_line(summary: "ExtractSummary") -> str:
+    """How many rows of the store have no image any more, and what became of them."""
+    rows = show_count(summary.unlisted, "row")
+    if summary.pruned:
+        return f"{rows} removed: their images are not there any more"
+    return f"{rows} of {summary.output} are of images not found here; --prune removes them"
+
+
 def splits_lines(splits: "Splits") -> str:
     """How many images each split has, and which are left out and why."""
     lines = [f"images: {len(splits.train):,} train, {len(splits.val):,} val, {len(splits.test):,} test"]

@@ -15,7 +15,7 @@ from captionmill.data.atomic import write_text
 from captionmill.data.bundle import BUNDLE_NAME, bundle_exists
 from captionmill.data.errors import PipelineError
 from captionmill.data.feature_store import FeatureStore, store_exists
-from captionmill.data.images import find_images
+from captionmill.data.image_files import find_images
 
 Ingredients = dict[str, dict[str, Any]]
 """What an output is made from: "settings" by name, and the fingerprints of "inputs" by name."""
@@ -92,7 +92,7 @@ def fingerprint(path: Path) -> str:
         digest.update((path / BUNDLE_NAME).read_bytes())
     elif path.is_dir():
         for image in find_images(path):
-            status = image.path.stat()
+            status = Path(image.path).stat()
             digest.update(f"{image.key}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     else:
         try:

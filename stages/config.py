@@ -6,7 +6,9 @@ from typing import Literal
 from captionmill.data.errors import InputError
 
 Backbone = Literal["resnet50", "resnet101", "resnet152", "scenes-resnet14"]
-Preprocess = Literal["crop", "squash"]
+Preprocess = Literal["crop", "squash", "whole"]
+Views = Literal["one", "flip"]
+EngineName = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 StoredDtype = Literal["float16", "float32"]
 
@@ -28,7 +30,9 @@ class _Checked:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             low, high = RANGES.get(name, (1, None))
-            if isinstance(value, int | float) and not (low <= value and (high is None or value <= high)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if not (low <= value and (high is None or value <= high)):
                 limits = f"at least {low}" + (f" and at most {high}" if high is not None else "")
                 raise InputError(f"{name.replace('_', '-')} is to be {limits}, not {value}")
 
@@ -42,19 +46,27 @@ class ExtractConfig(_Checked):
     weights: str = "imagenet1k_v1"
     """imagenet1k_v1, imagenet1k_v2 or a file; v2's smoothed labels make worse features (Kornblith et al. 2021)."""
     preprocess: Preprocess = "crop"
-    """crop: the shorter side resized, the centre cut out; squash: the whole picture made square."""
+    """crop: the shorter side resized, the centre cut out; squash: the whole picture made square; whole: shape kept."""
     image_size: int = 224
-    """Side of the square that the network sees, pixels."""
+    """Side of the square that the network sees, for whole the shorter side, pixels."""
+    views: Views = "one"
+    """flip: the mean of the features of the picture and its mirror, at twice the time."""
     batch_size: int = 32
     """Images a forward pass; more saturates no CPU further (64 measured equal on two cores)."""
     workers: int = 0
     """Threads that decode images; 0 takes one for each core."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one."""
+    engine: EngineName = "auto"
+    """What runs the network; auto takes OpenVINO on a CPU where it is installed, else torch."""
+    compile: bool = False
+    """Let torch.compile make the network faster: minutes at the start, worth it for long runs on a GPU."""
     precision: Precision = "auto"
     """Arithmetic of the network; auto takes bf16 or fp16 where the device is fast at it, else fp32."""
     dtype: StoredDtype = "float16"
     """Numbers as stored; float16 halves the file and keeps three digits."""
+    flush_every: int = 1024
+    """Rows a part file: at most these, and those on their way, are lost to a kill; fewer make more files."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The encoder is torchvision's network with torchvision's preprocessing, whatever file its weights came from."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ from torchvision.models import resnet50
 from torchvision.transforms import v2
 
 from captionmill.data.errors import InputError, WeightsError
-from captionmill.stages.config import ExtractConfig
+from captionmill.stages.config import ExtractConfig, Precision
 from captionmill.stages.encoding.encoder import build_encoder, prepare_image
-from captionmill.stages.encoding.engine import TorchEngine
+from captionmill.stages.encoding.torch_engine import TorchEngine
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,8 @@ def test_features_are_those_of_the_torchvision_network(resnet50_path: Path) -> N
     network.load_state_dict(torch.load(resnet50_path, weights_only=True))
     network.fc = nn.Identity()
     network.eval()
-    encoder = build_encoder(ExtractConfig(weights=str(resnet50_path)))
+    config = ExtractConfig(weights=str(resnet50_path), device="cpu", precision="fp32", batch_size=2)
+    encoder = build_encoder(config)
     pixels = np.stack(
         [prepare_image(make_image(300, 260), encoder.spec), prepare_image(make_image(99, 300), encoder.spec)]
     )
@@ -70,7 +72,7 @@ def test_features_are_those_of_the_torchvision_network(resnet50_path: Path) -> N
     ) / (torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
     with torch.inference_mode():
         expected = network(normalised).numpy()
-    found = TorchEngine(encoder, device="cpu", precision="fp32").encode(pixels)
+    found = TorchEngine(encoder, config).submit(pixels)()
     assert found.shape == (2, 2048)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
@@ -78,8 +80,8 @@ def test_features_are_those_of_the_torchvision_network(resnet50_path: Path) -> N
 def test_bf16_features_point_the_same_way(thin_weights: Path) -> None:
     config = ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess="squash", image_size=64)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    exact = TorchEngine(build_encoder(config), device="cpu", precision="fp32").encode(pixels)
-    fast = TorchEngine(build_encoder(config), device="cpu", precision="bf16").encode(pixels)
+    exact = TorchEngine(build_encoder(config), replace(config, device="cpu", precision="fp32")).submit(pixels)()
+    fast = TorchEngine(build_encoder(config), replace(config, device="cpu", precision="bf16")).submit(pixels)()
     cosine = (exact * fast).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(fast, axis=1)
     assert cosine.min() > 0.999
 
@@ -148,7 +150,9 @@ def test_a_file_in_the_cache_folder_that_is_not_torchvisions_is_refused(
     ("device", "precision", "message"),
     [("cuda:99", "auto", "CUDA devices here"), ("toaster", "auto", "no such device"), ("cpu", "fp16", "needs a GPU")],
 )
-def test_a_device_that_is_not_here_is_an_error(thin_weights: Path, device: str, precision: str, message: str) -> None:
-    encoder = build_encoder(ExtractConfig("scenes-resnet14", weights=str(thin_weights)))
+def test_a_device_that_is_not_here_is_an_error(
+    thin_weights: Path, device: str, precision: Precision, message: str
+) -> None:
+    config = ExtractConfig("scenes-resnet14", weights=str(thin_weights), device=device, precision=precision)
     with pytest.raises(InputError, match=message):
-        TorchEngine(encoder, device=device, precision="fp16" if precision == "fp16" else "auto")
+        TorchEngine(build_encoder(config), config)

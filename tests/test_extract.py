@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from PIL import Image
 
 from captionmill.data.errors import InputError, SpecMismatchError
 from captionmill.data.feature_store import FeatureStore, parts_dir
-from captionmill.data.images import find_images
+from captionmill.data.image_files import find_images
 from captionmill.stages.config import ExtractConfig
+from captionmill.stages.encoding.encoder import Pixels
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.encoding.loader import load_batches
 
@@ -125,9 +127,13 @@ def test_a_folder_without_a_readable_image_is_an_error_that_shows_one_reason(
     assert not (tmp_path / "f.h5").exists()
 
 
+def to_4x4(image: Image.Image) -> Pixels:
+    return np.asarray(image.resize((4, 4)))
+
+
 def test_batches_are_full_and_in_order_when_images_between_fail(photos: Path) -> None:
     images = find_images(photos)
-    batches = list(load_batches(images, lambda image: np.asarray(image.resize((4, 4))), batch_size=3, workers=2))
+    batches = list(load_batches(images, to_4x4, least_size=lambda *_: (4, 4), batch_size=3, workers=2))
     assert [len(batch.keys) for batch in batches] == [3, 3, 2]
     assert [key for batch in batches for key in batch.keys] == [
         image.key for image in images if image.key != "broken.jpg"
@@ -142,15 +148,14 @@ def test_a_killed_extraction_goes_on_to_the_same_file(config: ExtractConfig, tmp
     rng = np.random.default_rng(0)
     for number in range(60):
         Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(folder / f"{number:03d}.png")
-    program = (
-        "import sys, time; from pathlib import Path\n"
-        "import captionmill.data.feature_writer as feature_writer\n"
-        "from captionmill.stages.config import ExtractConfig\n"
-        "from captionmill.stages.encoding.extract import extract\n"
-        "feature_writer.ROWS_PER_PART = 6\n"
-        f"extract(Path({str(folder)!r}), Path({str(tmp_path / 'f.h5')!r}), ExtractConfig(**{vars(config)!r}),\n"
-        "        progress=lambda *_: time.sleep(0.05))\n"
-    )
+    program = f"""
+import time
+from pathlib import Path
+from captionmill.stages.config import ExtractConfig
+from captionmill.stages.encoding.extract import extract
+config = ExtractConfig(**{vars(replace(config, flush_every=6))!r})
+extract(Path({str(folder)!r}), Path({str(tmp_path / "f.h5")!r}), config, progress=lambda *_: time.sleep(0.05))
+"""
     with subprocess.Popen([sys.executable, "-c", program]) as process:
         while len(list(parts_dir(tmp_path / "f.h5").glob("part-*.h5"))) < 3:
             assert process.poll() is None

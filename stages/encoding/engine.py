@@ -1,32 +1,139 @@
-"""Runs an encoder's network fast on this machine: batches of uint8 squares in, rows of features out."""
+"""Runs an encoder's network fast on this machine: batches of uint8 pictures in, rows of features out."""
+
+import importlib.util
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from captionmill.data.errors import InputError
 from captionmill.data.feature_store import Features
-from captionmill.stages.config import Precision
+from captionmill.stages.config import ExtractConfig
 from captionmill.stages.encoding.encoder import Encoder, Pixels
-from captionmill.stages.runtime import choose_device, choose_dtype
+from captionmill.stages.encoding.loader import Batch
+from captionmill.stages.encoding.torch_engine import TorchEngine
+from captionmill.stages.runtime import choose_device
+
+_logger = logging.getLogger(__name__)
+
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "bad_alloc", "bad allocation", "can't allocate memory")
 
 
-class TorchEngine:
-    """An encoder's network on one device, in one precision, channels last."""
+class Engine(Protocol):
+    """Runs one network on one device, in batches of one size: a row does not depend on its companions."""
 
-    def __init__(self, encoder: Encoder, *, device: str, precision: Precision) -> None:
-        """Move the network to `device`; InputError if this machine has none such."""
-        self.device = choose_device(device)
-        self.dtype = choose_dtype(precision, self.device)
-        self._network = encoder.network.to(self.device).to(memory_format=torch.channels_last)
-        self._network.get_submodule("network").to(self.dtype)
+    description: str
+    """Device, engine and arithmetic, for people: "cpu openvino bfloat16"."""
+    depth: int
+    """Batches that are worth having under way."""
+    batch_size: int
+    """Pictures a forward pass; smaller batches are filled up. May be lowered between two calls of `submit`."""
+
+    def submit(self, pixels: Pixels) -> Callable[[], Features]:
+        """Begin on [B, H, W, 3] uint8 pictures, B up to `batch_size`; what it gives waits for their rows [B, D]."""
+
+
+def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
+    """The engine that `config` names for `encoder`; InputError if this machine lacks the device or the package."""
+    device = choose_device(config.device)
+    has_openvino = importlib.util.find_spec("openvino") is not None
+    if config.engine == "openvino" and device.type != "cpu":
+        raise InputError(f"--engine openvino runs on the CPU: pass --device cpu, or --engine torch for {device}")
+    if config.engine == "openvino" and not has_openvino:
+        raise InputError("--engine openvino: the package is not installed; pip install openvino, or --engine torch")
+    if config.engine == "auto" and device.type == "cpu" and not has_openvino:
+        _logger.warning("openvino is not installed: torch runs the network, at about half the speed on a CPU")
+    use_openvino = config.engine == "openvino" or (config.engine == "auto" and device.type == "cpu" and has_openvino)
+    engine: Engine
+    if use_openvino and not config.compile:
+        from captionmill.stages.encoding.openvino_engine import OpenVinoEngine
+
+        engine = OpenVinoEngine(encoder, config)
+    else:
+        engine = TorchEngine(encoder, config)
+    return _FlipEngine(engine) if encoder.spec.views == "flip" else engine
+
+
+def encode_batches(engine: Engine, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Features]]:
+    """Each batch with its rows, in order; several are under way at once. A batch without pictures has no rows.
+
+    When memory runs out, the batch is halved for the rest of the run. Raises InputError if one picture is too much.
+    """
+    under_way: deque[tuple[Batch, Callable[[], Features]]] = deque()
+    for batch in batches:
+        under_way.append((batch, _begin(engine, batch)))
+        if len(under_way) >= engine.depth:
+            first, wait = under_way.popleft()
+            yield first, wait()
+    for first, wait in under_way:
+        yield first, wait()
+
+
+def _begin(engine: Engine, batch: Batch) -> Callable[[], Features]:
+    if not batch.keys:
+        return lambda: np.empty((0, 0), np.float32)
+    pixels = batch.pixels
+    try:
+        wait = engine.submit(pixels) if len(pixels) <= engine.batch_size else None
+    except (RuntimeError, MemoryError) as exc:
+        _require_out_of_memory(exc)
+        wait = None
+
+    def rows() -> Features:
+        try:
+            if wait is not None:
+                return wait()
+        except (RuntimeError, MemoryError) as exc:
+            _require_out_of_memory(exc)
+        return _encode_halved(engine, pixels)
+
+    return rows
+
+
+def _encode_halved(engine: Engine, pixels: Pixels) -> Features:
+    """The rows of a batch that was too large, in smaller ones, one after the other."""
+    while True:
+        if len(pixels) <= engine.batch_size:
+            if engine.batch_size == 1:
+                raise InputError("not enough memory for one picture: use a smaller --image-size or another --device")
+            engine.batch_size //= 2
+            _logger.warning("not enough memory: going on with --batch-size %d", engine.batch_size)
+        size = engine.batch_size
+        try:
+            return np.concatenate(
+                [engine.submit(pixels[start : start + size])() for start in range(0, len(pixels), size)]
+            )
+        except (RuntimeError, MemoryError) as exc:
+            _require_out_of_memory(exc)
+
+
+def _require_out_of_memory(error: Exception) -> None:
+    """Raise `error` again unless it says that memory ran out."""
+    says_so = any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    if not says_so and not isinstance(error, torch.OutOfMemoryError | MemoryError):
+        raise error
+
+
+class _FlipEngine:
+    """The mean over a picture and its mirror."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.description = f"{engine.description}, two views"
+        self.depth = engine.depth
 
     @property
-    def description(self) -> str:
-        """Device and arithmetic, for people: "cpu bfloat16"."""
-        return f"{self.device} {str(self.dtype).removeprefix('torch.')}"
+    def batch_size(self) -> int:
+        return self._engine.batch_size
 
-    def encode(self, pixels: Pixels) -> Features:
-        """The features of a batch: [B, S, S, 3] uint8 -> [B, D] float32."""
-        with torch.inference_mode():
-            batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # channels last in memory as it is
-            features: Features = self._network(batch).float().cpu().numpy()
-        return np.ascontiguousarray(features)
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        self._engine.batch_size = value
+
+    def submit(self, pixels: Pixels) -> Callable[[], Features]:
+        straight = self._engine.submit(pixels)
+        mirrored = self._engine.submit(np.ascontiguousarray(pixels[:, :, ::-1]))
+        return lambda: (straight() + mirrored()) / 2

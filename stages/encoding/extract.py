@@ -1,25 +1,49 @@
 """Stage one: images in, a feature store out. Done work is skipped, unreadable images are listed, nothing is lost."""
 
+import logging
 import shutil
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from captionmill.data.atomic import require_other_file
 from captionmill.data.errors import InputError, StoreError
 from captionmill.data.feature_store import FeatureStore, delete_store, parts_dir
 from captionmill.data.feature_writer import FeatureWriter
-from captionmill.data.image_source import is_unchanged
-from captionmill.data.images import ImageFile, find_images
+from captionmill.data.image_files import ImageFile, find_images, is_unchanged
+from captionmill.data.image_source import ImageSource
+from captionmill.data.shard import Shard, shard_of
 from captionmill.data.tables import write_failures
+from captionmill.data.urls import StoreMirror, is_url
 from captionmill.stages.config import ExtractConfig
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
-from captionmill.stages.encoding.engine import TorchEngine
-from captionmill.stages.encoding.loader import Failure, load_batches
-from captionmill.stages.runtime import Progress, choose_workers, no_progress, versions
+from captionmill.stages.encoding.engine import build_engine
+from captionmill.stages.encoding.loader import Failure
+from captionmill.stages.encoding.meter import Meter
+from captionmill.stages.encoding.part import PartResult, PartTask, extract_part, run_part
+from captionmill.stages.runtime import Progress, choose_workers, no_progress, unused_gpu_note, versions
 
 FAILURES_NAME = "failures.csv"
+TASK_IMAGES = 4096  # pictures a task at most: what the death of a process costs
+_TASKS_A_PROCESS = 4  # so that a slow process does not hold up the end
+_logger = logging.getLogger(__name__)
+
+RunTasks = Callable[[Callable[[PartTask], PartResult], Sequence[PartTask]], Iterator[PartResult]]
+"""Runs a function on each task, anywhere; each task's result once, in any order."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How an extraction spreads over processes."""
+
+    run: RunTasks
+    processes: int
+    """About how many tasks run at once."""
+    workers: int = 0
+    """Decoding threads a process where the config leaves them to the machine; 0: one a core of the worker's machine."""
 
 
 @dataclass(frozen=True)
@@ -35,48 +59,226 @@ class ExtractSummary:
     failures: tuple[Failure, ...]
     """Images that could not be read, with reasons."""
     engine: str
-    """Device and arithmetic; "" if nothing was left to do."""
+    """Device, engine and arithmetic; "" if nothing was left to do."""
     duration_s: float
     """Seconds from the first image read to the store closed."""
+    unlisted: int = 0
+    """Rows of the store whose image is not among those found."""
+    pruned: int = 0
+    """Rows of these that were removed."""
+    meter: Meter = field(default_factory=Meter)
+    """Where the time went."""
+    advice: str = ""
+    """What bounds the speed, and what to do about it."""
+    output: Path | str = ""
+    """The store that was written: for a shard, a name of its own."""
 
 
 def extract(
-    images: Path,
-    output: Path,
+    images: Path | str,
+    output: Path | str,
     config: ExtractConfig = ExtractConfig(),
     *,
     overwrite: bool = False,
     limit: int | None = None,
+    shard: tuple[int, int] | None = None,
+    prune: bool = False,
+    spread: Spread | None = None,
     progress: Progress = no_progress,
 ) -> ExtractSummary:
-    """Cache the features of every image of `images` (a folder or a list of paths) in the store `output`.
+    """Cache the features of every image of `images` in the store `output`; either may be a URL.
 
-    Images already in the store are skipped unless their file has changed. Unreadable ones are listed in `failures.csv`
-    beside the store. `overwrite` makes the store anew; the old one stays until the new one is complete. `limit` stops
-    after that many images of the sorted list.
+    `images` is a folder, a list of paths or URLs, a tar of images, or a folder of such tars. Images already in the
+    store are skipped unless their file has changed. Unreadable ones are listed in `failures.csv` beside the store.
+
+    `overwrite` makes the store anew; the old one stays until the new one is complete. `limit` stops after that many
+    images of the sorted list. `shard` (I, N) does the I-th of N parts of the list and writes a store of its own, named
+    by `shard_path`, for `merge`. `prune` removes rows whose image is gone. `spread` uses several processes.
 
     Raises InputError if there is no image or none can be read, WeightsError for weights that cannot be had,
     SpecMismatchError if the store was made with other weights or preprocessing.
     """
-    require_other_file(output, images)
+    if prune and (shard or limit):
+        raise InputError("--prune needs the whole list of images: run it without --limit and --shard")
+    if not is_url(images) and not is_url(output):
+        require_other_file(Path(output), Path(images))
     found = find_images(images)[:limit]
+    part_of = None
+    if shard is not None:
+        part_of = Shard.of([image.key for image in found], *shard)
+        found = list(shard_of(found, *shard))
+        output = shard_path(output, *shard)
     encoder = build_encoder(config)
-    target = output.with_name(f".{output.name}.new") if overwrite else output
-    if overwrite and not _can_go_on(target, encoder, config, {image.key for image in found}):
-        delete_store(target)
-    summary = extract_images(found, target, encoder, config, progress=progress)
-    failures_path = output.with_name(FAILURES_NAME)
-    if summary.failures or failures_path.exists():
-        write_failures(failures_path, [(failure.key, failure.reason) for failure in summary.failures])
-    if not summary.cached + summary.extracted:
-        first = summary.failures[0]
-        raise InputError(
-            f"{images}: none of {summary.found} images can be read ({first.key}: {first.reason}); see {failures_path}"
+    with _local_store(output) as (path, mirror):
+        target = path.with_name(f".{path.name}.new") if overwrite else path
+        if overwrite and not _can_go_on(target, encoder, config, {image.key for image in found}):
+            delete_store(target)
+        summary = extract_images(
+            found,
+            target,
+            encoder,
+            config,
+            shard=part_of,
+            prune=prune,
+            spread=spread,
+            on_change=mirror.push if mirror and not overwrite else None,
+            progress=progress,
         )
-    if overwrite:
-        shutil.rmtree(parts_dir(output), ignore_errors=True)
-        target.replace(output)
-    return summary
+        failures_path = _failures_path(path, is_shard=shard is not None)
+        if summary.failures or failures_path.exists():
+            write_failures(failures_path, [(failure.key, failure.reason) for failure in summary.failures])
+            if mirror:
+                mirror.push(failures_path)
+        if found and not summary.cached + summary.extracted:
+            first = summary.failures[0]
+            raise InputError(
+                f"{images}: none of {summary.found} images can be read ({first.key}: {first.reason}); "
+                f"see {failures_path.name} beside {output}"
+            )
+        if overwrite:
+            _take_place(target, path, mirror)
+    return replace(summary, output=output, unlisted=0 if limit or shard else summary.unlisted)
+
+
+def shard_path(output: Path | str, index: int, count: int) -> Path | str:
+    """Where shard `index` of `count` of the store `output` goes: features-00002-of-00008.h5."""
+    stem, dot, suffix = str(output).rpartition(".")
+    named = f"{stem or suffix}-{index:05d}-of-{count:05d}{dot}{suffix if stem else ''}"
+    return named if is_url(output) else Path(named)
+
+
+def find_missing(found: Sequence[ImageFile], store: FeatureStore | None) -> list[ImageFile]:
+    """The images of `found` that have no row in `store`, or have changed since theirs was made."""
+    if store is None:
+        return list(found)
+    sources = store.sources()
+    return [
+        image
+        for image in found
+        if image.key not in store or not is_unchanged(image, ImageSource(*sources[store.position(image.key)].tolist()))
+    ]
+
+
+def extract_images(
+    found: Sequence[ImageFile],
+    output: Path,
+    encoder: Encoder,
+    config: ExtractConfig,
+    *,
+    shard: Shard | None = None,
+    prune: bool = False,
+    spread: Spread | None = None,
+    on_change: Callable[[Path], None] | None = None,
+    progress: Progress = no_progress,
+) -> ExtractSummary:
+    """Add the features of the images of `found` that the store `output` lacks; arguments and errors as in `extract`.
+
+    `on_change` is told of each file of the store that was written or deleted.
+    """
+    if note := unused_gpu_note(config.device):
+        _logger.warning(note)
+    started = time.monotonic()
+    results: list[PartResult] = []
+    with FeatureWriter(
+        output,
+        encoder.spec,
+        dtype=config.dtype,
+        made_by=versions(),
+        flush_every=config.flush_every,
+        shard=shard,
+        on_change=on_change,
+    ) as writer:
+        missing = find_missing(found, writer.store)
+        unlisted = set(writer.store.keys).difference(image.key for image in found) if writer.store else set()
+        if prune:
+            writer.drop(unlisted)
+        for result in _run_tasks(missing, writer, encoder, config, spread=spread, progress=progress):
+            results.append(result)
+            writer.made_by["engine"] = result.engine
+            if writer.store is not None:
+                writer.drop(failure.key for failure in result.failures if failure.key in writer.store)
+        if shard is not None:
+            writer.shard = replace(shard, failed=sum(len(result.failures) for result in results))
+    meter = Meter()
+    for result in results:
+        meter += result.meter
+    return ExtractSummary(
+        found=len(found),
+        cached=len(found) - len(missing),
+        extracted=sum(result.extracted for result in results),
+        failures=tuple(sorted((failure for result in results for failure in result.failures), key=lambda f: f.key)),
+        engine=results[0].engine if results else "",
+        duration_s=time.monotonic() - started,
+        unlisted=len(unlisted),
+        pruned=len(unlisted) if prune else 0,
+        meter=meter,
+        advice=meter.advice(cores=choose_workers(0)),
+        output=output,
+    )
+
+
+def _run_tasks(
+    missing: Sequence[ImageFile],
+    writer: FeatureWriter,
+    encoder: Encoder,
+    config: ExtractConfig,
+    *,
+    spread: Spread | None,
+    progress: Progress,
+) -> Iterator[PartResult]:
+    """Results of the tasks that `missing` is cut into: one task here, or several in other processes."""
+    if not missing:
+        return
+    progress("extract", 0, len(missing))
+    if spread is None:
+        task = PartTask(tuple(missing), writer.path, writer.part_prefix(0), encoder.spec, config)
+        yield run_part(task, encoder, build_engine(encoder, config), on_part=writer.on_change, progress=progress)
+        return
+    # other processes have other working folders
+    config = replace(config, weights=encoder.spec.weights, workers=config.workers or spread.workers)
+    images = [image if isinstance(image.path, str) else replace(image, path=image.path.absolute()) for image in missing]
+    share = -(-len(missing) // (_TASKS_A_PROCESS * spread.processes))
+    size = -(-min(TASK_IMAGES, share) // config.batch_size) * config.batch_size  # whole batches
+    tasks = [
+        PartTask(
+            tuple(images[start : start + size]),
+            writer.path.resolve(),
+            writer.part_prefix(number),
+            encoder.spec,
+            config,
+        )
+        for number, start in enumerate(range(0, len(missing), size))
+    ]
+    done = 0
+    for result in spread.run(extract_part, tasks):
+        done += result.extracted + len(result.failures)
+        progress("extract", done, len(missing))
+        yield result
+
+
+@contextmanager
+def _local_store(output: Path | str) -> Iterator[tuple[Path, StoreMirror | None]]:
+    """A local path for the store `output`; for a URL a mirror of what is there, whose changes are pushed."""
+    if not is_url(output):
+        yield Path(output), None
+        return
+    with tempfile.TemporaryDirectory(prefix="captionmill-") as staging:
+        mirror = StoreMirror(str(output), Path(staging))
+        yield mirror.pull(), mirror
+
+
+def _failures_path(path: Path, *, is_shard: bool) -> Path:
+    return path.with_suffix(f".{FAILURES_NAME}") if is_shard else path.with_name(FAILURES_NAME)
+
+
+def _take_place(target: Path, path: Path, mirror: StoreMirror | None) -> None:
+    """Put the finished store `target` where the old one is."""
+    old_parts = sorted(parts_dir(path).glob("part-*.h5"))
+    shutil.rmtree(parts_dir(path), ignore_errors=True)
+    target.replace(path)
+    if mirror:
+        for changed in (path, *old_parts):
+            mirror.push(changed)
 
 
 def _can_go_on(target: Path, encoder: Encoder, config: ExtractConfig, keys: set[str]) -> bool:
@@ -86,47 +288,3 @@ def _can_go_on(target: Path, encoder: Encoder, config: ExtractConfig, keys: set[
     except StoreError:
         return False
     return store.dtype == config.dtype and not store.spec.differences(encoder.spec) and keys.issuperset(store.keys)
-
-
-def find_missing(found: Sequence[ImageFile], store: FeatureStore | None) -> list[ImageFile]:
-    """The images of `found` that have no row in `store`, or have changed since theirs was made."""
-    if store is None:
-        return list(found)
-    return [image for image in found if image.key not in store or not is_unchanged(image.path, store.source(image.key))]
-
-
-def extract_images(
-    found: Sequence[ImageFile],
-    output: Path,
-    encoder: Encoder,
-    config: ExtractConfig,
-    *,
-    progress: Progress = no_progress,
-) -> ExtractSummary:
-    """Add the features of the images of `found` that the store `output` lacks; errors as in `extract`."""
-    made_by = versions() | {"precision": config.precision}
-    started = time.monotonic()
-    with FeatureWriter(output, encoder.spec, dtype=config.dtype, made_by=made_by) as writer:
-        missing = find_missing(found, writer.store)
-        if not missing:
-            return ExtractSummary(len(found), len(found), 0, (), "", time.monotonic() - started)
-        engine = TorchEngine(encoder, device=config.device, precision=config.precision)
-        failures: list[Failure] = []
-        extracted = 0
-        progress("extract", 0, len(missing))
-        workers = choose_workers(config.workers)
-        for batch in load_batches(missing, encoder.prepare, batch_size=config.batch_size, workers=workers):
-            if batch.keys:
-                writer.add(batch.keys, engine.encode(batch.pixels), batch.sources)
-            extracted += len(batch.keys)
-            failures += batch.failures
-            writer.drop(failure.key for failure in batch.failures)
-            progress("extract", extracted + len(failures), len(missing))
-    return ExtractSummary(
-        found=len(found),
-        cached=len(found) - len(missing),
-        extracted=extracted,
-        failures=tuple(failures),
-        engine=engine.description,
-        duration_s=time.monotonic() - started,
-    )

@@ -1,22 +1,30 @@
-"""Reads and prepares images on threads, ahead of the network, in order, with bounded memory.
+"""Reads and prepares images on threads, ahead of the network, with bounded memory.
 
-Threads suffice: Pillow gives up the interpreter lock while it decodes and resizes, and threads have nothing to pickle.
+Threads suffice: libjpeg, Pillow and the file system work without the interpreter lock, and threads have nothing to
+pickle.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from captionmill.data.errors import ImageError
-from captionmill.data.image_source import ImageSource, read_source
-from captionmill.data.images import ImageFile, load_image
+from captionmill.data.image_files import ImageFile, read_image
+from captionmill.data.image_source import ImageSource
+from captionmill.data.images import decode_image
 from captionmill.stages.encoding.encoder import Pixels
 
 Prepare = Callable[[Image.Image], Pixels]
+LeastSize = Callable[[int, int], tuple[int, int]]
+
+_WAITING_BATCHES = 8  # pictures of many shapes wait for company, these many batches' worth at most
+_THREADS_A_REMOTE_WORKER = 8  # a thread that waits for a server needs no core
 
 
 @dataclass(frozen=True)
@@ -29,50 +37,95 @@ class Failure:
 
 @dataclass
 class Batch:
-    """Images that were read, and those among them that were not."""
+    """Images of one shape that were read, and images that could not be."""
 
     keys: list[str] = field(default_factory=list)
-    squares: list[Pixels] = field(default_factory=list)
+    pictures: list[Pixels] = field(default_factory=list)
     sources: list[ImageSource] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    read_s: float = 0.0
+    """Seconds of the threads spent on reading bytes since the batch before."""
+    decode_s: float = 0.0
+    """Seconds of the threads spent on decoding and resizing since the batch before."""
 
     @property
     def pixels(self) -> Pixels:
-        """[B, S, S, 3]."""
-        return np.stack(self.squares)
+        """[B, H, W, 3]."""
+        return np.stack(self.pictures)
 
 
-def load_batches(images: Sequence[ImageFile], prepare: Prepare, *, batch_size: int, workers: int) -> Iterator[Batch]:
-    """Batches of `batch_size` readable images in the order given (the last one smaller), failures beside them."""
+class _Loaded(NamedTuple):
+    pixels: Pixels | None
+    source: ImageSource | None
+    reason: str
+    read_s: float
+    decode_s: float
+
+
+def load_batches(
+    images: Sequence[ImageFile], prepare: Prepare, *, least_size: LeastSize, batch_size: int, workers: int
+) -> Iterator[Batch]:
+    """Batches of `batch_size` readable images of one shape, in the order given for each shape; failures beside them.
+
+    The last batch of a shape is smaller; so is the oldest of many when too many pictures wait. `prepare` makes an RGB
+    image what the network sees, [H, W, 3]; `least_size` tells the size to which it will resize one of (width, height).
+    """
     ahead = 2 * batch_size + 2 * workers
+    if any(isinstance(image.path, str) for image in images):
+        workers *= _THREADS_A_REMOTE_WORKER
+    waiting: dict[tuple[int, ...], Batch] = {}
+    told = Batch()  # failures and seconds for the next batch
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        pending: deque[tuple[str, Future[tuple[Pixels, ImageSource]]]] = deque()
-        batch = Batch()
+        pending: deque[tuple[str, Future[_Loaded]]] = deque()
         remaining = iter(images)
         try:
             while True:
                 while len(pending) < ahead and (image := next(remaining, None)) is not None:
-                    pending.append((image.key, pool.submit(_load, image, prepare)))
+                    pending.append((image.key, pool.submit(_load, image, prepare, least_size)))
                 if not pending:
                     break
                 key, future = pending.popleft()
-                try:
-                    square, source = future.result()
-                    batch.keys.append(key)
-                    batch.squares.append(square)
-                    batch.sources.append(source)
-                except ImageError as exc:
-                    batch.failures.append(Failure(key, str(exc)))
-                if len(batch.keys) == batch_size:
-                    yield batch
-                    batch = Batch()
+                loaded = future.result()
+                told.read_s += loaded.read_s
+                told.decode_s += loaded.decode_s
+                if loaded.pixels is None or loaded.source is None:
+                    told.failures.append(Failure(key, loaded.reason))
+                    continue
+                shape = loaded.pixels.shape
+                batch = waiting.setdefault(shape, Batch())
+                batch.keys.append(key)
+                batch.pictures.append(loaded.pixels)
+                batch.sources.append(loaded.source)
+                if len(batch.keys) < batch_size:
+                    if sum(len(others.keys) for others in waiting.values()) < _WAITING_BATCHES * batch_size:
+                        continue
+                    shape = next(iter(waiting))  # dicts keep the order: the one that waits longest
+                yield _with(waiting.pop(shape), told)
+                told = Batch()
         finally:
             for _, future in pending:
                 future.cancel()
-        if batch.keys or batch.failures:
-            yield batch
+    for batch in waiting.values():
+        yield _with(batch, told)
+        told = Batch()
+    if told.failures or told.read_s:
+        yield told
 
 
-def _load(image: ImageFile, prepare: Prepare) -> tuple[Pixels, ImageSource]:
-    source = read_source(image.path)  # before the pixels: a file changed in between counts as changed next time
-    return prepare(load_image(image.path)), source
+def _with(batch: Batch, told: Batch) -> Batch:
+    batch.failures, batch.read_s, batch.decode_s = told.failures, told.read_s, told.decode_s
+    return batch
+
+
+def _load(image: ImageFile, prepare: Prepare, least_size: LeastSize) -> _Loaded:
+    started = time.perf_counter()
+    try:
+        data, source = read_image(image)
+    except ImageError as exc:
+        return _Loaded(None, None, str(exc), time.perf_counter() - started, 0.0)
+    read = time.perf_counter()
+    try:
+        pixels = prepare(decode_image(data, at_least=least_size))
+    except ImageError as exc:
+        return _Loaded(None, None, str(exc), read - started, time.perf_counter() - read)
+    return _Loaded(pixels, source, "", read - started, time.perf_counter() - read)

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from captionmill.data.atomic import write_text
-from captionmill.data.images import load_image
+from captionmill.data.image_files import load_image
 
 _THUMBNAIL_SIDE = 320  # pixels
 

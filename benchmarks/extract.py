@@ -1,0 +1,176 @@
+"""Stage one against the loop that tutorials write, in one run: speed, the engine's own limit, likeness, memory.
+
+python benchmarks/extract.py PHOTOS --weights resnet50.pth [--images 2000] [--plain-images 500] [--memory-images 50000]
+
+PHOTOS is a folder of pictures, used over and over by symbolic links until there are enough. Prints the table of
+docs/benchmarks.md. Nothing else should run on the machine.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.models import resnet50
+
+from captionmill.data.feature_store import FeatureStore
+from captionmill.data.image_files import find_images
+from captionmill.stages.config import ExtractConfig
+from captionmill.stages.encoding.encoder import build_encoder
+from captionmill.stages.encoding.engine import build_engine, encode_batches
+from captionmill.stages.encoding.loader import Batch, load_batches
+
+RECIPE = transforms.Compose(
+    [
+        transforms.Resize(256),
+        transforms.CenterCrop(224),
+        transforms.ToTensor(),
+        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ]
+)
+
+
+class PlainDataset(torch.utils.data.Dataset[torch.Tensor]):
+    """Pictures as a tutorial reads them."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        tensor: torch.Tensor = RECIPE(Image.open(self.paths[index]).convert("RGB"))
+        return tensor
+
+
+def link_photos(photos: Path, folder: Path, count: int) -> Path:
+    """A folder of `count` links to the pictures of `photos`, each used as often as needed."""
+    sources = [image.path for image in find_images(photos)]
+    folder.mkdir(parents=True)
+    for number in range(count):
+        source = Path(sources[number % len(sources)])
+        (folder / f"{number:06d}{source.suffix}").symlink_to(source.resolve())
+    return folder
+
+
+def run_plain(folder: Path, weights: Path, count: int) -> tuple[float, np.ndarray]:
+    """Images/s and features [count, 2048] of the plain loop: Pillow, torchvision, a 2-worker DataLoader, fp32."""
+    network = resnet50()
+    network.fc = torch.nn.Identity()
+    state = torch.load(weights, weights_only=True)
+    network.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})
+    network.eval()
+    loader = torch.utils.data.DataLoader(PlainDataset(sorted(folder.iterdir())[:count]), batch_size=32, num_workers=2)
+    rows = []
+    started = time.perf_counter()
+    with torch.no_grad():
+        rows = [network(batch).numpy() for batch in loader]
+    return count / (time.perf_counter() - started), np.concatenate(rows)
+
+
+def run_forward_only(folder: Path, config: ExtractConfig, count: int) -> float:
+    """Images/s of the engine fed from memory, batch after batch, as `extract` feeds it."""
+    encoder = build_encoder(config)
+    engine = build_engine(encoder, config)
+    images = find_images(folder)[: 4 * config.batch_size]
+    batches = list(
+        load_batches(images, encoder.prepare, least_size=encoder.least_size, batch_size=config.batch_size, workers=2)
+    )
+
+    def repeated(total: int) -> list[Batch]:
+        return [batches[number % len(batches)] for number in range(total // config.batch_size)]
+
+    for _ in encode_batches(engine, repeated(4 * config.batch_size)):  # warm up
+        pass
+    started = time.perf_counter()
+    encoded = sum(len(rows) for _, rows in encode_batches(engine, repeated(count)))
+    return encoded / (time.perf_counter() - started)
+
+
+@dataclass
+class Command:
+    """One run of the command line, as a user sees it."""
+
+    seconds: float
+    peak_rss_gb: float
+    output: str
+
+
+def run_command(*words: object) -> Command:
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "captionmill", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    output = process.stdout.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(output)
+    return Command(time.perf_counter() - started, usage.ru_maxrss / 1e6, output)
+
+
+def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    products = (left.astype(np.float64) * right).sum(axis=1)
+    values: np.ndarray = products / np.linalg.norm(left.astype(np.float64), axis=1) / np.linalg.norm(right, axis=1)
+    return values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--weights", type=Path, required=True, help="state_dict of a ResNet-50")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--plain-images", type=int, default=500, help="pictures for the plain loop, a steady rate")
+    parser.add_argument("--memory-images", type=int, default=50_000, help="0 leaves the memory test out")
+    parser.add_argument("--engines", nargs="+", default=["openvino", "torch"])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        folder = link_photos(arguments.photos, work / "photos", arguments.images)
+        plain_rate, exact = run_plain(folder, arguments.weights, min(arguments.plain_images, arguments.images))
+        print(
+            "| | images/s | x plain | share of forward alone | least cosine to fp32 | mean |\n|---|---|---|---|---|---|"
+        )
+        print(f"| plain loop | {plain_rate:.1f} | 1 | | 1 | 1 |", flush=True)
+        for engine in arguments.engines:
+            config = ExtractConfig(weights=str(arguments.weights), engine=engine)
+            forward_rate = run_forward_only(folder, config, arguments.images // 2)
+            output = work / f"{engine}.h5"
+            command = run_command(
+                "extract", folder, "--output", output, "--weights", arguments.weights, "--engine", engine
+            )
+            rate = float(command.output.split(" images/s")[0].rsplit("(", 1)[1].replace(",", ""))
+            store = FeatureStore.open(output)
+            likeness = cosines(store.read(range(len(exact))), exact)
+            print(f"| {engine}, forward alone | {forward_rate:.1f} | {forward_rate / plain_rate:.1f} | 1 | | |")
+            print(
+                f"| {engine}, extract | {rate:.1f} | {rate / plain_rate:.1f} | {rate / forward_rate:.2f} "
+                f"| {likeness.min():.5f} | {likeness.mean():.5f} |",
+                flush=True,
+            )
+            print(command.output.strip(), f"whole command: {command.seconds:.1f} s", sep="\n", file=sys.stderr)
+        if arguments.memory_images:
+            many = link_photos(arguments.photos, work / "many", arguments.memory_images)
+            print("\n| images | peak memory, GB |\n|---|---|")
+            for source, count in ((folder, arguments.images), (many, arguments.memory_images)):
+                output = work / f"memory-{count}.h5"
+                command = run_command(
+                    *("extract", source, "--output", output, "--weights", arguments.weights),
+                    *("--preprocess", "squash", "--image-size", 64),
+                )
+                print(f"| {count:,} | {command.peak_rss_gb:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

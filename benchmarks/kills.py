@@ -1,0 +1,105 @@
+"""Kill an extraction again and again at random moments; show that its store never breaks and ends as if never killed.
+
+python benchmarks/kills.py PHOTOS [--kills 200] [--longest 4] [--images 60000] [--seed 0]
+
+PHOTOS is a folder of pictures, used over and over by symbolic links. The demo's small network keeps it short; the
+store does not know the difference. Each life is a real process that runs `extract`, started by a fork server that has
+imported torch already, and killed with SIGKILL.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from captionmill.data.feature_store import FeatureStore, store_exists
+from captionmill.data.image_files import find_images
+from captionmill.stages.config import ExtractConfig
+from captionmill.stages.encoding.extract import extract
+
+CONFIG = ExtractConfig(
+    backbone="scenes-resnet14", preprocess="squash", image_size=64, flush_every=128, engine="torch", precision="fp32"
+)
+
+
+def link_photos(photos: Path, folder: Path, count: int) -> Path:
+    """A folder of `count` links to the pictures of `photos`, each used as often as needed."""
+    sources = [image.path for image in find_images(photos)]
+    folder.mkdir(parents=True)
+    for number in range(count):
+        source = Path(sources[number % len(sources)])
+        (folder / f"{number:06d}{source.suffix}").symlink_to(source.resolve())
+    return folder
+
+
+def live(folder: Path, output: Path) -> None:
+    """One life of the extraction."""
+    extract(folder, output, CONFIG)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--longest", type=float, default=4, help="seconds that a life may last at most")
+    parser.add_argument("--images", type=int, default=60_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    moments = random.Random(arguments.seed)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["captionmill.stages.encoding.extract"])
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        folder = link_photos(arguments.photos, work / "photos", arguments.images)
+        live(folder, work / "whole.h5")
+        whole = FeatureStore.open(work / "whole.h5")
+        print(f"uninterrupted: {len(whole):,} rows", flush=True)
+        output = work / "killed.h5"
+        kills = extractions = rows = damaged = lost = 0
+        started = time.monotonic()
+        while kills < arguments.kills:
+            process = context.Process(target=live, args=(folder, output))
+            process.start()
+            process.join(moments.uniform(0, arguments.longest))
+            if process.exitcode is None:
+                assert process.pid is not None
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+                kills += 1
+            elif process.exitcode:
+                raise SystemExit(f"a life ended with {process.exitcode}")
+            else:
+                extractions += 1
+                require_equal(whole, FeatureStore.open(output))
+                output.unlink()
+                rows = 0
+            if store_exists(output):
+                store = FeatureStore.open(output)
+                damaged += len(store.verify())
+                lost += max(0, rows - len(store))
+                rows = len(store)
+            if kills % 20 == 0:
+                seconds = time.monotonic() - started
+                print(f"{kills} kills, {rows:,} rows, {damaged} damaged, {lost} lost, {seconds:.0f} s", flush=True)
+        live(folder, output)
+        require_equal(whole, FeatureStore.open(output))
+        print(
+            f"{kills} kills over {extractions + 1} extraction(s): every interim store opened and verified, {damaged} "
+            f"damaged rows, {lost} rows lost after they were stored; the final store equals the uninterrupted one"
+        )
+
+
+def require_equal(whole: FeatureStore, other: FeatureStore) -> None:
+    """Stop the benchmark unless both stores hold the same keys, rows and sources."""
+    if whole.digest() != other.digest() or other.verify():
+        raise SystemExit("the stores differ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""Find images - in a folder, a list, tar shards, behind a URL - and read the bytes of one.
+
+An image's key is its relative POSIX path; a line of a list as written; for a member of a tar, the tar's key and its
+name inside. Which content a row was made from is an `ImageSource`: a changed picture must not keep its old row.
+"""
+
+import os
+import posixpath
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from captionmill.data.errors import ImageError, InputError
+from captionmill.data.image_source import UNKNOWN_SOURCE, ImageSource, hash_content
+from captionmill.data.images import HEADER_BYTES, decode_image, is_image_header
+from captionmill.data.tar_shards import TAR_SUFFIX, list_members, refuse_compressed
+from captionmill.data.urls import is_url, open_filesystem, parent_of, read_url
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image that may turn out to be unreadable."""
+
+    key: str
+    """Relative POSIX path, or the line of a list; always valid UTF-8."""
+    path: Path | str
+    """The file, or its URL; for a member of a tar, the tar."""
+    offset: int | None = None
+    """Where the member begins in its tar, bytes."""
+    size: int | None = None
+    """Bytes of the member, or of a remote file whose server told them."""
+    modified_ns: int = 0
+    """Time of the last change as a tar or a server told it, nanoseconds since 1970; 0 for local files and unknown."""
+
+
+def find_images(images: Path | str) -> list[ImageFile]:
+    """The images that `images` names, sorted by key.
+
+    A folder: its images and those below it, and the images in every .tar there; hidden entries are left out, and a file
+    without suffix counts when its first bytes are an image's. A .tar: its images. Any other file: a UTF-8 list with one
+    path or URL a line; relative paths start at the list's own folder, and a listed file that does not exist is kept, so
+    that reading it fails and is reported. A URL of any of these. Raises InputError when there is nothing to work on.
+    """
+    location = images if is_url(images) else Path(images)
+    refuse_compressed(location)
+    nothing = f"no image in this folder or below it; looked for {' '.join(IMAGE_SUFFIXES)} {TAR_SUFFIX}"
+    names_are_files = True
+    if _suffix(location) == TAR_SUFFIX and not _is_folder(location):
+        found = list(_expand(ImageFile("", location)))
+        nothing = "no image in this tar"
+    elif isinstance(location, str) and _suffix(location) != ".txt":
+        found = [image for listed in _walk_url(location) for image in _expand(listed)]
+    elif isinstance(location, Path) and _is_folder(location):
+        walked = (ImageFile(image_key(os.path.relpath(path, location)), path) for path in _walk(location, ()))
+        found = [image for listed in walked for image in _expand(listed)]
+    else:
+        found = [image for listed in _read_list(location) for image in _expand(listed)]
+        nothing = "the list is empty; write one image path a line"
+        names_are_files = False
+    if not found:
+        raise InputError(f"{images}: {nothing}")
+    by_key = {image.key: image for image in found}
+    if names_are_files and len(by_key) < len(found):
+        raise InputError(f"{images}: two names are the same in UTF-8 with forward slashes; rename one of the files")
+    return [by_key[key] for key in sorted(by_key)]
+
+
+def image_key(name: str) -> str:
+    r"""The key of an image called `name`: forward slashes, no `./`, bytes that are not UTF-8 escaped as `\udce9`.
+
+    A URL stays as it is.
+    """
+    if is_url(name):
+        return name
+    escaped = name.replace("\\", "/").encode("utf-8", "backslashreplace").decode("utf-8")
+    return posixpath.normpath(escaped) if escaped else ""
+
+
+def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
+    """The bytes of `image`, and what they are known by; ImageError if they cannot be read."""
+    if isinstance(image.path, str):
+        start = image.offset
+        end = None if start is None or image.size is None else start + image.size
+        data = read_url(image.path, start, end)
+        return data, ImageSource(len(data), image.modified_ns, hash_content(data))
+    try:
+        status = image.path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise ImageError("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        with image.path.open("rb", buffering=0) as file:
+            if image.offset is None or image.size is None:
+                data, modified_ns = file.readall(), max(0, status.st_mtime_ns)
+            else:
+                file.seek(image.offset)
+                data, modified_ns = file.read(image.size), image.modified_ns
+                if len(data) < image.size:
+                    raise ImageError("the tar ends in the middle of it")
+    except OSError as exc:
+        raise ImageError(exc.strerror.lower() if exc.strerror else str(exc)) from exc
+    except ValueError as exc:  # a null byte in the path
+        raise ImageError(str(exc)) from exc
+    return data, ImageSource(len(data), modified_ns, hash_content(data))
+
+
+def load_image(path: Path) -> Image.Image:
+    """The image in the file at `path`, as `decode_image` makes it; ImageError if it cannot be read or decoded."""
+    return decode_image(read_image(ImageFile(path.name, path))[0])
+
+
+def is_unchanged(image: ImageFile, source: ImageSource) -> bool:
+    """Whether `image` still holds what `source` was read from; only a file of another time is read, for its hash.
+
+    True for UNKNOWN_SOURCE: what is not known cannot have changed. False for a file that is gone. A remote file whose
+    server tells neither size nor time is taken for unchanged.
+    """
+    if source == UNKNOWN_SOURCE:
+        return True
+    size, modified_ns = image.size, image.modified_ns
+    if isinstance(image.path, Path) and image.offset is None:
+        try:
+            status = image.path.stat()
+        except (OSError, ValueError):
+            return False
+        size, modified_ns = status.st_size, max(0, status.st_mtime_ns)
+    if size is not None and size != source.size:
+        return False
+    if modified_ns == source.modified_ns:
+        return True
+    try:
+        return read_image(image)[1].content_hash == source.content_hash
+    except ImageError:
+        return False
+
+
+def _suffix(location: Path | str) -> str:
+    return PurePosixPath(location).suffix.lower()
+
+
+def _expand(image: ImageFile) -> Iterator[ImageFile]:
+    """`image` itself, or the images inside it if it is a tar."""
+    refuse_compressed(image.path)
+    if _suffix(image.path) != TAR_SUFFIX:
+        yield image
+        return
+    for member in list_members(image.path):
+        name = PurePosixPath(member.name)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if not hidden and name.suffix.lower() in IMAGE_SUFFIXES:
+            key = image_key(f"{image.key}/{member.name}".lstrip("/"))
+            yield ImageFile(key, image.path, member.offset, member.size, member.modified_ns)
+
+
+def _walk(folder: Path, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Images and tars at and below `folder`; a link back to one of its `ancestors` (device, inode) is not followed."""
+    try:
+        status = folder.stat()
+        with os.scandir(folder) as scanned:
+            entries = [entry for entry in scanned if not entry.name.startswith(".")]
+    except OSError as exc:
+        raise InputError(f"{folder}: cannot list this folder ({exc.strerror}); make it readable or move it") from exc
+    if (identity := (status.st_dev, status.st_ino)) in ancestors:
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        if _is_folder(entry):
+            yield from _walk(path, (*ancestors, identity))
+        elif path.suffix.lower() in (*IMAGE_SUFFIXES, TAR_SUFFIX) or (not path.suffix and _has_image_header(path)):
+            yield path
+
+
+def _walk_url(url: str) -> Iterator[ImageFile]:
+    """Images and tars at and below the remote folder `url`."""
+    filesystem, root = open_filesystem(url.rstrip("/"))
+    try:
+        listed = filesystem.find(root, detail=True)
+    except Exception as exc:  # each filesystem has errors of its own
+        raise InputError(f"{url}: cannot be listed ({' '.join(str(exc).split())[:150]})") from exc
+    for path, details in listed.items():
+        name = posixpath.relpath(path, root)
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if not hidden and PurePosixPath(name).suffix.lower() in (*IMAGE_SUFFIXES, TAR_SUFFIX):
+            full = filesystem.unstrip_protocol(path)
+            yield ImageFile(image_key(name), full, None, details.get("size"), _modified_ns(details))
+
+
+def _modified_ns(details: dict[str, object]) -> int:
+    """The time that a server tells of a file under one of the names in use, 0 if it tells none."""
+    for name in ("LastModified", "mtime", "updated", "last_modified", "created"):
+        value = details.get(name)
+        if isinstance(value, int | float):
+            return int(value * 1_000_000_000)
+        if value is not None and hasattr(value, "timestamp"):
+            return int(value.timestamp() * 1_000_000_000)
+    return 0
+
+
+def _is_folder(entry: Path | str | os.DirEntry[str]) -> bool:
+    if isinstance(entry, str):
+        return False
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that is closed to us: a file that cannot be read
+        return False
+
+
+def _read_list(location: Path | str) -> Iterator[ImageFile]:
+    """The images that the lines of a list name."""
+    expected = "expected a folder of images, a .tar, or a UTF-8 text file with one image path a line"
+    try:
+        data = read_url(location) if isinstance(location, str) else location.read_bytes()
+        text = data.decode("utf-8-sig")
+    except (OSError, ImageError, UnicodeDecodeError) as exc:
+        reason = "not UTF-8 text" if isinstance(exc, UnicodeDecodeError) else getattr(exc, "strerror", None) or exc
+        raise InputError(f"{location}: {reason}; {expected}") from exc
+    if "\0" in text:
+        raise InputError(f"{location}: not text; {expected}")
+    for line in text.split("\n"):
+        name = line.strip()
+        if not name:
+            continue
+        if is_url(name):
+            yield ImageFile(name, name)
+        elif isinstance(location, str):
+            yield ImageFile(image_key(name), f"{parent_of(location)}/{image_key(name)}")
+        else:
+            yield ImageFile(image_key(name), location.parent / name.replace("\\", "/"))
+
+
+def _has_image_header(path: Path) -> bool:
+    with suppress(OSError):  # without a suffix and unreadable, nothing says that it is an image
+        if path.is_file():  # opening a pipe would wait for ever
+            with path.open("rb") as file:
+                return is_image_header(file.read(HEADER_BYTES))
+    return False

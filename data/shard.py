@@ -1,0 +1,34 @@
+"""Which part of a list of images an array job's task does."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count` of a sorted list of images."""
+
+    index: int
+    """1 to `count`."""
+    count: int
+    list_sha256: str
+    """Hexadecimal SHA-256 over the keys of the whole list: shards of other lists do not belong together."""
+    images: int
+    """Images of this part."""
+    failed: int = 0
+    """Images of this part that could not be read."""
+
+    @classmethod
+    def of(cls, keys: Sequence[str], index: int, count: int) -> "Shard":
+        """Part `index` of `count` of the images with the sorted `keys`."""
+        digest = hashlib.sha256("\n".join(keys).encode())
+        return cls(index, count, digest.hexdigest(), len(shard_of(keys, index, count)))
+
+
+def shard_of(items: Sequence[T], index: int, count: int) -> Sequence[T]:
+    """Part `index` (from 1) of `count` of `items`: neighbours, as many as in any other part, or one more."""
+    return items[len(items) * (index - 1) // count : len(items) * index // count]

@@ -1,0 +1,64 @@
+"""Lists the members of a tar, so that each can be read where it lies: webdataset's shards as input."""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from captionmill.data.errors import InputError
+from captionmill.data.urls import open_filesystem
+
+TAR_SUFFIX = ".tar"
+_COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+class TarMember(NamedTuple):
+    """A file inside a tar."""
+
+    name: str
+    offset: int
+    """Where its bytes begin, from the tar's start."""
+    size: int
+    """Bytes."""
+    modified_ns: int
+    """Time of its last change as the tar tells it, nanoseconds since 1970."""
+
+
+def refuse_compressed(path: Path | str) -> None:
+    """Raise InputError for a compressed tar, whose members cannot be read one by one."""
+    if str(path).lower().endswith(_COMPRESSED_SUFFIXES):
+        raise InputError(f"{path}: a compressed tar cannot be read in parts; unpack it, or make it a plain .tar")
+
+
+def list_members(path: Path | str) -> Iterator[TarMember]:
+    """The regular files in the tar at `path`, a file or a URL; of two members of one name the last, as when unpacked.
+
+    Raises InputError if it is no tar, is cut short or cannot be read.
+    """
+    members: dict[str, TarMember] = {}
+    try:
+        with _open(path) as file, _open_tar(file) as archive:
+            size = file.seek(0, 2)
+            for info in archive:
+                if info.isreg() and not info.issparse():
+                    modified_ns = max(0, int(info.mtime * 1_000_000_000))
+                    members[info.name] = TarMember(info.name, info.offset_data, info.size, modified_ns)
+                archive.members = []  # tarfile keeps them all; a shard may have a million
+    except InputError:
+        raise
+    except (tarfile.TarError, OSError, ValueError, EOFError) as exc:
+        raise InputError(f"{path}: not a readable tar ({' '.join(str(exc).split())[:100]})") from exc
+    if any(member.offset + member.size > size for member in members.values()):
+        raise InputError(f"{path}: the tar is cut short; copy it again")
+    yield from members.values()
+
+
+def _open_tar(file: Any) -> Any:
+    return tarfile.open(fileobj=file, mode="r:")
+
+
+def _open(path: Path | str) -> Any:
+    if isinstance(path, Path):
+        return path.open("rb")
+    filesystem, inner = open_filesystem(path)
+    return filesystem.open(inner, "rb")

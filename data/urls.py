@@ -1,0 +1,104 @@
+"""What is a URL, and reading one through fsspec, which is imported only then."""
+
+import importlib
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from captionmill.data.errors import ImageError, InputError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: C:// is a drive
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+_ATTEMPTS = 3
+_FIRST_PAUSE_S = 0.5
+
+
+def is_url(text: object) -> bool:
+    """Whether `text` is a URL such as s3://bucket/photos."""
+    return isinstance(text, str) and _URL.match(text) is not None
+
+
+def parent_of(url: str) -> str:
+    """`url` up to its last slash, left out."""
+    return url.rstrip("/").rpartition("/")[0]
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of `url`, and the path of `url` within it; InputError if a package is missing."""
+    try:
+        fsspec = importlib.import_module("fsspec")
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except ImportError as exc:
+        package = _PACKAGES.get(url.partition("://")[0], "fsspec")
+        raise InputError(
+            f"{url}: needs the package {package}; run: pip install 'captionmill[remote]' or pip install {package}"
+        ) from exc
+    except ValueError as exc:  # no such protocol
+        raise InputError(f"{url}: {exc}") from exc
+    return filesystem, path
+
+
+def read_url(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The bytes of `url` from `start` up to `end`; ImageError if they cannot be had, after a few attempts."""
+    pause_s = _FIRST_PAUSE_S
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            filesystem, path = open_filesystem(url)
+            content: bytes = filesystem.cat_file(path, start=start, end=end)
+            return content
+        except (FileNotFoundError, PermissionError) as exc:
+            raise ImageError("no such file" if isinstance(exc, FileNotFoundError) else "permission denied") from exc
+        except InputError as exc:
+            raise ImageError(str(exc)) from exc
+        except Exception as exc:  # each filesystem has errors of its own, and any may pass
+            if attempt == _ATTEMPTS:
+                reason = " ".join(str(exc).split()) or type(exc).__name__
+                raise ImageError(f"cannot be fetched ({reason[:100]})") from exc
+        time.sleep(pause_s)
+        pause_s *= 2
+    raise AssertionError("the loop returns or raises")
+
+
+class StoreMirror:
+    """A feature store at a URL, worked on as local files: fetched once, then each change sent there."""
+
+    def __init__(self, url: str, staging: Path) -> None:
+        """The store at `url`, with the local folder `staging` for its files."""
+        self._staging = staging
+        self._parent = parent_of(url)
+        self._local = staging / url.rstrip("/").rpartition("/")[2]
+
+    def pull(self) -> Path:
+        """Fetch the store, if there is one, parts included; the local path of its main file.
+
+        Raises InputError if the place cannot be read.
+        """
+        filesystem, parent = open_filesystem(self._parent)
+        name = self._local.name
+        try:
+            if filesystem.exists(f"{parent}/{name}"):
+                filesystem.get_file(f"{parent}/{name}", str(self._local))
+            for part in filesystem.glob(f"{parent}/{name}.parts/part-*.h5"):
+                local = self._staging / f"{name}.parts" / part.rpartition("/")[2]
+                local.parent.mkdir(exist_ok=True)
+                filesystem.get_file(part, str(local))
+        except Exception as exc:  # each filesystem has errors of its own
+            raise InputError(f"{self._parent}/{name}: cannot be read ({' '.join(str(exc).split())[:150]})") from exc
+        return self._local
+
+    def push(self, path: Path) -> None:
+        """Send the file `path` of the staging folder to its place, or delete it there if it is gone here.
+
+        Raises InputError if the place cannot be written. A store's objects appear whole or not at all on s3 and gs.
+        """
+        filesystem, parent = open_filesystem(self._parent)
+        remote = f"{parent}/{path.relative_to(self._staging).as_posix()}"
+        try:
+            if path.exists():
+                filesystem.makedirs(remote.rpartition("/")[0], exist_ok=True)
+                filesystem.put_file(str(path), remote)
+            elif filesystem.exists(remote):
+                filesystem.rm_file(remote)
+        except Exception as exc:  # each filesystem has errors of its own
+            raise InputError(f"{remote}: cannot be written ({' '.join(str(exc).split())[:150]})") from exc

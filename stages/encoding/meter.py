@@ -1,0 +1,88 @@
+"""Where the time of an extraction goes, and what would make it shorter."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_BOUND = 0.2  # a share of the time that is worth an advice
+
+
+@dataclass
+class Meter:
+    """Seconds of one extraction, or the sum over its processes."""
+
+    images: int = 0
+    """Pictures turned into features."""
+    wall_s: float = 0.0
+    """From the first picture asked for to the last row handed over; processes side by side count once each."""
+    input_wait_s: float = 0.0
+    """The network stood still for want of pictures."""
+    forward_s: float = 0.0
+    """Waiting for the network."""
+    write_s: float = 0.0
+    """Handing rows to the store, checksums and flushes included."""
+    read_s: float = 0.0
+    """Reading files, summed over the decoding threads."""
+    decode_s: float = 0.0
+    """Decoding and resizing, summed over the decoding threads."""
+    workers: int = 0
+    """Decoding threads a process."""
+
+    def __iadd__(self, other: "Meter") -> "Meter":
+        """Add another process's seconds and pictures."""
+        workers = max(self.workers, other.workers)
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        self.workers = workers
+        return self
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Count what happens inside as writing."""
+        started = time.perf_counter()
+        yield
+        self.write_s += time.perf_counter() - started
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """`batches`, the time that each takes to come counted as waiting for pictures."""
+        remaining = iter(batches)
+        while True:
+            started = time.perf_counter()
+            batch = next(remaining, None)
+            self.input_wait_s += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def shares(self) -> dict[str, float]:
+        """Shares of the time, 0 to 1, by what the pictures' way to the store waited for; they add up to 1.
+
+        Reading and decoding happen beside the network: they count only as far as the network waited for them.
+        """
+        busy_s = self.read_s + self.decode_s
+        reading_s = self.input_wait_s * self.read_s / busy_s if busy_s else 0.0
+        parts = {
+            "reading": reading_s,
+            "decoding": self.input_wait_s - reading_s,
+            "forward": self.forward_s,
+            "writing": self.write_s,
+        }
+        total_s = sum(parts.values())
+        return {name: part / total_s if total_s else 0.0 for name, part in parts.items()}
+
+    def advice(self, *, cores: int) -> str:
+        """One line: what bounds the extraction, and what to do about it. `cores`: those that the process may use."""
+        shares = self.shares()
+        if shares["writing"] > _BOUND:
+            return "writing-bound: put the output on a faster disk"
+        if shares["reading"] > _BOUND and shares["reading"] > shares["decoding"]:
+            return f"reading-bound: bring the pictures nearer, or raise --workers (now {self.workers})"
+        if shares["decoding"] > _BOUND and self.workers < cores:
+            return f"decoding-bound: raise --workers (now {self.workers}, {cores} cores)"
+        if shares["decoding"] > _BOUND:
+            return f"decoding-bound: all {cores} cores decode; more cores help, or smaller pictures"
+        return "forward-bound: the network is the limit; a GPU or more processes on more machines (--cluster) help"

@@ -1,0 +1,59 @@
+"""The network in torch: on CUDA and Apple GPUs, and on a CPU where nothing faster is installed."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captionmill.data.feature_store import Features
+from captionmill.stages.config import ExtractConfig
+from captionmill.stages.encoding.encoder import Encoder, Pixels
+from captionmill.stages.runtime import choose_device, choose_dtype
+
+
+class TorchEngine:
+    """An encoder's network on one device, channels last; an `Engine`.
+
+    On CUDA the copy of a batch overlaps with the network's work on the one before.
+    """
+
+    def __init__(self, encoder: Encoder, config: ExtractConfig) -> None:
+        """Move the network to the device that `config` names; InputError if this machine has none such."""
+        self._device = choose_device(config.device)
+        dtype = choose_dtype(config.precision, self._device)
+        self.batch_size = config.batch_size
+        self.depth = 3 if self._device.type == "cuda" else 1
+        self.description = f"{self._device} torch {str(dtype).removeprefix('torch.')}"
+        network = encoder.network.to(self._device).to(memory_format=torch.channels_last)
+        network.trunk.to(dtype)
+        network.stem.to(torch.float32 if dtype == torch.bfloat16 else dtype)
+        self._network: Callable[[Tensor], Tensor] = torch.compile(network) if config.compile else network
+        self._copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+
+    def submit(self, pixels: Pixels) -> Callable[[], Features]:
+        """Begin on [B, H, W, 3] uint8 pictures; what it gives waits for their rows, [B, D] float32."""
+        count = len(pixels)
+        if count < self.batch_size:
+            pixels = np.concatenate([pixels, np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)])
+        with torch.inference_mode():
+            if self._copies is None:
+                rows: Features = self._network(torch.from_numpy(pixels).to(self._device)).cpu().numpy()
+                return lambda: rows[:count]
+            with torch.cuda.stream(self._copies):
+                batch = torch.from_numpy(pixels).pin_memory().to(self._device, non_blocking=True)
+            compute = torch.cuda.current_stream(self._device)
+            compute.wait_stream(self._copies)
+            batch.record_stream(compute)
+            features = self._network(batch)
+            host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+            host.copy_(features, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record(compute)
+
+        def wait() -> Features:
+            done.synchronize()
+            copied: Features = host[:count].numpy().copy()
+            return copied
+
+        return wait
