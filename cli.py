@@ -28,7 +28,6 @@ Decorator = Callable[[Command], Command]
 SECONDS_BETWEEN_LINES = 30
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_ANY = click.Path(exists=True, path_type=Path)
 _FILE_PATH = click.Path(dir_okay=False, path_type=Path)
 _FOLDER_PATH = click.Path(file_okay=False, path_type=Path)
 
@@ -54,6 +53,18 @@ class _Shard(click.ParamType[tuple[int, int]]):
         if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
             self.fail(f"{value!r} is not I/N with I from 1 to N, such as 2/8", param, ctx)
         return int(index), int(count)
+
+
+class _Workers(click.ParamType[int]):
+    """A number of threads; auto is 0, which leaves it to the machine."""
+
+    name = "INTEGER|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "auto":
+            return 0
+        low, high = RANGES["workers"]
+        return click.IntRange(int(low), int(high or 0)).convert(value, param, ctx)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -159,7 +170,13 @@ _overwrite = click.option(
 _device = _setting(ExtractConfig, "device", "auto, cpu, cuda, cuda:N or mps.")
 _machine = _options(
     _setting(ExtractConfig, "batch_size", "Images a forward pass of the network."),
-    _setting(ExtractConfig, "workers", "Threads that decode images; 0 is one a core."),
+    click.option(
+        "--workers",
+        type=_Workers(),
+        default="auto",
+        show_default=True,
+        help="Threads that decode images; auto is one a core that this process may use.",
+    ),
     _device,
     _setting(ExtractConfig, "engine", "What runs the network; auto is openvino on a CPU where it is installed."),
     _setting(ExtractConfig, "precision", "Arithmetic of the network."),
@@ -334,7 +351,7 @@ def train(
 
 
 @main.command()
-@click.argument("images", type=_ANY)
+@click.argument("images", type=_ANY_OR_URL)
 @click.option("--model", type=_FOLDER_PATH, required=True, help="Folder that `train` wrote.")
 @click.option("--output", type=_FILE_PATH, required=True, help="Table to write (CSV).")
 @click.option("--features", type=_FILE_PATH, help="Cache of the features.  [default: OUTPUT with .features.h5]")
@@ -344,7 +361,7 @@ def train(
 @click.option("--overwrite", is_flag=True, help="Replace a cache that holds other features than the model needs.")
 @_quiet
 def caption(
-    images: Path,
+    images: Path | str,
     model: Path,
     output: Path,
     features: Path | None,
@@ -355,7 +372,7 @@ def caption(
     quiet: bool,
     **machine: Any,
 ) -> None:
-    """Caption each image of IMAGES, a folder or a text file with one path a line, to CSV.
+    """Caption each image of IMAGES to CSV: a folder, a list of paths, a .tar, or a URL, as for `extract`.
 
     Columns: path, caption, confidence (0 to 1), status, error. A second run reuses the cached features.
 

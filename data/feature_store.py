@@ -245,9 +245,9 @@ def read_store_file(path: Path) -> StoreFile:
                 raise StoreError(f"{path}: format version {version}, and this captionmill reads {FORMAT_VERSION}")
             spec = FeatureSpec.from_json(json.loads(file.attrs["spec"]))
             made_by = json.loads(file.attrs["made_by"])
-            keys = list(file["keys"].asstr()[:])
+            keys = list(file["keys"].asstr(errors="backslashreplace")[:])
             rows, checksums, sources = file["features"], file["checksums"][:], file["sources"][:]
-            removed = list(file["removed"].asstr()[:]) if "removed" in file else []
+            removed = list(file["removed"].asstr(errors="backslashreplace")[:]) if "removed" in file else []
             shard = Shard(**json.loads(file.attrs["shard"])) if "shard" in file.attrs else None
             shapes = (rows.shape, checksums.shape, sources.shape)
             if shapes != ((len(keys), spec.feature_dim), (len(keys),), (len(keys), 3)):

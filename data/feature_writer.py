@@ -167,8 +167,7 @@ class FeatureWriter:
             raise StoreError(f"{path}: another process is writing to this store; wait for it to end") from exc
         try:
             self.store = self._check_store()
-            for partial_path in parts_dir(path).glob(".part-*.partial"):  # of writers that were killed
-                partial_path.unlink(missing_ok=True)
+            self._remove_partials()
         except BaseException:
             self._lock.release()
             raise
@@ -187,6 +186,11 @@ class FeatureWriter:
     def part_prefix(self, number: int) -> str:
         """Begins the names of the parts of this writer's task `number`: they sort after every part there was before."""
         return f"part-{self._first_number:06d}-{number:06d}"
+
+    def _remove_partials(self) -> None:
+        """Remove what writers that were killed had not finished."""
+        for partial_path in parts_dir(self.path).glob(".part-*.partial"):
+            partial_path.unlink(missing_ok=True)
 
     def _check_store(self) -> FeatureStore | None:
         """The rows that are there already."""
@@ -211,6 +215,7 @@ class FeatureWriter:
         try:
             self.flush()
             if error is None:
+                self._remove_partials()
                 self._join()
         finally:
             self._lock.release()

@@ -18,7 +18,7 @@ from captionmill.data.errors import ImageError, InputError
 from captionmill.data.image_source import UNKNOWN_SOURCE, ImageSource, hash_content
 from captionmill.data.images import HEADER_BYTES, decode_image, is_image_header
 from captionmill.data.tar_shards import TAR_SUFFIX, list_members, refuse_compressed
-from captionmill.data.urls import is_url, open_filesystem, parent_of, read_url
+from captionmill.data.urls import is_url, join_url, open_filesystem, read_url
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -88,6 +88,8 @@ def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
         start = image.offset
         end = None if start is None or image.size is None else start + image.size
         data = read_url(image.path, start, end)
+        if image.offset is not None and image.size is not None and len(data) < image.size:
+            raise ImageError("the tar ends in the middle of it")
         return data, ImageSource(len(data), image.modified_ns, hash_content(data))
     try:
         status = image.path.stat()
@@ -227,7 +229,7 @@ def _read_list(location: Path | str) -> Iterator[ImageFile]:
         if is_url(name):
             yield ImageFile(name, name)
         elif isinstance(location, str):
-            yield ImageFile(image_key(name), f"{parent_of(location)}/{image_key(name)}")
+            yield ImageFile(image_key(name), join_url(location, image_key(name)))
         else:
             yield ImageFile(image_key(name), location.parent / name.replace("\\", "/"))
 

@@ -127,9 +127,10 @@ def _decode(data: bytes, at_least: _AtLeast | None) -> Image.Image:
 def _decode_jpeg(data: bytes, image: JpegImageFile, reduction: int) -> Image.Image:
     """RGB at 1/`reduction` of the size: by libjpeg-turbo straight into RGB, by Pillow whatever that refuses.
 
-    Bit for bit the same for undamaged files; Pillow names the reason for damaged ones.
+    Bit for bit the same for undamaged files, and for those whose damage shows in no pixel.
     """
     width, height = (-(-side // reduction) for side in image.size)
+    ends_early = None
     if image.mode in ("RGB", "L"):
         try:
             pixels = simplejpeg.decode_jpeg(
@@ -137,11 +138,13 @@ def _decode_jpeg(data: bytes, image: JpegImageFile, reduction: int) -> Image.Ima
             )
             if pixels.shape[:2] == (height, width):
                 return Image.fromarray(pixels)
-        except ValueError:
-            pass
+        except ValueError as exc:
+            ends_early = exc if "premature end" in str(exc).lower() else None
     if reduction > 1:
         image.draft(None, (width, height))
     image.load()
+    if ends_early is not None:  # Pillow fills what is missing with grey
+        raise ends_early
     return _to_rgb(image)
 
 
@@ -152,7 +155,10 @@ def _reduction(size: tuple[int, int], orientation: int, at_least: _AtLeast | Non
     width, height = size if orientation < 5 else size[::-1]
     least_width, least_height = at_least(width, height)
     gap = min(width / least_width, height / least_height) / REDUCING_GAP
-    return next((factor for factor in (8, 4, 2) if gap >= factor), 1)
+    for factor in (8, 4, 2):
+        if gap >= factor and at_least(-(-width // factor), -(-height // factor)) == (least_width, least_height):
+            return factor
+    return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

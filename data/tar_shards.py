@@ -9,6 +9,7 @@ from captionmill.data.errors import InputError
 from captionmill.data.urls import open_filesystem
 
 TAR_SUFFIX = ".tar"
+_BLOCK = 512  # bytes of a header, and of the end mark
 _COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -21,7 +22,7 @@ class TarMember(NamedTuple):
     size: int
     """Bytes."""
     modified_ns: int
-    """Time of its last change as the tar tells it, nanoseconds since 1970."""
+    """Time of its last change as the tar tells it, or else of the tar's own, nanoseconds since 1970."""
 
 
 def refuse_compressed(path: Path | str) -> None:
@@ -37,19 +38,26 @@ def list_members(path: Path | str) -> Iterator[TarMember]:
     """
     members: dict[str, TarMember] = {}
     try:
+        own_ns = max(0, path.stat().st_mtime_ns) if isinstance(path, Path) else 0
         with _open(path) as file, _open_tar(file) as archive:
             size = file.seek(0, 2)
             for info in archive:
-                if info.isreg() and not info.issparse():
-                    modified_ns = max(0, int(info.mtime * 1_000_000_000))
+                if info.islnk() and info.linkname in members:
+                    members[info.name] = members[info.linkname]._replace(name=info.name)
+                elif info.isreg() and not info.issparse():
+                    modified_ns = max(0, int(info.mtime * 1_000_000_000)) or own_ns
                     members[info.name] = TarMember(info.name, info.offset_data, info.size, modified_ns)
                 archive.members = []  # tarfile keeps them all; a shard may have a million
+            file.seek(archive.offset)
+            is_whole = file.read(_BLOCK) == bytes(
+                _BLOCK
+            )  # the end mark; tarfile stops at a damaged header as at an end
     except InputError:
         raise
-    except (tarfile.TarError, OSError, ValueError, EOFError) as exc:
+    except Exception as exc:  # each remote filesystem has errors of its own
         raise InputError(f"{path}: not a readable tar ({' '.join(str(exc).split())[:100]})") from exc
-    if any(member.offset + member.size > size for member in members.values()):
-        raise InputError(f"{path}: the tar is cut short; copy it again")
+    if not is_whole or any(member.offset + member.size > size for member in members.values()):
+        raise InputError(f"{path}: the tar is cut short or damaged; copy it again")
     yield from members.values()
 
 

@@ -1,6 +1,7 @@
 """What is a URL, and reading one through fsspec, which is imported only then."""
 
 import importlib
+import posixpath
 import re
 import time
 from pathlib import Path
@@ -22,6 +23,12 @@ def is_url(text: object) -> bool:
 def parent_of(url: str) -> str:
     """`url` up to its last slash, left out."""
     return url.rstrip("/").rpartition("/")[0]
+
+
+def join_url(url: str, relative: str) -> str:
+    """What `relative` names beside `url`: `../a.png` beside s3://bucket/lists/all.txt is s3://bucket/a.png."""
+    protocol, _, path = url.partition("://")
+    return f"{protocol}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), relative))}"
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
@@ -46,7 +53,8 @@ def read_url(url: str, start: int | None = None, end: int | None = None) -> byte
         try:
             filesystem, path = open_filesystem(url)
             content: bytes = filesystem.cat_file(path, start=start, end=end)
-            return content
+            is_whole = end is not None and len(content) > end - (start or 0)  # a server that knows no ranges
+            return content[start:end] if is_whole else content
         except (FileNotFoundError, PermissionError) as exc:
             raise ImageError("no such file" if isinstance(exc, FileNotFoundError) else "permission denied") from exc
         except InputError as exc:
@@ -70,7 +78,7 @@ class StoreMirror:
         self._local = staging / url.rstrip("/").rpartition("/")[2]
 
     def pull(self) -> Path:
-        """Fetch the store, if there is one, parts included; the local path of its main file.
+        """Fetch the store, if there is one, parts included; the local path of its main file, there or not.
 
         Raises InputError if the place cannot be read.
         """
@@ -79,10 +87,12 @@ class StoreMirror:
         try:
             if filesystem.exists(f"{parent}/{name}"):
                 filesystem.get_file(f"{parent}/{name}", str(self._local))
-            for part in filesystem.glob(f"{parent}/{name}.parts/part-*.h5"):
+            parts_dir = f"{parent}/{name}.parts"
+            for part in filesystem.ls(parts_dir, detail=False) if filesystem.exists(parts_dir) else ():
                 local = self._staging / f"{name}.parts" / part.rpartition("/")[2]
-                local.parent.mkdir(exist_ok=True)
-                filesystem.get_file(part, str(local))
+                if local.name.startswith("part-"):
+                    local.parent.mkdir(exist_ok=True)
+                    filesystem.get_file(part, str(local))
         except Exception as exc:  # each filesystem has errors of its own
             raise InputError(f"{self._parent}/{name}: cannot be read ({' '.join(str(exc).split())[:150]})") from exc
         return self._local

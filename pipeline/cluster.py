@@ -7,12 +7,13 @@ elsewhere.
 import importlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
 from typing import Any
 
 import joblib
 import torch
+from joblib._dask import DaskDistributedBackend
 from joblib.externals.loky import get_reusable_executor
 
 from captionmill.data.errors import ClusterError, InputError
@@ -20,6 +21,8 @@ from captionmill.stages.encoding.extract import RunTasks, Spread
 from captionmill.stages.encoding.part import PartResult, PartTask
 
 _ATTEMPTS = 3  # rounds in a row in which a worker dies and no task is done
+_AS_THEY_COME = "generator_unordered"
+_WORKERS_TIMEOUT_S = 60  # a worker that dask starts again imports torch first
 _logger = logging.getLogger(__name__)
 
 
@@ -39,9 +42,12 @@ def open_spread(jobs: int, cluster: str | None, *, device: str = "auto") -> Iter
             yield None
             return
         threads = max(1, joblib.cpu_count() // processes)
+
+        def open_parallel() -> joblib.Parallel:
+            return joblib.Parallel(processes, backend="loky", return_as=_AS_THEY_COME, batch_size=1)
+
         try:
-            with joblib.parallel_config(backend="loky", n_jobs=processes, inner_max_num_threads=threads):
-                yield Spread(_retrying("generator_unordered", (BrokenExecutor,)), processes, threads)
+            yield Spread(_retrying(open_parallel, (BrokenExecutor,), threads), processes, threads)
         finally:
             get_reusable_executor().shutdown(wait=True)  # they hold a network each
         return
@@ -55,6 +61,18 @@ def open_spread(jobs: int, cluster: str | None, *, device: str = "auto") -> Iter
         yield spread
 
 
+class _DaskBackend(DaskDistributedBackend):
+    """joblib's, which waits for ever for a task that dask has given up (joblib 1.6: an error calls no callback)."""
+
+    def submit(self, func: Any, callback: Any = None) -> Any:
+        future: Future[Any] = super().submit(func, callback)
+        future.add_done_callback(lambda done: callback(done) if done.exception() else None)
+        return future
+
+    def retrieve_result_callback(self, out: Any) -> Any:
+        return out.result() if isinstance(out, Future) else super().retrieve_result_callback(out)
+
+
 @contextmanager
 def _connect_dask(address: str) -> Iterator[Spread]:
     distributed = _import("distributed", extra="dask")
@@ -62,10 +80,18 @@ def _connect_dask(address: str) -> Iterator[Spread]:
         client = distributed.Client(f"tcp://{address}", set_as_default=False)
     except (OSError, ValueError) as exc:
         raise ClusterError(f"dask://{address}: no dask scheduler answers ({_first_words(exc)})") from exc
-    with client, joblib.parallel_config(backend="dask", client=client):
-        if not (processes := len(client.scheduler_info(n_workers=-1)["workers"])):
+    with client:
+        if not (workers := client.nthreads()):
             raise ClusterError(f"dask://{address}: the cluster has no workers; start `dask worker tcp://{address}`")
-        yield Spread(_retrying("generator_unordered", (distributed.scheduler.KilledWorker,)), processes)
+
+        def open_parallel() -> joblib.Parallel:
+            backend = _DaskBackend(client=client, wait_for_workers_timeout=_WORKERS_TIMEOUT_S)
+            return joblib.Parallel(backend=backend, return_as=_AS_THEY_COME, batch_size=1)
+
+        threads = min(workers.values())
+        yield Spread(
+            _retrying(open_parallel, (distributed.scheduler.KilledWorker,), threads), len(workers), threads, False
+        )
 
 
 @contextmanager
@@ -78,25 +104,37 @@ def _connect_ray(address: str) -> Iterator[Spread]:
     try:
         _import("ray.util.joblib", extra="ray").register_ray()
         processes = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        with joblib.parallel_config(backend="ray", n_jobs=processes):
-            yield Spread(_retrying("list", (ray.exceptions.RayError,)), processes)
+
+        def open_parallel() -> joblib.Parallel:  # this backend knows no generators: rows are stored all the same
+            return joblib.Parallel(processes, backend="ray", batch_size=1)
+
+        run = _retrying(open_parallel, (ray.exceptions.RayError,), 1)
+        yield Spread(run, processes, 1, this_machine=False)
     finally:
         ray.shutdown()
 
 
-def _retrying(return_as: str, deaths: tuple[type[BaseException], ...]) -> RunTasks:
-    """Runs tasks on joblib's backend of the moment; those that a death (one of `deaths`) cut short are run again."""
+def _retrying(
+    open_parallel: Callable[[], joblib.Parallel], deaths: tuple[type[BaseException], ...], threads: int
+) -> RunTasks:
+    """Runs tasks with joblib, each on `threads` threads; those that a death (one of `deaths`) cut short, again."""
 
     def run(function: Callable[[PartTask], PartResult], tasks: Sequence[PartTask]) -> Iterator[PartResult]:
         pending = dict(enumerate(tasks))
         attempts = 0
         while pending:
-            calls = [joblib.delayed(_run_numbered)((function, number, task)) for number, task in pending.items()]
+            # a tuple, which joblib sends with the call: what it would scatter to one dask worker dies with that worker
+            calls = [joblib.delayed(_run_numbered)((function, threads, item)) for item in pending.items()]
             try:
-                for number, result in joblib.Parallel(return_as=return_as, batch_size=1)(calls):
+                for number, result in open_parallel()(calls):
                     del pending[number]
                     attempts = 0
                     yield result
+            except TimeoutError as exc:
+                raise ClusterError(
+                    f"no worker of the cluster has answered for {_WORKERS_TIMEOUT_S} s; what is extracted is kept: run "
+                    "again to go on"
+                ) from exc
             except deaths as exc:
                 attempts += 1
                 if attempts == _ATTEMPTS:
@@ -109,9 +147,11 @@ def _retrying(return_as: str, deaths: tuple[type[BaseException], ...]) -> RunTas
     return run
 
 
-def _run_numbered(call: tuple[Callable[[PartTask], PartResult], int, PartTask]) -> tuple[int, PartResult]:
-    """A tuple, which joblib sends with the call: what it would scatter to one dask worker dies with that worker."""
-    function, number, task = call
+def _run_numbered(
+    call: tuple[Callable[[PartTask], PartResult], int, tuple[int, PartTask]],
+) -> tuple[int, PartResult]:
+    function, threads, (number, task) = call
+    torch.set_num_threads(threads)  # dask tells its workers to use one, whatever they were given
     return number, function(task)
 
 

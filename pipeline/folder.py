@@ -10,6 +10,7 @@ from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.feature_store import FeatureStore, delete_store, store_exists
 from captionmill.data.image_files import find_images
 from captionmill.data.tables import CaptionRow, write_captions
+from captionmill.data.urls import is_url
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
 from captionmill.stages.encoding.encoder import Encoder, build_encoder, config_for_spec
@@ -38,7 +39,7 @@ def cache_path_for(output: Path) -> Path:
 
 
 def caption_folder(
-    images: Path,
+    images: Path | str,
     model: Path,
     output: Path,
     *,
@@ -49,7 +50,7 @@ def caption_folder(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> FolderSummary:
-    """Caption every image of `images` (a folder or a list of paths) with `model` and write the table `output`.
+    """Caption every image of `images`, as `extract` takes them, with `model` and write the table `output`.
 
     Features are cached in `features`, by default beside the table. The model knows its backbone and preprocessing; of
     `machine` only batch size, workers, device and precision are used. `weights` says where the backbone's weights file
@@ -63,7 +64,7 @@ def caption_folder(
     captioner = Captioner.load(model, device=machine.device)
     found = find_images(images)
     cache_path = features or cache_path_for(output)
-    require_other_file(output, images, cache_path)
+    require_other_file(output, None if is_url(images) else Path(images), cache_path)
     if cache_path == output:
         raise InputError(f"{output}: cannot be the table and the cache of features at once")
     missing = len(found)

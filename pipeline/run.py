@@ -20,7 +20,7 @@ from captionmill.stages.runtime import Progress, no_progress
 
 StageName = Literal["extract", "train", "evaluate", "caption"]
 StageSummary = ExtractSummary | TrainSummary | Evaluation | FolderSummary
-_WHAT_MAKES_ROWS = ("backbone", "weights", "preprocess", "image_size", "dtype")
+_WHAT_MAKES_ROWS = ("backbone", "weights", "preprocess", "image_size", "views", "dtype")
 
 
 @dataclass(frozen=True)

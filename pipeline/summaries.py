@@ -51,7 +51,8 @@ def extract_line(summary: "ExtractSummary") -> str:
     if not summary.extracted:
         return line
     rate = summary.extracted / summary.duration_s
-    return f"{line}; {show_duration(summary.duration_s)} ({rate:.0f} images/s, {summary.engine})"
+    shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+    return f"{line}; {show_duration(summary.duration_s)} ({shown} images/s, {summary.engine})"
 
 
 def meter_line(summary: "ExtractSummary") -> str:

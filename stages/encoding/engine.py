@@ -76,38 +76,40 @@ def _begin(engine: Engine, batch: Batch) -> Callable[[], Features]:
     if not batch.keys:
         return lambda: np.empty((0, 0), np.float32)
     pixels = batch.pixels
+    size = engine.batch_size
+    if len(pixels) > size:  # it was lowered since the batch was made
+        return lambda: _encode_split(engine, pixels)
     try:
-        wait = engine.submit(pixels) if len(pixels) <= engine.batch_size else None
+        wait = engine.submit(pixels)
     except (RuntimeError, MemoryError) as exc:
         _require_out_of_memory(exc)
-        wait = None
+        return lambda: _encode_split(engine, pixels, too_large=size)
 
     def rows() -> Features:
         try:
-            if wait is not None:
-                return wait()
+            return wait()
         except (RuntimeError, MemoryError) as exc:
             _require_out_of_memory(exc)
-        return _encode_halved(engine, pixels)
+        return _encode_split(engine, pixels, too_large=size)
 
     return rows
 
 
-def _encode_halved(engine: Engine, pixels: Pixels) -> Features:
-    """The rows of a batch that was too large, in smaller ones, one after the other."""
+def _encode_split(engine: Engine, pixels: Pixels, *, too_large: int | None = None) -> Features:
+    """The rows of a batch in smaller ones, one after the other; batches of `too_large` pictures do not fit."""
     while True:
-        if len(pixels) <= engine.batch_size:
-            if engine.batch_size == 1:
-                raise InputError("not enough memory for one picture: use a smaller --image-size or another --device")
-            engine.batch_size //= 2
+        if too_large == 1:
+            raise InputError("not enough memory for one picture: use a smaller --image-size or another --device")
+        if too_large is not None and engine.batch_size >= too_large:
+            engine.batch_size = too_large // 2
             _logger.warning("not enough memory: going on with --batch-size %d", engine.batch_size)
         size = engine.batch_size
         try:
-            return np.concatenate(
-                [engine.submit(pixels[start : start + size])() for start in range(0, len(pixels), size)]
-            )
+            parts = [engine.submit(pixels[start : start + size])() for start in range(0, len(pixels), size)]
+            return np.concatenate(parts)
         except (RuntimeError, MemoryError) as exc:
             _require_out_of_memory(exc)
+        too_large = size
 
 
 def _require_out_of_memory(error: Exception) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from captionmill.data.atomic import require_other_file
 from captionmill.data.errors import InputError, StoreError
-from captionmill.data.feature_store import FeatureStore, delete_store, parts_dir
+from captionmill.data.feature_store import FeatureStore, delete_store, part_paths, parts_dir
 from captionmill.data.feature_writer import FeatureWriter
 from captionmill.data.image_files import ImageFile, find_images, is_unchanged
 from captionmill.data.image_source import ImageSource
@@ -44,6 +44,8 @@ class Spread:
     """About how many tasks run at once."""
     workers: int = 0
     """Decoding threads a process where the config leaves them to the machine; 0: one a core of the worker's machine."""
+    this_machine: bool = True
+    """Whether all processes run here, and so see all that this one sees."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def extract(
     """
     if prune and (shard or limit):
         raise InputError("--prune needs the whole list of images: run it without --limit and --shard")
+    if spread is not None and not spread.this_machine and is_url(output):
+        raise InputError(f"{output}: a cluster writes to storage that its machines share; name a path, not a URL")
     if not is_url(images) and not is_url(output):
         require_other_file(Path(output), Path(images))
     found = find_images(images)[:limit]
@@ -125,7 +129,7 @@ def extract(
             progress=progress,
         )
         failures_path = _failures_path(path, is_shard=shard is not None)
-        if summary.failures or failures_path.exists():
+        if summary.failures or failures_path.exists() or mirror:  # what lies at the mirror is not known here
             write_failures(failures_path, [(failure.key, failure.reason) for failure in summary.failures])
             if mirror:
                 mirror.push(failures_path)
@@ -250,7 +254,12 @@ def _run_tasks(
         for number, start in enumerate(range(0, len(missing), size))
     ]
     done = 0
+    told: set[Path] = set()
     for result in spread.run(extract_part, tasks):
+        if writer.on_change is not None:
+            for part in set(part_paths(writer.path)).difference(told):
+                writer.on_change(part)
+                told.add(part)
         done += result.extracted + len(result.failures)
         progress("extract", done, len(missing))
         yield result
@@ -273,7 +282,7 @@ def _failures_path(path: Path, *, is_shard: bool) -> Path:
 
 def _take_place(target: Path, path: Path, mirror: StoreMirror | None) -> None:
     """Put the finished store `target` where the old one is."""
-    old_parts = sorted(parts_dir(path).glob("part-*.h5"))
+    old_parts = part_paths(path)
     shutil.rmtree(parts_dir(path), ignore_errors=True)
     target.replace(path)
     if mirror:

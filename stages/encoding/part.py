@@ -1,11 +1,17 @@
 """A share of an extraction: its pictures through the network into part files of the store. Runs in any process."""
 
 import functools
+import getpass
+import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import filelock
+import torch
 
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.feature_writer import PartWriter
@@ -102,5 +108,31 @@ def run_part(
 
 @functools.lru_cache(maxsize=1)
 def _worker_engine(config: ExtractConfig, resize_size: int) -> tuple[Encoder, Engine]:
+    config = replace(config, device=claim_device(config.device))
     encoder = build_encoder(config, resize_size=resize_size)
     return encoder, build_engine(encoder, config)
+
+
+_claims: list[filelock.FileLock] = []
+
+
+@functools.cache
+def claim_device(name: str) -> str:
+    """`name`, or, where it means any of several CUDA devices, one that no other worker of this machine has claimed.
+
+    A claim lasts as long as this process. With more processes than devices some share one.
+    """
+    count = torch.cuda.device_count()
+    if name not in ("auto", "cuda") or count < 2:
+        return name
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace("/", "-")
+    for index in range(count):
+        lock_name = f"captionmill-{getpass.getuser()}-cuda-{visible}-{index}.lock"
+        lock = filelock.FileLock(Path(tempfile.gettempdir()) / lock_name)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            continue
+        _claims.append(lock)
+        return f"cuda:{index}"
+    return f"cuda:{os.getpid() % count}"
