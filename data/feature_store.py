@@ -17,6 +17,7 @@ import hashlib
 import json
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,13 @@ def delete_store(path: Path) -> None:
     shutil.rmtree(parts_dir(path), ignore_errors=True)
 
 
+def replace_store(new: Path, path: Path) -> None:
+    """Put the finished file `new`, a store without parts, where the store `path` is."""
+    for part in part_paths(path):
+        part.unlink()
+    new.replace(path)
+
+
 Block = tuple[list[str], Features, npt.NDArray[np.uint32], Sources]
 """Keys, their rows [N, D], checksums [N] and sources [N, 3], as they stand in a file."""
 
@@ -95,6 +103,7 @@ class FeatureStore:
         self.shard = files[0].shard if len(files) == 1 else None
         """Which part of a sharded extraction this is, if it was finished."""
         self._files = files
+        self._ambiguous: list[str] = []  # keys that stand twice in one file: a damaged one became its neighbour's
         keys = files[0].keys
         if len(files) == 1 and all(map(str.__lt__, keys, keys[1:])):  # a finished store: nothing to look up
             self.keys = keys
@@ -102,11 +111,15 @@ class FeatureStore:
             self._file_rows = np.arange(len(keys), dtype=np.int64)
             return
         places: dict[str, tuple[int, int]] = {}
+        twice: dict[str, int] = {}
         for number, file in enumerate(files):
             for key in file.removed:
                 places.pop(key, None)
+            if len(set(file.keys)) < len(file.keys):
+                twice |= {key: number for key, count in Counter(file.keys).items() if count > 1}
             places.update((key, (number, row)) for row, key in enumerate(file.keys))
         self.keys = sorted(places)
+        self._ambiguous = [key for key, number in twice.items() if key in places and places[key][0] == number]
         self._file_numbers = np.fromiter((places[key][0] for key in self.keys), dtype=np.int32, count=len(self.keys))
         self._file_rows = np.fromiter((places[key][1] for key in self.keys), dtype=np.int64, count=len(self.keys))
 
@@ -186,14 +199,14 @@ class FeatureStore:
         return digest.digest()
 
     def verify(self) -> list[str]:
-        """The keys of rows whose bytes are not those that were written."""
-        damaged, start = [], 0
+        """The keys, sorted, of rows whose bytes are not those that were written."""
+        damaged, start = set(self._ambiguous), 0
         for keys, rows in self.blocks():
             positions = np.arange(start, start + len(keys))
             right = checksum_rows(keys, rows, self._sources(positions)) == self._row_checksums(positions)
-            damaged += [keys[place] for place in np.flatnonzero(~right)]
+            damaged.update(keys[place] for place in np.flatnonzero(~right))
             start += len(keys)
-        return damaged
+        return sorted(damaged)
 
     def stored_blocks(self, keys: Sequence[str]) -> Iterator[Block]:
         """The rows of `keys` as they stand in the files, checksums included: a damaged row stays known as damaged."""
@@ -257,7 +270,7 @@ def read_store_file(path: Path) -> StoreFile:
             else:
                 mapped = np.memmap(path, mode="r", dtype=rows.dtype, shape=rows.shape, offset=offset)
             return StoreFile(path, spec, made_by, keys, mapped, checksums, sources, removed, shard)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as exc:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as exc:
         if isinstance(exc, StoreError):
             raise
         raise StoreError(f"{path}: not a readable feature store ({_first_words(exc)}); extract it again") from exc

@@ -9,7 +9,7 @@ between two of these steps changes no row.
 import contextlib
 import json
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -159,18 +159,12 @@ class FeatureWriter:
         self.made_by = made_by
         """What is written as the maker of the files; may be added to until the block ends."""
         self.on_change = on_change
-        _make_folder(parts_dir(path))
-        self._lock = filelock.FileLock(parts_dir(path) / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout as exc:
-            raise StoreError(f"{path}: another process is writing to this store; wait for it to end") from exc
-        try:
+        self._lock = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lock_store(path))
             self.store = self._check_store()
             self._remove_partials()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._lock = stack.pop_all()  # without an error so far: until the block ends
         self._first_number = 1 + max((int(part.stem.split("-")[1]) for part in part_paths(path)), default=0)
         self._parts = PartWriter(
             path,
@@ -218,30 +212,28 @@ class FeatureWriter:
                 self._remove_partials()
                 self._join()
         finally:
-            self._lock.release()
-        if error is None:
-            with contextlib.suppress(OSError):  # another process may have begun to write, or parts are to stay
-                if not part_paths(self.path):
-                    (parts_dir(self.path) / ".lock").unlink()
-                    parts_dir(self.path).rmdir()
+            self._lock.close()
 
     def _join(self) -> None:
         """Join all parts into the main file, or, if they are few beside it, into one part."""
         parts = part_paths(self.path)
         main = read_store_file(self.path) if self.path.exists() else None
-        if not parts and (main is None or main.shard == self.shard):
+        if not parts and (main.shard if main else None) == self.shard:
+            return
+        if not parts and main is None:  # a shard without a row: it has a place in the whole all the same
+            self._write(self.path, 0, ())
             return
         files = [read_store_file(part) for part in parts]
         changed = sum(len(file.keys) + len(file.removed) for file in files)
         to_main = main is None or len(main.keys) <= _SMALL_ROWS or changed >= _JOIN_SHARE * len(main.keys)
         if to_main or self.shard is not None:
             store = FeatureStore.open(self.path)
-            self._write(self.path, store, [])
+            self._write(self.path, len(store), store.stored_blocks(store.keys))
             stale = parts
         elif len(parts) > 1:
             joined = FeatureStore(parts[-1], files)
             removed = {key for file in files for key in (*file.removed, *file.keys)}.difference(joined.keys)
-            self._write(parts[-1], joined, sorted(removed))
+            self._write(parts[-1], len(joined), joined.stored_blocks(joined.keys), removed=sorted(removed))
             stale = parts[:-1]
         else:
             return
@@ -250,13 +242,12 @@ class FeatureWriter:
             if self.on_change:
                 self.on_change(part)
 
-    def _write(self, path: Path, store: FeatureStore, removed: Sequence[str]) -> None:
+    def _write(self, path: Path, row_count: int, blocks: Iterable[Block], removed: Sequence[str] = ()) -> None:
         shard = self.shard if path == self.path else None
-        blocks = store.stored_blocks(store.keys)
         write_store(
             path,
             self.spec,
-            len(store),
+            row_count,
             blocks,
             dtype=self.dtype,
             made_by=self.made_by,
@@ -308,8 +299,27 @@ def write_store(
         ) from exc
 
 
-def _make_folder(path: Path) -> None:
+@contextlib.contextmanager
+def lock_store(path: Path) -> Iterator[None]:
+    """Keep every other writer from the store at `path` while the block lasts.
+
+    Raises StoreError if another process is writing to it. The system frees the lock of a process that dies.
+    """
+    folder = parts_dir(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise StoreError(f"{path}: cannot be made ({exc.strerror})") from exc
+        raise StoreError(f"{folder}: cannot be made ({exc.strerror})") from exc
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as exc:
+        raise StoreError(f"{path}: another process is writing to this store; wait for it to end") from exc
+    try:
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):  # another process may have begun to write, or parts are to stay
+            if not part_paths(path):
+                (folder / ".lock").unlink()
+                folder.rmdir()

@@ -1,14 +1,15 @@
 """Joins feature stores into one: the shards of an array job, or any stores of one network."""
 
 import heapq
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from captionmill.data.errors import StoreError
-from captionmill.data.feature_store import Block, FeatureStore, store_exists
-from captionmill.data.feature_writer import write_store
+from captionmill.data.feature_store import Block, FeatureStore, replace_store, store_exists
+from captionmill.data.feature_writer import lock_store, write_store
 
 _SHOWN = 5
 _BLOCK_ROWS = 1024
@@ -31,6 +32,11 @@ def merge(paths: Sequence[Path], output: Path, *, overwrite: bool = False) -> Me
     """
     if output.resolve() in {path.resolve() for path in paths}:
         raise StoreError(f"{output}: is one of the stores to merge; name another output")
+    with lock_store(output):
+        return _merge(paths, output, overwrite=overwrite)
+
+
+def _merge(paths: Sequence[Path], output: Path, *, overwrite: bool) -> MergeSummary:
     if store_exists(output) and not overwrite:
         raise StoreError(f"{output}: exists already; pass --overwrite to replace it")
     stores = [FeatureStore.open(path) for path in paths]
@@ -42,7 +48,9 @@ def merge(paths: Sequence[Path], output: Path, *, overwrite: bool = False) -> Me
     _require_apart(stores)
     rows = sum(map(len, stores))
     first = stores[0]
-    write_store(output, first.spec, rows, _blocks(stores), dtype=first.dtype, made_by=first.made_by)
+    merged = output.with_name(f".{output.name}.new")
+    write_store(merged, first.spec, rows, _blocks(stores), dtype=first.dtype, made_by=first.made_by)
+    replace_store(merged, output)
     return MergeSummary(rows, len(stores))
 
 
@@ -77,7 +85,7 @@ def _require_apart(stores: Sequence[FeatureStore]) -> None:
 
 def _blocks(stores: Sequence[FeatureStore]) -> Iterator[Block]:
     """All rows in the order of their keys, as they stand in the files."""
-    tagged = [((key, number) for key in store.keys) for number, store in enumerate(stores)]
+    tagged = [zip(store.keys, itertools.repeat(number)) for number, store in enumerate(stores)]
     run: list[str] = []
     run_number = 0
     for key, number in heapq.merge(*tagged):

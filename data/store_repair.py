@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captionmill.data.errors import StoreError
-from captionmill.data.feature_store import FeatureStore, part_paths, read_store_file
-from captionmill.data.feature_writer import FeatureWriter
+from captionmill.data.feature_store import FeatureStore, part_paths, read_store_file, store_exists
+from captionmill.data.feature_writer import FeatureWriter, lock_store
 
 DAMAGED_SUFFIX = ".damaged"
 
@@ -25,25 +25,26 @@ def repair(path: Path) -> RepairSummary:
 
     Raises StoreError if there is no store, if nothing of it can be read, or if another process is writing to it.
     """
-    paths = [path] if path.exists() else []
-    set_aside = []
-    readable = 0
-    for file_path in [*paths, *part_paths(path)]:
-        try:
-            read_store_file(file_path)
-            readable += 1
-        except StoreError:
-            set_aside.append(file_path)
-    if not readable:
-        FeatureStore.open(path)  # says what is wrong
-    for file_path in set_aside:
-        file_path.replace(_damaged_path(file_path))
+    if not store_exists(path):
+        FeatureStore.open(path)  # says that there is none
+    with lock_store(path):
+        set_aside = _set_unreadable_aside(path)
     store = FeatureStore.open(path)
-    with FeatureWriter(path, store.spec, dtype=store.dtype, made_by=store.made_by) as writer:
+    with FeatureWriter(path, store.spec, dtype=store.dtype, made_by=store.made_by, shard=store.shard) as writer:
         damaged = writer.store.verify() if writer.store else []
         writer.drop(damaged)
-    return RepairSummary(tuple(damaged), tuple(_damaged_path(file_path) for file_path in set_aside))
+    return RepairSummary(tuple(damaged), set_aside)
 
 
-def _damaged_path(path: Path) -> Path:
-    return path.with_name(path.name + DAMAGED_SUFFIX)
+def _set_unreadable_aside(path: Path) -> tuple[Path, ...]:
+    """The new names of the files that cannot be opened; StoreError if there is no other."""
+    files = [*([path] if path.exists() else []), *part_paths(path)]
+    unreadable = []
+    for file_path in files:
+        try:
+            read_store_file(file_path)
+        except StoreError:
+            unreadable.append(file_path)
+    if len(unreadable) == len(files):
+        FeatureStore.open(path)  # says what is wrong
+    return tuple(file_path.replace(file_path.with_name(file_path.name + DAMAGED_SUFFIX)) for file_path in unreadable)

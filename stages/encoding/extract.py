@@ -1,7 +1,6 @@
 """Stage one: images in, a feature store out. Done work is skipped, unreadable images are listed, nothing is lost."""
 
 import logging
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from captionmill.data.atomic import require_other_file
 from captionmill.data.errors import InputError, StoreError
-from captionmill.data.feature_store import FeatureStore, delete_store, part_paths, parts_dir
+from captionmill.data.feature_store import FeatureStore, delete_store, part_paths, replace_store
 from captionmill.data.feature_writer import FeatureWriter
 from captionmill.data.image_files import ImageFile, find_images, is_unchanged
 from captionmill.data.image_source import ImageSource
@@ -283,8 +282,7 @@ def _failures_path(path: Path, *, is_shard: bool) -> Path:
 def _take_place(target: Path, path: Path, mirror: StoreMirror | None) -> None:
     """Put the finished store `target` where the old one is."""
     old_parts = part_paths(path)
-    shutil.rmtree(parts_dir(path), ignore_errors=True)
-    target.replace(path)
+    replace_store(target, path)
     if mirror:
         for changed in (path, *old_parts):
             mirror.push(changed)
