@@ -18,7 +18,7 @@ import json
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -30,6 +30,7 @@ import numpy.typing as npt
 from captionmill.data.errors import StoreError
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.image_source import ImageSource
+from captionmill.data.row_file import RowFile
 from captionmill.data.shard import Shard
 
 StoredDtype = Literal["float16", "float32"]
@@ -40,6 +41,7 @@ Column = TypeVar("Column", bound=npt.NDArray[Any])
 
 FORMAT = "captionmill-features"
 FORMAT_VERSION = 2
+PART_PREFIX = "part-"
 _BLOCK_ROWS = 4096
 
 
@@ -50,7 +52,7 @@ def parts_dir(path: Path) -> Path:
 
 def part_paths(path: Path) -> list[Path]:
     """The part files of the store at `path`, in the order in which they count."""
-    return sorted(parts_dir(path).glob("part-*.h5"))
+    return sorted(parts_dir(path).glob(f"{PART_PREFIX}*.h5"))
 
 
 def store_exists(path: Path) -> bool:
@@ -77,13 +79,14 @@ Block = tuple[list[str], Features, npt.NDArray[np.uint32], Sources]
 
 @dataclass(frozen=True)
 class StoreFile:
-    """One HDF5 file of a store. The rows are mapped, not read, and no HDF5 handle stays open: safe under fork."""
+    """One HDF5 file of a store. No HDF5 handle stays open, and no row is in memory: safe under fork."""
 
     path: Path
     spec: FeatureSpec
     made_by: dict[str, str]
     keys: list[str]
-    rows: Features  # [N, D]
+    dtype: StoredDtype
+    take_rows: Callable[[npt.NDArray[np.int64]], Features]  # numbers [M] -> [M, D]
     checksums: npt.NDArray[np.uint32]  # [N]
     sources: Sources  # [N, 3]
     removed: list[str]
@@ -97,7 +100,7 @@ class FeatureStore:
         """Use `FeatureStore.open`."""
         self.path = path
         self.spec = files[0].spec
-        self.dtype: StoredDtype = "float16" if files[0].rows.dtype.itemsize == 2 else "float32"
+        self.dtype = files[0].dtype
         self.made_by = files[0].made_by
         self.part_count = sum(file.path != path for file in files)
         self.shard = files[0].shard if len(files) == 1 else None
@@ -174,7 +177,7 @@ class FeatureStore:
     def read(self, positions: Positions) -> Features:
         """The rows at `positions`, in that order, as stored: [len(positions), D]."""
         rows = np.empty((len(positions), self.spec.feature_dim), dtype=self.dtype)
-        return self._gather(positions, [file.rows for file in self._files], rows)
+        return self._gather(positions, [file.take_rows for file in self._files], rows)
 
     def sources(self) -> Sources:
         """What each row was read from, in the order of `keys`: [N, 3], the fields of `ImageSource`."""
@@ -216,22 +219,21 @@ class FeatureStore:
             yield block_keys, self.read(positions), self._row_checksums(positions), self._sources(positions)
 
     def _sources(self, positions: Positions) -> Sources:
-        return self._gather(
-            positions, [file.sources for file in self._files], np.empty((len(positions), 3), dtype=np.uint64)
-        )
+        sources = np.empty((len(positions), 3), dtype=np.uint64)
+        return self._gather(positions, [file.sources.__getitem__ for file in self._files], sources)
 
     def _row_checksums(self, positions: Positions) -> npt.NDArray[np.uint32]:
         return self._gather(
-            positions, [file.checksums for file in self._files], np.empty(len(positions), dtype=np.uint32)
+            positions, [file.checksums.__getitem__ for file in self._files], np.empty(len(positions), dtype=np.uint32)
         )
 
-    def _gather(self, positions: Positions, columns: Sequence[Column], gathered: Column) -> Column:
-        """`gathered` filled with the entries at `positions`, each from its file's column."""
+    def _gather(self, positions: Positions, columns: Sequence[Callable[[Any], Column]], gathered: Column) -> Column:
+        """`gathered` filled with the entries at `positions`, each from its file's column: numbers -> entries."""
         wanted = np.asarray(positions, dtype=np.int64)
         file_numbers, file_rows = self._file_numbers[wanted], self._file_rows[wanted]
         for number in np.unique(file_numbers):
             here = file_numbers == number
-            gathered[here] = columns[number][file_rows[here]]
+            gathered[here] = columns[number](file_rows[here])
         return gathered
 
 
@@ -250,6 +252,7 @@ def checksum_rows(keys: Sequence[str], rows: Features, sources: Sources) -> npt.
 def read_store_file(path: Path) -> StoreFile:
     """One file of a store; StoreError if it cannot be read."""
     try:
+        inode = path.stat().st_ino
         with h5py.File(path, "r") as file:
             if file.attrs.get("format") != FORMAT:
                 raise StoreError(f"{path}: an HDF5 file, but not a captionmill feature store")
@@ -265,11 +268,15 @@ def read_store_file(path: Path) -> StoreFile:
             shapes = (rows.shape, checksums.shape, sources.shape)
             if shapes != ((len(keys), spec.feature_dim), (len(keys),), (len(keys), 3)):
                 raise StoreError(f"{path}: {len(keys)} keys but features of shape {rows.shape}; extract it again")
+            dtype: StoredDtype = "float16" if rows.dtype.itemsize == 2 else "float32"
             if (offset := rows.id.get_offset()) is None:  # no row, or another tool wrote it anew in chunks
-                mapped = rows[:]
+                take_rows = rows[:].__getitem__
             else:
-                mapped = np.memmap(path, mode="r", dtype=rows.dtype, shape=rows.shape, offset=offset)
-            return StoreFile(path, spec, made_by, keys, mapped, checksums, sources, removed, shard)
+                is_main = not path.name.startswith(PART_PREFIX)  # parts' names are never used again
+                take_rows = RowFile(path, rows.dtype, spec.feature_dim, offset, keep_open=is_main).take
+            if path.stat().st_ino != inode:  # a writer has just put a new file in its place
+                return read_store_file(path)
+            return StoreFile(path, spec, made_by, keys, dtype, take_rows, checksums, sources, removed, shard)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as exc:
         if isinstance(exc, StoreError):
             raise

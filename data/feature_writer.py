@@ -2,8 +2,8 @@
 
 Part files count in the order of their names, and joining them keeps the result the same at every instant. Joined into
 the main file, each part that is still there repeats what the main file says already. Joined into one part, the joined
-one takes the name of the last, and the earlier ones, deleted in order, only repeat or precede what it says. So a kill
-between two of these steps changes no row.
+one counts after them, and they, deleted in order, only repeat or precede what it says. So a kill between two of these
+steps changes no row.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.feature_store import (
     FORMAT,
     FORMAT_VERSION,
+    PART_PREFIX,
     Block,
     Features,
     FeatureStore,
@@ -179,11 +180,11 @@ class FeatureWriter:
 
     def part_prefix(self, number: int) -> str:
         """Begins the names of the parts of this writer's task `number`: they sort after every part there was before."""
-        return f"part-{self._first_number:06d}-{number:06d}"
+        return f"{PART_PREFIX}{self._first_number:06d}-{number:06d}"
 
     def _remove_partials(self) -> None:
         """Remove what writers that were killed had not finished."""
-        for partial_path in parts_dir(self.path).glob(".part-*.partial"):
+        for partial_path in parts_dir(self.path).glob(f".{PART_PREFIX}*.partial"):
             partial_path.unlink(missing_ok=True)
 
     def _check_store(self) -> FeatureStore | None:
@@ -233,8 +234,10 @@ class FeatureWriter:
         elif len(parts) > 1:
             joined = FeatureStore(parts[-1], files)
             removed = {key for file in files for key in (*file.removed, *file.keys)}.difference(joined.keys)
-            self._write(parts[-1], len(joined), joined.stored_blocks(joined.keys), removed=sorted(removed))
-            stale = parts[:-1]
+            # a name of its own, next in order: a part's name is never used again, and a reader may still open it
+            joined_path = parts[-1].with_name(f"{parts[-1].stem}_joined.h5")
+            self._write(joined_path, len(joined), joined.stored_blocks(joined.keys), removed=sorted(removed))
+            stale = parts
         else:
             return
         for part in stale:

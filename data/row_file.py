@@ -1,0 +1,73 @@
+"""Reads rows of a file that is never changed once it has its name: flat in memory, safe under threads and forks."""
+
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from captionmill.data.errors import StoreError
+
+Rows = npt.NDArray[Any]
+
+
+class RowFile:
+    """A matrix [N, D] that lies in one piece in a file."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], row_length: int, offset: int, *, keep_open: bool) -> None:
+        """Of rows of `row_length` numbers that begin `offset` bytes into the file at `path`.
+
+        `keep_open` is for a file whose name another one may take: the rows stay those of the file that it is now. A
+        file that is not kept open costs no descriptor, and a store may have thousands.
+        """
+        self._path, self._dtype, self._row_length, self._offset = path, dtype, row_length, offset
+        self._descriptor: int | None = None
+        if keep_open:
+            self._descriptor = _open(path)
+            weakref.finalize(self, os.close, self._descriptor)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Rows:
+        """The rows with the numbers `rows`, in that order, [M, D]; StoreError if the file became shorter."""
+        taken = np.empty((len(rows), self._row_length), self._dtype)
+        row_bytes = self._row_length * self._dtype.itemsize
+        bounds = np.flatnonzero(np.diff(rows, prepend=-2, append=-2) != 1)  # where a run of neighbours begins
+        with self._opened() as descriptor:
+            for start, stop in pairwise(bounds):
+                buffer = taken[start:stop].reshape(-1).view(np.uint8)
+                if not _read_at(descriptor, buffer, self._offset + int(rows[start]) * row_bytes):
+                    raise StoreError(f"{self._path}: became shorter since it was opened; copy it again")
+        return taken
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        if self._descriptor is not None:
+            yield self._descriptor
+            return
+        try:
+            descriptor = _open(self._path)
+        except FileNotFoundError as exc:
+            raise StoreError(f"{self._path}: another process joined it into its store; open the store anew") from exc
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+
+def _read_at(descriptor: int, buffer: npt.NDArray[np.uint8], offset: int) -> bool:
+    """Fill `buffer` from `offset` on, without moving any shared position; False if the file ends before."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(descriptor, [buffer[done:].data], offset + done)
+        if not count:
+            return False
+        done += count
+    return True
