@@ -8,17 +8,16 @@ docs/benchmarks.md. Nothing else should run on the machine.
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it
 
 import numpy as np
 import torch
+from photos import link_photos, run_command
 from PIL import Image
 from torchvision import transforms
 from torchvision.models import resnet50
@@ -52,16 +51,6 @@ class PlainDataset(torch.utils.data.Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         tensor: torch.Tensor = RECIPE(Image.open(self.paths[index]).convert("RGB"))
         return tensor
-
-
-def link_photos(photos: Path, folder: Path, count: int) -> Path:
-    """A folder of `count` links to the pictures of `photos`, each used as often as needed."""
-    sources = [image.path for image in find_images(photos)]
-    folder.mkdir(parents=True)
-    for number in range(count):
-        source = Path(sources[number % len(sources)])
-        (folder / f"{number:06d}{source.suffix}").symlink_to(source.resolve())
-    return folder
 
 
 def run_plain(folder: Path, weights: Path, count: int) -> tuple[float, np.ndarray]:
@@ -98,28 +87,6 @@ def run_forward_only(folder: Path, config: ExtractConfig, count: int) -> float:
     return encoded / (time.perf_counter() - started)
 
 
-@dataclass
-class Command:
-    """One run of the command line, as a user sees it."""
-
-    seconds: float
-    peak_rss_gb: float
-    output: str
-
-
-def run_command(*words: object) -> Command:
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "captionmill", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert process.stdout is not None
-    output = process.stdout.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(output)
-    return Command(time.perf_counter() - started, usage.ru_maxrss / 1e6, output)
-
-
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     products = (left.astype(np.float64) * right).sum(axis=1)
     values: np.ndarray = products / np.linalg.norm(left.astype(np.float64), axis=1) / np.linalg.norm(right, axis=1)
@@ -150,7 +117,7 @@ def main() -> None:
             command = run_command(
                 "extract", folder, "--output", output, "--weights", arguments.weights, "--engine", engine
             )
-            rate = float(command.output.split(" images/s")[0].rsplit("(", 1)[1].replace(",", ""))
+            rate = command.rate
             store = FeatureStore.open(output)
             likeness = cosines(store.read(range(len(exact))), exact)
             print(f"| {engine}, forward alone | {forward_rate:.1f} | {forward_rate / plain_rate:.1f} | 1 | | |")

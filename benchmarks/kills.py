@@ -1,41 +1,35 @@
 """Kill an extraction again and again at random moments; show that its store never breaks and ends as if never killed.
 
-python benchmarks/kills.py PHOTOS [--kills 200] [--longest 4] [--images 60000] [--seed 0]
+python benchmarks/kills.py PHOTOS [--kills 200] [--longest 4] [--images 60000] [--seed 0] [--small-disk DIR]
 
 PHOTOS is a folder of pictures, used over and over by symbolic links. The demo's small network keeps it short; the
 store does not know the difference. Each life is a real process that runs `extract`, started by a fork server that has
-imported torch already, and killed with SIGKILL.
+imported torch already, and killed with SIGKILL. DIR is a folder on a file system too small for the store, such as one
+made with `mount -t tmpfs -o size=40m tmpfs DIR`: the extraction fills it, and goes on where there is room.
 """
 
 import argparse
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import tempfile
 import time
 from pathlib import Path
 
+from photos import link_photos
+
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from captionmill.data.feature_store import FeatureStore, store_exists
-from captionmill.data.image_files import find_images
+from captionmill.data.errors import StoreError
+from captionmill.data.feature_store import FeatureStore, parts_dir, store_exists
 from captionmill.stages.config import ExtractConfig
 from captionmill.stages.encoding.extract import extract
 
 CONFIG = ExtractConfig(
     backbone="scenes-resnet14", preprocess="squash", image_size=64, flush_every=128, engine="torch", precision="fp32"
 )
-
-
-def link_photos(photos: Path, folder: Path, count: int) -> Path:
-    """A folder of `count` links to the pictures of `photos`, each used as often as needed."""
-    sources = [image.path for image in find_images(photos)]
-    folder.mkdir(parents=True)
-    for number in range(count):
-        source = Path(sources[number % len(sources)])
-        (folder / f"{number:06d}{source.suffix}").symlink_to(source.resolve())
-    return folder
 
 
 def live(folder: Path, output: Path) -> None:
@@ -50,6 +44,7 @@ def main() -> None:
     parser.add_argument("--longest", type=float, default=4, help="seconds that a life may last at most")
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--small-disk", type=Path)
     arguments = parser.parse_args()
     moments = random.Random(arguments.seed)
     context = multiprocessing.get_context("forkserver")
@@ -60,6 +55,8 @@ def main() -> None:
         live(folder, work / "whole.h5")
         whole = FeatureStore.open(work / "whole.h5")
         print(f"uninterrupted: {len(whole):,} rows", flush=True)
+        if arguments.small_disk:
+            fill_disk(folder, arguments.small_disk / "full.h5", work / "full.h5", whole)
         output = work / "killed.h5"
         kills = extractions = rows = damaged = lost = 0
         started = time.monotonic()
@@ -93,6 +90,21 @@ def main() -> None:
             f"{kills} kills over {extractions + 1} extraction(s): every interim store opened and verified, {damaged} "
             f"damaged rows, {lost} rows lost after they were stored; the final store equals the uninterrupted one"
         )
+
+
+def fill_disk(folder: Path, small: Path, large: Path, whole: FeatureStore) -> None:
+    """Extract to `small` until its disk is full, look at what is there, move it to `large` and go on."""
+    try:
+        live(folder, small)
+        raise SystemExit("the small disk is not too small")
+    except StoreError as exc:
+        print(f"full disk: {exc}")
+    store = FeatureStore.open(small)
+    print(f"full disk: {len(store):,} rows stored, {len(store.verify())} damaged", flush=True)
+    shutil.move(parts_dir(small), parts_dir(large))
+    live(folder, large)
+    require_equal(whole, FeatureStore.open(large))
+    print("full disk: the finished store equals the uninterrupted one", flush=True)
 
 
 def require_equal(whole: FeatureStore, other: FeatureStore) -> None:
