@@ -76,9 +76,7 @@ def main() -> None:
     for name, pictures in (("photographs as they are", contents), ("enlarged to 4000 pixels", large)):
         rates = [rate(prepare, pictures) for prepare in (with_pillow, reduced)]
         print(f"| {name} | {rates[0]:,.0f} | {rates[1]:,.0f} | {rates[1] / rates[0]:.1f} |", flush=True)
-    print(
-        "\n| 4000 pixels, reduced | mean difference, levels | largest | least cosine |\n|---|---|---|---|"
-    )
+    print("\n| 4000 pixels, reduced | mean difference, levels | largest | least cosine |\n|---|---|---|---|")
     kinds: tuple[Preprocess, ...] = ("crop", "squash", "whole")
     for preprocess in kinds:
         config = ExtractConfig(weights=arguments.weights, precision="fp32", preprocess=preprocess)

@@ -8,6 +8,7 @@ docs/benchmarks.md. Nothing else should run on the machine.
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -87,6 +88,13 @@ def run_forward_only(folder: Path, config: ExtractConfig, count: int) -> float:
     return encoded / (time.perf_counter() - started)
 
 
+def measure_forward_only(folder: Path, arguments: argparse.Namespace, engine: str) -> float:
+    """`run_forward_only` in a process of its own, where nothing was done before."""
+    words = [str(folder), "--weights", str(arguments.weights), "--images", str(arguments.images)]
+    command = [sys.executable, __file__, *words, "--forward-only", engine]
+    return float(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     products = (left.astype(np.float64) * right).sum(axis=1)
     values: np.ndarray = products / np.linalg.norm(left.astype(np.float64), axis=1) / np.linalg.norm(right, axis=1)
@@ -101,7 +109,12 @@ def main() -> None:
     parser.add_argument("--plain-images", type=int, default=500, help="pictures for the plain loop, a steady rate")
     parser.add_argument("--memory-images", type=int, default=50_000, help="0 leaves the memory test out")
     parser.add_argument("--engines", nargs="+", default=["openvino", "torch"])
+    parser.add_argument("--forward-only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.forward_only:
+        config = ExtractConfig(weights=str(arguments.weights), engine=arguments.forward_only)
+        print(run_forward_only(arguments.photos, config, arguments.images // 2))
+        return
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         folder = link_photos(arguments.photos, work / "photos", arguments.images)
@@ -111,13 +124,14 @@ def main() -> None:
         )
         print(f"| plain loop | {plain_rate:.1f} | 1 | | 1 | 1 |", flush=True)
         for engine in arguments.engines:
-            config = ExtractConfig(weights=str(arguments.weights), engine=engine)
-            forward_rate = run_forward_only(folder, config, arguments.images // 2)
+            forward_rates = [measure_forward_only(folder, arguments, engine)]
             output = work / f"{engine}.h5"
             command = run_command(
                 "extract", folder, "--output", output, "--weights", arguments.weights, "--engine", engine
             )
             rate = command.rate
+            forward_rates.append(measure_forward_only(folder, arguments, engine))  # before and after: the faster counts
+            forward_rate = max(forward_rates)
             store = FeatureStore.open(output)
             likeness = cosines(store.read(range(len(exact))), exact)
             print(f"| {engine}, forward alone | {forward_rate:.1f} | {forward_rate / plain_rate:.1f} | 1 | | |")

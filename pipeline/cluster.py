@@ -89,9 +89,8 @@ def _connect_dask(address: str) -> Iterator[Spread]:
             return joblib.Parallel(backend=backend, return_as=_AS_THEY_COME, batch_size=1)
 
         threads = min(workers.values())
-        yield Spread(
-            _retrying(open_parallel, (distributed.scheduler.KilledWorker,), threads), len(workers), threads, False
-        )
+        run = _retrying(open_parallel, (distributed.scheduler.KilledWorker,), threads)
+        yield Spread(run, len(workers), threads, this_machine=False)
 
 
 @contextmanager

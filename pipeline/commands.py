@@ -44,5 +44,5 @@ def _options(config: ExtractConfig | TrainConfig | SearchConfig) -> list[str]:
     for field in fields(config):
         value = getattr(config, field.name)
         if value != field.default and not isinstance(value, SearchConfig):
-            words += [f"--{field.name.replace('_', '-')}", str(value)]
+            words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return words

@@ -166,7 +166,8 @@ class _TableReader:
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if type(value) is not hint:
-            raise self._wrong(key, value, {int: "a whole number", float: "a number", str: "a text in quotes"}[hint])
+            kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "a text in quotes"}
+            raise self._wrong(key, value, kinds[hint])
         return value
 
     def _wrong(self, key: str, value: object, wanted: str) -> PipelineError:

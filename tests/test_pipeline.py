@@ -191,6 +191,7 @@ def test_the_command_shows_what_it_runs_and_the_commands_do_the_same(
         (("[evaluate]", "[evaluat]"), "there is no table [evaluat]; did you mean `evaluate`?"),
         (("hidden_dim", "hiden_dim"), "[train] has no key `hiden_dim`; did you mean `hidden_dim`?"),
         (("image_size = 32", 'image_size = "32"'), "[extract] image_size = '32': is to be a whole number"),
+        (("image_size = 32", 'compile = "yes"'), "[extract] compile = 'yes': is to be true or false"),
         (('"squash"', '"stretch"'), "[extract] preprocess = 'stretch': is to be one of crop, squash"),
         (('images = "photos"', ""), "[extract] needs `images`, a path"),
         (('captions = "references.csv"', "captions = 3"), "[train] captions = 3: is to be a path in quotes"),

@@ -31,6 +31,7 @@ SCENES_WEIGHTS_PATH = Path(__file__).parents[2] / "data" / "assets" / "scenes_re
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STRIDE = 32  # pixels of the picture to one position of the last feature map
+_RESIZED_LIMIT = 4_000_000  # pixels: a picture of 1 x 30,000 would become one of 256 x 7,680,000
 _LONGEST_SHAPE = 4  # longer side to shorter side
 _NAMED_WEIGHTS = ("imagenet1k_v1", "imagenet1k_v2")
 
@@ -71,7 +72,10 @@ def prepare_image(image: Image.Image, spec: FeatureSpec) -> Pixels:
         return np.asarray(image.resize(_whole_size(width, height, size), Image.Resampling.BILINEAR))
     resized = _resized_size(width, height, spec.resize_size)
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
-    # only the part of the picture that the crop keeps is resampled: the same pixels, less work for panoramas
+    if resized[0] * resized[1] <= _RESIZED_LIMIT:
+        whole = image.resize(resized, Image.Resampling.BILINEAR)
+        return np.asarray(whole.crop((left, top, left + size, top + size)))
+    # of a long panorama only what the crop keeps is resized: Pillow rounds the box, and pixels differ by a level
     scale_x, scale_y = width / resized[0], height / resized[1]
     box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
