@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from captionmill.data.feature_store import Features, FeatureStore
+from captionmill.data.feature_store import FeatureStore
+from captionmill.data.store_file import Features
 from captionmill.data.vocabulary import END, PAD, START, Vocabulary
 
 BUCKET_BATCHES = 20

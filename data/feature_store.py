@@ -5,43 +5,28 @@ extraction that is under way or was interrupted, and those of later extractions 
 HDF5 file is ever changed once it has its name: each is written aside and renamed. So a process killed at any instant
 leaves a store that opens, and loses only rows not yet in a part.
 
-Layout of each file: attributes `format`, `format_version`, `spec` (JSON), `made_by` (JSON), and for a finished shard
-`shard` (JSON); datasets `keys` (N UTF-8 strings, sorted), `features` (N x D, little-endian float16 or float32,
-contiguous), `checksums` (N x uint32: CRC-32 of the key's UTF-8 bytes, a zero byte, the row's bytes and the source's
-bytes), `sources` (N x 3 uint64: the fields of `ImageSource`), and in a part `removed` (UTF-8 strings): keys whose rows
-in the files before it do not count. Where a key is in several files, the last part in the order of names counts.
+`store_file.py` tells the layout of each file.
 """
 
 import bisect
 import hashlib
 import json
 import shutil
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
 from captionmill.data.errors import StoreError
-from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.image_source import ImageSource
-from captionmill.data.row_file import RowFile
-from captionmill.data.shard import Shard
+from captionmill.data.store_file import PART_PREFIX, Block, Features, Sources, StoreFile, checksum_rows, read_store_file
 
-StoredDtype = Literal["float16", "float32"]
-Features = npt.NDArray[np.floating[Any]]
-Sources = npt.NDArray[np.uint64]
 Positions = Sequence[int] | npt.NDArray[np.int64]
 Column = TypeVar("Column", bound=npt.NDArray[Any])
 
-FORMAT = "captionmill-features"
-FORMAT_VERSION = 2
-PART_PREFIX = "part-"
 _BLOCK_ROWS = 4096
 
 
@@ -71,26 +56,6 @@ def replace_store(new: Path, path: Path) -> None:
     for part in part_paths(path):
         part.unlink()
     new.replace(path)
-
-
-Block = tuple[list[str], Features, npt.NDArray[np.uint32], Sources]
-"""Keys, their rows [N, D], checksums [N] and sources [N, 3], as they stand in a file."""
-
-
-@dataclass(frozen=True)
-class StoreFile:
-    """One HDF5 file of a store. No HDF5 handle stays open, and no row is in memory: safe under fork."""
-
-    path: Path
-    spec: FeatureSpec
-    made_by: dict[str, str]
-    keys: list[str]
-    dtype: StoredDtype
-    take_rows: Callable[[npt.NDArray[np.int64]], Features]  # numbers [M] -> [M, D]
-    checksums: npt.NDArray[np.uint32]  # [N]
-    sources: Sources  # [N, 3]
-    removed: list[str]
-    shard: Shard | None
 
 
 class FeatureStore:
@@ -133,13 +98,17 @@ class FeatureStore:
         Raises StoreError if there is none or it cannot be read, SpecMismatchError if its parts do not belong together.
         """
         path = Path(path)
-        paths = [path] if path.exists() else []
-        paths += part_paths(path)
+        paths = [*([path] if path.exists() else []), *part_paths(path)]
         if not paths:
             raise StoreError(
                 f"{path}: no such feature store; make it with `captionmill extract IMAGES --output {path}`"
             )
-        files = [read_store_file(file_path) for file_path in paths]
+        try:
+            files = [read_store_file(file_path) for file_path in paths]
+        except StoreError:
+            if all(file_path.exists() for file_path in paths):
+                raise
+            return cls.open(path)  # a writer has joined parts since they were listed
         for file in files[1:]:
             files[0].spec.require(file.spec, mine=str(files[0].path), others=str(file.path))
         return cls(path, files)
@@ -235,54 +204,3 @@ class FeatureStore:
             here = file_numbers == number
             gathered[here] = columns[number](file_rows[here])
         return gathered
-
-
-def checksum_rows(keys: Sequence[str], rows: Features, sources: Sources) -> npt.NDArray[np.uint32]:
-    """CRC-32 of each key, its row and its source, [N]."""
-    return np.fromiter(
-        (
-            zlib.crc32(source.tobytes(), zlib.crc32(row.tobytes(), zlib.crc32(key.encode() + b"\0")))
-            for key, row, source in zip(keys, rows, sources.astype("<u8", copy=False), strict=True)
-        ),
-        dtype=np.uint32,
-        count=len(keys),
-    )
-
-
-def read_store_file(path: Path) -> StoreFile:
-    """One file of a store; StoreError if it cannot be read."""
-    try:
-        inode = path.stat().st_ino
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                raise StoreError(f"{path}: an HDF5 file, but not a captionmill feature store")
-            if file.attrs["format_version"] != FORMAT_VERSION:
-                version = file.attrs["format_version"]
-                raise StoreError(f"{path}: format version {version}, and this captionmill reads {FORMAT_VERSION}")
-            spec = FeatureSpec.from_json(json.loads(file.attrs["spec"]))
-            made_by = json.loads(file.attrs["made_by"])
-            keys = list(file["keys"].asstr(errors="backslashreplace")[:])
-            rows, checksums, sources = file["features"], file["checksums"][:], file["sources"][:]
-            removed = list(file["removed"].asstr(errors="backslashreplace")[:]) if "removed" in file else []
-            shard = Shard(**json.loads(file.attrs["shard"])) if "shard" in file.attrs else None
-            shapes = (rows.shape, checksums.shape, sources.shape)
-            if shapes != ((len(keys), spec.feature_dim), (len(keys),), (len(keys), 3)):
-                raise StoreError(f"{path}: {len(keys)} keys but features of shape {rows.shape}; extract it again")
-            dtype: StoredDtype = "float16" if rows.dtype.itemsize == 2 else "float32"
-            if (offset := rows.id.get_offset()) is None:  # no row, or another tool wrote it anew in chunks
-                take_rows = rows[:].__getitem__
-            else:
-                is_main = not path.name.startswith(PART_PREFIX)  # parts' names are never used again
-                take_rows = RowFile(path, rows.dtype, spec.feature_dim, offset, keep_open=is_main).take
-            if path.stat().st_ino != inode:  # a writer has just put a new file in its place
-                return read_store_file(path)
-            return StoreFile(path, spec, made_by, keys, dtype, take_rows, checksums, sources, removed, shard)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as exc:
-        if isinstance(exc, StoreError):
-            raise
-        raise StoreError(f"{path}: not a readable feature store ({_first_words(exc)}); extract it again") from exc
-
-
-def _first_words(exc: BaseException) -> str:
-    """HDF5's reason without its pages of particulars."""
-    return " ".join(str(exc).split())[:120]

@@ -7,41 +7,31 @@ steps changes no row.
 """
 
 import contextlib
-import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
 import filelock
-import h5py
 import numpy as np
 
-from captionmill.data.atomic import replace_atomically
 from captionmill.data.errors import StoreError
 from captionmill.data.feature_spec import FeatureSpec
-from captionmill.data.feature_store import (
-    FORMAT,
-    FORMAT_VERSION,
+from captionmill.data.feature_store import FeatureStore, part_paths, parts_dir, store_exists
+from captionmill.data.image_source import UNKNOWN_SOURCE, ImageSource
+from captionmill.data.shard import Shard
+from captionmill.data.store_file import (
     PART_PREFIX,
     Block,
     Features,
-    FeatureStore,
     StoredDtype,
     checksum_rows,
-    part_paths,
-    parts_dir,
     read_store_file,
-    store_exists,
+    write_store_file,
 )
-from captionmill.data.image_source import UNKNOWN_SOURCE, ImageSource
-from captionmill.data.shard import Shard
 
 ROWS_PER_PART = 1024
-_JOIN_SHARE = (
-    0.25  # parts this large beside the main file are joined into it: each row is rewritten a few times at most
-)
+_JOIN_SHARE = 0.25  # parts this large beside the main file are joined into it: a row is rewritten a few times at most
 _SMALL_ROWS = 20_000  # a main file of so few is rewritten in a second: it is joined always
 
 FileChanged = Callable[[Path], None]
@@ -119,7 +109,7 @@ class PartWriter:
         self._part_count += 1
         path = parts_dir(self._path) / f"{self._prefix}-{self._part_count:06d}-{self._token}.h5"
         block = (keys, rows, checksum_rows(keys, rows, sources), sources)
-        write_store(
+        write_store_file(
             path,
             self._spec,
             len(keys),
@@ -247,7 +237,7 @@ class FeatureWriter:
 
     def _write(self, path: Path, row_count: int, blocks: Iterable[Block], removed: Sequence[str] = ()) -> None:
         shard = self.shard if path == self.path else None
-        write_store(
+        write_store_file(
             path,
             self.spec,
             row_count,
@@ -259,47 +249,6 @@ class FeatureWriter:
         )
         if self.on_change:
             self.on_change(path)
-
-
-def write_store(
-    path: Path,
-    spec: FeatureSpec,
-    row_count: int,
-    blocks: Iterable[Block],
-    *,
-    dtype: StoredDtype,
-    made_by: dict[str, str],
-    removed: Sequence[str] = (),
-    shard: Shard | None = None,
-) -> None:
-    """Write one file of a store whole, or, at an error, not at all; `blocks` in the order of their keys.
-
-    Raises StoreError if there is no room or no permission.
-    """
-    try:
-        with replace_atomically(path) as partial_path, h5py.File(partial_path, "w") as file:
-            file.attrs["format"] = FORMAT
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["spec"] = json.dumps(spec.to_json())
-            file.attrs["made_by"] = json.dumps(made_by)
-            if shard is not None:
-                file.attrs["shard"] = json.dumps(asdict(shard))
-            if removed:
-                file.create_dataset("removed", data=list(removed), dtype=h5py.string_dtype("utf-8"))
-            all_keys = file.create_dataset("keys", (row_count,), dtype=h5py.string_dtype("utf-8"))
-            all_rows = file.create_dataset("features", (row_count, spec.feature_dim), dtype=dtype)
-            all_checksums = file.create_dataset("checksums", (row_count,), dtype="<u4")
-            all_sources = file.create_dataset("sources", (row_count, len(UNKNOWN_SOURCE)), dtype="<u8")
-            start = 0
-            for keys, rows, checksums, sources in blocks:
-                block = slice(start, start + len(keys))
-                all_keys[block], all_rows[block] = keys, rows
-                all_checksums[block], all_sources[block] = checksums, sources
-                start += len(keys)
-    except (OSError, RuntimeError) as exc:  # h5py reports a full disk as either
-        raise StoreError(
-            f"{path}: cannot be written ({exc}); rows already in parts are safe, run again to go on"
-        ) from exc
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from captionmill.data.errors import StoreError
-from captionmill.data.feature_store import Block, FeatureStore, replace_store, store_exists
-from captionmill.data.feature_writer import lock_store, write_store
+from captionmill.data.feature_store import FeatureStore, replace_store, store_exists
+from captionmill.data.feature_writer import lock_store
+from captionmill.data.store_file import Block, write_store_file
 
 _SHOWN = 5
 _BLOCK_ROWS = 1024
@@ -49,7 +50,7 @@ def _merge(paths: Sequence[Path], output: Path, *, overwrite: bool) -> MergeSumm
     rows = sum(map(len, stores))
     first = stores[0]
     merged = output.with_name(f".{output.name}.new")
-    write_store(merged, first.spec, rows, _blocks(stores), dtype=first.dtype, made_by=first.made_by)
+    write_store_file(merged, first.spec, rows, _blocks(stores), dtype=first.dtype, made_by=first.made_by)
     replace_store(merged, output)
     return MergeSummary(rows, len(stores))
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captionmill.data.errors import StoreError
-from captionmill.data.feature_store import FeatureStore, part_paths, read_store_file, store_exists
+from captionmill.data.feature_store import FeatureStore, part_paths, store_exists
 from captionmill.data.feature_writer import FeatureWriter, lock_store
+from captionmill.data.store_file import read_store_file
 
 DAMAGED_SUFFIX = ".damaged"
 

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from captionmill.data.feature_spec import FeatureSpec
-from captionmill.data.feature_store import Features
 from captionmill.data.feature_writer import FeatureWriter
+from captionmill.data.store_file import Features
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "yellow": (240, 220, 40)}
 

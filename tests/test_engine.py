@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from captionmill.data.errors import InputError
-from captionmill.data.feature_store import Features, FeatureStore
+from captionmill.data.feature_store import FeatureStore
+from captionmill.data.store_file import Features
 from captionmill.stages.config import EngineName, ExtractConfig, Precision
 from captionmill.stages.encoding.encoder import Encoder, Pixels, build_encoder
 from captionmill.stages.encoding.engine import Engine, build_engine, encode_batches

@@ -17,9 +17,10 @@ import pytest
 from builders import make_rows, make_spec, make_store
 
 from captionmill.data.errors import SpecMismatchError, StoreError
-from captionmill.data.feature_store import Features, FeatureStore, part_paths, parts_dir
+from captionmill.data.feature_store import FeatureStore, part_paths, parts_dir
 from captionmill.data.feature_writer import ROWS_PER_PART, FeatureWriter, FileChanged
 from captionmill.data.image_source import ImageSource
+from captionmill.data.store_file import Features
 
 LARGE_KEYS = [f"{number:05d}.jpg" for number in range(20_001)]  # a main file of 20,000 rows is always rewritten
 LARGE_ROWS = make_rows(len(LARGE_KEYS))

@@ -12,9 +12,10 @@ import pytest
 from builders import make_rows, make_spec, make_store
 
 from captionmill.data.errors import InputError, StoreError
-from captionmill.data.feature_store import Features, FeatureStore, StoredDtype
+from captionmill.data.feature_store import FeatureStore
 from captionmill.data.feature_writer import FeatureWriter
 from captionmill.data.store_export import ExportSummary, export
+from captionmill.data.store_file import Features, StoredDtype
 
 KEYS = sorted(["NA", "007", 'a, "b".jpg', "c/ü 日本.jpg", "two\nlines.jpg", "carriage\rreturn.jpg", " space .jpg"])
 

@@ -12,10 +12,11 @@ from builders import make_rows, make_spec, make_store
 
 from captionmill.data.errors import SpecMismatchError, StoreError
 from captionmill.data.feature_spec import FeatureSpec
-from captionmill.data.feature_store import Features, FeatureStore, StoredDtype, part_paths, parts_dir
+from captionmill.data.feature_store import FeatureStore, part_paths, parts_dir
 from captionmill.data.feature_writer import FeatureWriter
 from captionmill.data.image_source import ImageSource
 from captionmill.data.shard import Shard, shard_of
+from captionmill.data.store_file import Features, StoredDtype
 from captionmill.data.store_merge import MergeSummary, merge
 
 KEYS = [f"{number:02d} ü.jpg" for number in range(10)]

@@ -9,10 +9,11 @@ import pytest
 from builders import make_rows, make_spec, make_store
 
 from captionmill.data.errors import StoreError
-from captionmill.data.feature_store import Features, FeatureStore, part_paths, parts_dir
+from captionmill.data.feature_store import FeatureStore, part_paths, parts_dir
 from captionmill.data.feature_writer import FeatureWriter
 from captionmill.data.image_source import ImageSource
 from captionmill.data.shard import Shard
+from captionmill.data.store_file import Features
 from captionmill.data.store_repair import RepairSummary, repair
 
 KEYS = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from captionmill.data.errors import InputError
-from captionmill.data.feature_store import Features
+from captionmill.data.store_file import Features
 from captionmill.stages.config import ExtractConfig
 from captionmill.stages.encoding.encoder import Encoder, Pixels
 from captionmill.stages.encoding.loader import Batch

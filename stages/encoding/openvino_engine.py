@@ -13,7 +13,7 @@ from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import nn
 
-from captionmill.data.feature_store import Features
+from captionmill.data.store_file import Features
 from captionmill.stages.config import ExtractConfig
 from captionmill.stages.encoding.encoder import Encoder, FeatureNetwork, Pixels
 from captionmill.stages.runtime import choose_device, choose_dtype

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captionmill.data.feature_store import Features
+from captionmill.data.store_file import Features
 from captionmill.stages.config import ExtractConfig
 from captionmill.stages.encoding.encoder import Encoder, Pixels
 from captionmill.stages.runtime import choose_device, choose_dtype
