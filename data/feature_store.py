@@ -28,6 +28,7 @@ Positions = Sequence[int] | npt.NDArray[np.int64]
 Column = TypeVar("Column", bound=npt.NDArray[Any])
 
 _BLOCK_ROWS = 4096
+_LISTINGS = 3  # a writer may join parts between the listing and the reading of them
 
 
 def parts_dir(path: Path) -> Path:
@@ -98,17 +99,19 @@ class FeatureStore:
         Raises StoreError if there is none or it cannot be read, SpecMismatchError if its parts do not belong together.
         """
         path = Path(path)
-        paths = [*([path] if path.exists() else []), *part_paths(path)]
-        if not paths:
-            raise StoreError(
-                f"{path}: no such feature store; make it with `captionmill extract IMAGES --output {path}`"
-            )
-        try:
-            files = [read_store_file(file_path) for file_path in paths]
-        except StoreError:
-            if all(file_path.exists() for file_path in paths):
-                raise
-            return cls.open(path)  # a writer has joined parts since they were listed
+        files: list[StoreFile] = []
+        for attempt in range(_LISTINGS):
+            paths = [*([path] if path.exists() else []), *part_paths(path)]
+            if not paths:
+                raise StoreError(
+                    f"{path}: no such feature store; make it with `captionmill extract IMAGES --output {path}`"
+                )
+            try:
+                files = [read_store_file(file_path) for file_path in paths]
+                break
+            except StoreError:
+                if attempt + 1 == _LISTINGS or all(file_path.exists() for file_path in paths):
+                    raise
         for file in files[1:]:
             files[0].spec.require(file.spec, mine=str(files[0].path), others=str(file.path))
         return cls(path, files)
