@@ -66,7 +66,8 @@ def features(encoder: Encoder, config: ExtractConfig, pictures: list[Pixels]) ->
 def shake(picture: Pixels) -> Pixels:
     """`picture` with 14 % of its levels changed by one: what rounding otherwise would do."""
     chances = np.random.default_rng(0).random(picture.shape)
-    return np.clip(picture + (chances < 0.07).astype(int) - (chances > 0.93), 0, 255).astype(np.uint8)
+    shaken: Pixels = np.clip(picture + (chances < 0.07).astype(int) - (chances > 0.93), 0, 255).astype(np.uint8)
+    return shaken
 
 
 def least_cosine(left: np.ndarray, right: np.ndarray) -> float:
