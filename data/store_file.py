@@ -8,6 +8,7 @@ in the files before it do not count. Where a key is in several files, the last p
 """
 
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -88,9 +89,11 @@ def write_store_file(
                 all_keys[block], all_rows[block] = keys, rows
                 all_checksums[block], all_sources[block] = checksums, sources
                 start += len(keys)
-    except (OSError, RuntimeError) as exc:  # h5py reports a full disk as either
+    except (OSError, RuntimeError) as exc:  # h5py reports a full disk as either, with pages of particulars
+        said = re.search(r"error message = '([^']+)'", str(exc))
+        reason = said[1].lower() if said else _first_words(exc)
         raise StoreError(
-            f"{path}: cannot be written ({exc}); rows already in parts are safe, run again to go on"
+            f"{path}: cannot be written ({reason}); rows already in parts are safe, run again to go on"
         ) from exc
 
 

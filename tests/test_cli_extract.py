@@ -106,8 +106,9 @@ def test_a_full_disk_is_a_one_line_error_and_keeps_what_is_stored(
     stderr = process.communicate()[1].decode()
     assert process.returncode == 1, stderr
     error = stderr.strip().splitlines()[-1]
-    assert error.startswith(f"Error: {output}: cannot be written (")
-    assert error.endswith("rows already in parts are safe, run again to go on")
+    assert error == (
+        f"Error: {output}: cannot be written (file too large); rows already in parts are safe, run again to go on"
+    )
     store = FeatureStore.open(output)
     assert len(store) == 400  # each part is small enough, the joined file is not
     assert store.verify() == []
