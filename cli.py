@@ -257,7 +257,7 @@ def extract(
     Example: captionmill extract photos --output features.h5
     """
     from captionmill.pipeline.cluster import open_spread
-    from captionmill.stages.encoding.extract import FAILURES_NAME, extract
+    from captionmill.stages.encoding.extract import extract
 
     with ProgressBars(quiet=quiet) as progress, open_spread(jobs, cluster, device=settings["device"]) as spread:
         summary = extract(
@@ -277,7 +277,7 @@ def extract(
     if summary.unlisted:
         click.echo(summaries.unlisted_line(summary), err=True)
     if summary.failures:
-        click.echo(f"Not readable, listed in {FAILURES_NAME} beside {summary.output}:", err=True)
+        click.echo(f"Not readable, listed in {summary.failures_name} beside {summary.output}:", err=True)
         click.echo(show_list([f"{failure.key}: {failure.reason}" for failure in summary.failures]), err=True)
         if strict:
             raise InputError(f"{show_count(len(summary.failures), 'image')} cannot be read, and --strict is given")
@@ -445,7 +445,7 @@ def evaluate(
 
 @main.group()
 def features() -> None:
-    """Look into a feature store."""
+    """Look into feature stores; check, mend, join and export them."""
 
 
 @features.command()

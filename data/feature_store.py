@@ -11,7 +11,6 @@ leaves a store that opens, and loses only rows not yet in a part.
 import bisect
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -47,9 +46,10 @@ def store_exists(path: Path) -> bool:
 
 
 def delete_store(path: Path) -> None:
-    """Remove the store at `path`, parts and all."""
+    """Remove the store at `path`, parts and all; for whoever holds its lock, which stays."""
     path.unlink(missing_ok=True)
-    shutil.rmtree(parts_dir(path), ignore_errors=True)
+    for part in part_paths(path):
+        part.unlink()
 
 
 def replace_store(new: Path, path: Path) -> None:
@@ -101,14 +101,16 @@ class FeatureStore:
         path = Path(path)
         files: list[StoreFile] = []
         for attempt in range(_LISTINGS):
-            paths = [*([path] if path.exists() else []), *part_paths(path)]
+            parts = part_paths(path)  # listed first: what is joined after that is in the main file, or gone
+            paths = [*([path] if path.exists() else []), *parts]
             if not paths:
                 raise StoreError(
                     f"{path}: no such feature store; make it with `captionmill extract IMAGES --output {path}`"
                 )
             try:
                 files = [read_store_file(file_path) for file_path in paths]
-                break
+                if parts == part_paths(path):
+                    break
             except StoreError:
                 if attempt + 1 == _LISTINGS or all(file_path.exists() for file_path in paths):
                     raise

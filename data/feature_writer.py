@@ -138,11 +138,13 @@ class FeatureWriter:
         made_by: dict[str, str],
         flush_every: int = ROWS_PER_PART,
         shard: Shard | None = None,
+        in_one_file: bool = False,
         on_change: FileChanged | None = None,
     ) -> None:
         """Prepare to add rows made by `spec` to the store at `path`, which may exist.
 
         `shard` says which part of a sharded extraction this is; it is written when the block ends without an error.
+        `in_one_file` joins all into the main file then, however few rows are new.
         Raises SpecMismatchError if the store holds rows of another spec, StoreError if they have another dtype or if
         another process is writing to it.
         """
@@ -150,6 +152,7 @@ class FeatureWriter:
         self.made_by = made_by
         """What is written as the maker of the files; may be added to until the block ends."""
         self.on_change = on_change
+        self._in_one_file = in_one_file
         self._lock = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock_store(path))
@@ -217,7 +220,7 @@ class FeatureWriter:
         files = [read_store_file(part) for part in parts]
         changed = sum(len(file.keys) + len(file.removed) for file in files)
         to_main = main is None or len(main.keys) <= _SMALL_ROWS or changed >= _JOIN_SHARE * len(main.keys)
-        if to_main or self.shard is not None:
+        if to_main or self._in_one_file:
             store = FeatureStore.open(self.path)
             self._write(self.path, len(store), store.stored_blocks(store.keys))
             stale = parts
@@ -265,13 +268,17 @@ def lock_store(path: Path) -> Iterator[None]:
     lock = filelock.FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
+        if not (folder / ".lock").exists():  # its last holder has just removed it
+            lock.release()
+            folder.mkdir(exist_ok=True)
+            lock.acquire(timeout=0)
     except filelock.Timeout as exc:
         raise StoreError(f"{path}: another process is writing to this store; wait for it to end") from exc
     try:
         yield
     finally:
-        lock.release()
-        with contextlib.suppress(OSError):  # another process may have begun to write, or parts are to stay
-            if not part_paths(path):
+        if not part_paths(path):
+            with contextlib.suppress(OSError):  # files that are not ours may lie there
                 (folder / ".lock").unlink()
                 folder.rmdir()
+        lock.release()

@@ -4,6 +4,7 @@ An image's key is its relative POSIX path; a line of a list as written; for a me
 name inside. Which content a row was made from is an `ImageSource`: a changed picture must not keep its old row.
 """
 
+import logging
 import os
 import posixpath
 import stat
@@ -17,8 +18,10 @@ from PIL import Image
 from captionmill.data.errors import ImageError, InputError
 from captionmill.data.image_source import UNKNOWN_SOURCE, ImageSource, hash_content
 from captionmill.data.images import HEADER_BYTES, decode_image, is_image_header
-from captionmill.data.tar_shards import TAR_SUFFIX, list_members, refuse_compressed
+from captionmill.data.tar_shards import TAR_SUFFIX, is_compressed_tar, list_members, refuse_compressed
 from captionmill.data.urls import is_url, join_url, open_filesystem, read_url
+
+_logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -45,7 +48,8 @@ def find_images(images: Path | str) -> list[ImageFile]:
     A folder: its images and those below it, and the images in every .tar there; hidden entries are left out, and a file
     without suffix counts when its first bytes are an image's. A .tar: its images. Any other file: a UTF-8 list with one
     path or URL a line; relative paths start at the list's own folder, and a listed file that does not exist is kept, so
-    that reading it fails and is reported. A URL of any of these. Raises InputError when there is nothing to work on.
+    that reading it fails and is reported. A URL of any of these; of a list, one in .txt. Raises InputError when there
+    is nothing to work on.
     """
     location = images if is_url(images) else Path(images)
     refuse_compressed(location)
@@ -172,6 +176,8 @@ def _walk(folder: Path, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Path
         path = Path(entry.path)
         if _is_folder(entry):
             yield from _walk(path, (*ancestors, identity))
+        elif is_compressed_tar(path):
+            _logger.warning("%s: a compressed tar, left out; unpack it, or make it a plain .tar", path)
         elif path.suffix.lower() in (*IMAGE_SUFFIXES, TAR_SUFFIX) or (not path.suffix and _has_image_header(path)):
             yield path
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 from captionmill.data.errors import StoreError
 from captionmill.data.feature_store import FeatureStore, replace_store, store_exists
 from captionmill.data.feature_writer import lock_store
@@ -86,14 +88,14 @@ def _require_apart(stores: Sequence[FeatureStore]) -> None:
 
 def _blocks(stores: Sequence[FeatureStore]) -> Iterator[Block]:
     """All rows in the order of their keys, as they stand in the files."""
-    tagged = [zip(store.keys, itertools.repeat(number)) for number, store in enumerate(stores)]
-    run: list[str] = []
-    run_number = 0
-    for key, number in heapq.merge(*tagged):
-        if run and (number != run_number or len(run) == _BLOCK_ROWS):
-            yield from stores[run_number].stored_blocks(run)
-            run = []
-        run.append(key)
-        run_number = number
-    if run:
-        yield from stores[run_number].stored_blocks(run)
+    tagged = heapq.merge(*(zip(store.keys, itertools.repeat(number)) for number, store in enumerate(stores)))
+    while merged := list(itertools.islice(tagged, _BLOCK_ROWS)):
+        keys = [key for key, _ in merged]
+        numbers = np.array([number for _, number in merged])
+        rows = np.empty((len(keys), stores[0].spec.feature_dim), stores[0].dtype)
+        checksums, sources = np.empty(len(keys), np.uint32), np.empty((len(keys), 3), np.uint64)
+        for number in np.unique(numbers):
+            places = np.flatnonzero(numbers == number)
+            for _, *block in stores[number].stored_blocks([keys[place] for place in places]):
+                rows[places], checksums[places], sources[places] = block
+        yield keys, rows, checksums, sources

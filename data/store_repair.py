@@ -43,8 +43,15 @@ def _set_unreadable_aside(path: Path) -> tuple[Path, ...]:
     unreadable = []
     for file_path in files:
         try:
+            with file_path.open("rb") as file:
+                file.read(1)
+        except OSError as exc:
+            raise StoreError(f"{file_path}: cannot be opened ({exc.strerror}); nothing was changed") from exc
+        try:
             read_store_file(file_path)
-        except StoreError:
+        except StoreError as exc:
+            if exc.__cause__ is None:  # sound, and of another program or version
+                raise
             unreadable.append(file_path)
     if len(unreadable) == len(files):
         FeatureStore.open(path)  # says what is wrong

@@ -25,9 +25,14 @@ class TarMember(NamedTuple):
     """Time of its last change as the tar tells it, or else of the tar's own, nanoseconds since 1970."""
 
 
+def is_compressed_tar(path: Path | str) -> bool:
+    """Whether `path` is called as compressed tars are."""
+    return str(path).lower().endswith(_COMPRESSED_SUFFIXES)
+
+
 def refuse_compressed(path: Path | str) -> None:
     """Raise InputError for a compressed tar, whose members cannot be read one by one."""
-    if str(path).lower().endswith(_COMPRESSED_SUFFIXES):
+    if is_compressed_tar(path):
         raise InputError(f"{path}: a compressed tar cannot be read in parts; unpack it, or make it a plain .tar")
 
 

@@ -8,6 +8,7 @@ from captionmill.data.atomic import require_other_file
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.feature_store import FeatureStore, delete_store, store_exists
+from captionmill.data.feature_writer import lock_store
 from captionmill.data.image_files import find_images
 from captionmill.data.tables import CaptionRow, write_captions
 from captionmill.data.urls import is_url
@@ -81,7 +82,8 @@ def caption_folder(
     if missing:
         encoder = _build_encoder(captioner.bundle.spec, machine, weights)
         if replaced:
-            delete_store(cache_path)
+            with lock_store(cache_path):
+                delete_store(cache_path)
         failures = extract_images(found, cache_path, encoder, machine, progress=progress).failures
     reasons = {failure.key: failure.reason for failure in failures}
     readable = [image.key for image in found if image.key not in reasons]

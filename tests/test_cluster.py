@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -186,10 +187,13 @@ def test_a_cluster_that_cannot_be_meant_is_refused(jobs: int, cluster: str, mess
         pass
 
 
-def test_processes_of_one_machine_claim_different_gpus_until_they_die(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_one_machine_claim_different_gpus_until_they_die(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     claim = claim_device.__wrapped__  # what a process without an earlier claim calls
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"test-{os.getpid()}")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the claims lie
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert claim("auto") == "cuda:0"
     assert claim("cpu") == "cpu"
     assert claim("cuda:0") == "cuda:0"

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captionmill.data.errors import InputError, SpecMismatchError
+from captionmill.data.errors import InputError, SpecMismatchError, StoreError
 from captionmill.data.feature_store import FeatureStore, parts_dir
 from captionmill.data.image_files import find_images
+from captionmill.data.store_merge import merge
 from captionmill.stages.config import ExtractConfig
 from captionmill.stages.encoding.encoder import Pixels
-from captionmill.stages.encoding.extract import extract
+from captionmill.stages.encoding.extract import extract, shard_path
 from captionmill.stages.encoding.loader import load_batches
 
 
@@ -151,6 +152,7 @@ def test_a_killed_extraction_goes_on_to_the_same_file(config: ExtractConfig, tmp
     program = f"""
 import time
 from pathlib import Path
+from captionmill.data.store_merge import merge
 from captionmill.stages.config import ExtractConfig
 from captionmill.stages.encoding.extract import extract
 config = ExtractConfig(**{vars(replace(config, flush_every=6))!r})
@@ -169,3 +171,63 @@ extract(Path({str(folder)!r}), Path({str(tmp_path / "f.h5")!r}), config, progres
     resumed, uninterrupted = FeatureStore.open(tmp_path / "f.h5"), FeatureStore.open(tmp_path / "g.h5")
     assert resumed.keys == uninterrupted.keys
     np.testing.assert_array_equal(resumed.read(range(60)), uninterrupted.read(range(60)))
+
+
+def test_pictures_out_of_reach_keep_their_rows(photos: Path, config: ExtractConfig, tmp_path: Path) -> None:
+    keys = [image.key for image in find_images(photos) if image.key != "broken.jpg"]
+    (tmp_path / "list.txt").write_text("".join(f"photos/{key}\n" for key in keys))
+    extract(tmp_path / "list.txt", tmp_path / "f.h5", config)
+    digest = FeatureStore.open(tmp_path / "f.h5").digest()
+    photos.rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="none of 8 images can be read"):
+        extract(tmp_path / "list.txt", tmp_path / "f.h5", config)
+    assert FeatureStore.open(tmp_path / "f.h5").digest() == digest
+
+
+def test_an_overwrite_waits_for_nobody_and_takes_nobodys_place(
+    photos: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "f.h5"
+
+    def overwrite_too(label: str, done: int, total: int) -> None:
+        with pytest.raises(StoreError, match="another process is writing to this store"):
+            extract(photos, path, replace(config, image_size=48), overwrite=True)
+
+    extract(photos, path, config, progress=overwrite_too)
+    extract(photos, path, config, overwrite=True, progress=overwrite_too)
+    assert len(FeatureStore.open(path)) == 8
+    assert FeatureStore.open(path).spec.image_size == 32
+    assert not parts_dir(path).exists()
+
+
+def test_a_resumed_overwrite_of_a_large_store_is_whole(
+    photos: Path, config: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captionmill.data.feature_writer._SMALL_ROWS", 0)
+    path, new_path = tmp_path / "f.h5", tmp_path / ".f.h5.new"
+    extract(photos, path, config)
+    extract(photos, new_path, config, limit=8)  # as an overwrite that was cut short before it took the old one's place
+    assert extract(photos, path, config, overwrite=True).extracted == 1
+    assert len(FeatureStore.open(path)) == 8
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["f.h5", "failures.csv", "photos"]
+
+
+def test_shards_of_a_list_that_grew_still_merge(photos: Path, config: ExtractConfig, tmp_path: Path) -> None:
+    for index in (1, 2):
+        extract(photos, tmp_path / "f.h5", config, shard=(index, 2))
+    Image.new("RGB", (20, 20), "white").save(photos / "a first one.png")
+    shards = [Path(extract(photos, tmp_path / "f.h5", config, shard=(index, 2)).output) for index in (1, 2)]
+    assert merge(shards, tmp_path / "f.h5").rows == 9
+
+
+@pytest.mark.parametrize(
+    ("output", "named"),
+    [
+        (Path("a.b/f.h5"), Path("a.b/f-00002-of-00008.h5")),
+        (Path("../f"), Path("../f-00002-of-00008")),
+        ("s3://bucket.x/f.h5", "s3://bucket.x/f-00002-of-00008.h5"),
+        ("s3://bucket.x/f", "s3://bucket.x/f-00002-of-00008"),
+    ],
+)
+def test_a_shard_is_named_beside_the_whole(output: Path | str, named: Path | str) -> None:
+    assert shard_path(output, 2, 8) == named

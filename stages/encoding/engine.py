@@ -44,6 +44,8 @@ def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
         raise InputError(f"--engine openvino runs on the CPU: pass --device cpu, or --engine torch for {device}")
     if config.engine == "openvino" and not has_openvino:
         raise InputError("--engine openvino: the package is not installed; pip install openvino, or --engine torch")
+    if config.engine == "openvino" and config.compile:
+        raise InputError("--engine openvino compiles by itself: leave --compile out, or use --engine torch")
     if config.engine == "auto" and device.type == "cpu" and not has_openvino:
         _logger.warning("openvino is not installed: torch runs the network, at about half the speed on a CPU")
     use_openvino = config.engine == "openvino" or (config.engine == "auto" and device.type == "cpu" and has_openvino)

@@ -4,14 +4,14 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from captionmill.data.atomic import require_other_file
 from captionmill.data.errors import InputError, StoreError
 from captionmill.data.feature_store import FeatureStore, delete_store, part_paths, replace_store
-from captionmill.data.feature_writer import FeatureWriter
+from captionmill.data.feature_writer import FeatureWriter, lock_store
 from captionmill.data.image_files import ImageFile, find_images, is_unchanged
 from captionmill.data.image_source import ImageSource
 from captionmill.data.shard import Shard, shard_of
@@ -73,6 +73,8 @@ class ExtractSummary:
     """What bounds the speed, and what to do about it."""
     output: Path | str = ""
     """The store that was written: for a shard, a name of its own."""
+    failures_name: str = ""
+    """The table of failures, beside the store."""
 
 
 def extract(
@@ -112,7 +114,7 @@ def extract(
         found = list(shard_of(found, *shard))
         output = shard_path(output, *shard)
     encoder = build_encoder(config)
-    with _local_store(output) as (path, mirror):
+    with _local_store(output) as (path, mirror), lock_store(path) if overwrite else nullcontext():
         target = path.with_name(f".{path.name}.new") if overwrite else path
         if overwrite and not _can_go_on(target, encoder, config, {image.key for image in found}):
             delete_store(target)
@@ -123,6 +125,7 @@ def extract(
             config,
             shard=part_of,
             prune=prune,
+            in_one_file=overwrite,
             spread=spread,
             on_change=mirror.push if mirror and not overwrite else None,
             progress=progress,
@@ -140,13 +143,14 @@ def extract(
             )
         if overwrite:
             _take_place(target, path, mirror)
-    return replace(summary, output=output, unlisted=0 if limit or shard else summary.unlisted)
+    return replace(summary, output=output, failures_name=failures_path.name, unlisted=0 if limit else summary.unlisted)
 
 
 def shard_path(output: Path | str, index: int, count: int) -> Path | str:
     """Where shard `index` of `count` of the store `output` goes: features-00002-of-00008.h5."""
-    stem, dot, suffix = str(output).rpartition(".")
-    named = f"{stem or suffix}-{index:05d}-of-{count:05d}{dot}{suffix if stem else ''}"
+    folder, slash, name = str(output).rpartition("/")
+    stem, dot, suffix = name.rpartition(".") if "." in name else (name, "", "")
+    named = f"{folder}{slash}{stem}-{index:05d}-of-{count:05d}{dot}{suffix}"
     return named if is_url(output) else Path(named)
 
 
@@ -170,13 +174,15 @@ def extract_images(
     *,
     shard: Shard | None = None,
     prune: bool = False,
+    in_one_file: bool = False,
     spread: Spread | None = None,
     on_change: Callable[[Path], None] | None = None,
     progress: Progress = no_progress,
 ) -> ExtractSummary:
     """Add the features of the images of `found` that the store `output` lacks; arguments and errors as in `extract`.
 
-    `on_change` is told of each file of the store that was written or deleted.
+    `in_one_file` joins all parts into the main file, however few they are. `on_change` is told of each file of the
+    store that was written or deleted.
     """
     if note := unused_gpu_note(config.device):
         _logger.warning(note)
@@ -189,17 +195,21 @@ def extract_images(
         made_by=versions(),
         flush_every=config.flush_every,
         shard=shard,
+        in_one_file=in_one_file or shard is not None,
         on_change=on_change,
     ) as writer:
         missing = find_missing(found, writer.store)
         unlisted = set(writer.store.keys).difference(image.key for image in found) if writer.store else set()
-        if prune:
+        if prune or shard is not None:  # a shard's store is its share of the list as it is now
             writer.drop(unlisted)
         for result in _run_tasks(missing, writer, encoder, config, spread=spread, progress=progress):
             results.append(result)
             writer.made_by["engine"] = result.engine
-            if writer.store is not None:
-                writer.drop(failure.key for failure in result.failures if failure.key in writer.store)
+            if (
+                writer.store is not None
+            ):  # what cannot be reached now keeps its row; what is no picture any more does not
+                gone = (failure.key for failure in result.failures if failure.was_read)
+                writer.drop(key for key in gone if key in writer.store)
         if shard is not None:
             writer.shard = replace(shard, failed=sum(len(result.failures) for result in results))
     meter = Meter()
@@ -213,9 +223,9 @@ def extract_images(
         engine=results[0].engine if results else "",
         duration_s=time.monotonic() - started,
         unlisted=len(unlisted),
-        pruned=len(unlisted) if prune else 0,
+        pruned=len(unlisted) if prune or shard is not None else 0,
         meter=meter,
-        advice=meter.advice(cores=choose_workers(0)),
+        advice=meter.advice(cores=max(1, choose_workers(0) // (spread.processes if spread else 1))),
         output=output,
     )
 
@@ -253,15 +263,22 @@ def _run_tasks(
         for number, start in enumerate(range(0, len(missing), size))
     ]
     done = 0
-    told: set[Path] = set()
-    for result in spread.run(extract_part, tasks):
-        if writer.on_change is not None:
-            for part in set(part_paths(writer.path)).difference(told):
+    told = set(part_paths(writer.path))
+
+    def tell() -> None:
+        for part in set(part_paths(writer.path)).difference(told):
+            told.add(part)
+            if writer.on_change is not None:
                 writer.on_change(part)
-                told.add(part)
-        done += result.extracted + len(result.failures)
-        progress("extract", done, len(missing))
-        yield result
+
+    try:
+        for result in spread.run(extract_part, tasks):
+            tell()
+            done += result.extracted + len(result.failures)
+            progress("extract", done, len(missing))
+            yield result
+    finally:
+        tell()
 
 
 @contextmanager
@@ -284,7 +301,7 @@ def _take_place(target: Path, path: Path, mirror: StoreMirror | None) -> None:
     old_parts = part_paths(path)
     replace_store(target, path)
     if mirror:
-        for changed in (path, *old_parts):
+        for changed in (*old_parts, path):
             mirror.push(changed)
 
 

@@ -33,6 +33,8 @@ class Failure:
 
     key: str
     reason: str
+    was_read: bool = False
+    """The file could be read, and what it holds is no picture (any more)."""
 
 
 @dataclass
@@ -89,7 +91,7 @@ def load_batches(
                 told.read_s += loaded.read_s
                 told.decode_s += loaded.decode_s
                 if loaded.pixels is None or loaded.source is None:
-                    told.failures.append(Failure(key, loaded.reason))
+                    told.failures.append(Failure(key, loaded.reason, was_read=loaded.source is not None))
                     continue
                 shape = loaded.pixels.shape
                 batch = waiting.setdefault(shape, Batch())
@@ -127,5 +129,5 @@ def _load(image: ImageFile, prepare: Prepare, least_size: LeastSize) -> _Loaded:
     try:
         pixels = prepare(decode_image(data, at_least=least_size))
     except ImageError as exc:
-        return _Loaded(None, None, str(exc), read - started, time.perf_counter() - read)
+        return _Loaded(None, source, str(exc), read - started, time.perf_counter() - read)
     return _Loaded(pixels, source, "", read - started, time.perf_counter() - read)
