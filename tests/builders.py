@@ -1,5 +1,6 @@
 """What several test modules build: specs, rows, stores."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,11 @@ def make_store(path: Path, keys: list[str], rows: Features, spec: FeatureSpec | 
     with FeatureWriter(path, spec or make_spec(feature_dim=rows.shape[1]), dtype="float32", made_by={}) as writer:
         writer.add(keys, rows)
     return path
+
+
+def listen_to_ctrl_c() -> None:
+    """For a child process: a shell that starts the tests in the background tells it to ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def draw_photos(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from builders import draw_photos
+from builders import draw_photos, listen_to_ctrl_c
 from click.testing import CliRunner, Result
 
 from captionmill.cli import main
@@ -267,7 +267,7 @@ def test_ctrl_c_ends_a_training_in_words_and_leaves_the_old_model(model: Path, c
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     arguments = ["train", tmp_path / "f.h5", "--captions", captions, "--output", model, "--overwrite", *SMALL]
     command = [sys.executable, "-m", "captionmill", *map(str, arguments), "--max-epochs", "9999", "--patience", "9999"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c) as process:
         while not (tmp_path / "model.training" / "bundle.json").exists():
             assert process.poll() is None
             time.sleep(0.01)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from builders import listen_to_ctrl_c
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -75,7 +76,7 @@ def test_an_ended_extraction_flushes_first_and_says_so(
     number: signal.Signals, code: int, many: Path, thin_weights: Path, whole: FeatureStore, tmp_path: Path
 ) -> None:
     output = tmp_path / "f.h5"
-    with start_extract(many, output, thin_weights, stderr=subprocess.PIPE) as process:
+    with start_extract(many, output, thin_weights, stderr=subprocess.PIPE, preexec_fn=listen_to_ctrl_c) as process:
         while len(list(parts_dir(output).glob("part-*.h5"))) < 2:
             assert process.poll() is None
             time.sleep(0.001)
