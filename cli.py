@@ -88,6 +88,8 @@ class _ErrorGroup(click.Group):
             raise
         except CaptionmillError as exc:
             raise click.ClickException(str(exc)) from exc
+        except BrokenPipeError:  # click ends the command in silence
+            raise
         except OSError as exc:
             where = f"{exc.filename}: " if exc.filename else ""
             raise click.ClickException(f"{where}{exc.strerror or exc}") from exc

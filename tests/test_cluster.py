@@ -99,33 +99,29 @@ def require_same(path: Path, alone: FeatureStore) -> None:
     assert not parts_dir(path).exists()
 
 
-def test_two_processes_write_what_one_writes(
-    folder: Path, config: ExtractConfig, alone: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_processes_write_what_one_writes_though_one_is_killed(
+    folder: Path,
+    config: ExtractConfig,
+    alone: FeatureStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(folder.parent)
     seen: list[int] = []
     with open_spread(2, None) as spread:
         assert spread is not None
+        dying = dying_once(spread, tmp_path / "killed")
         summary = extract(
-            Path("photos"), tmp_path / "f.h5", config, spread=spread, progress=lambda _, done, total: seen.append(done)
+            Path("photos"), tmp_path / "f.h5", config, spread=dying, progress=lambda _, done, total: seen.append(done)
         )
+    assert (tmp_path / "killed").read_text() == "1"  # of the eight parts of its task
+    assert "a worker died: " in caplog.text
     assert (summary.found, summary.extracted) == (IMAGE_COUNT + 2, IMAGE_COUNT)
     assert [failure.key for failure in summary.failures] == ["050x.png", "150x.png"]
     assert seen == sorted(seen)
     assert seen[-1] == IMAGE_COUNT + 2
     assert len(seen) > 4  # it is told of each task
-    require_same(tmp_path / "f.h5", alone)
-
-
-def test_a_killed_process_costs_its_task_and_not_the_run(
-    folder: Path, config: ExtractConfig, alone: FeatureStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with open_spread(2, None) as spread:
-        assert spread is not None
-        summary = extract(folder, tmp_path / "f.h5", config, spread=dying_once(spread, tmp_path / "killed"))
-    assert (tmp_path / "killed").read_text() == "1"  # of the eight parts of its task
-    assert "a worker died: " in caplog.text
-    assert (summary.extracted, len(summary.failures)) == (IMAGE_COUNT, 2)
     require_same(tmp_path / "f.h5", alone)
 
 
