@@ -17,8 +17,8 @@ from joblib._dask import DaskDistributedBackend
 from joblib.externals.loky import get_reusable_executor
 
 from captionmill.data.errors import ClusterError, InputError
-from captionmill.stages.encoding.extract import RunTasks, Spread
 from captionmill.stages.encoding.part import PartResult, PartTask
+from captionmill.stages.encoding.spread import RunTasks, Spread
 
 _ATTEMPTS = 3  # rounds in a row in which a worker dies and no task is done
 _AS_THEY_COME = "generator_unordered"

@@ -18,8 +18,9 @@ from captionmill.data.errors import ClusterError, InputError, SpecMismatchError
 from captionmill.data.feature_store import FeatureStore, parts_dir
 from captionmill.pipeline.cluster import open_spread
 from captionmill.stages.config import ExtractConfig
-from captionmill.stages.encoding.extract import Spread, extract
+from captionmill.stages.encoding.extract import extract
 from captionmill.stages.encoding.part import PartResult, PartTask, claim_device
+from captionmill.stages.encoding.spread import Spread
 
 IMAGE_COUNT = 240
 

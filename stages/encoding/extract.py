@@ -19,32 +19,14 @@ from captionmill.data.tables import write_failures
 from captionmill.data.urls import StoreMirror, is_url
 from captionmill.stages.config import ExtractConfig
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
-from captionmill.stages.encoding.engine import build_engine
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.encoding.meter import Meter
-from captionmill.stages.encoding.part import PartResult, PartTask, extract_part, run_part
+from captionmill.stages.encoding.part import PartResult
+from captionmill.stages.encoding.spread import Spread, run_tasks
 from captionmill.stages.runtime import Progress, choose_workers, no_progress, unused_gpu_note, versions
 
 FAILURES_NAME = "failures.csv"
-TASK_IMAGES = 4096  # pictures a task at most: what the death of a process costs
-_TASKS_A_PROCESS = 4  # so that a slow process does not hold up the end
 _logger = logging.getLogger(__name__)
-
-RunTasks = Callable[[Callable[[PartTask], PartResult], Sequence[PartTask]], Iterator[PartResult]]
-"""Runs a function on each task, anywhere; each task's result once, in any order."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How an extraction spreads over processes."""
-
-    run: RunTasks
-    processes: int
-    """About how many tasks run at once."""
-    workers: int = 0
-    """Decoding threads a process where the config leaves them to the machine; 0: one a core of the worker's machine."""
-    this_machine: bool = True
-    """Whether all processes run here, and so see all that this one sees."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +184,7 @@ def extract_images(
         unlisted = set(writer.store.keys).difference(image.key for image in found) if writer.store else set()
         if prune or shard is not None:  # a shard's store is its share of the list as it is now
             writer.drop(unlisted)
-        for result in _run_tasks(missing, writer, encoder, config, spread=spread, progress=progress):
+        for result in run_tasks(missing, writer, encoder, config, spread=spread, progress=progress):
             results.append(result)
             writer.made_by["engine"] = result.engine
             if (
@@ -228,57 +210,6 @@ def extract_images(
         advice=meter.advice(cores=max(1, choose_workers(0) // (spread.processes if spread else 1))),
         output=output,
     )
-
-
-def _run_tasks(
-    missing: Sequence[ImageFile],
-    writer: FeatureWriter,
-    encoder: Encoder,
-    config: ExtractConfig,
-    *,
-    spread: Spread | None,
-    progress: Progress,
-) -> Iterator[PartResult]:
-    """Results of the tasks that `missing` is cut into: one task here, or several in other processes."""
-    if not missing:
-        return
-    progress("extract", 0, len(missing))
-    if spread is None:
-        task = PartTask(tuple(missing), writer.path, writer.part_prefix(0), encoder.spec, config)
-        yield run_part(task, encoder, build_engine(encoder, config), on_part=writer.on_change, progress=progress)
-        return
-    # other processes have other working folders
-    config = replace(config, weights=encoder.spec.weights, workers=config.workers or spread.workers)
-    images = [image if isinstance(image.path, str) else replace(image, path=image.path.absolute()) for image in missing]
-    share = -(-len(missing) // (_TASKS_A_PROCESS * spread.processes))
-    size = -(-min(TASK_IMAGES, share) // config.batch_size) * config.batch_size  # whole batches
-    tasks = [
-        PartTask(
-            tuple(images[start : start + size]),
-            writer.path.resolve(),
-            writer.part_prefix(number),
-            encoder.spec,
-            config,
-        )
-        for number, start in enumerate(range(0, len(missing), size))
-    ]
-    done = 0
-    told = set(part_paths(writer.path))
-
-    def tell() -> None:
-        for part in set(part_paths(writer.path)).difference(told):
-            told.add(part)
-            if writer.on_change is not None:
-                writer.on_change(part)
-
-    try:
-        for result in spread.run(extract_part, tasks):
-            tell()
-            done += result.extracted + len(result.failures)
-            progress("extract", done, len(missing))
-            yield result
-    finally:
-        tell()
 
 
 @contextmanager
