@@ -182,7 +182,7 @@ def test_the_engine_is_chosen_for_the_machine(
     assert build_engine(encoder, replace(config, engine="torch")).description == "cpu torch float32"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert build_engine(encoder, config).description == "cpu torch float32"
-    assert caplog.messages == ["openvino is not installed: torch runs the network, at about half the speed on a CPU"]
+    assert caplog.messages == ["openvino is not installed: torch runs the network, noticeably slower on a CPU"]
     with pytest.raises(InputError, match="--engine openvino: the package is not installed"):
         build_engine(encoder, replace(config, engine="openvino"))
 

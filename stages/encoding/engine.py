@@ -47,7 +47,7 @@ def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
     if config.engine == "openvino" and config.compile:
         raise InputError("--engine openvino compiles by itself: leave --compile out, or use --engine torch")
     if config.engine == "auto" and device.type == "cpu" and not has_openvino:
-        _logger.warning("openvino is not installed: torch runs the network, at about half the speed on a CPU")
+        _logger.warning("openvino is not installed: torch runs the network, noticeably slower on a CPU")
     use_openvino = config.engine == "openvino" or (config.engine == "auto" and device.type == "cpu" and has_openvino)
     engine: Engine
     if use_openvino and not config.compile:
