@@ -227,7 +227,10 @@ def main() -> None:
 @_setting(ExtractConfig, "dtype", "Numbers as stored.")
 @_setting(ExtractConfig, "flush_every", "Rows a part file: at most these are lost when the process is killed.")
 @click.option(
-    "--jobs", type=click.IntRange(min=0), default=0, help="Processes on this machine; 0 is one a GPU, or one."
+    "--jobs",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Processes on this machine; 0 is up to four a GPU where many images are to be done, else one.",
 )
 @click.option("--cluster", metavar="URL", help="Spread over dask://HOST:PORT or ray://HOST:PORT.")
 @click.option(

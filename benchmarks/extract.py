@@ -1,6 +1,7 @@
 """Stage one against the loop that tutorials write, in one run: speed, the engine's own limit, likeness, memory.
 
 python benchmarks/extract.py PHOTOS --weights resnet50.pth [--images 2000] [--plain-images 500] [--memory-images 50000]
+python benchmarks/extract.py PHOTOS --weights resnet50.pth --engines torch "torch --precision bf16"    where a GPU is
 
 PHOTOS is a folder of pictures, used over and over by symbolic links until there are enough. Prints the table of
 docs/benchmarks.md. Nothing else should run on the machine.
@@ -8,6 +9,7 @@ docs/benchmarks.md. Nothing else should run on the machine.
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -55,17 +57,21 @@ class PlainDataset(torch.utils.data.Dataset[torch.Tensor]):
 
 
 def run_plain(folder: Path, weights: Path, count: int) -> tuple[float, np.ndarray]:
-    """Images/s and features [count, 2048] of the plain loop: Pillow, torchvision, a 2-worker DataLoader, fp32."""
+    """Images/s and features [count, 2048] of the plain loop: Pillow, torchvision, a 2-worker DataLoader, fp32.
+
+    It computes on the first GPU where there is one.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     network = resnet50()
     network.fc = torch.nn.Identity()
     state = torch.load(weights, weights_only=True)
     network.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})
-    network.eval()
+    network.eval().to(device)
     loader = torch.utils.data.DataLoader(PlainDataset(sorted(folder.iterdir())[:count]), batch_size=32, num_workers=2)
     rows = []
     started = time.perf_counter()
     with torch.no_grad():
-        rows = [network(batch).numpy() for batch in loader]
+        rows = [network(batch.to(device)).cpu().numpy() for batch in loader]
     return count / (time.perf_counter() - started), np.concatenate(rows)
 
 
@@ -95,6 +101,16 @@ def measure_forward_only(folder: Path, arguments: argparse.Namespace, engine: st
     return float(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
+def parse_engine(words: str, weights: Path) -> ExtractConfig:
+    """The configuration that "ENGINE [--precision P] [--batch-size N] [--compile]" names."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("engine")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--batch-size", type=int, default=ExtractConfig.batch_size)
+    parser.add_argument("--compile", action="store_true")
+    return ExtractConfig(weights=str(weights), **vars(parser.parse_args(shlex.split(words))))
+
+
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     products = (left.astype(np.float64) * right).sum(axis=1)
     values: np.ndarray = products / np.linalg.norm(left.astype(np.float64), axis=1) / np.linalg.norm(right, axis=1)
@@ -108,11 +124,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--plain-images", type=int, default=500, help="pictures for the plain loop, a steady rate")
     parser.add_argument("--memory-images", type=int, default=50_000, help="0 leaves the memory test out")
-    parser.add_argument("--engines", nargs="+", default=["openvino", "torch"])
+    parser.add_argument("--engines", nargs="+", default=["openvino", "torch"], help="each with its options")
     parser.add_argument("--forward-only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.forward_only:
-        config = ExtractConfig(weights=str(arguments.weights), engine=arguments.forward_only)
+        config = parse_engine(arguments.forward_only, arguments.weights)
         print(run_forward_only(arguments.photos, config, arguments.images // 2))
         return
     with tempfile.TemporaryDirectory() as name:
@@ -123,12 +139,11 @@ def main() -> None:
             "| | images/s | x plain | share of forward alone | least cosine to fp32 | mean |\n|---|---|---|---|---|---|"
         )
         print(f"| plain loop | {plain_rate:.1f} | 1 | | 1 | 1 |", flush=True)
-        for engine in arguments.engines:
+        for number, engine in enumerate(arguments.engines):
             forward_rates = [measure_forward_only(folder, arguments, engine)]
-            output = work / f"{engine}.h5"
-            command = run_command(
-                "extract", folder, "--output", output, "--weights", arguments.weights, "--engine", engine
-            )
+            output = work / f"{number}.h5"
+            words = ["--weights", arguments.weights, "--engine", *shlex.split(engine)]
+            command = run_command("extract", folder, "--output", output, *words)
             rate = command.rate
             forward_rates.append(measure_forward_only(folder, arguments, engine))  # before and after: the faster counts
             forward_rate = max(forward_rates)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -206,6 +207,40 @@ input()
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "cuda:1 cuda:1\n"
-        assert claim("auto") in ("cuda:0", "cuda:1")  # all are taken: one is shared
+        assert [claim("auto") for _ in range(2)] == ["cuda:0", "cuda:1"]  # all are taken: each is shared once
         other.kill()
     assert claim("auto") == "cuda:1"
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "cores", "processes"),
+    [
+        ("auto", 0, 64, 1),
+        ("cpu", 8, 64, 1),
+        ("auto", 1, 2, 1),
+        ("auto", 1, 16, 4),
+        ("cuda:1", 2, 64, 4),
+        ("cuda", 2, 16, 4),
+        ("auto", 8, 16, 8),
+    ],
+)
+def test_as_many_processes_as_gpus_and_cores_can_feed(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, cores: int, processes: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
+    with open_spread(0, None, device=device) as spread:
+        assert (spread.processes if spread else 1) == processes
+
+
+def test_few_images_are_done_before_other_processes_would_have_started(
+    folder: Path, config: ExtractConfig, alone: FeatureStore, tmp_path: Path
+) -> None:
+    def never(function: Callable[[PartTask], PartResult], tasks: Sequence[PartTask]) -> Iterator[PartResult]:
+        raise AssertionError("another process was asked for")
+
+    extract(folder, tmp_path / "few.h5", config, spread=Spread(never, 4, least_images=IMAGE_COUNT + 3))
+    assert FeatureStore.open(tmp_path / "few.h5").keys == alone.keys
+    with pytest.raises(AssertionError, match="another process"):
+        extract(folder, tmp_path / "many.h5", config, spread=Spread(never, 4, least_images=IMAGE_COUNT + 2))

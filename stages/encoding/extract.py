@@ -207,7 +207,10 @@ def extract_images(
         unlisted=len(unlisted),
         pruned=len(unlisted) if prune or shard is not None else 0,
         meter=meter,
-        advice=meter.advice(cores=max(1, choose_workers(0) // (spread.processes if spread else 1))),
+        advice=meter.advice(
+            cores=max(1, choose_workers(0) // (spread.processes if spread else 1)),
+            on_gpu=bool(results) and results[0].engine.startswith("cuda"),
+        ),
         output=output,
     )
 

@@ -74,7 +74,7 @@ class Meter:
         total_s = sum(parts.values())
         return {name: part / total_s if total_s else 0.0 for name, part in parts.items()}
 
-    def advice(self, *, cores: int) -> str:
+    def advice(self, *, cores: int, on_gpu: bool = False) -> str:
         """One line: what bounds the extraction, and what to do about it. `cores`: those that the process may use."""
         shares = self.shares()
         if shares["writing"] > _BOUND:
@@ -85,4 +85,6 @@ class Meter:
             return f"decoding-bound: raise --workers (now {self.workers}, {cores} cores)"
         if shares["decoding"] > _BOUND:
             return f"decoding-bound: all {cores} cores decode; more cores help, or smaller pictures"
+        if on_gpu:
+            return "forward-bound: the network is the limit; where the GPU is not busy all the time, more --jobs help"
         return "forward-bound: the network is the limit; a GPU or more processes on more machines (--cluster) help"

@@ -2,6 +2,7 @@
 
 import functools
 import getpass
+import itertools
 import os
 import tempfile
 import threading
@@ -113,6 +114,7 @@ def _worker_engine(config: ExtractConfig, resize_size: int) -> tuple[Encoder, En
     return encoder, build_engine(encoder, config)
 
 
+_PLACES = 8  # processes that share one device, at most, before the next is chosen by chance
 _claims: list[filelock.FileLock] = []
 
 
@@ -120,14 +122,14 @@ _claims: list[filelock.FileLock] = []
 def claim_device(name: str) -> str:
     """`name`, or, where it means any of several CUDA devices, one that no other worker of this machine has claimed.
 
-    A claim lasts as long as this process. With more processes than devices some share one.
+    A claim lasts as long as this process. More processes than devices share them evenly.
     """
     count = torch.cuda.device_count()
     if name not in ("auto", "cuda") or count < 2:
         return name
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace("/", "-")
-    for index in range(count):
-        lock_name = f"captionmill-{getpass.getuser()}-cuda-{visible}-{index}.lock"
+    for place, index in itertools.product(range(_PLACES), range(count)):
+        lock_name = f"captionmill-{getpass.getuser()}-cuda-{visible}-{index}-{place}.lock"
         lock = filelock.FileLock(Path(tempfile.gettempdir()) / lock_name)
         try:
             lock.acquire(timeout=0)

@@ -28,6 +28,8 @@ class Spread:
     """About how many tasks run at once."""
     workers: int = 0
     """Decoding threads a process where the config leaves them to the machine; 0: one a core of the worker's machine."""
+    least_images: int = 0
+    """With fewer to do than these, this process does them itself, before the others would have started."""
     this_machine: bool = True
     """Whether all processes run here, and so see all that this one sees."""
 
@@ -45,7 +47,7 @@ def run_tasks(
     if not missing:
         return
     progress("extract", 0, len(missing))
-    if spread is None:
+    if spread is None or len(missing) < spread.least_images:
         task = PartTask(tuple(missing), writer.path, writer.part_prefix(0), encoder.spec, config)
         yield run_part(task, encoder, build_engine(encoder, config), on_part=writer.on_change, progress=progress)
         return
