@@ -20,7 +20,7 @@ from captionmill.stages.config import RANGES, ExtractConfig, SearchConfig, Train
 if TYPE_CHECKING:
     from captionmill.data.splits import Splits
     from captionmill.pipeline.run import StageOutcome
-    from captionmill.stages.decoding.train import EpochResult
+    from captionmill.stages.decoding.trainer import EpochResult
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
@@ -302,20 +302,35 @@ def extract(
     help="What becomes of the restval images of Karpathy's JSON.",
 )
 @_setting(TrainConfig, "min_count", "Times a training word must occur to get an index.")
+@_setting(TrainConfig, "image_input", "The LSTM's initial state, before the first word, or beside every word.")
+@_setting(TrainConfig, "feature_scaling", "Each number standardised, the row made one length, or both.")
 @_setting(TrainConfig, "embed_dim", "Numbers a word embedding.")
 @_setting(TrainConfig, "hidden_dim", "Numbers in the LSTM's state.")
+@_setting(TrainConfig, "layers", "LSTM layers.")
+@click.option(
+    "--tie-weights/--no-tie-weights",
+    default=TrainConfig.tie_weights,
+    show_default=True,
+    help="Use a word's embedding as its output weights too.",
+)
 @_setting(TrainConfig, "dropout", "Share of values dropped in training, 0 to 1.")
 @_setting(TrainConfig, "feature_dropout", "Share of the image's numbers dropped in training, 0 to 1.")
-@_setting(TrainConfig, "batch_size", "Captions an optimizer step.")
-@_setting(TrainConfig, "learning_rate", "Step size of Adam.")
-@_setting(TrainConfig, "clip_value", "Each gradient is cut to plus or minus this.")
-@_setting(TrainConfig, "max_epochs", "Passes over the captions at most.")
-@_setting(TrainConfig, "patience", "Epochs without a better validation CIDEr before the end.")
+@_setting(TrainConfig, "label_smoothing", "Share of each target spread over all words, 0 to 1.")
+@_setting(TrainConfig, "batch_size", "Captions an optimizer step, over all processes.")
+@_setting(TrainConfig, "learning_rate", "Largest step size of AdamW; rises, then falls to 0.")
+@_setting(TrainConfig, "weight_decay", "AdamW's, of matrices.")
+@_setting(TrainConfig, "clip_norm", "A gradient longer than this is made this long.")
+@_setting(TrainConfig, "max_epochs", "Passes over the captions.")
+@_setting(TrainConfig, "patience", "Epochs without a better validation CIDEr before an early end.")
+@_setting(TrainConfig, "self_critical_epochs", "Passes after that with CIDEr-D as the reward.")
+@_setting(TrainConfig, "self_critical_learning_rate", "Largest step size in these.")
+@_setting(TrainConfig, "self_critical_samples", "Captions sampled an image in these.")
 @_setting(TrainConfig, "max_length", "Words of a caption used, and decoded, at most.")
 @_setting(TrainConfig, "seed", "Of weights, order and, without splits, the 90/5/5 split.")
 @_setting(SearchConfig, "beam_size", "Beam of the validation after each epoch.")
 @_device
 @_overwrite
+@click.option("--restart", is_flag=True, help="Begin anew where an unfinished training would be gone on with.")
 @_quiet
 def train(
     features: Path,
@@ -326,6 +341,7 @@ def train(
     restval: str,
     beam_size: int,
     overwrite: bool,
+    restart: bool,
     quiet: bool,
     **settings: Any,
 ) -> None:
@@ -348,6 +364,7 @@ def train(
             val_list=val_list,
             restval=restval,
             overwrite=overwrite,
+            restart=restart,
             on_splits=_show_splits,
             on_epoch=_epoch_printer(quiet),
             progress=progress,
@@ -625,3 +642,7 @@ def demo(folder: Path, quiet: bool) -> None:
         f"  captions  {summary.captions_path}\n  page      {summary.page_path}\n"
         f"  repeat    captionmill run {folder / 'pipeline.toml'}"
     )
+
+
+if __name__ == "__main__":  # for torchrun: python -m captionmill.cli
+    main(prog_name="captionmill")

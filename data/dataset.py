@@ -1,7 +1,7 @@
-"""Training examples: (features, words) batches made from a feature store and reference captions."""
+"""Training examples: the captions of some images as word indices, in batches of like length."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,8 @@ import numpy.typing as npt
 from captionmill.data.feature_store import FeatureStore
 from captionmill.data.store_file import Features
 from captionmill.data.vocabulary import END, PAD, START, Vocabulary
+
+Indices = npt.NDArray[np.int64]
 
 BUCKET_BATCHES = 20
 _BLOCK_ROWS = 4096
@@ -27,71 +29,52 @@ def measure_features(store: FeatureStore, keys: Sequence[str]) -> tuple[Features
     return mean.astype(np.float32), std.astype(np.float32)
 
 
-@dataclass(frozen=True)
-class TrainingBatch:
-    """Some captions and their images' features."""
-
-    features: Features  # [B, D]
-    words: npt.NDArray[np.int64]  # [B, T]: <start>, the caption, <end>, <pad> to the length of the longest
-
-    @property
-    def inputs(self) -> npt.NDArray[np.int64]:
-        """The words fed in, [B, T - 1]."""
-        return self.words[:, :-1]
-
-    @property
-    def targets(self) -> npt.NDArray[np.int64]:
-        """The word to be predicted at each step, [B, T - 1]; PAD where there is none."""
-        return self.words[:, 1:]
-
-
 class CaptionDataset:
-    """Every caption of some images with its words as indices. Features stay in the store until a batch needs them."""
+    """Every caption of some images with its words as indices, four bytes a word; features stay where they are."""
 
     def __init__(
-        self,
-        store: FeatureStore,
-        captions: Mapping[str, Sequence[str]],
-        keys: Sequence[str],
-        vocabulary: Vocabulary,
-        *,
-        max_length: int,
+        self, captions: Mapping[str, Sequence[str]], keys: Sequence[str], vocabulary: Vocabulary, *, max_length: int
     ) -> None:
         """All captions of the images `keys`, cut after `max_length` words; captions without a word are left out."""
-        self._store = store
-        positions, encoded = [], []
-        for key in keys:
+        words, lengths, images = array("i"), array("i"), array("q")
+        for image, key in enumerate(keys):
             for caption in captions[key]:
                 if indices := vocabulary.encode(caption)[:max_length]:
-                    positions.append(store.position(key))
-                    encoded.append(np.array([START, *indices, END], dtype=np.int32))
-        self._positions = np.array(positions, dtype=np.int64)
-        self._words = np.concatenate([*encoded, np.empty(0, dtype=np.int32)])
-        self._starts = np.cumsum([0, *(len(words) for words in encoded)])
+                    words.extend((START, *indices, END))
+                    lengths.append(len(indices) + 2)
+                    images.append(image)
+        self.images: Indices = np.frombuffer(images, dtype=np.int64) if images else np.empty(0, dtype=np.int64)
+        """For each caption the number of its image in `keys`."""
+        self._words = np.frombuffer(words, dtype=np.int32) if words else np.empty(0, dtype=np.int32)
+        self._lengths = np.frombuffer(lengths, dtype=np.int32) if lengths else np.empty(0, dtype=np.int32)
+        self._starts = np.cumsum(self._lengths, dtype=np.int64) - self._lengths
 
     def __len__(self) -> int:
         """Number of captions."""
-        return len(self._positions)
+        return len(self.images)
 
-    def batches(self, batch_size: int, generator: np.random.Generator) -> Iterator[TrainingBatch]:
-        """All captions once, in an order drawn from `generator`; a batch may be smaller at the end of a bucket.
+    def plan_epoch(self, batch_size: int, generator: np.random.Generator) -> list[Indices]:
+        """All captions once, as batches of their numbers, in an order drawn from `generator`.
 
         Captions of like length share a batch, so that little of it is padding: of each BUCKET_BATCHES batches' worth of
-        shuffled captions, the shortest go together, and so on; then the batches are shuffled.
+        shuffled captions, the shortest go together, and so on; then the batches are shuffled. A batch may be smaller at
+        the end of a bucket.
         """
         order = generator.permutation(len(self))
-        lengths = np.diff(self._starts)
-        chosen = []
+        planned: list[Indices] = []
         for start in range(0, len(order), batch_size * BUCKET_BATCHES):
             bucket = order[start : start + batch_size * BUCKET_BATCHES]
-            bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
-            chosen += [bucket[first : first + batch_size] for first in range(0, len(bucket), batch_size)]
-        for place in generator.permutation(len(chosen)):
-            yield self._batch(chosen[place])
+            bucket = bucket[np.argsort(self._lengths[bucket], kind="stable")]
+            planned += [bucket[first : first + batch_size] for first in range(0, len(bucket), batch_size)]
+        return [planned[place] for place in generator.permutation(len(planned))]
 
-    def _batch(self, chosen: npt.NDArray[np.int64]) -> TrainingBatch:
-        lengths = self._starts[chosen + 1] - self._starts[chosen]
-        words = np.full((len(chosen), lengths.max()), PAD, dtype=np.int64)
-        for row, (caption, length) in enumerate(zip(chosen, lengths, strict=True)):
-            words[row, :length] = self._words[self._starts[caption] : self._starts[caption] + length]
-        return TrainingBatch(self._store.read(self._positions[chosen]), words)
+    def count_words(self, chosen: Indices) -> int:
+        """Words to be predicted in the captions `chosen`, each one's `<end>` included."""
+        return int(self._lengths[chosen].sum()) - len(chosen)
+
+    def words(self, chosen: Indices) -> Indices:
+        """The captions `chosen` [B, T]: `<start>`, the words, `<end>`, then `<pad>` to the length of the longest."""
+        lengths = self._lengths[chosen]
+        steps = np.arange(lengths.max())
+        places = np.minimum(self._starts[chosen, None] + steps, len(self._words) - 1)  # [B, T]
+        return np.where(steps < lengths[:, None], self._words[places], PAD).astype(np.int64)

@@ -50,6 +50,10 @@ class TrainingError(CaptionmillError, ValueError):
     """A training run cannot start or go on."""
 
 
+class UnfinishedRunError(TrainingError):
+    """An unfinished run was made from other settings or data than asked for now."""
+
+
 class ClusterError(CaptionmillError, RuntimeError):
     """Processes or machines do not answer, or keep dying."""
 

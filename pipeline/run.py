@@ -1,12 +1,13 @@
 """The stages in order, from one file: extract, train, evaluate, caption. What is up to date is skipped."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from captionmill.data.bundle import bundle_exists
-from captionmill.data.errors import InputError
+from captionmill.data.errors import InputError, UnfinishedRunError
 from captionmill.data.splits import Splits
 from captionmill.pipeline import summaries
 from captionmill.pipeline.commands import command_line
@@ -14,7 +15,8 @@ from captionmill.pipeline.folder import FolderSummary, caption_folder
 from captionmill.pipeline.plan import Plan, read_plan
 from captionmill.pipeline.workspace import Ingredients, Record, Workspace, describe
 from captionmill.stages.decoding.evaluate import Evaluation, evaluate
-from captionmill.stages.decoding.train import EpochResult, TrainSummary, train
+from captionmill.stages.decoding.train import TrainSummary, train
+from captionmill.stages.decoding.trainer import EpochResult
 from captionmill.stages.encoding.extract import ExtractSummary, extract
 from captionmill.stages.runtime import Progress, no_progress
 
@@ -101,6 +103,14 @@ def _replaces(stage: _Stage, record: Record | None) -> bool:
     return other_weights or any(before["settings"].get(name) != now["settings"][name] for name in _WHAT_MAKES_ROWS)
 
 
+def _train_or_restart(run: Callable[..., TrainSummary]) -> TrainSummary:
+    """Go on with an unfinished run, or begin anew where the plan has changed since."""
+    try:
+        return run()
+    except UnfinishedRunError:
+        return run(restart=True)
+
+
 def _weights_path(plan: Plan) -> Path | None:
     """The weights file, or None for weights by name."""
     path = Path(plan.extract.config.weights)
@@ -132,18 +142,21 @@ def _stages(
                 "val_list": plan.train.val_list,
             },
         ),
-        lambda replaced: train(
-            features,
-            captions,
-            model,
-            plan.train.config,
-            train_list=plan.train.train_list,
-            val_list=plan.train.val_list,
-            restval=plan.train.restval,
-            overwrite=replaced,
-            on_splits=on_splits,
-            on_epoch=on_epoch,
-            progress=progress,
+        lambda replaced: _train_or_restart(
+            functools.partial(
+                train,
+                features,
+                captions,
+                model,
+                plan.train.config,
+                train_list=plan.train.train_list,
+                val_list=plan.train.val_list,
+                restval=plan.train.restval,
+                overwrite=replaced,
+                on_splits=on_splits,
+                on_epoch=on_epoch,
+                progress=progress,
+            )
         ),
     )
     if scoring := plan.evaluate:

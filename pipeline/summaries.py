@@ -8,7 +8,8 @@ if TYPE_CHECKING:  # the stages import torch, and `--help` is to be instant
     from captionmill.data.splits import Splits
     from captionmill.pipeline.folder import FolderSummary
     from captionmill.stages.decoding.evaluate import Evaluation
-    from captionmill.stages.decoding.train import EpochResult, TrainSummary
+    from captionmill.stages.decoding.train import TrainSummary
+    from captionmill.stages.decoding.trainer import EpochResult
     from captionmill.stages.encoding.extract import ExtractSummary
 
 _SHOWN = 10
@@ -82,8 +83,9 @@ def splits_lines(splits: "Splits") -> str:
 
 def epoch_line(result: "EpochResult") -> str:
     """ "epoch 3: loss 3.012, validation CIDEr-D 0.389, 1,900 captions/s, 16.2 s, best so far"."""
+    loss = "reward" if result.phase == "self-critical" else "loss"
     line = (
-        f"epoch {result.epoch}: loss {result.loss:.3f}, validation CIDEr-D {result.val_cider:.3f}, "
+        f"epoch {result.epoch}: {loss} {result.loss:.3f}, validation CIDEr-D {result.val_cider:.3f}, "
         f"{result.captions_per_s:,.0f} captions/s, {show_duration(result.duration_s)}"
     )
     return line + (", best so far" if result.best else "")

@@ -11,6 +11,8 @@ Views = Literal["one", "flip"]
 EngineName = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 StoredDtype = Literal["float16", "float32"]
+ImageInput = Literal["init", "first", "every"]
+FeatureScaling = Literal["standardize", "unit", "standardize-unit"]
 
 RANGES: dict[str, tuple[float, float | None]] = {
     "image_size": (32, 4096),
@@ -18,7 +20,12 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "dropout": (0, 1),
     "feature_dropout": (0, 1),
     "learning_rate": (0, None),
-    "clip_value": (0, None),
+    "label_smoothing": (0, 1),
+    "weight_decay": (0, None),
+    "clip_norm": (0, None),
+    "self_critical_epochs": (0, None),
+    "self_critical_learning_rate": (0, None),
+    "self_critical_samples": (2, 1000),
     "seed": (0, 2**63 - 1),
 }
 """Least and greatest value of a setting; numbers that are not listed are at least 1."""
@@ -81,28 +88,46 @@ class SearchConfig(_Checked):
 
 @dataclass(frozen=True)
 class TrainConfig(_Checked):
-    """Stage two: the decoder's size and how it is trained."""
+    """Stage two: the decoder's size and how it is trained; chosen by measurement (docs/benchmarks.md)."""
 
     min_count: int = 5
     """Occurrences that give a training word an index; rarer words become <unk>."""
+    image_input: ImageInput = "init"
+    """Where the image enters: the LSTM's initial state, before the first word, or beside every word."""
+    feature_scaling: FeatureScaling = "standardize-unit"
+    """Each number standardised, the row scaled to unit length, or both, one after the other."""
     embed_dim: int = 512
     """Numbers a word embedding."""
-    hidden_dim: int = 512
+    hidden_dim: int = 1024
     """Numbers in the LSTM's hidden state."""
+    layers: int = 1
+    """LSTM layers."""
+    tie_weights: bool = True
+    """Use a word's embedding as its output weights too."""
     dropout: float = 0.5
     """Share of embedding and output values dropped in training."""
     feature_dropout: float = 0.3
     """Share of the image's numbers dropped in training."""
-    batch_size: int = 50
-    """Captions an optimizer step; 128 trained far worse on Flickr8k at this learning rate."""
-    learning_rate: float = 5e-4
-    """Adam's step size."""
-    clip_value: float = 0.1
-    """Each gradient is cut to plus or minus this."""
-    max_epochs: int = 30
-    """Passes over the training captions at most."""
-    patience: int = 4
-    """Epochs without a better validation CIDEr before training stops."""
+    label_smoothing: float = 0.1
+    """Share of each target spread evenly over all words."""
+    batch_size: int = 128
+    """Captions an optimizer step, over all processes together."""
+    learning_rate: float = 1e-3
+    """AdamW's largest step size: reached after a tenth of the steps, and falling to 0 along a cosine after that."""
+    weight_decay: float = 0.0
+    """AdamW's, of matrices."""
+    clip_norm: float = 1.0
+    """A gradient longer than this is made this long."""
+    max_epochs: int = 12
+    """Passes over the training captions; the learning rate is 0 at the end of the last."""
+    patience: int = 6
+    """Epochs without a better validation CIDEr before training stops early."""
+    self_critical_epochs: int = 0
+    """Passes over the training images after that, with sampled captions and their CIDEr-D as the reward."""
+    self_critical_learning_rate: float = 5e-5
+    """AdamW's largest step size in these."""
+    self_critical_samples: int = 5
+    """Captions sampled an image; the mean reward of the others is each one's baseline."""
     max_length: int = 20
     """Words of a training caption at most; longer ones are cut."""
     seed: int = 0

@@ -53,6 +53,13 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" and has_fast_bf16() else torch.float32
 
 
+def choose_training_dtype(device: torch.device) -> torch.dtype:
+    """The arithmetic to train in on `device`: bf16, whose range needs no scaling of the loss, where it is fast."""
+    if device.type == "cuda" or (device.type == "cpu" and has_fast_bf16()):
+        return torch.bfloat16
+    return torch.float32
+
+
 def unused_gpu_note(device: str) -> str | None:
     """A warning if this machine has an NVIDIA GPU that `device`, or the torch installed, leaves unused."""
     if torch.cuda.is_available():

@@ -17,7 +17,8 @@ from captionmill.data.splits import Splits
 from captionmill.stages.config import SearchConfig, TrainConfig
 from captionmill.stages.decoding.caption import Captioner
 from captionmill.stages.decoding.evaluate import evaluate
-from captionmill.stages.decoding.train import EpochResult, train
+from captionmill.stages.decoding.train import train
+from captionmill.stages.decoding.trainer import EpochResult
 
 CONFIG = TrainConfig(
     min_count=1,
@@ -84,7 +85,7 @@ def test_the_bundle_names_what_it_was_made_from(features: Path, captions: Path, 
     assert "tree" not in bundle.vocabulary
     assert set(bundle.versions) >= {"captionmill", "torch"}
     history = (tmp_path / "model" / "history.csv").read_text().splitlines()
-    assert history[0] == "epoch,loss,val_cider,captions_per_s,duration_s,best"
+    assert history[0] == "epoch,phase,loss,val_cider,captions_per_s,duration_s,learning_rate,best"
     assert len(history) > 5
 
 

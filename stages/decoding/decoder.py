@@ -1,17 +1,24 @@
 """The decoder: an LSTM whose initial state is made from an image's features, and a Linear layer that scores words."""
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-State = tuple[Tensor, Tensor]
-"""Hidden and cell state of the LSTM, each [1, B, H]."""
+from captionmill.stages.config import FeatureScaling, ImageInput
+
+State = tuple[Tensor, ...]
+"""What a step hands to the next, each part [L, B, ...] with the caption in dimension 1: hidden, cell, and with
+`image_input` "every" the image as it stands beside each word."""
+
+_INIT_STD = 0.05  # of tied embeddings: torch's 1.0 makes the first logits hundreds
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The sizes that a decoder's weights have."""
+    """What a decoder is built from; its weights fit no other."""
 
     feature_dim: int
     """Numbers an image."""
@@ -20,18 +27,27 @@ class DecoderConfig:
     embed_dim: int
     """Numbers a word embedding."""
     hidden_dim: int
-    """Numbers in the hidden state, and in the cell state."""
+    """Numbers in the hidden state, and in the cell state, of each layer."""
     dropout: float
     """Share of embedding and output values dropped in training."""
     feature_dropout: float
     """Share of the image's numbers dropped in training."""
+    layers: int = 1
+    """LSTM layers, one on the other."""
+    image_input: ImageInput = "init"
+    """Where the image enters."""
+    feature_scaling: FeatureScaling = "standardize"
+    """How the features are scaled before they enter."""
+    tie_weights: bool = False
+    """Whether a word's output weights are its embedding."""
 
 
 class Decoder(nn.Module):
     """Features -> initial state; a word and the state -> logits of the next word and the next state.
 
-    Source: Vinyals et al. 2015, "Show and Tell", with the image in the initial state rather than in step 0
-    ("init-inject" in Tanti et al. 2018).
+    Source: Vinyals et al. 2015, "Show and Tell"; the ways in for the image have their names from Tanti et al. 2018,
+    "Where to put the image in an image caption generator": "init" is init-inject, "first" pre-inject, "every"
+    par-inject. Tied weights: Press and Wolf 2017, "Using the output embedding to improve language models".
     """
 
     feature_mean: Tensor
@@ -44,12 +60,28 @@ class Decoder(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
         self.register_buffer("feature_std", torch.ones(config.feature_dim))
         self.feature_dropout = nn.Dropout(config.feature_dropout)
-        self.to_hidden = nn.Linear(config.feature_dim, config.hidden_dim)
-        self.to_cell = nn.Linear(config.feature_dim, config.hidden_dim)
+        if config.image_input == "init":
+            self.to_hidden = nn.Linear(config.feature_dim, config.hidden_dim)
+            self.to_cell = nn.Linear(config.feature_dim, config.hidden_dim)
+        else:
+            self.to_input = nn.Linear(config.feature_dim, config.embed_dim)
         self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
-        self.lstm = nn.LSTM(config.embed_dim, config.hidden_dim, batch_first=True)
+        self.lstm = nn.LSTM(
+            config.embed_dim * (2 if config.image_input == "every" else 1),
+            config.hidden_dim,
+            config.layers,
+            batch_first=True,
+            dropout=config.dropout if config.layers > 1 else 0.0,
+        )
         self.dropout = nn.Dropout(config.dropout)
-        self.to_logits = nn.Linear(config.hidden_dim, config.vocab_size)
+        output_dim = config.hidden_dim
+        if config.tie_weights:
+            output_dim = config.embed_dim
+            self.to_embedding = nn.Linear(config.hidden_dim, config.embed_dim)
+            nn.init.normal_(self.embedding.weight, std=_INIT_STD)
+        self.to_logits = nn.Linear(output_dim, config.vocab_size)
+        if config.tie_weights:
+            self.to_logits.weight = self.embedding.weight
 
     def fit_features(self, mean: Tensor, std: Tensor) -> None:
         """Standardise features by the training images' `mean` and `std` [D].
@@ -61,26 +93,50 @@ class Decoder(nn.Module):
         self.feature_std.copy_(std.clamp(min=0.1 * float(std.mean()) or 1.0))
 
     def start(self, features: Tensor) -> State:
-        """The LSTM's state before `<start>`, from features [B, D]."""
-        standardised = (features.float() - self.feature_mean) / self.feature_std  # [B, D]
-        dropped = self.feature_dropout(standardised)
-        hidden = torch.tanh(self.to_hidden(dropped))  # [B, H]
-        cell = torch.tanh(self.to_cell(dropped))  # [B, H]
-        return hidden.unsqueeze(0), cell.unsqueeze(0)
+        """The state before `<start>`, from features [B, D]."""
+        scaled = self.feature_dropout(self._scale(features.float()))  # [B, D]
+        if self.config.image_input == "init":
+            hidden = torch.tanh(self.to_hidden(scaled))  # [B, H]
+            cell = torch.tanh(self.to_cell(scaled))  # [B, H]
+            return tuple(part.unsqueeze(0).expand(self.config.layers, -1, -1).contiguous() for part in (hidden, cell))
+        image = self.to_input(scaled)  # [B, E]
+        empty = image.new_zeros(self.config.layers, len(image), self.config.hidden_dim)
+        if self.config.image_input == "first":
+            state: State = self.lstm(image.unsqueeze(1), (empty, empty))[1]
+            return state
+        return empty, empty, image.unsqueeze(0)
 
-    def unroll(self, features: Tensor, words: Tensor) -> Tensor:
-        """Teacher forcing: features [B, D] and the words fed in [B, T] -> the LSTM's outputs [B, T, H]."""
+    def unroll(self, state: State, words: Tensor) -> tuple[Tensor, State]:
+        """The words fed in [B, T] one after the other -> the LSTM's outputs [B, T, H], and the state after the last."""
         embedded = self.dropout(self.embedding(words))  # [B, T, E]
-        outputs: Tensor = self.dropout(self.lstm(embedded, self.start(features))[0])
-        return outputs
+        hidden, cell, *image = state
+        if image:
+            beside = image[0][0].unsqueeze(1).expand(-1, embedded.shape[1], -1).to(embedded.dtype)  # [B, T, E]
+            embedded = torch.cat([embedded, beside], dim=2)  # [B, T, 2E]
+        outputs, (hidden, cell) = self.lstm(embedded, (hidden, cell))
+        return outputs, (hidden, cell, *image)
+
+    def score(self, outputs: Tensor) -> Tensor:
+        """The LSTM's outputs [..., H] -> logits of the next word [..., V]."""
+        dropped = self.dropout(outputs)
+        if self.config.tie_weights:
+            dropped = self.to_embedding(dropped)
+        logits: Tensor = self.to_logits(dropped)
+        return logits
 
     def forward(self, features: Tensor, words: Tensor) -> Tensor:
         """Teacher forcing: features [B, D] and the words fed in [B, T] -> logits of each next word [B, T, V]."""
-        logits: Tensor = self.to_logits(self.unroll(features, words))
-        return logits
+        return self.score(self.unroll(self.start(features), words)[0])
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         """One word a caption [B] and the state -> logits of the next word [B, V] and the next state."""
-        embedded = self.dropout(self.embedding(words)).unsqueeze(1)  # [B, 1, E]
-        outputs, state = self.lstm(embedded, state)  # [B, 1, H]
-        return self.to_logits(self.dropout(outputs[:, 0])), state
+        outputs, state = self.unroll(state, words.unsqueeze(1))  # [B, 1, H]
+        return self.score(outputs[:, 0]), state
+
+    def _scale(self, features: Tensor) -> Tensor:
+        """[B, D] -> [B, D]; "unit" makes the root mean square of each row 1."""
+        if self.config.feature_scaling != "unit":
+            features = (features - self.feature_mean) / self.feature_std
+        if self.config.feature_scaling != "standardize":
+            features = F.normalize(features, dim=1) * math.sqrt(features.shape[1])
+        return features

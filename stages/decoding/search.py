@@ -52,7 +52,7 @@ def search_captions(decoder: Decoder, features: Tensor, *, beam_size: int, max_l
     first_row = torch.arange(image_count, device=device).unsqueeze(1) * beams  # [B, 1]
 
     for step in range(max_length + 1):  # one more than the words, for <end>
-        logits, state = decoder.step(words, (state[0], state[1]))
+        logits, state = decoder.step(words, state)
         log_probabilities = logits.float().log_softmax(dim=-1)  # [B*K, V]
         allowed = log_probabilities.clone()
         allowed[:, list(_NEVER_CHOSEN)] = -math.inf

@@ -1,0 +1,57 @@
+"""The state of a training run on disk: one safetensors file, replaced in one rename. Nothing in it can run code.
+
+Random numbers need no state of their own: each step draws them from a seed made of the run's seed, the step's number
+and the process's rank, each epoch's order from the run's seed and the epoch's number.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from captionmill.data.atomic import replace_atomically
+from captionmill.data.errors import TrainingError
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run stands, and the tensors to go on with."""
+
+    state: dict[str, Any]
+    """Counters and settings: what JSON can hold."""
+    tensors: Mapping[str, Tensor]
+    """The decoder's and the optimizer's, by name."""
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint in `folder`."""
+    header = {"format_version": str(FORMAT_VERSION), "state": json.dumps(checkpoint.state)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    with replace_atomically(folder / CHECKPOINT_NAME) as path:
+        safetensors.torch.save_file(tensors, path, metadata=header)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint | None:
+    """The checkpoint in `folder`, if there is one; TrainingError if it cannot be read."""
+    path = folder / CHECKPOINT_NAME
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format_version") != str(FORMAT_VERSION):
+                raise TrainingError(
+                    f"{path}: of another version of captionmill; pass --restart to begin this training anew"
+                )
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        return Checkpoint(json.loads(header["state"]), tensors)
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as exc:
+        raise TrainingError(f"{path}: not a readable checkpoint; pass --restart to begin this training anew") from exc

@@ -1,0 +1,372 @@
+"""A decoder, its optimizer and its data: one training run, step by step, in one process or several that share it."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from captionmill.data.bundle import Bundle
+from captionmill.data.dataset import CaptionDataset, Indices, measure_features
+from captionmill.data.errors import TrainingError
+from captionmill.data.feature_store import FeatureStore
+from captionmill.data.splits import Splits
+from captionmill.data.vocabulary import PAD, Vocabulary
+from captionmill.stages.config import TrainConfig
+from captionmill.stages.decoding.caption import Caption, decode_features
+from captionmill.stages.decoding.checkpoint import Checkpoint
+from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.feeder import FeatureFeeder, prepare_ahead
+from captionmill.stages.decoding.self_critical import Reward, sample_captions
+from captionmill.stages.parallel import World
+from captionmill.stages.runtime import Progress, choose_training_dtype, no_progress, versions
+from captionmill.stages.scoring.metrics import CiderD
+from captionmill.stages.scoring.ptb_tokenizer import tokenize_ptb
+
+Phase = Literal["cross entropy", "self-critical"]
+
+_WARMUP = 0.1  # share of a phase's steps in which the learning rate rises
+_IMAGES_A_STEP = 50  # of self-critical training: with five samples each, as many captions as two steps of the other
+_STEPS_A_LOOK = 10  # steps between two looks at the loss: a look waits for a GPU
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One pass over the training captions, or, self-critically, over the training images."""
+
+    epoch: int
+    """Counted from 1, through both phases."""
+    phase: Phase
+    loss: float
+    """Mean cross entropy a word, in nats, with dropout; self-critical: the mean reward of the samples, CIDEr-D."""
+    val_cider: float
+    """CIDEr-D of the validation captions, decoded as captions are."""
+    captions_per_s: float
+    """Training speed, over all processes."""
+    duration_s: float
+    """Training and validation."""
+    learning_rate: float
+    """At the epoch's end."""
+    best: bool
+    """The best validation CIDEr-D so far: this epoch's weights are kept."""
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands; together with the tensors all that a run needs to go on exactly."""
+
+    epoch: int = 1
+    phase: Phase = "cross entropy"
+    step: int = 0
+    """Steps of this epoch that are done."""
+    phase_start: int = 0
+    """Epochs that were done when this phase began."""
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Of this epoch: losses (or rewards), and words (or batches)."""
+    seconds: float = 0.0
+    """Spent on this epoch before the run was cut short."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Finished epochs, the fields of `EpochResult`."""
+
+    @property
+    def best_cider(self) -> float:
+        """Of all epochs so far."""
+        return max((row["val_cider"] for row in self.history), default=-math.inf)
+
+
+class Trainer:
+    """One training run from the first step, or from a checkpoint, to the last.
+
+    Everything that is drawn at random depends on the run's seed, the step and the process's rank alone, so a run that
+    goes on from a checkpoint ends bit for bit as it would have on the same CPU.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        captions: Mapping[str, Sequence[str]],
+        splits: Splits,
+        vocabulary: Vocabulary,
+        config: TrainConfig,
+        *,
+        world: World = World(),
+        device: torch.device = torch.device("cpu"),
+    ) -> None:
+        """Build everything from `config.seed`."""
+        self.config, self._store, self._splits, self._vocabulary = config, store, splits, vocabulary
+        self.world, self.device, self.state = world, device, TrainingState()
+        self._captions = captions
+        self.dataset = CaptionDataset(captions, splits.train, vocabulary, max_length=config.max_length)
+        self._feeder = FeatureFeeder(store, splits.train, device)
+        torch.manual_seed(config.seed)
+        self.decoder = Decoder(
+            DecoderConfig(
+                feature_dim=store.spec.feature_dim,
+                vocab_size=len(vocabulary),
+                embed_dim=config.embed_dim,
+                hidden_dim=config.hidden_dim,
+                dropout=config.dropout,
+                feature_dropout=config.feature_dropout,
+                layers=config.layers,
+                image_input=config.image_input,
+                feature_scaling=config.feature_scaling,
+                tie_weights=config.tie_weights,
+            )
+        )
+        mean, std = measure_features(store, splits.train)
+        self.decoder.fit_features(torch.from_numpy(mean), torch.from_numpy(std))
+        self.decoder.to(device)
+        self._losses: nn.Module = _Losses(self.decoder, config.label_smoothing, choose_training_dtype(device))
+        if world.size > 1:
+            self._losses = DistributedDataParallel(self._losses)
+        self._optimizer = self._new_optimizer()
+        self._val_scorer = CiderD({key: [tokenize_ptb(text) for text in captions[key]] for key in splits.val})
+        self._reward: Reward | None = None
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of both phases, if none is left out."""
+        return self.state.phase_start + (
+            self.config.self_critical_epochs
+            if self.state.phase == "self-critical"
+            else self.config.max_epochs + self.config.self_critical_epochs
+        )
+
+    def train_epoch(self, progress: Progress = no_progress) -> Iterator[None]:
+        """Do what is left of the current epoch, yielding every few steps: wherever `state` is whole."""
+        started = time.monotonic() - self.state.seconds
+        if self.state.phase == "cross entropy":
+            self.decoder.train()
+            yield from self._train_captions(started, progress)
+        else:
+            yield from self._train_images(started, progress)
+
+    def end_epoch(self) -> tuple[EpochResult, dict[str, Caption]]:
+        """Validate, and move on to the next epoch; what the epoch gave, and the captions of the validation images."""
+        trained_s = self.state.seconds
+        started = time.monotonic()
+        captions = self.validate()
+        texts = {key: tokenize_ptb(caption.text) for key, caption in captions.items()}
+        val_cider = float(self._val_scorer.scores(texts).mean())
+        count = len(self.dataset)
+        if self.state.phase == "self-critical":
+            count = len(self._splits.train) * self.config.self_critical_samples
+        result = EpochResult(
+            epoch=self.state.epoch,
+            phase=self.state.phase,
+            loss=self.state.sums[0] / self.state.sums[1],
+            val_cider=val_cider,
+            captions_per_s=count / max(trained_s, 1e-9),
+            duration_s=trained_s + time.monotonic() - started,
+            learning_rate=self._optimizer.param_groups[0]["lr"],
+            best=val_cider > self.state.best_cider,
+        )
+        self.state.history.append(asdict(result))
+        self.state.epoch += 1
+        self.state.step, self.state.sums, self.state.seconds = 0, [0.0, 0.0], 0.0
+        return result, captions
+
+    def begin_self_critical(self, best: Mapping[str, Tensor]) -> None:
+        """Go over to the second phase, from the weights `best`."""
+        self._load_weights(best)
+        self.state.phase, self.state.phase_start = "self-critical", self.state.epoch - 1
+        self._optimizer = self._new_optimizer()
+
+    @property
+    def phase_is_over(self) -> bool:
+        """Whether the current phase has had its epochs, or has not become better for `patience` of them."""
+        done = self.state.epoch - 1 - self.state.phase_start
+        if self.state.phase == "self-critical":
+            return done >= self.config.self_critical_epochs
+        ciders = [row["val_cider"] for row in self.state.history]
+        best_epoch = 1 + ciders.index(max(ciders)) if ciders else 0
+        return done >= self.config.max_epochs or done - best_epoch >= self.config.patience
+
+    def validate(self) -> dict[str, Caption]:
+        """The captions of the validation images, each process decoding its share."""
+        share = list(self.world.share(self._splits.val))
+        decoded = decode_features(self.decoder, self._store, share, self._vocabulary, self.config.search)
+        captions = dict(self.world.gather(list(decoded)))
+        return {key: captions[key] for key in self._splits.val}
+
+    def bundle(self, result: EpochResult) -> Bundle:
+        """The decoder as it is now, with all that captioning needs."""
+        return Bundle(
+            decoder_config=asdict(self.decoder.config),
+            vocabulary=self._vocabulary,
+            spec=self._store.spec,
+            training=asdict(self.config),
+            splits={"train": self._splits.train, "val": self._splits.val, "test": self._splits.test},
+            scores={"epoch": result.epoch, "loss": result.loss, "val_cider_d": result.val_cider},
+            versions=versions(),
+            tensors={name: tensor.cpu().numpy() for name, tensor in self.decoder.state_dict().items()},
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        """All that `restore` needs."""
+        tensors = {f"decoder.{name}": tensor for name, tensor in self.decoder.named_parameters()}
+        for index, values in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+        return Checkpoint(asdict(self.state), tensors)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from `checkpoint`, made by a trainer of the same settings and data."""
+        self.state = TrainingState(**checkpoint.state)
+        own = dict(self.decoder.named_parameters())
+        self._load_weights({name: checkpoint.tensors[f"decoder.{name}"] for name in own})
+        self._optimizer = self._new_optimizer()
+        values: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in checkpoint.tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                index, _, value_name = rest.partition(".")
+                values.setdefault(int(index), {})[value_name] = tensor
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": values, "param_groups": groups})
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        matrices = [parameter for parameter in self.decoder.parameters() if parameter.ndim > 1]
+        vectors = [parameter for parameter in self.decoder.parameters() if parameter.ndim == 1]
+        groups = [
+            {"params": matrices, "weight_decay": self.config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=0.0, fused=self.device.type == "cuda")
+
+    def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.decoder.named_parameters():
+                parameter.copy_(weights[name])
+
+    def _train_captions(self, started: float, progress: Progress) -> Iterator[None]:
+        order = np.random.default_rng((self.config.seed, self.state.epoch))
+        plan = self.dataset.plan_epoch(self.config.batch_size, order)
+        sums = torch.tensor(self.state.sums, dtype=torch.float64, device=self.device)
+        batches = prepare_ahead(self._prepare, plan[self.state.step :])
+        for features, words, total in batches:
+            self._begin_step(len(plan), self.config.max_epochs, self.config.learning_rate)
+            smoothed, entropy = self._losses(features, words)
+            self._update(smoothed * (self.world.size / total))
+            sums += torch.stack([self.world.sum(entropy.detach()).double(), sums.new_tensor(total)])
+            if self._end_step(len(plan), started, sums, progress):
+                yield
+
+    def _prepare(self, chosen: Indices) -> tuple[Tensor, Tensor, int]:
+        """What this process does of a batch: features [B, D], words [B, T]; and how many words the whole has."""
+        total = self.dataset.count_words(chosen)
+        share = self._share(chosen)
+        words = self.dataset.words(share if len(share) else chosen[:1])
+        if not len(share):  # fewer captions than processes
+            share, words = chosen[:1], np.where(words >= 0, PAD, words)
+        return self._feeder.rows(self.dataset.images[share]), torch.from_numpy(words).to(self.device), total
+
+    def _share(self, numbers: Indices) -> Indices:
+        return numbers[self.world.rank :: self.world.size]
+
+    def _train_images(self, started: float, progress: Progress) -> Iterator[None]:
+        if self._reward is None:
+            self._reward = Reward(self._captions, self._splits.train, self._vocabulary)
+        samples = self.config.self_critical_samples
+        order = np.random.default_rng((self.config.seed, self.state.epoch)).permutation(len(self._splits.train))
+        plan = [order[start : start + _IMAGES_A_STEP] for start in range(0, len(order), _IMAGES_A_STEP)]
+        sums = torch.tensor(self.state.sums, dtype=torch.float64, device=self.device)
+        for chosen in plan[self.state.step :]:
+            self._begin_step(len(plan), self.config.self_critical_epochs, self.config.self_critical_learning_rate)
+            share = self._share(chosen) if len(chosen) >= self.world.size else chosen
+            features = self._feeder.rows(share)
+            self._without_dropout()
+            sampled = sample_captions(self.decoder, features, samples=samples, max_length=self.config.max_length)
+            keys = [self._splits.train[image] for image in share]
+            advantages, reward = self._reward.advantages(keys, sampled)
+            weighted = self._losses(features, sampled, torch.from_numpy(advantages).to(self.device))[0]
+            self._update(weighted / (sampled != PAD).sum())
+            sums += torch.stack([self.world.sum(sums.new_tensor(reward)), sums.new_tensor(self.world.size)])
+            if self._end_step(len(plan), started, sums, progress):
+                yield
+
+    def _without_dropout(self) -> None:
+        """Self-critical steps follow the very network that drew the captions (with dropout in between, the reward rises
+        more slowly: docs/benchmarks.md); cuDNN has gradients only for an LSTM in training mode.
+        """
+        self.decoder.eval()
+        if self.device.type == "cuda":
+            self.decoder.lstm.train()
+
+    def _begin_step(self, steps: int, epochs: int, learning_rate: float) -> None:
+        """Set the learning rate, and everything that is drawn at random in this step."""
+        place = (self.state.epoch - 1 - self.state.phase_start) * steps + self.state.step
+        rate = learning_rate * scheduled_share(place, steps * epochs)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        numbers = (self.config.seed, self.state.epoch, self.state.step, self.world.rank)
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    def _update(self, loss: Tensor) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.decoder.parameters(), self.config.clip_norm)
+        self._optimizer.step()
+
+    def _end_step(self, steps: int, started: float, sums: Tensor, progress: Progress) -> bool:
+        """Count the step; every few steps look at the loss and say True."""
+        state = self.state
+        state.step += 1
+        state.seconds = time.monotonic() - started
+        if state.step % _STEPS_A_LOOK and state.step < steps:
+            return False
+        state.sums = sums.tolist()
+        if not math.isfinite(state.sums[0]):
+            raise TrainingError(f"the loss became {state.sums[0]} in epoch {state.epoch}; pass a lower --learning-rate")
+        progress(f"epoch {state.epoch}", state.step, steps)
+        return True
+
+
+class _Losses(nn.Module):
+    """A decoder and what training makes smaller; a module, so that data-parallel training can wrap it."""
+
+    def __init__(self, decoder: Decoder, label_smoothing: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self._smoothing, self._dtype = label_smoothing, dtype
+
+    def forward(self, features: Tensor, words: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sums over the words of captions [B * S, T] of images [B, D]: smoothed cross entropy, and plain.
+
+        With `weights` [B * S], one a caption, the first is the weighted cross entropy without smoothing.
+        """
+        inputs, targets = words[:, :-1], words[:, 1:]
+        is_word = targets != PAD  # [B * S, T - 1]; N words in all
+        with torch.autocast(features.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            state = self.decoder.start(features)
+            if len(words) > len(features):
+                state = tuple(part.repeat_interleave(len(words) // len(features), dim=1) for part in state)
+            outputs = self.decoder.unroll(state, inputs)[0]
+            logits = self.decoder.score(outputs[is_word])  # [N, V]: none for padding
+        logits = logits.float()
+        if weights is not None:
+            entropies = F.cross_entropy(logits, targets[is_word], reduction="none")
+            each = weights.unsqueeze(1).expand_as(targets)[is_word]
+            return (entropies * each).sum(), entropies.sum()
+        log_probabilities = logits.log_softmax(dim=-1)
+        entropy = F.nll_loss(log_probabilities, targets[is_word], reduction="sum")
+        if not self._smoothing:
+            return entropy, entropy
+        spread = -log_probabilities.mean(dim=-1).sum()
+        return (1 - self._smoothing) * entropy + self._smoothing * spread, entropy
+
+
+def scheduled_share(step: int, steps: int) -> float:
+    """The share of the largest learning rate in `step` (from 0) of `steps`: a linear rise, then half a cosine to 0.
+
+    Source: Loshchilov and Hutter 2017, "SGDR", without restarts.
+    """
+    rise = _WARMUP * steps
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))

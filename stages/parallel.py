@@ -1,0 +1,71 @@
+"""Several processes that do one job together, as `torchrun` starts them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from captionmill.stages.runtime import choose_device
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that work together; one of one where nobody started several."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """The share of `items` that this process does: every `size`-th."""
+        return items[self.rank :: self.size]
+
+    def gather(self, items: list[T]) -> list[T]:
+        """The items of all processes, one process's after the other's; the same list in each."""
+        if self.size == 1:
+            return items
+        gathered: list[Any] = [None] * self.size
+        distributed.all_gather_object(gathered, items)
+        return [item for part in gathered for item in part]
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor`, added up over the processes."""
+        if self.size > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def join_world(device: str) -> Iterator[tuple[World, torch.device]]:
+    """The world that `torchrun` made this process part of, and its device; gloo between CPUs, NCCL between GPUs.
+
+    Raises InputError if this machine has no such device.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(), choose_device(device)
+        return
+    chosen = choose_device(device)
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(chosen)
+    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(distributed.get_rank(), size), chosen
+    finally:
+        distributed.destroy_process_group()
