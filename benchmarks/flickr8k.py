@@ -1,8 +1,9 @@
-"""Extract, train and evaluate on Flickr8k with the commands a user would type; print the table of docs/benchmarks.md.
+"""Extract, train and evaluate on Flickr8k with the commands a user would type; print the tables of docs/benchmarks.md.
 
-python benchmarks/flickr8k.py FLICKR8K --weights resnet50.pth [--seeds 1] [--work DIR]
+python benchmarks/flickr8k.py FLICKR8K --weights resnet50.pth [--seeds 3] [--self-critical-epochs 10] [--work DIR]
 
-FLICKR8K holds `images/`, `Flickr8k.token.txt` and the official lists `Flickr_8k.{train,dev,test}Images.txt`.
+FLICKR8K holds `images/`, `Flickr8k.token.txt` and the official lists `Flickr_8k.{train,dev,test}Images.txt`. Each seed
+is trained by cross entropy; with `--self-critical-epochs` once more, from the same seed, with these epochs after it.
 """
 
 import argparse
@@ -11,7 +12,9 @@ import platform
 import shlex
 import statistics
 import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
@@ -19,10 +22,10 @@ METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
 
 def run(*words: object) -> float:
     """Run one captionmill command, showing it; the seconds that it took."""
-    command = ["captionmill", *map(str, words)]
-    print("$", shlex.join(command), flush=True)
+    command = list(map(str, words))
+    print("$ captionmill", shlex.join(command), flush=True)
     started = time.monotonic()
-    subprocess.run(command, check=True)
+    subprocess.run([sys.executable, "-m", "captionmill", *command], check=True)
     return time.monotonic() - started
 
 
@@ -30,54 +33,66 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("flickr8k", type=Path)
     parser.add_argument("--weights", required=True, help="state_dict of a ResNet-50, or a torchvision name")
+    parser.add_argument("--features", type=Path, help="a store made before; nothing is extracted then")
     parser.add_argument("--seeds", type=int, default=1, help="trainings, with seeds 0, 1, ...")
+    parser.add_argument("--self-critical-epochs", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, on a GPU")
     parser.add_argument("--work", type=Path, default=Path("flickr8k-work"))
     arguments = parser.parse_args()
     flickr8k, work = arguments.flickr8k, arguments.work
-    features, captions = work / "features.h5", flickr8k / "Flickr8k.token.txt"
+    features, captions = arguments.features or work / "features.h5", flickr8k / "Flickr8k.token.txt"
+    test_list = flickr8k / "Flickr_8k.testImages.txt"
+    work.mkdir(parents=True, exist_ok=True)
 
-    extract_s = run(
-        "extract", flickr8k / "images", "--output", features, "--weights", arguments.weights, "--preprocess", "squash"
-    )
-    rows = []
-    for seed in range(arguments.seeds):
-        model, scores_path = work / f"model-{seed}", work / f"scores-{seed}.json"
-        lists = [
-            "--train-list",
-            flickr8k / "Flickr_8k.trainImages.txt",
-            "--val-list",
-            flickr8k / "Flickr_8k.devImages.txt",
-        ]
+    if not arguments.features:
+        words = ("--weights", arguments.weights, "--preprocess", "squash")
+        extract_s = run("extract", flickr8k / "images", "--output", features, *words)
+        print(f"extraction: {extract_s:.0f} s")
+
+    def evaluate(name: str, models: list[Path]) -> tuple[list[float], float]:
+        output = work / f"scores-{name.replace(' ', '-')}.json"
+        chosen = [word for model in models for word in ("--model", model)]
+        words = ("--captions", captions, "--list", test_list, "--output", output, "--quiet")
+        seconds = run("evaluate", features, *chosen, *words)
+        scores = json.loads(output.read_text())["scores"]
+        return [scores[metric] for metric in METRICS], seconds
+
+    def train(job: tuple[str, int, int]) -> tuple[list[float], float, float]:
+        kind, epochs, seed = job
+        model = work / f"{kind.replace(' ', '-')}-{seed}"
         train_s = run(
-            "train",
-            features,
-            "--captions",
-            captions,
-            *lists,
-            "--output",
-            model,
-            "--seed",
-            seed,
-            "--overwrite",
-            "--quiet",
+            *("train", features, "--captions", captions, "--output", model, "--seed", seed, "--overwrite", "--quiet"),
+            *("--train-list", flickr8k / "Flickr_8k.trainImages.txt"),
+            *("--val-list", flickr8k / "Flickr_8k.devImages.txt", "--self-critical-epochs", epochs),
         )
-        test_list = flickr8k / "Flickr_8k.testImages.txt"
-        evaluate_s = run(
-            "evaluate", features, "--model", model, "--captions", captions, "--list", test_list, "--output", scores_path
-        )
-        scores = json.loads(scores_path.read_text())["scores"]
-        rows.append((str(seed), [scores[name] for name in METRICS], train_s, evaluate_s))
-    if len(rows) > 1:
-        means = [statistics.mean(row[1][place] for row in rows) for place in range(len(METRICS))]
-        train_mean, evaluate_mean = statistics.mean(row[2] for row in rows), statistics.mean(row[3] for row in rows)
-        rows.append(("mean", means, train_mean, evaluate_mean))
+        scores, evaluate_s = evaluate(model.name, [model])
+        return scores, train_s, evaluate_s
 
-    print(f"\n{time.strftime('%Y-%m-%d')}, {platform.machine()}, extraction {extract_s:.0f} s\n")
-    print("| seed | BLEU-1 | BLEU-2 | BLEU-3 | BLEU-4 | ROUGE-L | CIDEr-D | training | evaluation |")
+    kinds = {"cross entropy": 0}
+    if arguments.self_critical_epochs:
+        kinds["self-critical"] = arguments.self_critical_epochs
+    seeds = range(arguments.seeds)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        jobs = [(kind, epochs, seed) for kind, epochs in kinds.items() for seed in seeds]
+        results = dict(zip(jobs, pool.map(train, jobs), strict=True))
+    rows = []
+    for kind, epochs in kinds.items():
+        own = [results[kind, epochs, seed] for seed in seeds]
+        rows += [(f"{kind}, seed {seed}", *result) for seed, result in zip(seeds, own, strict=True)]
+        if len(own) > 1:
+            means = [statistics.mean(scores[place] for scores, _, _ in own) for place in range(len(METRICS))]
+            times = [statistics.mean(result[place] for result in own) for place in (1, 2)]
+            rows.append((f"{kind}, mean", means, *times))
+            models = [work / f"{kind.replace(' ', '-')}-{seed}" for seed in seeds]
+            scores, seconds = evaluate(f"{kind} ensemble", models)
+            rows.append((f"{kind}, ensemble of {len(own)}", scores, 0.0, seconds))
+
+    print(f"\n{time.strftime('%Y-%m-%d')}, {platform.machine()}\n")
+    print("| | BLEU-1 | BLEU-2 | BLEU-3 | BLEU-4 | ROUGE-L | CIDEr-D | training | evaluation |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for name, values, train_s, evaluate_s in rows:
-        shown = " | ".join(f"{value:.3f}" for value in values)
-        print(f"| {name} | {shown} | {train_s / 60:.1f} min | {evaluate_s:.0f} s |")
+    for name, scores, train_s, evaluate_s in rows:
+        shown = " | ".join(f"{value:.3f}" for value in scores)
+        print(f"| {name} | {shown} | {f'{train_s / 60:.1f} min' if train_s else ''} | {evaluate_s:.0f} s |")
 
 
 if __name__ == "__main__":

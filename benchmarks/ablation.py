@@ -1,0 +1,85 @@
+"""What each choice of the decoder and its training does for validation CIDEr-D on Flickr8k, several seeds a row.
+
+python benchmarks/ablation.py FEATURES FLICKR8K --work DIR [--seeds 3] [--jobs 1] [--rows "default" "no dropout" ...]
+
+FEATURES is the store that benchmarks/flickr8k.py makes, FLICKR8K as there. Each row is the default but for what its
+name says. The 1,000 dev images score it: a choice must not be made on the test images. With a GPU several trainings share it
+(`--jobs`). A second run goes on: DIR keeps each training's history.
+"""
+
+import argparse
+import csv
+import shutil
+import statistics
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from photos import run_command
+
+ROWS: dict[str, list[object]] = {
+    "default": [],
+    "hidden 512": ["--hidden-dim", 512],
+    "hidden 2048": ["--hidden-dim", 2048],
+    "embedding 256": ["--embed-dim", 256],
+    "two layers": ["--layers", 2],
+    "own output weights": ["--no-tie-weights"],
+    "image before the first word": ["--image-input", "first"],
+    "image beside every word": ["--image-input", "every"],
+    "features standardised only": ["--feature-scaling", "standardize"],
+    "features to one length only": ["--feature-scaling", "unit"],
+    "feature dropout 0.1": ["--feature-dropout", 0.1],
+    "feature dropout 0.5": ["--feature-dropout", 0.5],
+    "dropout 0.3": ["--dropout", 0.3],
+    "no label smoothing": ["--label-smoothing", 0],
+    "weight decay 0.05": ["--weight-decay", 0.05],
+    "batch 64": ["--batch-size", 64],
+    "batch 256, learning rate 0.002": ["--batch-size", 256, "--learning-rate", 0.002],
+    "learning rate 0.0005": ["--learning-rate", 0.0005],
+    "learning rate 0.002": ["--learning-rate", 0.002],
+    "8 epochs": ["--max-epochs", 8],
+    "20 epochs": ["--max-epochs", 20],
+    "words from 3 occurrences on": ["--min-count", 3],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("features", type=Path)
+    parser.add_argument("flickr8k", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS))
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+
+    def best_cider(job: tuple[str, int]) -> float:
+        row, seed = job
+        name = f"{row.replace(' ', '-').replace(',', '')}-{seed}"
+        history, model = arguments.work / f"{name}.csv", arguments.work / name
+        if not history.exists():
+            run_command(
+                *("train", arguments.features, "--captions", arguments.flickr8k / "Flickr8k.token.txt"),
+                *("--train-list", arguments.flickr8k / "Flickr_8k.trainImages.txt"),
+                *("--val-list", arguments.flickr8k / "Flickr_8k.devImages.txt"),
+                *("--output", model, "--overwrite", "--restart", "--quiet", "--seed", seed, *ROWS[row]),
+            )
+            (model / "history.csv").replace(history)
+            shutil.rmtree(model)
+        with history.open(newline="") as file:
+            best = max(float(epoch["val_cider"]) for epoch in csv.DictReader(file))
+        print(f"{row}, seed {seed}: {best:.3f}", flush=True)
+        return best
+
+    seeds = range(arguments.seeds)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        jobs = [(row, seed) for row in arguments.rows for seed in seeds]
+        scores = dict(zip(jobs, pool.map(best_cider, jobs), strict=True))
+    print("\n| | mean validation CIDEr-D | each seed |\n|---|---|---|")
+    for row in arguments.rows:
+        values = [scores[row, seed] for seed in seeds]
+        print(f"| {row} | {statistics.mean(values):.3f} | {', '.join(f'{value:.3f}' for value in values)} |")
+
+
+if __name__ == "__main__":
+    main()

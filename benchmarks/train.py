@@ -1,0 +1,173 @@
+"""Training speed: the trainer against the loop that tutorials write, and against its own network fed from memory.
+
+python benchmarks/train.py FEATURES FLICKR8K [--seconds 30]
+
+FEATURES is the store that benchmarks/flickr8k.py makes, FLICKR8K as there. All three train the same kind of network (an
+LSTM of 512 numbers whose initial state is the image) on the same captions, each for some seconds, in one process. The
+plain trainer is fp32, reads HDF5 row by row through a DataLoader of two workers, pads each batch of shuffled captions
+to its longest and scores padding too. Nothing else should run on the machine.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it
+
+import h5py
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from captionmill.data.annotations import read_annotations, read_split_list
+from captionmill.data.feature_store import FeatureStore
+from captionmill.data.splits import choose_splits
+from captionmill.data.vocabulary import END, PAD, START, Vocabulary
+from captionmill.stages.config import TrainConfig
+from captionmill.stages.decoding.train import build_vocabulary
+from captionmill.stages.decoding.trainer import Trainer
+from captionmill.stages.runtime import choose_device
+
+
+class PlainDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Captions as a tutorial reads them: one HDF5 access an item."""
+
+    def __init__(self, path: Path, rows: Sequence[int], captions: Sequence[list[int]]) -> None:
+        self.path, self.rows, self.captions = path, rows, captions
+        self.file: h5py.File | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if self.file is None:  # each worker opens the file for itself
+            self.file = h5py.File(self.path, "r")
+        row = torch.from_numpy(self.file["features"][self.rows[index]]).float()
+        return row, torch.tensor([START, *self.captions[index], END])
+
+
+def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    rows, words = zip(*items, strict=True)
+    return torch.stack(rows), pad_sequence(list(words), batch_first=True, padding_value=PAD)
+
+
+class PlainDecoder(nn.Module):
+    """The network as a tutorial writes it."""
+
+    def __init__(self, vocab_size: int, size: int) -> None:
+        super().__init__()
+        self.to_hidden, self.to_cell = nn.Linear(2048, size), nn.Linear(2048, size)
+        self.embedding = nn.Embedding(vocab_size, size)
+        self.lstm = nn.LSTM(size, size, batch_first=True)
+        self.dropout = nn.Dropout(0.5)
+        self.to_logits = nn.Linear(size, vocab_size)
+
+    def forward(self, rows: Tensor, words: Tensor) -> Tensor:
+        state = torch.tanh(self.to_hidden(rows)).unsqueeze(0), torch.tanh(self.to_cell(rows)).unsqueeze(0)
+        outputs, _ = self.lstm(self.dropout(self.embedding(words)), state)
+        logits: Tensor = self.to_logits(self.dropout(outputs))
+        return logits
+
+
+def run_plain(
+    store: FeatureStore, captions: dict[str, tuple[str, ...]], keys: list[str], vocabulary: Vocabulary, size: int
+) -> Iterator[int]:
+    """Captions a step of the plain trainer, step after step."""
+    device = choose_device("auto")
+    pairs = [(store.position(key), vocabulary.encode(caption)[:20]) for key in keys for caption in captions[key]]
+    dataset = PlainDataset(store.path, [row for row, _ in pairs], [words for _, words in pairs])
+    loader = torch.utils.data.DataLoader(dataset, 128, shuffle=True, num_workers=2, collate_fn=collate)
+    network = PlainDecoder(len(vocabulary), size).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    while True:
+        for rows, padded in loader:
+            words = padded.to(device)
+            logits = network(rows.to(device), words[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1), words[:, 1:].flatten(), ignore_index=PAD)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            loss.item()
+            yield len(words)
+
+
+def run_trainer(trainer: Trainer) -> Iterator[int]:
+    """Captions between two looks of the trainer at its loss."""
+    before = 0
+    while True:
+        for _ in trainer.train_epoch():
+            yield (trainer.state.step - before) * trainer.config.batch_size
+            before = trainer.state.step
+        trainer.state.step = before = 0
+
+
+def run_from_memory(trainer: Trainer) -> Iterator[int]:
+    """The trainer's network and optimizer, and nothing else: batches that were made before, no look at anything."""
+    plan = trainer.dataset.plan_epoch(trainer.config.batch_size, np.random.default_rng(0))
+    batches = [trainer._prepare(chosen) for chosen in plan]
+    trainer.decoder.train()
+    while True:
+        for features, words, total in batches:
+            trainer._update(trainer._losses(features, words)[0] / total)
+            yield len(words)
+
+
+def measure(steps: Iterator[int], seconds: float) -> float:
+    """Captions/s, after a warm-up."""
+    for _ in range(5):
+        next(steps)
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        count += next(steps)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return count / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("features", type=Path)
+    parser.add_argument("flickr8k", type=Path)
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="times that each is measured, in turn; the fastest counts"
+    )
+    arguments = parser.parse_args()
+    store = FeatureStore.open(arguments.features)
+    annotations = read_annotations(arguments.flickr8k / "Flickr8k.token.txt")
+    lists = [read_split_list(arguments.flickr8k / f"Flickr_8k.{name}Images.txt") for name in ("train", "dev")]
+    splits = choose_splits(annotations, store.keys, train_list=lists[0], val_list=lists[1], seed=0)
+    vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=5)
+
+    def trainer(**settings: object) -> Trainer:
+        config = TrainConfig(**settings)  # type: ignore[arg-type]
+        return Trainer(store, annotations.captions, splits, vocabulary, config, device=choose_device("auto"))
+
+    same = {"hidden_dim": 512, "tie_weights": False, "label_smoothing": 0.0}
+    loops = {
+        "plain trainer, 512": run_plain(store, dict(annotations.captions), splits.train, vocabulary, 512),
+        "captionmill, 512": run_trainer(trainer(**same)),
+        "its network from memory, 512": run_from_memory(trainer(**same)),
+        "captionmill, default": run_trainer(trainer()),
+        "its network from memory, default": run_from_memory(trainer()),
+    }
+    rates = dict.fromkeys(loops, 0.0)
+    for _ in range(arguments.rounds):
+        for name, steps in loops.items():
+            rates[name] = max(rates[name], measure(steps, arguments.seconds))
+    plain = rates["plain trainer, 512"]
+    print("| | captions/s | x plain |\n|---|---|---|")
+    for name, rate in rates.items():
+        print(f"| {name} | {rate:,.0f} | {rate / plain:.1f} |")
+    for size in ("512", "default"):
+        share = rates[f"captionmill, {size}"] / rates[f"its network from memory, {size}"]
+        print(f"\ncaptionmill, {size}: {share:.2f} of its network's own rate")
+
+
+if __name__ == "__main__":
+    main()
