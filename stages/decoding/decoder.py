@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-State = tuple[Tensor, Tensor]
-"""Hidden and cell state of the LSTM, each [1, B, H]."""
+State = tuple[Tensor, ...]
+"""Hidden and cell state of the LSTM, each [L, B, H]; of an ensemble, those of each decoder in turn."""
 
 
 @dataclass(frozen=True)
