@@ -183,6 +183,14 @@ _machine = _options(
     _setting(ExtractConfig, "engine", "What runs the network; auto is openvino on a CPU where it is installed."),
     _setting(ExtractConfig, "precision", "Arithmetic of the network."),
 )
+_models = click.option(
+    "--model",
+    "models",
+    type=_FOLDER_PATH,
+    multiple=True,
+    required=True,
+    help="Folder that `train` wrote; given several times: the mean of their probabilities.",
+)
 _search = _options(
     _setting(SearchConfig, "beam_size", "Captions kept at each step; 1 is greedy search."),
     _setting(SearchConfig, "max_length", "Words a caption at most."),
@@ -374,7 +382,7 @@ def train(
 
 @main.command()
 @click.argument("images", type=_ANY_OR_URL)
-@click.option("--model", type=_FOLDER_PATH, required=True, help="Folder that `train` wrote.")
+@_models
 @click.option("--output", type=_FILE_PATH, required=True, help="Table to write (CSV).")
 @click.option("--features", type=_FILE_PATH, help="Cache of the features.  [default: OUTPUT with .features.h5]")
 @click.option("--weights", type=_FILE, help="The backbone's weights file, if it was moved since training.")
@@ -384,7 +392,7 @@ def train(
 @_quiet
 def caption(
     images: Path | str,
-    model: Path,
+    models: tuple[Path, ...],
     output: Path,
     features: Path | None,
     weights: Path | None,
@@ -405,7 +413,7 @@ def caption(
     with ProgressBars(quiet=quiet) as progress:
         summary = caption_folder(
             images,
-            model,
+            models,
             output,
             features=features,
             search=SearchConfig(beam_size=beam_size, max_length=max_length),
@@ -419,7 +427,7 @@ def caption(
 
 @main.command()
 @click.argument("features", type=_FILE_PATH)
-@click.option("--model", type=_FOLDER_PATH, required=True, help="Folder that `train` wrote.")
+@_models
 @click.option("--captions", type=_FILE, required=True, help="Reference captions, in any format that `train` reads.")
 @click.option(
     "--list",
@@ -433,7 +441,7 @@ def caption(
 @_quiet
 def evaluate(
     features: Path,
-    model: Path,
+    models: tuple[Path, ...],
     captions: Path,
     image_list: Path | None,
     output: Path | None,
@@ -451,7 +459,7 @@ def evaluate(
     with ProgressBars(quiet=quiet) as progress:
         evaluation = evaluate(
             features,
-            model,
+            models,
             captions,
             image_list=image_list,
             output=output,

@@ -3,8 +3,8 @@
 python benchmarks/ablation.py FEATURES FLICKR8K --work DIR [--seeds 3] [--jobs 1] [--rows "default" "no dropout" ...]
 
 FEATURES is the store that benchmarks/flickr8k.py makes, FLICKR8K as there. Each row is the default but for what its
-name says. The 1,000 dev images score it: a choice must not be made on the test images. With a GPU several trainings share it
-(`--jobs`). A second run goes on: DIR keeps each training's history.
+name says. The 1,000 dev images score it: a choice must not be made on the test images. With a GPU several trainings
+share it (`--jobs`). A second run goes on: DIR keeps each training's history.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Caption a folder: stage one into a cache, stage two from the cache, one CSV row for every image found."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def cache_path_for(output: Path) -> Path:
 
 def caption_folder(
     images: Path | str,
-    model: Path,
+    model: Path | Sequence[Path],
     output: Path,
     *,
     features: Path | None = None,
@@ -53,13 +54,14 @@ def caption_folder(
 ) -> FolderSummary:
     """Caption every image of `images`, as `extract` takes them, with `model` and write the table `output`.
 
-    Features are cached in `features`, by default beside the table. The model knows its backbone and preprocessing; of
-    `machine` only batch size, workers, device and precision are used. `weights` says where the backbone's weights file
-    is now, if it was moved since the model was trained. `overwrite` replaces a cache that holds other features than the
-    model needs.
+    Several folders in `model` are an ensemble. Features are cached in `features`, by default beside the table. The
+    model knows its backbone and preprocessing; of `machine` only batch size, workers, device and precision are used.
+    `weights` says where the backbone's weights file is now, if it was moved since the model was trained. `overwrite`
+    replaces a cache that holds other features than the model needs.
 
     Raises InputError if there is no image or none can be read (the table is written all the same), WeightsError if the
     backbone's weights are not the model's, SpecMismatchError if the cache holds other features than the model needs.
+    Models that do not fit each other are refused as by `Captioner.load`.
     """
     started = time.monotonic()
     captioner = Captioner.load(model, device=machine.device)
@@ -73,14 +75,14 @@ def caption_folder(
     failures: tuple[Failure, ...] = ()
     if store_exists(cache_path):
         store = FeatureStore.open(cache_path)
-        if overwrite and captioner.bundle.spec.differences(store.spec):
+        if overwrite and captioner.spec.differences(store.spec):
             replaced = True
         else:
-            captioner.bundle.spec.require(store.spec, mine="the model", others=str(cache_path))
+            captioner.spec.require(store.spec, mine="the model", others=str(cache_path))
             machine = replace(machine, dtype=store.dtype)
             missing = len(find_missing(found, store))
     if missing:
-        encoder = _build_encoder(captioner.bundle.spec, machine, weights)
+        encoder = _build_encoder(captioner.spec, machine, weights)
         if replaced:
             with lock_store(cache_path):
                 delete_store(cache_path)

@@ -343,3 +343,39 @@ def test_a_killed_caption_leaves_the_old_table_and_the_next_run_makes_the_new_on
     assert output.read_text() == "good\n"
     assert run("caption", photos, "--model", model, "--output", output).exit_code == 0
     assert len(read_csv(output)) == 9
+
+
+def test_several_models_caption_and_are_scored_as_one(
+    model: Path, captions: Path, photos: Path, tmp_path: Path
+) -> None:
+    trained = run(
+        *["train", tmp_path / "f.h5", "--captions", captions, "--output", tmp_path / "second", *SMALL, "--seed", 1]
+    )
+    assert trained.exit_code == 0, trained.output
+    models = ["--model", model, "--model", tmp_path / "second"]
+    result = run("caption", photos, *models, "--output", tmp_path / "both.csv")
+    assert result.exit_code == 0, result.output
+    run("caption", photos, *models[:2], "--output", tmp_path / "one.csv")
+    both, one = read_csv(tmp_path / "both.csv"), read_csv(tmp_path / "one.csv")
+    assert [row["caption"] for row in both] == [row["caption"] for row in one]
+    assert [row["confidence"] for row in both] != [row["confidence"] for row in one]
+    (tmp_path / "list.txt").write_text("blue_6.JPG\nmore/yellow_7.JPG\n")
+    arguments = ["--captions", captions, "--list", tmp_path / "list.txt", "--output", tmp_path / "scores.json"]
+    scored = run("evaluate", tmp_path / "f.h5", *models, *arguments)
+    assert scored.stdout.startswith("2 images: listed in list.txt\n  BLEU-1   1.0000\n")
+    assert json.loads((tmp_path / "scores.json").read_text())["model"] == ["model", "second"]
+    run("evaluate", tmp_path / "f.h5", *models[:2], *arguments)
+    assert json.loads((tmp_path / "scores.json").read_text())["model"] == "model"
+
+
+def test_models_with_other_words_are_refused_in_one_line(
+    model: Path, captions: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.csv").write_text(captions.read_text().replace("picture", "photo"))
+    other = tmp_path / "other"
+    run("train", tmp_path / "f.h5", "--captions", tmp_path / "other.csv", "--output", other, *SMALL)
+    message = fail("caption", photos, "--model", model, "--model", other, "--output", tmp_path / "c.csv")
+    assert message.startswith(
+        f"Error: {model} and {other} have different vocabularies: index 6 is picture in {model}, "
+    )
+    assert not (tmp_path / "c.csv").exists()

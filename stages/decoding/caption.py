@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
 from captionmill.data.bundle import Bundle, read_bundle
-from captionmill.data.errors import BundleError
+from captionmill.data.errors import BundleError, InputError
+from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.feature_store import FeatureStore
 from captionmill.data.vocabulary import Vocabulary
 from captionmill.stages.config import SearchConfig
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.search import search_captions
 from captionmill.stages.runtime import Progress, choose_device, no_progress
 
@@ -29,23 +32,39 @@ class Caption:
 
 @dataclass(frozen=True)
 class Captioner:
-    """A trained decoder, ready to run, and what it needs to know about features and words."""
+    """A trained decoder or an ensemble, ready to run, and what it needs to know about features and words."""
 
-    decoder: Decoder
-    bundle: Bundle
+    decoder: Decoder | Ensemble
+    bundles: tuple[Bundle, ...]
+    """What each decoder was read from; they agree in `spec` and `vocabulary`."""
 
     @classmethod
-    def load(cls, model: Path, *, device: str = "auto") -> "Captioner":
-        """The decoder of the bundle in folder `model`; BundleError if it cannot be read."""
-        bundle = read_bundle(model)
-        try:
-            decoder = Decoder(DecoderConfig(**bundle.decoder_config))
-            decoder.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()})
-        except (TypeError, RuntimeError) as exc:
-            raise BundleError(f"{model}: weights and configuration do not fit each other; train it again") from exc
-        if decoder.config.vocab_size != len(bundle.vocabulary):
-            raise BundleError(f"{model}: {len(bundle.vocabulary)} words for {decoder.config.vocab_size} logits")
-        return cls(decoder.to(choose_device(device)).eval(), bundle)
+    def load(cls, model: Path | Sequence[Path], *, device: str = "auto") -> "Captioner":
+        """The decoder of the bundle in folder `model`, or the ensemble of several such folders.
+
+        Raises BundleError if one cannot be read, SpecMismatchError if they were trained on different kinds of features,
+        InputError if their words or the indices of these differ, or no folder is given.
+        """
+        models = [model] if isinstance(model, Path) else list(model)
+        if not models:
+            raise InputError("no model is given: name at least one folder that `captionmill train` wrote")
+        bundles = [read_bundle(folder) for folder in models]
+        for folder, bundle in zip(models[1:], bundles[1:], strict=True):
+            bundles[0].spec.require(bundle.spec, mine=str(models[0]), others=str(folder))
+            _require_same_words(models[0], bundles[0].vocabulary, folder, bundle.vocabulary)
+        chosen_device = choose_device(device)
+        decoders = [_build_decoder(*pair).to(chosen_device).eval() for pair in zip(models, bundles, strict=True)]
+        return cls(decoders[0] if len(decoders) == 1 else Ensemble(decoders).eval(), tuple(bundles))
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """What made the features that every decoder was trained on."""
+        return self.bundles[0].spec
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words of every decoder."""
+        return self.bundles[0].vocabulary
 
     def captions(
         self,
@@ -59,12 +78,12 @@ class Captioner:
 
         Raises SpecMismatchError at once if the features are not of the kind that the decoder was trained on.
         """
-        self.bundle.spec.require(store.spec, mine="the model", others=str(store.path))
-        return decode_features(self.decoder, store, keys, self.bundle.vocabulary, search, progress=progress)
+        self.spec.require(store.spec, mine="the model", others=str(store.path))
+        return decode_features(self.decoder, store, keys, self.vocabulary, search, progress=progress)
 
 
 def decode_features(
-    decoder: Decoder,
+    decoder: Decoder | Ensemble,
     store: FeatureStore,
     keys: Sequence[str],
     vocabulary: Vocabulary,
@@ -83,3 +102,24 @@ def decode_features(
         for key, caption in zip(batch, decoded, strict=True):
             yield key, Caption(vocabulary.decode(caption.words), caption.confidence)
         progress("caption", start + len(batch), len(keys))
+
+
+def _build_decoder(model: Path, bundle: Bundle) -> Decoder:
+    try:
+        decoder = Decoder(DecoderConfig(**bundle.decoder_config))
+        decoder.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()})
+    except (TypeError, RuntimeError) as exc:
+        raise BundleError(f"{model}: weights and configuration do not fit each other; train it again") from exc
+    if decoder.config.vocab_size != len(bundle.vocabulary):
+        raise BundleError(f"{model}: {len(bundle.vocabulary)} words for {decoder.config.vocab_size} logits")
+    return decoder
+
+
+def _require_same_words(first: Path, mine: Vocabulary, other: Path, others: Vocabulary) -> None:
+    """Raise InputError naming the first index at which the vocabularies of two models differ."""
+    for index, (my_word, other_word) in enumerate(zip_longest(mine.words, others.words)):
+        if my_word != other_word:
+            raise InputError(
+                f"{first} and {other} have different vocabularies: index {index} is {my_word or 'no word'} in {first}, "
+                f"{other_word or 'no word'} in {other}; train both on the same captions, splits and --min-count"
+            )

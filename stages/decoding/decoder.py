@@ -11,7 +11,7 @@ from captionmill.stages.config import FeatureScaling, ImageInput
 
 State = tuple[Tensor, ...]
 """What a step hands to the next, each part [L, B, ...] with the caption in dimension 1: hidden, cell, and with
-`image_input` "every" the image as it stands beside each word."""
+`image_input` "every" the image as it stands beside each word; of an ensemble, those of each decoder in turn."""
 
 _INIT_STD = 0.05  # of tied embeddings: torch's 1.0 makes the first logits hundreds
 

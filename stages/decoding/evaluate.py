@@ -37,7 +37,7 @@ class Evaluation:
 
 def evaluate(
     features: Path,
-    model: Path,
+    model: Path | Sequence[Path],
     captions: Path,
     *,
     image_list: Path | None = None,
@@ -47,6 +47,9 @@ def evaluate(
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Caption images of the store `features`, score them against `captions`, write the scores to `output` (JSON).
+
+    Several folders in `model` are an ensemble. Its own test split is theirs without what any of them was trained on or
+    chosen by.
 
     Scored are the images of `image_list`; without it those that the captions file puts in its test split; without that
     those of the model's own test split; without that all that the model was neither trained on nor chosen by.
@@ -59,11 +62,11 @@ def evaluate(
     captioner = Captioner.load(model, device=device)
     store = FeatureStore.open(features)
     annotations = read_annotations(captions)
-    keys, chosen_by = _choose_keys(annotations, captioner.bundle, image_list)
+    keys, chosen_by = _choose_keys(annotations, captioner.bundles, image_list)
     scored = [key for key in keys if key in store and key in annotations.captions]
     if not scored:
         raise AnnotationError(f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references")
-    if trained_on := len({*scored} & {*captioner.bundle.splits["train"]}):
+    if trained_on := len({*scored} & _keys_of(captioner.bundles, "train").keys()):
         _log.warning("%d of the %d images scored are ones that the model was trained on", trained_on, len(scored))
     decoded = dict(captioner.captions(store, scored, search, progress=progress))
     references = {key: annotations.captions[key] for key in scored}
@@ -81,20 +84,28 @@ def evaluate(
     return evaluation
 
 
-def _choose_keys(annotations: Annotations, bundle: Bundle, image_list: Path | None) -> tuple[list[str], str]:
+def _choose_keys(annotations: Annotations, bundles: Sequence[Bundle], image_list: Path | None) -> tuple[list[str], str]:
     if image_list:
         return read_split_list(image_list), f"listed in {image_list.name}"
     if keys := annotations.keys_of("test"):
         return keys, "test split of the captions file"
-    if keys := bundle.splits["test"]:
+    seen = _keys_of(bundles, "train", "val")
+    if keys := [key for key in _keys_of(bundles, "test") if key not in seen]:
         return keys, "the model's own test split"
-    seen = {*bundle.splits["train"], *bundle.splits["val"]}
     return sorted(annotations.captions.keys() - seen), "images that the model has not seen"
 
 
-def _to_json(evaluation: Evaluation, model: Path, features: Path, search: SearchConfig) -> Mapping[str, object]:
+def _keys_of(bundles: Sequence[Bundle], *splits: str) -> dict[str, None]:
+    """The images that are in one of the `splits` of any of the models, each once, in their order."""
+    return dict.fromkeys(key for bundle in bundles for split in splits for key in bundle.splits[split])
+
+
+def _to_json(
+    evaluation: Evaluation, model: Path | Sequence[Path], features: Path, search: SearchConfig
+) -> Mapping[str, object]:
+    names = [folder.name for folder in ([model] if isinstance(model, Path) else model)]
     return {
-        "model": model.name,
+        "model": names[0] if len(names) == 1 else names,
         "features": features.name,
         "images": len(evaluation.captions),
         "images_chosen_by": evaluation.chosen_by,

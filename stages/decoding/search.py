@@ -1,4 +1,4 @@
-"""Greedy and beam search over `Decoder.step`, many images at once.
+"""Greedy and beam search over the steps of a decoder, or of an ensemble, many images at once.
 
 `<pad>`, `<start>` and `<unk>` are never chosen, and a caption has at least one word. Probabilities are over the whole
 vocabulary. A caption that reaches the maximum length is cut and marked, never an error.
@@ -6,14 +6,25 @@ vocabulary. A caption that reaches the maximum length is cut and marked, never a
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from captionmill.data.vocabulary import END, PAD, START, UNK
-from captionmill.stages.decoding.decoder import Decoder
+from captionmill.stages.decoding.decoder import State
 
 _NEVER_CHOSEN = (PAD, START, UNK)
+
+
+class StepDecoder(Protocol):
+    """What can be searched: one word after another, the state a flat tuple of any parts, each [L, B, H]."""
+
+    def start(self, features: Tensor) -> State:
+        """The state before `<start>`, from features [B, D]."""
+
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+        """One word a caption [B] and the state -> logits of the next word [B, V] and the next state."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ class DecodedCaption:
 
 
 @torch.inference_mode()
-def search_captions(decoder: Decoder, features: Tensor, *, beam_size: int, max_length: int) -> list[DecodedCaption]:
+def search_captions(decoder: StepDecoder, features: Tensor, *, beam_size: int, max_length: int) -> list[DecodedCaption]:
     """The best caption for each row of `features` [B, D], by the sum of log probabilities, `<end>`'s included.
 
     Beam search keeps the `beam_size` best captions at each step; one that has ended competes on with its score as it
@@ -42,7 +53,7 @@ def search_captions(decoder: Decoder, features: Tensor, *, beam_size: int, max_l
     image_count, beams = features.shape[0], beam_size
     device = features.device
     # all captions of one image stand next to each other: row = image * K + beam
-    state = tuple(part.repeat_interleave(beams, dim=1) for part in decoder.start(features))  # each [1, B*K, H]
+    state = tuple(part.repeat_interleave(beams, dim=1) for part in decoder.start(features))  # each [L, B*K, H]
     words = torch.full((image_count * beams,), START, device=device)
     scores = torch.full((image_count, beams), -math.inf, device=device)  # [B, K] sums of log probabilities
     scores[:, 0] = 0.0  # all beams are equal at first: only one may continue
