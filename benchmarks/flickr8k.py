@@ -81,7 +81,7 @@ def main() -> None:
         rows += [(f"{kind}, seed {seed}", *result) for seed, result in zip(seeds, own, strict=True)]
         if len(own) > 1:
             means = [statistics.mean(scores[place] for scores, _, _ in own) for place in range(len(METRICS))]
-            times = [statistics.mean(times) for times in zip(*((train_s, score_s) for _, train_s, score_s in own))]
+            times = [statistics.mean(times) for times in zip(*(result[1:] for result in own), strict=True)]
             rows.append((f"{kind}, mean", means, times[0], times[1]))
             models = [work / f"{kind.replace(' ', '-')}-{seed}" for seed in seeds]
             scores, seconds = evaluate(f"{kind} ensemble", models)

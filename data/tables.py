@@ -1,4 +1,4 @@
-"""The tables that people open in a spreadsheet: captions.csv and failures.csv. UTF-8, quoted where needed."""
+"""The tables that people open in a spreadsheet: captions.csv, failures.csv and others. UTF-8, quoted where needed."""
 
 import csv
 from collections.abc import Iterable
@@ -26,6 +26,7 @@ class CaptionRow:
     """Why it failed."""
 
 
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 _CAPTION_COLUMNS = [field.name for field in fields(CaptionRow)]
 
 
@@ -48,6 +49,15 @@ def read_captions(path: Path) -> list[CaptionRow]:
 def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> None:
     """Write failures.csv (key, reason) in place of what was there."""
     write_table(path, pd.DataFrame(list(failures), columns=["key", "reason"]))
+
+
+def guard_formulas(cells: Iterable[str]) -> list[str]:
+    """Each text with a ' in front if a spreadsheet could take it for a formula, as files may be called "=1+1.jpg".
+
+    That is if it begins with one of = + - @, a tab or a line break (OWASP, "CSV Injection"), or with a ' already: so
+    a reader that takes one ' off the front of every text that has one gets back what was given.
+    """
+    return [f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell for cell in cells]
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:

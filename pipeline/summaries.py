@@ -1,7 +1,6 @@
 """What a stage did, in words for a terminal: pure functions from a stage's summary to a line or a table."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the stages import torch, and `--help` is to be instant
@@ -11,6 +10,7 @@ if TYPE_CHECKING:  # the stages import torch, and `--help` is to be instant
     from captionmill.stages.decoding.train import TrainSummary
     from captionmill.stages.decoding.trainer import EpochResult
     from captionmill.stages.encoding.extract import ExtractSummary
+    from captionmill.stages.scoring.caption_statistics import CaptionStatistics
 
 _SHOWN = 10
 _SCORE_NAMES = {
@@ -20,6 +20,8 @@ _SCORE_NAMES = {
     "bleu_4": "BLEU-4",
     "rouge_l": "ROUGE-L",
     "cider_d": "CIDEr-D",
+    "meteor": "METEOR",
+    "spice": "SPICE",
 }
 
 
@@ -110,7 +112,33 @@ def folder_line(summary: "FolderSummary") -> str:
 
 
 def score_table(evaluation: "Evaluation") -> str:
-    """What was scored, and a line for each metric."""
+    """What was scored, a line for each metric with its 95 % interval, another model's differences, the captions."""
     rows = [f"{show_count(len(evaluation.captions), 'image')}: {evaluation.chosen_by}"]
-    rows += [f"  {_SCORE_NAMES[name]:8} {value:.4f}" for name, value in asdict(evaluation.scores).items()]
-    return "\n".join(rows)
+    rows += [
+        f"  {_SCORE_NAMES[name]:8} {found.value:.4f}  95 % [{found.low:.4f}, {found.high:.4f}]"
+        for name, found in evaluation.estimates.items()
+    ]
+    if evaluation.against:
+        rows.append(f"difference to {evaluation.against.model}, paired")
+        rows += [
+            f"  {_SCORE_NAMES[name]:8} {found.value:+.4f}  95 % [{found.low:+.4f}, {found.high:+.4f}]"
+            for name, found in evaluation.against.differences.items()
+        ]
+    return "\n".join([*rows, *_statistics_lines(evaluation.statistics, len(evaluation.captions))])
+
+
+def _statistics_lines(statistics: "CaptionStatistics", caption_count: int) -> list[str]:
+    copied = "not known, the captions file has no training captions of this model"
+    if statistics.copied is not None:
+        copied = f"{statistics.copied:.1%}"
+        if statistics.training_images_missing:
+            copied += f" or more ({show_count(statistics.training_images_missing, 'training image')} without captions)"
+    return [
+        "captions",
+        f"  length              {statistics.mean_length:.1f} words, mean",
+        f"  distinct            {statistics.distinct:,} of {caption_count:,}",
+        f"  vocabulary used     {statistics.vocabulary_share:.1%}, {show_count(statistics.words_used, 'word')}",
+        f"  copied in training  {copied}",
+        f"  repeated word       {statistics.repeated_word:.1%}",
+        f"  repeated trigram    {statistics.repeated_trigram:.1%}",
+    ]

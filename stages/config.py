@@ -87,6 +87,16 @@ class SearchConfig(_Checked):
 
 
 @dataclass(frozen=True)
+class BootstrapConfig(_Checked):
+    """How the intervals of scores are found."""
+
+    resamples: int = 1000
+    """Times the images are drawn anew; more make the ends of an interval steadier, not narrower."""
+    seed: int = 0
+    """Of the draws: the same seed gives the same intervals."""
+
+
+@dataclass(frozen=True)
 class TrainConfig(_Checked):
     """Stage two: the decoder's size and how it is trained; chosen by measurement (docs/benchmarks.md)."""
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -9,8 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from builders import draw_photos, listen_to_ctrl_c
+from builders import draw_photos, listen_to_ctrl_c, make_store
 from click.testing import CliRunner, Result
 
 from captionmill.cli import main
@@ -34,8 +36,8 @@ SMALL = [
 SMALL += ["--batch-size", "4", "--max-epochs", "40", "--patience", "40"]
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+def run(*arguments: object, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False, env=env)
 
 
 def fail(*arguments: object, code: int = 1) -> str:
@@ -224,12 +226,115 @@ def test_evaluate_prints_a_table_and_writes_json(model: Path, captions: Path, tm
     arguments = ["--captions", captions, "--list", tmp_path / "list.txt", "--output", output]
     result = run("evaluate", tmp_path / "f.h5", "--model", model, *arguments)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("2 images: listed in list.txt\n  BLEU-1   1.0000\n")
-    assert "  BLEU-4   1.0000\n  ROUGE-L  1.0000\n  CIDEr-D  " in result.stdout
+    lines = result.stdout.splitlines()
+    assert lines[:2] == ["2 images: listed in list.txt", "  BLEU-1   1.0000  95 % [1.0000, 1.0000]"]
+    assert lines[4:6] == ["  BLEU-4   1.0000  95 % [1.0000, 1.0000]", "  ROUGE-L  1.0000  95 % [1.0000, 1.0000]"]
+    assert lines[6].startswith("  CIDEr-D  ")
+    assert lines[7:] == [
+        "captions",
+        "  length              5.0 words, mean",
+        "  distinct            2 of 2",
+        "  vocabulary used     71.4%, 5 words",
+        "  copied in training  100.0%",
+        "  repeated word       0.0%",
+        "  repeated trigram    0.0%",
+    ]
     assert "  nowhere.jpg\n" in result.stderr
     scores = json.loads(output.read_text())
     assert scores["images"] == 2
     assert scores["scores"]["rouge_l"] == 1.0
+    assert scores["intervals"]["rouge_l"] == [1.0, 1.0]
+    assert scores["bootstrap"] == {"resamples": 1000, "seed": 0, "level": 0.95}
+    assert (scores["against"], scores["left_out"]) == (None, [])
+    assert scores["caption_statistics"] == {
+        "mean_length": 5.0,
+        "distinct": 2,
+        "words_used": 5,
+        "vocabulary_share": 0.714286,
+        "copied": 1.0,
+        "training_images": 4,
+        "training_images_missing": 0,
+        "repeated_word": 0.0,
+        "repeated_trigram": 0.0,
+    }
+
+
+def test_evaluate_writes_a_row_for_each_image_that_no_spreadsheet_takes_for_a_formula(
+    model: Path, captions: Path, tmp_path: Path
+) -> None:
+    store = FeatureStore.open(tmp_path / "f.h5")
+    rows = np.stack([store["blue_6.JPG"], store["more/yellow_7.JPG"]])
+    make_store(tmp_path / "odd.h5", ["=cmd.jpg", "a,b.jpg"], rows, store.spec)
+    (tmp_path / "odd.csv").write_text('image,caption\n=cmd.jpg,a blue picture all blue\n"a,b.jpg",a red picture\n')
+    table = tmp_path / "per" / "image.csv"
+    arguments = ["--model", model, "--captions", tmp_path / "odd.csv", "--per-image", table, "--java-metrics"]
+    result = run("evaluate", tmp_path / "odd.h5", *arguments, env={"PATH": ""})
+    assert result.exit_code == 0, result.output
+    assert "Note: METEOR is left out: Java is not installed here\n" in result.stderr
+    assert "Note: SPICE is left out: Java is not installed here\n" in result.stderr
+    assert (
+        "  copied in training  not known, the captions file has no training captions of this model\n" in result.stdout
+    )
+    first, second = read_csv(table)
+    assert 0 < float(first.pop("confidence")) <= 1
+    assert float(first.pop("cider_d")) > float(second["cider_d"])
+    assert first == {
+        "key": "'=cmd.jpg",
+        "caption": "a blue picture all blue",
+        "bleu_4": "1.0000",
+        "rouge_l": "1.0000",
+        "words": "5",
+        "copied": "",
+        "repeated_word": "no",
+        "repeated_trigram": "no",
+    }
+    assert (second["key"], second["caption"]) == ("a,b.jpg", "a yellow picture all yellow")
+    assert float(second["bleu_4"]) < 0.001
+
+
+def test_evaluate_against_another_model_shows_paired_differences(model: Path, captions: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    trained = run("train", tmp_path / "f.h5", "--captions", captions, "--output", other, *SMALL, "--max-epochs", 1)
+    assert trained.exit_code == 0, trained.output
+    (tmp_path / "list.txt").write_text("red_4.JPG\nmore/green_5.JPG\nblue_6.JPG\nmore/yellow_7.JPG\n")
+    arguments = ["--captions", captions, "--list", tmp_path / "list.txt", "--output", tmp_path / "scores.json"]
+    evaluated = ["evaluate", tmp_path / "f.h5", "--model", model, *arguments]
+
+    result = run(*evaluated, "--against", other, "--resamples", 200, "--seed", 5)
+
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[7] == "difference to other, paired"
+    assert re.fullmatch(r"  ROUGE-L  \+0\.\d{4}  95 % \[\+0\.\d{4}, \+[01]\.\d{4}\]", lines[12])
+    written = json.loads((tmp_path / "scores.json").read_text())
+    alone = run("evaluate", tmp_path / "f.h5", "--model", other, *arguments)
+    assert alone.exit_code == 0
+    against = written["against"]
+    assert against["model"] == "other"
+    assert against["scores"] == json.loads((tmp_path / "scores.json").read_text())["scores"]
+    for name, difference in against["differences"].items():
+        low, high = against["difference_intervals"][name]
+        assert low <= difference <= high
+        assert difference == pytest.approx(written["scores"][name] - against["scores"][name], abs=2e-6)
+    assert written["bootstrap"] == {"resamples": 200, "seed": 5, "level": 0.95}
+
+    itself = run(*evaluated, "--against", model)
+    assert itself.stdout.count("+0.0000  95 % [+0.0000, +0.0000]") == 6
+
+
+def test_evaluate_against_a_model_of_other_features_is_one_line(
+    model: Path, captions: Path, photos: Path, thin_weights: Path, tmp_path: Path
+) -> None:
+    run("extract", photos, "--output", tmp_path / "g.h5", *THIN[:-1], "48", "--weights", thin_weights)
+    other = tmp_path / "other"
+    arguments = ["--captions", captions]
+    trained = run("train", tmp_path / "g.h5", *arguments, "--output", other, *SMALL, "--max-epochs", 1)
+    assert trained.exit_code == 0, trained.output
+    message = fail("evaluate", tmp_path / "f.h5", "--model", model, *arguments, "--against", other)
+    misfit = f"{other} has image_size: 48, not 32; resize_size: 48, not 32"
+    assert message == f"Error: {other} and {tmp_path / 'f.h5'} do not fit: {misfit}"
+    message = fail("evaluate", tmp_path / "f.h5", "--model", model, *arguments, "--against", tmp_path / "none")
+    assert message.startswith(f"Error: {tmp_path / 'none'}: no trained model here")
 
 
 def test_vocabulary_prints_words_and_indices(model: Path) -> None:
@@ -286,6 +391,19 @@ def test_an_output_that_is_an_input_is_refused_and_untouched(model: Path, captio
     refused = "is an input of this command and would be overwritten; name another output"
     assert refused in fail("evaluate", store, "--model", model, "--captions", captions, "--output", captions)
     assert refused in fail("evaluate", store, "--model", model, "--captions", captions, "--output", store)
+    assert refused in fail("evaluate", store, "--model", model, "--captions", captions, "--per-image", captions)
+    assert "name two files" in fail(
+        "evaluate",
+        store,
+        "--model",
+        model,
+        "--captions",
+        captions,
+        "--per-image",
+        tmp_path / "x",
+        "--output",
+        tmp_path / "x",
+    )
     assert refused in fail("caption", tmp_path / "list.txt", "--model", model, "--output", tmp_path / "list.txt")
     assert "table and the cache" in fail(
         "caption", tmp_path / "list.txt", "--model", model, "--output", tmp_path / "x", "--features", tmp_path / "x"
@@ -362,7 +480,7 @@ def test_several_models_caption_and_are_scored_as_one(
     (tmp_path / "list.txt").write_text("blue_6.JPG\nmore/yellow_7.JPG\n")
     arguments = ["--captions", captions, "--list", tmp_path / "list.txt", "--output", tmp_path / "scores.json"]
     scored = run("evaluate", tmp_path / "f.h5", *models, *arguments)
-    assert scored.stdout.startswith("2 images: listed in list.txt\n  BLEU-1   1.0000\n")
+    assert scored.stdout.startswith("2 images: listed in list.txt\n  BLEU-1   1.0000  95 % ")
     assert json.loads((tmp_path / "scores.json").read_text())["model"] == ["model", "second"]
     run("evaluate", tmp_path / "f.h5", *models[:2], *arguments)
     assert json.loads((tmp_path / "scores.json").read_text())["model"] == "model"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from captionmill.data.errors import InputError
-from captionmill.stages.scoring.metrics import CiderD, corpus_bleu, rouge_l, score_captions
+from captionmill.stages.scoring.metrics import CiderD, corpus_bleu, measure_captions, rouge_l, score_captions
 
 WORDS = ("a", "dog", "runs", "on", "the", "grass", "with", "red", "ball", "and", "two", "men", "ride", "in", "snow")
 CAPTIONS = {"1.jpg": "A dog runs.", "2.jpg": "Two men ride bikes."}
@@ -94,6 +94,19 @@ def test_score_captions_tokenizes_and_scores() -> None:
     assert astuple(scores) == pytest.approx((1, 1, 1, 1, 1, (first + second) / 2), abs=1e-8)
 
 
+def test_what_each_image_adds_sums_to_the_corpus_score() -> None:
+    captions, references = _random_corpus(50, seed=7)
+    metrics = {metric.name: metric for metric in measure_captions(captions, references)}
+    candidates = [caption.split() for caption in captions.values()]
+    bleu = corpus_bleu(candidates, [[reference.split() for reference in references[key]] for key in captions])
+    assert [metrics[f"bleu_{order}"].value for order in (1, 2, 3, 4)] == pytest.approx(bleu, abs=1e-12)
+    assert metrics["rouge_l"].value == pytest.approx(np.mean(metrics["rouge_l"].each), abs=1e-12)
+    assert metrics["cider_d"].value == pytest.approx(np.mean(metrics["cider_d"].each), abs=1e-12)
+    for position, key in enumerate(captions):
+        alone = corpus_bleu([captions[key].split()], [[reference.split() for reference in references[key]]])
+        assert metrics["bleu_4"].each[position] == pytest.approx(alone[3], abs=1e-12)
+
+
 def test_a_caption_without_references_is_named() -> None:
     with pytest.raises(InputError, match=r"^9\.jpg has a caption but no references"):
         score_captions({"9.jpg": "a dog"}, REFERENCES)
@@ -117,26 +130,34 @@ def _random_sentence(generator: random.Random) -> str:
     return " ".join(generator.choices(WORDS, k=generator.choice([0, 1, 2, 4, 7, 9, 11, 14, 30])))
 
 
-@pytest.mark.parametrize("image_count", [1, 2, 200])
-def test_scores_equal_those_of_pycocoevalcap(image_count: int) -> None:
-    bleu_module = pytest.importorskip("pycocoevalcap.bleu.bleu")
-    rouge_module = pytest.importorskip("pycocoevalcap.rouge.rouge")
-    cider_module = pytest.importorskip("pycocoevalcap.cider.cider")
-    generator = random.Random(image_count)
+def _random_corpus(image_count: int, *, seed: int) -> tuple[dict[str, str], dict[str, Sequence[str]]]:
+    generator = random.Random(seed)
     references: dict[str, Sequence[str]] = {}
     captions: dict[str, str] = {}
     for key in map(str, range(image_count)):
         references[key] = [_random_sentence(generator) for _ in range(generator.randint(1, 5))] + ["a dog runs"]
         words = generator.choice(references[key]).split() + _random_sentence(generator).split()[:3]
         captions[key] = " ".join(words[generator.randint(0, 2) :])
+    return captions, references
+
+
+@pytest.mark.parametrize("image_count", [1, 2, 200])
+def test_scores_equal_those_of_pycocoevalcap(image_count: int) -> None:
+    bleu_module = pytest.importorskip("pycocoevalcap.bleu.bleu")
+    rouge_module = pytest.importorskip("pycocoevalcap.rouge.rouge")
+    cider_module = pytest.importorskip("pycocoevalcap.cider.cider")
+    captions, references = _random_corpus(image_count, seed=image_count)
     candidates = {key: [caption] for key, caption in captions.items()}
 
-    bleu, _ = bleu_module.Bleu(4).compute_score(references, candidates, verbose=0)
+    bleu, bleu_each = bleu_module.Bleu(4).compute_score(references, candidates, verbose=0)
     rouge, rouge_each = rouge_module.Rouge().compute_score(references, candidates)
     cider, cider_each = cider_module.Cider().compute_score(references, candidates)
 
     scores = score_captions(captions, references)
     assert astuple(scores) == pytest.approx((*bleu, rouge, cider), abs=1e-6)
+    each = {metric.name: metric.each for metric in measure_captions(captions, references)}
+    for order in (1, 2, 3, 4):
+        np.testing.assert_allclose(each[f"bleu_{order}"], bleu_each[order - 1], atol=1e-9)
     tokens = {key: caption.split() for key, caption in captions.items()}
     reference_tokens = {key: [reference.split() for reference in references[key]] for key in references}
     np.testing.assert_allclose(CiderD(reference_tokens).scores(tokens), cider_each, atol=1e-6)

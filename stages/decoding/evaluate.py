@@ -1,30 +1,63 @@
 """What a decoder is worth: captions decoded from cached features, scored against every reference."""
 
+import itertools
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from captionmill.data.annotations import Annotations, read_annotations, read_split_list
 from captionmill.data.atomic import require_other_file, write_text
 from captionmill.data.bundle import Bundle
-from captionmill.data.errors import AnnotationError
+from captionmill.data.errors import AnnotationError, InputError
 from captionmill.data.feature_store import FeatureStore
-from captionmill.stages.config import SearchConfig
+from captionmill.data.tables import guard_formulas, write_table
+from captionmill.stages.config import BootstrapConfig, SearchConfig
 from captionmill.stages.decoding.caption import Caption, Captioner
 from captionmill.stages.runtime import Progress, no_progress
-from captionmill.stages.scoring.metrics import Scores, score_captions
+from captionmill.stages.scoring.bootstrap import LEVEL, Estimate, compare, estimate
+from captionmill.stages.scoring.caption_statistics import (
+    CaptionStatistics,
+    CaptionTraits,
+    describe_captions,
+    find_traits,
+)
+from captionmill.stages.scoring.java_metrics import JAVA_METRICS, measure_with_java
+from captionmill.stages.scoring.metrics import Metric, Scores, measure_captions
+
+_YES_NO = {True: "yes", False: "no", None: ""}
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Another model on the same images."""
+
+    model: str
+    """The name of its folder."""
+    estimates: dict[str, Estimate]
+    """Its score by each metric, with the 95 % interval."""
+    differences: dict[str, Estimate]
+    """The model's score minus this one's, with the 95 % interval of the paired bootstrap."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Scores of a model on some images, and what they were measured on."""
 
-    scores: Scores
+    estimates: dict[str, Estimate]
+    """The score by each metric with its 95 % interval: the fields of `Scores`, then meteor and spice where had."""
+    statistics: CaptionStatistics
+    against: Comparison | None
+    """The other model, if one was named."""
+    left_out: tuple[str, ...]
+    """The metrics that were asked for and cannot be had here, with the reason."""
     captions: dict[str, Caption]
     """The decoded caption of each image scored, by key."""
     references: dict[str, tuple[str, ...]]
@@ -33,6 +66,13 @@ class Evaluation:
     """Why these images: the list, the captions file's test split, or what the model has not seen."""
     missing: tuple[str, ...]
     """Images that were to be scored, but have no features or no references."""
+    bootstrap: BootstrapConfig
+    """How the intervals were found."""
+
+    @property
+    def scores(self) -> Scores:
+        """The scores without Java, without their intervals."""
+        return Scores(**{field.name: self.estimates[field.name].value for field in fields(Scores)})
 
 
 def evaluate(
@@ -42,6 +82,10 @@ def evaluate(
     *,
     image_list: Path | None = None,
     output: Path | None = None,
+    per_image: Path | None = None,
+    against: Path | None = None,
+    java_metrics: bool = False,
+    bootstrap: BootstrapConfig = BootstrapConfig(),
     search: SearchConfig = SearchConfig(),
     device: str = "auto",
     progress: Progress = no_progress,
@@ -53,35 +97,71 @@ def evaluate(
 
     Scored are the images of `image_list`; without it those that the captions file puts in its test split; without that
     those of the model's own test split; without that all that the model was neither trained on nor chosen by.
+    `per_image` is a table (CSV) with a row for each image; `against` is a second model to caption the same images.
 
     Raises AnnotationError if no such image has both features and references, SpecMismatchError if the features are not
-    of the kind that the model was trained on.
+    of the kind that either model was trained on, InputError if an output is an input or the other output.
     """
-    if output:
-        require_other_file(output, features, captions, image_list)
+    _check_outputs(output, per_image, inputs=(features, captions, image_list))
     captioner = Captioner.load(model, device=device)
+    other = Captioner.load(against, device=device) if against else None
     store = FeatureStore.open(features)
+    if other:
+        other.spec.require(store.spec, mine=str(against), others=str(features))
     annotations = read_annotations(captions)
     keys, chosen_by = _choose_keys(annotations, captioner.bundles, image_list)
     scored = [key for key in keys if key in store and key in annotations.captions]
     if not scored:
         raise AnnotationError(f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references")
-    if trained_on := len({*scored} & _keys_of(captioner.bundles, "train").keys()):
-        _log.warning("%d of the %d images scored are ones that the model was trained on", trained_on, len(scored))
+    _warn_of_training_images(captioner.bundles, scored, "the model")
     decoded = dict(captioner.captions(store, scored, search, progress=progress))
     references = {key: annotations.captions[key] for key in scored}
+    texts = {key: caption.text for key, caption in decoded.items()}
+    metrics, left_out = _measure(texts, references, JAVA_METRICS if java_metrics else ())
+    comparison = None
+    if against and other:
+        _warn_of_training_images(other.bundles, scored, str(against))
+        others = {key: caption.text for key, caption in other.captions(store, scored, search, progress=progress)}
+        had = [metric.name for metric in metrics if metric.name in JAVA_METRICS]
+        other_metrics, other_left_out = _measure(others, references, had)
+        left_out += other_left_out
+        differences = compare(metrics, other_metrics, bootstrap)
+        comparison = Comparison(against.name, estimate(other_metrics, bootstrap), differences)
+    trained_on = _keys_of(captioner.bundles, "train")
+    training = [annotations.captions[key] for key in trained_on if key in annotations.captions]
+    traits = find_traits(texts, itertools.chain.from_iterable(training))
     evaluation = Evaluation(
-        scores=score_captions({key: caption.text for key, caption in decoded.items()}, references),
+        estimates=estimate(metrics, bootstrap),
+        statistics=describe_captions(
+            texts,
+            traits,
+            captioner.vocabulary,
+            training_images=len(training),
+            training_images_missing=len(trained_on) - len(training),
+        ),
+        against=comparison,
+        left_out=left_out,
         captions=decoded,
         references=references,
         chosen_by=chosen_by,
         missing=tuple(sorted(set(keys) - set(scored))),
+        bootstrap=bootstrap,
     )
+    if per_image:
+        _write_per_image(per_image, decoded, metrics, traits)
     if output:
         write_text(
             output, json.dumps(_to_json(evaluation, model, features, search), indent=1, ensure_ascii=False) + "\n"
         )
     return evaluation
+
+
+def _check_outputs(output: Path | None, per_image: Path | None, *, inputs: Sequence[Path | None]) -> None:
+    for path in (output, per_image):
+        if path:
+            require_other_file(path, *inputs)
+    if output and per_image and output.resolve() == per_image.resolve():
+        raise InputError(f"{output}: cannot hold both the scores (JSON) and a row for each image (CSV); name two files")
 
 
 def _choose_keys(annotations: Annotations, bundles: Sequence[Bundle], image_list: Path | None) -> tuple[list[str], str]:
@@ -100,6 +180,38 @@ def _keys_of(bundles: Sequence[Bundle], *splits: str) -> dict[str, None]:
     return dict.fromkeys(key for bundle in bundles for split in splits for key in bundle.splits[split])
 
 
+def _warn_of_training_images(bundles: Sequence[Bundle], scored: Sequence[str], whose: str) -> None:
+    if count := len({*scored} & _keys_of(bundles, "train").keys()):
+        _log.warning("%d of the %d images scored are ones that %s was trained on", count, len(scored), whose)
+
+
+def _measure(
+    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], java_names: Collection[str]
+) -> tuple[list[Metric], tuple[str, ...]]:
+    """All metrics, rows in the order of `captions`, and a line for each that cannot be had here."""
+    metrics = measure_captions(captions, references)
+    if not java_names:
+        return metrics, ()
+    with_java, left_out = measure_with_java(captions, references, java_names)
+    return [*metrics, *with_java], tuple(left_out)
+
+
+def _write_per_image(
+    path: Path, captions: Mapping[str, Caption], metrics: Sequence[Metric], traits: Mapping[str, CaptionTraits]
+) -> None:
+    """A row for each image, in the order of `captions`."""
+    columns: dict[str, Any] = {
+        "key": guard_formulas(captions),
+        "caption": guard_formulas(caption.text for caption in captions.values()),
+        "confidence": [caption.confidence for caption in captions.values()],
+    }
+    columns |= {metric.name: metric.each for metric in metrics if metric.name not in ("bleu_1", "bleu_2", "bleu_3")}
+    columns["words"] = [traits[key].words for key in captions]
+    for name in ("copied", "repeated_word", "repeated_trigram"):
+        columns[name] = [_YES_NO[getattr(traits[key], name)] for key in captions]
+    write_table(path, pd.DataFrame(columns))
+
+
 def _to_json(
     evaluation: Evaluation, model: Path | Sequence[Path], features: Path, search: SearchConfig
 ) -> Mapping[str, object]:
@@ -111,13 +223,39 @@ def _to_json(
         "images_chosen_by": evaluation.chosen_by,
         "missing": list(evaluation.missing),
         "beam_size": search.beam_size,
-        "scores": {name: round(value, 6) for name, value in asdict(evaluation.scores).items()},
+        "scores": _values(evaluation.estimates),
+        "intervals": _intervals(evaluation.estimates),
+        "bootstrap": asdict(evaluation.bootstrap) | {"level": LEVEL},
+        "left_out": list(evaluation.left_out),
+        "against": _comparison_to_json(evaluation.against) if evaluation.against else None,
+        "caption_statistics": {
+            name: round(value, 6) if isinstance(value, float) else value
+            for name, value in asdict(evaluation.statistics).items()
+        },
         "mean_confidence": _mean([caption.confidence for caption in evaluation.captions.values()]),
         "captions": {
             key: {"caption": caption.text, "references": evaluation.references[key]}
             for key, caption in evaluation.captions.items()
         },
     }
+
+
+def _comparison_to_json(comparison: Comparison) -> Mapping[str, object]:
+    return {
+        "model": comparison.model,
+        "scores": _values(comparison.estimates),
+        "intervals": _intervals(comparison.estimates),
+        "differences": _values(comparison.differences),
+        "difference_intervals": _intervals(comparison.differences),
+    }
+
+
+def _values(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    return {name: round(estimate.value, 6) for name, estimate in estimates.items()}
+
+
+def _intervals(estimates: Mapping[str, Estimate]) -> dict[str, list[float]]:
+    return {name: [round(estimate.low, 6), round(estimate.high, 6)] for name, estimate in estimates.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,12 +2,16 @@
 
 CIDEr here is CIDEr-D (clipped counts, Gaussian length penalty, factor 10), which is what the class `Cider` of the PyPI
 package pycocoevalcap computes. Its `Bleu(4)` (nearest reference length) and `Rouge` are the other two.
+
+Captions are looked at once, an image at a time, by `measure_captions`. What it counts is enough for the score of the
+whole corpus, of each image, and of every resample of the images (`bootstrap.py`).
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +25,7 @@ SIGMA = 6.0  # of CIDEr-D: the width of the length penalty, in tokens
 
 Tokens = Sequence[str]
 NGram = tuple[str, ...]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,40 @@ class Scores:
     """Mean cosine with the references over n-grams weighted by rarity in this corpus; 0 to 10."""
 
 
-def score_captions(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Scores:
-    """The scores of one caption an image against the references of that image, all of them plain sentences.
+@dataclass(frozen=True)
+class Metric:
+    """A score that is a function of numbers summed over images: BLEU of pooled counts, the mean of a score an image."""
+
+    name: str
+    """As the fields of `Scores`."""
+    rows: Floats
+    """N x C: what each image adds to the sums."""
+    combine: Callable[[Floats, int], Floats]
+    """Sums, [..., C], and the number of images summed -> scores, [...]."""
+
+    @property
+    def value(self) -> float:
+        """The score of all images together."""
+        return float(self.combine(self.rows.sum(axis=0), len(self.rows)))
+
+    @property
+    def each(self) -> Floats:
+        """The score of each image alone, N numbers."""
+        return self.combine(self.rows, 1)
+
+
+def mean_metric(name: str, scores: Floats) -> Metric:
+    """The metric that is the mean of one score an image; `scores` are N numbers."""
+    return Metric(name, scores[:, None], lambda sums, count: sums[..., 0] / count)
+
+
+def measure_captions(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> list[Metric]:
+    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D of one caption an image, plain sentences; rows in the order of `captions`.
 
     References of images without a caption are ignored, so the rarity weights of CIDEr-D come from the captioned images
-    alone. Raises InputError where a caption has no references, or there are no captions.
+    alone; they stay as they are in a resample. BLEU of one image is the formula of the corpus on that image's counts,
+    without smoothing: what `Bleu(4)` lists for each image, and 0 where no four words in a row are in a reference.
+    Raises InputError where a caption has no references, or there are no captions.
     """
     if not captions:
         raise InputError("there are no captions to score; caption some images first")
@@ -54,10 +88,18 @@ def score_captions(captions: Mapping[str, str], references: Mapping[str, Sequenc
             raise InputError(f"{key} has a caption but no references; score only images that the captions file names")
     candidate_tokens = {key: tokenize_ptb(caption) for key, caption in captions.items()}
     reference_tokens = {key: [tokenize_ptb(reference) for reference in references[key]] for key in captions}
-    bleu = corpus_bleu(list(candidate_tokens.values()), list(reference_tokens.values()))
-    rouge = [rouge_l(candidate_tokens[key], reference_tokens[key]) for key in captions]
-    cider = CiderD(reference_tokens).scores(candidate_tokens)
-    return Scores(*bleu, rouge_l=float(np.mean(rouge)), cider_d=float(np.mean(cider)))
+    counts = np.array([_count_bleu(candidate_tokens[key], reference_tokens[key]) for key in captions], np.float64)
+    rouge = np.array([rouge_l(candidate_tokens[key], reference_tokens[key]) for key in captions], np.float64)
+    return [
+        *(Metric(f"bleu_{order}", counts, partial(_bleu, order=order)) for order in range(1, MAX_ORDER + 1)),
+        mean_metric("rouge_l", rouge),
+        mean_metric("cider_d", CiderD(reference_tokens).scores(candidate_tokens)),
+    ]
+
+
+def score_captions(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Scores:
+    """The corpus scores of what `measure_captions` counts; the same errors."""
+    return Scores(**{metric.name: metric.value for metric in measure_captions(captions, references)})
 
 
 def corpus_bleu(
@@ -72,28 +114,35 @@ def corpus_bleu(
         raise InputError(
             f"{len(candidates)} captions and {len(references)} lists of references; one list each is needed"
         )
-    matched, offered = [0] * MAX_ORDER, [0] * MAX_ORDER
-    candidate_length = reference_length = 0
-    for tokens, token_lists in zip(candidates, references, strict=True):
-        length = len(tokens)
-        candidate_length += length
-        reference_length += min((abs(len(reference) - length), len(reference)) for reference in token_lists)[1]
-        ceiling: Counter[NGram] = Counter()
-        for reference in token_lists:
-            ceiling |= _count_ngrams(reference)
-        for ngram, count in _count_ngrams(tokens).items():
-            matched[len(ngram) - 1] += min(count, ceiling[ngram])
-        for order in range(MAX_ORDER):
-            offered[order] += max(0, length - order)
+    counts = [_count_bleu(tokens, token_lists) for tokens, token_lists in zip(candidates, references, strict=True)]
+    sums = np.array(counts, np.float64).sum(axis=0)
+    one, two, three, four = (float(_bleu(sums, order=order)) for order in range(1, MAX_ORDER + 1))
+    return one, two, three, four
+
+
+def _count_bleu(tokens: Tokens, references: Sequence[Tokens]) -> list[int]:
+    """Of one image, for each order the n-grams matched, for each order those offered, both lengths: 10 numbers."""
+    matched = [0] * MAX_ORDER
+    ceiling: Counter[NGram] = Counter()
+    for reference in references:
+        ceiling |= _count_ngrams(reference)
+    for ngram, count in _count_ngrams(tokens).items():
+        matched[len(ngram) - 1] += min(count, ceiling[ngram])
+    length = len(tokens)
+    offered = [max(0, length - order) for order in range(MAX_ORDER)]
+    nearest = min((abs(len(reference) - length), len(reference)) for reference in references)[1]
+    return [*matched, *offered, length, nearest]
+
+
+def _bleu(sums: Floats, _: int = 1, *, order: int) -> Floats:
+    """BLEU up to `order` of sums of what `_count_bleu` gives, [..., 10] -> [...]."""
     # The reference implementation adds these two, so that nothing offered or matched is a score near 0, never an error.
     small, tiny = 1e-9, 1e-15
-    ratio = (candidate_length + tiny) / (reference_length + small)
-    penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    product, scores = 1.0, []
-    for order in range(MAX_ORDER):
-        product *= (matched[order] + tiny) / (offered[order] + small)
-        scores.append(product ** (1 / (order + 1)) * penalty)
-    return scores[0], scores[1], scores[2], scores[3]
+    matched, offered = sums[..., :order], sums[..., MAX_ORDER : MAX_ORDER + order]
+    ratio = (sums[..., -2] + tiny) / (sums[..., -1] + small)
+    penalty = np.exp(np.minimum(0.0, 1 - 1 / ratio))
+    product = np.prod((matched + tiny) / (offered + small), axis=-1)
+    return np.asarray(product ** (1 / order) * penalty)
 
 
 def rouge_l(tokens: Tokens, references: Sequence[Tokens]) -> float:
@@ -161,7 +210,7 @@ class CiderD:
         )
         return 10.0 * total / (MAX_ORDER * len(lengths))
 
-    def scores(self, candidates: Mapping[str, Tokens]) -> NDArray[np.float64]:
+    def scores(self, candidates: Mapping[str, Tokens]) -> Floats:
         """The CIDEr-D of each caption, in the order of `candidates`."""
         return np.array([self.score(key, tokens) for key, tokens in candidates.items()], dtype=np.float64)
 
