@@ -134,7 +134,7 @@ class TrainConfig(_Checked):
     """Epochs without a better validation CIDEr before training stops early."""
     self_critical_epochs: int = 0
     """Passes over the training images after that, with sampled captions and their CIDEr-D as the reward."""
-    self_critical_learning_rate: float = 5e-5
+    self_critical_learning_rate: float = 1e-4
     """AdamW's largest step size in these."""
     self_critical_samples: int = 5
     """Captions sampled an image; the mean reward of the others is each one's baseline."""

@@ -50,17 +50,17 @@ def search_captions(decoder: StepDecoder, features: Tensor, *, beam_size: int, m
     Beam search keeps the `beam_size` best captions at each step; one that has ended competes on with its score as it
     is. A beam of one is greedy: the highest logit is the next word. The decoder should be in evaluation mode.
     """
-    image_count, beams = features.shape[0], beam_size
-    device = features.device
+    beams, device = beam_size, features.device
+    found: list[DecodedCaption | None] = [None] * len(features)
+    searched = torch.arange(len(features), device=device)  # [B] the images whose caption is not known yet
     # all captions of one image stand next to each other: row = image * K + beam
     state = tuple(part.repeat_interleave(beams, dim=1) for part in decoder.start(features))  # each [L, B*K, H]
-    words = torch.full((image_count * beams,), START, device=device)
-    scores = torch.full((image_count, beams), -math.inf, device=device)  # [B, K] sums of log probabilities
+    words = torch.full((len(features) * beams,), START, device=device)
+    scores = torch.full((len(features), beams), -math.inf, device=device)  # [B, K] sums of log probabilities
     scores[:, 0] = 0.0  # all beams are equal at first: only one may continue
-    ended = torch.zeros(image_count, beams, dtype=torch.bool, device=device)
-    history = torch.full((image_count, beams, max_length), PAD, device=device)  # [B, K, T] word indices
-    history_scores = torch.zeros(image_count, beams, max_length, device=device)  # their log probabilities
-    first_row = torch.arange(image_count, device=device).unsqueeze(1) * beams  # [B, 1]
+    ended = torch.zeros(len(features), beams, dtype=torch.bool, device=device)
+    history = torch.full((len(features), beams, max_length), PAD, device=device)  # [B, K, T] word indices
+    history_scores = torch.zeros(len(features), beams, max_length, device=device)  # their log probabilities
 
     for step in range(max_length + 1):  # one more than the words, for <end>
         logits, state = decoder.step(words, state)
@@ -72,30 +72,38 @@ def search_captions(decoder: StepDecoder, features: Tensor, *, beam_size: int, m
         if step == max_length:
             allowed[:, :END] = -math.inf
             allowed[:, END + 1 :] = -math.inf
-        allowed = allowed.view(image_count, beams, -1)  # [B, K, V]
-        only_pad = torch.full_like(allowed[:1, :1], -math.inf)
-        only_pad[..., PAD] = 0.0
-        allowed = torch.where(ended.unsqueeze(2), only_pad, allowed)  # an ended caption goes on unchanged
-        vocab_size = allowed.shape[2]
-        scores, chosen = (scores.unsqueeze(2) + allowed).view(image_count, -1).topk(beams)  # [B, K] of K*V
+        allowed[ended.view(-1)] = -math.inf  # an ended caption goes on unchanged
+        allowed[:, PAD].masked_fill_(ended.view(-1), 0.0)
+        vocab_size = allowed.shape[1]
+        sums = (scores.view(-1, 1) + allowed).view(len(searched), -1)  # [B, K*V]
+        scores, chosen = sums.topk(beams)  # [B, K]
         parents = chosen // vocab_size  # [B, K] which beam each goes on from
         next_words = chosen % vocab_size  # [B, K]
         history = history.gather(1, parents.unsqueeze(2).expand_as(history))
         history_scores = history_scores.gather(1, parents.unsqueeze(2).expand_as(history_scores))
         if step < max_length:
             history[:, :, step] = next_words
-            chosen_scores = log_probabilities.view(image_count, -1).gather(1, chosen)
-            history_scores[:, :, step] = chosen_scores
+            history_scores[:, :, step] = log_probabilities.view(len(searched), -1).gather(1, chosen)
         ended = ended.gather(1, parents) | (next_words == END)
-        if bool(ended.all()):
+        is_known = ended[:, 0]  # sums only fall: no other beam overtakes a best one that has ended
+        if step == max_length:
+            is_known = torch.ones_like(is_known)
+        if bool(is_known.any()):
+            captions = _read_best(history[is_known, 0].tolist(), history_scores[is_known, 0].tolist())
+            for image, caption in zip(searched[is_known].tolist(), captions, strict=True):
+                found[image] = caption
+        going_on = ~is_known
+        if not bool(going_on.any()):
             break
-        rows = (first_row + parents).view(-1)
+        rows = (torch.arange(len(searched), device=device).unsqueeze(1) * beams + parents)[going_on].view(-1)
         state = tuple(part[:, rows] for part in state)
-        words = next_words.view(-1)
-    return _best(history[:, 0].tolist(), history_scores[:, 0].tolist())
+        words = next_words[going_on].view(-1)
+        searched, scores, ended = searched[going_on], scores[going_on], ended[going_on]
+        history, history_scores = history[going_on], history_scores[going_on]
+    return [caption for caption in found if caption is not None]
 
 
-def _best(histories: list[list[int]], history_scores: list[list[float]]) -> list[DecodedCaption]:
+def _read_best(histories: list[list[int]], history_scores: list[list[float]]) -> list[DecodedCaption]:
     captions = []
     for history, scores in zip(histories, history_scores, strict=True):
         length = next((place for place, word in enumerate(history) if word in (END, PAD)), len(history))
