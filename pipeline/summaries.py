@@ -135,10 +135,10 @@ def _statistics_lines(statistics: "CaptionStatistics", caption_count: int) -> li
             copied += f" or more ({show_count(statistics.training_images_missing, 'training image')} without captions)"
     return [
         "captions",
-        f"  length              {statistics.mean_length:.1f} words, mean",
-        f"  distinct            {statistics.distinct:,} of {caption_count:,}",
-        f"  vocabulary used     {statistics.vocabulary_share:.1%}, {show_count(statistics.words_used, 'word')}",
-        f"  copied in training  {copied}",
-        f"  repeated word       {statistics.repeated_word:.1%}",
-        f"  repeated trigram    {statistics.repeated_trigram:.1%}",
+        f"  length                {statistics.mean_length:.1f} words, mean",
+        f"  distinct              {statistics.distinct:,} of {caption_count:,}",
+        f"  vocabulary used       {statistics.vocabulary_share:.1%}, {show_count(statistics.words_used, 'word')}",
+        f"  copied from training  {copied}",
+        f"  repeated word         {statistics.repeated_word:.1%}",
+        f"  repeated trigram      {statistics.repeated_trigram:.1%}",
     ]

@@ -232,12 +232,12 @@ def test_evaluate_prints_a_table_and_writes_json(model: Path, captions: Path, tm
     assert lines[6].startswith("  CIDEr-D  ")
     assert lines[7:] == [
         "captions",
-        "  length              5.0 words, mean",
-        "  distinct            2 of 2",
-        "  vocabulary used     71.4%, 5 words",
-        "  copied in training  100.0%",
-        "  repeated word       0.0%",
-        "  repeated trigram    0.0%",
+        "  length                5.0 words, mean",
+        "  distinct              2 of 2",
+        "  vocabulary used       71.4%, 5 words",
+        "  copied from training  100.0%",
+        "  repeated word         0.0%",
+        "  repeated trigram      0.0%",
     ]
     assert "  nowhere.jpg\n" in result.stderr
     scores = json.loads(output.read_text())
@@ -273,7 +273,7 @@ def test_evaluate_writes_a_row_for_each_image_that_no_spreadsheet_takes_for_a_fo
     assert "Note: METEOR is left out: Java is not installed here\n" in result.stderr
     assert "Note: SPICE is left out: Java is not installed here\n" in result.stderr
     assert (
-        "  copied in training  not known, the captions file has no training captions of this model\n" in result.stdout
+        "  copied from training  not known, the captions file has no training captions of this model\n" in result.stdout
     )
     first, second = read_csv(table)
     assert 0 < float(first.pop("confidence")) <= 1

@@ -7,6 +7,7 @@ parameters for ranking (Denkowski & Lavie, "Meteor Universal", WMT 2014); SPICE 
 """
 
 import contextlib
+import http.client
 import importlib.util
 import io
 import json
@@ -133,7 +134,7 @@ def _fetch_spice_models(folder: Path) -> None:
 
         with _connect_timeout(), contextlib.redirect_stdout(io.StringIO()):
             get_stanford_models()
-    except (ImportError, OSError, zipfile.BadZipFile, KeyError) as exc:
+    except (ImportError, OSError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as exc:
         raise _UnavailableError(f"its models cannot be downloaded ({exc})") from exc
 
 
