@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the stages import torch, and `--help` is to be instant
     from captionmill.stages.decoding.trainer import EpochResult
     from captionmill.stages.encoding.extract import ExtractSummary
     from captionmill.stages.scoring.caption_statistics import CaptionStatistics
+    from captionmill.stages.scoring.leaks import LeakReport
 
 _SHOWN = 10
 _SCORE_NAMES = {
@@ -142,3 +143,25 @@ def _statistics_lines(statistics: "CaptionStatistics", caption_count: int) -> li
         f"  repeated word         {statistics.repeated_word:.1%}",
         f"  repeated trigram      {statistics.repeated_trigram:.1%}",
     ]
+
+
+def leak_lines(report: "LeakReport") -> str:
+    """What was compared, how many pairs each two splits have, and the closest pairs."""
+    lines = ["images with features: " + ", ".join(f"{count:,} {name}" for name, count in report.images.items())]
+    for (first, second), count in report.counts.items():
+        where = f"within {first}" if first == second else f"{first} and {second}"
+        lines.append(
+            f"{where}: {show_count(count.near, 'pair')} of cosine {report.threshold:g} or more, "
+            f"{count.identical:,} identical"
+        )
+    shown = [
+        f"{pair.cosine:.4f}  {pair.split_a} {pair.key_a}  {pair.split_b} {pair.key_b}"
+        + ("  identical" if pair.identical else "")
+        for pair in report.pairs
+    ]
+    if shown:
+        lines.append(show_list(shown))
+    kept, found = len(report.pairs), sum(count.near for count in report.counts.values())
+    if kept < found:
+        lines.append(f"the closest {kept:,} of {found:,} pairs are kept; a higher threshold leaves fewer")
+    return "\n".join(lines)

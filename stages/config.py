@@ -26,6 +26,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "self_critical_epochs": (0, None),
     "self_critical_learning_rate": (0, None),
     "self_critical_samples": (2, 1000),
+    "threshold": (0, 1),
     "seed": (0, 2**63 - 1),
 }
 """Least and greatest value of a setting; numbers that are not listed are at least 1."""
@@ -94,6 +95,16 @@ class BootstrapConfig(_Checked):
     """Times the images are drawn anew; more make the ends of an interval steadier, not narrower."""
     seed: int = 0
     """Of the draws: the same seed gives the same intervals."""
+
+
+@dataclass(frozen=True)
+class LeakConfig(_Checked):
+    """Which images of two splits count as nearly the same."""
+
+    threshold: float = 0.86
+    """Least cosine of a pair's features; about half of the 30 such pairs of Flickr8k show one scene."""
+    within: bool = False
+    """Compare the images of each split with each other too."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,86 @@
+"""Which cosine tells a picture that was changed a little from another picture, and whether centring features helps.
+
+python benchmarks/leaks.py FLICKR8K --features features.h5 --weights resnet50.pth --work DIR [--images 150]
+
+FEATURES are those of FLICKR8K/images, made with --preprocess squash. Some of these pictures are changed in seven ways;
+each row of the tables is a threshold, with how many pairs of the pictures as they are reach it, and what share of the
+changed pictures reach it with their original. DIR keeps the changed pictures and their features.
+"""
+
+import argparse
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from photos import run_command
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+
+from captionmill.data.feature_store import FeatureStore
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "a quarter brighter": lambda picture: ImageEnhance.Brightness(picture).enhance(1.25),
+    "6 pixels cut off": lambda picture: picture.crop((6, 6, picture.width - 6, picture.height - 6)),
+    "mirrored": ImageOps.mirror,
+    "17 pixels cut off": lambda picture: picture.crop((17, 17, picture.width - 17, picture.height - 17)),
+    "JPEG quality 40": lambda picture: picture,
+    "half the size": lambda picture: picture.resize(
+        (picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS
+    ),
+    "grey": lambda picture: ImageOps.grayscale(picture).convert("RGB"),
+}
+THRESHOLDS = (0.95, 0.92, 0.9, 0.88, 0.86, 0.84, 0.82, 0.8)
+
+
+def change_pictures(images: Path, output: Path, count: int) -> None:
+    names = sorted(path.name for path in images.glob("*.jpg"))
+    for name in random.Random(0).sample(names, count):
+        with Image.open(images / name) as picture:
+            original = picture.convert("RGB")
+        for change, apply in CHANGES.items():
+            (output / change).mkdir(parents=True, exist_ok=True)
+            apply(original).save(output / change / name, quality=40 if "JPEG" in change else 90)
+
+
+def read_all(path: Path) -> tuple[list[str], Tensor]:
+    store = FeatureStore.open(path)
+    return store.keys, torch.from_numpy(store.read(np.arange(len(store))).astype(np.float32))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("flickr8k", type=Path)
+    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=150)
+    arguments = parser.parse_args()
+    changed_path = arguments.work / "changed.h5"
+    change_pictures(arguments.flickr8k / "images", arguments.work / "changed", arguments.images)
+    run_command(
+        *("extract", arguments.work / "changed", "--output", changed_path),
+        *("--weights", arguments.weights, "--preprocess", "squash"),
+    )
+    keys, originals = read_all(arguments.features)
+    changed_keys, changed = read_all(changed_path)
+    changes = np.array([key.split("/")[0] for key in changed_keys])
+    own = torch.tensor([keys.index(key.split("/")[1]) for key in changed_keys])
+    first, second = torch.triu_indices(len(keys), len(keys), 1)
+    reached: tuple[int, ...] = ()
+    for measure, centre in (("as they are", torch.zeros(1)), ("mean taken away", originals.mean(0))):
+        rows, changed_rows = F.normalize(originals - centre, dim=1), F.normalize(changed - centre, dim=1)
+        found = (changed_rows * rows[own]).sum(1).numpy()
+        between = np.sort((rows @ rows.T)[first, second].numpy())[::-1]
+        thresholds = [float(between[count - 1]) for count in reached] or THRESHOLDS  # as many pairs as the first found
+        print(f"\n| {measure}: cosine | pairs | {' | '.join(CHANGES)} |\n|{'---|' * (len(CHANGES) + 2)}")
+        for threshold in thresholds:
+            shares = [f"{100 * (found[changes == change] >= threshold).mean():.0f} %" for change in CHANGES]
+            print(f"| {threshold:.3f} | {(between >= threshold).sum()} | {' | '.join(shares)} |")
+        reached = tuple(int((between >= threshold).sum()) for threshold in thresholds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Which images of one split are, or are nearly, images of another: scores on such test images are too good.
+
+Images are compared by the cosine of their cached features as they are, and by the hash of their files' content. Taking
+the mean of all features away first was measured and is worse: docs/benchmarks.md tells.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captionmill.data.annotations import read_annotations, read_split_list
+from captionmill.data.atomic import require_other_file
+from captionmill.data.errors import InputError
+from captionmill.data.feature_store import FeatureStore
+from captionmill.data.tables import write_table
+from captionmill.stages.config import LeakConfig
+from captionmill.stages.runtime import Progress, choose_device, no_progress
+
+SPLIT_NAMES = ("train", "val", "test")
+KEPT_PAIRS = 100_000  # the closest of them; all are counted
+RESIDENT_ROWS = 16_384  # of the smaller split on the device at once: 134 MB of 2048 float32
+BLOCK_ROWS = 1024  # of the larger one beside them; their cosines take 67 MB
+
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LeakPair:
+    """Two images that should not both be there."""
+
+    key_a: str
+    split_a: str
+    key_b: str
+    split_b: str
+    cosine: float
+    """Of their features, at most 1; 1 for features of one direction."""
+    identical: bool
+    """Their files had the same content when the features were made, or they are one image in two splits."""
+
+
+@dataclass(frozen=True)
+class PairCount:
+    """How many pairs two splits have."""
+
+    near: int
+    """With a cosine of at least the threshold, or identical."""
+    identical: int
+
+
+@dataclass(frozen=True)
+class LeakReport:
+    """What splits have in common."""
+
+    threshold: float
+    images: dict[str, int]
+    """Images with features in each split."""
+    counts: dict[tuple[str, str], PairCount]
+    """For each two splits that were compared, in the order train, val, test."""
+    pairs: tuple[LeakPair, ...]
+    """Identical ones first, then by falling cosine; the first `KEPT_PAIRS` if there are more."""
+    without_features: tuple[str, ...]
+    """Images of a split that have no row, sorted."""
+    in_no_split: int
+    """Rows of images that are in no split."""
+
+
+@dataclass(frozen=True)
+class _Hits:
+    """Pairs found, as positions in the store, [N] each; `first` is in the earlier split."""
+
+    first: Places
+    second: Places
+    cosine: npt.NDArray[np.float32]
+    identical: npt.NDArray[np.bool_]
+
+
+def find_leaks(
+    features: Path,
+    captions: Path | None = None,
+    config: LeakConfig = LeakConfig(),
+    *,
+    lists: Mapping[str, Path] | None = None,
+    output: Path | None = None,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> LeakReport:
+    """Pairs of images in two splits whose rows in the store `features` have a cosine of `config.threshold` or more.
+
+    The splits are those of `lists` (a file for each of "train", "val", "test" that is wanted), or else those of the
+    captions file. Files of the same content are reported whatever the cosine. `output` gets the pairs as CSV. Memory is
+    flat: neither split is read at once, and no more than `KEPT_PAIRS` pairs are kept.
+
+    Raises InputError if fewer than two splits have images with features (one is enough with `config.within`).
+    """
+    if output:
+        require_other_file(output, features, captions, *(lists or {}).values())
+    chosen_device = choose_device(device)
+    store = FeatureStore.open(features)
+    splits = _read_splits(captions, lists or {})
+    places = {
+        name: np.array([store.position(key) for key in keys if key in store], dtype=np.int64)
+        for name, keys in splits.items()
+    }
+    _require_something_to_compare(places, config, features)
+    compared = (
+        itertools.combinations_with_replacement(places, 2) if config.within else itertools.combinations(places, 2)
+    )
+    comparison = _Comparison(store, _content_hashes(store), places, config.threshold, chosen_device)
+    counts: dict[tuple[str, str], PairCount] = {}
+    pairs: list[LeakPair] = []
+    for names in compared:
+        hits, counts[names] = _collect(comparison.tiles(*names, progress))
+        pairs += [
+            LeakPair(store.keys[first], names[0], store.keys[second], names[1], cosine, identical)
+            for first, second, cosine, identical in zip(
+                *(getattr(hits, field.name).tolist() for field in fields(_Hits)), strict=True
+            )
+        ]
+    pairs.sort(key=lambda pair: (not pair.identical, -pair.cosine))
+    in_splits = np.unique(np.concatenate(list(places.values())))
+    report = LeakReport(
+        threshold=config.threshold,
+        images={name: len(rows) for name, rows in places.items()},
+        counts=counts,
+        pairs=tuple(pairs[:KEPT_PAIRS]),
+        without_features=tuple(sorted({key for keys in splits.values() for key in keys if key not in store})),
+        in_no_split=len(store) - len(in_splits),
+    )
+    if output:
+        columns = [field.name for field in fields(LeakPair)]
+        write_table(output, pd.DataFrame([asdict(pair) for pair in report.pairs], columns=columns))
+    return report
+
+
+def _read_splits(captions: Path | None, lists: Mapping[str, Path]) -> dict[str, list[str]]:
+    """The keys of each split, each once, in the order train, val, test."""
+    if lists:
+        return {name: sorted(read_split_list(lists[name])) for name in SPLIT_NAMES if name in lists}
+    if captions is None:
+        raise InputError("nothing says which image is in which split: pass --captions with splits, or split lists")
+    annotations = read_annotations(captions)
+    if not annotations.splits:
+        raise InputError(f"{captions}: names no splits; pass two or more of --train-list, --val-list and --test-list")
+    return {name: annotations.keys_of(name) for name in SPLIT_NAMES if annotations.keys_of(name)}
+
+
+def _require_something_to_compare(places: Mapping[str, Places], config: LeakConfig, features: Path) -> None:
+    with_images = [name for name, rows in places.items() if len(rows)]
+    if len(with_images) < (1 if config.within else 2):
+        raise InputError(
+            f"nothing to compare: {features} has images of {f'{with_images[0]} alone' if with_images else 'no split'}; "
+            "name the splits' images by their paths in the store, and two splits or --within"
+        )
+
+
+def _content_hashes(store: FeatureStore) -> npt.NDArray[np.uint64]:
+    """The hash of each row's source, [N]; 0 where it is not known."""
+    sources = store.sources()
+    return np.where(sources[:, 0] > 0, sources[:, 2], np.uint64(0))  # a source that is not known has no bytes
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Everything that finding the pairs of two splits needs."""
+
+    store: FeatureStore
+    hashes: npt.NDArray[np.uint64]
+    """The hash of each row's source, [N]; 0 where it is not known."""
+    places: Mapping[str, Places]
+    """Positions in the store of each split's images."""
+    threshold: float
+    device: torch.device
+
+    def tiles(self, first_name: str, second_name: str, progress: Progress) -> Iterator[_Hits]:
+        """The pairs of two splits, tile by tile; of one split with itself each pair once."""
+        first, second = self.places[first_name], self.places[second_name]
+        within = first_name == second_name
+        swapped = len(first) > len(second)
+        small, large = (second, first) if swapped else (first, second)
+        starts = range(0, len(small), RESIDENT_ROWS)
+        for chunk_number, chunk_start in enumerate(starts):
+            chunk = small[chunk_start : chunk_start + RESIDENT_ROWS]
+            chunk_rows = self._unit_rows(chunk)  # [M, D]
+            for start in range(chunk_start if within else 0, len(large), BLOCK_ROWS):
+                block = large[start : start + BLOCK_ROWS]
+                in_block, in_chunk, cosine, identical = self._tile(block, chunk, chunk_rows, within=within)
+                yield _Hits(*((in_block, in_chunk) if swapped else (in_chunk, in_block)), cosine, identical)
+                done = chunk_number * len(large) + start + len(block)
+                progress(f"{first_name} and {second_name}", done, len(starts) * len(large))
+
+    def _tile(
+        self, block: Places, chunk: Places, chunk_rows: Tensor, *, within: bool
+    ) -> tuple[Places, Places, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """The pairs of `block` [B] and `chunk` [M]: where each stands, its cosine, whether it is identical."""
+        cosines = self._unit_rows(block) @ chunk_rows.T  # [B, M]
+        block_hashes = self._to_tensor(self.hashes[block]).unsqueeze(1)  # [B, 1]
+        identical = (block_hashes == self._to_tensor(self.hashes[chunk])) & (block_hashes != 0)  # [B, M]
+        found = (cosines >= self.threshold) | identical
+        if within:  # each image with those after it
+            found &= self._to_tensor(block).unsqueeze(1) > self._to_tensor(chunk)
+        rows, columns = found.nonzero(as_tuple=True)
+        in_block, in_chunk = block[rows.cpu().numpy()], chunk[columns.cpu().numpy()]
+        cosine = cosines[rows, columns].clamp(max=1).cpu().numpy()
+        return in_block, in_chunk, cosine, identical[rows, columns].cpu().numpy() | (in_block == in_chunk)
+
+    def _unit_rows(self, places: Places) -> Tensor:
+        """The rows at `places`, each of length 1, [M, D]; a row of zeros stays one."""
+        return F.normalize(torch.from_numpy(self.store.read(places)).to(self.device).float(), dim=1)
+
+    def _to_tensor(self, values: npt.NDArray[np.uint64] | Places) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values).view(np.int64)).to(self.device)
+
+
+def _collect(tiles: Iterator[_Hits]) -> tuple[_Hits, PairCount]:
+    """The closest `KEPT_PAIRS` of all tiles' pairs, and how many there were."""
+    kept: list[_Hits] = []
+    waiting_count, near, identical = 0, 0, 0
+    for hits in tiles:
+        if not len(hits.first):
+            continue
+        near, identical = near + len(hits.first), identical + int(hits.identical.sum())
+        kept.append(hits)
+        waiting_count += len(hits.first)
+        if waiting_count > KEPT_PAIRS:
+            kept, waiting_count = [_closest(kept)], 0
+    return _closest(kept), PairCount(near, identical)
+
+
+def _closest(parts: Sequence[_Hits]) -> _Hits:
+    """The first `KEPT_PAIRS` of all `parts` in the order of `LeakReport.pairs`."""
+    if not parts:
+        return _Hits(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.bool_))
+    hits = _Hits(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_Hits)))
+    order = np.lexsort((hits.second, hits.first, -hits.cosine, ~hits.identical))[:KEPT_PAIRS]
+    return _Hits(hits.first[order], hits.second[order], hits.cosine[order], hits.identical[order])
