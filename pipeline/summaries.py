@@ -38,6 +38,18 @@ def show_duration(duration_s: float) -> str:
     return f"{int(duration_s // 60)} min {int(duration_s % 60)} s"
 
 
+def show_time_left(duration_s: float) -> str:
+    """ "8 s left", "4 min left", "1 h 20 min left", "2 d 3 h left": no finer than such a guess is good for."""
+    minutes = round(duration_s / 60)
+    if duration_s < 60:
+        return f"{max(1, round(duration_s))} s left"
+    if minutes < 60:
+        return f"{minutes} min left"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min left"
+    return f"{minutes // (24 * 60)} d {minutes // 60 % 24} h left"
+
+
 def show_list(lines: Sequence[str]) -> str:
     """The first ten lines, indented, and how many more there are."""
     shown = [f"  {line}" for line in lines[:_SHOWN]]

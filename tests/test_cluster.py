@@ -111,12 +111,14 @@ def test_two_processes_write_what_one_writes_though_one_is_killed(
 ) -> None:
     monkeypatch.chdir(folder.parent)
     seen: list[int] = []
+
+    def note_done(label: str, done: int, total: int, **_: object) -> None:
+        seen.append(done)
+
     with open_spread(2, None) as spread:
         assert spread is not None
         dying = dying_once(spread, tmp_path / "killed")
-        summary = extract(
-            Path("photos"), tmp_path / "f.h5", config, spread=dying, progress=lambda _, done, total: seen.append(done)
-        )
+        summary = extract(Path("photos"), tmp_path / "f.h5", config, spread=dying, progress=note_done)
     assert (tmp_path / "killed").read_text() == "1"  # of the eight parts of its task
     assert "a worker died: " in caplog.text
     assert (summary.found, summary.extracted) == (IMAGE_COUNT + 2, IMAGE_COUNT)

@@ -93,7 +93,7 @@ def test_a_picture_that_has_become_unreadable_loses_its_old_row(
 def test_an_interrupted_overwrite_leaves_no_row_to_the_next_of_other_images(
     photos: Path, config: ExtractConfig, tmp_path: Path
 ) -> None:
-    def interrupt(label: str, done: int, total: int) -> None:
+    def interrupt(label: str, done: int, total: int, **_: object) -> None:
         if done >= 3:
             raise KeyboardInterrupt
 
@@ -189,7 +189,7 @@ def test_an_overwrite_waits_for_nobody_and_takes_nobodys_place(
 ) -> None:
     path = tmp_path / "f.h5"
 
-    def overwrite_too(label: str, done: int, total: int) -> None:
+    def overwrite_too(label: str, done: int, total: int, **_: object) -> None:
         with pytest.raises(StoreError, match="another process is writing to this store"):
             extract(photos, path, replace(config, image_size=48), overwrite=True)
 

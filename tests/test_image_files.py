@@ -515,7 +515,7 @@ def fetch_store(memory: Any, place: str, folder: Path) -> FeatureStore:
     return FeatureStore.open(write(folder / "fetched.h5", memory.cat_file(place)))
 
 
-def interrupt_after_four(label: str, done: int, total: int) -> None:
+def interrupt_after_four(label: str, done: int, total: int, **_: object) -> None:
     if done >= 4:
         raise KeyboardInterrupt
 

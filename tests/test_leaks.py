@@ -131,7 +131,7 @@ def test_tiles_of_any_size_find_the_same_pairs(
         config=config,
         lists={"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"},
         device="cpu",
-        progress=lambda label, done, total: seen.append((label, done, total)),
+        progress=lambda label, done, total, **_: seen.append((label, done, total)),
     )
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     cosines = unit @ unit.T

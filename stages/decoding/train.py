@@ -25,13 +25,14 @@ from captionmill.data.tables import write_table
 from captionmill.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.stages.config import TrainConfig
 from captionmill.stages.decoding.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint, write_checkpoint
+from captionmill.stages.decoding.run_folder import RUN_NAMES, RunFolder, move_run
 from captionmill.stages.decoding.trainer import EpochResult, Trainer
 from captionmill.stages.parallel import World, join_world
 from captionmill.stages.runtime import Progress, no_progress
 
-HISTORY_NAME = "history.csv"
 UNMATCHED_NAME = "unmatched.csv"
 _SECONDS_A_CHECKPOINT = 60.0
+_SAMPLE_COUNT = 8  # validation images whose captions are written down after each epoch
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,20 @@ def train(
         trainer = Trainer(store, annotations.captions, splits, vocabulary, config, world=world, device=device)
         if unfinished:
             trainer.restore(unfinished)
-        run = _Run(trainer, work_dir, fingerprint, checkpoint_every_s)
-        history = run.to_the_end(on_epoch, progress if world.is_first else no_progress)
+        with RunFolder(work_dir) as folder:
+            if world.is_first:
+                folder.write_config(
+                    asdict(config),
+                    data={"features": features, "captions": captions, "train_list": train_list, "val_list": val_list},
+                    counts={
+                        "train_images": len(splits.train),
+                        "val_images": len(splits.val),
+                        "train_captions": len(trainer.dataset),
+                        "words": len(vocabulary),
+                    },
+                )
+            run = _Run(trainer, folder, work_dir, fingerprint, checkpoint_every_s)
+            history = run.to_the_end(on_epoch, progress if world.is_first else no_progress)
         if world.is_first:
             _publish(work_dir, output)
         world.wait()
@@ -118,9 +131,14 @@ class _Run:
     """A trainer and the folder that it leaves its work in."""
 
     def __init__(
-        self, trainer: Trainer, work_dir: Path, fingerprint: dict[str, str], checkpoint_every_s: float
+        self,
+        trainer: Trainer,
+        folder: RunFolder,
+        work_dir: Path,
+        fingerprint: dict[str, str],
+        checkpoint_every_s: float,
     ) -> None:
-        self._trainer, self._work_dir, self._fingerprint = trainer, work_dir, fingerprint
+        self._trainer, self._folder, self._work_dir, self._fingerprint = trainer, folder, work_dir, fingerprint
         self._checkpoint_every_s = checkpoint_every_s
         self._saved_at = time.monotonic()
 
@@ -130,11 +148,16 @@ class _Run:
             for _ in trainer.train_epoch(progress):
                 if time.monotonic() - self._saved_at >= self._checkpoint_every_s:
                     self._save()
-            result, _captions = trainer.end_epoch()
+            result, decoded = trainer.end_epoch()
             if is_first:
                 if result.best:
                     write_bundle(self._work_dir, trainer.bundle(result))
-                write_table(self._work_dir / HISTORY_NAME, pd.DataFrame(trainer.state.history))
+                self._folder.write_history(trainer.state.history)
+                self._folder.add_epoch_events(trainer.state.history[-1])
+                shown = list(decoded)[:_SAMPLE_COUNT]
+                self._folder.write_samples(
+                    result.epoch, [(key, decoded[key].text, trainer.references(key)) for key in shown]
+                )
                 self._save()
                 on_epoch(result)
             trainer.world.wait()
@@ -194,7 +217,7 @@ def _open_work_dir(
 
 
 def _empty(work_dir: Path) -> None:
-    own = (BUNDLE_NAME, CHECKPOINT_NAME, HISTORY_NAME, UNMATCHED_NAME)
+    own = (BUNDLE_NAME, CHECKPOINT_NAME, UNMATCHED_NAME, *RUN_NAMES)
     for path in work_dir.iterdir() if work_dir.exists() else ():
         is_weights = path.name.startswith("decoder-") and path.suffix == ".safetensors"
         if path.name not in own and not is_weights and not path.name.endswith(".partial"):
@@ -206,6 +229,6 @@ def _publish(work_dir: Path, output: Path) -> None:
     """Put the finished run in `output`; the bundle replaces an older one in one rename."""
     output.mkdir(parents=True, exist_ok=True)
     write_bundle(output, read_bundle(work_dir))
-    for name in (HISTORY_NAME, UNMATCHED_NAME):
-        (work_dir / name).replace(output / name)
+    move_run(work_dir, output)
+    (work_dir / UNMATCHED_NAME).replace(output / UNMATCHED_NAME)
     shutil.rmtree(work_dir)
