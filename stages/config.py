@@ -119,7 +119,7 @@ class TrainConfig(_Checked):
     """Each number standardised, the row scaled to unit length, or both, one after the other."""
     embed_dim: int = 512
     """Numbers a word embedding."""
-    hidden_dim: int = 1024
+    hidden_dim: int = 512
     """Numbers in the LSTM's hidden state."""
     layers: int = 1
     """LSTM layers."""

@@ -14,12 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captionmill.data.vocabulary import END, PAD, START, UNK, Vocabulary
+from captionmill.data.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.ptb_tokenizer import tokenize_ptb
 
-_END_TOKEN = "<end>"
 _STEPS_A_LOOK = 4  # steps between two looks whether all captions have ended: a look waits for a GPU
 
 
@@ -28,7 +27,8 @@ def sample_captions(decoder: Decoder, features: Tensor, *, samples: int, max_len
     """Captions drawn word by word from the decoder's own probabilities, for features [B, D].
 
     [B * samples, T], those of an image next to each other: `<start>`, at most `max_length` words, an `<end>` among
-    these where one was drawn, and `<pad>` after it. `<pad>`, `<start>` and `<unk>` are never drawn, nor `<end>` first.
+    these where one was drawn, and `<pad>` after it. `<pad>` and `<start>` are never drawn. `<unk>` is: a word that no
+    reference has earns nothing, and what could never be drawn would never become less likely.
     """
     state = tuple(part.repeat_interleave(samples, dim=1) for part in decoder.start(features))
     words = torch.full((len(features) * samples,), START, device=features.device)
@@ -36,9 +36,7 @@ def sample_captions(decoder: Decoder, features: Tensor, *, samples: int, max_len
     captions = [words]
     for step in range(max_length):
         logits, state = decoder.step(words, state)
-        logits = logits.float()  # [B * samples, V]
-        logits[:, [PAD, START, UNK] + ([END] if step == 0 else [])] = -torch.inf
-        drawn = logits.softmax(dim=-1).multinomial(1).squeeze(1)
+        drawn = forbid(logits.float()).softmax(dim=-1).multinomial(1).squeeze(1)
         words = torch.where(ended, PAD, drawn)
         captions.append(words)
         ended = ended | (words == END)
@@ -47,12 +45,17 @@ def sample_captions(decoder: Decoder, features: Tensor, *, samples: int, max_len
     return torch.stack(captions, dim=1)
 
 
+def forbid(logits: Tensor) -> Tensor:
+    """Logits [..., V] of the next word, without the words that are never drawn."""
+    return logits.index_fill(-1, torch.tensor([PAD, START], device=logits.device), -torch.inf)
+
+
 class Reward:
     """CIDEr-D of sampled captions against the references of their images, the end of the sentence included."""
 
     def __init__(self, captions: Mapping[str, Sequence[str]], keys: Sequence[str], vocabulary: Vocabulary) -> None:
         """Rarity weights come from the references of the images `keys`."""
-        references = {key: [[*tokenize_ptb(text), _END_TOKEN] for text in captions[key]] for key in keys}
+        references = {key: [[*tokenize_ptb(text), SPECIAL_WORDS[END]] for text in captions[key]] for key in keys}
         self._scorer = CiderD(references)
         self._vocabulary = vocabulary
         self._tokens = functools.cache(lambda index: tuple(tokenize_ptb(vocabulary.decode([index]))))
@@ -76,7 +79,8 @@ class Reward:
         tokens: list[str] = []
         for index in indices:
             if index == END:
-                return [*tokens, _END_TOKEN]
-            if index != PAD:
-                tokens += self._tokens(index)
+                return [*tokens, SPECIAL_WORDS[END]]
+            if index == PAD:
+                break
+            tokens += (SPECIAL_WORDS[UNK],) if index == UNK else self._tokens(index)
         return tokens

@@ -23,7 +23,7 @@ from captionmill.stages.decoding.caption import Caption, decode_features
 from captionmill.stages.decoding.checkpoint import Checkpoint
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.feeder import FeatureFeeder, prepare_ahead
-from captionmill.stages.decoding.self_critical import Reward, sample_captions
+from captionmill.stages.decoding.self_critical import Reward, forbid, sample_captions
 from captionmill.stages.parallel import World
 from captionmill.stages.runtime import Progress, choose_training_dtype, no_progress, versions
 from captionmill.stages.scoring.metrics import CiderD
@@ -369,7 +369,8 @@ class _Losses(nn.Module):
     def forward(self, features: Tensor, words: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sums over the words of captions [B * S, T] of images [B, D]: smoothed cross entropy, and plain.
 
-        With `weights` [B * S], one a caption, the first is the weighted cross entropy without smoothing.
+        With `weights` [B * S], one a caption drawn by `sample_captions`, the first is the weighted cross entropy without
+        smoothing, of the probabilities that it was drawn with.
         """
         inputs, targets = words[:, :-1], words[:, 1:]
         is_word = targets != PAD  # [B * S, T - 1]; N words in all
@@ -381,7 +382,7 @@ class _Losses(nn.Module):
             logits = self.decoder.score(outputs[is_word])  # [N, V]: none for padding
         logits = logits.float()
         if weights is not None:
-            entropies = F.cross_entropy(logits, targets[is_word], reduction="none")
+            entropies = F.cross_entropy(forbid(logits), targets[is_word], reduction="none")
             each = weights.unsqueeze(1).expand_as(targets)[is_word]
             return (entropies * each).sum(), entropies.sum()
         log_probabilities = logits.log_softmax(dim=-1)
