@@ -6,14 +6,14 @@ tokenizing is the vocabulary's job, and a caption that reads "None" or "NA" is a
 
 import csv
 import hashlib
-import io
 import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from captionmill.data.errors import AnnotationError
 from captionmill.data.image_files import image_key
@@ -29,6 +29,9 @@ _IMAGE_COLUMNS = ("image", "image_name")  # the second as in Flickr30k's results
 _CAPTION_COLUMNS = ("caption", "comment")
 _DELIMITERS = ("\t", ",", "|", ";")
 _TOKEN_LINE = re.compile(r"(?P<image>.*?)#\d+[ \t]*\t(?P<caption>.*)")
+
+_START_CHARACTERS = 65_536
+_BLOCK_ROWS = 100_000
 
 _logger = logging.getLogger(__name__)
 
@@ -66,16 +69,17 @@ def read_annotations(path: Path, *, restval: str = "train") -> Annotations:
     """
     if restval not in RESTVAL_CHOICES:
         raise AnnotationError(f"restval is {restval!r}; choose one of {', '.join(RESTVAL_CHOICES)}")
-    text = _read_text(path)
-    try:
-        return _collect(path, _read_rows(text), restval)
-    except AnnotationError as exc:
-        raise AnnotationError(f"{path}: {exc}") from exc
+    with _opened(path) as file:
+        try:
+            return _collect(path, _read_rows(file), restval)
+        except AnnotationError as exc:
+            raise AnnotationError(f"{path}: {exc}") from exc
 
 
 def read_split_list(path: Path) -> list[str]:
     """The image keys of one split in the order of the file, one a line; a repeated key counts once."""
-    return list(dict.fromkeys(image_key(line.strip()) for line in _read_text(path).split("\n") if line.strip()))
+    with _opened(path) as file:
+        return list(dict.fromkeys(image_key(line.strip()) for line in file if line.strip()))
 
 
 def split_by_image(
@@ -101,25 +105,37 @@ def split_by_image(
     return {key: "val" if key in val else "test" if key in test else "train" for key in unique_keys}
 
 
-def _read_text(path: Path) -> str:
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """The file at its beginning; AnnotationError if it is empty, or, while the block lasts, cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            if not _read_start(file).strip():
+                raise AnnotationError(f"{path}: the file is empty")
+            yield file
     except UnicodeDecodeError as exc:
         raise AnnotationError(f"{path}: not UTF-8 text; save it as UTF-8 and try again") from exc
     except OSError as exc:
         raise AnnotationError(f"{path}: cannot be read ({exc.strerror})") from exc
-    if not text.strip():
-        raise AnnotationError(f"{path}: the file is empty")
-    return text
 
 
-def _read_rows(text: str) -> Iterator[_Row]:
-    if text.lstrip().startswith(("{", "[")):
-        return _read_json(text)
-    first_lines = text.lstrip("\n").split("\n", 3)[:3]
+def _read_start(file: TextIO) -> str:
+    """The first characters of `file`, enough to tell its kind; the file is at its beginning again after that."""
+    start = file.read(_START_CHARACTERS)
+    while start.isspace() and (more := file.read(_START_CHARACTERS)):
+        start += more
+    file.seek(0)
+    return start
+
+
+def _read_rows(file: TextIO) -> Iterator[_Row]:
+    start = _read_start(file)
+    if start.lstrip().startswith(("{", "[")):
+        return _read_json(file.read())
+    first_lines = start.lstrip("\n").split("\n", 3)[:3]
     if any(_TOKEN_LINE.fullmatch(line) for line in first_lines):
-        return _read_token_file(text)
-    return _read_table(text, first_lines[0])
+        return _read_token_file(file)
+    return _read_table(file, first_lines[0])
 
 
 def _collect(path: Path, rows: Iterator[_Row], restval: str) -> Annotations:
@@ -155,15 +171,15 @@ def _read_split_name(row: _Row, restval: str) -> str:
     return _SPLIT_NAMES[name]
 
 
-def _read_token_file(text: str) -> Iterator[_Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _read_token_file(file: TextIO) -> Iterator[_Row]:
+    for number, line in enumerate((line.removesuffix("\n") for line in file), start=1):
         if match := _TOKEN_LINE.fullmatch(line):
             yield _Row(f"line {number}", match["image"], match["caption"])
         elif line.strip():
             raise AnnotationError(f"line {number} is not of the form name.jpg#0<TAB>caption: {line[:60]!r}")
 
 
-def _read_table(text: str, header_line: str) -> Iterator[_Row]:
+def _read_table(file: TextIO, header_line: str) -> Iterator[_Row]:
     import pandas as pd
 
     headers = {mark: [name.strip().lower() for name in _split_cells(header_line, mark)] for mark in _DELIMITERS}
@@ -176,9 +192,12 @@ def _read_table(text: str, header_line: str) -> Iterator[_Row]:
     if image_column is None or caption_column is None:
         found = ", ".join(header)[:100]
         raise AnnotationError(f"needs the columns image and caption, but has: {found}; expected {FORMATS}")
+    split_column = header.index("split") if "split" in header else None
+    number = 0
     try:
-        table = pd.read_csv(
-            io.StringIO(text),
+        blocks = pd.read_csv(
+            file,
+            chunksize=_BLOCK_ROWS,
             sep=mark,
             header=None,  # with a header, pandas silently drops or shifts the cells of a row that is too long
             dtype=str,
@@ -187,13 +206,15 @@ def _read_table(text: str, header_line: str) -> Iterator[_Row]:
             skipinitialspace=True,
             quoting=csv.QUOTE_NONE if mark == "|" else csv.QUOTE_MINIMAL,  # results.csv has bare quotes in captions
         )
+        for block in blocks:
+            for cells in block.itertuples(index=False, name=None):
+                number += 1
+                if number > 1:  # the first is the header
+                    split = None if split_column is None else cells[split_column]
+                    yield _Row(f"row {number}", cells[image_column], cells[caption_column], split)
     except (pd.errors.ParserError, csv.Error) as exc:
         detail = " ".join(str(exc).rpartition("C error: ")[2].split())
         raise AnnotationError(f"damaged table ({detail}); put quotes around captions that contain {mark!r}") from exc
-    split_column = header.index("split") if "split" in header else None
-    for number, cells in enumerate(table.iloc[1:].itertuples(index=False, name=None), start=2):
-        split = None if split_column is None else cells[split_column]
-        yield _Row(f"row {number}", cells[image_column], cells[caption_column], split)
 
 
 def _split_cells(line: str, mark: str) -> list[str]:

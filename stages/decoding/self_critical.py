@@ -19,8 +19,6 @@ from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.ptb_tokenizer import tokenize_ptb
 
-_STEPS_A_LOOK = 4  # steps between two looks whether all captions have ended: a look waits for a GPU
-
 
 @torch.no_grad()
 def sample_captions(decoder: Decoder, features: Tensor, *, samples: int, max_length: int) -> Tensor:
@@ -30,19 +28,29 @@ def sample_captions(decoder: Decoder, features: Tensor, *, samples: int, max_len
     these where one was drawn, and `<pad>` after it. `<pad>` and `<start>` are never drawn. `<unk>` is: a word that no
     reference has earns nothing, and what could never be drawn would never become less likely.
     """
+    count, device = len(features) * samples, features.device
+    sampled = torch.full((count, max_length + 1), PAD, device=device)
+    sampled[:, 0] = START
+    going_on = torch.arange(count, device=device)  # the captions that have not ended
+    words = sampled[:, 0]
     state = tuple(part.repeat_interleave(samples, dim=1) for part in decoder.start(features))
-    words = torch.full((len(features) * samples,), START, device=features.device)
-    ended = torch.zeros_like(words, dtype=torch.bool)
-    captions = [words]
-    for step in range(max_length):
+    for step in range(1, max_length + 1):
         logits, state = decoder.step(words, state)
-        drawn = forbid(logits.float()).softmax(dim=-1).multinomial(1).squeeze(1)
-        words = torch.where(ended, PAD, drawn)
-        captions.append(words)
-        ended = ended | (words == END)
-        if step % _STEPS_A_LOOK == 0 and bool(ended.all()):
-            break
-    return torch.stack(captions, dim=1)
+        words = _draw(forbid(logits.float()).softmax(dim=-1))
+        sampled[going_on, step] = words
+        stays = words != END
+        going_on, words = going_on[stays], words[stays]
+        state = tuple(part[:, stays] for part in state)
+        if not len(going_on):
+            return sampled[:, : step + 1]
+    return sampled
+
+
+def _draw(probabilities: Tensor) -> Tensor:
+    """One index a row of [B, V]; several times as fast on a CPU as `torch.multinomial`."""
+    sums = probabilities.cumsum(dim=-1)
+    chance = torch.rand(len(sums), 1, device=sums.device) * sums[:, -1:]
+    return torch.searchsorted(sums, chance, right=True).squeeze(1).clamp(max=sums.shape[1] - 1)
 
 
 def forbid(logits: Tensor) -> Tensor:

@@ -369,8 +369,8 @@ class _Losses(nn.Module):
     def forward(self, features: Tensor, words: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sums over the words of captions [B * S, T] of images [B, D]: smoothed cross entropy, and plain.
 
-        With `weights` [B * S], one a caption drawn by `sample_captions`, the first is the weighted cross entropy without
-        smoothing, of the probabilities that it was drawn with.
+        With `weights` [B * S], one a caption drawn by `sample_captions`, the first is the weighted cross entropy
+        without smoothing, of the probabilities that it was drawn with.
         """
         inputs, targets = words[:, :-1], words[:, 1:]
         is_word = targets != PAD  # [B * S, T - 1]; N words in all
