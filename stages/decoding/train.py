@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from captionmill.data.annotations import Annotations, read_annotations, read_split_list
+from captionmill.data.atomic import replace_atomically
 from captionmill.data.bundle import BUNDLE_NAME, bundle_exists, read_bundle, write_bundle
 from captionmill.data.errors import InputError, TrainingError, UnfinishedRunError
 from captionmill.data.feature_store import FeatureStore
@@ -73,8 +74,8 @@ def train(
     Started by `torchrun`, several processes share the work, and the first of them writes and speaks.
 
     Raises InputError if `output` holds a model and `overwrite` is not given, AnnotationError if no usable image is
-    left, TrainingError if no word is frequent enough, the loss is not finite, or an unfinished run of other settings or
-    data is there and `restart` is not given.
+    left, TrainingError if no word is frequent enough, the loss is not finite, or an unfinished run is there that cannot
+    be gone on with (UnfinishedRunError: one of other settings or data) and `restart` is not given.
     """
     if bundle_exists(output) and not overwrite:
         raise InputError(f"{output}: holds a model already; pass --overwrite to replace it, or another --output")
@@ -162,12 +163,15 @@ def _fingerprint(
     store: FeatureStore, annotations: Annotations, splits: Splits, config: TrainConfig, world: World
 ) -> dict[str, str]:
     """What must be the same for an unfinished run to go on, by name; where and how fast it runs is left out."""
-    settings = {f"--{name.replace('_', '-')}": str(value) for name, value in asdict(config).items() if name != "device"}
+    values = asdict(config) | {"beam_size": config.search.beam_size, "search_length": config.search.max_length}
+    left_out = ("device", "search")
+    settings = {f"--{name.replace('_', '-')}": str(value) for name, value in values.items() if name not in left_out}
+    settings["number of processes"] = str(world.size)
     digest = hashlib.sha256()
-    for key in (*splits.train, *splits.val):
-        digest.update(json.dumps((key, annotations.captions[key])).encode())
-    data = {"features": store.digest().hex(), "captions and splits": digest.hexdigest(), "processes": str(world.size)}
-    return settings | data
+    for name, keys in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        for key in keys:
+            digest.update(json.dumps((name, key, annotations.captions[key])).encode())
+    return settings | {"features": store.digest().hex(), "captions or splits": digest.hexdigest()}
 
 
 def _open_work_dir(
@@ -179,7 +183,8 @@ def _open_work_dir(
         made_from: dict[str, Any] = found.state["made_from"]
         names = [name for name, value in fingerprint.items() if made_from.get(name) != value]
         if names:
-            was = f" ({made_from.get(names[0])}, now {fingerprint[names[0]]})" if names[0].startswith("--") else ""
+            is_digest = names[0] in ("features", "captions or splits")
+            was = "" if is_digest else f" ({made_from.get(names[0])}, now {fingerprint[names[0]]})"
             raise UnfinishedRunError(
                 f"{work_dir}: an unfinished training with other {names[0]}{was}; pass --restart to begin anew"
             )
@@ -194,6 +199,8 @@ def _open_work_dir(
 
 
 def _empty(work_dir: Path) -> None:
+    if work_dir.exists() and not work_dir.is_dir():
+        raise InputError(f"{work_dir}: needed for the training, but is a file; move it away")
     own = (BUNDLE_NAME, CHECKPOINT_NAME, HISTORY_NAME, UNMATCHED_NAME)
     for path in work_dir.iterdir() if work_dir.exists() else ():
         is_weights = path.name.startswith("decoder-") and path.suffix == ".safetensors"
@@ -203,9 +210,13 @@ def _empty(work_dir: Path) -> None:
 
 
 def _publish(work_dir: Path, output: Path) -> None:
-    """Put the finished run in `output`; the bundle replaces an older one in one rename."""
-    output.mkdir(parents=True, exist_ok=True)
-    write_bundle(output, read_bundle(work_dir))
+    """Put the finished run in `output`; the bundle replaces an older one in one rename.
+
+    A kill in between leaves a run that can be gone on with, or, as soon as its checkpoint is gone, a finished one.
+    """
     for name in (HISTORY_NAME, UNMATCHED_NAME):
-        (work_dir / name).replace(output / name)
+        with replace_atomically(output / name) as partial_path:
+            shutil.copyfile(work_dir / name, partial_path)
+    write_bundle(output, read_bundle(work_dir))
+    (work_dir / CHECKPOINT_NAME).unlink()
     shutil.rmtree(work_dir)
