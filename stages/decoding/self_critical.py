@@ -38,7 +38,8 @@ def sample_captions(decoder: Decoder, features: Tensor, *, samples: int, max_len
         logits, state = decoder.step(words, state)
         logits = logits.float()  # [B * samples, V]
         logits[:, [PAD, START, UNK] + ([END] if step == 0 else [])] = -torch.inf
-        drawn = logits.softmax(dim=-1).multinomial(1).squeeze(1)
+        # of a network that is not finite anything may be drawn: the loss will tell, where this would be a traceback
+        drawn = logits.softmax(dim=-1).nan_to_num(nan=1.0).multinomial(1).squeeze(1)
         words = torch.where(ended, PAD, drawn)
         captions.append(words)
         ended = ended | (words == END)
