@@ -114,17 +114,19 @@ def test_the_reward_rises_and_the_best_epoch_of_both_phases_is_kept(
     config = dataclasses.replace(
         TINY_TRAINING,
         hidden_dim=32,
-        dropout=0.1,
+        dropout=0.0,
         feature_dropout=0.0,
+        label_smoothing=0.0,
         max_epochs=12,
-        self_critical_epochs=12,
-        self_critical_learning_rate=0.01,
+        self_critical_epochs=20,
+        self_critical_learning_rate=0.02,
+        self_critical_samples=20,
     )
     summary = train(features, captions, tmp_path / "model", config)
     rewards = [result.loss for result in summary.history if result.phase == "self-critical"]
-    assert len(rewards) == 12
-    assert 0.5 < rewards[0] < 7  # it has learnt something, and has something to learn
-    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.5
+    assert len(rewards) == 20
+    assert rewards[0] < 5  # of 10: there is something to learn
+    assert np.mean(rewards[-3:]) > 1.4 * np.mean(rewards[:3])
     best = max(result.val_cider for result in summary.history)
     assert summary.best.val_cider == best
     bundle = read_bundle(tmp_path / "model")
