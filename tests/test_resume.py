@@ -141,10 +141,9 @@ def test_a_run_that_is_killed_while_it_is_put_in_its_place_can_be_repeated(
     features, captions = make_task(tmp_path)
     config = dataclasses.replace(TINY_TRAINING, max_epochs=1)
 
-    def die(folder: Path, *, ignore_errors: bool = False) -> None:
-        if not ignore_errors:
-            (folder / BUNDLE_NAME).unlink()
-            raise Killed
+    def die(folder: Path, *, ignore_errors: bool) -> None:
+        (folder / BUNDLE_NAME).unlink()
+        raise Killed
 
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", die)
@@ -266,6 +265,26 @@ def test_restart_removes_nothing_that_is_not_a_trainings(tmp_path: Path) -> None
     (tmp_path / "new.training").write_text("mine too")
     with pytest.raises(InputError, match="is a file; move it away"):
         train(features, captions, tmp_path / "new", CONFIG)
+
+
+def test_two_trainings_at_once_do_not_mix(tmp_path: Path) -> None:
+    features, captions = make_task(tmp_path)
+
+    def start_another(result: EpochResult) -> None:
+        with pytest.raises(TrainingError, match=r"model\.training: another process is at this training; wait"):
+            train(features, captions, tmp_path / "model", TINY_TRAINING, restart=result.epoch == 1)
+
+    summary = train(features, captions, tmp_path / "model", TINY_TRAINING, on_epoch=start_another)
+    assert len(summary.history) == 2
+    assert not (tmp_path / "model.training").exists()
+
+
+def test_an_output_that_is_a_file_is_told_before_training(tmp_path: Path) -> None:
+    features, captions = make_task(tmp_path)
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(InputError, match="is a file; --output is to be a folder"):
+        train(features, captions, tmp_path / "model", TINY_TRAINING)
+    assert not (tmp_path / "model.training").exists()
 
 
 def damage_middle(content: bytes) -> bytes:

@@ -4,15 +4,17 @@ The bundle appears at `output` when training has ended; until then the best epoc
 `OUTPUT.training`, together with a checkpoint from which an interrupted run goes on.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pandas as pd
 import torch
 
@@ -32,6 +34,7 @@ from captionmill.stages.runtime import Progress, no_progress
 
 HISTORY_NAME = "history.csv"
 UNMATCHED_NAME = "unmatched.csv"
+_LOCK_NAME = ".lock"
 _SECONDS_A_CHECKPOINT = 60.0
 
 
@@ -79,6 +82,8 @@ def train(
     """
     if bundle_exists(output) and not overwrite:
         raise InputError(f"{output}: holds a model already; pass --overwrite to replace it, or another --output")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; --output is to be a folder")
     started = time.monotonic()
     store = FeatureStore.open(features)
     annotations = read_annotations(captions, restval=restval)
@@ -91,7 +96,7 @@ def train(
     )
     vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=config.min_count)
     work_dir = output.resolve().with_name(f"{output.resolve().name}.training")
-    with join_world(config.device) as (world, device):
+    with join_world(config.device) as (world, device), _claim(work_dir, world):
         if world.is_first:
             on_splits(splits)
         fingerprint = _fingerprint(store, annotations, splits, config, world)
@@ -174,6 +179,26 @@ def _fingerprint(
     return settings | {"features": store.digest().hex(), "captions or splits": digest.hexdigest()}
 
 
+@contextlib.contextmanager
+def _claim(work_dir: Path, world: World) -> Iterator[None]:
+    """Keep every other training from `work_dir` while the block lasts; the system frees the lock of a dead process."""
+    if not world.is_first:
+        yield
+        return
+    if work_dir.exists() and not work_dir.is_dir():
+        raise InputError(f"{work_dir}: needed for the training, but is a file; move it away")
+    work_dir.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(work_dir / _LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as exc:
+        raise TrainingError(f"{work_dir}: another process is at this training; wait for it to end") from exc
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _open_work_dir(
     work_dir: Path, fingerprint: dict[str, str], splits: Splits, *, restart: bool, world: World
 ) -> Checkpoint | None:
@@ -199,14 +224,14 @@ def _open_work_dir(
 
 
 def _empty(work_dir: Path) -> None:
-    if work_dir.exists() and not work_dir.is_dir():
-        raise InputError(f"{work_dir}: needed for the training, but is a file; move it away")
     own = (BUNDLE_NAME, CHECKPOINT_NAME, HISTORY_NAME, UNMATCHED_NAME)
-    for path in work_dir.iterdir() if work_dir.exists() else ():
+    paths = [path for path in work_dir.iterdir() if path.name != _LOCK_NAME]
+    for path in paths:
         is_weights = path.name.startswith("decoder-") and path.suffix == ".safetensors"
         if path.name not in own and not is_weights and not path.name.endswith(".partial"):
             raise InputError(f"{work_dir}: needed for the training, but holds other files ({path.name}); move it away")
-    shutil.rmtree(work_dir, ignore_errors=True)
+    for path in paths:
+        path.unlink()
 
 
 def _publish(work_dir: Path, output: Path) -> None:
@@ -219,4 +244,4 @@ def _publish(work_dir: Path, output: Path) -> None:
             shutil.copyfile(work_dir / name, partial_path)
     write_bundle(output, read_bundle(work_dir))
     (work_dir / CHECKPOINT_NAME).unlink()
-    shutil.rmtree(work_dir)
+    shutil.rmtree(work_dir, ignore_errors=True)  # Windows removes no file that is locked

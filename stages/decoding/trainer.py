@@ -131,15 +131,6 @@ class Trainer:
         self._val_scorer = CiderD({key: [tokenize_ptb(text) for text in captions[key]] for key in splits.val})
         self._reward: Reward | None = None
 
-    @property
-    def max_epochs(self) -> int:
-        """Epochs of both phases, if none is left out."""
-        return self.state.phase_start + (
-            self.config.self_critical_epochs
-            if self.state.phase == "self-critical"
-            else self.config.max_epochs + self.config.self_critical_epochs
-        )
-
     def train_epoch(self, progress: Progress = no_progress) -> Iterator[None]:
         """Do what is left of the current epoch, yielding every few steps: wherever `state` is whole."""
         started = time.monotonic() - self.state.seconds
