@@ -430,7 +430,8 @@ def train(
             on_epoch=_epoch_printer(quiet, progress),
             progress=progress,
         )
-    click.echo(f"{output}: {summaries.train_line(summary)}")
+    if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun started, one speaks
+        click.echo(f"{output}: {summaries.train_line(summary)}")
 
 
 @main.command()

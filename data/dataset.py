@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from captionmill.data.errors import StoreError
 from captionmill.data.feature_store import FeatureStore
 from captionmill.data.store_file import Features
 from captionmill.data.vocabulary import END, PAD, START, Vocabulary
@@ -17,10 +18,19 @@ _BLOCK_ROWS = 4096
 
 
 def measure_features(store: FeatureStore, keys: Sequence[str]) -> tuple[Features, Features]:
-    """Mean and standard deviation of each number over the images `keys`, each [D] float32; read block by block."""
+    """Mean and standard deviation of each number over the images `keys`, each [D] float32; read block by block.
+
+    Raises StoreError for a number that is not finite: no store was written with one.
+    """
     total, squares = np.zeros(store.spec.feature_dim), np.zeros(store.spec.feature_dim)
     for start in range(0, len(keys), _BLOCK_ROWS):
-        rows = store.read([store.position(key) for key in keys[start : start + _BLOCK_ROWS]]).astype(np.float64)
+        block = keys[start : start + _BLOCK_ROWS]
+        rows = store.read([store.position(key) for key in block]).astype(np.float64)
+        if len(damaged := np.flatnonzero(~np.isfinite(rows).all(axis=1))):
+            raise StoreError(
+                f"{store.path}: the row of {block[damaged[0]]} is damaged; run `captionmill features repair "
+                f"{store.path}`, then extract again"
+            )
         total += rows.sum(0)
         squares += (rows**2).sum(0)
     mean = total / len(keys)

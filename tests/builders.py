@@ -9,6 +9,7 @@ from PIL import Image
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.feature_writer import FeatureWriter
 from captionmill.data.store_file import Features
+from captionmill.stages.config import SearchConfig, TrainConfig
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "yellow": (240, 220, 40)}
 
@@ -41,3 +42,32 @@ def draw_photos(folder: Path) -> Path:
         Image.new("RGB", (40 + number, 30), colour).save(path, "PNG" if number < 4 else "JPEG")
     (folder / "broken.jpg").write_bytes(b"not a picture")
     return folder
+
+
+TINY_TRAINING = TrainConfig(
+    min_count=1,
+    embed_dim=8,
+    hidden_dim=12,
+    batch_size=3,
+    learning_rate=0.05,
+    max_epochs=2,
+    max_length=6,
+    search=SearchConfig(beam_size=1, max_length=6),
+    device="cpu",
+)
+"""A training of milliseconds on `make_task`; dropout and all else as everywhere."""
+
+
+def make_task(folder: Path, *, train: int = 8, val: int = 2) -> tuple[Path, Path]:
+    """A store and a captions file of some images, two captions each; the images of "val" are like the first ones."""
+    keys = [f"{number:02d}.jpg" for number in range(train + val)]
+    colours, things = ("red", "blue", "green", "grey"), ("dog", "cat", "boat")
+    lines = ["image,caption,split"]
+    for number, key in enumerate(keys):
+        words = f"{colours[number % train % 4]} {things[number % train % 3]}"
+        split = "train" if number < train else "val"
+        lines += [f"{key},a {words},{split}", f"{key},there is a {words},{split}"]
+    (folder / "captions.csv").write_text("\n".join(lines) + "\n")
+    rows = make_rows(len(keys))
+    rows[train:] = rows[:val] + 0.01
+    return make_store(folder / "features.h5", keys, rows), folder / "captions.csv"

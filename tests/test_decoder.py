@@ -1,15 +1,22 @@
 """The decoder learns what it is shown, and its two ways of running agree."""
 
+import itertools
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from builders import make_rows, make_store
 
+from captionmill.data.bundle import Bundle, write_bundle
 from captionmill.data.dataset import measure_features
 from captionmill.data.feature_store import FeatureStore
 from captionmill.data.vocabulary import Vocabulary
+from captionmill.stages.config import FeatureScaling, SearchConfig
+from captionmill.stages.decoding.caption import Captioner, decode_features
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.search import search_captions
 
@@ -60,6 +67,66 @@ def test_stepping_gives_the_logits_of_teacher_forcing() -> None:
     for step in range(5):
         logits, state = decoder.step(words[:, step], state)
         torch.testing.assert_close(logits, expected[:, step])
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"image_input": image_input, "layers": layers, "tie_weights": tied, "feature_scaling": scaling}
+    for (image_input, scaling), layers, tied in zip(
+        itertools.product(("init", "first", "every"), ("standardize", "unit", "standardize-unit")),
+        itertools.cycle((1, 2)),
+        itertools.cycle((True, True, False, False)),
+    )
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))
+def test_every_kind_of_decoder_steps_as_it_is_trained_and_comes_back_from_its_bundle(
+    variant: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(2)
+    vocabulary = Vocabulary.build(CAPTIONS, min_count=1)
+    config = DecoderConfig(8, len(vocabulary), 6, 10, dropout=0.5, feature_dropout=0.4, **variant)
+    decoder = Decoder(config).eval()
+    rows = make_rows(4) * 3 + 1
+    decoder.fit_features(torch.from_numpy(rows.mean(0)), torch.from_numpy(rows.std(0)))
+    for parameter in decoder.parameters():  # far from the near-zero start: words would hardly matter
+        torch.nn.init.normal_(parameter, std=0.7)
+    features, words = torch.from_numpy(rows), torch.randint(4, len(vocabulary), (4, 5))
+    with torch.no_grad():
+        outputs, last = decoder.unroll(decoder.start(features), words)
+        expected = decoder.score(outputs)
+        assert not torch.allclose(expected[0, 0], expected[1, 0], atol=1e-3)  # the image matters
+        state = decoder.start(features)
+        for step in range(5):
+            logits, state = decoder.step(words[:, step], state)
+            torch.testing.assert_close(logits, expected[:, step], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(state, last, atol=1e-5, rtol=1e-5)
+    store = FeatureStore.open(make_store(tmp_path / "features.h5", list("abcd"), rows))
+    search = SearchConfig(beam_size=1, max_length=6)
+    greedy = dict(decode_features(decoder, store, store.keys, vocabulary, search))
+    tensors = {name: tensor.numpy() for name, tensor in decoder.state_dict().items()}
+    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    write_bundle(tmp_path / "model", Bundle(asdict(config), vocabulary, store.spec, {}, splits, {}, {}, tensors))
+    loaded = Captioner.load(tmp_path / "model", device="cpu")
+    assert isinstance(loaded.decoder, Decoder)
+    assert loaded.decoder.config == config
+    assert (loaded.decoder.to_logits.weight is loaded.decoder.embedding.weight) == variant["tie_weights"]
+    assert dict(loaded.captions(store, store.keys, search)) == greedy
+
+
+@pytest.mark.parametrize("scaling", ["standardize", "unit", "standardize-unit"])
+def test_features_are_scaled_as_asked(scaling: FeatureScaling) -> None:
+    decoder = Decoder(DecoderConfig(8, 9, 6, 10, dropout=0, feature_dropout=0, feature_scaling=scaling)).eval()
+    rows = torch.from_numpy(make_rows(50)) * 3 + 1
+    decoder.fit_features(rows.mean(0), rows.std(0, correction=0))
+    scaled = decoder._scale(rows)
+    standard = (rows - rows.mean(0)) / rows.std(0, correction=0)
+    if scaling == "standardize":
+        torch.testing.assert_close(scaled, standard)
+    else:
+        torch.testing.assert_close(scaled.square().mean(1), torch.ones(50))
+        same_direction = F.cosine_similarity(scaled, rows if scaling == "unit" else standard)
+        torch.testing.assert_close(same_direction, torch.ones(50))
 
 
 def test_features_are_standardised_before_they_make_the_initial_state() -> None:

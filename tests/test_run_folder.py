@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from captionmill.data.errors import InputError
-from captionmill.stages.decoding.run_folder import RUN_NAMES, RunFolder, move_run
+from captionmill.stages.decoding.run_folder import RUN_NAMES, RunFolder, copy_run
 
 CIDERS = [0.1, 0.3, 0.2, 0.4]
 
@@ -145,8 +145,8 @@ def test_a_finished_run_replaces_all_of_an_older_run_and_nothing_else(tmp_path: 
         for name in names[:4]:
             (folder / name).write_text(folder.name)
     (output / "bundle.json").touch()
-    move_run(work_dir, output)
+    copy_run(work_dir, output)
     assert sorted(path.name for path in output.iterdir()) == ["bundle.json", "config.json", "events", "samples.csv"]
     assert (output / "config.json").read_text() == "model.training"
     assert [path.name for path in (output / "events").iterdir()] == ["of-model.training"]
-    assert not list(work_dir.iterdir())
+    assert sorted(path.name for path in work_dir.iterdir()) == ["config.json", "events", "samples.csv"]

@@ -1,9 +1,6 @@
 """Training keeps the best epoch, tells what it leaves out, and never puts half a model in place of a whole one."""
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -122,30 +119,6 @@ def test_an_existing_model_is_replaced_only_when_asked(features: Path, captions:
     assert (tmp_path / "model" / "bundle.json").read_bytes() == before
     train(features, captions, tmp_path / "model", TrainConfig(**{**vars(config), "seed": 5}), overwrite=True)
     assert read_bundle(tmp_path / "model").training["seed"] == 5
-
-
-def test_a_killed_training_leaves_the_old_model_whole_and_its_best_epoch_beside_it(
-    features: Path, captions: Path, tmp_path: Path
-) -> None:
-    config = TrainConfig(**{**vars(CONFIG), "max_epochs": 1})
-    train(features, captions, tmp_path / "model", config)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-    program = (
-        "import sys, time; from pathlib import Path\n"
-        "from captionmill.stages.config import TrainConfig\n"
-        "from captionmill.stages.decoding.train import train\n"
-        f"train(Path({str(features)!r}), Path({str(captions)!r}), Path({str(tmp_path / 'model')!r}),\n"
-        "      TrainConfig(min_count=1, hidden_dim=8, embed_dim=8, max_epochs=9999, patience=9999), overwrite=True)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", program]) as process:
-        while not (tmp_path / "model.training" / "bundle.json").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
-    assert len(read_bundle(tmp_path / "model.training").vocabulary) == 15
-    train(features, captions, tmp_path / "model", config, overwrite=True)
-    assert not (tmp_path / "model.training").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_advice(

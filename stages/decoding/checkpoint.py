@@ -5,6 +5,7 @@ and the process's rank, each epoch's order from the run's seed and the epoch's n
 """
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,9 @@ class Checkpoint:
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Replace the checkpoint in `folder`."""
-    header = {"format_version": str(FORMAT_VERSION), "state": json.dumps(checkpoint.state)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    state = json.dumps(checkpoint.state)
+    header = {"format_version": str(FORMAT_VERSION), "state": state, "checksum": _checksum(state, tensors)}
     with replace_atomically(folder / CHECKPOINT_NAME) as path:
         safetensors.torch.save_file(tensors, path, metadata=header)
 
@@ -47,11 +49,20 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("format_version") != str(FORMAT_VERSION):
-                raise TrainingError(
-                    f"{path}: of another version of captionmill; pass --restart to begin this training anew"
-                )
-            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-        return Checkpoint(json.loads(header["state"]), tensors)
+            is_foreign = header.get("format_version", str(FORMAT_VERSION)) != str(FORMAT_VERSION)
+            tensors = {} if is_foreign else {name: file.get_tensor(name) for name in list(file.keys())}
+            if not is_foreign and header["checksum"] != _checksum(header["state"], tensors):
+                raise ValueError("not the bytes that were written")
+            state = {} if is_foreign else json.loads(header["state"])
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as exc:
         raise TrainingError(f"{path}: not a readable checkpoint; pass --restart to begin this training anew") from exc
+    if is_foreign:
+        raise TrainingError(f"{path}: of another version of captionmill; pass --restart to begin this training anew")
+    return Checkpoint(state, tensors)
+
+
+def _checksum(state: str, tensors: Mapping[str, Tensor]) -> str:
+    checksum = zlib.crc32(state.encode())
+    for name in sorted(tensors):
+        checksum = zlib.crc32(tensors[name].reshape(-1).numpy().data, zlib.crc32(name.encode(), checksum))
+    return str(checksum)

@@ -137,14 +137,17 @@ class RunFolder:
         return SummaryWriter(str(self._folder / EVENTS_NAME), purge_step=first_step)
 
 
-def move_run(folder: Path, output: Path) -> None:
-    """Put the files of the run in `folder` into `output`; those of an older run there that have no successor go."""
+def copy_run(folder: Path, output: Path) -> None:
+    """Copy the files of the run in `folder` to `output`; those of an older run there that have no successor go."""
     for name in RUN_NAMES:
         source, target = folder / name, output / name
         if target.is_dir():
             shutil.rmtree(target)
-        if source.exists():
-            source.replace(target)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        elif source.exists():
+            with replace_atomically(target) as partial_path:
+                shutil.copyfile(source, partial_path)
         else:
             target.unlink(missing_ok=True)
 

@@ -4,19 +4,22 @@ The bundle appears at `output` when training has ended; until then the best epoc
 `OUTPUT.training`, together with a checkpoint from which an interrupted run goes on.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pandas as pd
 import torch
 
 from captionmill.data.annotations import Annotations, read_annotations, read_split_list
+from captionmill.data.atomic import replace_atomically
 from captionmill.data.bundle import BUNDLE_NAME, bundle_exists, read_bundle, write_bundle
 from captionmill.data.errors import InputError, TrainingError, UnfinishedRunError
 from captionmill.data.feature_store import FeatureStore
@@ -25,12 +28,13 @@ from captionmill.data.tables import write_table
 from captionmill.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.stages.config import TrainConfig
 from captionmill.stages.decoding.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint, write_checkpoint
-from captionmill.stages.decoding.run_folder import RUN_NAMES, RunFolder, move_run
+from captionmill.stages.decoding.run_folder import RUN_NAMES, RunFolder, copy_run
 from captionmill.stages.decoding.trainer import EpochResult, Trainer
 from captionmill.stages.parallel import World, join_world
 from captionmill.stages.runtime import Progress, no_progress
 
 UNMATCHED_NAME = "unmatched.csv"
+_LOCK_NAME = ".lock"
 _SECONDS_A_CHECKPOINT = 60.0
 _SAMPLE_COUNT = 8  # validation images whose captions are written down after each epoch
 
@@ -74,11 +78,13 @@ def train(
     Started by `torchrun`, several processes share the work, and the first of them writes and speaks.
 
     Raises InputError if `output` holds a model and `overwrite` is not given, AnnotationError if no usable image is
-    left, TrainingError if no word is frequent enough, the loss is not finite, or an unfinished run of other settings or
-    data is there and `restart` is not given.
+    left, TrainingError if no word is frequent enough, the loss is not finite, or an unfinished run is there that cannot
+    be gone on with (UnfinishedRunError: one of other settings or data) and `restart` is not given.
     """
     if bundle_exists(output) and not overwrite:
         raise InputError(f"{output}: holds a model already; pass --overwrite to replace it, or another --output")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; --output is to be a folder")
     started = time.monotonic()
     store = FeatureStore.open(features)
     annotations = read_annotations(captions, restval=restval)
@@ -91,7 +97,7 @@ def train(
     )
     vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=config.min_count)
     work_dir = output.resolve().with_name(f"{output.resolve().name}.training")
-    with join_world(config.device) as (world, device):
+    with join_world(config.device) as (world, device), _claim(work_dir, world):
         if world.is_first:
             on_splits(splits)
         fingerprint = _fingerprint(store, annotations, splits, config, world)
@@ -185,12 +191,35 @@ def _fingerprint(
     store: FeatureStore, annotations: Annotations, splits: Splits, config: TrainConfig, world: World
 ) -> dict[str, str]:
     """What must be the same for an unfinished run to go on, by name; where and how fast it runs is left out."""
-    settings = {f"--{name.replace('_', '-')}": str(value) for name, value in asdict(config).items() if name != "device"}
+    values = asdict(config) | {"beam_size": config.search.beam_size, "search_length": config.search.max_length}
+    left_out = ("device", "search")
+    settings = {f"--{name.replace('_', '-')}": str(value) for name, value in values.items() if name not in left_out}
+    settings["number of processes"] = str(world.size)
     digest = hashlib.sha256()
-    for key in (*splits.train, *splits.val):
-        digest.update(json.dumps((key, annotations.captions[key])).encode())
-    data = {"features": store.digest().hex(), "captions and splits": digest.hexdigest(), "processes": str(world.size)}
-    return settings | data
+    for name, keys in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        for key in keys:
+            digest.update(json.dumps((name, key, annotations.captions[key])).encode())
+    return settings | {"features": store.digest().hex(), "captions or splits": digest.hexdigest()}
+
+
+@contextlib.contextmanager
+def _claim(work_dir: Path, world: World) -> Iterator[None]:
+    """Keep every other training from `work_dir` while the block lasts; the system frees the lock of a dead process."""
+    if not world.is_first:
+        yield
+        return
+    if work_dir.exists() and not work_dir.is_dir():
+        raise InputError(f"{work_dir}: needed for the training, but is a file; move it away")
+    work_dir.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(work_dir / _LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as exc:
+        raise TrainingError(f"{work_dir}: another process is at this training; wait for it to end") from exc
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _open_work_dir(
@@ -202,7 +231,8 @@ def _open_work_dir(
         made_from: dict[str, Any] = found.state["made_from"]
         names = [name for name, value in fingerprint.items() if made_from.get(name) != value]
         if names:
-            was = f" ({made_from.get(names[0])}, now {fingerprint[names[0]]})" if names[0].startswith("--") else ""
+            is_digest = names[0] in ("features", "captions or splits")
+            was = "" if is_digest else f" ({made_from.get(names[0])}, now {fingerprint[names[0]]})"
             raise UnfinishedRunError(
                 f"{work_dir}: an unfinished training with other {names[0]}{was}; pass --restart to begin anew"
             )
@@ -218,17 +248,23 @@ def _open_work_dir(
 
 def _empty(work_dir: Path) -> None:
     own = (BUNDLE_NAME, CHECKPOINT_NAME, UNMATCHED_NAME, *RUN_NAMES)
-    for path in work_dir.iterdir() if work_dir.exists() else ():
+    paths = [path for path in work_dir.iterdir() if path.name != _LOCK_NAME]
+    for path in paths:
         is_weights = path.name.startswith("decoder-") and path.suffix == ".safetensors"
         if path.name not in own and not is_weights and not path.name.endswith(".partial"):
             raise InputError(f"{work_dir}: needed for the training, but holds other files ({path.name}); move it away")
-    shutil.rmtree(work_dir, ignore_errors=True)
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _publish(work_dir: Path, output: Path) -> None:
-    """Put the finished run in `output`; the bundle replaces an older one in one rename."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Put the finished run in `output`; the bundle replaces an older one in one rename.
+
+    A kill in between leaves a run that can be gone on with, or, as soon as its checkpoint is gone, a finished one.
+    """
+    copy_run(work_dir, output)
+    with replace_atomically(output / UNMATCHED_NAME) as partial_path:
+        shutil.copyfile(work_dir / UNMATCHED_NAME, partial_path)
     write_bundle(output, read_bundle(work_dir))
-    move_run(work_dir, output)
-    (work_dir / UNMATCHED_NAME).replace(output / UNMATCHED_NAME)
-    shutil.rmtree(work_dir)
+    (work_dir / CHECKPOINT_NAME).unlink()
+    shutil.rmtree(work_dir, ignore_errors=True)  # Windows removes no file that is locked

@@ -68,7 +68,9 @@ class TrainingState:
     phase_start: int = 0
     """Epochs that were done when this phase began."""
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Of this epoch: losses (or rewards), and words (or batches)."""
+    """Of this epoch: losses (or rewards), and words (or samples)."""
+    learning_rate: float = 0.0
+    """Of the last step."""
     seconds: float = 0.0
     """Spent on this epoch before the run was cut short."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -129,15 +131,6 @@ class Trainer:
         self._val_scorer = CiderD({key: [tokenize_ptb(text) for text in captions[key]] for key in splits.val})
         self._reward: Reward | None = None
 
-    @property
-    def max_epochs(self) -> int:
-        """Epochs of both phases, if none is left out."""
-        return self.state.phase_start + (
-            self.config.self_critical_epochs
-            if self.state.phase == "self-critical"
-            else self.config.max_epochs + self.config.self_critical_epochs
-        )
-
     def train_epoch(self, progress: Progress = no_progress) -> Iterator[None]:
         """Do what is left of the current epoch, yielding every few steps: wherever `state` is whole."""
         started = time.monotonic() - self.state.seconds
@@ -151,6 +144,7 @@ class Trainer:
         """Validate, and move on to the next epoch; what the epoch gave, and the captions of the validation images."""
         trained_s = self.state.seconds
         started = time.monotonic()
+        self._require_finite(all(bool(tensor.isfinite().all()) for tensor in self.decoder.parameters()), "network")
         captions = self.validate()
         texts = {key: tokenize_ptb(caption.text) for key, caption in captions.items()}
         val_cider = float(self._val_scorer.scores(texts).mean())
@@ -161,7 +155,7 @@ class Trainer:
             val_cider=val_cider,
             captions_per_s=self._captions_an_epoch / max(trained_s, 1e-9),
             duration_s=trained_s + time.monotonic() - started,
-            learning_rate=self._optimizer.param_groups[0]["lr"],
+            learning_rate=self.state.learning_rate,
             best=val_cider > self.state.best_cider,
         )
         self.state.history.append(asdict(result))
@@ -231,6 +225,11 @@ class Trainer:
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": values, "param_groups": groups})
 
+    def _require_finite(self, is_finite: bool, what: str) -> None:
+        if not is_finite:
+            option = "--self-critical-learning-rate" if self.state.phase == "self-critical" else "--learning-rate"
+            raise TrainingError(f"the {what} is not finite in epoch {self.state.epoch}; pass a lower {option}")
+
     def _new_optimizer(self) -> torch.optim.AdamW:
         matrices = [parameter for parameter in self.decoder.parameters() if parameter.ndim > 1]
         vectors = [parameter for parameter in self.decoder.parameters() if parameter.ndim == 1]
@@ -248,13 +247,13 @@ class Trainer:
     def _train_captions(self, started: float, progress: Progress) -> Iterator[None]:
         order = np.random.default_rng((self.config.seed, self.state.epoch))
         plan = self.dataset.plan_epoch(self.config.batch_size, order)
-        sums = torch.tensor(self.state.sums, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(2, device=self.device)
         batches = prepare_ahead(self._prepare, plan[self.state.step :])
         for features, words, total in batches:
             self._begin_step(len(plan), self.config.max_epochs, self.config.learning_rate)
             smoothed, entropy = self._losses(features, words)
             self._update(smoothed * (self.world.size / total))
-            sums += torch.stack([self.world.sum(entropy.detach()).double(), sums.new_tensor(total)])
+            sums += torch.stack([self.world.sum(entropy.detach()), sums.new_tensor(total)])
             if self._end_step(len(plan), started, sums, progress):
                 yield
 
@@ -276,7 +275,7 @@ class Trainer:
         samples = self.config.self_critical_samples
         order = np.random.default_rng((self.config.seed, self.state.epoch)).permutation(len(self._splits.train))
         plan = [order[start : start + _IMAGES_A_STEP] for start in range(0, len(order), _IMAGES_A_STEP)]
-        sums = torch.tensor(self.state.sums, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(2, device=self.device)
         for chosen in plan[self.state.step :]:
             self._begin_step(len(plan), self.config.self_critical_epochs, self.config.self_critical_learning_rate)
             share = self._share(chosen) if len(chosen) >= self.world.size else chosen
@@ -287,7 +286,8 @@ class Trainer:
             advantages, reward = self._reward.advantages(keys, sampled)
             weighted = self._losses(features, sampled, torch.from_numpy(advantages).to(self.device))[0]
             self._update(weighted / (sampled != PAD).sum())
-            sums += torch.stack([self.world.sum(sums.new_tensor(reward)), sums.new_tensor(self.world.size)])
+            rewards = reward * len(sampled) + 0 * weighted.detach()  # a loss that is not finite shows in the sum
+            sums += self.world.sum(torch.stack([rewards, sums.new_tensor(len(sampled))]))
             if self._end_step(len(plan), started, sums, progress):
                 yield
 
@@ -302,9 +302,9 @@ class Trainer:
     def _begin_step(self, steps: int, epochs: int, learning_rate: float) -> None:
         """Set the learning rate, and everything that is drawn at random in this step."""
         place = (self.state.epoch - 1 - self.state.phase_start) * steps + self.state.step
-        rate = learning_rate * scheduled_share(place, steps * epochs)
+        self.state.learning_rate = learning_rate * scheduled_share(place, steps * epochs)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.state.learning_rate
         numbers = (self.config.seed, self.state.epoch, self.state.step, self.world.rank)
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
@@ -315,15 +315,15 @@ class Trainer:
         self._optimizer.step()
 
     def _end_step(self, steps: int, started: float, sums: Tensor, progress: Progress) -> bool:
-        """Count the step; every few steps look at the loss and say True."""
+        """Count the step; every few steps look at the loss, take over `sums` since the last look, and say True."""
         state = self.state
         state.step += 1
         state.seconds = time.monotonic() - started
         if state.step % _STEPS_A_LOOK and state.step < steps:
             return False
-        state.sums = sums.tolist()
-        if not math.isfinite(state.sums[0]):
-            raise TrainingError(f"the loss became {state.sums[0]} in epoch {state.epoch}; pass a lower --learning-rate")
+        state.sums = [total + recent for total, recent in zip(state.sums, sums.tolist(), strict=True)]
+        sums.zero_()
+        self._require_finite(math.isfinite(state.sums[0]), "loss")
         progress(
             f"epoch {state.epoch} of {self.max_epochs}",
             state.step,
@@ -350,6 +350,13 @@ class Trainer:
             return None
         steps_left = steps - state.step + steps * (self.max_epochs - state.epoch)
         return steps_left * state.seconds / state.step
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of both phases, if none is left out."""
+        if self.state.phase == "self-critical":
+            return self.state.phase_start + self.config.self_critical_epochs
+        return self.config.max_epochs + self.config.self_critical_epochs
 
     @property
     def _captions_an_epoch(self) -> int:
