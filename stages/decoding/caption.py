@@ -107,8 +107,11 @@ def decode_features(
 def _build_decoder(model: Path, bundle: Bundle) -> Decoder:
     try:
         decoder = Decoder(DecoderConfig(**bundle.decoder_config))
-        decoder.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()})
-    except (TypeError, RuntimeError) as exc:
+        tensors = {name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()}
+        if decoder.config.tie_weights:
+            tensors["to_logits.weight"] = tensors["embedding.weight"]  # written once
+        decoder.load_state_dict(tensors)
+    except (TypeError, RuntimeError, KeyError) as exc:
         raise BundleError(f"{model}: weights and configuration do not fit each other; train it again") from exc
     if decoder.config.vocab_size != len(bundle.vocabulary):
         raise BundleError(f"{model}: {len(bundle.vocabulary)} words for {decoder.config.vocab_size} logits")

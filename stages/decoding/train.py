@@ -7,6 +7,7 @@ The bundle appears at `output` when training has ended; until then the best epoc
 import contextlib
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ from captionmill.stages.decoding.run_folder import RUN_NAMES, RunFolder, copy_ru
 from captionmill.stages.decoding.trainer import EpochResult, Trainer
 from captionmill.stages.parallel import World, join_world
 from captionmill.stages.runtime import Progress, no_progress
+
+_logger = logging.getLogger(__name__)
 
 UNMATCHED_NAME = "unmatched.csv"
 _LOCK_NAME = ".lock"
@@ -105,6 +108,8 @@ def train(
         trainer = Trainer(store, annotations.captions, splits, vocabulary, config, world=world, device=device)
         if unfinished:
             trainer.restore(unfinished)
+        if world.is_first:
+            _say_what_is_special(work_dir, trainer.state.history if unfinished else None, splits)
         with RunFolder(work_dir) as folder:
             if world.is_first:
                 folder.write_config(
@@ -244,6 +249,13 @@ def _open_work_dir(
         write_table(work_dir / UNMATCHED_NAME, pd.DataFrame(unmatched, columns=["key", "reason"]))
     world.wait()
     return None
+
+
+def _say_what_is_special(work_dir: Path, done: Sequence[object] | None, splits: Splits) -> None:
+    if done is not None:
+        _logger.warning("going on with %s: epochs done: %d; --restart would begin anew", work_dir, len(done))
+    if len(splits.val) == 1:
+        _logger.warning("one validation image chooses no epoch, as its CIDEr-D is always 0: give the split more images")
 
 
 def _empty(work_dir: Path) -> None:

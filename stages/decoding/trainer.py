@@ -192,6 +192,7 @@ class Trainer:
 
     def bundle(self, result: EpochResult) -> Bundle:
         """The decoder as it is now, with all that captioning needs."""
+        tensors = dict(self.decoder.named_parameters()) | dict(self.decoder.named_buffers())
         return Bundle(
             decoder_config=asdict(self.decoder.config),
             vocabulary=self._vocabulary,
@@ -200,7 +201,7 @@ class Trainer:
             splits={"train": self._splits.train, "val": self._splits.val, "test": self._splits.test},
             scores={"epoch": result.epoch, "loss": result.loss, "val_cider_d": result.val_cider},
             versions=versions(),
-            tensors={name: tensor.cpu().numpy() for name, tensor in self.decoder.state_dict().items()},
+            tensors={name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
         )
 
     def checkpoint(self) -> Checkpoint:
