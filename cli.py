@@ -20,7 +20,7 @@ from captionmill.stages.config import RANGES, BootstrapConfig, ExtractConfig, Le
 if TYPE_CHECKING:
     from captionmill.data.splits import Splits
     from captionmill.pipeline.run import StageOutcome
-    from captionmill.stages.decoding.trainer import EpochResult
+    from captionmill.stages.decoding.training_state import EpochResult
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]

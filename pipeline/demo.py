@@ -12,7 +12,7 @@ from captionmill.data.samples import draw_samples
 from captionmill.data.scene_captions import Scene, describes
 from captionmill.data.tables import CaptionRow, read_captions
 from captionmill.pipeline.run import StageName, StageOutcome, run_pipeline
-from captionmill.stages.decoding.trainer import EpochResult
+from captionmill.stages.decoding.training_state import EpochResult
 from captionmill.stages.runtime import Progress, no_progress
 from captionmill.stages.scoring.report import PageEntry, write_page
 

@@ -16,7 +16,7 @@ from captionmill.pipeline.plan import Plan, read_plan
 from captionmill.pipeline.workspace import Ingredients, Record, Workspace, describe
 from captionmill.stages.decoding.evaluate import Evaluation, evaluate
 from captionmill.stages.decoding.train import TrainSummary, train
-from captionmill.stages.decoding.trainer import EpochResult
+from captionmill.stages.decoding.training_state import EpochResult
 from captionmill.stages.encoding.extract import ExtractSummary, extract
 from captionmill.stages.runtime import Progress, no_progress
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:  # the stages import torch, and `--help` is to be instant
     from captionmill.pipeline.folder import FolderSummary
     from captionmill.stages.decoding.evaluate import Evaluation
     from captionmill.stages.decoding.train import TrainSummary
-    from captionmill.stages.decoding.trainer import EpochResult
+    from captionmill.stages.decoding.training_state import EpochResult
     from captionmill.stages.encoding.extract import ExtractSummary
     from captionmill.stages.scoring.caption_statistics import CaptionStatistics
     from captionmill.stages.scoring.leaks import LeakReport

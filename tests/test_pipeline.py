@@ -13,7 +13,7 @@ from captionmill.data.errors import PipelineError
 from captionmill.data.feature_store import FeatureStore
 from captionmill.pipeline.plan import read_plan
 from captionmill.pipeline.run import run_pipeline
-from captionmill.stages.decoding.trainer import EpochResult
+from captionmill.stages.decoding.training_state import EpochResult
 
 PLAN = """
 [extract]

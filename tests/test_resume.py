@@ -27,7 +27,7 @@ from captionmill.stages.decoding import trainer as trainer_module
 from captionmill.stages.decoding.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint, write_checkpoint
 from captionmill.stages.decoding.run_folder import HISTORY_NAME
 from captionmill.stages.decoding.train import train
-from captionmill.stages.decoding.trainer import EpochResult
+from captionmill.stages.decoding.training_state import EpochResult
 from captionmill.stages.runtime import Progress
 
 CONFIG = dataclasses.replace(

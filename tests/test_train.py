@@ -15,7 +15,7 @@ from captionmill.stages.config import SearchConfig, TrainConfig
 from captionmill.stages.decoding.caption import Captioner
 from captionmill.stages.decoding.evaluate import evaluate
 from captionmill.stages.decoding.train import train
-from captionmill.stages.decoding.trainer import EpochResult
+from captionmill.stages.decoding.training_state import EpochResult
 
 CONFIG = TrainConfig(
     min_count=1,

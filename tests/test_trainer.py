@@ -20,9 +20,11 @@ from captionmill.data.vocabulary import PAD
 from captionmill.stages.config import TrainConfig
 from captionmill.stages.decoding import trainer as trainer_module
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.losses import Losses
 from captionmill.stages.decoding.self_critical import forbid
 from captionmill.stages.decoding.train import build_vocabulary, train
-from captionmill.stages.decoding.trainer import Trainer, _Losses, scheduled_share
+from captionmill.stages.decoding.trainer import Trainer
+from captionmill.stages.decoding.training_state import scheduled_share
 from captionmill.stages.runtime import has_fast_bf16
 
 
@@ -33,10 +35,10 @@ def make_trainer(features: Path, captions: Path, config: TrainConfig) -> Trainer
     return Trainer(store, annotations.captions, splits, vocabulary, config)
 
 
-def make_losses(smoothing: float) -> _Losses:
+def make_losses(smoothing: float) -> Losses:
     torch.manual_seed(0)
     decoder = Decoder(DecoderConfig(8, 11, 6, 10, dropout=0, feature_dropout=0, layers=2, image_input="every"))
-    return _Losses(decoder, smoothing, torch.float32)
+    return Losses(decoder, smoothing, torch.float32)
 
 
 WORDS = torch.tensor([[1, 5, 6, 7, 2], [1, 9, 2, 0, 0], [1, 4, 10, 2, 0], [1, 3, 2, 0, 0]])
@@ -56,7 +58,7 @@ def test_the_loss_is_the_cross_entropy_over_words(smoothing: float) -> None:
     torch.testing.assert_close(smoothed, plainly(smoothing))
 
 
-def gradients_of(losses: _Losses, *inputs: torch.Tensor) -> list[torch.Tensor]:
+def gradients_of(losses: Losses, *inputs: torch.Tensor) -> list[torch.Tensor]:
     losses.zero_grad()
     losses(*inputs)[0].backward()
     return [parameter.grad.clone() for parameter in losses.parameters() if parameter.grad is not None]

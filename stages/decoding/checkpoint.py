@@ -13,7 +13,8 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from captionmill.data.atomic import replace_atomically
 from captionmill.data.errors import TrainingError
@@ -66,3 +67,31 @@ def _checksum(state: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         checksum = zlib.crc32(tensors[name].reshape(-1).numpy().data, zlib.crc32(name.encode(), checksum))
     return str(checksum)
+
+
+def pack_tensors(decoder: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The weights of `decoder` and the state of `optimizer` by name."""
+    tensors: dict[str, Tensor] = {f"decoder.{name}": tensor for name, tensor in decoder.named_parameters()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+    return tensors
+
+
+def unpack_tensors(tensors: Mapping[str, Tensor], decoder: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put what `pack_tensors` gave into a decoder and a new optimizer of the same kind."""
+    prefix = "decoder."
+    load_weights(decoder, {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)})
+    values: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            index, _, value_name = rest.partition(".")
+            values.setdefault(int(index), {})[value_name] = tensor
+    optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_weights(decoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy `weights` into the parameters of `decoder`, by name."""
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            parameter.copy_(weights[name])

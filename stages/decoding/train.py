@@ -30,7 +30,8 @@ from captionmill.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.stages.config import TrainConfig
 from captionmill.stages.decoding.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint, write_checkpoint
 from captionmill.stages.decoding.run_folder import RUN_NAMES, RunFolder, copy_run
-from captionmill.stages.decoding.trainer import EpochResult, Trainer
+from captionmill.stages.decoding.trainer import Trainer
+from captionmill.stages.decoding.training_state import EpochResult
 from captionmill.stages.parallel import World, join_world
 from captionmill.stages.runtime import Progress, no_progress
 

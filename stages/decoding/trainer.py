@@ -3,12 +3,10 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,66 +18,19 @@ from captionmill.data.splits import Splits
 from captionmill.data.vocabulary import PAD, Vocabulary
 from captionmill.stages.config import TrainConfig
 from captionmill.stages.decoding.caption import Caption, decode_features
-from captionmill.stages.decoding.checkpoint import Checkpoint
+from captionmill.stages.decoding.checkpoint import Checkpoint, load_weights, pack_tensors, unpack_tensors
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.feeder import FeatureFeeder, prepare_ahead
-from captionmill.stages.decoding.self_critical import Reward, forbid, sample_captions
+from captionmill.stages.decoding.losses import Losses
+from captionmill.stages.decoding.self_critical import Reward, sample_captions
+from captionmill.stages.decoding.training_state import EpochResult, TrainingState, scheduled_share
 from captionmill.stages.parallel import World
 from captionmill.stages.runtime import Progress, choose_training_dtype, no_progress, versions
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.ptb_tokenizer import tokenize_ptb
 
-Phase = Literal["cross entropy", "self-critical"]
-
-_WARMUP = 0.1  # share of a phase's steps in which the learning rate rises
 _IMAGES_A_STEP = 50  # of self-critical training: with five samples each, as many captions as two steps of the other
 _STEPS_A_LOOK = 10  # steps between two looks at the loss: a look waits for a GPU
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """One pass over the training captions, or, self-critically, over the training images."""
-
-    epoch: int
-    """Counted from 1, through both phases."""
-    phase: Phase
-    loss: float
-    """Mean cross entropy a word, in nats, with dropout; self-critical: the mean reward of the samples, CIDEr-D."""
-    val_cider: float
-    """CIDEr-D of the validation captions, decoded as captions are."""
-    captions_per_s: float
-    """Training speed, over all processes."""
-    duration_s: float
-    """Training and validation."""
-    learning_rate: float
-    """At the epoch's end."""
-    best: bool
-    """The best validation CIDEr-D so far: this epoch's weights are kept."""
-
-
-@dataclass
-class TrainingState:
-    """Where a run stands; together with the tensors all that a run needs to go on exactly."""
-
-    epoch: int = 1
-    phase: Phase = "cross entropy"
-    step: int = 0
-    """Steps of this epoch that are done."""
-    phase_start: int = 0
-    """Epochs that were done when this phase began."""
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Of this epoch: losses (or rewards), and words (or samples)."""
-    learning_rate: float = 0.0
-    """Of the last step."""
-    seconds: float = 0.0
-    """Spent on this epoch before the run was cut short."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """Finished epochs, the fields of `EpochResult`."""
-
-    @property
-    def best_cider(self) -> float:
-        """Of all epochs so far."""
-        return max((row["val_cider"] for row in self.history), default=-math.inf)
 
 
 class Trainer:
@@ -124,7 +75,7 @@ class Trainer:
         mean, std = measure_features(store, splits.train)
         self.decoder.fit_features(torch.from_numpy(mean), torch.from_numpy(std))
         self.decoder.to(device)
-        self._losses: nn.Module = _Losses(self.decoder, config.label_smoothing, choose_training_dtype(device))
+        self._losses: nn.Module = Losses(self.decoder, config.label_smoothing, choose_training_dtype(device))
         if world.size > 1:
             self._losses = DistributedDataParallel(self._losses)
         self._optimizer = self._new_optimizer()
@@ -165,7 +116,7 @@ class Trainer:
 
     def begin_self_critical(self, best: Mapping[str, Tensor]) -> None:
         """Go over to the second phase, from the weights `best`."""
-        self._load_weights(best)
+        load_weights(self.decoder, best)
         self.state.phase, self.state.phase_start = "self-critical", self.state.epoch - 1
         self._optimizer = self._new_optimizer()
 
@@ -206,25 +157,13 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """All that `restore` needs."""
-        tensors = {f"decoder.{name}": tensor for name, tensor in self.decoder.named_parameters()}
-        for index, values in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-        return Checkpoint(asdict(self.state), tensors)
+        return Checkpoint(asdict(self.state), pack_tensors(self.decoder, self._optimizer))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from `checkpoint`, made by a trainer of the same settings and data."""
         self.state = TrainingState(**checkpoint.state)
-        own = dict(self.decoder.named_parameters())
-        self._load_weights({name: checkpoint.tensors[f"decoder.{name}"] for name in own})
         self._optimizer = self._new_optimizer()
-        values: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in checkpoint.tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                index, _, value_name = rest.partition(".")
-                values.setdefault(int(index), {})[value_name] = tensor
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": values, "param_groups": groups})
+        unpack_tensors(checkpoint.tensors, self.decoder, self._optimizer)
 
     def _require_finite(self, is_finite: bool, what: str) -> None:
         if not is_finite:
@@ -239,11 +178,6 @@ class Trainer:
             {"params": vectors, "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=0.0, fused=self.device.type == "cuda")
-
-    def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.decoder.named_parameters():
-                parameter.copy_(weights[name])
 
     def _train_captions(self, started: float, progress: Progress) -> Iterator[None]:
         order = np.random.default_rng((self.config.seed, self.state.epoch))
@@ -364,49 +298,3 @@ class Trainer:
         if self.state.phase == "self-critical":
             return len(self._splits.train) * self.config.self_critical_samples
         return len(self.dataset)
-
-
-class _Losses(nn.Module):
-    """A decoder and what training makes smaller; a module, so that data-parallel training can wrap it."""
-
-    def __init__(self, decoder: Decoder, label_smoothing: float, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self._smoothing, self._dtype = label_smoothing, dtype
-
-    def forward(self, features: Tensor, words: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sums over the words of captions [B * S, T] of images [B, D]: smoothed cross entropy, and plain.
-
-        With `weights` [B * S], one a caption drawn by `sample_captions`, the first is the weighted cross entropy
-        without smoothing, of the probabilities that it was drawn with.
-        """
-        inputs, targets = words[:, :-1], words[:, 1:]
-        is_word = targets != PAD  # [B * S, T - 1]; N words in all
-        with torch.autocast(features.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            state = self.decoder.start(features)
-            if len(words) > len(features):
-                state = tuple(part.repeat_interleave(len(words) // len(features), dim=1) for part in state)
-            outputs = self.decoder.unroll(state, inputs)[0]
-            logits = self.decoder.score(outputs[is_word])  # [N, V]: none for padding
-        logits = logits.float()
-        if weights is not None:
-            entropies = F.cross_entropy(forbid(logits), targets[is_word], reduction="none")
-            each = weights.unsqueeze(1).expand_as(targets)[is_word]
-            return (entropies * each).sum(), entropies.sum()
-        log_probabilities = logits.log_softmax(dim=-1)
-        entropy = F.nll_loss(log_probabilities, targets[is_word], reduction="sum")
-        if not self._smoothing:
-            return entropy, entropy
-        spread = -log_probabilities.mean(dim=-1).sum()
-        return (1 - self._smoothing) * entropy + self._smoothing * spread, entropy
-
-
-def scheduled_share(step: int, steps: int) -> float:
-    """The share of the largest learning rate in `step` (from 0) of `steps`: a linear rise, then half a cosine to 0.
-
-    Source: Loshchilov and Hutter 2017, "SGDR", without restarts.
-    """
-    rise = _WARMUP * steps
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))

@@ -1,0 +1,45 @@
+"""What training makes smaller."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captionmill.data.vocabulary import PAD
+from captionmill.stages.decoding.decoder import Decoder
+from captionmill.stages.decoding.self_critical import forbid
+
+
+class Losses(nn.Module):
+    """A decoder and what training makes smaller; a module, so that data-parallel training can wrap it."""
+
+    def __init__(self, decoder: Decoder, label_smoothing: float, dtype: torch.dtype) -> None:
+        """`dtype`: the arithmetic of the network; the losses themselves are float32."""
+        super().__init__()
+        self.decoder = decoder
+        self._smoothing, self._dtype = label_smoothing, dtype
+
+    def forward(self, features: Tensor, words: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sums over the words of captions [B * S, T] of images [B, D]: smoothed cross entropy, and plain.
+
+        With `weights` [B * S], one a caption drawn by `sample_captions`, the first is the weighted cross entropy
+        without smoothing, of the probabilities that it was drawn with.
+        """
+        inputs, targets = words[:, :-1], words[:, 1:]
+        is_word = targets != PAD  # [B * S, T - 1]; N words in all
+        with torch.autocast(features.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            state = self.decoder.start(features)
+            if len(words) > len(features):
+                state = tuple(part.repeat_interleave(len(words) // len(features), dim=1) for part in state)
+            outputs = self.decoder.unroll(state, inputs)[0]
+            logits = self.decoder.score(outputs[is_word])  # [N, V]: none for padding
+        logits = logits.float()
+        if weights is not None:
+            entropies = F.cross_entropy(forbid(logits), targets[is_word], reduction="none")
+            each = weights.unsqueeze(1).expand_as(targets)[is_word]
+            return (entropies * each).sum(), entropies.sum()
+        log_probabilities = logits.log_softmax(dim=-1)
+        entropy = F.nll_loss(log_probabilities, targets[is_word], reduction="sum")
+        if not self._smoothing:
+            return entropy, entropy
+        spread = -log_probabilities.mean(dim=-1).sum()
+        return (1 - self._smoothing) * entropy + self._smoothing * spread, entropy
