@@ -69,6 +69,7 @@ def run_training(folder: Path, seconds: float) -> None:
     splits = choose_splits(annotations, store.keys, seed=0)
     vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=5)
     trainer = Trainer(store, annotations.captions, splits, vocabulary, TrainConfig(), device=choose_device("auto"))
+    del annotations
     steps = trainer.train_epoch()
     next(steps)
     ready_s = time.perf_counter() - started

@@ -54,7 +54,8 @@ class Trainer:
         """Build everything from `config.seed`."""
         self.config, self._store, self._splits, self._vocabulary = config, store, splits, vocabulary
         self.world, self.device, self.state = world, device, TrainingState()
-        self._captions = captions
+        kept = (*splits.val, *(splits.train if config.self_critical_epochs else ()))
+        self._captions = {key: captions[key] for key in kept}  # of the others their indices suffice
         self.dataset = CaptionDataset(captions, splits.train, vocabulary, max_length=config.max_length)
         self._feeder = FeatureFeeder(store, splits.train, device)
         torch.manual_seed(config.seed)
@@ -138,7 +139,7 @@ class Trainer:
         return {key: captions[key] for key in self._splits.val}
 
     def references(self, key: str) -> Sequence[str]:
-        """The reference captions of the image `key`."""
+        """The reference captions of the validation image `key`."""
         return self._captions[key]
 
     def bundle(self, result: EpochResult) -> Bundle:
