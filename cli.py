@@ -246,6 +246,9 @@ _models = click.option(
 )
 _search = _options(
     _setting(SearchConfig, "beam_size", "Captions kept at each step; 1 is greedy search."),
+    _setting(
+        SearchConfig, "length_penalty", "Power of a caption's length that divides its score; 0 favours short ones."
+    ),
     _setting(SearchConfig, "max_length", "Words a caption at most."),
 )
 
@@ -389,6 +392,7 @@ def extract(
 @_setting(TrainConfig, "max_length", "Words of a caption used, and decoded, at most.")
 @_setting(TrainConfig, "seed", "Of weights, order and, without splits, the 90/5/5 split.")
 @_setting(SearchConfig, "beam_size", "Beam of the validation after each epoch.")
+@_setting(SearchConfig, "length_penalty", "Of that validation, as for `caption`.")
 @_device
 @_overwrite
 @click.option("--restart", is_flag=True, help="Begin anew where an unfinished training would be gone on with.")
@@ -401,6 +405,7 @@ def train(
     val_list: Path | None,
     restval: str,
     beam_size: int,
+    length_penalty: float,
     overwrite: bool,
     restart: bool,
     quiet: bool,
@@ -414,7 +419,7 @@ def train(
     """
     from captionmill.stages.decoding.train import train
 
-    search = SearchConfig(beam_size=beam_size, max_length=settings["max_length"])
+    search = SearchConfig(beam_size=beam_size, length_penalty=length_penalty, max_length=settings["max_length"])
     with ProgressBars(quiet=quiet) as progress:
         summary = train(
             features,
@@ -451,6 +456,7 @@ def caption(
     features: Path | None,
     weights: Path | None,
     beam_size: int,
+    length_penalty: float,
     max_length: int,
     overwrite: bool,
     quiet: bool,
@@ -470,7 +476,7 @@ def caption(
             models,
             output,
             features=features,
-            search=SearchConfig(beam_size=beam_size, max_length=max_length),
+            search=SearchConfig(beam_size=beam_size, length_penalty=length_penalty, max_length=max_length),
             machine=ExtractConfig(**machine),
             weights=weights,
             overwrite=overwrite,
@@ -512,6 +518,7 @@ def evaluate(
     resamples: int,
     seed: int,
     beam_size: int,
+    length_penalty: float,
     max_length: int,
     device: str,
     quiet: bool,
@@ -538,7 +545,7 @@ def evaluate(
             against=against,
             java_metrics=java_metrics,
             bootstrap=BootstrapConfig(resamples=resamples, seed=seed),
-            search=SearchConfig(beam_size=beam_size, max_length=max_length),
+            search=SearchConfig(beam_size=beam_size, length_penalty=length_penalty, max_length=max_length),
             device=device,
             progress=progress,
         )

@@ -20,6 +20,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "dropout": (0, 1),
     "feature_dropout": (0, 1),
     "learning_rate": (0, None),
+    "length_penalty": (0, 10),
     "label_smoothing": (0, 1),
     "weight_decay": (0, None),
     "clip_norm": (0, None),
@@ -81,8 +82,10 @@ class ExtractConfig(_Checked):
 class SearchConfig(_Checked):
     """How captions are read out of a decoder."""
 
-    beam_size: int = 3
+    beam_size: int = 5
     """Captions kept at each step; 1 is greedy."""
+    length_penalty: float = 0.7
+    """Power of a caption's length that its sum of log probabilities is divided by; at 0 captions come out short."""
     max_length: int = 20
     """Words a caption at most; a caption that long is cut."""
 

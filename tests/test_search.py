@@ -8,7 +8,7 @@ from torch import Tensor
 
 from captionmill.data.vocabulary import END, START
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig, State
-from captionmill.stages.decoding.search import search_captions
+from captionmill.stages.decoding.search import DecodedCaption, search_captions
 
 MAX_LENGTH = 7
 Beam = tuple[float, tuple[int, ...], State]
@@ -47,8 +47,12 @@ def greedy(decoder: Decoder, features: Tensor) -> tuple[int, ...]:
     return tuple(words)
 
 
-def beam_one_image(decoder: Decoder, features: Tensor, beam_size: int) -> tuple[int, ...]:
+def beam_one_image(decoder: Decoder, features: Tensor, beam_size: int, length_penalty: float = 0.0) -> tuple[int, ...]:
     """Beam search for one image [1, D] with plain lists: ended captions stay in the beam with their score."""
+
+    def score_of(beam: Beam) -> float:
+        return beam[0] / math.pow(len(beam[1]) - 1, length_penalty)
+
     beams: list[Beam] = [(0.0, (START,), decoder.start(features))]
     for step in range(MAX_LENGTH + 1):
         candidates: list[Beam] = []
@@ -61,7 +65,7 @@ def beam_one_image(decoder: Decoder, features: Tensor, beam_size: int) -> tuple[
                 if index in (0, 1, 3) or (step == 0 and index == END) or (step == MAX_LENGTH and index != END):
                     continue
                 candidates.append((score + value, (*words, index), after))
-        beams = sorted(candidates, key=lambda candidate: -candidate[0])[:beam_size]
+        beams = sorted(candidates, key=score_of, reverse=True)[:beam_size]
     return tuple(word for word in beams[0][1] if word not in (START, END))
 
 
@@ -74,14 +78,20 @@ def test_beam_of_one_equals_greedy(decoder: Decoder, features: Tensor) -> None:
     assert len({len(words) for words in expected}) > 2
 
 
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.5])
 @pytest.mark.parametrize("beam_size", [2, 3, 5, 10])
 @torch.inference_mode()
-def test_batched_beam_equals_one_image_beam(decoder: Decoder, features: Tensor, beam_size: int) -> None:
-    decoded = search_captions(decoder, features, beam_size=beam_size, max_length=MAX_LENGTH)
+def test_batched_beam_equals_one_image_beam(
+    decoder: Decoder, features: Tensor, beam_size: int, length_penalty: float
+) -> None:
+    def search(rows: Tensor) -> list[DecodedCaption]:
+        return search_captions(decoder, rows, beam_size=beam_size, max_length=MAX_LENGTH, length_penalty=length_penalty)
+
+    decoded = search(features)
     assert [caption.words for caption in decoded] == [
-        beam_one_image(decoder, features[row : row + 1], beam_size) for row in range(len(features))
+        beam_one_image(decoder, features[row : row + 1], beam_size, length_penalty) for row in range(len(features))
     ]
-    alone = [search_captions(decoder, row[None], beam_size=beam_size, max_length=MAX_LENGTH)[0] for row in features]
+    alone = [search(row[None])[0] for row in features]
     assert [caption.words for caption in decoded] == [caption.words for caption in alone]
 
 
@@ -117,3 +127,12 @@ def test_special_words_are_never_chosen_and_no_caption_is_empty(features: Tensor
     for beam_size in (1, 2, 4, 9):
         decoded = search_captions(tempted, features[:4], beam_size=beam_size, max_length=5)
         assert all(len(caption.words) == 1 and caption.words[0] in (4, 5) for caption in decoded)
+
+
+@torch.inference_mode()
+def test_a_length_penalty_makes_captions_longer(decoder: Decoder, features: Tensor) -> None:
+    def mean_length(length_penalty: float) -> float:
+        found = search_captions(decoder, features, beam_size=5, max_length=MAX_LENGTH, length_penalty=length_penalty)
+        return sum(len(caption.words) for caption in found) / len(found)
+
+    assert mean_length(0.0) < mean_length(0.7) < mean_length(2.0)

@@ -98,7 +98,13 @@ def decode_features(
         batch = keys[start : start + BATCH_IMAGES]
         rows = store.read([store.position(key) for key in batch])
         features = torch.from_numpy(rows).to(device).float()  # [B, D]
-        decoded = search_captions(decoder, features, beam_size=search.beam_size, max_length=search.max_length)
+        decoded = search_captions(
+            decoder,
+            features,
+            beam_size=search.beam_size,
+            max_length=search.max_length,
+            length_penalty=search.length_penalty,
+        )
         for key, caption in zip(batch, decoded, strict=True):
             yield key, Caption(vocabulary.decode(caption.words), caption.confidence)
         progress("caption", start + len(batch), len(keys))

@@ -222,7 +222,7 @@ def _to_json(
         "images": len(evaluation.captions),
         "images_chosen_by": evaluation.chosen_by,
         "missing": list(evaluation.missing),
-        "beam_size": search.beam_size,
+        "search": asdict(search),
         "scores": _values(evaluation.estimates),
         "intervals": _intervals(evaluation.estimates),
         "bootstrap": asdict(evaluation.bootstrap) | {"level": LEVEL},

@@ -44,8 +44,14 @@ class DecodedCaption:
 
 
 @torch.inference_mode()
-def search_captions(decoder: StepDecoder, features: Tensor, *, beam_size: int, max_length: int) -> list[DecodedCaption]:
-    """The best caption for each row of `features` [B, D], by the sum of log probabilities, `<end>`'s included.
+def search_captions(
+    decoder: StepDecoder, features: Tensor, *, beam_size: int, max_length: int, length_penalty: float = 0.0
+) -> list[DecodedCaption]:
+    """The best caption for each row of `features` [B, D], by its score.
+
+    The score is the sum of the log probabilities of its words, `<end>` included, divided by the number of these to the
+    power of `length_penalty`: 0 leaves the sum, which favours short captions; 1 makes it a mean (Wu et al. 2016,
+    "Google's neural machine translation system", with words alone in the place of their (5 + words) / 6).
 
     Beam search keeps the `beam_size` best captions at each step; one that has ended competes on with its score as it
     is. A beam of one is greedy: the highest logit is the next word. The decoder should be in evaluation mode.
@@ -56,27 +62,22 @@ def search_captions(decoder: StepDecoder, features: Tensor, *, beam_size: int, m
     # all captions of one image stand next to each other: row = image * K + beam
     state = tuple(part.repeat_interleave(beams, dim=1) for part in decoder.start(features))  # each [L, B*K, H]
     words = torch.full((len(features) * beams,), START, device=device)
-    scores = torch.full((len(features), beams), -math.inf, device=device)  # [B, K] sums of log probabilities
-    scores[:, 0] = 0.0  # all beams are equal at first: only one may continue
+    sums = torch.full((len(features), beams), -math.inf, device=device)  # [B, K] of log probabilities
+    sums[:, 0] = 0.0  # all beams are equal at first: only one may continue
     ended = torch.zeros(len(features), beams, dtype=torch.bool, device=device)
+    lengths = torch.zeros(len(features), beams, device=device)  # [B, K] words, with <end>
     history = torch.full((len(features), beams, max_length), PAD, device=device)  # [B, K, T] word indices
     history_scores = torch.zeros(len(features), beams, max_length, device=device)  # their log probabilities
 
     for step in range(max_length + 1):  # one more than the words, for <end>
         logits, state = decoder.step(words, state)
         log_probabilities = logits.float().log_softmax(dim=-1)  # [B*K, V]
-        allowed = log_probabilities.clone()
-        allowed[:, list(_NEVER_CHOSEN)] = -math.inf
-        if step == 0:
-            allowed[:, END] = -math.inf
-        if step == max_length:
-            allowed[:, :END] = -math.inf
-            allowed[:, END + 1 :] = -math.inf
-        allowed[ended.view(-1)] = -math.inf  # an ended caption goes on unchanged
-        allowed[:, PAD].masked_fill_(ended.view(-1), 0.0)
+        allowed = _allowed(log_probabilities, ended.view(-1), is_first=step == 0, is_last=step == max_length)
         vocab_size = allowed.shape[1]
-        sums = (scores.view(-1, 1) + allowed).view(len(searched), -1)  # [B, K*V]
-        scores, chosen = sums.topk(beams)  # [B, K]
+        next_lengths = lengths + ~ended
+        next_sums = (sums.view(-1, 1) + allowed).view(len(searched), beams, -1)  # [B, K, V]
+        scores = next_sums / next_lengths.unsqueeze(2) ** length_penalty if length_penalty else next_sums
+        best_scores, chosen = scores.view(len(searched), -1).topk(beams)  # [B, K] of K*V
         parents = chosen // vocab_size  # [B, K] which beam each goes on from
         next_words = chosen % vocab_size  # [B, K]
         history = history.gather(1, parents.unsqueeze(2).expand_as(history))
@@ -84,10 +85,12 @@ def search_captions(decoder: StepDecoder, features: Tensor, *, beam_size: int, m
         if step < max_length:
             history[:, :, step] = next_words
             history_scores[:, :, step] = log_probabilities.view(len(searched), -1).gather(1, chosen)
+        sums = next_sums.view(len(searched), -1).gather(1, chosen)
+        lengths = next_lengths.gather(1, parents)
         ended = ended.gather(1, parents) | (next_words == END)
-        is_known = ended[:, 0]  # sums only fall: no other beam overtakes a best one that has ended
-        if step == max_length:
-            is_known = torch.ones_like(is_known)
+        # sums only fall: a best caption that has ended is not overtaken by one whose sum is too low at any length
+        reachable = torch.where(ended, -math.inf, sums / (max_length + 1) ** length_penalty)
+        is_known = ended[:, 0] & (reachable <= best_scores[:, :1]).all(dim=1) | (step == max_length)
         if bool(is_known.any()):
             captions = _read_best(history[is_known, 0].tolist(), history_scores[is_known, 0].tolist())
             for image, caption in zip(searched[is_known].tolist(), captions, strict=True):
@@ -98,9 +101,23 @@ def search_captions(decoder: StepDecoder, features: Tensor, *, beam_size: int, m
         rows = (torch.arange(len(searched), device=device).unsqueeze(1) * beams + parents)[going_on].view(-1)
         state = tuple(part[:, rows] for part in state)
         words = next_words[going_on].view(-1)
-        searched, scores, ended = searched[going_on], scores[going_on], ended[going_on]
+        searched, sums, lengths, ended = (part[going_on] for part in (searched, sums, lengths, ended))
         history, history_scores = history[going_on], history_scores[going_on]
     return [caption for caption in found if caption is not None]
+
+
+def _allowed(log_probabilities: Tensor, ended: Tensor, *, is_first: bool, is_last: bool) -> Tensor:
+    """[B, V] with -inf for what must not come next; a caption that has `ended` [B] goes on unchanged."""
+    allowed = log_probabilities.clone()
+    allowed[:, list(_NEVER_CHOSEN)] = -math.inf
+    if is_first:
+        allowed[:, END] = -math.inf
+    if is_last:
+        allowed[:, :END] = -math.inf
+        allowed[:, END + 1 :] = -math.inf
+    allowed[ended] = -math.inf
+    allowed[:, PAD].masked_fill_(ended, 0.0)
+    return allowed
 
 
 def _read_best(histories: list[list[int]], history_scores: list[list[float]]) -> list[DecodedCaption]:

@@ -198,7 +198,7 @@ def _fingerprint(
     store: FeatureStore, annotations: Annotations, splits: Splits, config: TrainConfig, world: World
 ) -> dict[str, str]:
     """What must be the same for an unfinished run to go on, by name; where and how fast it runs is left out."""
-    values = asdict(config) | {"beam_size": config.search.beam_size, "search_length": config.search.max_length}
+    values = asdict(config.search) | asdict(config) | {"search_length": config.search.max_length}
     left_out = ("device", "search")
     settings = {f"--{name.replace('_', '-')}": str(value) for name, value in values.items() if name not in left_out}
     settings["number of processes"] = str(world.size)
