@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +36,33 @@ _BLOCK_ROWS = 100_000
 _logger = logging.getLogger(__name__)
 
 
+class CaptionTexts(Mapping[str, tuple[str, ...]]):
+    """Image key -> its captions, which lie in memory as one string: of five million half as much as one by one."""
+
+    def __init__(self, joined: dict[str, str]) -> None:
+        """Take the captions of each image, joined by CaptionTexts.BETWEEN."""
+        self._joined = joined
+
+    BETWEEN = "\0"
+
+    def __getitem__(self, key: str) -> tuple[str, ...]:
+        return tuple(self._joined[key].split(self.BETWEEN))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._joined
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._joined)
+
+    def __len__(self) -> int:
+        return len(self._joined)
+
+
 @dataclass(frozen=True)
 class Annotations:
     """What people wrote about each image, and what each image is for."""
 
-    captions: dict[str, tuple[str, ...]]
+    captions: Mapping[str, tuple[str, ...]]
     """Image key -> its reference captions in file order; never empty."""
     splits: dict[str, str]
     """Image key -> "train", "val" or "test", for every image with captions; empty when the file names no splits."""
@@ -139,7 +161,7 @@ def _read_rows(file: TextIO) -> Iterator[_Row]:
 
 
 def _collect(path: Path, rows: Iterator[_Row], restval: str) -> Annotations:
-    captions: dict[str, list[str]] = {}
+    captions: dict[str, str] = {}
     splits: dict[str, str] = {}
     empty_count = 0
     for row in rows:
@@ -151,15 +173,18 @@ def _collect(path: Path, rows: Iterator[_Row], restval: str) -> Annotations:
             if splits.setdefault(key, split) != split:
                 raise AnnotationError(f"{row.where} puts {key} in {split}, but it is in {splits[key]} already")
         if caption:
-            captions.setdefault(key, []).append(caption)
+            caption = caption.replace(CaptionTexts.BETWEEN, " ")
+            captions[key] = f"{captions[key]}{CaptionTexts.BETWEEN}{caption}" if key in captions else caption
         else:
             empty_count += 1
     if empty_count:
         _logger.warning("%s: left out %d captions without text", path, empty_count)
-    kept = {key: tuple(texts) for key, texts in captions.items() if splits.get(key) != "drop"}
-    if not kept:
+    for key in [key for key, split in splits.items() if split == "drop" or key not in captions]:
+        captions.pop(key, None)
+        del splits[key]
+    if not captions:
         raise AnnotationError("no captions in this file")
-    return Annotations(kept, {key: split for key, split in splits.items() if key in kept})
+    return Annotations(CaptionTexts(captions), splits)
 
 
 def _read_split_name(row: _Row, restval: str) -> str:
