@@ -44,5 +44,6 @@ def _options(config: ExtractConfig | TrainConfig | SearchConfig) -> list[str]:
     for field in fields(config):
         value = getattr(config, field.name)
         if value != field.default and not isinstance(value, SearchConfig):
-            words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+            name = field.name.replace("_", "-")
+            words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
     return words

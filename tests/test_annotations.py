@@ -282,3 +282,14 @@ def test_real_flickr8k_has_its_published_numbers() -> None:
     assert (len(train), len(val), len(test)) == (6000, 1000, 1000)
     assert len({*train, *val, *test}) == 8000
     assert {*train, *val, *test} < annotations.captions.keys()
+
+
+def test_captions_of_an_image_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "captions.csv"
+    path.write_text('image,caption\na.jpg,"two lines,\nof one caption"\nb.jpg,a\0b\na.jpg, second \n')
+    captions = read_annotations(path).captions
+    assert dict(captions) == {"a.jpg": ("two lines,\nof one caption", "second"), "b.jpg": ("a b",)}
+    assert "a.jpg" in captions
+    assert "c.jpg" not in captions
+    with pytest.raises(KeyError):
+        captions["c.jpg"]

@@ -28,6 +28,7 @@ captions = "references.csv"
 min_count = 1
 embed_dim = 8
 hidden_dim = 16
+tie_weights = false
 max_epochs = 2
 
 [evaluate]
@@ -170,7 +171,7 @@ def test_the_command_shows_what_it_runs_and_the_commands_do_the_same(
     commands = [line.removeprefix("$ ") for line in result.stderr.splitlines() if line.startswith("$ ")]
     assert commands[1] == (
         "captionmill train features.h5 --captions references.csv --output model "
-        "--min-count 1 --embed-dim 8 --hidden-dim 16 --max-epochs 2"
+        "--min-count 1 --embed-dim 8 --hidden-dim 16 --no-tie-weights --max-epochs 2"
     )
     assert commands[3] == "captionmill caption new --model model --output captions.csv --beam-size 2"
     captions = (plan_path.parent / "captions.csv").read_text()
