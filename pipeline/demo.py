@@ -35,8 +35,10 @@ min_count = 1
 embed_dim = 128
 hidden_dim = 256
 dropout = 0.2
-learning_rate = 1e-3
-max_epochs = 10
+label_smoothing = 0
+batch_size = 32
+learning_rate = 2e-3
+max_epochs = 8
 
 [evaluate]
 output = "scores.json"
