@@ -69,6 +69,15 @@ def test_curves_are_a_picture_from_the_first_epoch_on_and_mark_the_self_critical
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "history.csv"]
 
 
+def test_curves_of_quick_epochs_are_drawn_now_and_then_and_at_the_end(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run_folder:
+        run_folder.write_history(make_history(1))
+        first = (tmp_path / "curves.png").read_bytes()
+        run_folder.write_history(make_history(4))
+        assert (tmp_path / "curves.png").read_bytes() == first
+    assert (tmp_path / "curves.png").read_bytes() != first
+
+
 def test_samples_show_an_images_captions_one_below_the_other(tmp_path: Path) -> None:
     run_folder = RunFolder(tmp_path)
     references = ["A red ball.", 'A "ball", red.']

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -44,6 +45,8 @@ _SCALARS = {
     "captions_per_s": "speed/captions_per_s",
 }
 
+_SECONDS_BETWEEN_CURVES = 10.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -67,6 +70,8 @@ class RunFolder:
         self._samples = _read_samples(folder / SAMPLES_NAME)
         self._events: SummaryWriter | None = None
         self._has_tensorboard = True
+        self._undrawn: Sequence[Mapping[str, object]] = ()
+        self._drawn_at = -math.inf
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -85,12 +90,17 @@ class RunFolder:
     def write_history(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Write history.csv and curves.png anew from all epochs so far, a row an epoch, in order.
 
+        The curves take a moment: of epochs that last less than some seconds not each is drawn at once, but `close`
+        draws the last.
+
         The table has the columns that the rows have. The curves need of each row `epoch` (from 1), `loss` and
         `val_cider`, and show `phase`, `val_loss` and `best` where there are such.
         """
         frame = pd.DataFrame([{name: _shorten(value) for name, value in row.items()} for row in rows])
         write_table(self._folder / HISTORY_NAME, frame)
-        _write_curves(self._folder / CURVES_NAME, rows)
+        self._undrawn = list(rows)
+        if time.monotonic() - self._drawn_at > _SECONDS_BETWEEN_CURVES:
+            self._draw()
 
     def add_epoch_events(self, row: Mapping[str, object]) -> None:
         """Append the epoch that `row` of the history describes to the TensorBoard events, if tensorboard is installed.
@@ -122,10 +132,16 @@ class RunFolder:
         write_table(self._folder / SAMPLES_NAME, pd.DataFrame([asdict(sample) for sample in self._samples]))
 
     def close(self) -> None:
-        """Finish the event file; to be called before the folder is moved or removed."""
+        """Finish the curves and the event file; to be called before the folder is copied or removed."""
+        if self._undrawn:
+            self._draw()
         if self._events is not None:
             self._events.close()
             self._events = None
+
+    def _draw(self) -> None:
+        _write_curves(self._folder / CURVES_NAME, self._undrawn)
+        self._undrawn, self._drawn_at = (), time.monotonic()
 
     def _open_events(self, first_step: int) -> "SummaryWriter | None":
         try:
