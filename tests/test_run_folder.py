@@ -1,5 +1,6 @@
 """A training run leaves settings, history, curves, samples and events; a resumed run goes on with them."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -76,6 +77,15 @@ def test_curves_of_quick_epochs_are_drawn_now_and_then_and_at_the_end(tmp_path: 
         run_folder.write_history(make_history(4))
         assert (tmp_path / "curves.png").read_bytes() == first
     assert (tmp_path / "curves.png").read_bytes() != first
+
+
+def test_an_error_ends_a_run_without_drawing(tmp_path: Path) -> None:
+    with contextlib.suppress(KeyboardInterrupt), RunFolder(tmp_path) as run_folder:
+        run_folder.write_history(make_history(1))
+        drawn = (tmp_path / "curves.png").read_bytes()
+        run_folder.write_history(make_history(4))
+        raise KeyboardInterrupt
+    assert (tmp_path / "curves.png").read_bytes() == drawn
 
 
 def test_samples_show_an_images_captions_one_below_the_other(tmp_path: Path) -> None:

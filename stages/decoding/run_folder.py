@@ -76,7 +76,9 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:  # such as Ctrl-C: nothing that takes a moment, and nothing that could hide it
+            self._undrawn = ()
         self.close()
 
     def write_config(
