@@ -32,13 +32,16 @@ image_size = 128
 captions = "references.csv"
 output = "model"
 min_count = 1
+feature_scaling = "standardize"
 embed_dim = 128
 hidden_dim = 256
+tie_weights = false
 dropout = 0.2
+feature_dropout = 0.1
 label_smoothing = 0
 batch_size = 32
 learning_rate = 2e-3
-max_epochs = 8
+max_epochs = 10
 
 [evaluate]
 output = "scores.json"
