@@ -144,17 +144,16 @@ def main() -> None:
     splits = choose_splits(annotations, store.keys, train_list=lists[0], val_list=lists[1], seed=0)
     vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=5)
 
-    def trainer(**settings: object) -> Trainer:
-        config = TrainConfig(**settings)  # type: ignore[arg-type]
+    def trainer(config: TrainConfig) -> Trainer:
         return Trainer(store, annotations.captions, splits, vocabulary, config, device=choose_device("auto"))
 
-    same = {"hidden_dim": 512, "tie_weights": False, "label_smoothing": 0.0}
+    same = TrainConfig(hidden_dim=512, tie_weights=False, label_smoothing=0.0)
     loops = {
         "plain trainer, 512": run_plain(store, dict(annotations.captions), splits.train, vocabulary, 512),
-        "captionmill, 512": run_trainer(trainer(**same)),
-        "its network from memory, 512": run_from_memory(trainer(**same)),
-        "captionmill, default": run_trainer(trainer()),
-        "its network from memory, default": run_from_memory(trainer()),
+        "captionmill, 512": run_trainer(trainer(same)),
+        "its network from memory, 512": run_from_memory(trainer(same)),
+        "captionmill, default": run_trainer(trainer(TrainConfig())),
+        "its network from memory, default": run_from_memory(trainer(TrainConfig())),
     }
     rates = dict.fromkeys(loops, 0.0)
     for _ in range(arguments.rounds):

@@ -68,7 +68,6 @@ class Reward:
         """Rarity weights come from the references of the images `keys`."""
         references = {key: [[*tokenize_ptb(text), SPECIAL_WORDS[END]] for text in captions[key]] for key in keys}
         self._scorer = CiderD(references)
-        self._vocabulary = vocabulary
         self._tokens = functools.cache(lambda index: tuple(tokenize_ptb(vocabulary.decode([index]))))
 
     def advantages(self, keys: Sequence[str], sampled: Tensor) -> tuple[npt.NDArray[np.float32], float]:

@@ -199,7 +199,7 @@ class Trainer:
         share = self._share(chosen)
         words = self.dataset.words(share if len(share) else chosen[:1])
         if not len(share):  # fewer captions than processes
-            share, words = chosen[:1], np.where(words >= 0, PAD, words)
+            share, words = chosen[:1], np.full_like(words, PAD)
         return self._feeder.rows(self.dataset.images[share]), torch.from_numpy(words).to(self.device), total
 
     def _share(self, numbers: Indices) -> Indices:
