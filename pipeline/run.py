@@ -10,7 +10,7 @@ from captionmill.data.bundle import bundle_exists
 from captionmill.data.errors import InputError, UnfinishedRunError
 from captionmill.data.splits import Splits
 from captionmill.pipeline import summaries
-from captionmill.pipeline.commands import command_line
+from captionmill.pipeline.command_line import command_line
 from captionmill.pipeline.folder import FolderSummary, caption_folder
 from captionmill.pipeline.plan import Plan, read_plan
 from captionmill.pipeline.workspace import Ingredients, Record, Workspace, describe

@@ -1,5 +1,6 @@
 """`extract` and `features` as a user runs them: shards, repair, export, and ends that nobody wished for."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from builders import listen_to_ctrl_c
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -19,7 +21,7 @@ from captionmill.cli import main
 from captionmill.data.feature_store import FeatureStore, parts_dir
 
 THIN = ["--backbone", "scenes-resnet14", "--preprocess", "squash", "--image-size", "32", "--engine", "torch"]
-THIN += ["--precision", "fp32"]
+THIN += ["--precision", "fp32", "--batch-size", "4"]
 
 
 def run(*arguments: object) -> Result:
@@ -60,8 +62,10 @@ def whole(many: Path, thin_weights: Path) -> FeatureStore:
 
 
 def start_extract(many: Path, output: Path, weights: Path, **settings: Any) -> "subprocess.Popen[bytes]":
-    command = ["extract", many, "--output", output, *THIN, "--weights", weights, "--flush-every", 8, "--batch-size", 4]
-    return subprocess.Popen([sys.executable, "-m", "captionmill", *map(str, command)], **settings)
+    command = ["extract", many, "--output", output, *THIN, "--weights", weights, "--flush-every", 8]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # the order of sums depends on it
+    program = [sys.executable, "-m", "captionmill"]
+    return subprocess.Popen([*program, *map(str, command)], env=os.environ | threads, **settings)
 
 
 def require_finished(output: Path, many: Path, weights: Path, whole: FeatureStore) -> None:
@@ -92,6 +96,27 @@ def test_an_ended_extraction_flushes_first_and_says_so(
     assert store.verify() == []
     assert store.keys == whole.keys[: len(store)]
     require_finished(output, many, thin_weights, whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_a_signal_that_arrives_in_a_destructor_is_heard(number: signal.Signals, code: int) -> None:
+    program = (
+        "import os, time, click\n"
+        "from captionmill.cli import main\n"
+        "class Dying:\n"
+        f"    def __del__(self): os.kill(os.getpid(), {int(number)}); time.sleep(0.5)\n"
+        "@main.command()\n"
+        "def victim():\n"
+        "    Dying()\n"
+        "    for _ in range(1000): time.sleep(0.01)\n"
+        "main(['victim'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, preexec_fn=listen_to_ctrl_c
+    )
+    assert done.returncode == code, done.stderr
+    assert "Stopped. Features" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_full_disk_is_a_one_line_error_and_keeps_what_is_stored(

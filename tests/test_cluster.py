@@ -68,10 +68,14 @@ def alone(folder: Path, config: ExtractConfig) -> FeatureStore:
 def dask_address() -> Iterator[str]:
     """A dask cluster of three worker processes on loopback."""
     distributed = pytest.importorskip("distributed")
+    environment = dict(os.environ)  # dask sets OMP_NUM_THREADS and others for its workers here, and leaves them
     with distributed.LocalCluster(
         n_workers=3, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs="CRITICAL"
     ) as cluster:
         yield cluster.scheduler_address.removeprefix("tcp://")
+    for name in set(os.environ).difference(environment):
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 def dying_once(spread: Spread, marker: Path) -> Spread:

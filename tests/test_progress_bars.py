@@ -9,8 +9,8 @@ from typing import IO
 import click
 import pytest
 
-from captionmill import cli
-from captionmill.cli import ProgressBars
+from captionmill.pipeline.terminal import progress_bars
+from captionmill.pipeline.terminal.progress_bars import ProgressBars
 
 termios = pytest.importorskip("termios", reason="this system has no pseudo-terminals")
 Screen = Callable[[], list[str]]
@@ -53,7 +53,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Screen
 
         return read_screen
 
-    monkeypatch.setattr(cli, "_SECONDS_BETWEEN_DRAWINGS", 0)
+    monkeypatch.setattr(progress_bars, "_SECONDS_BETWEEN_DRAWINGS", 0)
     yield open_terminal
     for file in opened:
         file.close()
@@ -105,7 +105,7 @@ def test_a_line_without_notes_stays_when_its_work_is_done(terminal: Callable[[in
 
 def test_a_warning_has_a_line_of_its_own(terminal: Callable[[int], Screen], monkeypatch: pytest.MonkeyPatch) -> None:
     logger = logging.getLogger("captionmill")
-    monkeypatch.setattr(logger, "handlers", [cli._EchoHandler()])
+    monkeypatch.setattr(logger, "handlers", [progress_bars.EchoHandler()])
     screen = terminal(60)
     with ProgressBars(quiet=False) as progress:
         progress("extract", 0, 9)
@@ -125,7 +125,7 @@ def test_an_interrupted_epochs_line_stays(terminal: Callable[[int], Screen]) -> 
 def test_a_log_has_plain_lines_with_the_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(progress_bars, "SECONDS_BETWEEN_LINES", 0)
     with ProgressBars(quiet=False) as progress:
         progress("epoch 3 of 30", 15_000, 30_000, note=NOTE, left_s=7500)
         progress("extract", 32, 8_091)
@@ -135,7 +135,7 @@ def test_a_log_has_plain_lines_with_the_note(
 
 
 def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(progress_bars, "SECONDS_BETWEEN_LINES", 0)
     with ProgressBars(quiet=True) as progress:
         progress("extract", 32, 8_091)
     assert capsys.readouterr().err == ""

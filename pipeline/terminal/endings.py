@@ -1,0 +1,71 @@
+"""How a command ends when it does not end well: errors in one line, Ctrl-C and SIGTERM after everything is flushed."""
+
+import _thread
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from captionmill.data.errors import CaptionmillError
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+_SECONDS_UNTIL_ASKED_AGAIN = 0.01
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: a batch system or a shutdown wants the process to end; everything is flushed as for Ctrl-C."""
+
+
+def _raise_terminated(*_: object) -> None:
+    raise _Terminated
+
+
+class _AskingAgain:
+    """Takes what the interpreter swallows: a signal that arrived in a destructor or a weak reference's callback.
+
+    The exception of such a signal goes nowhere; without this, Ctrl-C had no effect in three of a hundred extractions.
+    """
+
+    def __init__(self, otherwise: Callable[["UnraisableHookArgs"], object]) -> None:
+        self._otherwise = otherwise
+
+    def __call__(self, unraisable: "UnraisableHookArgs") -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            number = signal.SIGTERM if isinstance(unraisable.exc_value, _Terminated) else signal.SIGINT
+            again = threading.Timer(_SECONDS_UNTIL_ASKED_AGAIN, _thread.interrupt_main, (number,))
+            again.daemon = True
+            again.start()
+        else:
+            self._otherwise(unraisable)
+
+
+def listen_to_signals() -> None:
+    """From now on SIGTERM and Ctrl-C end a command where nothing is lost, wherever they arrive."""
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    if not isinstance(sys.unraisablehook, _AskingAgain):
+        sys.unraisablehook = _AskingAgain(sys.unraisablehook)
+
+
+class ErrorGroup(click.Group):
+    """Shows what a user can mend as one line on stderr with exit code 1; a bug keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as exc:
+            click.echo("\nStopped. Features extracted so far are kept, and an output is as it was before.", err=True)
+            if isinstance(exc, _Terminated):
+                ctx.exit(128 + signal.SIGTERM)
+            raise
+        except CaptionmillError as exc:
+            raise click.ClickException(str(exc)) from exc
+        except BrokenPipeError:  # click ends the command in silence
+            raise
+        except OSError as exc:
+            where = f"{exc.filename}: " if exc.filename else ""
+            raise click.ClickException(f"{where}{exc.strerror or exc}") from exc
