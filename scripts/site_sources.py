@@ -1,6 +1,6 @@
 """A hook of mkdocs: shows mkdocstrings the package as it is installed, without what else lies in the checkout.
 
-The package's folders are the checkout's own (setup.cfg), beside `.venv` and much more that would be searched for modules.
+The package's folders are the checkout's own (setup.cfg), beside `.venv` and much else that would be searched.
 """
 
 import tempfile
