@@ -109,7 +109,7 @@ def decode(bundle: dict[str, Any], tensors: dict[str, Array], row: Array, max_le
     def linear(name: str, vector: Array) -> Array:
         return np.asarray(tensors[f"{name}.weight"] @ vector + tensors[f"{name}.bias"])
 
-    x = row.astype(np.float32)
+    x: Array = row.astype(np.float32)
     if decoder["feature_scaling"] != "unit":
         x = (x - tensors["feature_mean"]) / tensors["feature_std"]
     if decoder["feature_scaling"] != "standardize":
