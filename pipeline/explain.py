@@ -25,7 +25,11 @@ from captionmill.stages.encoding.encoder import Encoder, Pixels, prepare_image
 from captionmill.stages.encoding.engine import build_engine, encode_batches
 from captionmill.stages.encoding.loader import load_batches
 
-_ROLES = {"train": "was trained on", "val": "was chosen by", "test": "has kept unseen for the test"}
+_ROLES = {
+    "train": "{model} was trained on it",
+    "val": "the best epoch of {model} was chosen with it",
+    "test": "{model} has not seen it, it is in its test split",
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class PictureExplanation:
 
     name: str
     """The picture as the user named it."""
+    key: str
+    """What the store or the captions file calls it; "" if neither was asked."""
     picture: Image.Image | None
     """Upright RGB; None if only its row in a store is here."""
     seen: Pixels | None
@@ -84,8 +90,8 @@ def explain_picture(
     the picture need not be there. `captions` holds references in any format that `train` reads. In both, the picture is
     found under `key`, or else under the end of its path that is a key. `output` is a page (HTML) to write.
 
-    Raises InputError if the picture cannot be read, is not in the store or the captions file, or is not the one that the
-    store's row was made from; WeightsError and SpecMismatchError as `caption_folder`.
+    Raises InputError if the picture cannot be read, is not in the store or the captions file, or is not the one that
+    the store's row was made from; WeightsError and SpecMismatchError as `caption_folder`.
     """
     if output:
         require_other_file(output, image, features, captions)
@@ -101,7 +107,7 @@ def explain_picture(
         row, origin = store[key], f"the row {key} of {features.name}, stored as {store.dtype}"
         is_sure = is_sure or picture is None or store.source(key) != UNKNOWN_SOURCE
         if picture and not is_unchanged(ImageFile(key, image), store.source(key)):
-            raise InputError(f"{image}: not the picture that the row {key} of {features} was made from; leave it out")
+            raise InputError(f"{image}: not what the row {key} of {features} was made from; leave out --features")
     else:
         row, origin = _encode(image, build_model_encoder(captioner.spec, machine, weights), machine)
     references: tuple[str, ...] = ()
@@ -112,14 +118,16 @@ def explain_picture(
         references, references_from = annotations.captions[found], f"{found} in {captions.name}"
         key = key or found
     folders = [model] if isinstance(model, Path) else model
+    names = tuple(image_key(folder.name or str(folder)) for folder in folders)
     explained = PictureExplanation(
         name=image_key(str(image)),
+        key=key or "",
         picture=picture,
         seen=prepare_image(picture, captioner.spec) if picture else None,
         origin=origin,
-        role=_tell_role(image, key, captioner.bundles, is_sure=is_sure),
+        role=_tell_role(image, key, names, captioner.bundles, is_sure=is_sure),
         references_from=references_from,
-        models=tuple(image_key(folder.name or str(folder)) for folder in folders),
+        models=names,
         bundles=captioner.bundles,
         search=search,
         explanation=explain_features(captioner.decoder, row, captioner.vocabulary, search, references),
@@ -185,22 +193,14 @@ def _find_keys(image: Path, keys: Collection[str]) -> list[str]:
     return sorted(key for key in keys if key.endswith(f"/{name}"))
 
 
-def _tell_role(image: Path, key: str | None, bundles: Sequence[Bundle], *, is_sure: bool) -> str:
-    """What the picture was to each model: by its key, or, if that is only its name, carefully."""
-    sentences = []
-    for bundle in bundles:
-        splits = {name: split for split, names in bundle.splits.items() for name in names}
-        found = [key] if key in splits else [] if key else _find_keys(image, splits)
-        roles = {_ROLES[splits[name]] for name in found if name}
-        if not roles:
-            sentences.append("the model's splits do not name this picture" if key else "")
-        elif is_sure:
-            sentences.append(f"the model {roles.pop()} this picture ({found[0]})")
-        else:
-            sentences.append(f"a picture called {found[0]} is one that the model {' or '.join(sorted(roles))}")
-    told = list(dict.fromkeys(sentence for sentence in sentences if sentence))
-    if len(told) < 2:
-        return told[0] if told else ""
-    return "; ".join(
-        sentence.replace("the model", f"model {number}") for number, sentence in enumerate(sentences, 1) if sentence
-    )
+def _tell_role(image: Path, key: str | None, models: Sequence[str], bundles: Sequence[Bundle], *, is_sure: bool) -> str:
+    """What the picture was to each model; carefully, if the name is all that tells."""
+    roles: dict[str, list[str]] = {}
+    for name, bundle in zip(models, bundles, strict=True):
+        splits = {split_key: split for split, keys in bundle.splits.items() for split_key in keys}
+        model = "the model" if len(bundles) == 1 else f"model {name}"
+        for found in [key] if key else _find_keys(image, splits):
+            role = _ROLES[splits[found]] if found in splits else "{model} does not know it"
+            roles.setdefault(found, []).append(role.format(model=model))
+    whose = "this picture" if is_sure else "a picture of this name"
+    return "; ".join(f"{whose}, {found}: {', '.join(told)}" for found, told in roles.items())

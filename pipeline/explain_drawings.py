@@ -14,8 +14,8 @@ from captionmill.stages.decoding.explain import Numbers
 UP, DOWN = "#d9772e", "#3b82c4"  # above and below zero; both show on a white and on a black page
 MAP_COLUMNS = 64
 
-_BOX_WIDTH, _BOX_HEIGHT, _GAP_X, _GAP_Y, _LABELS = 118, 54, 16, 36, 58  # pixels
-_LONGEST_WORD = 14  # letters that fit into a box
+_BOX_WIDTH, _BOX_HEIGHT, _GAP_X, _GAP_Y, _LABELS = 146, 54, 16, 36, 58  # pixels
+_LONGEST_WORD = 17  # letters that fit into a box
 
 
 def photo_url(image: Image.Image, *, side: int) -> str:
@@ -58,7 +58,8 @@ def draw_beam_tree(tree: BeamTree) -> str:
     start = _group("wins", _LABELS, 1, "the beginning of every caption", [("word", "<start>"), ("small", "score 0")])
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="the beam search as a tree" '
-        f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">{"".join(edges)}{start}{"".join(boxes)}</svg>'
+        f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
+        f"{''.join(edges)}{start}{''.join(boxes)}</svg>"
     )
 
 

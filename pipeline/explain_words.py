@@ -37,8 +37,11 @@ def tell_how_computed(explained: "PictureExplanation") -> str:
 
 def tell_scaling(config: "DecoderConfig") -> str:
     """How the features are scaled before the first Linear layer."""
-    standard = "from each number the mean of the training pictures is taken off, and it is divided by their deviation"
-    unit = "the row is made one length (root mean square 1)"
+    standard = (
+        "each number is compared with those of the training pictures: their mean is taken off, and what is left is "
+        "divided by their standard deviation"
+    )
+    unit = "the whole row is stretched to one length (root mean square 1)"
     told = {"standardize": standard, "unit": unit, "standardize-unit": f"{standard}; then {unit}"}
     return told[config.feature_scaling]
 
@@ -47,8 +50,8 @@ def tell_start(config: "DecoderConfig") -> str:
     """How the image enters the LSTM."""
     if config.image_input == "init":
         return (
-            f"two Linear layers, {config.feature_dim:,} to {config.hidden_dim:,}, each followed by tanh, make of it the "
-            "hidden state h0 and the cell state c0: what the LSTM remembers before it reads <start>"
+            f"two Linear layers, {config.feature_dim:,} to {config.hidden_dim:,}, each followed by tanh, make of it "
+            "the hidden state h0 and the cell state c0: what the LSTM remembers before it reads <start>"
         )
     vector = f"a Linear layer, {config.feature_dim:,} to {config.embed_dim:,}, makes of it a vector like that of a word"
     if config.image_input == "first":
