@@ -1,7 +1,7 @@
 """The page that explains one picture: self-contained HTML, every number the network's own."""
 
 import html
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from string import Template
 
 import numpy as np
@@ -27,13 +27,13 @@ def render_page(explained: PictureExplanation) -> str:
     bodies = [body for section in sections if (body := section(explained))]
     numbered = [body.replace("<h2>", f"<h2><span>{number}</span>", 1) for number, body in enumerate(bodies, 1)]
     template = Template(_TEMPLATE_PATH.read_text(encoding="utf-8"))
-    title = html.escape(f"{explained.name}: {explained.caption}")
+    title = html.escape(f"{_file_name(explained)}: {explained.caption}")
     return template.substitute(title=title, up=UP, down=DOWN, body="\n".join([_head(explained), *numbered]))
 
 
 def _head(explained: PictureExplanation) -> str:
     confidence = explained.explanation.caption.confidence
-    name = html.escape(explained.name)
+    name = html.escape(_file_name(explained))
     photo = ""
     if explained.picture:
         photo = (
@@ -139,13 +139,13 @@ def _furthest(scaled: Numbers) -> str:
 def _check_section(explained: PictureExplanation) -> str:
     folders = ", ".join(f"Path({name!r})" for name in explained.models)
     code = f"""\
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 import torch
 from captionmill.data.feature_store import FeatureStore
 from captionmill.stages.decoding.caption import Captioner
 
 captioner = Captioner.load([{folders}], device="cpu")
-row = FeatureStore.open(Path("features.h5"))[{explained.key or Path(explained.name).name!r}]  # or the numbers above
+row = FeatureStore.open(Path("features.h5"))[{explained.key or _file_name(explained)!r}]  # or the numbers above
 with torch.inference_mode():
     state = captioner.decoder.start(torch.from_numpy(row)[None].float())
     for word in {[step.fed for step in explained.explanation.greedy.steps]}:  # fed in
@@ -190,6 +190,11 @@ def _all_numbers(values: Numbers) -> str:
         for start in range(0, len(values), 8)
     )
     return f"<details><summary>All {len(values):,} numbers</summary><pre>{lines}</pre></details>"
+
+
+def _file_name(explained: PictureExplanation) -> str:
+    """Without the folders, which are nobody's business on a page that is passed on."""
+    return PurePosixPath(explained.name).name
 
 
 def _sentence(text: str) -> str:

@@ -78,8 +78,8 @@ def references_section(explained: PictureExplanation) -> str:
     return (
         "<section><h2>What people wrote, and how it surprises the network</h2>"
         "<p>In training the words of a person's caption go in one by one, whatever the network would have said "
-        "itself (teacher forcing). <b>Cross entropy</b> is how much the next word surprises it: -ln of the probability "
-        "that it gave that word, in nats. No surprise at all is 0; guessing blindly among all words costs "
+        "itself (teacher forcing). <b>Cross entropy</b> is how much the next word surprises it: &minus;ln of the "
+        "probability that it gave that word, in nats. No surprise at all is 0; guessing blindly among all words costs "
         f"{math.log(len(explained.bundles[0].vocabulary)):.2f}. Training makes it smaller; here it stands without "
         f"{added} that training adds. A word that training did not see often enough has no index of its own and counts "
         "as &lt;unk&gt;.</p>"
