@@ -89,7 +89,7 @@ def test_greedy_is_the_searchs_beam_of_one_and_the_caption_its_winner() -> None:
     assert len(lengths) > 2
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 0.7])
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 2.5])
 @pytest.mark.parametrize("beam_size", [1, 2, 3, 4, 5])
 @torch.inference_mode()
 def test_the_trees_winner_is_the_searchs(beam_size: int, length_penalty: float) -> None:
