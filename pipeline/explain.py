@@ -202,5 +202,5 @@ def _tell_role(image: Path, key: str | None, models: Sequence[str], bundles: Seq
         for found in [key] if key else _find_keys(image, splits):
             role = _ROLES[splits[found]] if found in splits else "{model} does not know it"
             roles.setdefault(found, []).append(role.format(model=model))
-    whose = "this picture" if is_sure else "a picture of this name"
-    return "; ".join(f"{whose}, {found}: {', '.join(told)}" for found, told in roles.items())
+    which = "this is {}" if is_sure else "the model knows a picture called {}, perhaps this one"
+    return "; ".join(f"{which.format(found)}: {', '.join(told)}" for found, told in roles.items())

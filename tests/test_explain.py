@@ -190,7 +190,7 @@ def test_words_that_may_not_come_next_are_shown_and_marked() -> None:
         "<pad>": "never chosen",
         "<start>": "never chosen",
         "<unk>": "never chosen",
-        "<end>": "no caption is empty",
+        "<end>": "not first",
     }
     assert walk.steps[0].chosen.index == 9
     assert walk.steps[0].chosen.rank == 5

@@ -221,13 +221,16 @@ def test_references_show_the_cross_entropy_of_each_word_and_unknown_ones_as_unk(
 def test_it_says_what_the_picture_was_to_the_model(made: Path, key: str, told: str) -> None:
     photo = made / "photos" / key
     result = run("explain", photo, "--model", made / "model1", "--features", made / "f.h5", *CPU)
-    assert f"note: this picture, {key}: {told}\n" in result.stdout
+    assert f"note: this is {key}: {told}\n" in result.stdout
 
 
 def test_a_name_alone_is_no_proof_that_a_picture_was_trained_on(made: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), "white").save(tmp_path / "red_0.png")
     result = run("explain", tmp_path / "red_0.png", "--model", made / "model1", *CPU)
-    assert "note: a picture of this name, red_0.png: the model was trained on it\n" in result.stdout
+    assert (
+        "note: the model knows a picture called red_0.png, perhaps this one: the model was trained on it\n"
+        in result.stdout
+    )
     Image.new("RGB", (40, 30), "white").save(tmp_path / "new.png")
     assert "note:" not in run("explain", tmp_path / "new.png", "--model", made / "model1", *CPU).stdout
 

@@ -39,7 +39,7 @@ class ScoredWord:
     rank: int
     """Place among all words by logit, from 1."""
     barred: str = ""
-    """Why the search may not choose it here; "" if it may."""
+    """Why the search may not choose it here: "never chosen", or "not first" (no caption is empty); "" if it may."""
 
     @property
     def probability(self) -> float:
@@ -215,7 +215,7 @@ def _describe_step(number: int, fed: int, chosen: int, logits: Tensor, vocabular
 def _why_barred(index: int, step: int) -> str:
     if index in NEVER_CHOSEN:
         return "never chosen"
-    return "no caption is empty" if index == END and step == 1 else ""
+    return "not first" if index == END and step == 1 else ""
 
 
 def _score_reference(decoder: StepDecoder, features: Tensor, vocabulary: Vocabulary, text: str) -> Reference:
