@@ -1,7 +1,6 @@
 """Explain one picture: image -> features -> initial state -> words, with every number on the way."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -16,11 +15,12 @@ from captionmill.data.image_files import ImageFile, image_key, is_unchanged, loa
 from captionmill.data.image_source import UNKNOWN_SOURCE
 from captionmill.data.store_file import Features
 from captionmill.data.vocabulary import SPECIAL_WORDS
+from captionmill.pipeline.explain_page import render_page
 from captionmill.pipeline.folder import build_model_encoder
+from captionmill.pipeline.picture_explanation import PictureExplanation
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
-from captionmill.stages.decoding.decoder import DecoderConfig
-from captionmill.stages.decoding.explain import Explanation, explain_features
+from captionmill.stages.decoding.explain import explain_features
 from captionmill.stages.encoding.encoder import Encoder, Pixels, prepare_image
 from captionmill.stages.encoding.engine import build_engine, encode_batches
 from captionmill.stages.encoding.loader import load_batches
@@ -30,46 +30,6 @@ _ROLES = {
     "val": "the best epoch of {model} was chosen with it",
     "test": "{model} has not seen it, it is in its test split",
 }
-
-
-@dataclass(frozen=True)
-class PictureExplanation:
-    """One picture's way to its caption, and where each part comes from."""
-
-    name: str
-    """The picture as the user named it."""
-    key: str
-    """What the store or the captions file calls it; "" if neither was asked."""
-    picture: Image.Image | None
-    """Upright RGB; None if only its row in a store is here."""
-    seen: Pixels | None
-    """What the network sees of it, [H, W, 3]; None without the picture."""
-    origin: str
-    """Where the features come from."""
-    role: str
-    """What the picture was to the model, as far as its key tells; "" without any sign."""
-    references_from: str
-    """Which captions the references are; "" without any."""
-    models: tuple[str, ...]
-    """Names of the models' folders."""
-    bundles: tuple[Bundle, ...]
-    search: SearchConfig
-    explanation: Explanation
-
-    @property
-    def caption(self) -> str:
-        """What the captioner says."""
-        return self.bundles[0].vocabulary.decode(self.explanation.beam.words)
-
-    @property
-    def greedy_caption(self) -> str:
-        """What the highest logit at each step says."""
-        return self.bundles[0].vocabulary.decode(self.explanation.greedy.words)
-
-    @property
-    def decoders(self) -> tuple[DecoderConfig, ...]:
-        """What each model's decoder was built from."""
-        return tuple(DecoderConfig(**bundle.decoder_config) for bundle in self.bundles)
 
 
 def explain_picture(
@@ -95,21 +55,20 @@ def explain_picture(
     """
     if output:
         require_other_file(output, image, features, captions)
-    captioner = Captioner.load(model, device=machine.device)
+    folders = [model] if isinstance(model, Path) else model
+    captioner = Captioner.load(folders, device=machine.device)
     if len(captioner.vocabulary) == len(SPECIAL_WORDS):
-        raise BundleError("the model's vocabulary has no words: train it with a smaller --min-count")
+        raise BundleError(f"{folders[0]}: its vocabulary has no words; train it with a smaller --min-count")
     picture = _load_picture(image, needed=features is None)
     is_sure = key is not None
+    store = None
     if features:
         store = FeatureStore.open(features)
         captioner.spec.require(store.spec, mine="the model", others=str(features))
         key = _require_key(image, key, store.keys, str(features))
-        row, origin = store[key], f"the row {key} of {features.name}, stored as {store.dtype}"
         is_sure = is_sure or picture is None or store.source(key) != UNKNOWN_SOURCE
         if picture and not is_unchanged(ImageFile(key, image), store.source(key)):
             raise InputError(f"{image}: not what the row {key} of {features} was made from; leave out --features")
-    else:
-        row, origin = _encode(image, build_model_encoder(captioner.spec, machine, weights), machine)
     references: tuple[str, ...] = ()
     references_from = ""
     if captions:
@@ -117,13 +76,17 @@ def explain_picture(
         found = _require_key(image, key, annotations.captions.keys(), str(captions))
         references, references_from = annotations.captions[found], f"{found} in {captions.name}"
         key = key or found
-    folders = [model] if isinstance(model, Path) else model
+    if store and key:
+        row, origin = store[key], f"the row {key} of {store.path.name}, stored as {store.dtype}"
+        seen = prepare_image(picture, captioner.spec) if picture else None
+    else:
+        row, seen, origin = _encode(image, build_model_encoder(captioner.spec, machine, weights), machine)
     names = tuple(image_key(folder.name or str(folder)) for folder in folders)
     explained = PictureExplanation(
         name=image_key(str(image)),
         key=key or "",
         picture=picture,
-        seen=prepare_image(picture, captioner.spec) if picture else None,
+        seen=seen,
         origin=origin,
         role=_tell_role(image, key, names, captioner.bundles, is_sure=is_sure),
         references_from=references_from,
@@ -133,8 +96,6 @@ def explain_picture(
         explanation=explain_features(captioner.decoder, row, captioner.vocabulary, search, references),
     )
     if output:
-        from captionmill.pipeline.explain_page import render_page
-
         write_text(output, render_page(explained))
     return explained
 
@@ -148,8 +109,8 @@ def _load_picture(image: Path, *, needed: bool) -> Image.Image | None:
         raise InputError(f"{image}: {exc}") from exc
 
 
-def _encode(image: Path, encoder: Encoder, machine: ExtractConfig) -> tuple[Features, str]:
-    """The row that a store would hold of the picture, [D], and what made it."""
+def _encode(image: Path, encoder: Encoder, machine: ExtractConfig) -> tuple[Features, Pixels, str]:
+    """The row that a store would hold of the picture, [D], what the network saw of it, and what made the row."""
     engine = build_engine(encoder, machine)
     batches = load_batches(
         [ImageFile(image.name, image)],
@@ -162,7 +123,7 @@ def _encode(image: Path, encoder: Encoder, machine: ExtractConfig) -> tuple[Feat
         for failure in batch.failures:
             raise InputError(f"{image}: {failure.reason}")
         row: Features = rows[0].astype(np.dtype(machine.dtype))
-        return row, f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
+        return row, batch.pictures[0], f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
     raise InputError(f"{image}: cannot be read")
 
 
@@ -199,8 +160,9 @@ def _tell_role(image: Path, key: str | None, models: Sequence[str], bundles: Seq
     for name, bundle in zip(models, bundles, strict=True):
         splits = {split_key: split for split, keys in bundle.splits.items() for split_key in keys}
         model = "the model" if len(bundles) == 1 else f"model {name}"
-        for found in [key] if key else _find_keys(image, splits):
+        known = [key] if key else _find_keys(image, splits)
+        for found in known if len(known) == 1 else []:  # a name that many have tells nothing
             role = _ROLES[splits[found]] if found in splits else "{model} does not know it"
             roles.setdefault(found, []).append(role.format(model=model))
-    which = "this is {}" if is_sure else "the model knows a picture called {}, perhaps this one"
+    which = "this is {}" if is_sure else "by its name, this may be {}"
     return "; ".join(f"{which.format(found)}: {', '.join(told)}" for found, told in roles.items())

@@ -7,10 +7,10 @@ from string import Template
 import numpy as np
 from PIL import Image
 
-from captionmill.pipeline.explain import PictureExplanation
 from captionmill.pipeline.explain_drawings import DOWN, MAP_COLUMNS, UP, heat_map_url, photo_url
 from captionmill.pipeline.explain_walks import beam_section, greedy_section, references_section
 from captionmill.pipeline.explain_words import show_number, tell_how_computed, tell_scaling, tell_start
+from captionmill.pipeline.picture_explanation import PictureExplanation
 from captionmill.stages.decoding.explain import Numbers, Start
 
 _TEMPLATE_PATH = Path(__file__).parents[1] / "data" / "assets" / "explain.html"

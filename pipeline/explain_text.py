@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from captionmill.data.vocabulary import UNK
-from captionmill.pipeline.explain import PictureExplanation
 from captionmill.pipeline.explain_words import (
     show_number,
     show_probability,
@@ -13,6 +12,7 @@ from captionmill.pipeline.explain_words import (
     tell_scaling,
     tell_start,
 )
+from captionmill.pipeline.picture_explanation import PictureExplanation
 from captionmill.stages.decoding.explain import Numbers, Reference, ScoredWord, Walk
 
 _BAR_LENGTH = 20  # characters for a probability of 1
@@ -74,7 +74,7 @@ def _walk_lines(walk: Walk, *, is_ensemble: bool) -> Iterator[str]:
             f"step {step.number}: {step.fed_word} ({step.fed}) goes in, "
             f"{step.chosen.word} ({step.chosen.index}) comes out"
         )
-        yield f"     rank  index  word               {'log p' if is_ensemble else 'logit':>9}  probability"
+        yield f"     rank  index  word               {'ln p' if is_ensemble else 'logit':>9}  probability"
         listed = [*step.top] if step.chosen in step.top else [*step.top, step.chosen]
         for word in listed:
             yield _word_line(word, is_chosen=word == step.chosen)

@@ -4,9 +4,9 @@ import html
 import math
 
 from captionmill.data.vocabulary import UNK
-from captionmill.pipeline.explain import PictureExplanation
 from captionmill.pipeline.explain_drawings import draw_beam_tree
 from captionmill.pipeline.explain_words import show_number, show_probability
+from captionmill.pipeline.picture_explanation import PictureExplanation
 from captionmill.stages.decoding.explain import Reference, ScoredWord, Step, Walk
 
 
@@ -122,7 +122,8 @@ def _step_card(step: Step, explained: PictureExplanation, anchor: str) -> str:
         f"<b>{html.escape(step.fed_word)}</b> ({step.fed}) goes in, "
         f"<b>{html.escape(step.chosen.word)}</b> ({step.chosen.index}) comes out</h3>"
         '<div class="scroll"><table><tr><th></th><th class="word">word</th><th>index</th>'
-        f"<th>{_score_name(explained)}</th><th>probability</th></tr>{rows}</table></div></div>"
+        f"<th>{'logit' if len(explained.models) == 1 else 'ln p'}</th><th>probability</th></tr>"
+        f"{rows}</table></div></div>"
     )
 
 

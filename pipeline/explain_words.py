@@ -1,11 +1,10 @@
 """What an explanation says in words, on the page and on the terminal."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import SupportsFloat
 
-if TYPE_CHECKING:
-    from captionmill.pipeline.explain import PictureExplanation
-    from captionmill.stages.decoding.decoder import DecoderConfig
+from captionmill.pipeline.picture_explanation import PictureExplanation
+from captionmill.stages.decoding.decoder import DecoderConfig
 
 
 def show_number(value: SupportsFloat) -> str:
@@ -18,7 +17,7 @@ def show_probability(value: float) -> str:
     return f"{value:.4f}" if value >= 0.00005 else f"{value:.1e}"
 
 
-def tell_how_computed(explained: "PictureExplanation") -> str:
+def tell_how_computed(explained: PictureExplanation) -> str:
     """One sentence: network, decoder, search."""
     spec, search, config = explained.bundles[0].spec, explained.search, explained.decoders[0]
     words = len(explained.bundles[0].vocabulary)
@@ -35,7 +34,7 @@ def tell_how_computed(explained: "PictureExplanation") -> str:
     )
 
 
-def tell_scaling(config: "DecoderConfig") -> str:
+def tell_scaling(config: DecoderConfig) -> str:
     """How the features are scaled before the first Linear layer."""
     standard = (
         "each number is compared with those of the training pictures: their mean is taken off, and what is left is "
@@ -46,7 +45,7 @@ def tell_scaling(config: "DecoderConfig") -> str:
     return told[config.feature_scaling]
 
 
-def tell_start(config: "DecoderConfig") -> str:
+def tell_start(config: DecoderConfig) -> str:
     """How the image enters the LSTM."""
     if config.image_input == "init":
         return (

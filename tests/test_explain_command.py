@@ -227,10 +227,7 @@ def test_it_says_what_the_picture_was_to_the_model(made: Path, key: str, told: s
 def test_a_name_alone_is_no_proof_that_a_picture_was_trained_on(made: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), "white").save(tmp_path / "red_0.png")
     result = run("explain", tmp_path / "red_0.png", "--model", made / "model1", *CPU)
-    assert (
-        "note: the model knows a picture called red_0.png, perhaps this one: the model was trained on it\n"
-        in result.stdout
-    )
+    assert "note: by its name, this may be red_0.png: the model was trained on it\n" in result.stdout
     Image.new("RGB", (40, 30), "white").save(tmp_path / "new.png")
     assert "note:" not in run("explain", tmp_path / "new.png", "--model", made / "model1", *CPU).stdout
 
@@ -249,7 +246,7 @@ def test_several_models_are_explained_as_an_ensemble(made: Path, tmp_path: Path)
     text = run(*arguments).stdout
     assert "first state of model1: " in text
     assert "first state of model2: " in text
-    assert "rank  index  word                   log p  probability" in text
+    assert "rank  index  word                    ln p  probability" in text
     page = tmp_path / "page.html"
     assert run(*arguments, "--output", page).exit_code == 0
     shown = html.unescape(page.read_text(encoding="utf-8"))
