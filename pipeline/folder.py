@@ -82,7 +82,7 @@ def caption_folder(
             machine = replace(machine, dtype=store.dtype)
             missing = len(find_missing(found, store))
     if missing:
-        encoder = _build_encoder(captioner.spec, machine, weights)
+        encoder = build_model_encoder(captioner.spec, machine, weights)
         if replaced:
             with lock_store(cache_path):
                 delete_store(cache_path)
@@ -102,7 +102,7 @@ def caption_folder(
     )
 
 
-def _build_encoder(spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Encoder:
+def build_model_encoder(spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Encoder:
     """The encoder that makes features of `spec`; WeightsError or SpecMismatchError if its weights are not here."""
     config = config_for_spec(spec, machine)
     if weights:

@@ -119,7 +119,7 @@ def test_features_are_scaled_as_asked(scaling: FeatureScaling) -> None:
     decoder = Decoder(DecoderConfig(8, 9, 6, 10, dropout=0, feature_dropout=0, feature_scaling=scaling)).eval()
     rows = torch.from_numpy(make_rows(50)) * 3 + 1
     decoder.fit_features(rows.mean(0), rows.std(0, correction=0))
-    scaled = decoder._scale(rows)
+    scaled = decoder.scale(rows)
     standard = (rows - rows.mean(0)) / rows.std(0, correction=0)
     if scaling == "standardize":
         torch.testing.assert_close(scaled, standard)

@@ -94,7 +94,7 @@ class Decoder(nn.Module):
 
     def start(self, features: Tensor) -> State:
         """The state before `<start>`, from features [B, D]."""
-        scaled = self.feature_dropout(self._scale(features.float()))  # [B, D]
+        scaled = self.feature_dropout(self.scale(features.float()))  # [B, D]
         if self.config.image_input == "init":
             hidden = torch.tanh(self.to_hidden(scaled))  # [B, H]
             cell = torch.tanh(self.to_cell(scaled))  # [B, H]
@@ -133,8 +133,12 @@ class Decoder(nn.Module):
         outputs, state = self.unroll(state, words.unsqueeze(1))  # [B, 1, H]
         return self.score(outputs[:, 0]), state
 
-    def _scale(self, features: Tensor) -> Tensor:
-        """[B, D] -> [B, D]; "unit" makes the root mean square of each row 1."""
+    def scale(self, features: Tensor) -> Tensor:
+        """Features as they enter the first Linear layer: [B, D] -> [B, D].
+
+        "standardize" takes off the training images' mean and divides by their deviation; "unit" makes the root mean
+        square of each row 1.
+        """
         if self.config.feature_scaling != "unit":
             features = (features - self.feature_mean) / self.feature_std
         if self.config.feature_scaling != "standardize":

@@ -1,0 +1,168 @@
+"""Explain one picture: image -> features -> initial state -> words, with every number on the way."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from captionmill.data.annotations import read_annotations
+from captionmill.data.atomic import require_other_file, write_text
+from captionmill.data.bundle import Bundle
+from captionmill.data.errors import BundleError, ImageError, InputError
+from captionmill.data.feature_store import FeatureStore
+from captionmill.data.image_files import ImageFile, image_key, is_unchanged, load_image
+from captionmill.data.image_source import UNKNOWN_SOURCE
+from captionmill.data.store_file import Features
+from captionmill.data.vocabulary import SPECIAL_WORDS
+from captionmill.pipeline.explain_page import render_page
+from captionmill.pipeline.folder import build_model_encoder
+from captionmill.pipeline.picture_explanation import PictureExplanation
+from captionmill.stages.config import ExtractConfig, SearchConfig
+from captionmill.stages.decoding.caption import Captioner
+from captionmill.stages.decoding.explain import explain_features
+from captionmill.stages.encoding.encoder import Encoder, Pixels, prepare_image
+from captionmill.stages.encoding.engine import build_engine, encode_batches
+from captionmill.stages.encoding.loader import load_batches
+
+_ROLES = {
+    "train": "{model} was trained on it",
+    "val": "the best epoch of {model} was chosen with it",
+    "test": "{model} has not seen it, it is in its test split",
+}
+
+
+def explain_picture(
+    image: Path,
+    model: Path | Sequence[Path],
+    *,
+    output: Path | None = None,
+    features: Path | None = None,
+    captions: Path | None = None,
+    key: str | None = None,
+    search: SearchConfig = SearchConfig(),
+    machine: ExtractConfig = ExtractConfig(),
+    weights: Path | None = None,
+) -> PictureExplanation:
+    """The way of the picture `image` to its caption by `model`; several folders are an ensemble.
+
+    The features are made as `caption` makes them, or taken from the store `features` without opening the network; then
+    the picture need not be there. `captions` holds references in any format that `train` reads. In both, the picture is
+    found under `key`, or else under the end of its path that is a key. `output` is a page (HTML) to write.
+
+    Raises InputError if the picture cannot be read, is not in the store or the captions file, or is not the one that
+    the store's row was made from; WeightsError and SpecMismatchError as `caption_folder`.
+    """
+    if output:
+        require_other_file(output, image, features, captions)
+    folders = [model] if isinstance(model, Path) else model
+    captioner = Captioner.load(folders, device=machine.device)
+    if len(captioner.vocabulary) == len(SPECIAL_WORDS):
+        raise BundleError(f"{folders[0]}: its vocabulary has no words; train it with a smaller --min-count")
+    picture = _load_picture(image, needed=features is None)
+    is_sure = key is not None
+    store = None
+    if features:
+        store = FeatureStore.open(features)
+        captioner.spec.require(store.spec, mine="the model", others=str(features))
+        key = _require_key(image, key, store.keys, str(features))
+        is_sure = is_sure or picture is None or store.source(key) != UNKNOWN_SOURCE
+        if picture and not is_unchanged(ImageFile(key, image), store.source(key)):
+            raise InputError(f"{image}: not what the row {key} of {features} was made from; leave out --features")
+    references: tuple[str, ...] = ()
+    references_from = ""
+    if captions:
+        annotations = read_annotations(captions)
+        found = _require_key(image, key, annotations.captions.keys(), str(captions))
+        references, references_from = annotations.captions[found], f"{found} in {captions.name}"
+        key = key or found
+    if store and key:
+        row, origin = store[key], f"the row {key} of {store.path.name}, stored as {store.dtype}"
+        seen = prepare_image(picture, captioner.spec) if picture else None
+    else:
+        row, seen, origin = _encode(image, build_model_encoder(captioner.spec, machine, weights), machine)
+    names = tuple(image_key(folder.name or str(folder)) for folder in folders)
+    explained = PictureExplanation(
+        name=image_key(str(image)),
+        key=key or "",
+        picture=picture,
+        seen=seen,
+        origin=origin,
+        role=_tell_role(image, key, names, captioner.bundles, is_sure=is_sure),
+        references_from=references_from,
+        models=names,
+        bundles=captioner.bundles,
+        search=search,
+        explanation=explain_features(captioner.decoder, row, captioner.vocabulary, search, references),
+    )
+    if output:
+        write_text(output, render_page(explained))
+    return explained
+
+
+def _load_picture(image: Path, *, needed: bool) -> Image.Image | None:
+    if not needed and not image.exists():
+        return None
+    try:
+        return load_image(image)
+    except ImageError as exc:
+        raise InputError(f"{image}: {exc}") from exc
+
+
+def _encode(image: Path, encoder: Encoder, machine: ExtractConfig) -> tuple[Features, Pixels, str]:
+    """The row that a store would hold of the picture, [D], what the network saw of it, and what made the row."""
+    engine = build_engine(encoder, machine)
+    batches = load_batches(
+        [ImageFile(image.name, image)],
+        encoder.prepare,
+        least_size=encoder.least_size,
+        batch_size=machine.batch_size,
+        workers=1,
+    )
+    for batch, rows in encode_batches(engine, batches):
+        for failure in batch.failures:
+            raise InputError(f"{image}: {failure.reason}")
+        row: Features = rows[0].astype(np.dtype(machine.dtype))
+        return row, batch.pictures[0], f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
+    raise InputError(f"{image}: cannot be read")
+
+
+def _require_key(image: Path, key: str | None, keys: Collection[str], where: str) -> str:
+    """The key of `image` among `keys`; InputError if there is none, or several fit equally."""
+    if key is not None:
+        if key not in keys:
+            raise InputError(f"{key}: not in {where}; pass another --key")
+        return key
+    found = _find_keys(image, keys)
+    if len(found) > 1:
+        raise InputError(
+            f"{image}: {len(found)} keys of {where} end like this, {found[0]} first; choose one with --key"
+        )
+    if not found:
+        raise InputError(f"{image}: not in {where}, by its path or its name; say what it is called there with --key")
+    return found[0]
+
+
+def _find_keys(image: Path, keys: Collection[str]) -> list[str]:
+    """The keys that `image` may have: the longest end of its path that is one, else all of its file name, sorted."""
+    for path in (image, image.absolute()):
+        parts = PurePosixPath(image_key(str(path))).parts
+        for start in range(len(parts)):
+            if (tail := str(PurePosixPath(*parts[start:]))) in keys:
+                return [tail]
+    name = image_key(image.name)
+    return sorted(key for key in keys if key.endswith(f"/{name}"))
+
+
+def _tell_role(image: Path, key: str | None, models: Sequence[str], bundles: Sequence[Bundle], *, is_sure: bool) -> str:
+    """What the picture was to each model; carefully, if the name is all that tells."""
+    roles: dict[str, list[str]] = {}
+    for name, bundle in zip(models, bundles, strict=True):
+        splits = {split_key: split for split, keys in bundle.splits.items() for split_key in keys}
+        model = "the model" if len(bundles) == 1 else f"model {name}"
+        known = [key] if key else _find_keys(image, splits)
+        for found in known if len(known) == 1 else []:  # a name that many have tells nothing
+            role = _ROLES[splits[found]] if found in splits else "{model} does not know it"
+            roles.setdefault(found, []).append(role.format(model=model))
+    which = "this is {}" if is_sure else "by its name, this may be {}"
+    return "; ".join(f"{which.format(found)}: {', '.join(told)}" for found, told in roles.items())
