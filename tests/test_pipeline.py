@@ -58,7 +58,7 @@ def plan_path(tmp_path: Path, thin_weights: Path) -> Path:
 
 
 def stages_run(plan_path: Path) -> list[str]:
-    return [outcome.stage for outcome in run_pipeline(plan_path) if outcome.summary is not None]
+    return [outcome.task.id for outcome in run_pipeline(plan_path) if outcome.summary is not None]
 
 
 def test_a_first_run_makes_everything_and_a_second_nothing(plan_path: Path) -> None:
