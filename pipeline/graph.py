@@ -1,5 +1,6 @@
 """A pipeline as a graph: tasks, each a job under a name, joined where one's output is another's input."""
 
+import difflib
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ class Graph:
         try:
             order = list(TopologicalSorter(needs).static_order())
         except CycleError as exc:
-            raise PipelineError(f"tasks wait for each other: {' <- '.join(exc.args[1])}") from exc
+            circle = " <- ".join(exc.args[1])
+            raise PipelineError(f"{circle}: each reads what the next writes; give one another `output`") from exc
         depth: dict[str, int] = {}
         for task_id in order:
             depth[task_id] = 1 + max((depth[need] for need in needs[task_id]), default=0)
@@ -91,7 +93,10 @@ class Graph:
             if stage == task.kind or fnmatch.fnmatchcase(task.id, stage) or (task.name and task.is_called(stage))
         ]
         if not found:
-            raise PipelineError(f"there is no task {stage}; there are {', '.join(task.id for task in self.tasks)}")
+            names = [name for task in self.tasks for name in (task.id, task.kind, task.name, task.group) if name]
+            nearest = difflib.get_close_matches(stage, names, 1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(sorted({*names}))}"
+            raise PipelineError(f"there is no task {stage}; {hint}")
         return found
 
     def forced_by(self, stage: str | None) -> frozenset[str]:

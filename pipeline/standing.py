@@ -75,7 +75,7 @@ def compare(task: Task, workspace: Workspace, *, before: Sequence[Task] = (), fo
         if source not in yet_to_be_made
     }
     settings = plain(task.job.settings())
-    reasons = ["asked for by --from"] if forced else []
+    reasons = ["forced by --from"] if forced else []
     if record is None:
         reasons.append("never made by this pipeline" if made else "never run")
     elif record.made is None:
@@ -86,7 +86,8 @@ def compare(task: Task, workspace: Workspace, *, before: Sequence[Task] = (), fo
         reasons += setting_changes(record.ingredients.settings, settings, plain(task.job.default_settings()))
         reasons += _input_changes(known, inputs, set(task.job.inputs()))
         reasons += [] if made.content == record.made.content else [f"{task.output.name} was changed since"]
-    reasons += [f"{', '.join(need.id for need in before)} before it"] if before else []
+    if before:
+        reasons.append(f"{', '.join(need.id for need in before)} {'runs' if len(before) == 1 else 'run'} first")
     return Standing(task, tuple(reasons), Ingredients(settings, inputs), made, record)
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import click
 
 from captionmill.pipeline import summaries
-from captionmill.pipeline.command_line import show_path
 from captionmill.pipeline.terminal.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
@@ -55,6 +54,8 @@ def show_standings(standings: Sequence["Standing"]) -> None:
 
 def show_graph(graph: "Graph", standings: Sequence["Standing"]) -> None:
     """For each task what it needs, where its output is and when it was made, and how it stands."""
+    from captionmill.pipeline.command_line import show_path
+
     for standing in standings:
         task, record = standing.task, standing.record
         needs = ", ".join(need.id for need in graph.needs(task))

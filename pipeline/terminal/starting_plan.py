@@ -30,7 +30,7 @@ images = "images"  # a folder, a list of paths, a .tar or a URL
 {extract}
 
 [train]  # stage two: a decoder learns to caption from these numbers
-captions = "captions.csv"  # CSV with image and caption, Flickr token file, COCO or Karpathy JSON
+captions = "references.csv"  # CSV with image and caption, Flickr token file, COCO or Karpathy JSON
 # output = "model"
 # train_list = "train.txt"  # images to train on, one a line; goes with val_list
 # val_list = "val.txt"  # images that choose the best epoch, one a line
