@@ -82,8 +82,9 @@ class Section:
         table = f"[{'.'.join(self._place)}]"
         if key is None:
             return self._file.error(self._place, f"{table} {message}")
-        place = self._place if key in self._own else self._place[:1]
-        return self._file.error([*place, *key.split(".")], f"{table} {message}")
+        names = key.split(".")
+        place = self._place if names[0] in self._own else self._place[:1]
+        return self._file.error([*place, *names], f"{table} {message}")
 
     def take(self, key: str) -> Any:
         """The value of `key`, None if it is not there."""
@@ -138,7 +139,7 @@ class Section:
             raise self._wrong(key, value, "one of " + ", ".join(choices))
         return str(choices[0] if value is None else value)
 
-    def grid(self, kind: type[Config]) -> dict[str, list[Any]]:
+    def grid(self, kind: type[TrainConfig]) -> dict[str, list[Any]]:
         """The lists of the table's own [grid]: for each setting of `kind` the values to try."""
         table = self.take(GRID) or {}
         if not isinstance(table, dict):

@@ -245,7 +245,7 @@ def test_from_forces_a_stage_and_what_depends_on_it(plan_path: Path) -> None:
     assert forced[1] == "train     would run: forced by --from"
     made = [outcome.task.id for outcome in run_pipeline(plan_path, start="evaluate") if outcome.summary]
     assert made == ["evaluate"]
-    with pytest.raises(PipelineError, match="there is no task trian; did you mean train?"):
+    with pytest.raises(PipelineError, match=r"there is no task trian; did you mean train\?"):
         run_pipeline(plan_path, start="trian")
 
 

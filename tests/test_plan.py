@@ -66,6 +66,7 @@ def job_of(graph: Graph, task_id: str) -> ExtractJob | TrainJob | EvaluateJob | 
         (("hidden_dim = 16", "hidden_dim = [8, 16]"), 9, "to try several, write them in [train.grid]"),
         (("hidden_dim = 16", "grid.hiden_dim = [8]"), 9, "grid has no key `hiden_dim`; did you mean `hidden_dim`?"),
         (("hidden_dim = 16", "grid.hidden_dim = 8"), 9, "grid.hidden_dim = 8: is to be a list of values to try"),
+        (("hidden_dim = 16", "[train.b]\n[train.b.grid]\nsee = [1]"), 11, "[train.b] grid has no key `see`"),
         (("hidden_dim = 16", 'features = "phots"'), 9, "[train] there is no extraction `phots`; known are none"),
         (("[evaluate]", '[evaluate]\nmodel = "bas"'), 12, "[evaluate] there is no training `bas`"),
         (("[caption]", "[[caption]]"), 13, "`caption` is to be a table: for several, write [caption.NAME] for each"),
