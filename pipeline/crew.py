@@ -39,7 +39,7 @@ class JobResult:
 
     task: Task
     summary: Summary | None = None
-    """None if it failed or was stopped."""
+    """None if it failed or was stopped, with the reason in `error`."""
     text: str = ""
     """What it did, in words."""
     error: str = ""
@@ -161,15 +161,15 @@ def run_aside(aside: _AsideCall) -> JobResult:
             stop.look()
             result = _attempt(aside.call, _fitted(aside.call.task.job, aside.workers), Listeners(progress=stop), None)
         except _Stopped:
-            result = JobResult(aside.call.task)
+            result = JobResult(aside.call.task, error="stopped")
     return replace(result, warnings=tuple(warnings))
 
 
 def error_line(error: CaptionmillError | OSError) -> str:
     """What the command line would say."""
-    if isinstance(error, CaptionmillError) or not isinstance(error, OSError):
-        return str(error)
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _attempt(call: JobCall, job: Job, listeners: Listeners, spread: Spread | None) -> JobResult:

@@ -116,7 +116,7 @@ class Section:
     def optional_path(self, key: str) -> Path | None:
         """The path of `key`, None if it is not there."""
         value = self.take(key)
-        if value is not None and not isinstance(value, str):
+        if value is not None and (not isinstance(value, str) or is_url(value)):
             raise self._wrong(key, value, "a path in quotes")
         return None if value is None else self.resolve(value)
 

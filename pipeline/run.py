@@ -16,7 +16,7 @@ from captionmill.pipeline.fingerprints import Images, settle
 from captionmill.pipeline.graph import Graph, Task
 from captionmill.pipeline.jobs import with_chosen_models
 from captionmill.pipeline.plan import read_plan
-from captionmill.pipeline.standing import Standing, compare, setting_changes
+from captionmill.pipeline.standing import Standing, compare, plain, setting_changes
 from captionmill.pipeline.workspace import Workspace, claim_pipeline
 
 if TYPE_CHECKING:
@@ -118,14 +118,21 @@ class _Run:
         self._waiting = list(graph.tasks)
         self._ready: dict[str, Standing] = {}
         self._begun: dict[str, Standing] = {}
+        self._commands: dict[str, str] = {}
         self._outcomes: dict[str, TaskOutcome] = {}
 
     def to_the_end(self) -> list[TaskOutcome]:
-        while self._waiting or self._ready or self._begun:
-            self._look_for_ready()
-            if self._ready or self._begun:
-                self._crew = self._crew or self._hire()
-                self._advance(self._crew)
+        try:
+            while self._waiting or self._ready or self._begun:
+                self._look_for_ready()
+                if self._ready or self._begun:
+                    self._crew = self._crew or self._hire()
+                    self._advance(self._crew)
+        except BaseException:  # Ctrl-C too: what runs aside is to stop where nothing is lost, and counts if it is done
+            for result in self._crew.stop() if self._crew else ():
+                if result.summary:
+                    self._end(result)
+            raise
         return [self._outcomes[task.id] for task in self._graph.tasks]
 
     def _look_for_ready(self) -> None:
@@ -143,30 +150,26 @@ class _Run:
             try:
                 standing = compare(task, self._workspace, forced=task.id in self._forced)
                 _require_ours(standing)
+                command = command_line(with_chosen_models(task.job)) if standing.runs else ""
             except CaptionmillError as exc:
                 self._settle(TaskOutcome(task, f"failed: {exc}", error=str(exc)))
                 continue
             if standing.runs:
                 self._ready[task.id] = standing
+                self._commands[task.id] = command
             elif standing.made:
                 self._workspace.refresh(task.output, standing.ingredients.inputs, standing.made)
                 self._settle(TaskOutcome(task, "up to date"))
 
     def _advance(self, crew: "Crew") -> None:
         """Start what can run aside, do one task here if there is one left, and take note of what has ended."""
-        try:
-            if aside := crew.choose_aside([standing.task for standing in self._ready.values()]):
-                crew.start([self._begin(task) for task in aside])
-            elif self._ready:
-                task = next(iter(self._ready.values())).task
-                self._end(crew.do_here(self._begin(task)))
-            for result in crew.ended(wait=not self._ready and bool(self._begun)):
-                self._end(result)
-        except BaseException:  # Ctrl-C too: what runs aside is to stop where nothing is lost, and counts if it is done
-            for result in crew.stop():
-                if result.summary:
-                    self._end(result)
-            raise
+        if aside := crew.choose_aside([standing.task for standing in self._ready.values()]):
+            crew.start([self._begin(task) for task in aside])
+        elif self._ready:
+            task = next(iter(self._ready.values())).task
+            self._end(crew.do_here(self._begin(task)))
+        for result in crew.ended(wait=not self._ready and bool(self._begun)):
+            self._end(result)
 
     def _begin(self, task: Task) -> "JobCall":
         """Note and tell that a task is about to run."""
@@ -174,7 +177,7 @@ class _Run:
 
         standing = self._ready.pop(task.id)
         replaces = _replaces(standing, forced=task.id in self._forced)
-        self._on_stage(task.id, command_line(with_chosen_models(task.job)))
+        self._on_stage(task.id, self._commands[task.id])
         self._workspace.begin(task.id, task.output, standing.ingredients, replaces=replaces)
         self._begun[task.id] = standing
         return JobCall(task, replaces)
@@ -216,4 +219,5 @@ def _replaces(standing: Standing, *, forced: bool) -> bool:
     before, now = record.ingredients.inputs.get("weights"), standing.ingredients.inputs.get("weights")
     if (before and before.content) != (now and now.content):
         return True
-    return bool(setting_changes(record.ingredients.settings, standing.ingredients.settings, {}))
+    defaults = plain(task.job.default_settings())
+    return bool(setting_changes(record.ingredients.settings, standing.ingredients.settings, defaults))

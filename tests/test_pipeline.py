@@ -30,6 +30,7 @@ backbone = "scenes-resnet14"
 weights = "thin.safetensors"
 preprocess = "squash"
 image_size = 32
+engine = "torch"
 
 [train]
 captions = "references.csv"
@@ -181,7 +182,7 @@ def test_the_command_shows_what_it_runs_and_the_commands_do_the_same(
         "captionmill train features.h5 --captions references.csv --output model "
         "--min-count 1 --embed-dim 8 --hidden-dim 16 --no-tie-weights --max-epochs 2"
     )
-    assert commands[3] == "captionmill caption new --model model --output captions.csv --beam-size 2"
+    assert commands[3] == "captionmill caption new --model model --output captions.csv --beam-size 2 --engine torch"
     captions = (plan_path.parent / "captions.csv").read_text()
     bundle = (plan_path.parent / "model" / "bundle.json").read_text()
     for command in commands:
@@ -289,6 +290,7 @@ backbone = "scenes-resnet14"
 weights = "thin.safetensors"
 preprocess = "squash"
 image_size = 32
+engine = "torch"
 [extract.first]
 images = "photos"
 [extract.second]
