@@ -45,6 +45,11 @@ def store_exists(path: Path) -> bool:
     return path.exists() or bool(part_paths(path))
 
 
+def cache_path_for(table: Path) -> Path:
+    """Where the features of the images in a table of captions are cached unless the user says otherwise."""
+    return table.with_suffix(".features.h5")
+
+
 def delete_store(path: Path) -> None:
     """Remove the store at `path`, parts and all; for whoever holds its lock, which stays."""
     path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Runs the tasks of an extraction in many processes, here or on a cluster, on joblib's backends.
+"""Runs tasks in many processes, here or on a cluster, on joblib's backends: shares of an extraction, or a pipeline's.
 
 There is no scheduler of ours. A worker that dies costs its task: what it had stored stays, and the task is done again
 elsewhere.
@@ -17,7 +17,6 @@ from joblib._dask import DaskDistributedBackend
 from joblib.externals.loky import get_reusable_executor
 
 from captionmill.data.errors import ClusterError, InputError
-from captionmill.stages.encoding.part import PartResult, PartTask
 from captionmill.stages.encoding.spread import RunTasks, Spread
 
 _ATTEMPTS = 3  # rounds in a row in which a worker dies and no task is done
@@ -131,7 +130,7 @@ def _retrying(
 ) -> RunTasks:
     """Runs tasks with joblib, each on `threads` threads; those that a death (one of `deaths`) cut short, again."""
 
-    def run(function: Callable[[PartTask], PartResult], tasks: Sequence[PartTask]) -> Iterator[PartResult]:
+    def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
         pending = dict(enumerate(tasks))
         attempts = 0
         while pending:
@@ -144,7 +143,7 @@ def _retrying(
                     yield result
             except TimeoutError as exc:
                 raise ClusterError(
-                    f"no worker of the cluster has answered for {_WORKERS_TIMEOUT_S} s; what is extracted is kept: run "
+                    f"no worker of the cluster has answered for {_WORKERS_TIMEOUT_S} s; what is done is kept: run "
                     "again to go on"
                 ) from exc
             except deaths as exc:
@@ -152,7 +151,7 @@ def _retrying(
                 if attempts == _ATTEMPTS:
                     raise ClusterError(
                         f"workers died {attempts} times while no task was done (out of memory? see their logs); "
-                        "what is extracted is kept: run again to go on"
+                        "what is done is kept: run again to go on"
                     ) from exc
                 _logger.warning("a worker died: %d of %d tasks are done again", len(pending), len(tasks))
 
@@ -160,8 +159,8 @@ def _retrying(
 
 
 def _run_numbered(
-    call: tuple[Callable[[PartTask], PartResult], int, tuple[int, PartTask]],
-) -> tuple[int, PartResult]:
+    call: tuple[Callable[[Any], Any], int, tuple[int, Any]],
+) -> tuple[int, Any]:
     function, threads, (number, task) = call
     torch.set_num_threads(threads)  # dask tells its workers to use one, whatever they were given
     return number, function(task)

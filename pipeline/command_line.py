@@ -1,49 +1,59 @@
-"""The command line that does by hand what a stage of a pipeline does."""
+"""The command line that does by hand what a job of a pipeline does."""
 
 import os
 import shlex
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 
-from captionmill.pipeline.plan import Plan
-from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
+from captionmill.pipeline.jobs import CaptionJob, EvaluateJob, ExtractJob, Job, TrainJob
+from captionmill.stages.config import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TrainConfig
 
 
-def command_line(plan: Plan, stage: str) -> str:
-    """The command for one stage of `plan`, with paths as seen from the current folder, ready to paste."""
-    features, model, captions = _show(plan.extract.output), _show(plan.train.output), _show(plan.train.captions)
-    if stage == "extract":
-        words = [_show(plan.extract.images), "--output", features, *_options(plan.extract.config)]
-    elif stage == "train":
-        lists = _path_option("--train-list", plan.train.train_list) + _path_option("--val-list", plan.train.val_list)
-        restval = [] if plan.train.restval == "train" else ["--restval", plan.train.restval]
-        words = [features, "--captions", captions, "--output", model, *lists, *restval, *_options(plan.train.config)]
-    elif stage == "evaluate" and plan.evaluate:
-        words = [features, "--model", model, "--captions", captions, *_path_option("--list", plan.evaluate.image_list)]
-        words += ["--output", _show(plan.evaluate.output), *_options(plan.evaluate.search)]
-    elif stage == "caption" and plan.caption:
-        words = [_show(plan.caption.images), "--model", model, "--output", _show(plan.caption.output)]
-        words += _options(plan.caption.search)
-    else:
-        raise ValueError(f"the plan has no stage {stage}")
-    return shlex.join(["captionmill", stage, *words])
+def command_line(job: Job) -> str:
+    """The command for `job`, with paths as seen from the current folder, ready to paste."""
+    match job:
+        case ExtractJob():
+            words = [show_path(job.images), *_path_option("--output", job.output), *_options(job.config)]
+        case TrainJob():
+            words = [show_path(job.features), *_path_option("--captions", job.captions)]
+            words += _path_option("--output", job.output)
+            words += _path_option("--train-list", job.train_list) + _path_option("--val-list", job.val_list)
+            words += [] if job.restval == "train" else ["--restval", job.restval]
+            words += _options(job.config)
+        case EvaluateJob():
+            words = [show_path(job.features), *_models(job.models), *_path_option("--captions", job.captions)]
+            words += _path_option("--list", job.image_list) + _path_option("--output", job.output)
+            words += _options(job.search) + ([] if job.device == "auto" else ["--device", job.device])
+        case CaptionJob():
+            words = [show_path(job.images), *_models(job.models), *_path_option("--output", job.output)]
+            words += _options(job.search) + _options(job.machine, MACHINE_SETTINGS)
+    return shlex.join(["captionmill", job.kind, *words])
 
 
-def _show(path: Path) -> str:
+def show_path(path: Path | str) -> str:
+    """`path` as seen from the current folder, if it is below it."""
+    if isinstance(path, str):  # a URL
+        return path
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
 
 def _path_option(name: str, path: Path | None) -> list[str]:
-    return [name, _show(path)] if path else []
+    return [name, show_path(path)] if path else []
 
 
-def _options(config: ExtractConfig | TrainConfig | SearchConfig) -> list[str]:
-    """The settings that differ from their defaults, as options."""
+def _models(models: tuple[Path, ...]) -> list[str]:
+    return [word for model in models for word in _path_option("--model", model)]
+
+
+def _options(config: ExtractConfig | TrainConfig | SearchConfig, names: Collection[str] | None = None) -> list[str]:
+    """The settings, of all or of `names`, that differ from their defaults, as options."""
     words = []
     for field in fields(config):
         value = getattr(config, field.name)
-        if value != field.default and not isinstance(value, SearchConfig):
-            name = field.name.replace("_", "-")
-            words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+        is_chosen = names is None or field.name in names
+        if is_chosen and value != field.default and not isinstance(value, SearchConfig):
+            option = field.name.replace("_", "-")
+            words += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
     return words

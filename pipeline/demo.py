@@ -11,7 +11,7 @@ from captionmill.data.errors import InputError
 from captionmill.data.samples import draw_samples
 from captionmill.data.scene_captions import Scene, describes
 from captionmill.data.tables import CaptionRow, read_captions
-from captionmill.pipeline.run import StageName, StageOutcome, run_pipeline
+from captionmill.pipeline.run import TaskOutcome, run_pipeline
 from captionmill.stages.decoding.training_state import EpochResult
 from captionmill.stages.runtime import Progress, no_progress
 from captionmill.stages.scoring.report import PageEntry, write_page
@@ -60,7 +60,7 @@ class DemoSummary:
     folder: Path
     page_path: Path
     captions_path: Path
-    outcomes: tuple[StageOutcome, ...]
+    outcomes: tuple[TaskOutcome, ...]
     right_count: int
     """Held-out captions that name every object, colour, size and the background right."""
     held_out_count: int
@@ -72,7 +72,7 @@ def run_demo(
     *,
     picture_count: int = 2000,
     held_out_count: int = 200,
-    on_stage: Callable[[StageName, str], None] = lambda stage, command: None,
+    on_stage: Callable[[str, str], None] = lambda stage, command: None,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
     progress: Progress = no_progress,
 ) -> DemoSummary:

@@ -8,7 +8,7 @@ from pathlib import Path
 from captionmill.data.atomic import require_other_file
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.feature_spec import FeatureSpec
-from captionmill.data.feature_store import FeatureStore, delete_store, store_exists
+from captionmill.data.feature_store import FeatureStore, cache_path_for, delete_store, store_exists
 from captionmill.data.feature_writer import lock_store
 from captionmill.data.image_files import find_images
 from captionmill.data.tables import CaptionRow, write_captions
@@ -33,11 +33,6 @@ class FolderSummary:
     features_path: Path
     """The cache that the captions were decoded from."""
     duration_s: float
-
-
-def cache_path_for(output: Path) -> Path:
-    """Where the features of the images in the table `output` are cached unless the user says otherwise."""
-    return output.with_suffix(".features.h5")
 
 
 def caption_folder(

@@ -1,180 +1,186 @@
-"""Reads one TOML file into what each stage needs. An unknown key is an error that names the nearest known one."""
+"""Reads a pipeline file, TOML, into the graph of its tasks. docs/pipeline.md describes the file."""
 
-import difflib
-import tomllib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast
 
 from captionmill.data.annotations import RESTVAL_CHOICES
-from captionmill.data.errors import InputError, PipelineError
-from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
+from captionmill.data.errors import PipelineError
+from captionmill.pipeline.graph import Graph, Task
+from captionmill.pipeline.jobs import CaptionJob, EvaluateJob, ExtractJob, Several, TrainJob
+from captionmill.pipeline.plan_tables import PlanFile, Section, refuse_unknown_tables, unknown_name
+from captionmill.stages.config import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TrainConfig
 
-Config = TypeVar("Config", ExtractConfig, TrainConfig, SearchConfig)
-_TABLES = ("extract", "train", "evaluate", "caption")
-
-
-@dataclass(frozen=True)
-class ExtractPlan:
-    """The [extract] table."""
-
-    images: Path
-    output: Path
-    config: ExtractConfig
+KINDS = ("extract", "train", "evaluate", "caption")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class TrainPlan:
-    """The [train] table."""
-
-    captions: Path
-    output: Path
-    train_list: Path | None
-    val_list: Path | None
-    restval: str
-    config: TrainConfig
-
-
-@dataclass(frozen=True)
-class EvaluatePlan:
-    """The [evaluate] table."""
-
-    output: Path
-    image_list: Path | None
-    search: SearchConfig
-
-
-@dataclass(frozen=True)
-class CaptionPlan:
-    """The [caption] table."""
-
-    images: Path
-    output: Path
-    search: SearchConfig
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A pipeline file: what is made from what. Paths are absolute; in the file they start at the file's folder."""
+class _Model:
+    """A model that a table names: one that the pipeline trains, or a folder that is there already."""
 
     path: Path
-    extract: ExtractPlan
-    train: TrainPlan
-    evaluate: EvaluatePlan | None
-    caption: CaptionPlan | None
+    name: str
+    training: TrainJob | None = None
 
 
-def read_plan(path: Path) -> Plan:
-    """The plan in the TOML file `path`; PipelineError with the key at fault if it cannot be understood."""
+def read_plan(path: Path) -> Graph:
+    """The tasks that the TOML file `path` describes; PipelineError with the line if it cannot be understood.
+
+    Paths in the file start at its folder; in the tasks they are absolute.
+    """
+    file = PlanFile(path)
+    refuse_unknown_tables(file, KINDS)
+    sections = file.sections("extract")
+    extractions = [Task(section.name, _read_extract(section, several=len(sections) > 1)) for section in sections]
+    trainings = [task for section in file.sections("train") for task in _read_train(section, extractions)]
+    scorings = [
+        task for section in file.sections("evaluate") for task in _read_evaluate(section, extractions, trainings)
+    ]
+    captionings = [_read_caption(section, extractions, trainings) for section in file.sections("caption")]
+    tasks = [*extractions, *trainings, *scorings, *captionings]
+    if not tasks:
+        raise PipelineError(f"{path}: describes nothing to do; `captionmill init` writes a file to start from")
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise PipelineError(f"{path}: cannot be read ({exc.strerror})") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise PipelineError(f"{path}: not TOML: {exc}") from exc
-    for name, table in tables.items():
-        if name not in _TABLES:
-            raise PipelineError(f"{path}: {_unknown('table', name, _TABLES)}")
-        if not isinstance(table, dict):
-            raise PipelineError(f"{path}: {name} is to be a table, [{name}]")
-    reader = {name: _TableReader(path, name, tables.get(name)) for name in _TABLES}
-    return Plan(
-        path=path,
-        extract=_read_extract(reader["extract"]),
-        train=_read_train(reader["train"]),
-        evaluate=_read_evaluate(reader["evaluate"]) if reader["evaluate"].present else None,
-        caption=_read_caption(reader["caption"]) if reader["caption"].present else None,
+        return Graph.of(tasks)
+    except PipelineError as exc:
+        raise PipelineError(f"{path}: {exc}") from exc
+
+
+def _read_extract(section: Section, *, several: bool) -> ExtractJob:
+    images = section.images("images")
+    output = section.path("output", f"features/{section.name}.h5" if section.name else "features.h5")
+    failures_name = f"{output.stem}.failures.csv" if several else None
+    return ExtractJob(images, output, section.settings(ExtractConfig()), failures_name)
+
+
+def _read_train(section: Section, extractions: Sequence[Task]) -> list[Task]:
+    features = _read_features(section, extractions)
+    if features is None:
+        raise section.error(None, _features_needed(extractions))
+    captions = section.path("captions")
+    grid = section.grid(TrainConfig)
+    output = section.path("output", _default_output("model", section.name, "", is_folder=bool(grid)))
+    job = TrainJob(
+        features,
+        captions,
+        output,
+        TrainConfig(),
+        train_list=section.optional_path("train_list"),
+        val_list=section.optional_path("val_list"),
+        restval=section.choice("restval", RESTVAL_CHOICES),
     )
+    config = section.settings(TrainConfig())
+    tasks = []
+    for values in itertools.product(*grid.values()):
+        chosen: dict[str, Any] = dict(zip(grid, values, strict=True))
+        name = "-".join(filter(None, [section.name, *(f"{key}-{_show(value)}" for key, value in chosen.items())]))
+        tried = section.changed(config, chosen)
+        tried = replace(tried, search=replace(tried.search, max_length=tried.max_length))  # as the command does
+        tasks.append(Task(name, replace(job, config=tried, output=output / name if grid else output), section.name))
+    return tasks
 
 
-def _read_extract(table: "_TableReader") -> ExtractPlan:
-    images, output = table.path("images"), table.path("output", "features.h5")
-    return ExtractPlan(images, output, table.config(ExtractConfig))
+def _read_evaluate(section: Section, extractions: Sequence[Task], trainings: Sequence[Task]) -> list[Task]:
+    models = _read_models(section, trainings)
+    several = cast(Several, section.choice("several", ("each", "best", "ensemble")))
+    features, captions = _read_features(section, extractions), section.optional_path("captions")
+    image_list, device = section.optional_path("list"), section.text("device")
+    groups = [[model] for model in models] if several == "each" else [models]
+    is_folder = len(groups) > 1
+    output = section.path("output", _default_output("scores", section.name, ".json", is_folder=is_folder))
+    search = section.settings(SearchConfig())
+    tasks = []
+    for group in groups:
+        name = "-".join(filter(None, [section.name, group[0].name])) if is_folder else section.name
+        jobs = [model.training for model in group if model.training]
+        job = EvaluateJob(
+            features or _agreed(section, "features", [job.features for job in jobs]),
+            tuple(model.path for model in group),
+            captions or _agreed(section, "captions", [job.captions for job in jobs]),
+            output / f"{name}.json" if is_folder else output,
+            search,
+            several,
+            image_list,
+            device or (jobs[0].config.device if jobs else "auto"),
+        )
+        tasks.append(Task(name, job, section.name))
+    return tasks
 
 
-def _read_train(table: "_TableReader") -> TrainPlan:
-    captions, output = table.path("captions"), table.path("output", "model")
-    train_list, val_list = table.optional_path("train_list"), table.optional_path("val_list")
-    restval = table.choice("restval", RESTVAL_CHOICES)
-    config = table.config(TrainConfig)
-    config = replace(config, search=replace(config.search, max_length=config.max_length))  # as the command does
-    return TrainPlan(captions, output, train_list, val_list, restval, config)
+def _read_caption(section: Section, extractions: Sequence[Task], trainings: Sequence[Task]) -> Task:
+    images, models = section.images("images"), _read_models(section, trainings)
+    several = cast(Several, section.choice("several", ("best", "ensemble")))
+    output = section.path("output", _default_output("captions", section.name, ".csv", is_folder=False))
+    features = [model.training.features for model in models if model.training]
+    made_by = [task.job.config for task in extractions if isinstance(task.job, ExtractJob) and task.output in features]
+    used = {name: getattr(made_by[0], name) for name in MACHINE_SETTINGS} if made_by else {}
+    machine = section.settings(section.changed(ExtractConfig(), used), MACHINE_SETTINGS)
+    paths = tuple(model.path for model in models)
+    job = CaptionJob(images, paths, output, section.settings(SearchConfig()), several, machine)
+    return Task(section.name, job)
 
 
-def _read_evaluate(table: "_TableReader") -> EvaluatePlan:
-    output, image_list = table.path("output", "scores.json"), table.optional_path("list")
-    return EvaluatePlan(output, image_list, table.config(SearchConfig))
+def _read_features(section: Section, extractions: Sequence[Task]) -> Path | None:
+    """The store that `features` names; without it that of the same name, or the only one; None if neither is there."""
+    value = section.text("features")
+    if value is not None:
+        names = {task.name: task.output for task in extractions if task.name}
+        if value in names or _is_path(section, value):
+            return names.get(value) or section.resolve(value)
+        raise section.error("features", unknown_name(value, "extraction", [*names]))
+    same = [task.output for task in extractions if task.name == section.name]
+    return same[0] if same else extractions[0].output if len(extractions) == 1 else None
 
 
-def _read_caption(table: "_TableReader") -> CaptionPlan:
-    images, output = table.path("images"), table.path("output", "captions.csv")
-    return CaptionPlan(images, output, table.config(SearchConfig))
+def _features_needed(extractions: Sequence[Task]) -> str:
+    if extractions:
+        return f"needs `features`, the name of an extraction: {', '.join(task.name for task in extractions)}"
+    return "needs `features`, a feature store, or an [extract] table that makes one"
 
 
-class _TableReader:
-    """Takes the keys of one table one by one; what is left over at the end is unknown."""
-
-    def __init__(self, plan_path: Path, name: str, table: Mapping[str, Any] | None) -> None:
-        self.present = table is not None
-        self._plan_path, self._name, self._left = plan_path, name, dict(table or {})
-        self._known: list[str] = []
-
-    def path(self, key: str, default: str | None = None) -> Path:
-        self._known.append(key)
-        value = self._left.pop(key, default)
-        if value is None:
-            raise PipelineError(f"{self._plan_path}: [{self._name}] needs `{key}`, a path")
-        if not isinstance(value, str):
-            raise self._wrong(key, value, "a path in quotes")
-        return self._plan_path.parent.absolute() / value
-
-    def optional_path(self, key: str) -> Path | None:
-        if key in self._left:
-            return self.path(key)
-        self._known.append(key)
-        return None
-
-    def choice(self, key: str, choices: Sequence[str]) -> str:
-        """The value of `key`, by default the first of `choices`."""
-        self._known.append(key)
-        value = self._left.pop(key, choices[0])
-        if value not in choices:
-            raise self._wrong(key, value, "one of " + ", ".join(choices))
-        return str(value)
-
-    def config(self, kind: type[Config]) -> Config:
-        """The settings that are left in the table; whatever is not one is an error."""
-        hints = get_type_hints(kind)
-        scalars: list[str] = [name for name in hints if hints[name] is not SearchConfig]
-        for key in self._left:
-            if key not in scalars:
-                raise PipelineError(f"{self._plan_path}: {_unknown('key', key, [*self._known, *scalars], self._name)}")
-        values = {key: self._convert(key, value, hints[key]) for key, value in self._left.items()}
-        if "weights" in values and (file := self._plan_path.parent.absolute() / str(values["weights"])).is_file():
-            values["weights"] = str(file)
-        try:
-            return kind(**values)
-        except InputError as exc:
-            raise PipelineError(f"{self._plan_path}: [{self._name}]: {exc}") from exc
-
-    def _convert(self, key: str, value: Any, hint: Any) -> Any:
-        if get_origin(hint) is Literal:
-            if value not in get_args(hint):
-                raise self._wrong(key, value, "one of " + ", ".join(map(str, get_args(hint))))
-            return value
-        if hint is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if type(value) is not hint:
-            kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "a text in quotes"}
-            raise self._wrong(key, value, kinds[hint])
-        return value
-
-    def _wrong(self, key: str, value: object, wanted: str) -> PipelineError:
-        return PipelineError(f"{self._plan_path}: [{self._name}] {key} = {value!r}: is to be {wanted}")
+def _read_models(section: Section, trainings: Sequence[Task]) -> list[_Model]:
+    """The models that `model` names; without it the training or grid of the same name, else all trainings."""
+    values = section.texts("model")
+    same_name = any(task.is_called(section.name) for task in trainings)
+    found: dict[Path, _Model] = {}
+    for value in values or [section.name if same_name else "*"]:
+        named = [task for task in trainings if task.is_called(value)]
+        for task in named:
+            if isinstance(task.job, TrainJob):
+                found[task.output] = _Model(task.output, task.name, task.job)
+        if not named and values:
+            if not _is_path(section, value):
+                known = dict.fromkeys(name for task in trainings for name in (task.group, task.name) if name)
+                raise section.error("model", unknown_name(value, "training", [*known]))
+            path = section.resolve(value)
+            job = next((task.job for task in trainings if task.output == path), None)
+            found[path] = _Model(path, path.name, job if isinstance(job, TrainJob) else None)
+    if not found:
+        raise section.error(None, "needs `model`, a model's folder, or a [train] table that makes one")
+    return list(found.values())
 
 
-def _unknown(what: str, name: str, known: list[str] | tuple[str, ...], table: str = "") -> str:
-    where = f"[{table}] has no key `{name}`" if table else f"there is no {what} [{name}]"
-    nearest = difflib.get_close_matches(name, known, 1)
-    return where + (f"; did you mean `{nearest[0]}`?" if nearest else f"; known are {', '.join(known)}")
+def _is_path(section: Section, value: str) -> bool:
+    return "/" in value or "\\" in value or "." in value or section.resolve(value).exists()
+
+
+def _agreed(section: Section, key: str, values: Sequence[Value]) -> Value:
+    """The one value that the trainings of the models to be scored agree in."""
+    if len(set(values)) != 1:
+        why = "the models were not trained on the same" if values else "the model is not of this pipeline"
+        raise section.error(None, f"needs `{key}`: {why}")
+    return values[0]
+
+
+def _default_output(name: str, section_name: str, suffix: str, *, is_folder: bool) -> str:
+    folder = {"model": "models"}.get(name, name)
+    if is_folder:
+        return folder
+    return f"{folder}/{section_name}{suffix}" if section_name else f"{name}{suffix}"
+
+
+def _show(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

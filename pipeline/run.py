@@ -1,194 +1,223 @@
-"""The stages in order, from one file: extract, train, evaluate, caption. What is up to date is skipped."""
+"""A pipeline from one file: each task after those that it needs, what is up to date skipped, some side by side.
 
-import functools
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+Imports no torch until something is to be done, so that a run with nothing to do is over at once.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from captionmill.data.bundle import bundle_exists
-from captionmill.data.errors import InputError, UnfinishedRunError
-from captionmill.data.splits import Splits
-from captionmill.pipeline import summaries
+from captionmill.data.errors import CaptionmillError, InputError, PipelineError
 from captionmill.pipeline.command_line import command_line
-from captionmill.pipeline.folder import FolderSummary, caption_folder
-from captionmill.pipeline.plan import Plan, read_plan
-from captionmill.pipeline.workspace import Ingredients, Record, Workspace, describe
-from captionmill.stages.decoding.evaluate import Evaluation, evaluate
-from captionmill.stages.decoding.train import TrainSummary, train
-from captionmill.stages.decoding.training_state import EpochResult
-from captionmill.stages.encoding.extract import ExtractSummary, extract
-from captionmill.stages.runtime import Progress, no_progress
+from captionmill.pipeline.fingerprints import Images, settle
+from captionmill.pipeline.graph import Graph, Task
+from captionmill.pipeline.jobs import with_chosen_models
+from captionmill.pipeline.plan import read_plan
+from captionmill.pipeline.standing import Standing, compare, plain, setting_changes
+from captionmill.pipeline.workspace import Workspace, claim_pipeline
 
-StageName = Literal["extract", "train", "evaluate", "caption"]
-StageSummary = ExtractSummary | TrainSummary | Evaluation | FolderSummary
-_WHAT_MAKES_ROWS = ("backbone", "weights", "preprocess", "image_size", "views", "dtype")
+if TYPE_CHECKING:
+    from captionmill.data.splits import Splits
+    from captionmill.pipeline.crew import Crew, JobCall, JobResult
+    from captionmill.pipeline.work import Summary
+    from captionmill.stages.decoding.training_state import EpochResult
+    from captionmill.stages.runtime import Progress
 
 
 @dataclass(frozen=True)
-class StageOutcome:
-    """One stage of a run."""
+class TaskOutcome:
+    """One task of a run: made, up to date, failed, or not run because of others."""
 
-    stage: StageName
-    output: Path
-    summary: StageSummary | None
-    """What the stage did; None if its output was up to date."""
+    task: Task
+    text: str
+    """What the stage did, in words, or why nothing was done."""
+    summary: "Summary | None" = None
+    """What the stage did; None if it did nothing."""
+    error: str = ""
+    """Why it failed, in one line."""
+    missing: tuple[str, ...] = ()
+    """The tasks that it needs and that failed or were not run, for which reason it was not run."""
+    warnings: tuple[str, ...] = ()
+    """What it told while it ran aside."""
 
     @property
-    def text(self) -> str:
-        """What the stage did, in words."""
-        match self.summary:
-            case ExtractSummary():
-                return summaries.extract_line(self.summary)
-            case TrainSummary():
-                return summaries.train_line(self.summary)
-            case Evaluation():
-                return summaries.score_table(self.summary)
-            case FolderSummary():
-                return summaries.folder_line(self.summary)
-            case None:
-                return "up to date"
-
-
-@dataclass(frozen=True)
-class _Stage:
-    name: StageName
-    output: Path
-    ingredients: Ingredients
-    """Settings and inputs as they are now."""
-    make: Callable[[bool], StageSummary]
-    """Runs the stage; True replaces an output that this pipeline made from something else."""
+    def is_made(self) -> bool:
+        """Whether the output is there as the plan wants it."""
+        return not self.error and not self.missing
 
 
 def run_pipeline(
     plan_path: Path,
     *,
-    on_stage: Callable[[StageName, str], None] = lambda stage, command: None,
-    on_splits: Callable[[Splits], None] = lambda splits: None,
-    on_epoch: Callable[[EpochResult], None] = lambda result: None,
-    progress: Progress = no_progress,
-) -> list[StageOutcome]:
-    """Run the stages that the TOML file `plan_path` describes; those whose output is up to date are skipped.
+    jobs: int = 1,
+    cluster: str | None = None,
+    start: str | None = None,
+    on_stage: Callable[[str, str], None] = lambda task, command: None,
+    on_outcome: Callable[[TaskOutcome], None] = lambda outcome: None,
+    on_splits: "Callable[[Splits], None]" = lambda splits: None,
+    on_epoch: "Callable[[EpochResult], None]" = lambda result: None,
+    progress: "Progress | None" = None,
+) -> list[TaskOutcome]:
+    """Run the tasks that the TOML file `plan_path` describes; those whose output is up to date are skipped.
 
-    `on_stage` hears the name of each stage that runs and the command that does the same by hand. Raises PipelineError
-    for a file that cannot be understood, and whatever the stages raise.
+    `jobs` processes, or those of a `cluster` (as for `open_spread`), do independent tasks side by side, and an
+    extraction together. `start` names tasks as `Graph.find` takes them: these and what depends on them are run in any
+    case. `on_stage` hears the id of each task that runs and the command that does the same by hand, `on_outcome` each
+    task that is done with; the other three hear of tasks that run in this process alone.
+
+    Raises PipelineError for a file that cannot be understood or that another process runs, and, when all that can be
+    made is made, for tasks that failed; ClusterError if processes keep dying.
     """
-    plan = read_plan(plan_path)
-    workspace = Workspace(plan_path)
-    outcomes = []
-    for stage in _stages(plan, on_splits, on_epoch, progress):
-        if workspace.is_up_to_date(stage.name, stage.ingredients, stage.output):
-            outcomes.append(StageOutcome(stage.name, stage.output, None))
-            continue
-        on_stage(stage.name, command_line(plan, stage.name))
-        record = workspace.made(stage.name)
-        if stage.name == "train" and record is None and bundle_exists(stage.output):
-            raise InputError(f"{stage.output}: holds a model already that {plan_path} did not make; move it away")
-        replaces = _replaces(stage, record)
-        workspace.begin(stage.name, stage.ingredients, replaces=replaces)
-        summary = stage.make(replaces)
-        workspace.end(stage.name, stage.output)
-        outcomes.append(StageOutcome(stage.name, stage.output, summary))
+    graph = read_plan(plan_path)
+    forced = graph.forced_by(start)
+    with claim_pipeline(plan_path), ExitStack() as stack:
+
+        def hire() -> "Crew":
+            from captionmill.pipeline.crew import open_crew
+            from captionmill.pipeline.work import Listeners
+            from captionmill.stages.runtime import no_progress
+
+            stop_path = plan_path.absolute().with_name(f".{plan_path.stem}.stop")
+            listeners = Listeners(on_splits, on_epoch, progress or no_progress)
+            return stack.enter_context(open_crew(0 if cluster else jobs, cluster, stop_path, listeners))
+
+        outcomes = _Run(
+            graph, Workspace(plan_path), forced, hire, on_stage=on_stage, on_outcome=on_outcome
+        ).to_the_end()
+    require_made(plan_path, outcomes)
     return outcomes
 
 
-def _replaces(stage: _Stage, record: Record | None) -> bool:
+def require_made(plan_path: Path, outcomes: Sequence[TaskOutcome]) -> None:
+    """Raise PipelineError naming the tasks that failed and those that were not run because of them."""
+    if failed := [f"{outcome.task.id} failed ({outcome.error})" for outcome in outcomes if outcome.error]:
+        missing = [outcome.task.id for outcome in outcomes if outcome.missing]
+        not_run = f"; not run because of that: {', '.join(missing)}" if missing else ""
+        raise PipelineError(f"{plan_path}: {'; '.join(failed)}{not_run}")
+
+
+class _Run:
+    """A graph on its way from nothing done to all done."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        workspace: Workspace,
+        forced: frozenset[str],
+        hire: "Callable[[], Crew]",
+        *,
+        on_stage: Callable[[str, str], None],
+        on_outcome: Callable[[TaskOutcome], None],
+    ) -> None:
+        self._graph, self._workspace, self._forced = graph, workspace, forced
+        self._hire, self._on_stage, self._on_outcome = hire, on_stage, on_outcome
+        self._crew: Crew | None = None
+        self._waiting = list(graph.tasks)
+        self._ready: dict[str, Standing] = {}
+        self._begun: dict[str, Standing] = {}
+        self._commands: dict[str, str] = {}
+        self._outcomes: dict[str, TaskOutcome] = {}
+
+    def to_the_end(self) -> list[TaskOutcome]:
+        try:
+            while self._waiting or self._ready or self._begun:
+                self._look_for_ready()
+                if self._ready or self._begun:
+                    self._crew = self._crew or self._hire()
+                    self._advance(self._crew)
+        except BaseException:  # Ctrl-C too: what runs aside is to stop where nothing is lost, and counts if it is done
+            for result in self._crew.stop() if self._crew else ():
+                if result.summary:
+                    self._end(result)
+            raise
+        return [self._outcomes[task.id] for task in self._graph.tasks]
+
+    def _look_for_ready(self) -> None:
+        """Settle what needs no run, in order, and put into `_ready` what does and can be run now."""
+        for task in list(self._waiting):
+            needs = self._graph.needs(task)
+            if any(need.id not in self._outcomes for need in needs):
+                continue
+            self._waiting.remove(task)
+            if missing := tuple(need.id for need in needs if not self._outcomes[need.id].is_made):
+                self._settle(
+                    TaskOutcome(task, f"not run, as {', '.join(missing)} failed or was not run", missing=missing)
+                )
+                continue
+            try:
+                standing = compare(task, self._workspace, forced=task.id in self._forced)
+                _require_ours(standing)
+                command = command_line(with_chosen_models(task.job)) if standing.runs else ""
+            except CaptionmillError as exc:
+                self._settle(TaskOutcome(task, f"failed: {exc}", error=str(exc)))
+                continue
+            if standing.runs:
+                self._ready[task.id] = standing
+                self._commands[task.id] = command
+            elif standing.made:
+                self._workspace.refresh(task.output, standing.ingredients.inputs, standing.made)
+                self._settle(TaskOutcome(task, "up to date"))
+
+    def _advance(self, crew: "Crew") -> None:
+        """Start what can run aside, do one task here if there is one left, and take note of what has ended."""
+        if aside := crew.choose_aside([standing.task for standing in self._ready.values()]):
+            crew.start([self._begin(task) for task in aside])
+        elif self._ready:
+            task = next(iter(self._ready.values())).task
+            self._end(crew.do_here(self._begin(task)))
+        for result in crew.ended(wait=not self._ready and bool(self._begun)):
+            self._end(result)
+
+    def _begin(self, task: Task) -> "JobCall":
+        """Note and tell that a task is about to run."""
+        from captionmill.pipeline.crew import JobCall
+
+        standing = self._ready.pop(task.id)
+        replaces = _replaces(standing, forced=task.id in self._forced)
+        self._on_stage(task.id, self._commands[task.id])
+        self._workspace.begin(task.id, task.output, standing.ingredients, replaces=replaces)
+        self._begun[task.id] = standing
+        return JobCall(task, replaces)
+
+    def _end(self, result: "JobResult") -> None:
+        """Note how a task ended: its output is of its inputs as they were when it began."""
+        task = result.task
+        inputs = dict(self._begun.pop(task.id).ingredients.inputs)
+        if result.error:
+            outcome = TaskOutcome(task, f"failed: {result.error}", error=result.error, warnings=result.warnings)
+        else:
+            for name, source in task.job.inputs().items():
+                if isinstance(source, Images):
+                    inputs[name] = settle(source, inputs[name])
+            self._workspace.end(task.output, inputs, result.duration_s)
+            outcome = TaskOutcome(task, result.text, result.summary, warnings=result.warnings)
+        self._settle(outcome)
+
+    def _settle(self, outcome: TaskOutcome) -> None:
+        self._outcomes[outcome.task.id] = outcome
+        self._on_outcome(outcome)
+
+
+def _require_ours(standing: Standing) -> None:
+    task = standing.task
+    if task.kind == "train" and standing.record is None and bundle_exists(task.output):
+        raise InputError(f"{task.output}: holds a model already that this pipeline did not make; move it away")
+
+
+def _replaces(standing: Standing, *, forced: bool) -> bool:
     """Whether the output is this pipeline's own, made from something else. More images are added, not made anew."""
+    record, task = standing.record, standing.task
+    if task.kind == "train":  # a model that is there is ours; one that was made by a process that died then, too
+        return True
     if record is None:
         return False
-    if stage.name != "extract" or record.replaces:
+    if task.kind != "extract" or record.replaces or forced:
         return True
-    before, now = record.ingredients, stage.ingredients
-    other_weights = before["inputs"].get("weights") != now["inputs"].get("weights")
-    return other_weights or any(before["settings"].get(name) != now["settings"][name] for name in _WHAT_MAKES_ROWS)
-
-
-def _train_or_restart(run: Callable[..., TrainSummary]) -> TrainSummary:
-    """Go on with an unfinished run, or begin anew where the plan has changed since."""
-    try:
-        return run()
-    except UnfinishedRunError:
-        return run(restart=True)
-
-
-def _weights_path(plan: Plan) -> Path | None:
-    """The weights file, or None for weights by name."""
-    path = Path(plan.extract.config.weights)
-    return path if path.is_file() else None
-
-
-def _stages(
-    plan: Plan, on_splits: Callable[[Splits], None], on_epoch: Callable[[EpochResult], None], progress: Progress
-) -> Iterator[_Stage]:
-    """Each stage when its turn comes: only then do its inputs exist."""
-    features, model, captions = plan.extract.output, plan.train.output, plan.train.captions
-    yield _Stage(
-        "extract",
-        features,
-        describe(asdict(plan.extract.config), {"images": plan.extract.images, "weights": _weights_path(plan)}),
-        lambda replaced: extract(
-            plan.extract.images, features, plan.extract.config, overwrite=replaced, progress=progress
-        ),
-    )
-    yield _Stage(
-        "train",
-        model,
-        describe(
-            asdict(plan.train.config) | {"restval": plan.train.restval},
-            {
-                "features": features,
-                "captions": captions,
-                "train_list": plan.train.train_list,
-                "val_list": plan.train.val_list,
-            },
-        ),
-        lambda replaced: _train_or_restart(
-            functools.partial(
-                train,
-                features,
-                captions,
-                model,
-                plan.train.config,
-                train_list=plan.train.train_list,
-                val_list=plan.train.val_list,
-                restval=plan.train.restval,
-                overwrite=replaced,
-                on_splits=on_splits,
-                on_epoch=on_epoch,
-                progress=progress,
-            )
-        ),
-    )
-    if scoring := plan.evaluate:
-        yield _Stage(
-            "evaluate",
-            scoring.output,
-            describe(
-                asdict(scoring.search),
-                {"features": features, "model": model, "captions": captions, "list": scoring.image_list},
-            ),
-            lambda replaced: evaluate(
-                features,
-                model,
-                captions,
-                image_list=scoring.image_list,
-                output=scoring.output,
-                search=scoring.search,
-                progress=progress,
-            ),
-        )
-    if folder := plan.caption:
-        yield _Stage(
-            "caption",
-            folder.output,
-            describe(asdict(folder.search), {"images": folder.images, "model": model}),
-            lambda replaced: caption_folder(
-                folder.images,
-                model,
-                folder.output,
-                search=folder.search,
-                machine=plan.extract.config,
-                overwrite=replaced,
-                progress=progress,
-            ),
-        )
+    before, now = record.ingredients.inputs.get("weights"), standing.ingredients.inputs.get("weights")
+    if (before and before.content) != (now and now.content):
+        return True
+    defaults = plain(task.job.default_settings())
+    return bool(setting_changes(record.ingredients.settings, standing.ingredients.settings, defaults))

@@ -1,102 +1,139 @@
 """What made each output of a pipeline, so that a second run does only what changed.
 
-Beside `pipeline.toml` stands `pipeline.made.json`: for each stage the settings and the contents of its inputs when its
-output was made, and the output's own hash. A stage is up to date if all of them are the same now.
+Beside `pipeline.toml` stands `pipeline.made.json`: for each output the settings, the fingerprints of the inputs and the
+version of captionmill that it was made with, and its own fingerprint.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from captionmill.data.atomic import write_text
-from captionmill.data.bundle import BUNDLE_NAME, bundle_exists
-from captionmill.data.errors import PipelineError
-from captionmill.data.feature_store import FeatureStore, store_exists
-from captionmill.data.image_files import find_images
+import filelock
 
-Ingredients = dict[str, dict[str, Any]]
-"""What an output is made from: "settings" by name, and the fingerprints of "inputs" by name."""
+from captionmill.data.atomic import write_text
+from captionmill.data.errors import PipelineError
+from captionmill.pipeline.fingerprints import Fingerprint, take_fingerprint
+
+FORMAT = "captionmill-pipeline"
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What an output is made from."""
+
+    settings: dict[str, Any]
+    """By name, as JSON knows them."""
+    inputs: dict[str, Fingerprint]
+    """By name."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one stage was last made from."""
+    """How one output was made."""
 
+    task: str
+    """Under which name."""
     ingredients: Ingredients
     replaces: bool
-    """While it runs: whether it replaces an output that was made from something else."""
-    made: str
-    """Fingerprint of the output when it was done; "" while it runs, or if it was cut short."""
+    """While it is being made: whether it replaces an output that was made from something else."""
+    made: Fingerprint | None
+    """Of the output when it was done; None while it is being made, or if that was cut short."""
+    captionmill: str
+    """The version that made it."""
+    ended: str = ""
+    """When it was done, local time."""
+    duration_s: float = 0.0
 
 
 class Workspace:
-    """The record of what made the outputs of one pipeline file."""
+    """The records of the outputs of one pipeline file."""
 
     def __init__(self, plan_path: Path) -> None:
-        """Read the record that stands beside `plan_path`, if there is one."""
+        """Read the records that stand beside `plan_path`; PipelineError if they cannot be understood."""
         self.path = plan_path.with_name(f"{plan_path.stem}.made.json")
+        self._folder = plan_path.parent.absolute()
         self._records: dict[str, Record] = {}
         try:
             values = json.loads(self.path.read_text(encoding="utf-8"))
-            for stage, record in values.items():
-                self._records[stage] = Record(**record)
+            if (values["format"], values["format_version"]) != (FORMAT, FORMAT_VERSION):
+                raise ValueError("of another version of captionmill")
+            self._records = {name: _read_record(record) for name, record in values["outputs"].items()}
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError, AttributeError) as exc:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
             raise PipelineError(f"{self.path}: not readable ({exc}); delete it and run again") from exc
 
-    def made(self, stage: str) -> "Record | None":
-        """What made the output of `stage`, or None if this pipeline has not begun to make it."""
-        return self._records.get(stage)
+    def record(self, output: Path) -> Record | None:
+        """How `output` was made, or None if this pipeline has not begun to make it."""
+        return self._records.get(self._name(output))
 
-    def is_up_to_date(self, stage: str, ingredients: Ingredients, output: Path) -> bool:
-        """Whether `output` exists, was made from `ingredients`, and is still what was made then."""
-        record = self._records.get(stage)
-        if record is None or record.ingredients != ingredients or not (output.exists() or store_exists(output)):
-            return False
-        return record.made == fingerprint(output)
-
-    def begin(self, stage: str, ingredients: Ingredients, *, replaces: bool) -> None:
-        """Note that `stage` is about to run: until `end`, its output is this pipeline's own, but not made."""
-        self._records[stage] = Record(ingredients, replaces, made="")
+    def begin(self, task: str, output: Path, ingredients: Ingredients, *, replaces: bool) -> None:
+        """Note that `task` is about to run: until `end`, its output is this pipeline's own, but not made."""
+        version = metadata.version("captionmill")
+        self._records[self._name(output)] = Record(task, ingredients, replaces, made=None, captionmill=version)
         self._write()
 
-    def end(self, stage: str, output: Path) -> None:
-        """Note that `stage` has made `output`."""
-        self._records[stage] = replace(self._records[stage], made=fingerprint(output), replaces=False)
+    def end(self, output: Path, inputs: dict[str, Fingerprint], duration_s: float) -> None:
+        """Note that `output` is made, and from which `inputs`."""
+        record = self._records[self._name(output)]
+        self._records[self._name(output)] = replace(
+            record,
+            ingredients=replace(record.ingredients, inputs=inputs),
+            replaces=False,
+            made=take_fingerprint(output),
+            ended=datetime.now().isoformat(sep=" ", timespec="seconds"),
+            duration_s=round(duration_s, 1),
+        )
         self._write()
+
+    def refresh(self, output: Path, inputs: dict[str, Fingerprint], made: Fingerprint) -> None:
+        """Note new times of `inputs` and output whose contents are the same, so that the next look is quick."""
+        record = self._records[self._name(output)]
+        refreshed = replace(record, ingredients=replace(record.ingredients, inputs=inputs), made=made)
+        if refreshed != record:
+            self._records[self._name(output)] = refreshed
+            self._write()
+
+    def _name(self, output: Path) -> str:
+        """Relative to the pipeline's folder, so that the whole folder can be moved."""
+        try:
+            return Path(os.path.relpath(output, self._folder)).as_posix()
+        except ValueError:  # another drive on Windows
+            return output.as_posix()
 
     def _write(self) -> None:
-        values = {stage: asdict(record) for stage, record in self._records.items()}
+        outputs = {name: asdict(record) for name, record in self._records.items()}
+        values = {"format": FORMAT, "format_version": FORMAT_VERSION, "outputs": outputs}
         write_text(self.path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
-def describe(settings: Mapping[str, Any], inputs: Mapping[str, Path | None]) -> Ingredients:
-    """What a stage is made from: its settings, and the content of each input by name."""
-    return {"settings": dict(settings), "inputs": {name: fingerprint(path) for name, path in inputs.items() if path}}
+@contextmanager
+def claim_pipeline(plan_path: Path) -> Iterator[None]:
+    """Keep every other process from running `plan_path` while the block lasts; PipelineError if one runs it already."""
+    lock = filelock.FileLock(plan_path.with_name(f".{plan_path.stem}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as exc:
+        raise PipelineError(f"{plan_path}: another process is running this pipeline; wait for it to end") from exc
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def fingerprint(path: Path) -> str:
-    """A text that changes when the content of `path` does.
-
-    A feature store: its keys and checksums. A model: its bundle. A folder of images: names, sizes and times. Any other
-    file: its bytes.
-    """
-    digest = hashlib.sha256()
-    if path.suffix == ".h5" and store_exists(path):
-        digest.update(FeatureStore.open(path).digest())
-    elif path.is_dir() and bundle_exists(path):
-        digest.update((path / BUNDLE_NAME).read_bytes())
-    elif path.is_dir():
-        for image in find_images(path):
-            status = Path(image.path).stat()
-            digest.update(f"{image.key}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    else:
-        try:
-            digest.update(path.read_bytes())
-        except OSError as exc:
-            raise PipelineError(f"{path}: cannot be read ({exc.strerror})") from exc
-    return digest.hexdigest()
+def _read_record(values: dict[str, Any]) -> Record:
+    ingredients = values.pop("ingredients")
+    inputs = {name: Fingerprint(**fingerprint) for name, fingerprint in ingredients["inputs"].items()}
+    made = values.pop("made")
+    return Record(
+        ingredients=Ingredients(dict(ingredients["settings"]), inputs),
+        made=Fingerprint(**made) if made else None,
+        **values,
+    )

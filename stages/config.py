@@ -78,6 +78,10 @@ class ExtractConfig(_Checked):
     """Rows a part file: at most these, and those on their way, are lost to a kill; fewer make more files."""
 
 
+MACHINE_SETTINGS = ("batch_size", "workers", "device", "engine", "precision")
+"""Settings of an extraction that say how the machine runs it, not what it makes: captioning a folder takes them too."""
+
+
 @dataclass(frozen=True)
 class SearchConfig(_Checked):
     """How captions are read out of a decoder."""

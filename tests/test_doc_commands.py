@@ -135,7 +135,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with small things by the names that the pages use."""
     folder = tmp_path_factory.mktemp("stand_ins")
     draw_samples(folder / "photos", 24, seed=1, captions_path=folder / "captions.csv", workers=1)
-    draw_photos(folder / "new-photos", ["one.png", "two.jpg"], 2)
+    draw_photos(folder / "new-photos", ["one.png", "dog.jpg"], 2)
     table = next(block.text for block in blocks_of("docs/how-to/own-captions.md") if block.language == "csv")
     draw_photos(folder / "my-photos", sorted({line.split(",")[0] for line in table.splitlines()[1:]}), 3)
     (folder / "my-photos" / "notes.jpg").write_text("no picture")
@@ -215,7 +215,8 @@ def test_every_substitution_is_needed() -> None:
 def test_the_pipeline_of_the_tutorial_is_understood_as_it_stands(tmp_path: Path) -> None:
     text = next(block.text for block in blocks_of("docs/tutorial.md") if block.language == "toml")
     (tmp_path / "pipeline.toml").write_text(text)
-    assert read_plan(tmp_path / "pipeline.toml").train.config.max_epochs == 8
+    tasks = {task.name: task for task in read_plan(tmp_path / "pipeline.toml").tasks}
+    assert tasks["train"].job.config.max_epochs == 8
 
 
 def test_the_table_of_weights_is_torchvisions() -> None:

@@ -166,7 +166,8 @@ def test_what_made_a_pipeline_is_recorded_as_the_page_says(tmp_path: Path) -> No
     )
     run("run", tmp_path / "pipeline.toml")
     record = json.loads((tmp_path / "pipeline.made.json").read_text(encoding="utf-8"))
-    assert list(record) == ["extract", "train"]
-    assert {name for stage in record.values() for name in stage} == first_columns("pipeline.made.json")
-    assert all(re.fullmatch("[0-9a-f]{64}", stage["made"]) for stage in record.values())
+    assert (record["format"], record["format_version"]) == ("captionmill-pipeline", 2)
+    assert [output["task"] for output in record["outputs"].values()] == ["extract", "train"]
+    assert {name for output in record["outputs"].values() for name in output} == first_columns("pipeline.made.json")
+    assert all(output["made"] for output in record["outputs"].values())
     assert format_reader.read_table(tmp_path / "failures.csv")[0]["key"] == "broken.jpg"

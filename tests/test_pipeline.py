@@ -1,18 +1,26 @@
 """A pipeline file runs the stages in order, once, and again only where something changed."""
 
 import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
-from builders import draw_photos
+from builders import draw_photos, listen_to_ctrl_c
 from click.testing import CliRunner, Result
 
 from captionmill.cli import main
 from captionmill.data.errors import PipelineError
 from captionmill.data.feature_store import FeatureStore
-from captionmill.pipeline.plan import read_plan
 from captionmill.pipeline.run import run_pipeline
+from captionmill.pipeline.workspace import claim_pipeline
 from captionmill.stages.decoding.training_state import EpochResult
 
 PLAN = """
@@ -22,6 +30,7 @@ backbone = "scenes-resnet14"
 weights = "thin.safetensors"
 preprocess = "squash"
 image_size = 32
+engine = "torch"
 
 [train]
 captions = "references.csv"
@@ -58,7 +67,7 @@ def plan_path(tmp_path: Path, thin_weights: Path) -> Path:
 
 
 def stages_run(plan_path: Path) -> list[str]:
-    return [outcome.stage for outcome in run_pipeline(plan_path) if outcome.summary is not None]
+    return [outcome.task.id for outcome in run_pipeline(plan_path) if outcome.summary is not None]
 
 
 def test_a_first_run_makes_everything_and_a_second_nothing(plan_path: Path) -> None:
@@ -158,8 +167,8 @@ def test_a_damaged_record_is_a_one_line_error(plan_path: Path, text: str) -> Non
         run_pipeline(plan_path)
 
 
-def run_command(plan_path: Path) -> Result:
-    return CliRunner().invoke(main, ["run", str(plan_path)], catch_exceptions=False)
+def run_command(plan_path: Path, *options: str) -> Result:
+    return CliRunner().invoke(main, ["run", str(plan_path), *options], catch_exceptions=False)
 
 
 def test_the_command_shows_what_it_runs_and_the_commands_do_the_same(
@@ -173,7 +182,7 @@ def test_the_command_shows_what_it_runs_and_the_commands_do_the_same(
         "captionmill train features.h5 --captions references.csv --output model "
         "--min-count 1 --embed-dim 8 --hidden-dim 16 --no-tie-weights --max-epochs 2"
     )
-    assert commands[3] == "captionmill caption new --model model --output captions.csv --beam-size 2"
+    assert commands[3] == "captionmill caption new --model model --output captions.csv --beam-size 2 --engine torch"
     captions = (plan_path.parent / "captions.csv").read_text()
     bundle = (plan_path.parent / "model" / "bundle.json").read_text()
     for command in commands:
@@ -186,26 +195,195 @@ def test_the_command_shows_what_it_runs_and_the_commands_do_the_same(
     assert [line.split(": ")[1] for line in again.stdout.splitlines()] == 4 * ["up to date"]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (("[evaluate]", "[evaluat]"), "there is no table [evaluat]; did you mean `evaluate`?"),
-        (("hidden_dim", "hiden_dim"), "[train] has no key `hiden_dim`; did you mean `hidden_dim`?"),
-        (("image_size = 32", 'image_size = "32"'), "[extract] image_size = '32': is to be a whole number"),
-        (("image_size = 32", 'compile = "yes"'), "[extract] compile = 'yes': is to be true or false"),
-        (('"squash"', '"stretch"'), "[extract] preprocess = 'stretch': is to be one of crop, squash"),
-        (('images = "photos"', ""), "[extract] needs `images`, a path"),
-        (('captions = "references.csv"', "captions = 3"), "[train] captions = 3: is to be a path in quotes"),
-        (("[train]", "[train"), "not TOML: "),
-        (("hidden_dim = 16", "dropout = 1.5"), "[train]: dropout is to be at least 0 and at most 1, not 1.5"),
-    ],
-)
-def test_a_plan_that_is_wrong_names_the_place_and_the_nearest_key(
-    plan_path: Path, change: tuple[str, str], message: str
-) -> None:
-    plan_path.write_text(PLAN.replace(*change))
-    with pytest.raises(PipelineError) as error:
-        read_plan(plan_path)
-    assert str(error.value).startswith(f"{plan_path}: ")
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
+def test_a_touched_input_reruns_nothing_and_a_changed_one_what_is_made_of_it(plan_path: Path) -> None:
+    run_pipeline(plan_path)
+    folder = plan_path.parent
+    captions = (folder / "references.csv").read_text()
+    for path in [*(folder / "photos").glob("*.png"), folder / "references.csv", folder / "captions.csv"]:
+        os.utime(path, ns=(1, 1))
+    assert stages_run(plan_path) == []
+    (folder / "references.csv").write_text(captions.replace("a red picture", "a pink picture"))
+    assert stages_run(plan_path) == ["train", "evaluate", "caption"]
+
+
+def test_settings_that_change_no_output_rerun_nothing(plan_path: Path) -> None:
+    run_pipeline(plan_path)
+    plan_path.write_text(
+        PLAN.replace("image_size = 32", 'image_size = 32\nworkers = 1\ndevice = "cpu"\nbatch_size = 2')
+    )
+    assert stages_run(plan_path) == []
+
+
+def test_a_dry_run_says_what_would_be_run_and_why_and_runs_nothing(plan_path: Path) -> None:
+    assert run_command(plan_path, "--dry-run").stdout.splitlines() == [
+        "extract   would run: never run",
+        "train     would run: never run; extract runs first",
+        "evaluate  would run: never run; extract, train run first",
+        "caption   would run: never run; train runs first",
+    ]
+    assert not (plan_path.parent / "features.h5").exists()
+    run_pipeline(plan_path)
+    (plan_path.parent / "captions.csv").unlink()
+    (plan_path.parent / "new" / "red_0.png").unlink()
+    plan_path.write_text(PLAN.replace("hidden_dim = 16", "hidden_dim = 12"))
+    assert run_command(plan_path, "--dry-run").stdout.splitlines() == [
+        "extract   up to date",
+        "train     would run: hidden_dim was 16, is 12",
+        "evaluate  would run: train runs first",
+        "caption   would run: captions.csv is not there; train runs first",
+    ]
+    told = CliRunner().invoke(main, ["status", str(plan_path)], catch_exceptions=False).stdout
+    lines = told.splitlines()
+    assert lines[3] == "train <- extract"
+    assert re.search(r"model, made 20..-..-.. ..:..:.. in .* by captionmill \d", lines[4])
+    assert lines[5] == "    would run: hidden_dim was 16, is 12"
+
+
+def test_from_forces_a_stage_and_what_depends_on_it(plan_path: Path) -> None:
+    run_pipeline(plan_path)
+    forced = run_command(plan_path, "--from", "train", "--dry-run").stdout.splitlines()
+    assert forced[0] == "extract   up to date"
+    assert forced[1] == "train     would run: forced by --from"
+    made = [outcome.task.id for outcome in run_pipeline(plan_path, start="evaluate") if outcome.summary]
+    assert made == ["evaluate"]
+    with pytest.raises(PipelineError, match=r"there is no task trian; did you mean train\?"):
+        run_pipeline(plan_path, start="trian")
+
+
+def test_a_run_with_nothing_to_do_imports_no_torch(plan_path: Path) -> None:
+    run_pipeline(plan_path)
+    program = (
+        "import sys; from pathlib import Path; from captionmill.pipeline.run import run_pipeline\n"
+        "print([outcome.text for outcome in run_pipeline(Path(sys.argv[1]), jobs=2)], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, plan_path], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{['up to date'] * 4} False\n"
+
+
+def test_a_task_that_fails_stops_only_those_that_need_it(plan_path: Path) -> None:
+    plan_path.write_text(
+        PLAN.replace("[train]", '[train]\ncaptions = "references.csv"\n[train.bad]\nmin_count = 99\n[train.good]', 1)
+        .replace('captions = "references.csv"\nmin', "min")
+        .replace('images = "new"', 'images = "new"\nmodel = "good"')
+    )
+    result = run_command(plan_path)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"Error: {plan_path}: train.bad failed (no word occurs 99 times in the training captions; pass a lower "
+        "--min-count); not run because of that: evaluate.bad"
+    )
+    folder = plan_path.parent
+    assert (folder / "scores" / "good.json").exists()
+    assert (folder / "captions.csv").exists()
+    assert not (folder / "models" / "bad").exists()
+
+
+def test_one_pipeline_is_run_by_one_process_at_a_time(plan_path: Path) -> None:
+    with claim_pipeline(plan_path):
+        message = run_command(plan_path).stderr.splitlines()[-1]
+    assert message == f"Error: {plan_path}: another process is running this pipeline; wait for it to end"
+
+
+SEVERAL = """
+[extract]
+backbone = "scenes-resnet14"
+weights = "thin.safetensors"
+preprocess = "squash"
+image_size = 32
+engine = "torch"
+[extract.first]
+images = "photos"
+[extract.second]
+images = "new"
+
+[train]
+captions = "references.csv"
+min_count = 1
+embed_dim = 8
+hidden_dim = 16
+tie_weights = false
+max_epochs = 2
+[train.first.grid]
+seed = [0, 1]
+[train.second]
+
+[evaluate]
+[evaluate.together]
+model = "first"
+several = "ensemble"
+[evaluate.each]
+
+[caption]
+images = "new"
+[caption.best]
+model = "first-*"
+[caption.all]
+several = "ensemble"
+"""
+
+
+@pytest.mark.parametrize("where", ["here", "aside"])
+def test_several_of_each_stage_side_by_side_as_one_after_the_other(plan_path: Path, where: str) -> None:
+    plan_path.write_text(SEVERAL)
+    before = [thread.name for thread in threading.enumerate()]
+    outcomes = run_pipeline(plan_path, jobs=1 if where == "here" else 2)
+    folder = plan_path.parent
+    made = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in (".h5", ".json"))
+    assert [name for name in made if not name.endswith("config.json")] == [
+        "captions/all.features.h5",
+        "captions/best.features.h5",
+        "features/first.h5",
+        "features/second.h5",
+        "models/first-seed-0/bundle.json",
+        "models/first-seed-1/bundle.json",
+        "models/second/bundle.json",
+        "pipeline.made.json",
+        "scores/each-first-seed-0.json",
+        "scores/each-first-seed-1.json",
+        "scores/each-second.json",
+        "scores/together.json",
+    ]
+    assert [path.name for path in sorted((folder / "features").glob("*.csv"))] == [
+        "first.failures.csv",
+        "second.failures.csv",
+    ]
+    assert json.loads((folder / "scores" / "together.json").read_text())["model"] == ["first-seed-0", "first-seed-1"]
+    train = next(outcome for outcome in outcomes if outcome.task.id == "train.second")
+    assert any("one validation image" in line for line in train.warnings) == (where == "aside")
+    assert "jobs aside" not in {thread.name for thread in threading.enumerate()} - {*before}
+    assert stages_run(plan_path) == []
+    plan_path.write_text(SEVERAL.replace("seed = [0, 1]", "seed = [0, 1, 2]"))
+    assert stages_run(plan_path) == [
+        "train.first-seed-2",
+        "evaluate.together",
+        "evaluate.each-first-seed-2",
+        "caption.best",
+        "caption.all",
+    ]
+
+
+def test_ctrl_c_stops_what_runs_aside_and_the_next_run_goes_on(plan_path: Path) -> None:
+    long = SEVERAL.replace("max_epochs = 2", "max_epochs = 100\npatience = 100")
+    plan_path.write_text(long[: long.index("[evaluate]")])
+    models = plan_path.parent / "models"
+    command = [sys.executable, "-m", "captionmill", "run", str(plan_path), "--jobs", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c) as process:
+        while len(list(models.glob("*.training/checkpoint*"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        stderr = process.communicate()[1]
+    assert process.returncode == 1
+    assert "Stopped." in stderr
+    assert "Traceback" not in stderr
+    assert not (plan_path.parent / ".pipeline.stop").exists()
+    unfinished = sorted(path.name for path in models.glob("*.training"))
+    assert len(unfinished) >= 2
+    lines = run_command(plan_path, "--dry-run").stdout.splitlines()
+    assert lines[0] == "extract.first       up to date"
+    assert f"train.{unfinished[0].removesuffix('.training')}  would run: cut short" in lines
+    done_before = len((models / unfinished[0] / "history.csv").read_text().splitlines()) - 1
+    result = run_command(plan_path)
+    assert result.exit_code == 0, result.output
+    assert f"going on with {models / unfinished[0]}: epochs done: {done_before}" in result.stderr
+    assert not list(models.glob("*.training"))

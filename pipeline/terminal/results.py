@@ -1,6 +1,6 @@
 """What commands say on the terminal about stages that run."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -10,12 +10,16 @@ from captionmill.pipeline.terminal.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
     from captionmill.data.splits import Splits
-    from captionmill.pipeline.run import StageOutcome
+    from captionmill.pipeline.graph import Graph
+    from captionmill.pipeline.run import TaskOutcome
+    from captionmill.pipeline.standing import Standing
     from captionmill.stages.decoding.training_state import EpochResult
 
 
-def show_stage(_: str, command: str) -> None:
-    """The command that does by hand what the next stage does."""
+def show_stage(task: str, command: str) -> None:
+    """The command that does by hand what the next task does; of a task with a name, the name in a line before it."""
+    if "." in task:
+        click.echo(f"# {task}", err=True)
     click.echo(f"$ {command}", err=True)
 
 
@@ -24,10 +28,44 @@ def show_splits(splits: "Splits") -> None:
     click.echo(summaries.splits_lines(splits), err=True)
 
 
-def show_outcomes(outcomes: Iterable["StageOutcome"]) -> None:
-    """One line for each stage's output."""
+def show_outcomes(outcomes: Iterable["TaskOutcome"]) -> None:
+    """One line for each task's output."""
     for outcome in outcomes:
-        click.echo(f"{outcome.output}: {outcome.text}")
+        click.echo(f"{outcome.task.output}: {outcome.text}")
+
+
+def show_outcome(outcome: "TaskOutcome", progress: ProgressBars) -> None:
+    """What a task did, in place of the bar; what it told while it ran aside comes under its name."""
+    progress.clear()
+    for line in outcome.warnings:
+        click.echo(f"Warning: {outcome.task.id}: {line}", err=True)
+    if outcome.is_made:
+        show_outcomes([outcome])
+    else:
+        click.echo(f"{outcome.task.id}: {outcome.text}", err=True)
+
+
+def show_standings(standings: Sequence["Standing"]) -> None:
+    """A line for each task: up to date, or why it would run."""
+    width = max(len(standing.task.id) for standing in standings)
+    for standing in standings:
+        click.echo(f"{standing.task.id:{width}}  {standing.text}")
+
+
+def show_graph(graph: "Graph", standings: Sequence["Standing"]) -> None:
+    """For each task what it needs, where its output is and when it was made, and how it stands."""
+    from captionmill.pipeline.command_line import show_path
+
+    for standing in standings:
+        task, record = standing.task, standing.record
+        needs = ", ".join(need.id for need in graph.needs(task))
+        made = ""
+        if record and record.made and standing.made:
+            duration = summaries.show_duration(record.duration_s)
+            made = f", made {record.ended} in {duration} by captionmill {record.captionmill}"
+        click.echo(task.id + (f" <- {needs}" if needs else ""))
+        click.echo(f"    {show_path(task.output)}{made}")
+        click.echo(f"    {standing.text}")
 
 
 def epoch_printer(quiet: bool, progress: ProgressBars) -> Callable[["EpochResult"], None]:

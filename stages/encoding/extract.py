@@ -68,13 +68,15 @@ def extract(
     limit: int | None = None,
     shard: tuple[int, int] | None = None,
     prune: bool = False,
+    failures_name: str | None = None,
     spread: Spread | None = None,
     progress: Progress = no_progress,
 ) -> ExtractSummary:
     """Cache the features of every image of `images` in the store `output`; either may be a URL.
 
     `images` is a folder, a list of paths or URLs, a tar of images, or a folder of such tars. Images already in the
-    store are skipped unless their file has changed. Unreadable ones are listed in `failures.csv` beside the store.
+    store are skipped unless their file has changed. Unreadable ones are listed in `failures.csv`, or a table called
+    `failures_name`, beside the store.
 
     `overwrite` makes the store anew; the old one stays until the new one is complete. `limit` stops after that many
     images of the sorted list. `shard` (I, N) does the I-th of N parts of the list and writes a store of its own, named
@@ -112,7 +114,7 @@ def extract(
             on_change=mirror.push if mirror and not overwrite else None,
             progress=progress,
         )
-        failures_path = _failures_path(path, is_shard=shard is not None)
+        failures_path = path.with_name(failures_name or _failures_name(path, is_shard=shard is not None))
         if summary.failures or failures_path.exists() or mirror:  # what lies at the mirror is not known here
             write_failures(failures_path, [(failure.key, failure.reason) for failure in summary.failures])
             if mirror:
@@ -226,8 +228,8 @@ def _local_store(output: Path | str) -> Iterator[tuple[Path, StoreMirror | None]
         yield mirror.pull(), mirror
 
 
-def _failures_path(path: Path, *, is_shard: bool) -> Path:
-    return path.with_suffix(f".{FAILURES_NAME}") if is_shard else path.with_name(FAILURES_NAME)
+def _failures_name(path: Path, *, is_shard: bool) -> str:
+    return path.with_suffix(f".{FAILURES_NAME}").name if is_shard else FAILURES_NAME
 
 
 def _take_place(target: Path, path: Path, mirror: StoreMirror | None) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from captionmill.data.feature_store import part_paths
 from captionmill.data.feature_writer import FeatureWriter
@@ -15,8 +16,8 @@ from captionmill.stages.runtime import Progress
 TASK_IMAGES = 4096  # pictures a task at most: what the death of a process costs
 _TASKS_A_PROCESS = 4  # so that a slow process does not hold up the end
 
-RunTasks = Callable[[Callable[[PartTask], PartResult], Sequence[PartTask]], Iterator[PartResult]]
-"""Runs a function on each task, anywhere; each task's result once, in any order."""
+RunTasks = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+"""Runs a function on each task, anywhere; each task's result once, in any order. They may be a pipeline's."""
 
 
 @dataclass(frozen=True)
