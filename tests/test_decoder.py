@@ -54,7 +54,7 @@ def test_a_decoder_overfits_six_captions_exactly() -> None:
         optimizer.step()
     decoder.eval()
     for beam_size in (1, 3):
-        decoded = search_captions(decoder, features, beam_size=beam_size, max_length=10)
+        decoded = search_captions(decoder, features, SearchConfig(beam_size=beam_size, max_length=10))
         assert [vocabulary.decode(caption.words) for caption in decoded] == CAPTIONS
         assert all(caption.confidence > 0.9 and not caption.cut for caption in decoded)
 
