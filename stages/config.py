@@ -100,7 +100,7 @@ class SearchConfig(_Checked):
     max_length: int = 20
     """Words a caption at most; a caption that long is cut."""
     no_repeat_ngram: int = 0
-    """No so many words in a row occur twice in a caption; 0 lets them."""
+    """Words in a row that must not come twice in a caption; 0 lets all."""
     alternatives: int = 0
     """Further captions an image: the next best of the beam, or further draws."""
     diversity_groups: int = 1

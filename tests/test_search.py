@@ -59,7 +59,7 @@ class Candidate:
     total: np.float32
     words: tuple[int, ...]
     state: State
-    score: np.float32 = np.float32(0)
+    score: np.float32
 
     @property
     def has_ended(self) -> bool:
@@ -85,7 +85,10 @@ def allowed_words(values: np.ndarray, words: tuple[int, ...], search: SearchConf
 def search_one_image(decoder: StepDecoder, features: Tensor, search: SearchConfig) -> list[tuple[int, ...]]:
     """The captions for one image [1, D], best first, with plain lists: ended ones stay in the beam with their score."""
     size = search.beam_size // search.diversity_groups
-    groups = [[Candidate(np.float32(0), (START,), decoder.start(features))] for _ in range(search.diversity_groups)]
+    groups = [
+        [Candidate(np.float32(0), (START,), decoder.start(features), np.float32(0))]
+        for _ in range(search.diversity_groups)
+    ]
     for _ in range(search.max_length + 1):
         taken: list[int] = []
         for number, group in enumerate(groups):

@@ -116,7 +116,7 @@ search_options = options(
     ),
     setting(SearchConfig, "min_length", "Words a caption at least."),
     setting(SearchConfig, "max_length", "Words a caption at most."),
-    setting(SearchConfig, "no_repeat_ngram", "Let no so many words in a row occur twice in a caption; 0 lets them."),
+    setting(SearchConfig, "no_repeat_ngram", "Words in a row that must not come twice in a caption; 0 lets all."),
     setting(SearchConfig, "alternatives", "Further captions an image, the next best of the beam."),
     setting(SearchConfig, "diversity_groups", "Groups that the beam is cut into; each avoids the earlier ones' words."),
     setting(SearchConfig, "diversity_strength", "What a word loses, in log probability, for each such caption."),

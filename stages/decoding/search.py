@@ -183,7 +183,7 @@ class _Beam:
         self._log_probabilities = self._log_probabilities[stays]
         living = self._living()
         living_rows = rows[stays][living]
-        self.state = tuple(part[:, living_rows] for part in state)
+        self.state = tuple(part.index_select(1, living_rows) for part in state)
         self.last_words = self._words[:, :, -1][living]
 
 

@@ -1,0 +1,189 @@
+"""Captioning speed: the batched search against one image at a time, and against the matrix products that it needs.
+
+python benchmarks/caption.py FEATURES MODEL FLICKR8K [--images 2000] [--rounds 3]
+
+FEATURES is the store that benchmarks/flickr8k.py makes, MODEL what `captionmill train` made of it, FLICKR8K as there.
+Everything runs in one process, by turns; the fastest of the rounds counts. Core-seconds are what the process was given
+of all cores: where other programs run beside it they still compare, when seconds do not. The plain search is what
+tutorials write: a loop over images, each with its own beam, log_softmax and topk over all words, captions that have
+ended leaving the beam. The matrix products are those of the same decoder steps, with the same numbers of rows, and
+nothing else. The last table says what bf16 would change of the captions of the test images: weights, and what each
+layer takes and gives, rounded to bf16, sums in fp32, as AMX does; the logits rounded too, or left as they are summed.
+"""
+
+import argparse
+import copy
+import functools
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captionmill.data.annotations import read_annotations, read_split_list
+from captionmill.data.feature_store import FeatureStore
+from captionmill.data.vocabulary import END, START
+from captionmill.stages.config import SearchConfig
+from captionmill.stages.decoding.caption import Captioner, decode_features
+from captionmill.stages.decoding.decoder import Decoder, State
+from captionmill.stages.scoring.metrics import CiderD
+from captionmill.stages.scoring.ptb_tokenizer import tokenize_ptb
+
+SEARCHES = {"greedy": SearchConfig(beam_size=1), "beam 3": SearchConfig(beam_size=3)}
+
+
+@torch.no_grad()
+def plain_search(decoder: Decoder, row: Tensor, beam_size: int, max_length: int) -> list[int]:
+    """The caption of one image, features [D], as tutorials search it."""
+    state = tuple(part.repeat_interleave(beam_size, dim=1) for part in decoder.start(row.unsqueeze(0)))
+    words = torch.full((beam_size, 1), START)
+    sums = torch.zeros(beam_size, 1)
+    ended: list[tuple[float, list[int]]] = []
+    for step in range(max_length):
+        logits, state = decoder.step(words[:, -1], state)
+        scores = sums + F.log_softmax(logits, dim=1)
+        best, chosen = (scores[0] if step == 0 else scores.view(-1)).topk(beam_size, dim=0)
+        parents, next_words = chosen // logits.shape[1], chosen % logits.shape[1]
+        words = torch.cat([words[parents], next_words.unsqueeze(1)], dim=1)
+        going_on = [place for place, word in enumerate(next_words) if word != END]
+        ended += [(best[place].item(), words[place].tolist()) for place in range(beam_size) if place not in going_on]
+        beam_size = len(going_on)
+        if not beam_size:
+            break
+        words, sums = words[going_on], best[going_on].unsqueeze(1)
+        state = tuple(part[:, parents[going_on]] for part in state)
+    return max(ended)[1] if ended else words[0].tolist()
+
+
+class Recorder(Decoder):
+    """A decoder that notes the rows of each call."""
+
+    calls: list[tuple[str, int]]
+
+    def start(self, features: Tensor) -> State:
+        self.calls.append(("start", len(features)))
+        return super().start(features)
+
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+        self.calls.append(("step", len(words)))
+        return super().step(words, state)
+
+
+def record_calls(decoder: Decoder, decode: Callable[[], object]) -> list[tuple[str, int]]:
+    recorder = decoder
+    recorder.__class__, recorder.calls = Recorder, []  # type: ignore[assignment, attr-defined]
+    decode()
+    decoder.__class__ = Decoder
+    return recorder.calls  # type: ignore[no-any-return, attr-defined]
+
+
+@torch.inference_mode()
+def run_products(decoder: Decoder, calls: list[tuple[str, int]]) -> None:
+    """The matrix products of these calls."""
+    start, step = ("to_hidden", "to_cell", "to_input"), ("lstm.weight", "to_embedding", "to_logits")
+    weights = {name: weight for name, weight in decoder.named_parameters(remove_duplicate=False) if weight.dim() == 2}
+    wanted = {"start": start, "step": step}
+    inputs = {
+        weight.shape[1]: torch.randn(max(rows for _, rows in calls), weight.shape[1]) for weight in weights.values()
+    }
+    for kind, rows in calls:
+        for name, weight in weights.items():
+            if name.startswith(wanted[kind]):
+                F.linear(inputs[weight.shape[1]][:rows], weight)
+
+
+def round_like_bf16(decoder: Decoder, *, with_logits: bool) -> Decoder:
+    """A copy that gives what bf16 would, on any machine and no faster."""
+    rounded = copy.deepcopy(decoder)
+
+    def to_bf16(value: Any) -> Any:
+        return value.bfloat16().float() if isinstance(value, Tensor) else tuple(map(to_bf16, value))
+
+    for parameter in rounded.parameters():
+        parameter.data = to_bf16(parameter.data)
+    for module in rounded.modules():
+        if isinstance(module, nn.Linear | nn.LSTM | nn.Embedding) and (with_logits or module is not rounded.to_logits):
+            module.register_forward_hook(lambda module, inputs, output: to_bf16(output))
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda module, inputs: to_bf16(inputs))
+    return rounded
+
+
+def measure(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and seconds of all cores together."""
+    started, cpu_started = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - started, time.process_time() - cpu_started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("features", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("flickr8k", type=Path)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--plain-images", type=int, default=60, help="that the plain search captions in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    store = FeatureStore.open(arguments.features)
+    captioner = Captioner.load(arguments.model, device="cpu")
+    decoder = captioner.decoder
+    if not isinstance(decoder, Decoder):
+        raise SystemExit("one model, not an ensemble")
+    keys = store.keys[: arguments.images]
+
+    def decode(search: SearchConfig, keys: list[str] = keys, decoder: Decoder = decoder) -> dict[str, str]:
+        found = decode_features(decoder, store, keys, captioner.vocabulary, search)
+        return {key: caption.text for key, caption in found}
+
+    plain_keys = keys[: arguments.plain_images]
+
+    def search_plainly() -> None:
+        for key in plain_keys:
+            plain_search(decoder, torch.from_numpy(store[key]).float(), 3, SEARCHES["beam 3"].max_length)
+
+    works: dict[str, tuple[int, Callable[[], object]]] = {"plain, beam 3": (len(plain_keys), search_plainly)}
+    for name, search in SEARCHES.items():
+        decode_all = functools.partial(decode, search)
+        calls = record_calls(decoder, decode_all)
+        works[f"captionmill, {name}"] = (len(keys), decode_all)
+        works[f"its matrix products, {name}"] = (len(keys), functools.partial(run_products, decoder, calls))
+    best = dict.fromkeys(works, (0.0, 0.0))
+    for _ in range(arguments.rounds):
+        for name, (count, work) in works.items():
+            rates = [count / spent for spent in measure(work)]
+            best[name] = (max(best[name][0], rates[0]), max(best[name][1], rates[1]))
+    print("| | images/s | images a core-second | x plain, by either | share of the matrix products' rate, by either |")
+    print("|---|---|---|---|---|")
+    for name, rate in best.items():
+        times = [f"{mine / plain:.1f}" for mine, plain in zip(rate, best["plain, beam 3"], strict=True)]
+        limits = best.get(name.replace("captionmill", "its matrix products"), rate)
+        shares = [f"{mine / limit:.0%}" for mine, limit in zip(rate, limits, strict=True)]
+        share = ", ".join(shares) if name.startswith("captionmill") else ""
+        print(f"| {name} | {rate[0]:,.0f} | {rate[1]:,.0f} | {', '.join(times)} | {share} |", flush=True)
+
+    tested = read_split_list(arguments.flickr8k / "Flickr_8k.testImages.txt")
+    captions = read_annotations(arguments.flickr8k / "Flickr8k.token.txt").captions
+    scorer = CiderD({key: [tokenize_ptb(text) for text in captions[key]] for key in tested})
+
+    def cider(texts: dict[str, str]) -> float:
+        return float(scorer.scores({key: tokenize_ptb(text) for key, text in texts.items()}).mean())
+
+    print("\n| | captions that bf16 changes | CIDEr-D, fp32 | CIDEr-D, bf16 |\n|---|---|---|---|")
+    for name, search in SEARCHES.items():
+        exact = decode(search, tested)
+        for what, with_logits in (("", True), (", logits in fp32", False)):
+            rounded = decode(search, tested, round_like_bf16(decoder, with_logits=with_logits))
+            changed = sum(exact[key] != rounded[key] for key in tested)
+            scores = f"{cider(exact):.4f} | {cider(rounded):.4f}"
+            print(f"| {name}{what} | {changed} of {len(tested)} | {scores} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
