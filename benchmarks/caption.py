@@ -31,10 +31,12 @@ from captionmill.data.feature_store import FeatureStore
 from captionmill.data.vocabulary import END, START
 from captionmill.stages.config import SearchConfig
 from captionmill.stages.decoding.caption import Captioner, decode_features
-from captionmill.stages.decoding.decoder import Decoder, State
+from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.ptb_tokenizer import tokenize_ptb
 
+Product = tuple[Tensor, int]
+"""A weight matrix [out, in] and the number of rows [rows, in] that it is multiplied with."""
 SEARCHES = {"greedy": SearchConfig(beam_size=1), "beam 3": SearchConfig(beam_size=3)}
 
 
@@ -61,41 +63,28 @@ def plain_search(decoder: Decoder, row: Tensor, beam_size: int, max_length: int)
     return max(ended)[1] if ended else words[0].tolist()
 
 
-class Recorder(Decoder):
-    """A decoder that notes the rows of each call."""
+def record_products(decoder: Decoder, decode: Callable[[], object]) -> list[Product]:
+    """The matrix products that `decode` has `decoder` do."""
+    products: list[Product] = []
 
-    calls: list[tuple[str, int]]
+    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        products.extend((weight, len(inputs[0])) for weight in module.parameters() if weight.dim() == 2)
 
-    def start(self, features: Tensor) -> State:
-        self.calls.append(("start", len(features)))
-        return super().start(features)
-
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        self.calls.append(("step", len(words)))
-        return super().step(words, state)
-
-
-def record_calls(decoder: Decoder, decode: Callable[[], object]) -> list[tuple[str, int]]:
-    recorder = decoder
-    recorder.__class__, recorder.calls = Recorder, []  # type: ignore[assignment, attr-defined]
+    layers = [module for module in decoder.modules() if isinstance(module, nn.Linear | nn.LSTM)]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     decode()
-    decoder.__class__ = Decoder
-    return recorder.calls  # type: ignore[no-any-return, attr-defined]
+    for hook in hooks:
+        hook.remove()
+    return products
 
 
 @torch.inference_mode()
-def run_products(decoder: Decoder, calls: list[tuple[str, int]]) -> None:
-    """The matrix products of these calls."""
-    start, step = ("to_hidden", "to_cell", "to_input"), ("lstm.weight", "to_embedding", "to_logits")
-    weights = {name: weight for name, weight in decoder.named_parameters(remove_duplicate=False) if weight.dim() == 2}
-    wanted = {"start": start, "step": step}
-    inputs = {
-        weight.shape[1]: torch.randn(max(rows for _, rows in calls), weight.shape[1]) for weight in weights.values()
-    }
-    for kind, rows in calls:
-        for name, weight in weights.items():
-            if name.startswith(wanted[kind]):
-                F.linear(inputs[weight.shape[1]][:rows], weight)
+def run_products(products: list[Product]) -> None:
+    """These products and nothing else, of inputs that are at hand."""
+    most = max(rows for _, rows in products)
+    inputs = {size: torch.randn(most, size) for size in {weight.shape[1] for weight, _ in products}}
+    for weight, rows in products:
+        F.linear(inputs[weight.shape[1]][:rows], weight)
 
 
 def round_like_bf16(decoder: Decoder, *, with_logits: bool) -> Decoder:
@@ -151,9 +140,9 @@ def main() -> None:
     works: dict[str, tuple[int, Callable[[], object]]] = {"plain, beam 3": (len(plain_keys), search_plainly)}
     for name, search in SEARCHES.items():
         decode_all = functools.partial(decode, search)
-        calls = record_calls(decoder, decode_all)
+        products = record_products(decoder, decode_all)
         works[f"captionmill, {name}"] = (len(keys), decode_all)
-        works[f"its matrix products, {name}"] = (len(keys), functools.partial(run_products, decoder, calls))
+        works[f"its matrix products, {name}"] = (len(keys), functools.partial(run_products, products))
     best = dict.fromkeys(works, (0.0, 0.0))
     for _ in range(arguments.rounds):
         for name, (count, work) in works.items():

@@ -61,15 +61,12 @@ def test_when_memory_runs_out_the_block_is_halved_and_no_caption_changes(
     assert [key for key, *_ in expected] == list(store.keys)
     decoder.capacity = 2 * 8
     seen: list[tuple[int, int]] = []
+
+    def progress(label: str, done: int, total: int, *, note: str = "", left_s: float | None = None) -> None:
+        seen.append((done, total))
+
     with caplog.at_level(logging.WARNING):
-        found = decode_features(
-            decoder,
-            store,
-            store.keys,
-            VOCABULARY,
-            search,
-            progress=lambda _, done, total, **more: seen.append((done, total)),
-        )
+        found = decode_features(decoder, store, store.keys, VOCABULARY, search, progress=progress)
         assert spell_all(found) == expected
     assert caplog.messages == [f"not enough memory: going on with {count} images at once" for count in (15, 7)]
     assert seen == [(7, 30), (14, 30), (21, 30), (28, 30), (30, 30)]

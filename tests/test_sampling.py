@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,9 +62,9 @@ def features() -> Tensor:
     ids=str,
 )
 def test_words_are_drawn_as_often_as_their_probabilities_say(
-    settings: dict[str, float], expected: dict[int, float]
+    settings: dict[str, Any], expected: dict[int, float]
 ) -> None:
-    search = SearchConfig(sample=True, max_length=1, **settings)  # type: ignore[arg-type]
+    search = SearchConfig(sample=True, max_length=1, **settings)
     drawn = draw_captions(OneWordDecoder(), torch.zeros(4000, 1), KEYS, search)
     counts = Counter(caption.words for caption in drawn)
     assert {words[0] for words in counts} == expected.keys()
@@ -112,6 +113,19 @@ def test_what_may_not_come_is_not_drawn(decoder: Decoder, features: Tensor) -> N
 def test_the_one_likeliest_word_is_greedy_search(decoder: Decoder, features: Tensor) -> None:
     drawn = draw_captions(decoder, features, KEYS[:30], SearchConfig(sample=True, top_k=1, max_length=8))
     assert drawn == search_captions(decoder, features, SearchConfig(beam_size=1, max_length=8))
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.9, "no_repeat_ngram": 2}], ids=str)
+def test_logits_that_are_no_numbers_harm_no_other_image(
+    decoder: Decoder, features: Tensor, settings: dict[str, Any]
+) -> None:
+    search = SearchConfig(sample=True, max_length=8, **settings)
+    broken = features.clone()
+    broken[7] = math.nan
+    expected, found = (draw_captions(decoder, rows, KEYS[:30], search) for rows in (features, broken))
+    assert [caption.words for caption in found[:7]] == [caption.words for caption in expected[:7]]
+    assert [caption.words for caption in found[8:]] == [caption.words for caption in expected[8:]]
+    assert len(found[7].words) <= 8
 
 
 def test_a_caption_that_nothing_may_follow_ends() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ def test_batched_beam_equals_one_image_beam(
 )
 @torch.inference_mode()
 def test_constrained_beam_equals_one_image_beam(
-    decoder: Decoder, features: Tensor, beam_size: int, constraints: dict[str, float]
+    decoder: Decoder, features: Tensor, beam_size: int, constraints: dict[str, Any]
 ) -> None:
     plain = SearchConfig(beam_size=beam_size, max_length=MAX_LENGTH, alternatives=2)
     constrained = replace(plain, **constraints)
@@ -274,6 +275,19 @@ def test_special_words_are_never_chosen_and_no_caption_is_empty(features: Tensor
     for beam_size in (1, 2, 4, 9):
         decoded = search_captions(tempted, features[:4], SearchConfig(beam_size=beam_size, max_length=5))
         assert all(len(caption.words) == 1 and caption.words[0] in (4, 5) for caption in decoded)
+
+
+@pytest.mark.parametrize("settings", [{"beam_size": 1}, {"alternatives": 3}, {"beam_size": 4, "diversity_groups": 2}])
+def test_logits_that_are_no_numbers_harm_no_other_image(
+    decoder: Decoder, features: Tensor, settings: dict[str, Any]
+) -> None:
+    search = SearchConfig(max_length=MAX_LENGTH, no_repeat_ngram=2, **settings)
+    broken = features.clone()
+    broken[7] = math.nan
+    expected, found = (search_captions(decoder, rows, search) for rows in (features, broken))
+    assert [caption.words for caption in found[:7]] == [caption.words for caption in expected[:7]]
+    assert [caption.words for caption in found[8:]] == [caption.words for caption in expected[8:]]
+    assert len(found[7].words) <= MAX_LENGTH
 
 
 def test_a_caption_that_nothing_may_follow_ends_before_its_least_length() -> None:

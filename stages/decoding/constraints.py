@@ -18,9 +18,11 @@ def forbid_words(log_probabilities: Tensor, history: Tensor, search: SearchConfi
     `<pad>`, `<start>` and `<unk>` never come. `<end>` comes after `min_length` words at the earliest, and nothing else
     after `max_length`. The last of `no_repeat_ngram` words does not come where these stand in the caption already.
 
-    Gives back the log probability of `<end>` [R]: a caption that nothing may follow ends, however short.
+    Gives back the log probability of `<end>` [R]: a caption that nothing may follow ends, however short. Nothing may
+    where the decoder gives no numbers.
     """
     length = history.shape[1]
+    log_probabilities[log_probabilities[:, END].isnan()] = -math.inf  # one that is none makes all of a softmax none
     ends = log_probabilities[:, END].clamp(min=_LEAST)
     if length == search.max_length:
         log_probabilities.fill_(-math.inf)

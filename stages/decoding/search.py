@@ -80,11 +80,9 @@ class _Beam:
         count, beams, groups, device = state[0].shape[1], search.beam_size, search.diversity_groups, state[0].device
         self._search = search
         self._group_size = beams // groups
-        # from Python: torch's powers of equal numbers may differ in the last bit, and with them equal scores
+        # what sums are divided by; torch's powers of equal numbers may differ in the last bit, Python's do not
         weights = [max(length, 1) ** search.length_penalty for length in range(search.max_length + 2)]
-        self._weights = torch.tensor(
-            weights, dtype=torch.float32, device=device
-        )  # what sums of a length are divided by
+        self._weights = torch.tensor(weights, dtype=torch.float32, device=device)
         self.images = torch.arange(count, device=device)  # [B] which row of the features each is
         self._sums = torch.full((count, beams), -math.inf, device=device)  # [B, K] of log probabilities
         self._sums[:, :: self._group_size] = 0.0  # all captions are equal at first: one in a group goes on
@@ -194,5 +192,5 @@ def _append(history: Tensor, parents: Tensor, values: Tensor) -> Tensor:
 
 def read_caption(words: Sequence[int], log_probabilities: Sequence[float], max_length: int) -> DecodedCaption:
     """The caption that ends before the first `<end>` or `<pad>` of `words`, if there is one."""
-    length = next((place for place, word in enumerate(words) if word in (END, PAD)), len(words))
-    return DecodedCaption(tuple(words[:length]), tuple(log_probabilities[:length]), cut=length >= max_length)
+    length = next((place for place, word in enumerate(words[:max_length]) if word in (END, PAD)), max_length)
+    return DecodedCaption(tuple(words[:length]), tuple(log_probabilities[:length]), cut=length == max_length)
