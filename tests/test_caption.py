@@ -21,15 +21,15 @@ VOCABULARY = Vocabulary(["<pad>", "<start>", "<end>", "<unk>", *"abcdefgh"])
 
 
 class SmallMemoryDecoder(Decoder):
-    """A decoder on a machine that holds the state of so many captions and no more."""
+    """A decoder on a machine that holds the state of so many images and no more."""
 
     capacity = 10**9
     message = "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried 8 TB"
 
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        if len(words) > self.capacity:
+    def start(self, features: Tensor) -> State:
+        if len(features) > self.capacity:
             raise RuntimeError(self.message)
-        return super().step(words, state)
+        return super().start(features)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_when_memory_runs_out_the_block_is_halved_and_no_caption_changes(
     search = SearchConfig(beam_size=2, alternatives=1, max_length=6, sample=sample)
     expected = spell_all(decode_features(decoder, store, store.keys, VOCABULARY, search))
     assert [key for key, *_ in expected] == list(store.keys)
-    decoder.capacity = 2 * 8
+    decoder.capacity = 8
     seen: list[tuple[int, int]] = []
 
     def progress(label: str, done: int, total: int, *, note: str = "", left_s: float | None = None) -> None:

@@ -7,6 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from captionmill.data.bundle import Bundle, read_bundle
 from captionmill.data.errors import BundleError, InputError
@@ -16,8 +17,9 @@ from captionmill.data.vocabulary import Vocabulary
 from captionmill.stages.config import SearchConfig
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
+from captionmill.stages.decoding.folded_decoder import FoldedDecoder
 from captionmill.stages.decoding.sampling import draw_captions
-from captionmill.stages.decoding.search import DecodedCaption, search_captions
+from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, search_captions
 from captionmill.stages.runtime import Progress, choose_device, is_out_of_memory, no_progress
 
 BLOCK_ROWS = 768  # captions under way at once; more are no faster (docs/benchmarks.md)
@@ -104,12 +106,18 @@ def decode_features(
     When memory runs out, the block is halved for all that follow; InputError if one image is too much.
     """
     decoder.eval()
+    device = next(decoder.parameters()).device
+    steps: StepDecoder = decoder
+    if isinstance(decoder, Decoder) and device.type == "cpu":  # GPUs have a fast LSTM of their own
+        steps = FoldedDecoder(decoder)
     block_size = max(1, BLOCK_ROWS // (1 + search.alternatives if search.sample else search.beam_size))
     start = 0
     while start < len(keys):
         block = keys[start : start + block_size]
         try:
-            decoded = _decode_block(decoder, store, block, search)
+            rows = store.read([store.position(key) for key in block])
+            features = torch.from_numpy(rows).to(device).float()  # [B, D]
+            decoded = _decode_block(steps, features, block, search)
         except (RuntimeError, MemoryError) as exc:
             if not is_out_of_memory(exc):
                 raise
@@ -125,10 +133,8 @@ def decode_features(
 
 
 def _decode_block(
-    decoder: Decoder | Ensemble, store: FeatureStore, keys: Sequence[str], search: SearchConfig
+    decoder: StepDecoder, features: Tensor, keys: Sequence[str], search: SearchConfig
 ) -> list[DecodedCaption]:
-    rows = store.read([store.position(key) for key in keys])
-    features = torch.from_numpy(rows).to(next(decoder.parameters()).device).float()  # [B, D]
     if search.sample:
         return draw_captions(decoder, features, keys, search)
     return search_captions(decoder, features, search)
