@@ -17,7 +17,8 @@ class FoldedDecoder:
 
     @torch.inference_mode()
     def __init__(self, decoder: Decoder) -> None:
-        lstm, embedding = dict(decoder.lstm.named_parameters()), decoder.embedding.weight  # [V, E]
+        embedding: Tensor = decoder.embedding.weight  # [V, E]
+        lstm: dict[str, Tensor] = dict(decoder.lstm.named_parameters())
         self.start = decoder.start
         to_gates = lstm["weight_ih_l0"]  # [4H, E], of an image beside each word [4H, 2E]
         self._word_gates = F.linear(embedding, to_gates[:, : embedding.shape[1]], _bias(lstm, 0))  # [V, 4H]
@@ -26,7 +27,8 @@ class FoldedDecoder:
         self._below_to_gates = [
             (lstm[f"weight_ih_l{layer}"].t(), _bias(lstm, layer)) for layer in range(1, decoder.config.layers)
         ]
-        self._to_logits, self._logit_bias = decoder.to_logits.weight, decoder.to_logits.bias  # [V, H], [V]
+        self._to_logits: Tensor = decoder.to_logits.weight  # [V, H]
+        self._logit_bias: Tensor = decoder.to_logits.bias  # [V]
         if decoder.config.tie_weights:
             self._to_logits = embedding @ decoder.to_embedding.weight
             self._logit_bias = self._logit_bias + embedding @ decoder.to_embedding.bias
@@ -37,7 +39,8 @@ class FoldedDecoder:
         gates = self._word_gates.index_select(0, words)  # [B, 4H]
         if image:
             gates.addmm_(image[0][0], self._image_to_gates)
-        hiddens, cells = [], []
+        hiddens: list[Tensor] = []
+        cells: list[Tensor] = []
         for layer, hidden_to_gates in enumerate(self._hidden_to_gates):
             if layer:
                 below_to_gates, bias = self._below_to_gates[layer - 1]
