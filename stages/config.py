@@ -21,6 +21,12 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "feature_dropout": (0, 1),
     "learning_rate": (0, None),
     "length_penalty": (0, 10),
+    "no_repeat_ngram": (0, None),
+    "alternatives": (0, None),
+    "diversity_strength": (0, None),
+    "temperature": (0.01, 100),
+    "top_k": (0, None),
+    "top_p": (0.001, 1),
     "label_smoothing": (0, 1),
     "weight_decay": (0, None),
     "clip_norm": (0, None),
@@ -84,14 +90,56 @@ MACHINE_SETTINGS = ("batch_size", "workers", "device", "engine", "precision")
 
 @dataclass(frozen=True)
 class SearchConfig(_Checked):
-    """How captions are read out of a decoder."""
+    """How captions are read out of a decoder: by beam search, or with `sample` drawn at random.
+
+    Raises InputError, besides for values out of range, if settings contradict each other.
+    """
 
     beam_size: int = 5
-    """Captions kept at each step; 1 is greedy."""
+    """Captions kept at each step; 1 is greedy. Sampling keeps none and does not look at it."""
     length_penalty: float = 0.7
     """Power of a caption's length that its sum of log probabilities is divided by; at 0 captions come out short."""
+    min_length: int = 1
+    """Words a caption at least, unless nothing may follow."""
     max_length: int = 20
     """Words a caption at most; a caption that long is cut."""
+    no_repeat_ngram: int = 0
+    """Words in a row that must not come twice in a caption; 0 lets all."""
+    alternatives: int = 0
+    """Further captions an image: the next best of the beam, or further draws."""
+    diversity_groups: int = 1
+    """Groups of equal size that the beam is cut into; each avoids the words of those before it."""
+    diversity_strength: float = 0.5
+    """Taken from a word's log probability for each caption of an earlier group with this word at this place."""
+    sample: bool = False
+    """Draw each word at random by its probability."""
+    temperature: float = 1.0
+    """Of sampling: what the logarithms of the probabilities are divided by; below 1 the likely words gain."""
+    top_k: int = 0
+    """Of sampling: only so many of the likeliest words are drawn from; 0 is all."""
+    top_p: float = 1.0
+    """Of sampling: only the likeliest words that together have this probability are drawn from."""
+    seed: int = 0
+    """Of sampling: what is drawn for an image depends on this, its key and its features alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_length > self.max_length:
+            raise InputError(f"min-length {self.min_length} is more than max-length {self.max_length}")
+        if self.sample:
+            if self.diversity_groups > 1:
+                raise InputError("diversity-groups is of beam search: leave it or sample out")
+            return
+        if self.alternatives >= self.beam_size:
+            raise InputError(
+                f"{self.alternatives} alternatives need a beam-size of at least {self.alternatives + 1}, "
+                f"not {self.beam_size}"
+            )
+        if self.beam_size % self.diversity_groups:
+            raise InputError(f"a beam-size of {self.beam_size} does not divide into {self.diversity_groups} groups")
+        for name, neutral in (("temperature", 1), ("top_k", 0), ("top_p", 1)):
+            if getattr(self, name) != neutral:
+                raise InputError(f"{name.replace('_', '-')} is of sampling: pass sample too")
 
 
 @dataclass(frozen=True)

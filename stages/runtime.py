@@ -11,6 +11,8 @@ import torch
 from captionmill.data.errors import InputError
 from captionmill.stages.config import Precision
 
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "bad_alloc", "bad allocation", "can't allocate memory")
+
 
 class Progress(Protocol):
     """Called by a stage as it goes on: `done` of `total` steps of the work that `label` names."""
@@ -78,6 +80,12 @@ def has_fast_bf16() -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX-512 BF16)."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether `error` says that the memory of the machine or of a device ran out."""
+    says_so = any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    return says_so or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def choose_workers(workers: int) -> int:

@@ -191,6 +191,34 @@ def test_another_folder_with_the_same_names_gets_its_own_captions(model: Path, p
     assert [(row["path"], row["caption"]) for row in read_csv(output)] == [("red_0.png", "a blue picture all blue")]
 
 
+def test_caption_searches_and_samples_as_asked(model: Path, photos: Path, tmp_path: Path) -> None:
+    def texts(*options: str) -> list[str]:
+        arguments = ["--model", model, "--output", tmp_path / "c.csv", "--features", tmp_path / "f.h5", *options]
+        result = run("caption", photos, *arguments)
+        assert result.exit_code == 0, result.output
+        return [row["caption"] for row in read_csv(tmp_path / "c.csv") if row["status"] == "ok"]
+
+    plain = texts()
+    assert "a blue picture all blue" in plain
+    once = texts("--no-repeat-ngram", "1")
+    assert len(once) == len(plain)
+    assert all(len(set(text.split())) == len(text.split()) for text in once)
+    assert {len(text.split()) for text in texts("--max-length", "3", "--min-length", "3")} == {3}
+    wild = ["--sample", "--temperature", "100", "--seed"]
+    assert texts(*wild, "1") == texts(*wild, "1") != texts(*wild, "2")
+    assert texts("--sample", "--top-k", "1") == texts("--beam-size", "1")
+
+
+def test_search_options_that_contradict_each_other_are_one_line(model: Path, photos: Path, tmp_path: Path) -> None:
+    result = run("caption", photos, "--model", model, "--output", tmp_path / "c.csv", "--top-p", "0.9")
+    assert (result.exit_code, result.stderr) == (1, "Error: top-p is of sampling: pass sample too\n")
+    result = run(
+        "evaluate", tmp_path / "f.h5", "--model", model, "--captions", tmp_path / "captions.csv", "--alternatives", "5"
+    )
+    assert result.exit_code == 1
+    assert result.stderr == "Error: 5 alternatives need a beam-size of at least 6, not 5\n"
+
+
 def test_caption_of_other_features_is_refused_and_keeps_the_table(
     model: Path, photos: Path, thin_weights: Path, tmp_path: Path
 ) -> None:

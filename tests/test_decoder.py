@@ -18,6 +18,7 @@ from captionmill.data.vocabulary import Vocabulary
 from captionmill.stages.config import FeatureScaling, SearchConfig
 from captionmill.stages.decoding.caption import Captioner, decode_features
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.folded_decoder import FoldedDecoder
 from captionmill.stages.decoding.search import search_captions
 
 CAPTIONS = [
@@ -54,7 +55,7 @@ def test_a_decoder_overfits_six_captions_exactly() -> None:
         optimizer.step()
     decoder.eval()
     for beam_size in (1, 3):
-        decoded = search_captions(decoder, features, beam_size=beam_size, max_length=10)
+        decoded = search_captions(decoder, features, SearchConfig(beam_size=beam_size, max_length=10))
         assert [vocabulary.decode(caption.words) for caption in decoded] == CAPTIONS
         assert all(caption.confidence > 0.9 and not caption.cut for caption in decoded)
 
@@ -101,6 +102,12 @@ def test_every_kind_of_decoder_steps_as_it_is_trained_and_comes_back_from_its_bu
             logits, state = decoder.step(words[:, step], state)
             torch.testing.assert_close(logits, expected[:, step], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(state, last, atol=1e-5, rtol=1e-5)
+        folded = FoldedDecoder(decoder)
+        state = folded.start(features)
+        for step in range(5):
+            logits, state = folded.step(words[:, step], state)
+            torch.testing.assert_close(logits, expected[:, step], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(state, last, atol=1e-4, rtol=1e-4)
     store = FeatureStore.open(make_store(tmp_path / "features.h5", list("abcd"), rows))
     search = SearchConfig(beam_size=1, max_length=6)
     greedy = dict(decode_features(decoder, store, store.keys, vocabulary, search))

@@ -23,6 +23,7 @@ from torchvision.models import get_model_weights
 
 from captionmill.cli import main
 from captionmill.data.samples import draw_samples
+from captionmill.pipeline.jobs import TrainJob
 from captionmill.pipeline.plan import read_plan
 from captionmill.stages.config import Backbone
 from captionmill.stages.encoding.encoder import SCENES_WEIGHTS_PATH
@@ -215,8 +216,9 @@ def test_every_substitution_is_needed() -> None:
 def test_the_pipeline_of_the_tutorial_is_understood_as_it_stands(tmp_path: Path) -> None:
     text = next(block.text for block in blocks_of("docs/tutorial.md") if block.language == "toml")
     (tmp_path / "pipeline.toml").write_text(text)
-    tasks = {task.name: task for task in read_plan(tmp_path / "pipeline.toml").tasks}
-    assert tasks["train"].job.config.max_epochs == 8
+    training = next(task.job for task in read_plan(tmp_path / "pipeline.toml").tasks if task.id == "train")
+    assert isinstance(training, TrainJob)
+    assert training.config.max_epochs == 8
 
 
 def test_the_table_of_weights_is_torchvisions() -> None:

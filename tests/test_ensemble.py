@@ -74,13 +74,13 @@ def features() -> Tensor:
 @torch.inference_mode()
 def test_a_words_probability_is_the_mean_of_the_decoders(features: Tensor, beam_size: int) -> None:
     decoders = [make_decoder(1, hidden_dim=16), make_decoder(2, hidden_dim=24), make_decoder(3, hidden_dim=8)]
-    decoded = search_captions(Ensemble(decoders), features, beam_size=beam_size, max_length=MAX_LENGTH)
+    decoded = search_captions(Ensemble(decoders), features, SearchConfig(beam_size=beam_size, max_length=MAX_LENGTH))
     for row, caption in enumerate(decoded):
         fed = torch.tensor([[START, *caption.words]])
         mean = sum(decoder(features[row : row + 1], fed)[0].double().softmax(-1) for decoder in decoders) / 3
         expected = [math.log(mean[step, word]) for step, word in enumerate(caption.words)]
         assert caption.log_probabilities == pytest.approx(expected, abs=1e-4)
-    alone = [search_captions(d, features, beam_size=beam_size, max_length=MAX_LENGTH) for d in decoders]
+    alone = [search_captions(d, features, SearchConfig(beam_size=beam_size, max_length=MAX_LENGTH)) for d in decoders]
     assert all([c.words for c in captions] != [c.words for c in decoded] for captions in alone)
     assert len({len(caption.words) for caption in decoded}) > 2
 
@@ -88,8 +88,10 @@ def test_a_words_probability_is_the_mean_of_the_decoders(features: Tensor, beam_
 @torch.inference_mode()
 def test_batched_ensemble_equals_one_image_at_a_time(features: Tensor) -> None:
     ensemble = Ensemble([make_decoder(1), make_decoder(2, hidden_dim=24)])
-    decoded = search_captions(ensemble, features, beam_size=3, max_length=MAX_LENGTH)
-    alone = [search_captions(ensemble, row[None], beam_size=3, max_length=MAX_LENGTH)[0] for row in features]
+    decoded = search_captions(ensemble, features, SearchConfig(beam_size=3, max_length=MAX_LENGTH))
+    alone = [
+        search_captions(ensemble, row[None], SearchConfig(beam_size=3, max_length=MAX_LENGTH))[0] for row in features
+    ]
     assert [caption.words for caption in decoded] == [caption.words for caption in alone]
 
 
@@ -119,8 +121,8 @@ def test_decoders_may_have_states_of_any_number_of_parts_and_layers(features: Te
     counting.load_state_dict(plain.state_dict())
     ensemble = Ensemble([counting, make_decoder(2), counting])
     twins = Ensemble([plain, make_decoder(2), plain])
-    decoded = search_captions(ensemble, features, beam_size=3, max_length=MAX_LENGTH)
-    assert decoded == search_captions(twins, features, beam_size=3, max_length=MAX_LENGTH)
+    decoded = search_captions(ensemble, features, SearchConfig(beam_size=3, max_length=MAX_LENGTH))
+    assert decoded == search_captions(twins, features, SearchConfig(beam_size=3, max_length=MAX_LENGTH))
     _, state = ensemble.step(torch.full((30,), START), ensemble.start(features))
     assert [float(state[place].max()) for place in (2, 7)] == [1.0, 1.0]
     assert len(state) == 8

@@ -80,8 +80,10 @@ def test_greedy_is_the_searchs_beam_of_one_and_the_caption_its_winner() -> None:
     lengths = set()
     for row in range(len(ROWS)):
         explanation = explain(decoder, row)
-        greedy = search_captions(decoder, features_of(row), beam_size=1, max_length=7)[0]
-        best = search_captions(decoder, features_of(row), beam_size=3, max_length=7, length_penalty=0.7)[0]
+        greedy = search_captions(decoder, features_of(row), SearchConfig(beam_size=1, max_length=7))[0]
+        best = search_captions(decoder, features_of(row), SearchConfig(beam_size=3, max_length=7, length_penalty=0.7))[
+            0
+        ]
         for walk, found in ((explanation.greedy, greedy), (explanation.caption, best)):
             assert (walk.words, walk.cut) == (found.words, found.cut)
             assert walk.confidence == pytest.approx(found.confidence, rel=1e-5)
@@ -97,9 +99,7 @@ def test_the_trees_winner_is_the_searchs(beam_size: int, length_penalty: float) 
     search = SearchConfig(beam_size=beam_size, length_penalty=length_penalty, max_length=7)
     for row in range(len(ROWS)):
         tree = explain(decoder, row, search=search).beam
-        found = search_captions(
-            decoder, features_of(row), beam_size=beam_size, max_length=7, length_penalty=length_penalty
-        )[0]
+        found = search_captions(decoder, features_of(row), search)[0]
         assert (tree.words, tree.cut) == (found.words, found.cut)
         assert tree.captions[0] == VOCABULARY.decode(found.words)
         fed = torch.tensor([[START, *found.words]])

@@ -14,6 +14,7 @@ from captionmill.pipeline.terminal.options import (
     models_option,
     quiet_option,
     search_options,
+    take_settings,
 )
 from captionmill.pipeline.terminal.progress_bars import ProgressBars
 from captionmill.stages.config import ExtractConfig, SearchConfig
@@ -35,12 +36,9 @@ def caption(
     output: Path,
     features: Path | None,
     weights: Path | None,
-    beam_size: int,
-    length_penalty: float,
-    max_length: int,
     overwrite: bool,
     quiet: bool,
-    **machine: Any,
+    **settings: Any,
 ) -> None:
     """Caption each image of IMAGES to CSV: a folder, a list of paths, a .tar, or a URL, as for `extract`.
 
@@ -50,14 +48,15 @@ def caption(
     """
     from captionmill.pipeline.folder import caption_folder
 
+    search = take_settings(SearchConfig, settings)
     with ProgressBars(quiet=quiet) as progress:
         summary = caption_folder(
             images,
             models,
             output,
             features=features,
-            search=SearchConfig(beam_size=beam_size, length_penalty=length_penalty, max_length=max_length),
-            machine=ExtractConfig(**machine),
+            search=search,
+            machine=ExtractConfig(**settings),
             weights=weights,
             overwrite=overwrite,
             progress=progress,

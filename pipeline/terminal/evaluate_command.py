@@ -1,6 +1,7 @@
 """`captionmill evaluate`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +16,7 @@ from captionmill.pipeline.terminal.options import (
     quiet_option,
     search_options,
     setting,
+    take_settings,
 )
 from captionmill.pipeline.terminal.progress_bars import ProgressBars
 from captionmill.stages.config import BootstrapConfig, SearchConfig
@@ -37,7 +39,6 @@ from captionmill.stages.config import BootstrapConfig, SearchConfig
 )
 @click.option("--java-metrics", is_flag=True, help="METEOR and SPICE too; needs Java and captionmill[java].")
 @setting(BootstrapConfig, "resamples", "Times the images are drawn anew for the 95 % intervals.")
-@setting(BootstrapConfig, "seed", "Of these draws.")
 @search_options
 @device_option
 @quiet_option
@@ -51,12 +52,9 @@ def evaluate(
     against: Path | None,
     java_metrics: bool,
     resamples: int,
-    seed: int,
-    beam_size: int,
-    length_penalty: float,
-    max_length: int,
     device: str,
     quiet: bool,
+    **settings: Any,
 ) -> None:
     """Caption images of the feature store FEATURES and score the captions against all references.
 
@@ -69,6 +67,7 @@ def evaluate(
     """
     from captionmill.stages.decoding.evaluate import evaluate
 
+    search = take_settings(SearchConfig, settings)
     with ProgressBars(quiet=quiet) as progress:
         evaluation = evaluate(
             features,
@@ -79,8 +78,8 @@ def evaluate(
             per_image=per_image,
             against=against,
             java_metrics=java_metrics,
-            bootstrap=BootstrapConfig(resamples=resamples, seed=seed),
-            search=SearchConfig(beam_size=beam_size, length_penalty=length_penalty, max_length=max_length),
+            bootstrap=BootstrapConfig(resamples=resamples, seed=search.seed),
+            search=search,
             device=device,
             progress=progress,
         )

@@ -1,6 +1,7 @@
 """Kinds of arguments, and options that several commands share. A default stands in stages/config.py alone."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -10,6 +11,7 @@ from captionmill.data.urls import is_url
 from captionmill.stages.config import RANGES, ExtractConfig, SearchConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Settings = TypeVar("Settings", ExtractConfig, SearchConfig)
 Decorator = Callable[[Command], Command]
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -63,6 +65,10 @@ def setting(kind: type, name: str, help_text: str) -> Decorator[Any]:
         ranges: dict[Any, Any] = {int: click.IntRange, float: click.FloatRange}
         value_type = ranges[hint](min=low, max=high) if hint in ranges else hint
     flag = f"--{name.replace('_', '-')}"
+    if hint is bool:
+        return click.option(
+            f"{flag}/--no-{flag[2:]}" if default else flag, name, is_flag=True, default=default, help=help_text
+        )
     return click.option(flag, name, type=value_type, default=default, show_default=True, help=help_text)
 
 
@@ -108,5 +114,20 @@ search_options = options(
     setting(
         SearchConfig, "length_penalty", "Power of a caption's length that divides its score; 0 favours short ones."
     ),
+    setting(SearchConfig, "min_length", "Words a caption at least."),
     setting(SearchConfig, "max_length", "Words a caption at most."),
+    setting(SearchConfig, "no_repeat_ngram", "Words in a row that must not come twice in a caption; 0 lets all."),
+    setting(SearchConfig, "alternatives", "Further captions an image, the next best of the beam."),
+    setting(SearchConfig, "diversity_groups", "Groups that the beam is cut into; each avoids the earlier ones' words."),
+    setting(SearchConfig, "diversity_strength", "What a word loses, in log probability, for each such caption."),
+    setting(SearchConfig, "sample", "Draw words at random by their probability; --beam-size does not count."),
+    setting(SearchConfig, "temperature", "With --sample: below 1 the likely words gain, above it the others."),
+    setting(SearchConfig, "top_k", "With --sample: draw only from so many of the likeliest words; 0 is all."),
+    setting(SearchConfig, "top_p", "With --sample: draw only from the likeliest words that together reach this."),
+    setting(SearchConfig, "seed", "Of whatever is drawn at random."),
 )
+
+
+def take_settings(kind: type[Settings], options: dict[str, Any]) -> Settings:
+    """The settings of the dataclass `kind`, taken out of the `options` of a command."""
+    return kind(**{field.name: options.pop(field.name) for field in fields(kind)})

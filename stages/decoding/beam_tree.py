@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from captionmill.data.vocabulary import END, PAD, START, UNK, Vocabulary
+from captionmill.data.vocabulary import END, START, Vocabulary
 from captionmill.stages.config import SearchConfig
+from captionmill.stages.decoding.constraints import NEVER_CHOSEN
 from captionmill.stages.decoding.search import StepDecoder
-
-NEVER_CHOSEN = (PAD, START, UNK)
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def grow_beam_tree(decoder: StepDecoder, features: Tensor, vocabulary: Vocabular
 
 def _bar_words(log_probabilities: Tensor, *, is_first: bool, is_last: bool) -> None:
     """Put -inf in [R, V] where a word must not come next."""
-    log_probabilities[:, list(NEVER_CHOSEN)] = -math.inf
+    log_probabilities[:, NEVER_CHOSEN] = -math.inf
     if is_first:
         log_probabilities[:, END] = -math.inf
     if is_last:

@@ -1,11 +1,13 @@
 """Stage two, captioning: cached features in, captions out, without opening an image."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from captionmill.data.bundle import Bundle, read_bundle
 from captionmill.data.errors import BundleError, InputError
@@ -15,10 +17,14 @@ from captionmill.data.vocabulary import Vocabulary
 from captionmill.stages.config import SearchConfig
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
-from captionmill.stages.decoding.search import search_captions
-from captionmill.stages.runtime import Progress, choose_device, no_progress
+from captionmill.stages.decoding.folded_decoder import FoldedDecoder
+from captionmill.stages.decoding.sampling import draw_captions
+from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, search_captions
+from captionmill.stages.runtime import Progress, choose_device, is_out_of_memory, no_progress
 
-BATCH_IMAGES = 256  # decoded together
+BLOCK_ROWS = 768  # captions under way at once; more are no faster (docs/benchmarks.md)
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,10 @@ class Caption:
     text: str
     confidence: float
     """Geometric mean of the words' probabilities, 0 to 1."""
+    cut: bool = False
+    """It has as many words as a caption may have."""
+    alternatives: tuple["Caption", ...] = ()
+    """The next best captions, best first; further draws where captions are sampled."""
 
 
 @dataclass(frozen=True)
@@ -91,23 +101,48 @@ def decode_features(
     *,
     progress: Progress = no_progress,
 ) -> Iterator[tuple[str, Caption]]:
-    """The caption of each image of `keys`, in that order, `BATCH_IMAGES` at a time."""
+    """The caption of each image of `keys`, in that order, a block of images at a time.
+
+    When memory runs out, the block is halved for all that follow; InputError if one image is too much.
+    """
     decoder.eval()
     device = next(decoder.parameters()).device
-    for start in range(0, len(keys), BATCH_IMAGES):
-        batch = keys[start : start + BATCH_IMAGES]
-        rows = store.read([store.position(key) for key in batch])
-        features = torch.from_numpy(rows).to(device).float()  # [B, D]
-        decoded = search_captions(
-            decoder,
-            features,
-            beam_size=search.beam_size,
-            max_length=search.max_length,
-            length_penalty=search.length_penalty,
-        )
-        for key, caption in zip(batch, decoded, strict=True):
-            yield key, Caption(vocabulary.decode(caption.words), caption.confidence)
-        progress("caption", start + len(batch), len(keys))
+    steps: StepDecoder = decoder
+    if isinstance(decoder, Decoder) and device.type == "cpu":  # GPUs have a fast LSTM of their own
+        steps = FoldedDecoder(decoder)
+    block_size = max(1, BLOCK_ROWS // (1 + search.alternatives if search.sample else search.beam_size))
+    start = 0
+    while start < len(keys):
+        block = keys[start : start + block_size]
+        try:
+            rows = store.read([store.position(key) for key in block])
+            features = torch.from_numpy(rows).to(device).float()  # [B, D]
+            decoded = _decode_block(steps, features, block, search)
+        except (RuntimeError, MemoryError) as exc:
+            if not is_out_of_memory(exc):
+                raise
+            if len(block) == 1:
+                raise InputError("not enough memory for one image: use a smaller --beam-size or --device cpu") from exc
+            block_size = len(block) // 2
+            _log.warning("not enough memory: going on with %d images at once", block_size)
+            continue
+        for key, caption in zip(block, decoded, strict=True):
+            yield key, _spell(caption, vocabulary)
+        start += len(block)
+        progress("caption", start, len(keys))
+
+
+def _decode_block(
+    decoder: StepDecoder, features: Tensor, keys: Sequence[str], search: SearchConfig
+) -> list[DecodedCaption]:
+    if search.sample:
+        return draw_captions(decoder, features, keys, search)
+    return search_captions(decoder, features, search)
+
+
+def _spell(caption: DecodedCaption, vocabulary: Vocabulary) -> Caption:
+    alternatives = tuple(_spell(alternative, vocabulary) for alternative in caption.alternatives)
+    return Caption(vocabulary.decode(caption.words), caption.confidence, caption.cut, alternatives)
 
 
 def _build_decoder(model: Path, bundle: Bundle) -> Decoder:

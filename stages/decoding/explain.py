@@ -15,7 +15,8 @@ from torch import Tensor
 from captionmill.data.store_file import Features
 from captionmill.data.vocabulary import END, START, Vocabulary, tokenize
 from captionmill.stages.config import SearchConfig
-from captionmill.stages.decoding.beam_tree import NEVER_CHOSEN, BeamTree, grow_beam_tree
+from captionmill.stages.decoding.beam_tree import BeamTree, grow_beam_tree
+from captionmill.stages.decoding.constraints import NEVER_CHOSEN
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.search import StepDecoder

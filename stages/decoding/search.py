@@ -1,20 +1,20 @@
 """Greedy and beam search over the steps of a decoder, or of an ensemble, many images at once.
 
-`<pad>`, `<start>` and `<unk>` are never chosen, and a caption has at least one word. Probabilities are over the whole
-vocabulary. A caption that reaches the maximum length is cut and marked, never an error.
+Probabilities are over the whole vocabulary. A caption that reaches the maximum length is cut and marked, no error.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from captionmill.data.vocabulary import END, PAD, START, UNK
+from captionmill.data.vocabulary import END, PAD, START
+from captionmill.stages.config import SearchConfig
+from captionmill.stages.decoding.constraints import forbid_words, likeliest_words
 from captionmill.stages.decoding.decoder import State
-
-_NEVER_CHOSEN = (PAD, START, UNK)
 
 
 class StepDecoder(Protocol):
@@ -36,6 +36,8 @@ class DecodedCaption:
     """Natural logarithm of each word's probability given those before it; one for each word."""
     cut: bool
     """The maximum length was reached before `<end>`."""
+    alternatives: tuple["DecodedCaption", ...] = ()
+    """The next best captions of the image, best first."""
 
     @property
     def confidence(self) -> float:
@@ -44,85 +46,151 @@ class DecodedCaption:
 
 
 @torch.inference_mode()
-def search_captions(
-    decoder: StepDecoder, features: Tensor, *, beam_size: int, max_length: int, length_penalty: float = 0.0
-) -> list[DecodedCaption]:
-    """The best caption for each row of `features` [B, D], by its score.
+def search_captions(decoder: StepDecoder, features: Tensor, search: SearchConfig) -> list[DecodedCaption]:
+    """The best caption for each row of `features` [B, D] by its score, and as many `alternatives` as `search` asks for.
 
     The score is the sum of the log probabilities of its words, `<end>` included, divided by the number of these to the
     power of `length_penalty`: 0 leaves the sum, which favours short captions; 1 makes it a mean (Wu et al. 2016,
     "Google's neural machine translation system", with words alone in the place of their (5 + words) / 6).
 
     Beam search keeps the `beam_size` best captions at each step; one that has ended competes on with its score as it
-    is. A beam of one is greedy: the highest logit is the next word. The decoder should be in evaluation mode.
+    is. Of equal scores the one that goes on from the better caption is kept, then the likelier word, then the lower
+    index. A beam of one is greedy: the likeliest word is the next. Which words may come is for `forbid_words` to say.
+    The decoder should be in evaluation mode.
+
+    With `diversity_groups` each group of the beam keeps its own best captions at each step, after those before it: a
+    word's score is less by `diversity_strength` for each caption of these groups that has just taken it (Vijayakumar et
+    al. 2018, "Diverse beam search", with their Hamming diversity). The score of the whole caption is without that.
     """
-    beams, device = beam_size, features.device
-    found: list[DecodedCaption | None] = [None] * len(features)
-    searched = torch.arange(len(features), device=device)  # [B] the images whose caption is not known yet
-    # all captions of one image stand next to each other: row = image * K + beam
-    state = tuple(part.repeat_interleave(beams, dim=1) for part in decoder.start(features))  # each [L, B*K, H]
-    words = torch.full((len(features) * beams,), START, device=device)
-    sums = torch.full((len(features), beams), -math.inf, device=device)  # [B, K] of log probabilities
-    sums[:, 0] = 0.0  # all beams are equal at first: only one may continue
-    ended = torch.zeros(len(features), beams, dtype=torch.bool, device=device)
-    lengths = torch.zeros(len(features), beams, device=device)  # [B, K] words, with <end>
-    history = torch.full((len(features), beams, max_length), PAD, device=device)  # [B, K, T] word indices
-    history_scores = torch.zeros(len(features), beams, max_length, device=device)  # their log probabilities
-
-    for step in range(max_length + 1):  # one more than the words, for <end>
-        logits, state = decoder.step(words, state)
-        log_probabilities = logits.float().log_softmax(dim=-1)  # [B*K, V]
-        allowed = _allowed(log_probabilities, ended.view(-1), is_first=step == 0, is_last=step == max_length)
-        vocab_size = allowed.shape[1]
-        next_lengths = lengths + ~ended
-        next_sums = (sums.view(-1, 1) + allowed).view(len(searched), beams, -1)  # [B, K, V]
-        scores = next_sums / next_lengths.unsqueeze(2) ** length_penalty if length_penalty else next_sums
-        best_scores, chosen = scores.view(len(searched), -1).topk(beams)  # [B, K] of K*V
-        parents = chosen // vocab_size  # [B, K] which beam each goes on from
-        next_words = chosen % vocab_size  # [B, K]
-        history = history.gather(1, parents.unsqueeze(2).expand_as(history))
-        history_scores = history_scores.gather(1, parents.unsqueeze(2).expand_as(history_scores))
-        if step < max_length:
-            history[:, :, step] = next_words
-            history_scores[:, :, step] = log_probabilities.view(len(searched), -1).gather(1, chosen)
-        sums = next_sums.view(len(searched), -1).gather(1, chosen)
-        lengths = next_lengths.gather(1, parents)
-        ended = ended.gather(1, parents) | (next_words == END)
-        # sums only fall: a best caption that has ended is not overtaken by one whose sum is too low at any length
-        reachable = torch.where(ended, -math.inf, sums / (max_length + 1) ** length_penalty)
-        is_known = ended[:, 0] & (reachable <= best_scores[:, :1]).all(dim=1) | (step == max_length)
-        if bool(is_known.any()):
-            captions = _read_best(history[is_known, 0].tolist(), history_scores[is_known, 0].tolist())
-            for image, caption in zip(searched[is_known].tolist(), captions, strict=True):
-                found[image] = caption
-        going_on = ~is_known
-        if not bool(going_on.any()):
-            break
-        rows = (torch.arange(len(searched), device=device).unsqueeze(1) * beams + parents)[going_on].view(-1)
-        state = tuple(part[:, rows] for part in state)
-        words = next_words[going_on].view(-1)
-        searched, sums, lengths, ended = (part[going_on] for part in (searched, sums, lengths, ended))
-        history, history_scores = history[going_on], history_scores[going_on]
-    return [caption for caption in found if caption is not None]
+    beam = _Beam(decoder.start(features), search)
+    found: dict[int, DecodedCaption] = {}
+    while len(beam.images):
+        logits, state = decoder.step(beam.last_words, beam.state)
+        found.update(beam.advance(logits, state))
+    return [found[image] for image in range(len(features))]
 
 
-def _allowed(log_probabilities: Tensor, ended: Tensor, *, is_first: bool, is_last: bool) -> Tensor:
-    """[B, V] with -inf for what must not come next; a caption that has `ended` [B] goes on unchanged."""
-    allowed = log_probabilities.clone()
-    allowed[:, list(_NEVER_CHOSEN)] = -math.inf
-    if is_first:
-        allowed[:, END] = -math.inf
-    if is_last:
-        allowed[:, :END] = -math.inf
-        allowed[:, END + 1 :] = -math.inf
-    allowed[ended] = -math.inf
-    allowed[:, PAD].masked_fill_(ended, 0.0)
-    return allowed
+class _Beam:
+    """The captions that compete: K of each of the images [B] whose captions are not known yet.
+
+    The decoder sees the living ones alone [R]: those that have not ended. A place without a caption has a sum of -inf.
+    """
+
+    def __init__(self, state: State, search: SearchConfig) -> None:
+        count, beams, groups, device = state[0].shape[1], search.beam_size, search.diversity_groups, state[0].device
+        self._search = search
+        self._group_size = beams // groups
+        # what sums are divided by; torch's powers of equal numbers may differ in the last bit, Python's do not
+        weights = [max(length, 1) ** search.length_penalty for length in range(search.max_length + 2)]
+        self._weights = torch.tensor(weights, dtype=torch.float32, device=device)
+        self.images = torch.arange(count, device=device)  # [B] which row of the features each is
+        self._sums = torch.full((count, beams), -math.inf, device=device)  # [B, K] of log probabilities
+        self._sums[:, :: self._group_size] = 0.0  # all captions are equal at first: one in a group goes on
+        self._ended = torch.zeros(count, beams, dtype=torch.bool, device=device)  # [B, K]
+        self._lengths = torch.zeros(count, beams, dtype=torch.long, device=device)  # [B, K] words, with <end>
+        self._words = torch.empty(count, beams, 0, dtype=torch.long, device=device)  # [B, K, T], <pad> after <end>
+        self._log_probabilities = torch.empty(count, beams, 0, device=device)  # [B, K, T] of these
+        self.last_words = torch.full((count * groups,), START, device=device)  # [R]
+        self.state = tuple(part.repeat_interleave(groups, dim=1) for part in state)  # each [L, R, H]
+
+    def advance(self, logits: Tensor, state: State) -> list[tuple[int, DecodedCaption]]:
+        """Go on by one word, by the `logits` [R, V] of the living captions and the `state` that they left [L, R, H].
+
+        Gives the images whose captions nothing can change any more, with these; they leave.
+        """
+        count, beams = self._sums.shape
+        living = self._living()
+        steps, words = self._candidates(logits, living)  # [B, K, K]: caption, then word
+        lengths = self._lengths + living
+        sums = self._sums.unsqueeze(2) + steps
+        chosen = self._choose(sums, self._weights[lengths].unsqueeze(2), words)  # [B, K] of K*K
+        parents = chosen // beams  # [B, K] which caption each goes on from
+        taken = words.view(count, -1).gather(1, chosen)
+        self._sums = sums.view(count, -1).gather(1, chosen)
+        self._lengths = lengths.gather(1, parents)
+        self._ended = self._ended.gather(1, parents) | (taken == END)
+        self._words = _append(self._words, parents, taken)
+        self._log_probabilities = _append(self._log_probabilities, parents, steps.view(count, -1).gather(1, chosen))
+        is_known = self._is_known()
+        known = self._read(is_known) if bool(is_known.any()) else []
+        rows = (living.view(-1).cumsum(0) - 1).view(count, beams).gather(1, parents)  # [B, K] of R, of a living one
+        self._keep(~is_known, rows, state)
+        return known
+
+    def _living(self) -> Tensor:
+        return ~self._ended & (self._sums > -math.inf)  # [B, K]
+
+    def _candidates(self, logits: Tensor, living: Tensor) -> tuple[Tensor, Tensor]:
+        """The K likeliest next words of each caption and their log probabilities, both [B, K, K], -inf for none."""
+        count, beams = living.shape
+        log_probabilities = logits.float().log_softmax(dim=-1)  # [R, V]
+        ends = forbid_words(log_probabilities, self._words[living], self._search)
+        values, words = likeliest_words(log_probabilities, min(beams, logits.shape[1]))  # [R, K]
+        is_stuck = values[:, 0] == -math.inf
+        values[:, 0] = torch.where(is_stuck, ends, values[:, 0])
+        words[:, 0] = torch.where(is_stuck, END, words[:, 0])
+        all_values = torch.full((count, beams, beams), -math.inf, device=logits.device)
+        all_words = torch.full((count, beams, beams), PAD, device=logits.device)
+        all_values[:, :, 0].masked_fill_(self._ended, 0.0)  # an ended caption goes on as it is
+        all_values[..., : values.shape[1]][living] = values
+        all_words[..., : values.shape[1]][living] = words.masked_fill(values == -math.inf, PAD)
+        return all_values, all_words
+
+    def _choose(self, sums: Tensor, weights: Tensor, words: Tensor) -> Tensor:
+        """Which of the candidates [B, K, K] are the next captions, [B, K] of K*K, group by group."""
+        count, beams, _ = sums.shape
+        chosen: list[Tensor] = []
+        for start in range(0, beams, self._group_size):
+            group = slice(start, start + self._group_size)
+            own_sums, own_words = sums[:, group], words[:, group]  # [B, K/G, K]
+            if chosen:
+                taken = words.view(count, -1).gather(1, torch.cat(chosen, dim=1)).view(count, 1, 1, -1)
+                is_taken = (own_words.unsqueeze(3) == taken) & (taken > END)
+                own_sums = own_sums - self._search.diversity_strength * is_taken.sum(dim=3)
+            scores = (own_sums / weights[:, group]).flatten(1)
+            chosen.append(likeliest_words(scores, self._group_size)[1] + start * beams)
+        return torch.cat(chosen, dim=1)
+
+    def _is_known(self) -> Tensor:
+        """Of which images [B] nothing can change the captions any more."""
+        settled = ~self._living()
+        if self._search.diversity_groups > 1:
+            return settled.all(dim=1)
+        # sums only fall: captions that have ended are not overtaken by one whose sum is too low at any length
+        reachable = torch.where(settled, -math.inf, self._sums / self._weights[-1])  # [B, K]
+        last = slice(self._search.alternatives, self._search.alternatives + 1)
+        is_safe = (reachable <= (self._sums / self._weights[self._lengths])[:, last]).all(dim=1)
+        return settled[:, : last.stop].all(dim=1) & is_safe
+
+    def _read(self, is_known: Tensor) -> list[tuple[int, DecodedCaption]]:
+        scores = self._sums / self._weights[self._lengths]
+        scores, order = scores.sort(dim=1, descending=True, stable=True)  # groups stand one after the other
+        counts = (scores > -math.inf).sum(dim=1)
+        parts = (self.images, order, counts, self._words, self._log_probabilities)
+        known = []
+        for image, places, count, words, values in zip(*(part[is_known].tolist() for part in parts), strict=True):
+            ranked = [read_caption(words[place], values[place], self._search.max_length) for place in places[:count]]
+            best, *others = {caption.words: caption for caption in ranked}.values()  # groups may find the same
+            known.append((image, replace(best, alternatives=tuple(others[: self._search.alternatives]))))
+        return known
+
+    def _keep(self, stays: Tensor, rows: Tensor, state: State) -> None:
+        """Go on with the images that stay [B]; a living caption's state is in row `rows` [B, K] of `state`."""
+        self.images, self._sums, self._lengths = self.images[stays], self._sums[stays], self._lengths[stays]
+        self._ended, self._words = self._ended[stays], self._words[stays]
+        self._log_probabilities = self._log_probabilities[stays]
+        living = self._living()
+        living_rows = rows[stays][living]
+        self.state = tuple(part.index_select(1, living_rows) for part in state)
+        self.last_words = self._words[:, :, -1][living]
 
 
-def _read_best(histories: list[list[int]], history_scores: list[list[float]]) -> list[DecodedCaption]:
-    captions = []
-    for history, scores in zip(histories, history_scores, strict=True):
-        length = next((place for place, word in enumerate(history) if word in (END, PAD)), len(history))
-        captions.append(DecodedCaption(tuple(history[:length]), tuple(scores[:length]), cut=length == len(history)))
-    return captions
+def _append(history: Tensor, parents: Tensor, values: Tensor) -> Tensor:
+    """The history [B, K, T] of each one's parent [B, K] and its own value [B, K] behind it."""
+    return torch.cat([history.gather(1, parents.unsqueeze(2).expand_as(history)), values.unsqueeze(2)], dim=2)
+
+
+def read_caption(words: Sequence[int], log_probabilities: Sequence[float], max_length: int) -> DecodedCaption:
+    """The caption that ends before the first `<end>` or `<pad>` of `words`, if there is one."""
+    length = next((place for place, word in enumerate(words[:max_length]) if word in (END, PAD)), max_length)
+    return DecodedCaption(tuple(words[:length]), tuple(log_probabilities[:length]), cut=length == max_length)

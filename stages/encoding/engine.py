@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from captionmill.data.errors import InputError
 from captionmill.data.store_file import Features
@@ -15,11 +14,9 @@ from captionmill.stages.config import ExtractConfig
 from captionmill.stages.encoding.encoder import Encoder, Pixels
 from captionmill.stages.encoding.loader import Batch
 from captionmill.stages.encoding.torch_engine import TorchEngine
-from captionmill.stages.runtime import choose_device
+from captionmill.stages.runtime import choose_device, is_out_of_memory
 
 _logger = logging.getLogger(__name__)
-
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "bad_alloc", "bad allocation", "can't allocate memory")
 
 
 class Engine(Protocol):
@@ -84,14 +81,16 @@ def _begin(engine: Engine, batch: Batch) -> Callable[[], Features]:
     try:
         wait = engine.submit(pixels)
     except (RuntimeError, MemoryError) as exc:
-        _require_out_of_memory(exc)
+        if not is_out_of_memory(exc):
+            raise
         return lambda: _encode_split(engine, pixels, too_large=size)
 
     def rows() -> Features:
         try:
             return wait()
         except (RuntimeError, MemoryError) as exc:
-            _require_out_of_memory(exc)
+            if not is_out_of_memory(exc):
+                raise
         return _encode_split(engine, pixels, too_large=size)
 
     return rows
@@ -110,15 +109,9 @@ def _encode_split(engine: Engine, pixels: Pixels, *, too_large: int | None = Non
             parts = [engine.submit(pixels[start : start + size])() for start in range(0, len(pixels), size)]
             return np.concatenate(parts)
         except (RuntimeError, MemoryError) as exc:
-            _require_out_of_memory(exc)
+            if not is_out_of_memory(exc):
+                raise
         too_large = size
-
-
-def _require_out_of_memory(error: Exception) -> None:
-    """Raise `error` again unless it says that memory ran out."""
-    says_so = any(words in str(error).lower() for words in _OUT_OF_MEMORY)
-    if not says_so and not isinstance(error, torch.OutOfMemoryError | MemoryError):
-        raise error
 
 
 class _FlipEngine:
