@@ -8,6 +8,7 @@ import click
 from captionmill.pipeline.terminal.caption_command import caption
 from captionmill.pipeline.terminal.endings import ErrorGroup, listen_to_signals
 from captionmill.pipeline.terminal.evaluate_command import evaluate
+from captionmill.pipeline.terminal.export_command import export
 from captionmill.pipeline.terminal.extract_command import extract
 from captionmill.pipeline.terminal.features_commands import features
 from captionmill.pipeline.terminal.leaks_command import leaks
@@ -35,7 +36,7 @@ def main() -> None:
     listen_to_signals()
 
 
-for _command in (extract, train, caption, evaluate, leaks, features, vocabulary, run, demo):
+for _command in (extract, train, caption, evaluate, leaks, export, features, vocabulary, run, demo):
     main.add_command(_command)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the stages import torch, and `--help` is to be instant
     from captionmill.data.splits import Splits
+    from captionmill.pipeline.export import ExportSummary
     from captionmill.pipeline.folder import FolderSummary
     from captionmill.stages.decoding.evaluate import Evaluation
     from captionmill.stages.decoding.train import TrainSummary
@@ -121,6 +122,14 @@ def folder_line(summary: "FolderSummary") -> str:
         f"{show_count(summary.found, 'image')} found: {summary.captioned:,} captioned "
         f"({summary.cached:,} from cached features), {len(summary.failures):,} failed; "
         f"{show_duration(summary.duration_s)}"
+    )
+
+
+def export_line(summary: "ExportSummary") -> str:
+    """ "encoder.onnx, ..., manifest.json, 105.3 MB; equal to torch to 3e-06"."""
+    return (
+        f"{', '.join(summary.files)}, {summary.size_bytes / 1e6:.1f} MB; "
+        f"equal to torch to {summary.largest_difference:.1g}"
     )
 
 
