@@ -64,11 +64,7 @@ def test_links_between_documents_lead_somewhere(page: str) -> None:
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_commands_in_documents_use_options_that_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
-    for line in re.findall(
-        r"^\s*(?:\$ )?captionmill ((?:extract|train|caption|evaluate|leaks|export|run|demo|vocabulary|features)\b.*)$",
-        text,
-        re.M,
-    ):
+    for line in re.findall(rf"^\s*(?:\$ )?captionmill ((?:{'|'.join(main.commands)})\b.*)$", text, re.M):
         words = line.split()
         command = main.commands[words[0]]
         if isinstance(command, click.Group) and words[1] in command.commands:
