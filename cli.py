@@ -6,6 +6,7 @@ import os
 import click
 
 from captionmill.pipeline.terminal.caption_command import caption
+from captionmill.pipeline.terminal.completion_command import completion
 from captionmill.pipeline.terminal.doctor_command import doctor
 from captionmill.pipeline.terminal.endings import ErrorGroup, listen_to_signals
 from captionmill.pipeline.terminal.evaluate_command import evaluate
@@ -37,7 +38,7 @@ def main() -> None:
     listen_to_signals()
 
 
-for _command in (extract, train, caption, evaluate, leaks, export, features, vocabulary, run, demo, doctor):
+for _command in (extract, train, caption, evaluate, leaks, export, features, vocabulary, run, demo, doctor, completion):
     main.add_command(_command)
 
 

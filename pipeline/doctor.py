@@ -104,7 +104,7 @@ def _advise_on_gpus(facts: Facts) -> list[str]:
             "an NVIDIA GPU is here, but torch is a CPU build: install one for CUDA (pytorch.org/get-started/locally)"
         ]
     wanted = f"torch is built for CUDA {facts.torch_cuda}"
-    return [f"an NVIDIA GPU is here, but {wanted} and sees none: check nvidia-smi, CUDA_VISIBLE_DEVICES"]
+    return [f"an NVIDIA GPU is here, {wanted} and sees none: check nvidia-smi, CUDA_VISIBLE_DEVICES"]
 
 
 def _advise_on_cpu(facts: Facts) -> list[str]:

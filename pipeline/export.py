@@ -71,11 +71,11 @@ def export_model(
     try:
         described = {}
         for number, network in enumerate(networks):
-            progress("export", number, len(networks))
+            progress("export networks", number, len(networks))
             path = staging / (network.name + SUFFIXES[file_format])
             difference = write_network(network, path, file_format)
             described[network.name] = _describe(network, path, difference)
-        progress("export", len(networks), len(networks))
+        progress("export networks", len(networks), len(networks))
         write_text(staging / VOCABULARY_NAME, _to_json(captioner.vocabulary.words))
         write_text(staging / MANIFEST_NAME, _to_json(_manifest(captioner, file_format, described)))
         files = _put_in_place(staging, output)

@@ -58,7 +58,7 @@ CPU_ONLY = {"gpus": (), "nvidia_driver": False, "torch_cuda": ""}
         ),
         (
             {"gpus": ()},
-            "an NVIDIA GPU is here, but torch is built for CUDA 13.0 and sees none: check nvidia-smi, CUDA_VISIBLE_DEVICES",
+            "an NVIDIA GPU is here, torch is built for CUDA 13.0 and sees none: check nvidia-smi, CUDA_VISIBLE_DEVICES",
         ),
         (
             {**CPU_ONLY, "versions": {"openvino": NOT_INSTALLED}},
