@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from captionmill.cli import main
 from captionmill.pipeline.terminal import progress_bars
-from captionmill.pipeline.terminal.json_lines import JsonLines
+from captionmill.pipeline.terminal.json_lines import JsonLines, streams_put_back
 from captionmill.pipeline.terminal.progress_bars import ProgressBars
 
 THIN = ["--backbone", "scenes-resnet14", "--preprocess", "squash", "--image-size", "32"]
@@ -100,7 +100,10 @@ def test_log_records_are_objects_with_their_level_and_any_other_line_is_a_note(
         progress_bars.EchoHandler().emit(record)
         click.echo("\nin two", nl=False, err=True)
         click.echo(" parts", err=True)
-    warning, note = (json.loads(line) for line in log.read_text(encoding="utf-8").splitlines())
+        click.echo("unfinished", nl=False, err=True)
+        with streams_put_back():
+            pass
+    warning, note, last = (json.loads(line) for line in log.read_text(encoding="utf-8").splitlines())
     assert [warning[name] for name in ("level", "event", "message", "logger")] == [
         "warning",
         "log",
@@ -108,6 +111,7 @@ def test_log_records_are_objects_with_their_level_and_any_other_line_is_a_note(
         "captionmill.x",
     ]
     assert [note[name] for name in ("level", "event", "message")] == ["info", "note", "in two parts"]
+    assert last["message"] == "unfinished"
 
 
 def test_a_bug_is_an_object_with_its_traceback() -> None:

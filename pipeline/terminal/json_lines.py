@@ -51,6 +51,11 @@ class JsonLines(io.TextIOBase):
                 self.say("info", self._event, message)
         return len(text)
 
+    def finish(self) -> None:
+        """Say what has not ended in a line break."""
+        if self._text:
+            self.write("\n")
+
     def say(self, level: str, event: str, message: str, **facts: Any) -> None:
         """One object: when, how serious, what kind, in words, and facts by name."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -78,6 +83,9 @@ def streams_put_back() -> Iterator[None]:
     try:
         yield
     finally:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, JsonLines):
+                stream.finish()
         if json_errors() is not None and not isinstance(sys.exc_info()[1], Exception):
             sys.stdout, sys.stderr, sys.excepthook = stdout, stderr, hook
 
