@@ -6,9 +6,12 @@ import os
 import click
 
 from captionmill.pipeline.terminal.caption_command import caption
+from captionmill.pipeline.terminal.completion_command import completion
+from captionmill.pipeline.terminal.doctor_command import doctor
 from captionmill.pipeline.terminal.endings import ErrorGroup, listen_to_signals
 from captionmill.pipeline.terminal.evaluate_command import evaluate
 from captionmill.pipeline.terminal.explain_command import explain
+from captionmill.pipeline.terminal.export_command import export
 from captionmill.pipeline.terminal.extract_command import extract
 from captionmill.pipeline.terminal.features_commands import features
 from captionmill.pipeline.terminal.leaks_command import leaks
@@ -36,7 +39,23 @@ def main() -> None:
     listen_to_signals()
 
 
-for _command in (extract, train, caption, explain, evaluate, leaks, features, vocabulary, init, run, status, demo):
+for _command in (
+    extract,
+    train,
+    caption,
+    explain,
+    evaluate,
+    leaks,
+    export,
+    features,
+    vocabulary,
+    init,
+    run,
+    status,
+    demo,
+    doctor,
+    completion,
+):
     main.add_command(_command)
 
 

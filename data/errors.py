@@ -8,6 +8,7 @@ CaptionmillError
 ├── StoreError            a feature store that cannot be opened, read or written
 │   └── SpecMismatchError  features of another network or preprocessing than asked for
 ├── BundleError           a model bundle that cannot be opened
+├── ExportError           a network that computes something else in the file it was exported to
 ├── TrainingError         a training run that cannot start or go on
 ├── ClusterError          processes or machines that do not answer or keep dying
 └── PipelineError         a pipeline file that cannot be understood
@@ -44,6 +45,10 @@ class SpecMismatchError(StoreError):
 
 class BundleError(CaptionmillError, ValueError):
     """A model bundle cannot be opened."""
+
+
+class ExportError(CaptionmillError, ValueError):
+    """A network computes something else in the file that it was exported to."""
 
 
 class TrainingError(CaptionmillError, ValueError):

@@ -16,7 +16,7 @@ from captionmill.data.image_source import UNKNOWN_SOURCE
 from captionmill.data.store_file import Features
 from captionmill.data.vocabulary import SPECIAL_WORDS
 from captionmill.pipeline.explain_page import render_page
-from captionmill.pipeline.folder import build_model_encoder
+from captionmill.pipeline.folder import encoder_for_spec
 from captionmill.pipeline.picture_explanation import PictureExplanation
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
@@ -80,7 +80,7 @@ def explain_picture(
         row, origin = store[key], f"the row {key} of {store.path.name}, stored as {store.dtype}"
         seen = prepare_image(picture, captioner.spec) if picture else None
     else:
-        row, seen, origin = _encode(image, build_model_encoder(captioner.spec, machine, weights), machine)
+        row, seen, origin = _encode(image, encoder_for_spec(captioner.spec, machine, weights), machine)
     names = tuple(image_key(folder.name or str(folder)) for folder in folders)
     explained = PictureExplanation(
         name=image_key(str(image)),

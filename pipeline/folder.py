@@ -77,7 +77,7 @@ def caption_folder(
             machine = replace(machine, dtype=store.dtype)
             missing = len(find_missing(found, store))
     if missing:
-        encoder = build_model_encoder(captioner.spec, machine, weights)
+        encoder = encoder_for_spec(captioner.spec, machine, weights)
         if replaced:
             with lock_store(cache_path):
                 delete_store(cache_path)
@@ -97,8 +97,11 @@ def caption_folder(
     )
 
 
-def build_model_encoder(spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Encoder:
-    """The encoder that makes features of `spec`; WeightsError or SpecMismatchError if its weights are not here."""
+def encoder_for_spec(spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Encoder:
+    """The encoder that makes features of `spec`, its weights read from `weights` if given.
+
+    Raises WeightsError or SpecMismatchError if its weights are not here.
+    """
     config = config_for_spec(spec, machine)
     if weights:
         config = replace(config, weights=str(weights))

@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the stages import torch, and `--help` is to be instant
     from captionmill.data.splits import Splits
+    from captionmill.pipeline.doctor import Facts
+    from captionmill.pipeline.export import ExportSummary
     from captionmill.pipeline.folder import FolderSummary
+    from captionmill.pipeline.throughput import Throughput
     from captionmill.stages.decoding.evaluate import Evaluation
     from captionmill.stages.decoding.train import TrainSummary
     from captionmill.stages.decoding.training_state import EpochResult
@@ -29,6 +32,11 @@ _SCORE_NAMES = {
 def show_count(count: int, noun: str) -> str:
     """ "1 image", "8,091 images"."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def show_rate(rate: float, noun: str) -> str:
+    """ "64 images/s", "8.1 images/s"."""
+    return f"{rate:,.0f} {noun}/s" if rate >= 10 else f"{rate:.1f} {noun}/s"
 
 
 def show_duration(duration_s: float) -> str:
@@ -66,9 +74,8 @@ def extract_line(summary: "ExtractSummary") -> str:
     )
     if not summary.extracted:
         return line
-    rate = summary.extracted / summary.duration_s
-    shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
-    return f"{line}; {show_duration(summary.duration_s)} ({shown} images/s, {summary.engine})"
+    rate = show_rate(summary.extracted / summary.duration_s, "images")
+    return f"{line}; {show_duration(summary.duration_s)} ({rate}, {summary.engine})"
 
 
 def meter_line(summary: "ExtractSummary") -> str:
@@ -121,6 +128,14 @@ def folder_line(summary: "FolderSummary") -> str:
         f"{show_count(summary.found, 'image')} found: {summary.captioned:,} captioned "
         f"({summary.cached:,} from cached features), {len(summary.failures):,} failed; "
         f"{show_duration(summary.duration_s)}"
+    )
+
+
+def export_line(summary: "ExportSummary") -> str:
+    """ "encoder.onnx, ..., manifest.json, 105.3 MB; equal to torch to 3e-06"."""
+    return (
+        f"{', '.join(summary.files)}, {summary.size_bytes / 1e6:.1f} MB; "
+        f"equal to torch to {summary.largest_difference:.1g}"
     )
 
 
@@ -177,3 +192,29 @@ def leak_lines(report: "LeakReport") -> str:
     if kept < found:
         lines.append(f"the closest {kept:,} of {found:,} pairs are kept; a higher threshold leaves fewer")
     return "\n".join(lines)
+
+
+def doctor_lines(facts: "Facts", throughput: "Throughput | None", advice: Sequence[str]) -> str:
+    """What the machine has, how fast it is, what to change."""
+    extras = [f"{name} ({'yes' if not missing else 'no'})" for name, missing in facts.extras.items()]
+    rows = {
+        "versions": ", ".join(f"{name} {version or 'not installed'}" for name, version in facts.versions.items()),
+        "extras": ", ".join(extras),
+        "system": facts.system,
+        "cores": f"{facts.cores} of {facts.cores_present} may be used, load {facts.load:.1f}",
+        "memory": f"{facts.memory_bytes / 1e9:.1f} GB" if facts.memory_bytes else "not known",
+        "CPU": f"{', '.join(facts.cpu_flags) or 'no fast instructions'}; bf16 {'fast' if facts.fast_bf16 else 'slow'}",
+        "GPUs": ", ".join(facts.gpus) or "none that torch can use",
+        "torch": f"built for CUDA {facts.torch_cuda}" if facts.torch_cuda else "built without CUDA",
+        "Java": "found" if facts.java else "not found",
+        "weights": f"{facts.weights_path}: {'here' if facts.weights_here else 'not here'}",
+    }
+    if throughput:
+        rows |= {
+            "engine": throughput.engine,
+            "decoding": show_rate(throughput.decoding, "images"),
+            "network": show_rate(throughput.forward, "images"),
+            "captions": show_rate(throughput.captions, "captions"),
+        }
+    lines = [f"{name:9} {value}" for name, value in rows.items()]
+    return "\n".join([*lines, "", *(advice or ["nothing to change"])])

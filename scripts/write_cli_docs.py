@@ -15,6 +15,13 @@ _HEAD = """\
 
 Written by `python scripts/write_cli_docs.py` from the program's own help. Results go to stdout, progress and warnings
 to stderr. Exit code 0: done; 1: an error, shown as one line; 2: wrong usage.
+
+On a terminal progress is a line that is redrawn, elsewhere a plain line every half minute; `--quiet` leaves it out.
+With `--log-format json` all that is said is one JSON object a line, with `time` (UTC), `level` (info, warning, error,
+critical), `event` and `message`: a `result` on stdout; on stderr a `note`, a `log` record with its `logger`, an
+`error`, a `bug` with its `traceback`, or `progress`, every five seconds and at the end of each part of the work, with
+`label`, `done`, `total`, `rate` (a second) and `left_s` (null while not known). An option that does not exist is told
+in text.
 """
 
 

@@ -13,6 +13,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 StoredDtype = Literal["float16", "float32"]
 ImageInput = Literal["init", "first", "every"]
 FeatureScaling = Literal["standardize", "unit", "standardize-unit"]
+ExportFormat = Literal["onnx", "torchscript"]
 
 RANGES: dict[str, tuple[float, float | None]] = {
     "image_size": (32, 4096),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from captionmill.data.errors import CaptionmillError
+from captionmill.pipeline.terminal.json_lines import json_errors, streams_put_back
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -52,9 +53,22 @@ def listen_to_signals() -> None:
 
 
 class ErrorGroup(click.Group):
-    """Shows what a user can mend as one line on stderr with exit code 1; a bug keeps its traceback."""
+    """Shows what a user can mend as one line, or object, on stderr with exit code 1; a bug keeps its traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with streams_put_back():
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return self._invoke(ctx)
+        except click.ClickException as exc:
+            if (stream := json_errors()) is None:
+                raise
+            stream.say("error", "error", exc.format_message())
+            ctx.exit(exc.exit_code)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as exc:

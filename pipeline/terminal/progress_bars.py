@@ -1,4 +1,4 @@
-"""Progress and log records on stderr: bars on a terminal, plain lines in a log."""
+"""Progress and log records on stderr: bars on a terminal, plain lines in a log, objects in JSON."""
 
 import logging
 import os
@@ -8,14 +8,18 @@ import time
 import click
 
 from captionmill.pipeline import summaries
+from captionmill.pipeline.terminal.json_lines import json_errors
 
 SECONDS_BETWEEN_LINES = 30
+SECONDS_BETWEEN_OBJECTS = 5
 _SECONDS_BETWEEN_DRAWINGS = 0.1
+_LEAST_MEASURED_S = 1.0  # a rate of less time says little
+_COUNTED = {"extract": "images", "caption": "images", "export": "rows"}  # by label: what a step is
 _LEAST_BAR, _MOST_BAR = 8, 36  # characters
 
 
 class ProgressBars:
-    """On a terminal a bar for each label that a stage reports; in a log, a plain line now and then. On stderr.
+    """On a terminal a bar for each label that a stage reports; in a log, a line or an object now and then. On stderr.
 
     The line of a label that has notes makes way for what comes after it: the stage's results say it better.
     """
@@ -43,32 +47,42 @@ class ProgressBars:
         if self._quiet:
             return
         now = time.monotonic()
-        if sys.stderr.isatty():
-            self._draw(label, done, total, note, left_s, now)
+        is_new = label != self._label
+        if is_new:
+            self._end(stays=not self._has_notes)
+            self._label, self._bar_width, self._started = label, _MOST_BAR, (now, done)
+        measured_s, advanced = now - self._started[0], done - self._started[1]
+        rate = advanced / measured_s if advanced > 0 and measured_s >= _LEAST_MEASURED_S else None
+        if left_s is None and advanced > 0 and done < total:
+            left_s = measured_s / advanced * (total - done)
+        facts = note.split(", ") if note else [f"{done:,} of {total:,}", *self._show_rate(rate)]
+        left = [summaries.show_time_left(left_s)] if left_s else []
+        self._has_notes = bool(note)
+        if (stream := json_errors()) is not None:
+            if done >= total or now - self._said_at > SECONDS_BETWEEN_OBJECTS:
+                self._said_at = now
+                measured = {"rate": rate and round(rate, 3), "left_s": left_s and round(left_s, 1)}
+                message = f"{label}: {', '.join(facts + left)}"
+                stream.say("info", "progress", message, label=label, done=done, total=total, **measured)
+        elif sys.stderr.isatty():
+            if is_new or done >= total or now - self._drawn_at >= _SECONDS_BETWEEN_DRAWINGS:
+                self._drawn_at = now
+                self._write(label, done / total if total else 1.0, facts, left)
+            if done >= total and not note:
+                self._end(stays=True)
         elif now - self._said_at > SECONDS_BETWEEN_LINES:
-            left = summaries.show_time_left(left_s) if left_s else ""
-            click.echo(f"{label}: " + ", ".join(filter(None, [f"{done:,} of {total:,}", note, left])), err=True)
+            counted = [f"{done:,} of {total:,}"] if note else []
+            click.echo(f"{label}: {', '.join(counted + facts + left)}", err=True)
             self._said_at = now
+
+    def _show_rate(self, rate: float | None) -> list[str]:
+        return [summaries.show_rate(rate, _COUNTED[self._label])] if rate and self._label in _COUNTED else []
 
     def clear(self) -> None:
         """Take away the line that is on the terminal, so that another can be written there."""
         if self._line:
             click.echo(f"\r{' ' * len(self._line)}\r", nl=False, err=True)
             self._line = ""
-
-    def _draw(self, label: str, done: int, total: int, note: str, left_s: float | None, now: float) -> None:
-        if label != self._label:
-            self._end(stays=not self._has_notes)
-            self._label, self._bar_width, self._started = label, _MOST_BAR, (now, done)
-        elif done < total and now - self._drawn_at < _SECONDS_BETWEEN_DRAWINGS:
-            return
-        self._has_notes, self._drawn_at = bool(note), now
-        if left_s is None and self._started[1] < done < total:
-            left_s = (now - self._started[0]) / (done - self._started[1]) * (total - done)
-        facts = (note or f"{done:,} of {total:,}").split(", ")
-        self._write(label, done / total if total else 1.0, facts, [summaries.show_time_left(left_s)] if left_s else [])
-        if done >= total and not self._has_notes:
-            self._end(stays=True)
 
     def _write(self, label: str, share: float, facts: list[str], left: list[str]) -> None:
         """Where the terminal is narrow, the bar gets shorter and goes, then the last facts go, then it is cut."""
@@ -107,6 +121,9 @@ class EchoHandler(logging.Handler):
     progress: ProgressBars | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
+        if (stream := json_errors()) is not None:
+            stream.say(record.levelname.lower(), "log", record.getMessage(), logger=record.name)
+            return
         if self.progress is not None:
             self.progress.clear()
         click.echo(f"{record.levelname.capitalize()}: {record.getMessage()}", err=True)

@@ -125,6 +125,24 @@ def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> E
     return Encoder(FeatureNetwork(_fuse_batch_norm(resnet.eval())), spec)
 
 
+def build_untrained_encoder(config: ExtractConfig) -> Encoder:
+    """An encoder with random weights: as fast as the one that `config` names, and good for nothing else."""
+    size = config.image_size
+    spec = FeatureSpec(config.backbone, "random", "", config.preprocess, size, size, views=config.views)
+    return Encoder(FeatureNetwork(_fuse_batch_norm(_build_resnet(config.backbone).eval())), spec)
+
+
+def find_named_weights(backbone: str, weights: str) -> tuple[Path, str]:
+    """Where torchvision's file of these weights lies on this machine, or will once downloaded; and its URL."""
+    named = get_model_weights(backbone)[weights.upper()]
+    return _path_of(named), named.url
+
+
+def _path_of(named: Any) -> Path:
+    name: str = named.url.rsplit("/", 1)[-1]
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
+
+
 def config_for_spec(spec: FeatureSpec, machine: ExtractConfig) -> ExtractConfig:
     """`machine` with the network and the preprocessing that `spec` names."""
     return replace(
@@ -247,9 +265,9 @@ def _read_weights(config: ExtractConfig) -> tuple[dict[str, Tensor], str, float]
 
 def _download(named: Any) -> dict[str, Tensor]:
     """The tensors of torchvision's file, from torch's cache folder or, once, the network; the name holds the hash."""
-    name = named.url.rsplit("/", 1)[-1]
-    hash_prefix = Path(name).stem.rsplit("-", 1)[-1]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = _path_of(named)
+    name = path.name
+    hash_prefix = path.stem.rsplit("-", 1)[-1]
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

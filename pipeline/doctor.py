@@ -1,0 +1,186 @@
+"""What this machine has for captionmill, and what to change: facts first, advice as a function of them."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from captionmill.pipeline.throughput import Throughput
+from captionmill.stages.config import ExtractConfig
+from captionmill.stages.encoding.encoder import find_named_weights
+from captionmill.stages.runtime import choose_workers, has_fast_bf16, versions
+
+NOT_INSTALLED = ""
+_LEAST_MEMORY = 4e9  # bytes
+_BUSY = 0.5  # load a core that is not ours, from which measurements say little
+_CPU_FLAGS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_REQUIREMENT = re.compile(r"^([A-Za-z0-9_.-]+).*extra == [\"'](\w+)[\"']")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What there is."""
+
+    versions: dict[str, str]
+    """By package; `NOT_INSTALLED` for one that is missing."""
+    extras: dict[str, tuple[str, ...]]
+    """By the name of an extra, those of its packages that are missing."""
+    system: str
+    cores: int
+    """Those that this process may use."""
+    cores_present: int
+    load: float
+    """Processes that wanted a core in the last minute, on the mean; 0 where the system does not tell."""
+    memory_bytes: int
+    """That this process may use; 0 where the system does not tell."""
+    cpu_flags: tuple[str, ...]
+    """Of the instructions that make a network fast, those that this CPU has."""
+    fast_bf16: bool
+    """Whether the CPU multiplies bfloat16 in hardware."""
+    gpus: tuple[str, ...]
+    """That torch can use."""
+    torch_cuda: str
+    """The CUDA that torch was built for; empty for a CPU build."""
+    nvidia_driver: bool
+    """Whether the machine has an NVIDIA GPU's driver."""
+    java: bool
+    weights_path: Path
+    """Where the default backbone's weights are looked for."""
+    weights_url: str
+    """Where they would come from."""
+    weights_here: bool
+
+
+def gather_facts() -> Facts:
+    """Look at this machine; takes about a second and uses no network."""
+    config = ExtractConfig()
+    weights_path, weights_url = find_named_weights(config.backbone, config.weights)
+    capabilities = torch.cpu.get_capabilities()
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        gpus.append("Apple GPU (mps)")
+    return Facts(
+        versions=versions() | {name: _version(name) for name in ("openvino", "simplejpeg", "numpy")},
+        extras=_find_extras(),
+        system=f"{platform.system()} {platform.machine()}",
+        cores=choose_workers(0),
+        cores_present=os.cpu_count() or 1,
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
+        memory_bytes=_memory_bytes(),
+        cpu_flags=tuple(flag for flag in _CPU_FLAGS if capabilities.get(flag)),
+        fast_bf16=has_fast_bf16(),
+        gpus=tuple(gpus),
+        torch_cuda=torch.version.cuda or "",
+        nvidia_driver=_NVIDIA_DRIVER.exists(),
+        java=shutil.which("java") is not None,
+        weights_path=weights_path,
+        weights_url=weights_url,
+        weights_here=weights_path.is_file(),
+    )
+
+
+def advise(facts: Facts, throughput: Throughput | None) -> list[str]:
+    """What to change, the most useful first; without a measurement, what can be said without one."""
+    return [
+        *_advise_on_gpus(facts),
+        *_advise_on_cpu(facts),
+        *_advise_on_rates(facts, throughput),
+        *_advise_on_files(facts),
+    ]
+
+
+def _advise_on_gpus(facts: Facts) -> list[str]:
+    if facts.gpus or not facts.nvidia_driver:
+        return []
+    if not facts.torch_cuda:
+        return [
+            "an NVIDIA GPU is here, but torch is a CPU build: install one for CUDA (pytorch.org/get-started/locally)"
+        ]
+    wanted = f"torch is built for CUDA {facts.torch_cuda}"
+    return [f"an NVIDIA GPU is here, {wanted} and sees none: check nvidia-smi, CUDA_VISIBLE_DEVICES"]
+
+
+def _advise_on_cpu(facts: Facts) -> list[str]:
+    lines = []
+    if not facts.gpus and facts.versions["openvino"] == NOT_INSTALLED:
+        lines.append(
+            "openvino is not installed: pip install openvino makes the network about 1.5 times as fast on a CPU"
+        )
+    if facts.cores < facts.cores_present:
+        lines.append(
+            f"{facts.cores} of the machine's {facts.cores_present} cores may be used: ask the container or the batch "
+            "system for more"
+        )
+    if 0 < facts.memory_bytes < _LEAST_MEMORY:
+        lines.append(f"{facts.memory_bytes / 1e9:.1f} GB of memory: extract with --batch-size 8 if it runs out")
+    return lines
+
+
+def _advise_on_rates(facts: Facts, throughput: Throughput | None) -> list[str]:
+    if throughput is None:
+        return []
+    lines = []
+    if facts.load > facts.cores * (1 + _BUSY):
+        lines.append(
+            f"other programs keep the machine busy (load {facts.load:.1f} on {facts.cores} cores): the rates above are "
+            "lower than they could be"
+        )
+    if throughput.decoding < throughput.forward:
+        lines.append(
+            "decoding is slower than the network: more cores help, or a copy of the pictures at a smaller size"
+        )
+    elif not facts.gpus:
+        lines.append(
+            "the network is slower than decoding: a GPU helps most, or more machines (extract --cluster, --shard)"
+        )
+    return lines
+
+
+def _advise_on_files(facts: Facts) -> list[str]:
+    lines = []
+    if not facts.weights_here:
+        lines.append(
+            "the ResNet-50 weights are not here: the first extract downloads them; without a network put "
+            f"{facts.weights_url} into {facts.weights_path.parent}"
+        )
+    if not facts.extras.get("java", ("pycocoevalcap",)) and not facts.java:
+        lines.append("pycocoevalcap is installed, Java is not: METEOR and SPICE need a Java on the PATH")
+    return lines
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return NOT_INSTALLED
+
+
+def _find_extras() -> dict[str, tuple[str, ...]]:
+    """The extras that the installed captionmill names, each with its packages that are missing; dev left out."""
+    missing: dict[str, tuple[str, ...]] = {}
+    for requirement in importlib.metadata.requires("captionmill") or []:
+        if (found := _REQUIREMENT.match(requirement)) and found[2] != "dev":
+            package = found[1]
+            missing[found[2]] = missing.get(found[2], ()) + (() if _version(package) else (package,))
+    return missing
+
+
+def _memory_bytes() -> int:
+    """The machine's memory, or the container's limit if that is less."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 0
+    for path in _CGROUP_LIMITS:
+        try:
+            memory = min(memory, int(path.read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return memory

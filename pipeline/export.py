@@ -1,0 +1,148 @@
+"""A trained model as files that run without captionmill: encoder, decoder, words, and a manifest that tells of them."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from captionmill.data.atomic import write_text
+from captionmill.data.errors import InputError
+from captionmill.data.vocabulary import END, PAD, START, UNK
+from captionmill.pipeline.folder import encoder_for_spec
+from captionmill.stages.config import ExportFormat, ExtractConfig, SearchConfig
+from captionmill.stages.decoding.caption import Captioner
+from captionmill.stages.decoding.portable_decoder import portable_decoder
+from captionmill.stages.encoding.encoder import IMAGENET_MEAN, IMAGENET_STD
+from captionmill.stages.encoding.portable_encoder import portable_encoder
+from captionmill.stages.network_file import SUFFIXES, PortableNetwork, require_packages, write_network
+from captionmill.stages.runtime import Progress, no_progress, versions
+
+MANIFEST_NAME = "manifest.json"
+VOCABULARY_NAME = "vocabulary.json"
+FORMAT = "captionmill-export"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What was exported."""
+
+    output: Path
+    files: tuple[str, ...]
+    """Names in `output`, the manifest last."""
+    largest_difference: float
+    """How far a number of an exported network was off from torch's, as `write_network` measures it."""
+    size_bytes: int
+    """Of all files together."""
+
+
+def export_model(
+    model: Path | Sequence[Path],
+    output: Path,
+    file_format: ExportFormat,
+    *,
+    weights: Path | None = None,
+    with_encoder: bool = True,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> ExportSummary:
+    """Write the networks of `model` into the folder `output`, with its vocabulary and a manifest.
+
+    Several folders in `model` are exported as one ensemble. Each network is compared with torch's before anything is
+    put into `output`. `weights` says where the backbone's weights file is now, if it was moved since training; without
+    the encoder none is needed. `overwrite` replaces an older export.
+
+    Raises InputError if a package is missing or `output` holds something, ExportError if a network comes out of its
+    file other than it went in, WeightsError if the backbone's weights cannot be had or are not the model's.
+    """
+    require_packages(file_format)
+    _require_place(output, overwrite=overwrite)
+    captioner = Captioner.load(model, device="cpu")
+    networks: list[PortableNetwork] = []
+    if with_encoder:
+        networks.append(portable_encoder(encoder_for_spec(captioner.spec, ExtractConfig(device="cpu"), weights)))
+    networks += portable_decoder(captioner.decoder)
+    staging = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        described = {}
+        for number, network in enumerate(networks):
+            progress("export networks", number, len(networks))
+            path = staging / (network.name + SUFFIXES[file_format])
+            difference = write_network(network, path, file_format)
+            described[network.name] = _describe(network, path, difference)
+        progress("export networks", len(networks), len(networks))
+        write_text(staging / VOCABULARY_NAME, _to_json(captioner.vocabulary.words))
+        write_text(staging / MANIFEST_NAME, _to_json(_manifest(captioner, file_format, described)))
+        files = _put_in_place(staging, output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return ExportSummary(
+        output,
+        tuple(files),
+        max(network["largest_difference"] for network in described.values()),
+        sum((output / name).stat().st_size for name in files),
+    )
+
+
+def _require_place(output: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless `output` is new or empty, or an older export that may be replaced."""
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not (output / MANIFEST_NAME).exists():
+        raise InputError(f"{output}: holds other files; name another folder with --output")
+    if not overwrite:
+        raise InputError(f"{output}: holds an export already; pass --overwrite to replace it, or another --output")
+
+
+def _manifest(captioner: Captioner, file_format: ExportFormat, networks: dict[str, Any]) -> dict[str, Any]:
+    search = SearchConfig()
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "file_format": file_format,
+        "networks": networks,
+        "vocabulary": {"file": VOCABULARY_NAME, "size": len(captioner.vocabulary)},
+        "special": {"pad": PAD, "start": START, "end": END, "unk": UNK},
+        "search": {"never_chosen": [PAD, START, UNK], "not_first": [END], "max_length": search.max_length},
+        "features": captioner.spec.to_json(),
+        "normalisation": {"in_network": True, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        "decoders": [bundle.decoder_config for bundle in captioner.bundles],
+        "versions": versions(),
+    }
+
+
+def _describe(network: PortableNetwork, path: Path, difference: float) -> dict[str, Any]:
+    def ports(kind: str) -> list[dict[str, Any]]:
+        return [
+            {name: value for name, value in asdict(port).items() if name != "below"} for port in getattr(network, kind)
+        ]
+
+    return {
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "inputs": ports("inputs"),
+        "outputs": ports("outputs"),
+        "largest_difference": difference,
+    }
+
+
+def _put_in_place(staging: Path, output: Path) -> list[str]:
+    """Move all files into `output`, the manifest last; what an older export had goes, its manifest first."""
+    names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name == MANIFEST_NAME, name))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / MANIFEST_NAME).unlink(missing_ok=True)
+    for stem in ("encoder", "decoder_start", "decoder_step"):
+        for suffix in SUFFIXES.values():
+            (output / (stem + suffix)).unlink(missing_ok=True)
+    for name in names:
+        (staging / name).replace(output / name)
+    return names
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"

@@ -1,0 +1,140 @@
+"""How fast this machine does each part of the work: a few seconds each, on pictures drawn in memory."""
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from captionmill.data.images import decode_image
+from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.decoding.caption import BATCH_IMAGES
+from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.search import search_captions
+from captionmill.stages.encoding.encoder import Encoder, build_untrained_encoder
+from captionmill.stages.encoding.engine import build_engine, encode_batches
+from captionmill.stages.encoding.loader import Batch
+from captionmill.stages.runtime import Progress, choose_device, choose_workers, no_progress
+
+PHOTO_SIZE = (500, 375)  # pixels, as most of Flickr8k's
+_VOCAB_SIZE = 2540  # Flickr8k's words that occur five times
+_JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Images a second; each part measured alone, with all that the machine has."""
+
+    engine: str
+    """What ran the network: "cpu openvino bfloat16"."""
+    decoding: float
+    """JPEGs of `PHOTO_SIZE` decoded and prepared, on all cores."""
+    forward: float
+    """Pictures through the network."""
+    captions: float
+    """Captions by beam search from features."""
+
+
+def measure_throughput(
+    seconds: float, config: ExtractConfig = ExtractConfig(), *, progress: Progress = no_progress
+) -> Throughput:
+    """Each rate from `seconds` of work, the time to get ready not counted.
+
+    The networks have random weights. A caption has the most words that a search allows, so trained decoders are faster.
+    """
+    encoder = build_untrained_encoder(config)
+    progress("measure decoding", 0, 3)
+    decoding = _measure_decoding(seconds, encoder, choose_workers(config.workers))
+    progress("measure the network", 1, 3)
+    engine, forward = _measure_forward(seconds, encoder, config)
+    progress("measure captions", 2, 3)
+    captions = _measure_captions(seconds, config.device)
+    progress("measure captions", 3, 3)
+    return Throughput(engine, decoding, forward, captions)
+
+
+def draw_photo(seed: int) -> bytes:
+    """A JPEG with as much detail as a photograph: coarse noise made larger, some fine noise on it."""
+    generator = np.random.default_rng(seed)
+    width, height = PHOTO_SIZE
+    coarse = Image.fromarray(generator.integers(256, size=(height // 16, width // 16, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize(PHOTO_SIZE, Image.Resampling.BICUBIC)).astype(np.int16)
+    noisy = smooth + generator.integers(-8, 9, size=smooth.shape)
+    file = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=_JPEG_QUALITY)
+    return file.getvalue()
+
+
+def _measure_decoding(seconds: float, encoder: Encoder, workers: int) -> float:
+    photo = draw_photo(0)
+
+    def decode_some(_: int) -> int:
+        done = 0
+        while time.monotonic() < ends:
+            encoder.prepare(decode_image(photo, at_least=encoder.least_size))
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(workers) as pool:
+        started = time.monotonic()
+        ends = started + seconds
+        count = sum(pool.map(decode_some, range(workers)))
+    return count / (time.monotonic() - started)
+
+
+def _measure_forward(seconds: float, encoder: Encoder, config: ExtractConfig) -> tuple[str, float]:
+    engine = build_engine(encoder, config)
+    picture = encoder.prepare(decode_image(draw_photo(0)))
+    keys = [str(number) for number in range(config.batch_size)]
+    batch = Batch(keys=keys, pictures=[picture] * len(keys))
+    engine.submit(batch.pixels)()  # compiles, and reserves memory
+    ends = time.monotonic() + seconds
+
+    def batches() -> Iterator[Batch]:
+        yield batch
+        while time.monotonic() < ends:
+            yield batch
+
+    started = time.monotonic()
+    count = sum(len(rows) for _, rows in encode_batches(engine, batches()))
+    return engine.description, count / (time.monotonic() - started)
+
+
+def _measure_captions(seconds: float, device_name: str) -> float:
+    device = choose_device(device_name)
+    training, search = TrainConfig(), SearchConfig()
+    decoder = Decoder(
+        DecoderConfig(
+            feature_dim=2048,
+            vocab_size=_VOCAB_SIZE,
+            embed_dim=training.embed_dim,
+            hidden_dim=training.hidden_dim,
+            dropout=training.dropout,
+            feature_dropout=training.feature_dropout,
+            layers=training.layers,
+            image_input=training.image_input,
+            feature_scaling=training.feature_scaling,
+            tie_weights=training.tie_weights,
+        )
+    )
+    decoder.to(device).eval()
+    features = torch.randn(BATCH_IMAGES, 2048, device=device)
+
+    def decode() -> int:
+        return len(search_captions(decoder, features, search))
+
+    decode()
+    return _rate(decode, seconds)
+
+
+def _rate(work: Callable[[], int], seconds: float) -> float:
+    """How many a second `work` does, repeated for `seconds`; at least once."""
+    started = time.monotonic()
+    count = work()
+    while time.monotonic() - started < seconds:
+        count += work()
+    return count / (time.monotonic() - started)
