@@ -12,6 +12,7 @@ from captionmill.pipeline.terminal.extract_command import extract
 from captionmill.pipeline.terminal.features_commands import features
 from captionmill.pipeline.terminal.leaks_command import leaks
 from captionmill.pipeline.terminal.progress_bars import EchoHandler
+from captionmill.pipeline.terminal.report_command import report
 from captionmill.pipeline.terminal.run_commands import demo, run
 from captionmill.pipeline.terminal.train_command import train
 from captionmill.pipeline.terminal.vocabulary_command import vocabulary
@@ -35,7 +36,7 @@ def main() -> None:
     listen_to_signals()
 
 
-for _command in (extract, train, caption, evaluate, leaks, features, vocabulary, run, demo):
+for _command in (extract, train, caption, evaluate, leaks, report, features, vocabulary, run, demo):
     main.add_command(_command)
 
 
