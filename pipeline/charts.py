@@ -107,7 +107,7 @@ def _whole_ticks(first: float, last: float) -> list[float]:
     """Whole numbers; the ends are those of the data, so that no room is left beside the lines."""
     step = max(1, round((last - first) / 6))
     inner = [float(number) for number in range(int(first), int(last) + 1, step)]
-    if last - inner[-1] < step / 2 and len(inner) > 1:
+    if 0 < last - inner[-1] < 0.75 * step and len(inner) > 1:
         inner.pop()
     return [*inner, last] if inner[-1] < last else inner
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from captionmill.data.extraction_log import ExtractionRecord
 from captionmill.pipeline.charts import COLOURS, Series, interval_chart, line_chart, scatter_chart
 from captionmill.pipeline.run_files import ModelFiles, ScoredCaption, ScoreFile, StoreFiles, TableFiles
-from captionmill.pipeline.summaries import SCORE_NAMES, show_duration
+from captionmill.pipeline.summaries import SCORE_NAMES, show_count, show_duration
 from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
 from captionmill.stages.scoring.confidence import Quarter, quarter_by_confidence, rank_correlation
 
@@ -52,14 +52,21 @@ class Funnel:
 class Pace:
     """How fast a part of the run was."""
 
-    what: str
-    amount: str
-    duration: str
+    stage: str
+    of: str
+    """The output's name, and which part of the work where it has several."""
     rate: str
-    note: str
+    amount: str = ""
+    duration_s: float = 0.0
+    note: str = ""
     shares: Sequence[tuple[str, float]] = ()
     """Where the time went, 0 to 1 each; empty if that is not told apart."""
     advice: str = ""
+
+    @property
+    def duration(self) -> str:
+        """In words."""
+        return show_duration(self.duration_s)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class Curve:
 
     title: str
     unit: str
+    lines: Sequence[tuple[str, int]]
+    """The name of each line's model, and its colour."""
     chart: Markup
 
 
@@ -170,53 +179,69 @@ def paces(stores: Iterable[StoreFiles], models: Iterable[ModelFiles], tables: It
     found = []
     for store in stores:
         worked = [record for record in store.records if record.extracted]
-        found.append(_extraction_pace(f"extract: {store.name}", worked[-1] if worked else None))
+        if worked:
+            found.append(_extraction_pace("extract", store.name, worked[-1]))
+        else:
+            found.append(
+                Pace("extract", store.name, NOT_RECORDED, note="no log of an extraction lies beside the store")
+            )
     for model in models:
         if not model.history:
-            found.append(Pace(f"train: {model.name}", "", "", NOT_RECORDED, "no history.csv"))
+            found.append(Pace("train", model.name, NOT_RECORDED, note="no history.csv"))
         for phase, rows in groupby(model.history, lambda epoch: epoch.phase):
             epochs = list(rows)
             rate = statistics.median(epoch.captions_per_s for epoch in epochs)
-            duration = show_duration(sum(epoch.duration_s for epoch in epochs))
             found.append(
                 Pace(
-                    f"train: {model.name}",
-                    f"{len(epochs):,} epoch{'s' * (len(epochs) != 1)}",
-                    duration,
+                    "train",
+                    f"{model.name}, {phase}",
                     f"{rate:,.0f} captions/s",
-                    f"{phase}; the median epoch, validation left out of the rate but not of the time",
+                    show_count(len(epochs), "epoch"),
+                    sum(epoch.duration_s for epoch in epochs),
+                    "the rate is the median epoch's, without its validation; the time is all",
                 )
             )
     for table in tables:
         last = table.record
         if last is None or last.captioned is None or not last.captioning_s:
-            found.append(Pace(f"caption: {table.name}", "", "", NOT_RECORDED, "no log beside its features"))
+            found.append(Pace("caption", table.name, NOT_RECORDED, note="no log of this run lies beside its features"))
             continue
         if last.extracted:
-            found.append(_extraction_pace(f"caption: {table.name}, features", last))
+            found.append(_extraction_pace("caption", f"{table.name}, features", last))
         found.append(
             Pace(
-                f"caption: {table.name}, words",
-                f"{last.captioned:,} images",
-                show_duration(last.captioning_s),
+                "caption",
+                f"{table.name}, words",
                 f"{_rate(last.captioned, last.captioning_s)} images/s",
-                "",
+                show_count(last.captioned, "image"),
+                last.captioning_s,
             )
         )
     return found
 
 
-def _extraction_pace(what: str, record: ExtractionRecord | None) -> Pace:
-    if record is None:
-        return Pace(what, "", "", NOT_RECORDED, "no log beside the store tells of an extraction")
+def stage_shares(found: Iterable[Pace]) -> list[tuple[str, float, str]]:
+    """Each stage's share of the time that is recorded, and that time in words; none unless two stages are."""
+    totals: dict[str, float] = {}
+    for pace in found:
+        if pace.duration_s:
+            totals[pace.stage] = totals.get(pace.stage, 0.0) + pace.duration_s
+    if len(totals) < 2:
+        return []
+    whole_s = sum(totals.values())
+    return [(stage, total_s / whole_s, show_duration(total_s)) for stage, total_s in totals.items()]
+
+
+def _extraction_pace(stage: str, of: str, record: ExtractionRecord) -> Pace:
     shares = [(name, float(getattr(record, name))) for name in ("reading", "decoding", "forward", "writing")]
     return Pace(
-        what,
-        f"{record.extracted:,} images",
-        show_duration(record.duration_s),
+        stage,
+        of,
         f"{_rate(record.extracted, record.duration_s)} images/s",
+        show_count(record.extracted, "image"),
+        record.duration_s,
         f"{record.engine}, {_moment(record)}",
-        [share for share in shares if share[1] > 0],
+        shares,
         record.advice,
     )
 
@@ -233,7 +258,12 @@ def curves(models: Sequence[ModelFiles]) -> list[Curve]:
         ("Validation CIDEr-D", "larger dot: the epoch that was kept", ciders),
     ]
     return [
-        Curve(title, unit, line_chart(lines, title=f"{title} over the epochs", x_label="epoch"))
+        Curve(
+            title,
+            unit,
+            [(line.name, number % COLOURS) for number, line in enumerate(lines) if line.points],
+            line_chart(lines, title=f"{title} over the epochs", x_label="epoch"),
+        )
         for title, unit, lines in wanted
         if any(line.points for line in lines)
     ]

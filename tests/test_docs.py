@@ -65,7 +65,7 @@ def test_links_between_documents_lead_somewhere(page: str) -> None:
 def test_commands_in_documents_use_options_that_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
     for line in re.findall(
-        r"^\s*(?:\$ )?captionmill ((?:extract|train|caption|evaluate|leaks|run|demo|vocabulary|features)\b.*)$",
+        r"^\s*(?:\$ )?captionmill ((?:extract|train|caption|evaluate|leaks|report|run|demo|vocabulary|features)\b.*)$",
         text,
         re.M,
     ):

@@ -47,4 +47,4 @@ def report(
     from captionmill.pipeline.run_report import ReportSources, write_run_report
 
     write_run_report(output, ReportSources(models, features, scores, tables, captions, images), title=title)
-    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+    click.echo(f"{output}: {output.stat().st_size / 1000:,.0f} kB")
