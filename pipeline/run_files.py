@@ -1,6 +1,7 @@
 """What a run has left on disk, read for people: stores with their logs, models with their histories, scores, tables."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,13 +133,17 @@ def read_scores(path: Path) -> ScoreFile:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         model = values["model"]
-        for name in values["scores"]:
-            low, high = values["intervals"][name]
-            if not low <= high:
-                raise ValueError(f"the interval of {name} is [{low}, {high}]")
+        _require_intervals(values["scores"], values["intervals"])
+        if other := values.get("against"):
+            _require_intervals(other["scores"], other["intervals"])
+            _require_intervals(other["differences"], other["difference_intervals"])
         captions = tuple(
             ScoredCaption(
-                key, entry["caption"], tuple(entry["references"]), entry.get("confidence"), entry.get("cider_d")
+                key,
+                entry["caption"],
+                tuple(entry["references"]),
+                _read_number(entry.get("confidence")),
+                _read_number(entry.get("cider_d")),
             )
             for key, entry in values["captions"].items()
         )
@@ -156,6 +161,17 @@ def read_table(path: Path) -> TableFiles:
     records = [record for record in read_records(cache_path_for(path)) if record.captioned is not None]
     record = records[-1] if records and records[-1].found == len(rows) else None
     return TableFiles(path.name, rows, record)
+
+
+def _require_intervals(scores: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> None:
+    for name, score in scores.items():
+        low, high = intervals[name]
+        if not (low <= high and math.isfinite(score)):
+            raise ValueError(f"{name} is {score}, with the interval [{low}, {high}]")
+
+
+def _read_number(value: object) -> float | None:
+    return None if value is None else float(str(value))
 
 
 def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:

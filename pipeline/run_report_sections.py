@@ -1,5 +1,6 @@
 """What each section of a run's report says: from the files of the run to words, numbers and charts, without HTML."""
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -273,7 +274,7 @@ def _series(model: ModelFiles, name: str, *, rewarded: bool | None = None) -> Se
     points = [
         (float(epoch.epoch), float(getattr(epoch, name)))
         for epoch in model.history
-        if rewarded is None or epoch.is_rewarded == rewarded
+        if (rewarded is None or epoch.is_rewarded == rewarded) and math.isfinite(getattr(epoch, name))
     ]
     marked = [point for point in points if name == "val_cider" and point[0] == model.best_epoch]
     return Series(model.name, points, marked[0] if marked else None)

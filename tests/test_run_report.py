@@ -152,6 +152,7 @@ def test_what_was_not_recorded_or_not_named_is_said_to_be_missing(run: ReportSou
     values = json.loads((folder / "scores.json").read_text())
     for entry in values["captions"].values():
         del entry["confidence"], entry["cider_d"]
+    del values["caption_statistics"]
     (folder / "scores.json").write_text(json.dumps(values))
     sources = ReportSources([folder / "model"], [folder / "features.h5"], [folder / "scores.json"])
     page = report(tmp_path / "report.html", sources)
@@ -162,6 +163,13 @@ def test_what_was_not_recorded_or_not_named_is_said_to_be_missing(run: ReportSou
     assert "CIDEr-D of each caption is not recorded" in page.sections["captions"]
     assert "are not recorded in the scores" in page.sections["confidence"]
     assert "training captions not given" in page.sections["vocabulary"]
+
+    (folder / "model" / "history.csv").write_text(
+        "epoch,phase,loss,val_cider,captions_per_s,duration_s\n1,cross entropy,nan,0.25,100,2\n"
+    )
+    page = report(tmp_path / "report.html", ReportSources([folder / "model"]))
+    assert "0.250" in page.sections["training"]  # a loss that is no number is left out of its chart
+    assert "Training loss" not in page.sections["training"]
 
     page = report(tmp_path / "report.html", ReportSources(tables=[folder / "captions.csv"]))
     assert "captioned 8" in page.sections["images"]
