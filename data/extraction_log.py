@@ -50,7 +50,7 @@ def log_path(store_path: Path) -> Path:
 
 
 def append_record(store_path: Path, record: ExtractionRecord) -> None:
-    """Append a row to the log of the store. What is there is not read: a damaged log ends no extraction."""
+    """Append a row to the log of the store. The rows before it are not read: a damaged log ends no extraction."""
     path = log_path(store_path)
     text = io.StringIO()
     writer = csv.DictWriter(text, _NAMES, lineterminator="\n")
@@ -58,8 +58,12 @@ def append_record(store_path: Path, record: ExtractionRecord) -> None:
         writer.writeheader()
     writer.writerow({name: _shorten(value) for name, value in asdict(record).items()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="") as file:
-        file.write(text.getvalue())
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, io.SEEK_END)
+            if file.read(1) != b"\n":  # a kill cut the last row short: it must not take this one with it
+                file.write(b"\n")
+        file.write(text.getvalue().encode("utf-8", "backslashreplace"))  # a path may be of any bytes
 
 
 def read_records(store_path: Path) -> list[ExtractionRecord]:

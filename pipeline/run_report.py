@@ -21,7 +21,8 @@ from captionmill.data.page_style import page_style
 from captionmill.data.thumbnails import THUMBNAIL_SIDE, thumbnail_url
 from captionmill.data.urls import is_url
 from captionmill.data.vocabulary import SPECIAL_WORDS
-from captionmill.pipeline import run_report_sections as sections
+from captionmill.pipeline import run_report_results as results
+from captionmill.pipeline import run_report_work as work
 from captionmill.pipeline.run_files import (
     ModelFiles,
     ScoreFile,
@@ -119,7 +120,7 @@ def write_run_report(output: Path, sources: ReportSources, *, title: str = "") -
     recorded = [store.records[-1].images for store in stores if store.records]
     locations = list(sources.images) or [where if is_url(where) else Path(where) for where in recorded]
     pictures = _Pictures.find(locations if scores else ())
-    paces = sections.paces(stores, models, tables)
+    paces = work.paces(stores, models, tables)
     environment = Environment(
         loader=FileSystemLoader(_ASSETS),
         autoescape=True,
@@ -133,19 +134,19 @@ def write_run_report(output: Path, sources: ReportSources, *, title: str = "") -
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         versions=versions(),
         figures=_figures(stores, models, scores, tables),
-        funnels=[*map(sections.store_funnel, stores), *map(sections.table_funnel, tables)],
+        funnels=[*map(work.store_funnel, stores), *map(work.table_funnel, tables)],
         paces=paces,
-        stage_shares=sections.stage_shares(paces),
-        curves=sections.curves(models),
+        stage_shares=work.stage_shares(paces),
+        curves=results.curves(models),
         models=models,
-        columns=sections.score_columns(scores),
-        score_rows=sections.score_rows(scores),
+        columns=results.score_columns(scores),
+        score_rows=results.score_rows(scores),
         scores=scores,
-        picks=[(file, sections.pick_captions(file.captions)) for file in scores],
+        picks=[(file, results.pick_captions(file.captions)) for file in scores],
         thumbnail=pictures.thumbnail,
-        confidences=[(file, sections.confidence_against_score(file)) for file in scores],
+        confidences=[(file, results.confidence_against_score(file)) for file in scores],
         vocabularies=_vocabularies(models, scores, sources.captions),
-        settings=sections.settings_tables(stores, models, scores),
+        settings=results.settings_tables(stores, models, scores),
         made_by=_made_by(stores, models),
     )
     write_text(output, page)
@@ -209,7 +210,7 @@ def _vocabularies(
             _Vocabulary(
                 name=model.name,
                 size=len(words) - len(SPECIAL_WORDS),
-                min_count=model.bundle.training.get("min_count", sections.NOT_RECORDED),
+                min_count=model.bundle.training.get("min_count", work.NOT_RECORDED),
                 trained=describe_vocabulary(words, training, most_frequent=_MOST_WORDS) if training else None,
                 unknown_in_references=describe_vocabulary(words, references).unknown if references else None,
                 first_words=words.words[len(SPECIAL_WORDS) :][:_MOST_WORDS],

@@ -39,9 +39,16 @@ def test_a_row_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     with log_path(tmp_path / "features.h5").open("a") as file:
         file.write("2026-11-26T05:00:00+00:00,photos,12,0")
     assert read_records(tmp_path / "features.h5") == [RECORD]
+    append_record(tmp_path / "features.h5", RECORD)
+    assert read_records(tmp_path / "features.h5") == [RECORD, RECORD]
 
 
 def test_a_file_that_is_no_log_has_no_rows_and_stops_no_extraction(tmp_path: Path) -> None:
     log_path(tmp_path / "features.h5").write_bytes(b"\xff\xfe other,table\n1,2\n")
     append_record(tmp_path / "features.h5", RECORD)
     assert read_records(tmp_path / "features.h5") == []
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_logged_all_the_same(tmp_path: Path) -> None:
+    append_record(tmp_path / "features.h5", replace(RECORD, images="photos\udce9"))
+    assert [record.images for record in read_records(tmp_path / "features.h5")] == ["photos\\udce9"]

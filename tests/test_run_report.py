@@ -22,7 +22,7 @@ from captionmill.data.image_files import find_images
 from captionmill.pipeline.folder import caption_folder
 from captionmill.pipeline.run_files import ScoredCaption, read_model, read_scores
 from captionmill.pipeline.run_report import ReportSources, write_run_report
-from captionmill.pipeline.run_report_sections import pick_captions
+from captionmill.pipeline.run_report_results import pick_captions
 from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
 from captionmill.stages.decoding.evaluate import evaluate
 from captionmill.stages.decoding.train import train
