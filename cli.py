@@ -16,6 +16,7 @@ from captionmill.pipeline.terminal.extract_command import extract
 from captionmill.pipeline.terminal.features_commands import features
 from captionmill.pipeline.terminal.leaks_command import leaks
 from captionmill.pipeline.terminal.progress_bars import EchoHandler
+from captionmill.pipeline.terminal.report_command import report
 from captionmill.pipeline.terminal.run_commands import demo, init, run, status
 from captionmill.pipeline.terminal.train_command import train
 from captionmill.pipeline.terminal.vocabulary_command import vocabulary
@@ -46,6 +47,7 @@ for _command in (
     explain,
     evaluate,
     leaks,
+    report,
     export,
     features,
     vocabulary,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from captionmill.data.atomic import require_other_file
 from captionmill.data.errors import InputError, WeightsError
+from captionmill.data.extraction_log import append_record
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.feature_store import FeatureStore, cache_path_for, delete_store, store_exists
 from captionmill.data.feature_writer import lock_store
@@ -16,7 +17,7 @@ from captionmill.data.urls import is_url
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
 from captionmill.stages.encoding.encoder import Encoder, build_encoder, config_for_spec
-from captionmill.stages.encoding.extract import extract_images, find_missing
+from captionmill.stages.encoding.extract import ExtractSummary, extract_images, find_missing
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.runtime import Progress, no_progress
 
@@ -67,7 +68,7 @@ def caption_folder(
         raise InputError(f"{output}: cannot be the table and the cache of features at once")
     missing = len(found)
     replaced = False
-    failures: tuple[Failure, ...] = ()
+    extraction = ExtractSummary(len(found), len(found), 0, (), engine="", duration_s=0.0)
     if store_exists(cache_path):
         store = FeatureStore.open(cache_path)
         if overwrite and captioner.spec.differences(store.spec):
@@ -81,19 +82,22 @@ def caption_folder(
         if replaced:
             with lock_store(cache_path):
                 delete_store(cache_path)
-        failures = extract_images(found, cache_path, encoder, machine, progress=progress).failures
-    reasons = {failure.key: failure.reason for failure in failures}
+        extraction = extract_images(found, cache_path, encoder, machine, progress=progress)
+    reasons = {failure.key: failure.reason for failure in extraction.failures}
     readable = [image.key for image in found if image.key not in reasons]
     rows = {key: CaptionRow(key, "", None, "failed", reason) for key, reason in reasons.items()}
+    captioning_started = time.monotonic()
     if readable:
         store = FeatureStore.open(cache_path)
         for key, caption in captioner.captions(store, readable, search, progress=progress):
             rows[key] = CaptionRow(key, caption.text, caption.confidence, "ok", "")
+    captioning_s = time.monotonic() - captioning_started
+    append_record(cache_path, extraction.record(images, captioned=len(readable), captioning_s=captioning_s))
     write_captions(output, [rows[image.key] for image in found])
     if not readable:
         raise InputError(f"{images}: none of {len(found)} images can be read; the reasons are in {output}")
     return FolderSummary(
-        len(found), len(found) - missing, len(readable), failures, cache_path, time.monotonic() - started
+        len(found), len(found) - missing, len(readable), extraction.failures, cache_path, time.monotonic() - started
     )
 
 

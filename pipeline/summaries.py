@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the stages import torch, and `--help` is to be instant
     from captionmill.stages.scoring.leaks import LeakReport
 
 _SHOWN = 10
-_SCORE_NAMES = {
+SCORE_NAMES = {
     "bleu_1": "BLEU-1",
     "bleu_2": "BLEU-2",
     "bleu_3": "BLEU-3",
@@ -143,13 +143,13 @@ def score_table(evaluation: "Evaluation") -> str:
     """What was scored, a line for each metric with its 95 % interval, another model's differences, the captions."""
     rows = [f"{show_count(len(evaluation.captions), 'image')}: {evaluation.chosen_by}"]
     rows += [
-        f"  {_SCORE_NAMES[name]:8} {found.value:.4f}  95 % [{found.low:.4f}, {found.high:.4f}]"
+        f"  {SCORE_NAMES[name]:8} {found.value:.4f}  95 % [{found.low:.4f}, {found.high:.4f}]"
         for name, found in evaluation.estimates.items()
     ]
     if evaluation.against:
         rows.append(f"difference to {evaluation.against.model}, paired")
         rows += [
-            f"  {_SCORE_NAMES[name]:8} {found.value:+.4f}  95 % [{found.low:+.4f}, {found.high:+.4f}]"
+            f"  {SCORE_NAMES[name]:8} {found.value:+.4f}  95 % [{found.low:+.4f}, {found.high:+.4f}]"
             for name, found in evaluation.against.differences.items()
         ]
     return "\n".join([*rows, *_statistics_lines(evaluation.statistics, len(evaluation.captions))])

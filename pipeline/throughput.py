@@ -12,7 +12,6 @@ from PIL import Image
 
 from captionmill.data.images import decode_image
 from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
-from captionmill.stages.decoding.caption import BATCH_IMAGES
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.search import search_captions
 from captionmill.stages.encoding.encoder import Encoder, build_untrained_encoder
@@ -21,6 +20,7 @@ from captionmill.stages.encoding.loader import Batch
 from captionmill.stages.runtime import Progress, choose_device, choose_workers, no_progress
 
 PHOTO_SIZE = (500, 375)  # pixels, as most of Flickr8k's
+_DECODED_IMAGES = 256  # at once
 _VOCAB_SIZE = 2540  # Flickr8k's words that occur five times
 _JPEG_QUALITY = 90
 
@@ -122,7 +122,7 @@ def _measure_captions(seconds: float, device_name: str) -> float:
         )
     )
     decoder.to(device).eval()
-    features = torch.randn(BATCH_IMAGES, 2048, device=device)
+    features = torch.randn(_DECODED_IMAGES, 2048, device=device)
 
     def decode() -> int:
         return len(search_captions(decoder, features, search))

@@ -34,6 +34,9 @@ def test_a_small_demo_leaves_pictures_captions_scores_a_page_and_its_plan(tmp_pa
     assert page.count("data:image/jpeg;base64,") == 12
     assert f"<b>{summary.right_count} of 12</b>" in page
     assert all(row["caption"] in page for row in rows)
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert report.count("data:image/jpeg;base64,") == 12  # four of the best, of the median and of the worst
+    assert summary.report_path == folder / "report.html"
     again = CliRunner().invoke(main, ["run", str(folder / "pipeline.toml")], catch_exceptions=False)
     assert again.stdout.count(": up to date\n") == 4
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from captionmill.data.errors import InputError, SpecMismatchError, StoreError
+from captionmill.data.extraction_log import log_path
 from captionmill.data.feature_store import FeatureStore, parts_dir
 from captionmill.data.image_files import find_images
 from captionmill.data.store_merge import merge
@@ -207,9 +208,10 @@ def test_a_resumed_overwrite_of_a_large_store_is_whole(
     path, new_path = tmp_path / "f.h5", tmp_path / ".f.h5.new"
     extract(photos, path, config)
     extract(photos, new_path, config, limit=8)  # as an overwrite that was cut short before it took the old one's place
+    log_path(new_path).unlink()
     assert extract(photos, path, config, overwrite=True).extracted == 1
     assert len(FeatureStore.open(path)) == 8
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["f.h5", "failures.csv", "photos"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["f.h5", "f.log.csv", "failures.csv", "photos"]
 
 
 def test_shards_of_a_list_that_grew_still_merge(photos: Path, config: ExtractConfig, tmp_path: Path) -> None:

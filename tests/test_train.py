@@ -68,7 +68,12 @@ def test_a_model_learns_its_captions_and_is_scored_on_images_it_has_not_seen(
     assert evaluation.scores.bleu_1 == pytest.approx(1.0)
     assert evaluation.scores.rouge_l == 1.0
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["captions"]["f.jpg"] == {"caption": "snow", "references": ["snow"]}
+    assert scores["captions"]["f.jpg"] == {
+        "caption": "snow",
+        "confidence": round(evaluation.captions["f.jpg"].confidence, 6),
+        "cider_d": round(evaluation.scores.cider_d, 6),
+        "references": ["snow"],
+    }
     assert scores["images_chosen_by"] == "test split of the captions file"
     assert not (tmp_path / "model.training").exists()
 

@@ -151,7 +151,8 @@ def evaluate(
         _write_per_image(per_image, decoded, metrics, traits)
     if output:
         write_text(
-            output, json.dumps(_to_json(evaluation, model, features, search), indent=1, ensure_ascii=False) + "\n"
+            output,
+            json.dumps(_to_json(evaluation, metrics, model, features, search), indent=1, ensure_ascii=False) + "\n",
         )
     return evaluation
 
@@ -213,8 +214,13 @@ def _write_per_image(
 
 
 def _to_json(
-    evaluation: Evaluation, model: Path | Sequence[Path], features: Path, search: SearchConfig
+    evaluation: Evaluation,
+    metrics: Sequence[Metric],
+    model: Path | Sequence[Path],
+    features: Path,
+    search: SearchConfig,
 ) -> Mapping[str, object]:
+    cider_d = next(metric.each for metric in metrics if metric.name == "cider_d")
     names = [folder.name for folder in ([model] if isinstance(model, Path) else model)]
     return {
         "model": names[0] if len(names) == 1 else names,
@@ -234,8 +240,13 @@ def _to_json(
         },
         "mean_confidence": _mean([caption.confidence for caption in evaluation.captions.values()]),
         "captions": {
-            key: {"caption": caption.text, "references": evaluation.references[key]}
-            for key, caption in evaluation.captions.items()
+            key: {
+                "caption": caption.text,
+                "confidence": round(caption.confidence, 6),
+                "cider_d": round(float(score), 6),
+                "references": evaluation.references[key],
+            }
+            for (key, caption), score in zip(evaluation.captions.items(), cider_d, strict=True)
         },
     }
 

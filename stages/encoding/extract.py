@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from captionmill.data.atomic import require_other_file
 from captionmill.data.errors import InputError, StoreError
+from captionmill.data.extraction_log import ExtractionRecord, append_record
 from captionmill.data.feature_store import FeatureStore, delete_store, part_paths, replace_store
 from captionmill.data.feature_writer import FeatureWriter, lock_store
 from captionmill.data.image_files import ImageFile, find_images, is_unchanged
@@ -57,6 +59,25 @@ class ExtractSummary:
     """The store that was written: for a shard, a name of its own."""
     failures_name: str = ""
     """The table of failures, beside the store."""
+
+    def record(
+        self, images: Path | str, *, captioned: int | None = None, captioning_s: float | None = None
+    ) -> ExtractionRecord:
+        """What the log beside the store keeps of this extraction of `images`, which ends now."""
+        return ExtractionRecord(
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            images=str(images) if is_url(images) else str(Path(images).resolve()),
+            found=self.found,
+            cached=self.cached,
+            extracted=self.extracted,
+            failed=len(self.failures),
+            duration_s=self.duration_s,
+            engine=self.engine,
+            **self.meter.shares(),
+            advice=self.advice if self.extracted else "",
+            captioned=captioned,
+            captioning_s=captioning_s,
+        )
 
 
 def extract(
@@ -119,6 +140,8 @@ def extract(
             write_failures(failures_path, [(failure.key, failure.reason) for failure in summary.failures])
             if mirror:
                 mirror.push(failures_path)
+        if mirror is None:  # a log that only grows cannot be appended to at every kind of URL
+            append_record(path, summary.record(images))
         if found and not summary.cached + summary.extracted:
             first = summary.failures[0]
             raise InputError(
