@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from captionmill.data.atomic import require_other_file
+from captionmill.data.atomic import replace_atomically, require_other_file
+from captionmill.data.caption_table import CaptionRow, row_text
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.feature_store import FeatureStore, delete_store, store_exists
 from captionmill.data.feature_writer import lock_store
 from captionmill.data.image_files import find_images
-from captionmill.data.tables import CaptionRow, write_captions
 from captionmill.data.urls import is_url
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
@@ -89,12 +89,14 @@ def caption_folder(
         failures = extract_images(found, cache_path, encoder, machine, progress=progress).failures
     reasons = {failure.key: failure.reason for failure in failures}
     readable = [image.key for image in found if image.key not in reasons]
-    rows = {key: CaptionRow(key, "", None, "failed", reason) for key, reason in reasons.items()}
+    rows = {key: CaptionRow(key, "", None, status="failed", error=reason) for key, reason in reasons.items()}
     if readable:
         store = FeatureStore.open(cache_path)
         for key, caption in captioner.captions(store, readable, search, progress=progress):
-            rows[key] = CaptionRow(key, caption.text, caption.confidence, "ok", "")
-    write_captions(output, [rows[image.key] for image in found])
+            rows[key] = CaptionRow(key, caption.text, caption.confidence)
+    text = row_text("csv", with_alternatives=False)
+    with replace_atomically(output) as partial_path:
+        partial_path.write_bytes(text.header + b"".join(text.encode(rows[image.key]) for image in found))
     if not readable:
         raise InputError(f"{images}: none of {len(found)} images can be read; the reasons are in {output}")
     return FolderSummary(

@@ -28,6 +28,10 @@ class Caption:
     text: str
     confidence: float
     """Geometric mean of the words' probabilities, 0 to 1."""
+    cut: bool = False
+    """The maximum length was reached before its end."""
+    alternatives: tuple["Caption", ...] = ()
+    """The next best captions, the best of them first."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def decode_features(
             length_penalty=search.length_penalty,
         )
         for key, caption in zip(batch, decoded, strict=True):
-            yield key, Caption(vocabulary.decode(caption.words), caption.confidence)
+            yield key, Caption(vocabulary.decode(caption.words), caption.confidence, caption.cut)
         progress("caption", start + len(batch), len(keys))
 
 
