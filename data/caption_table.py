@@ -52,6 +52,11 @@ class RowText:
     decode: Callable[[bytes], CaptionRow]
 
 
+def format_of(path: Path) -> TableFormat:
+    """The format that the suffix of a table says: .jsonl, .parquet, and CSV for any other."""
+    return "jsonl" if path.suffix == ".jsonl" else "parquet" if path.suffix == ".parquet" else "csv"
+
+
 def row_text(table_format: TableFormat, *, with_alternatives: bool) -> RowText:
     """How a table of this format is written row by row; `with_alternatives` gives CSV the column."""
     if table_format != "csv":

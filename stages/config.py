@@ -21,6 +21,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "feature_dropout": (0, 1),
     "learning_rate": (0, None),
     "length_penalty": (0, 10),
+    "alternatives": (0, None),
     "label_smoothing": (0, 1),
     "weight_decay": (0, None),
     "clip_norm": (0, None),
@@ -88,6 +89,8 @@ class SearchConfig(_Checked):
     """Power of a caption's length that its sum of log probabilities is divided by; at 0 captions come out short."""
     max_length: int = 20
     """Words a caption at most; a caption that long is cut."""
+    alternatives: int = 0
+    """Further captions an image: the next best of the beam."""
 
 
 @dataclass(frozen=True)
