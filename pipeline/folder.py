@@ -6,13 +6,14 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from captionmill.data.atomic import require_other_file
 from captionmill.data.bundle import bundle_digest
 from captionmill.data.caption_journal import Sources
-from captionmill.data.caption_table import CaptionRow, TableFormat, format_of
+from captionmill.data.caption_table import CaptionRow, TableFormat, format_of, read_captions
 from captionmill.data.caption_writer import update_captions
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.feature_spec import FeatureSpec
@@ -20,6 +21,8 @@ from captionmill.data.feature_store import FeatureStore, delete_store, is_store_
 from captionmill.data.feature_writer import lock_store
 from captionmill.data.image_files import ImageFile, find_images
 from captionmill.data.urls import is_url
+from captionmill.pipeline.embedding import Embedding, EmbedSummary
+from captionmill.pipeline.sidecars import Sidecars
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
 from captionmill.stages.decoding.caption_flags import find_flags, usual_low_confidence
@@ -45,6 +48,10 @@ class FolderSummary:
     features_path: Path
     """The store that the captions were decoded from."""
     duration_s: float
+    sidecars: int | None = None
+    """Files written beside images, if they were asked for; those that were right already are not counted."""
+    embedded: EmbedSummary | None = None
+    """What became of the image files, if captions were to be written into them."""
 
 
 def cache_path_for(output: Path) -> Path:
@@ -63,6 +70,8 @@ def caption_folder(
     table_format: TableFormat | None = None,
     machine: ExtractConfig = ExtractConfig(),
     weights: Path | None = None,
+    sidecar: str | None = None,
+    embed_into: Path | Literal["images"] | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> FolderSummary:
@@ -75,8 +84,11 @@ def caption_folder(
 
     Features are cached in `features`, by default beside the table. The model knows its backbone and preprocessing; of
     `machine` only batch size, workers, device and precision are used. `weights` says where the backbone's weights file
-    is now, if it was moved since the model was trained. `overwrite` replaces a cache that holds other features than the
-    model needs.
+    is now, if it was moved since the model was trained.
+
+    `sidecar` is the ending of a text file to write beside each image. `embed_into` is a folder for copies of the images
+    that hold their captions, or "images" to write into these themselves. `overwrite` replaces a cache that holds other
+    features than the model needs, and sidecars and descriptions that somebody else wrote.
 
     Raises InputError if there is no image or none can be read (the table is written all the same), WeightsError if the
     backbone's weights are not the model's, SpecMismatchError if the cache holds other features than the model needs.
@@ -86,12 +98,16 @@ def caption_folder(
     models = [model] if isinstance(model, Path) else list(model)
     captioner = Captioner.load(models, device=machine.device)
     failures: tuple[Failure, ...] = ()
+    sidecars: Sidecars | None = None
+    embedding: Embedding | None = None
     store: FeatureStore | None
     keys: Sequence[str]
     if isinstance(images, Path) and images.is_file() and is_store_file(images):
         if features is not None:
             raise InputError(f"{images}: holds features already; leave out --features {features}")
         require_other_file(output, images)
+        if sidecar is not None or embed_into is not None:
+            raise InputError(f"{images}: holds features and no images to write captions to; name the images themselves")
         store_path, store = images, FeatureStore.open(images)
         captioner.spec.require(store.spec, mine="the model", others=str(images))
         keys, cached = store.keys, len(store)
@@ -101,6 +117,11 @@ def caption_folder(
         require_other_file(output, None if is_url(images) else Path(images), store_path)
         if store_path == output:
             raise InputError(f"{output}: cannot be the table and the cache of features at once")
+        if sidecar is not None:
+            others = [store_path] if is_url(images) else [store_path, Path(images)]
+            sidecars = Sidecars(found, sidecar, output, others=others, overwrite=overwrite)
+        if embed_into is not None:
+            embedding = Embedding(images, found, None if embed_into == "images" else Path(embed_into))
         cached, failures = _extract_missing(
             found, store_path, captioner.spec, machine, weights, overwrite=overwrite, progress=progress
         )
@@ -136,7 +157,17 @@ def caption_folder(
     if len(failures) == len(keys):
         raise InputError(f"{images}: none of {len(keys)} images can be read; the reasons are in {output}")
     return FolderSummary(
-        len(keys), cached, len(keys) - len(failures), made, failures, store_path, time.monotonic() - started
+        len(keys),
+        cached,
+        len(keys) - len(failures),
+        made,
+        failures,
+        store_path,
+        sidecars=None if sidecars is None else sidecars.write(read_captions(output), progress=progress),
+        embedded=None
+        if embedding is None
+        else embedding.write(read_captions(output), overwrite=overwrite, progress=progress),
+        duration_s=time.monotonic() - started,
     )
 
 

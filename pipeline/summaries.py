@@ -126,6 +126,24 @@ def folder_line(summary: "FolderSummary") -> str:
     )
 
 
+def written_lines(summary: "FolderSummary") -> list[str]:
+    """What was written beside and into the images, a line each."""
+    lines = []
+    if summary.sidecars is not None:
+        lines.append(f"{show_count(summary.sidecars, 'sidecar')} written, the others were there")
+    if summary.embedded is not None:
+        lines.append(f"{show_count(summary.embedded.embedded, 'image')} with the caption inside")
+        if keys := summary.embedded.described:
+            lines.append(
+                f"{show_count(len(keys), 'image')} keep a description that somebody else wrote:"
+            )
+            lines.append(show_list(keys))
+        if keys := summary.embedded.unsupported:
+            lines.append(f"{show_count(len(keys), 'image')} of a kind that takes no description:")
+            lines.append(show_list(keys))
+    return lines
+
+
 def score_table(evaluation: "Evaluation") -> str:
     """What was scored, a line for each metric with its 95 % interval, another model's differences, the captions."""
     rows = [f"{show_count(len(evaluation.captions), 'image')}: {evaluation.chosen_by}"]

@@ -1,7 +1,7 @@
 """`captionmill caption`."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import click
 
@@ -11,6 +11,7 @@ from captionmill.pipeline.terminal.options import (
     ANY_OR_URL,
     FILE,
     FILE_PATH,
+    FOLDER_PATH,
     machine_options,
     models_option,
     quiet_option,
@@ -39,7 +40,19 @@ from captionmill.stages.config import ExtractConfig, SearchConfig
     help="Flag captions less sure than this.  [default: what a tenth of the model's validation captions are below]",
 )
 @machine_options
-@click.option("--overwrite", is_flag=True, help="Replace a cache that holds other features than the model needs.")
+@click.option(
+    "--sidecar", metavar="SUFFIX", help="Write each caption beside its image too, such as .txt: a.jpg, a.txt."
+)
+@click.option(
+    "--embed-metadata", is_flag=True, help="Write each caption into a copy of its image, as XMP and IPTC description."
+)
+@click.option("--copies", type=FOLDER_PATH, help="Folder of these copies.  [default: OUTPUT with .images]")
+@click.option("--in-place", is_flag=True, help="With --embed-metadata: write into the images themselves, not copies.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a cache of other features than the model needs, and others' sidecars and descriptions.",
+)
 @quiet_option
 def caption(
     images: Path | str,
@@ -52,6 +65,10 @@ def caption(
     length_penalty: float,
     max_length: int,
     low_confidence: float | None,
+    sidecar: str | None,
+    embed_metadata: bool,
+    copies: Path | None,
+    in_place: bool,
     overwrite: bool,
     quiet: bool,
     **machine: Any,
@@ -65,6 +82,13 @@ def caption(
     """
     from captionmill.pipeline.folder import caption_folder
 
+    if (in_place or copies is not None) and not embed_metadata:
+        raise click.UsageError("--in-place and --copies belong to --embed-metadata")
+    if in_place and copies is not None:
+        raise click.UsageError("--in-place makes no copies: leave out one of --in-place and --copies")
+    embed_into: Path | Literal["images"] | None = None
+    if embed_metadata:
+        embed_into = "images" if in_place else copies or output.with_suffix(".images")
     with ProgressBars(quiet=quiet) as progress:
         summary = caption_folder(
             images,
@@ -76,7 +100,11 @@ def caption(
             table_format=table_format,
             machine=ExtractConfig(**machine),
             weights=weights,
+            sidecar=sidecar,
+            embed_into=embed_into,
             overwrite=overwrite,
             progress=progress,
         )
     click.echo(f"{output}: {summaries.folder_line(summary)}")
+    for line in summaries.written_lines(summary):
+        click.echo(line)
