@@ -134,9 +134,7 @@ def written_lines(summary: "FolderSummary") -> list[str]:
     if summary.embedded is not None:
         lines.append(f"{show_count(summary.embedded.embedded, 'image')} with the caption inside")
         if keys := summary.embedded.described:
-            lines.append(
-                f"{show_count(len(keys), 'image')} keep a description that somebody else wrote:"
-            )
+            lines.append(f"{show_count(len(keys), 'image')} keep a description that somebody else wrote:")
             lines.append(show_list(keys))
         if keys := summary.embedded.unsupported:
             lines.append(f"{show_count(len(keys), 'image')} of a kind that takes no description:")
