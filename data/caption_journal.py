@@ -28,7 +28,7 @@ _RECORD = struct.Struct("<III")  # what the row was made from, its bytes, their 
 _BLOCK_ROWS = 256  # written at once
 
 Sources = npt.NDArray[np.uint32]
-"""[N] for each image a number that changes with what its row is made from."""
+"""[N] for each image a number that changes with what its row is made from, its key included."""
 Line = tuple[int, bytes | None]
 """What a row was made from, and its text: None if that is not what was written."""
 
@@ -89,7 +89,13 @@ class CaptionJournal:
     def recover(self) -> None:
         """Do what a kill at the very end left undone, and forget a table that is not there any more."""
         if self.new_rows.exists() and not self.new.exists():
-            self.new_rows.replace(self.finished)
+            with self.new_rows.open("rb") as records:
+                records.readline()
+                is_complete = bool(records.read(1))
+            if is_complete:  # the table has its place already
+                self.new_rows.replace(self.finished)
+            else:  # nor has it been begun
+                self.new_rows.unlink()
         if not self.path.exists():
             self.finished.unlink(missing_ok=True)
             self.growing.unlink(missing_ok=True)

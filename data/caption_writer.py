@@ -4,6 +4,7 @@ A new table grows under its own name. A finished one is never changed: the rows 
 place when they are complete. Whatever a kill leaves, the next run goes on from it (`caption_journal.py`).
 """
 
+import bisect
 import contextlib
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -37,9 +38,9 @@ def update_captions(
 ) -> int:
     """Make `path` the table of the images `keys`, sorted, a row each; the number of rows that had to be made.
 
-    `sources` [N] are numbers that change with what a row is made from, `made_with` (JSON) is what all rows are made
-    with. A row is kept if both are as they were. `make_rows` gets the other keys, and gives their rows in that order.
-    Raises InputError if another process writes to the table.
+    `sources` [N] are numbers that change with what a row is made from, its key included; `made_with` (JSON) is what
+    all rows are made with. A row is kept if both are as they were. `make_rows` gets the other keys, and gives their
+    rows in that order. Raises InputError if another process writes to the table.
     """
     text = row_text(table_format, with_alternatives=with_alternatives)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "table": table_format}
@@ -84,17 +85,13 @@ def _compare(rows: Iterable[Line], keys: Sequence[str], sources: Sources, text: 
     row_count = first_rows = 0
     end = first_end = len(text.header)
     is_whole = True
-    ordered = _in_order(keys)
-    for source, line in rows:
-        if line is None:
-            is_whole = False
-        else:
-            end += len(line)
-            place = ordered(text.decode(line).path)
-            if place is not None and sources[place] == source:
-                matches[place] = True
-                if is_whole and place == first_rows == row_count:
-                    first_rows, first_end = first_rows + 1, end
+    for place, line in _find_places(rows, keys, sources, text):
+        end += len(line or b"")
+        is_whole = is_whole and line is not None
+        if place is not None:
+            matches[place] = True
+            if is_whole and place == first_rows == row_count:
+                first_rows, first_end = first_rows + 1, end
         row_count += 1
     return Comparison(matches, row_count, is_whole, end, first_rows, first_end)
 
@@ -103,27 +100,29 @@ def _kept_lines(
     rows: Iterable[Line], keys: Sequence[str], sources: Sources, text: RowText
 ) -> Generator[tuple[int, bytes], None, None]:
     """The rows that are true, each with the place of its key."""
-    ordered = _in_order(keys)
-    for source, line in rows:
-        place = None if line is None else ordered(text.decode(line).path)
-        if line is not None and place is not None and sources[place] == source:
+    for place, line in _find_places(rows, keys, sources, text):
+        if place is not None and line is not None:
             yield place, line
 
 
-def _in_order(keys: Sequence[str]) -> Callable[[str], int | None]:
-    """Where a key stands in the sorted `keys`, asked for in that order; a key that comes too late is not found."""
-    place = 0
-
-    def find(key: str) -> int | None:
-        nonlocal place
-        while place < len(keys) and keys[place] < key:
-            place += 1
-        if place == len(keys) or keys[place] != key:
-            return None
-        place += 1
-        return place - 1
-
-    return find
+def _find_places(
+    rows: Iterable[Line], keys: Sequence[str], sources: Sources, text: RowText
+) -> Iterator[tuple[int | None, bytes | None]]:
+    """Each row with the place of its key among the sorted `keys`; None if it is not true, or not where it belongs."""
+    following = 0
+    for source, line in rows:
+        place = None
+        if line is not None:
+            if following < len(keys) and sources[following] == source:  # a source is of one key: no need to look
+                place = following
+            else:
+                key = text.decode(line).path
+                following = bisect.bisect_left(keys, key, following)
+                if following < len(keys) and keys[following] == key and sources[following] == source:
+                    place = following
+            if place is not None:
+                following = place + 1
+        yield place, line
 
 
 def _check_keys(keys: Sequence[str], rows: Iterable[CaptionRow]) -> Iterator[CaptionRow]:

@@ -156,18 +156,21 @@ def caption_folder(
     )
     if len(failures) == len(keys):
         raise InputError(f"{images}: none of {len(keys)} images can be read; the reasons are in {output}")
+    sidecar_count = embedded = None
+    if sidecars is not None:
+        sidecar_count = sidecars.write(read_captions(output), progress=progress)
+    if embedding is not None:
+        embedded = embedding.write(read_captions(output), overwrite=overwrite, progress=progress)
     return FolderSummary(
-        len(keys),
-        cached,
-        len(keys) - len(failures),
-        made,
-        failures,
-        store_path,
-        sidecars=None if sidecars is None else sidecars.write(read_captions(output), progress=progress),
-        embedded=None
-        if embedding is None
-        else embedding.write(read_captions(output), overwrite=overwrite, progress=progress),
+        found=len(keys),
+        cached=cached,
+        captioned=len(keys) - len(failures),
+        made=made,
+        failures=failures,
+        features_path=store_path,
         duration_s=time.monotonic() - started,
+        sidecars=sidecar_count,
+        embedded=embedded,
     )
 
 
@@ -230,7 +233,8 @@ def _make_rows(
 
 def _row_sources(keys: Sequence[str], reasons: Mapping[str, str], store: FeatureStore | None) -> Sources:
     """[N] a failed row is made from its reason; any other from its features, whose checksum knows the picture too."""
-    sources = np.fromiter((zlib.crc32(reasons.get(key, "").encode()) for key in keys), dtype=np.uint32, count=len(keys))
+    texts = (f"{key}\0{reasons.get(key, '')}".encode("utf-8", "replace") for key in keys)
+    sources = np.fromiter(map(zlib.crc32, texts), dtype=np.uint32, count=len(keys))
     if store is not None:
         places = [place for place, key in enumerate(keys) if key not in reasons]
         sources[places] = store.row_checksums([store.position(keys[place]) for place in places])

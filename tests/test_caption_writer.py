@@ -162,6 +162,14 @@ def test_an_unfinished_table_of_another_model_or_with_rows_of_others_is_not_cut(
     assert list(captions(path)) == KEYS
 
 
+def test_a_run_killed_before_its_first_row_forgets_no_finished_table(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    update(path, KEYS[:6])
+    header = (made_dir(path) / "rows").read_bytes().splitlines(keepends=True)[0]
+    (made_dir(path) / "new.rows").write_bytes(header)
+    assert update(path, KEYS) == ["g.jpg"]
+
+
 def test_a_row_that_came_for_another_image_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the row of x\.jpg came for a\.jpg"):
         update_captions(
