@@ -25,6 +25,7 @@ class Command:
     """One run of the command line."""
 
     seconds: float
+    cpu_seconds: float
     peak_rss_gb: float
     output: str
 
@@ -45,4 +46,5 @@ def run_command(*words: object) -> Command:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(output)
-    return Command(time.perf_counter() - started, usage.ru_maxrss / 1e6, output)
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    return Command(time.perf_counter() - started, cpu_seconds, usage.ru_maxrss / 1e6, output)

@@ -19,11 +19,11 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     partial_path = path.with_name(f".{path.name}.partial")
     try:
         yield partial_path
-        _flush(partial_path)
+        flush_to_disk(partial_path)
         partial_path.replace(path)
     finally:
         partial_path.unlink(missing_ok=True)
-    _flush(path.parent)
+    flush_to_disk(path.parent)
 
 
 def require_other_file(output: Path, *inputs: Path | None) -> None:
@@ -39,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
         partial_path.write_text(text, encoding="utf-8", newline="")
 
 
-def _flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Ask the system to put a file, or a folder's list of names, on the disk."""
     if path.is_dir() and os.name == "nt":  # Windows opens no folder
         return

@@ -26,6 +26,8 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 BUNDLE_NAME = "bundle.json"
 FORMAT = "captionmill-bundle"
 FORMAT_VERSION = 1
+LOW_CONFIDENCE = "val_confidence_p10"
+"""Among the scores: a tenth of the validation captions have a confidence below this."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Bundle:
 def bundle_exists(folder: Path) -> bool:
     """Whether `folder` holds a bundle."""
     return (folder / BUNDLE_NAME).exists()
+
+
+def bundle_digest(folder: Path) -> str:
+    """SHA-256, in hex, of what the bundle in `folder` says of itself, the hash of its weights included."""
+    return hashlib.sha256((folder / BUNDLE_NAME).read_bytes()).hexdigest()
 
 
 def write_bundle(folder: Path, bundle: Bundle) -> None:

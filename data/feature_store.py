@@ -27,6 +27,7 @@ Positions = Sequence[int] | npt.NDArray[np.int64]
 Column = TypeVar("Column", bound=npt.NDArray[Any])
 
 _BLOCK_ROWS = 4096
+_HDF5_START = b"\x89HDF\r\n\x1a\n"
 _LISTINGS = 3  # a writer may join parts between the listing and the reading of them
 
 
@@ -48,6 +49,12 @@ def store_exists(path: Path) -> bool:
 def cache_path_for(table: Path) -> Path:
     """Where the features of the images in a table of captions are cached unless the user says otherwise."""
     return table.with_suffix(".features.h5")
+
+
+def is_store_file(path: Path) -> bool:
+    """Whether the file at `path` is HDF5: no list of images begins like that."""
+    with path.open("rb") as file:
+        return file.read(len(_HDF5_START)) == _HDF5_START
 
 
 def delete_store(path: Path) -> None:
@@ -175,7 +182,7 @@ class FeatureStore:
     def digest(self) -> bytes:
         """SHA-256 over the spec, the keys and the rows' checksums: equal for stores of equal content."""
         digest = hashlib.sha256(json.dumps(self.spec.to_json()).encode())
-        checksums = self._row_checksums(np.arange(len(self))).tolist()
+        checksums = self.row_checksums(np.arange(len(self))).tolist()
         for key, checksum in zip(self.keys, checksums, strict=True):
             digest.update(f"{key}\0{checksum}\n".encode())
         return digest.digest()
@@ -185,7 +192,7 @@ class FeatureStore:
         damaged, start = set(self._ambiguous), 0
         for keys, rows in self.blocks():
             positions = np.arange(start, start + len(keys))
-            right = checksum_rows(keys, rows, self._sources(positions)) == self._row_checksums(positions)
+            right = checksum_rows(keys, rows, self._sources(positions)) == self.row_checksums(positions)
             damaged.update(keys[place] for place in np.flatnonzero(~right))
             start += len(keys)
         return sorted(damaged)
@@ -195,13 +202,14 @@ class FeatureStore:
         for start in range(0, len(keys), _BLOCK_ROWS):
             block_keys = list(keys[start : start + _BLOCK_ROWS])
             positions = [self.position(key) for key in block_keys]
-            yield block_keys, self.read(positions), self._row_checksums(positions), self._sources(positions)
+            yield block_keys, self.read(positions), self.row_checksums(positions), self._sources(positions)
 
     def _sources(self, positions: Positions) -> Sources:
         sources = np.empty((len(positions), 3), dtype=np.uint64)
         return self._gather(positions, [file.sources.__getitem__ for file in self._files], sources)
 
-    def _row_checksums(self, positions: Positions) -> npt.NDArray[np.uint32]:
+    def row_checksums(self, positions: Positions) -> npt.NDArray[np.uint32]:
+        """The checksums of the rows at `positions`: each of its key, its numbers and what it was read from."""
         return self._gather(
             positions, [file.checksums.__getitem__ for file in self._files], np.empty(len(positions), dtype=np.uint32)
         )

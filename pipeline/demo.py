@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captionmill.data.atomic import write_text
+from captionmill.data.caption_table import CaptionRow, read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.samples import draw_samples
 from captionmill.data.scene_captions import Scene, describes
-from captionmill.data.tables import CaptionRow, read_captions
 from captionmill.pipeline.run import TaskOutcome, run_pipeline
 from captionmill.pipeline.run_report import ReportSources, write_run_report
 from captionmill.stages.decoding.training_state import EpochResult

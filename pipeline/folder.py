@@ -1,25 +1,37 @@
-"""Caption a folder: stage one into a cache, stage two from the cache, one CSV row for every image found."""
+"""Caption a folder: stage one into a cache, stage two from the cache, one row for every image found."""
 
+import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from captionmill.data.atomic import require_other_file
+from captionmill.data.bundle import bundle_digest
+from captionmill.data.caption_journal import Sources
+from captionmill.data.caption_table import CaptionRow, TableFormat, format_of
+from captionmill.data.caption_writer import update_captions
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.extraction_log import append_record
 from captionmill.data.feature_spec import FeatureSpec
-from captionmill.data.feature_store import FeatureStore, cache_path_for, delete_store, store_exists
+from captionmill.data.feature_store import FeatureStore, cache_path_for, delete_store, is_store_file, store_exists
 from captionmill.data.feature_writer import lock_store
-from captionmill.data.image_files import find_images
-from captionmill.data.tables import CaptionRow, write_captions
+from captionmill.data.image_files import ImageFile, find_images
 from captionmill.data.urls import is_url
+from captionmill.pipeline.companions import CompanionConfig, Companions, EmbedInto
+from captionmill.pipeline.embedding import EmbedSummary
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
+from captionmill.stages.decoding.caption_flags import find_flags, usual_low_confidence
 from captionmill.stages.encoding.encoder import Encoder, build_encoder, config_for_spec
 from captionmill.stages.encoding.extract import ExtractSummary, extract_images, find_missing
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.runtime import Progress, no_progress
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,10 +42,16 @@ class FolderSummary:
     cached: int
     """Images whose features were in the cache already."""
     captioned: int
+    made: int
+    """Rows made now; the others are as an earlier run left them."""
     failures: tuple[Failure, ...]
     features_path: Path
-    """The cache that the captions were decoded from."""
+    """The store that the captions were decoded from."""
     duration_s: float
+    sidecars: int | None = None
+    """Files written beside images, if they were asked for; those that were right already are not counted."""
+    embedded: EmbedSummary | None = None
+    """What became of the image files, if captions were to be written into them."""
 
 
 def caption_folder(
@@ -42,63 +60,224 @@ def caption_folder(
     output: Path,
     *,
     features: Path | None = None,
+    gallery: Path | None = None,
     search: SearchConfig = SearchConfig(),
+    low_confidence: float | None = None,
+    table_format: TableFormat | None = None,
     machine: ExtractConfig = ExtractConfig(),
     weights: Path | None = None,
+    sidecar: str | None = None,
+    embed_into: EmbedInto | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> FolderSummary:
     """Caption every image of `images`, as `extract` takes them, with `model` and write the table `output`.
 
-    Several folders in `model` are an ensemble. Features are cached in `features`, by default beside the table. The
-    model knows its backbone and preprocessing; of `machine` only batch size, workers, device and precision are used.
-    `weights` says where the backbone's weights file is now, if it was moved since the model was trained. `overwrite`
-    replaces a cache that holds other features than the model needs.
+    `images` may be a feature store: then its rows are captioned, and no image is opened. Several folders in `model`
+    are an ensemble. Rows of an earlier table are kept if model, settings and image are what they were. Captions less
+    sure than `low_confidence` are flagged, by default those as unsure as a tenth of the model's validation captions.
+    The format is that of the suffix of `output`, CSV if it says nothing.
+
+    Features are cached in `features`, by default beside the table. The model knows its backbone and preprocessing; of
+    `machine` only batch size, workers, device and precision are used. `weights` says where the backbone's weights file
+    is now, if it was moved since the model was trained.
+
+    `sidecar` is the ending of a text file to write beside each image. `embed_into` is a folder for copies of the images
+    that hold their captions, or "images" to write into these themselves. `gallery` is a page of all pictures and
+    captions to write as well. `overwrite` replaces a cache that holds other
+    features than the model needs, and sidecars and descriptions that somebody else wrote.
 
     Raises InputError if there is no image or none can be read (the table is written all the same), WeightsError if the
     backbone's weights are not the model's, SpecMismatchError if the cache holds other features than the model needs.
     Models that do not fit each other are refused as by `Captioner.load`.
     """
     started = time.monotonic()
-    captioner = Captioner.load(model, device=machine.device)
-    found = find_images(images)
-    cache_path = features or cache_path_for(output)
-    require_other_file(output, None if is_url(images) else Path(images), cache_path)
-    if cache_path == output:
-        raise InputError(f"{output}: cannot be the table and the cache of features at once")
+    models = [model] if isinstance(model, Path) else list(model)
+    captioner = Captioner.load(models, device=machine.device)
+    companions: Companions | None = None
+    if isinstance(images, Path) and images.is_file() and is_store_file(images):
+        if sidecar is not None or embed_into is not None or gallery is not None:
+            raise InputError(f"{images}: holds features and no images to write captions to; name the images themselves")
+        source = _open_store(images, output, features, captioner.spec)
+    else:
+        found = find_images(images)
+        store_path = features or cache_path_for(output)
+        require_other_file(output, None if is_url(images) else Path(images), store_path)
+        if store_path == output:
+            raise InputError(f"{output}: cannot be the table and the cache of features at once")
+        wanted = CompanionConfig(sidecar, embed_into, gallery, overwrite=overwrite)
+        companions = Companions(images, found, output, store_path, wanted)
+        source = _extract_missing(
+            found, store_path, captioner.spec, machine, weights, overwrite=overwrite, progress=progress
+        )
+    captioning_started = time.monotonic()
+    made = _update_table(
+        output, source, models, captioner, search, low_confidence, table_format or format_of(output), progress=progress
+    )
+    captioned = len(source.keys) - len(source.failures)
+    if source.extraction is not None:
+        captioning_s = time.monotonic() - captioning_started
+        record = source.extraction.record(images, captioned=captioned, captioning_s=captioning_s)
+        append_record(source.path, record)
+    sidecar_count = embedded = None
+    if companions is not None:
+        companions.write_gallery(workers=machine.workers, progress=progress)
+        if not captioned:
+            raise InputError(f"{images}: none of {len(source.keys)} images can be read; the reasons are in {output}")
+        sidecar_count = companions.write_sidecars(progress=progress)
+        embedded = companions.embed(progress=progress)
+    return FolderSummary(
+        found=len(source.keys),
+        cached=source.extraction.cached if source.extraction else len(source.keys),
+        captioned=captioned,
+        made=made,
+        failures=source.failures,
+        features_path=source.path,
+        duration_s=time.monotonic() - started,
+        sidecars=sidecar_count,
+        embedded=embedded,
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is to be captioned."""
+
+    keys: Sequence[str]
+    path: Path
+    """Of the store."""
+    store: FeatureStore | None
+    """None if no image can be read."""
+    extraction: ExtractSummary | None
+    """What was extracted for it; None for a store that was there."""
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """The images that cannot be read."""
+        return self.extraction.failures if self.extraction else ()
+
+
+def _open_store(path: Path, output: Path, features: Path | None, spec: FeatureSpec) -> _Source:
+    if features is not None:
+        raise InputError(f"{path}: holds features already; leave out --features {features}")
+    require_other_file(output, path)
+    store = FeatureStore.open(path)
+    spec.require(store.spec, mine="the model", others=str(path))
+    return _Source(store.keys, path, store, None)
+
+
+def _extract_missing(
+    found: Sequence[ImageFile],
+    path: Path,
+    spec: FeatureSpec,
+    machine: ExtractConfig,
+    weights: Path | None,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> _Source:
+    """Add to the store at `path` what it lacks of `found`."""
     missing = len(found)
     replaced = False
-    extraction = ExtractSummary(len(found), len(found), 0, (), engine="", duration_s=0.0)
-    if store_exists(cache_path):
-        store = FeatureStore.open(cache_path)
-        if overwrite and captioner.spec.differences(store.spec):
+    if store_exists(path):
+        store = FeatureStore.open(path)
+        if overwrite and spec.differences(store.spec):
             replaced = True
         else:
-            captioner.spec.require(store.spec, mine="the model", others=str(cache_path))
+            spec.require(store.spec, mine="the model", others=str(path))
             machine = replace(machine, dtype=store.dtype)
             missing = len(find_missing(found, store))
+    extraction = ExtractSummary(len(found), len(found), 0, (), engine="", duration_s=0.0)
     if missing:
-        encoder = encoder_for_spec(captioner.spec, machine, weights)
+        encoder = encoder_for_spec(spec, machine, weights)
         if replaced:
-            with lock_store(cache_path):
-                delete_store(cache_path)
-        extraction = extract_images(found, cache_path, encoder, machine, progress=progress)
-    reasons = {failure.key: failure.reason for failure in extraction.failures}
-    readable = [image.key for image in found if image.key not in reasons]
-    rows = {key: CaptionRow(key, "", None, "failed", reason) for key, reason in reasons.items()}
-    captioning_started = time.monotonic()
-    if readable:
-        store = FeatureStore.open(cache_path)
-        for key, caption in captioner.captions(store, readable, search, progress=progress):
-            rows[key] = CaptionRow(key, caption.text, caption.confidence, "ok", "")
-    captioning_s = time.monotonic() - captioning_started
-    append_record(cache_path, extraction.record(images, captioned=len(readable), captioning_s=captioning_s))
-    write_captions(output, [rows[image.key] for image in found])
-    if not readable:
-        raise InputError(f"{images}: none of {len(found)} images can be read; the reasons are in {output}")
-    return FolderSummary(
-        len(found), len(found) - missing, len(readable), extraction.failures, cache_path, time.monotonic() - started
+            with lock_store(path):
+                delete_store(path)
+        extraction = extract_images(found, path, encoder, machine, progress=progress)
+    can_be_read = len(extraction.failures) < len(found)
+    return _Source([image.key for image in found], path, FeatureStore.open(path) if can_be_read else None, extraction)
+
+
+def _update_table(
+    output: Path,
+    source: _Source,
+    models: Sequence[Path],
+    captioner: Captioner,
+    search: SearchConfig,
+    low_confidence: float | None,
+    table_format: TableFormat,
+    *,
+    progress: Progress,
+) -> int:
+    """Bring the table up to date; how many of its rows are made anew."""
+    reasons = {failure.key: failure.reason for failure in source.failures}
+    if low_confidence is None:
+        low_confidence = usual_low_confidence(captioner.bundles)
+        if low_confidence is None:
+            _logger.warning("the model does not say how sure it usually is; --low-confidence says what to flag")
+    made_with = {
+        "models": [bundle_digest(folder) for folder in models],
+        "search": asdict(search),
+        "low_confidence": low_confidence,
+    }
+
+    def make_rows(missing: Sequence[str]) -> Iterator[CaptionRow]:
+        return _make_rows(
+            missing,
+            reasons,
+            source.store,
+            captioner=captioner,
+            search=search,
+            low_confidence=low_confidence,
+            progress=progress,
+        )
+
+    return update_captions(
+        output,
+        source.keys,
+        _row_sources(source.keys, reasons, source.store),
+        made_with,
+        make_rows,
+        table_format=table_format,
+        with_alternatives=search.alternatives > 0,
     )
+
+
+def _make_rows(
+    keys: Sequence[str],
+    reasons: Mapping[str, str],
+    store: FeatureStore | None,
+    *,
+    captioner: Captioner,
+    search: SearchConfig,
+    low_confidence: float | None,
+    progress: Progress,
+) -> Iterator[CaptionRow]:
+    """The rows of `keys`, in that order."""
+    readable = [key for key in keys if key not in reasons]
+    captions = iter(captioner.captions(store, readable, search, progress=progress) if store is not None else ())
+    for key in keys:
+        if key in reasons:
+            yield CaptionRow(key, "", None, status="failed", error=reasons[key])
+            continue
+        captioned_key, caption = next(captions)
+        yield CaptionRow(
+            captioned_key,
+            caption.text,
+            caption.confidence,
+            tuple(alternative.text for alternative in caption.alternatives),
+            find_flags(caption, low_confidence),
+        )
+
+
+def _row_sources(keys: Sequence[str], reasons: Mapping[str, str], store: FeatureStore | None) -> Sources:
+    """[N] a failed row is made from its reason; any other from its features, whose checksum knows the picture too."""
+    texts = (f"{key}\0{reasons.get(key, '')}".encode("utf-8", "replace") for key in keys)
+    sources = np.fromiter(map(zlib.crc32, texts), dtype=np.uint32, count=len(keys))
+    if store is not None:
+        places = [place for place, key in enumerate(keys) if key not in reasons]
+        sources[places] = store.row_checksums([store.position(keys[place]) for place in places])
+    return sources
 
 
 def encoder_for_spec(spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Encoder:

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from captionmill.data.bundle import Bundle, read_bundle
+from captionmill.data.caption_table import CaptionRow, read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.extraction_log import ExtractionRecord, read_records
 from captionmill.data.feature_store import FeatureStore, cache_path_for
-from captionmill.data.tables import CaptionRow, read_captions
 from captionmill.stages.decoding.run_folder import HISTORY_NAME, SELF_CRITICAL
 from captionmill.stages.encoding.extract import FAILURES_NAME
 
@@ -153,10 +153,7 @@ def read_scores(path: Path) -> ScoreFile:
 
 def read_table(path: Path) -> TableFiles:
     """The captions in `path`, and the last run that is logged beside them, if it was of as many images."""
-    try:
-        rows = read_captions(path)
-    except (OSError, ValueError, KeyError) as exc:
-        raise InputError(f"{path}: not a table as `captionmill caption` writes it ({exc})") from exc
+    rows = list(read_captions(path))
     records = [record for record in read_records(cache_path_for(path)) if record.captioned is not None]
     record = records[-1] if records and records[-1].found == len(rows) else None
     return TableFiles(path.name, rows, record)

@@ -124,9 +124,11 @@ def train_line(summary: "TrainSummary") -> str:
 
 def folder_line(summary: "FolderSummary") -> str:
     """How many images were found, captioned and not readable."""
+    kept = summary.found - summary.made
     return (
         f"{show_count(summary.found, 'image')} found: {summary.captioned:,} captioned "
-        f"({summary.cached:,} from cached features), {len(summary.failures):,} failed; "
+        f"({summary.cached:,} from cached features{f', {kept:,} rows as they were' if kept else ''}), "
+        f"{len(summary.failures):,} failed; "
         f"{show_duration(summary.duration_s)}"
     )
 
@@ -137,6 +139,22 @@ def export_line(summary: "ExportSummary") -> str:
         f"{', '.join(summary.files)}, {summary.size_bytes / 1e6:.1f} MB; "
         f"equal to torch to {summary.largest_difference:.1g}"
     )
+
+
+def written_lines(summary: "FolderSummary") -> list[str]:
+    """What was written beside and into the images, a line each."""
+    lines = []
+    if summary.sidecars is not None:
+        lines.append(f"{show_count(summary.sidecars, 'sidecar')} written, the others were there")
+    if summary.embedded is not None:
+        lines.append(f"{show_count(summary.embedded.embedded, 'image')} with the caption inside")
+        if keys := summary.embedded.described:
+            lines.append(f"{show_count(len(keys), 'image')} keep a description that somebody else wrote:")
+            lines.append(show_list(keys))
+        if keys := summary.embedded.unsupported:
+            lines.append(f"{show_count(len(keys), 'image')} of a kind that takes no description:")
+            lines.append(show_list(keys))
+    return lines
 
 
 def score_table(evaluation: "Evaluation") -> str:

@@ -4,12 +4,16 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from captionmill.data.bundle import Bundle, write_bundle
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.feature_writer import FeatureWriter
 from captionmill.data.store_file import Features
+from captionmill.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.stages.config import SearchConfig, TrainConfig
+from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "yellow": (240, 220, 40)}
 
@@ -71,3 +75,14 @@ def make_task(folder: Path, *, train: int = 8, val: int = 2) -> tuple[Path, Path
     rows = make_rows(len(keys))
     rows[train:] = rows[:val] + 0.01
     return make_store(folder / "features.h5", keys, rows), folder / "captions.csv"
+
+
+def make_model(folder: Path, spec: FeatureSpec, *, scores: dict[str, float] | None = None, seed: int = 0) -> Path:
+    """A small decoder with random weights for features of `spec`."""
+    torch.manual_seed(seed)
+    vocabulary = Vocabulary([*SPECIAL_WORDS, "a", "red", "blue", "dog", "cat", "läuft", "on", "grass"])
+    config = DecoderConfig(spec.feature_dim, len(vocabulary), 8, 8, 0.0, 0.0)
+    tensors = {name: tensor.numpy() for name, tensor in Decoder(config).state_dict().items()}
+    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    write_bundle(folder, Bundle(vars(config), vocabulary, spec, {}, splits, scores or {}, {}, tensors))
+    return folder

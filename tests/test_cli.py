@@ -50,7 +50,7 @@ def fail(*arguments: object, code: int = 1) -> str:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -130,6 +130,11 @@ def test_extract_takes_a_list_of_paths_and_a_limit(photos: Path, thin_weights: P
         (["extract", ".", "--output", "f.h5", "--backbone", "resnet18"], "'resnet18' is not one of 'resnet50'"),
         (["train", "f.h5", "--captions", "gone.csv", "--output", "m"], "'gone.csv' does not exist"),
         (["caption", ".", "--output", "c.csv"], "Missing option '--model'"),
+        (["caption", ".", "--model", "m", "--output", "c.csv", "--in-place"], "belong to --embed-metadata"),
+        (
+            ["caption", ".", "--model", "m", "--output", "c", "--embed-metadata", "--in-place", "--copies", "d"],
+            "--in-place makes no copies",
+        ),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], message: str) -> None:
@@ -164,7 +169,7 @@ def test_caption_writes_a_row_for_every_image_found(model: Path, photos: Path, t
     assert result.exit_code == 0, result.output
     assert f"{output}: 9 images found: 8 captioned (0 from cached features), 1 failed; " in result.stdout
     rows = read_csv(output)
-    assert list(rows[0]) == ["path", "caption", "confidence", "status", "error"]
+    assert list(rows[0]) == ["path", "caption", "confidence", "flags", "status", "error"]
     assert [row["path"] for row in rows] == sorted(row["path"] for row in rows)
     for row in rows:
         if row["path"] == "broken.jpg":
@@ -177,7 +182,7 @@ def test_caption_writes_a_row_for_every_image_found(model: Path, photos: Path, t
             assert (row["status"], row["error"]) == ("ok", "")
     (tmp_path / "photos" / "broken.jpg").unlink()
     again = run("caption", photos, "--model", model, "--output", output)
-    assert "8 images found: 8 captioned (8 from cached features), 0 failed" in again.stdout
+    assert "8 images found: 8 captioned (8 from cached features, 8 rows as they were), 0 failed" in again.stdout
     assert len(read_csv(output)) == 8
 
 
@@ -408,7 +413,7 @@ def test_ctrl_c_ends_a_training_in_words_and_leaves_the_old_model(model: Path, c
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate()
     assert process.returncode == 1
-    assert "Stopped. Features extracted so far are kept, and an output is as it was before.\n" in stderr
+    assert "Stopped. Features and captions made so far are kept, and a finished output is as it was before.\n" in stderr
     assert "Traceback" not in stderr
     assert {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()} == before
 

@@ -87,9 +87,9 @@ def test_an_ended_extraction_flushes_first_and_says_so(
         process.send_signal(number)
         stderr = process.communicate()[1].decode()
     assert process.returncode == code
-    assert stderr.endswith("Stopped. Features extracted so far are kept, and an output is as it was before.\n") or (
-        "Aborted!" in stderr and "Stopped. Features" in stderr
-    )
+    assert stderr.endswith(
+        "Stopped. Features and captions made so far are kept, and a finished output is as it was before.\n"
+    ) or ("Aborted!" in stderr and "Stopped. Features" in stderr)
     assert "Traceback" not in stderr
     store = FeatureStore.open(output)
     assert 16 <= len(store) < 400

@@ -45,7 +45,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many steps, a look at each; nothing waits for the disk."""
     monkeypatch.setattr(trainer_module, "_IMAGES_A_STEP", 4)
     monkeypatch.setattr(trainer_module, "_STEPS_A_LOOK", 1)
-    monkeypatch.setattr(atomic, "_flush", lambda path: None)
+    monkeypatch.setattr(atomic, "flush_to_disk", lambda path: None)
 
 
 def weights_of(model: Path) -> bytes:
@@ -105,7 +105,7 @@ def test_a_training_killed_at_every_moment_ends_as_one_that_was_not(
         if path.suffix == ".partial":
             die_once(path.parent.name, "decoder" if path.name.startswith(".decoder") else path.name)
 
-    monkeypatch.setattr(atomic, "_flush", flush)
+    monkeypatch.setattr(atomic, "flush_to_disk", flush)
 
     def on_epoch(result: EpochResult) -> None:
         keep_last("model")

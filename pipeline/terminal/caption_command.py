@@ -1,15 +1,17 @@
 """`captionmill caption`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import click
 
+from captionmill.data.caption_table import TableFormat
 from captionmill.pipeline import summaries
 from captionmill.pipeline.terminal.options import (
     ANY_OR_URL,
     FILE,
     FILE_PATH,
+    FOLDER_PATH,
     machine_options,
     models_option,
     quiet_option,
@@ -23,32 +25,69 @@ from captionmill.stages.config import ExtractConfig, SearchConfig
 @click.command()
 @click.argument("images", type=ANY_OR_URL)
 @models_option
-@click.option("--output", type=FILE_PATH, required=True, help="Table to write (CSV).")
+@click.option("--output", type=FILE_PATH, required=True, help="Table to write.")
+@click.option(
+    "--format",
+    "table_format",
+    type=click.Choice(get_args(TableFormat)),
+    help="Of the table.  [default: by the suffix of OUTPUT, else csv]",
+)
 @click.option("--features", type=FILE_PATH, help="Cache of the features.  [default: OUTPUT with .features.h5]")
 @click.option("--weights", type=FILE, help="The backbone's weights file, if it was moved since training.")
 @search_options
+@click.option(
+    "--low-confidence",
+    type=click.FloatRange(0, 1),
+    help="Flag captions less sure than this.  [default: what a tenth of the model's validation captions are below]",
+)
 @machine_options
-@click.option("--overwrite", is_flag=True, help="Replace a cache that holds other features than the model needs.")
+@click.option(
+    "--sidecar", metavar="SUFFIX", help="Write each caption beside its image too, such as .txt: a.jpg, a.txt."
+)
+@click.option(
+    "--embed-metadata", is_flag=True, help="Write each caption into a copy of its image, as XMP and IPTC description."
+)
+@click.option("--copies", type=FOLDER_PATH, help="Folder of these copies.  [default: OUTPUT with .images]")
+@click.option("--in-place", is_flag=True, help="With --embed-metadata: write into the images themselves, not copies.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a cache of other features than the model needs, and others' sidecars and descriptions.",
+)
 @quiet_option
 def caption(
     images: Path | str,
     models: tuple[Path, ...],
     output: Path,
+    table_format: TableFormat | None,
     features: Path | None,
     weights: Path | None,
+    low_confidence: float | None,
+    sidecar: str | None,
+    embed_metadata: bool,
+    copies: Path | None,
+    in_place: bool,
     overwrite: bool,
     quiet: bool,
     **settings: Any,
 ) -> None:
-    """Caption each image of IMAGES to CSV: a folder, a list of paths, a .tar, or a URL, as for `extract`.
+    """Caption each image of IMAGES to a table: a folder, a list of paths, a .tar, or a URL, as for `extract`.
 
-    Columns: path, caption, confidence (0 to 1), status, error. A second run reuses the cached features.
+    A feature store as IMAGES has its rows captioned. Columns: path, caption, confidence (0 to 1), flags (cut, repeated,
+    low-confidence), status, error. A further run does only what is new or changed; a killed one goes on.
 
     Example: captionmill caption photos --model model --output captions.csv
     """
     from captionmill.pipeline.folder import caption_folder
 
     search = take_settings(SearchConfig, settings)
+    if (in_place or copies is not None) and not embed_metadata:
+        raise click.UsageError("--in-place and --copies belong to --embed-metadata")
+    if in_place and copies is not None:
+        raise click.UsageError("--in-place makes no copies: leave out one of --in-place and --copies")
+    embed_into: Path | Literal["images"] | None = None
+    if embed_metadata:
+        embed_into = "images" if in_place else copies or output.with_suffix(".images")
     with ProgressBars(quiet=quiet) as progress:
         summary = caption_folder(
             images,
@@ -56,9 +95,15 @@ def caption(
             output,
             features=features,
             search=search,
+            low_confidence=low_confidence,
+            table_format=table_format,
             machine=ExtractConfig(**settings),
             weights=weights,
+            sidecar=sidecar,
+            embed_into=embed_into,
             overwrite=overwrite,
             progress=progress,
         )
     click.echo(f"{output}: {summaries.folder_line(summary)}")
+    for line in summaries.written_lines(summary):
+        click.echo(line)

@@ -72,7 +72,10 @@ class ErrorGroup(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as exc:
-            click.echo("\nStopped. Features extracted so far are kept, and an output is as it was before.", err=True)
+            click.echo(
+                "\nStopped. Features and captions made so far are kept, and a finished output is as it was before.",
+                err=True,
+            )
             if isinstance(exc, _Terminated):
                 ctx.exit(128 + signal.SIGTERM)
             raise

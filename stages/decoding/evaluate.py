@@ -16,7 +16,8 @@ from captionmill.data.atomic import require_other_file, write_text
 from captionmill.data.bundle import Bundle
 from captionmill.data.errors import AnnotationError, InputError
 from captionmill.data.feature_store import FeatureStore
-from captionmill.data.tables import guard_formulas, write_table
+from captionmill.data.formulas import guard_formula
+from captionmill.data.tables import write_table
 from captionmill.stages.config import BootstrapConfig, SearchConfig
 from captionmill.stages.decoding.caption import Caption, Captioner
 from captionmill.stages.runtime import Progress, no_progress
@@ -202,8 +203,8 @@ def _write_per_image(
 ) -> None:
     """A row for each image, in the order of `captions`."""
     columns: dict[str, Any] = {
-        "key": guard_formulas(captions),
-        "caption": guard_formulas(caption.text for caption in captions.values()),
+        "key": [guard_formula(key) for key in captions],
+        "caption": [guard_formula(caption.text) for caption in captions.values()],
         "confidence": [caption.confidence for caption in captions.values()],
     }
     columns |= {metric.name: metric.each for metric in metrics if metric.name not in ("bleu_1", "bleu_2", "bleu_3")}

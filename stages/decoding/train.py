@@ -164,7 +164,7 @@ class _Run:
             result, decoded = trainer.end_epoch()
             if is_first:
                 if result.best:
-                    write_bundle(self._work_dir, trainer.bundle(result))
+                    write_bundle(self._work_dir, trainer.bundle(result, decoded))
                 self._folder.write_history(trainer.state.history)
                 self._folder.add_epoch_events(trainer.state.history[-1])
                 shown = list(decoded)[:_SAMPLE_COUNT]

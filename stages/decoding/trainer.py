@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from captionmill.data.bundle import Bundle
+from captionmill.data.bundle import LOW_CONFIDENCE, Bundle
 from captionmill.data.dataset import CaptionDataset, Indices, measure_features
 from captionmill.data.errors import TrainingError
 from captionmill.data.feature_store import FeatureStore
@@ -142,8 +142,9 @@ class Trainer:
         """The reference captions of the validation image `key`."""
         return self._captions[key]
 
-    def bundle(self, result: EpochResult) -> Bundle:
-        """The decoder as it is now, with all that captioning needs."""
+    def bundle(self, result: EpochResult, captions: Mapping[str, Caption]) -> Bundle:
+        """The decoder as it is now, with all that captioning needs; `captions` are those of the validation images."""
+        confidences = sorted(caption.confidence for caption in captions.values())
         tensors = dict(self.decoder.named_parameters()) | dict(self.decoder.named_buffers())
         return Bundle(
             decoder_config=asdict(self.decoder.config),
@@ -151,7 +152,12 @@ class Trainer:
             spec=self._store.spec,
             training=asdict(self.config),
             splits={"train": self._splits.train, "val": self._splits.val, "test": self._splits.test},
-            scores={"epoch": result.epoch, "loss": result.loss, "val_cider_d": result.val_cider},
+            scores={
+                "epoch": result.epoch,
+                "loss": result.loss,
+                "val_cider_d": result.val_cider,
+                LOW_CONFIDENCE: confidences[len(confidences) // 10],
+            },
             versions=versions(),
             tensors={name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
         )

@@ -56,6 +56,12 @@ def find_traits(captions: Mapping[str, str], training_captions: Iterable[str]) -
     return {key: _traits(_words(caption), known) for key, caption in captions.items()}
 
 
+def is_repetitive(caption: str) -> bool:
+    """Whether a word directly follows itself, or three words in a row occur twice."""
+    traits = _traits(_words(caption), ())
+    return traits.repeated_word or traits.repeated_trigram
+
+
 def describe_captions(
     captions: Mapping[str, str],
     traits: Mapping[str, CaptionTraits],

@@ -1,0 +1,101 @@
+"""The description inside an image file: XMP, and IPTC where the format has it. The picture's bytes are not touched.
+
+XMP `dc:description` and IPTC `Caption/Abstract` are one property of two standards (IPTC Photo Metadata Standard), and
+"description writer" is the property that says who wrote it: so a person's description is known from ours.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from captionmill.data.errors import ImageError, InputError
+
+WRITER = "captionmill"
+
+DescriptionState = Literal["missing", "same", "described", "unsupported"]
+"""To be written; there already; there is one that a person or another program wrote; the format takes none."""
+
+_XMP_TEXT = "Xmp.dc.description"
+_XMP_WRITER = "Xmp.photoshop.CaptionWriter"
+_IPTC_TEXT = "Iptc.Application2.Caption"
+_IPTC_WRITER = "Iptc.Application2.Writer"
+_IPTC_CHARSET = "Iptc.Envelope.CharacterSet"
+_UTF_8 = "\x1b%G"
+
+
+def require_metadata_library() -> Any:
+    """The package exiv2; InputError if it is not installed."""
+    try:
+        import exiv2
+    except ImportError as exc:
+        raise InputError("--embed-metadata needs the package exiv2; run: pip install 'captionmill[metadata]'") from exc
+    exiv2.LogMsg.setLevel(exiv2.LogMsg.Level.mute)  # it writes to stderr about what cameras got wrong
+    return exiv2
+
+
+def read_description(path: Path) -> str | None:
+    """The description in the image at `path`: of XMP, else of IPTC; None if there is none."""
+    return _description(_open(path))
+
+
+def check_description(path: Path, text: str, *, overwrite: bool = False) -> DescriptionState:
+    """How the image at `path` stands to the description `text`; `overwrite` makes another's description count as none.
+
+    Raises ImageError if the file's metadata cannot be read.
+    """
+    image = _open(path)
+    if not _takes(image, "Xmp"):
+        return "unsupported"
+    described = _description(image)
+    is_ours = _value(image.xmpData(), _XMP_WRITER) == WRITER
+    if described is not None and not is_ours and not overwrite:
+        return "described"
+    return "same" if is_ours and described == text else "missing"
+
+
+def write_description(path: Path, text: str) -> None:
+    """Put `text` into the image at `path` in place of any description; ImageError if that cannot be done."""
+    exiv2 = require_metadata_library()
+    image = _open(path)
+    xmp, iptc = image.xmpData(), image.iptcData()
+    xmp[_XMP_TEXT] = exiv2.LangAltValue({"x-default": text})
+    xmp[_XMP_WRITER] = WRITER
+    if _takes(image, "Iptc") and _is_utf_8(iptc):
+        iptc[_IPTC_CHARSET] = _UTF_8
+        iptc[_IPTC_TEXT] = text
+        iptc[_IPTC_WRITER] = WRITER
+    try:
+        image.writeMetadata()
+    except exiv2.Exiv2Error as exc:
+        raise ImageError(f"its metadata cannot be written ({exc.args[-1]})") from exc
+
+
+def _takes(image: Any, kind: str) -> bool:
+    exiv2 = require_metadata_library()
+    return bool(image.checkMode(getattr(exiv2.MetadataId, kind)) == exiv2.AccessMode.ReadWrite)
+
+
+def _open(path: Path) -> Any:
+    exiv2 = require_metadata_library()
+    try:
+        image = exiv2.ImageFactory.open(str(path))
+        image.readMetadata()
+    except exiv2.Exiv2Error as exc:
+        raise ImageError(f"its metadata cannot be read ({exc.args[-1]})") from exc
+    return image
+
+
+def _description(image: Any) -> str | None:
+    xmp, iptc = image.xmpData(), image.iptcData()
+    if _XMP_TEXT in xmp:
+        texts = dict(xmp[_XMP_TEXT].value())
+        return str(texts.get("x-default") or next(iter(texts.values()), ""))
+    return _value(iptc, _IPTC_TEXT)
+
+
+def _value(data: Any, name: str) -> str | None:
+    return str(data[name].toString()) if name in data else None
+
+
+def _is_utf_8(iptc: Any) -> bool:
+    """Whether texts that are there already mean the same as UTF-8."""
+    return _value(iptc, _IPTC_CHARSET) == _UTF_8 or all(datum.toString().isascii() for datum in iptc)
