@@ -13,6 +13,7 @@ from captionmill.data.feature_writer import lock_store
 from captionmill.data.image_files import find_images
 from captionmill.data.tables import CaptionRow, write_captions
 from captionmill.data.urls import is_url
+from captionmill.pipeline.gallery import GalleryRow, write_gallery
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
 from captionmill.stages.encoding.encoder import Encoder, build_encoder, config_for_spec
@@ -46,6 +47,7 @@ def caption_folder(
     output: Path,
     *,
     features: Path | None = None,
+    gallery: Path | None = None,
     search: SearchConfig = SearchConfig(),
     machine: ExtractConfig = ExtractConfig(),
     weights: Path | None = None,
@@ -56,6 +58,7 @@ def caption_folder(
 
     Several folders in `model` are an ensemble. Features are cached in `features`, by default beside the table. The
     model knows its backbone and preprocessing; of `machine` only batch size, workers, device and precision are used.
+    `gallery` is a page of all pictures and captions to write beside the table.
     `weights` says where the backbone's weights file is now, if it was moved since the model was trained. `overwrite`
     replaces a cache that holds other features than the model needs.
 
@@ -70,6 +73,10 @@ def caption_folder(
     require_other_file(output, None if is_url(images) else Path(images), cache_path)
     if cache_path == output:
         raise InputError(f"{output}: cannot be the table and the cache of features at once")
+    if gallery is not None:
+        require_other_file(gallery, None if is_url(images) else Path(images), cache_path, output)
+        if gallery in (output, cache_path):
+            raise InputError(f"{gallery}: cannot be the gallery and another output at once")
     missing = len(found)
     replaced = False
     failures: tuple[Failure, ...] = ()
@@ -95,11 +102,19 @@ def caption_folder(
         for key, caption in captioner.captions(store, readable, search, progress=progress):
             rows[key] = CaptionRow(key, caption.text, caption.confidence, "ok", "")
     write_captions(output, [rows[image.key] for image in found])
+    if gallery is not None:
+        told = [_gallery_row(rows[image.key]) for image in found]
+        title = f"Captions of {images if is_url(images) else Path(images).resolve().name}"
+        write_gallery(gallery, title, found, told, workers=machine.workers, progress=progress)
     if not readable:
         raise InputError(f"{images}: none of {len(found)} images can be read; the reasons are in {output}")
     return FolderSummary(
         len(found), len(found) - missing, len(readable), failures, cache_path, time.monotonic() - started
     )
+
+
+def _gallery_row(row: CaptionRow) -> GalleryRow:
+    return GalleryRow(row.path, row.caption, row.confidence, status=row.status, error=row.error)
 
 
 def _build_encoder(spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Encoder:

@@ -24,6 +24,7 @@ from captionmill.stages.config import ExtractConfig, SearchConfig
 @models_option
 @click.option("--output", type=FILE_PATH, required=True, help="Table to write (CSV).")
 @click.option("--features", type=FILE_PATH, help="Cache of the features.  [default: OUTPUT with .features.h5]")
+@click.option("--gallery", type=FILE_PATH, help="Page to write as well: every picture with its caption (HTML).")
 @click.option("--weights", type=FILE, help="The backbone's weights file, if it was moved since training.")
 @search_options
 @machine_options
@@ -34,6 +35,7 @@ def caption(
     models: tuple[Path, ...],
     output: Path,
     features: Path | None,
+    gallery: Path | None,
     weights: Path | None,
     beam_size: int,
     length_penalty: float,
@@ -56,6 +58,7 @@ def caption(
             models,
             output,
             features=features,
+            gallery=gallery,
             search=SearchConfig(beam_size=beam_size, length_penalty=length_penalty, max_length=max_length),
             machine=ExtractConfig(**machine),
             weights=weights,
