@@ -58,9 +58,9 @@ def caption_folder(
 
     Several folders in `model` are an ensemble. Features are cached in `features`, by default beside the table. The
     model knows its backbone and preprocessing; of `machine` only batch size, workers, device and precision are used.
-    `gallery` is a page of all pictures and captions to write beside the table.
-    `weights` says where the backbone's weights file is now, if it was moved since the model was trained. `overwrite`
-    replaces a cache that holds other features than the model needs.
+    `gallery` is a page of all pictures and captions to write as well. `weights` says where the backbone's weights file
+    is now, if it was moved since the model was trained. `overwrite` replaces a cache that holds other features than the
+    model needs.
 
     Raises InputError if there is no image or none can be read (the table is written all the same), WeightsError if the
     backbone's weights are not the model's, SpecMismatchError if the cache holds other features than the model needs.
@@ -74,9 +74,9 @@ def caption_folder(
     if cache_path == output:
         raise InputError(f"{output}: cannot be the table and the cache of features at once")
     if gallery is not None:
-        require_other_file(gallery, None if is_url(images) else Path(images), cache_path, output)
         if gallery in (output, cache_path):
             raise InputError(f"{gallery}: cannot be the gallery and another output at once")
+        require_other_file(gallery, None if is_url(images) else Path(images), cache_path, output)
     missing = len(found)
     replaced = False
     failures: tuple[Failure, ...] = ()

@@ -76,7 +76,9 @@ function select() {
 // ---- the cards: only those near the window are in the document
 
 const shown = new Map(); // position in view -> li
-let width = LEAST_WIDTH, height = 0, columns = 1, current = 0;
+let room = 0, width = LEAST_WIDTH, height = 0, columns = 1; // pixels of the window and of a card
+let current = 0; // position that the keys start from
+let opened = 0; // position in the large view
 
 function fill(card, row) {
   const source = thumbnail(row);
@@ -128,7 +130,8 @@ function place(item, position) {
 
 /** Fit columns to the window's width. */
 function measure() {
-  const room = cards.clientWidth, least = Math.min(LEAST_WIDTH, (room - GAP) / 2);
+  room = cards.clientWidth;
+  const least = Math.min(LEAST_WIDTH, (room - GAP) / 2);
   columns = Math.max(1, Math.floor((room + GAP) / (least + GAP)));
   width = (room - (columns - 1) * GAP) / columns;
   cards.style.setProperty("--width", `${width}px`);
@@ -158,11 +161,19 @@ function render(first, end) {
       place(item, position);
       if (before) before.after(item); else cards.prepend(item);
     }
-    find(".card", item).tabIndex = -1;
     before = item;
   }
-  const entry = shown.get(current) ?? shown.get(first);
-  if (entry) find(".card", entry).tabIndex = 0;
+  setEntry(shown.get(current) ?? shown.get(first));
+}
+
+let entry = null; // the one card that Tab comes to
+
+function setEntry(item) {
+  const card = item ? find(".card", item) : null;
+  if (card === entry) return;
+  if (entry) entry.tabIndex = -1;
+  if (card) card.tabIndex = 0;
+  entry = card;
 }
 
 function renderWindow() {
@@ -216,7 +227,7 @@ function writeAddress() {
   if (state.query) parameters.set("q", state.query);
   if (state.show !== "all") parameters.set("show", state.show);
   if (state.sort !== "confidence") parameters.set("sort", state.sort);
-  if (large.open) parameters.set("image", view[current].path);
+  if (large.open) parameters.set("image", view[opened].path);
   const hash = parameters.size ? `#${parameters}` : " ";
   if (hash.trim() !== location.hash) history.replaceState(null, "", hash === " " ? location.pathname + location.search : hash);
 }
@@ -266,13 +277,14 @@ find("#clear").addEventListener("click", () => {
 });
 addEventListener("hashchange", readAddress);
 addEventListener("scroll", renderSoon, { passive: true });
-new ResizeObserver(() => {
+new ResizeObserver(() => requestAnimationFrame(() => {
+  if (cards.clientWidth === room) return;
   const before = columns;
   measure();
   if (columns !== before) return rebuild();
   for (const [position, item] of shown) place(item, position);
-  renderSoon();
-}).observe(cards.parentElement);
+  renderWindow();
+})).observe(cards.parentElement);
 
 // ---- failures, in words
 
@@ -299,7 +311,7 @@ if (failures.length) {
 // ---- the large view
 
 function openLarge(position) {
-  current = position;
+  opened = position;
   const row = view[position], image = find("img", large), failed = row.error !== null, source = thumbnail(row);
   image.hidden = !source && (failed || !row.link);
   find(".missing", large).hidden = !image.hidden;
@@ -307,7 +319,7 @@ function openLarge(position) {
   image.src = source || (failed || !row.link ? "" : row.link);
   if (row.link && source) {
     const whole = new Image();
-    whole.onload = () => { if (large.open && view[current] === row) image.src = row.link; };
+    whole.onload = () => { if (large.open && view[opened] === row) image.src = row.link; };
     whole.src = row.link;
   }
   find(".caption", large).textContent = failed ? "" : row.caption || "(no words)";
@@ -336,7 +348,7 @@ function openLarge(position) {
 }
 
 function step(by) {
-  if (view[current + by]) openLarge(current + by);
+  if (view[opened + by]) openLarge(opened + by);
 }
 
 cards.addEventListener("click", event => {
@@ -346,15 +358,14 @@ cards.addEventListener("click", event => {
 cards.addEventListener("focusin", event => {
   const card = event.target.closest(".card");
   if (!card) return;
-  for (const item of shown.values()) find(".card", item).tabIndex = -1;
-  card.tabIndex = 0;
   current = Number(card.dataset.position);
+  setEntry(shown.get(current));
 });
 find(".previous", large).addEventListener("click", () => step(-1));
 find(".next", large).addEventListener("click", () => step(1));
 large.addEventListener("close", () => {
   writeAddress();
-  focusCard(current);
+  focusCard(opened); // the browser has given it to the card that was opened first
 });
 for (const dialog of document.querySelectorAll("dialog")) {
   find(".close", dialog).addEventListener("click", () => dialog.close());

@@ -66,3 +66,5 @@ def caption(
             progress=progress,
         )
     click.echo(f"{output}: {summaries.folder_line(summary)}")
+    if gallery is not None:
+        click.echo(f"{gallery}: the gallery, open it in a browser")
