@@ -31,7 +31,7 @@ THUMBNAIL_SIDE = 192
 BLOCK_ROWS = 100
 """Thumbnails a block of text: the least that the page's script takes apart at once."""
 MOST_ROWS = 20_000
-"""Above this a page still opens, but takes a browser more memory than many a machine likes to give."""
+"""More are worth a warning: a page of 160 MB and more."""
 
 _ASSETS_DIR = Path(__file__).parent / "assets"
 _WEBP_QUALITY = 70
@@ -75,7 +75,7 @@ def write_gallery(
     The page links to local pictures by their path relative to it. `workers` threads decode; 0 takes one for each core.
     """
     if len(rows) > MOST_ROWS:
-        _logger.warning("%s: a page of %d images takes a browser minutes and gigabytes", page_path, len(rows))
+        _logger.warning("%s: a page of %d images is large, and slow to open", page_path, len(rows))
     by_key = {image.key: image for image in images}
     script = (_ASSETS_DIR / "gallery.js").read_text(encoding="utf-8")
     fillings: dict[str, Iterable[str]] = {
