@@ -16,11 +16,14 @@ test: .venv/installed-dev .mypy/captionmill  ## format check, lint, types and te
 	$(BIN)/mypy
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
-docs: .venv/installed-dev  ## write docs/cli.md anew from the program's help
+cli-docs: .venv/installed-dev  ## write docs/cli.md anew from the program's help
 	$(BIN)/python scripts/write_cli_docs.py
 
+site: .venv/installed-dev  ## build the documents as a site, in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:  ## remove what the targets made
-	rm -rf .venv .mypy .mypy_cache .pytest_cache .ruff_cache *.egg-info build demo
+	rm -rf .venv .mypy .mypy_cache .pytest_cache .ruff_cache *.egg-info build demo site
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "captionmill needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -38,4 +41,4 @@ clean:  ## remove what the targets made
 	mkdir -p .mypy
 	ln -sfn .. .mypy/captionmill
 
-.PHONY: help demo test docs clean
+.PHONY: help demo test cli-docs site clean

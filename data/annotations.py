@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from captionmill.data.caption_texts import CaptionTexts
 from captionmill.data.errors import AnnotationError
 from captionmill.data.image_files import image_key
 
@@ -34,28 +35,6 @@ _START_CHARACTERS = 65_536
 _BLOCK_ROWS = 100_000
 
 _logger = logging.getLogger(__name__)
-
-
-class CaptionTexts(Mapping[str, tuple[str, ...]]):
-    """Image key -> its captions, which lie in memory as one string: of five million half as much as one by one."""
-
-    def __init__(self, joined: dict[str, str]) -> None:
-        """Take the captions of each image, joined by CaptionTexts.BETWEEN."""
-        self._joined = joined
-
-    BETWEEN = "\0"
-
-    def __getitem__(self, key: str) -> tuple[str, ...]:
-        return tuple(self._joined[key].split(self.BETWEEN))
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._joined
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._joined)
-
-    def __len__(self) -> int:
-        return len(self._joined)
 
 
 @dataclass(frozen=True)
@@ -161,7 +140,7 @@ def _read_rows(file: TextIO) -> Iterator[_Row]:
 
 
 def _collect(path: Path, rows: Iterator[_Row], restval: str) -> Annotations:
-    captions: dict[str, str] = {}
+    captions = CaptionTexts()
     splits: dict[str, str] = {}
     empty_count = 0
     for row in rows:
@@ -173,18 +152,17 @@ def _collect(path: Path, rows: Iterator[_Row], restval: str) -> Annotations:
             if splits.setdefault(key, split) != split:
                 raise AnnotationError(f"{row.where} puts {key} in {split}, but it is in {splits[key]} already")
         if caption:
-            caption = caption.replace(CaptionTexts.BETWEEN, " ")
-            captions[key] = f"{captions[key]}{CaptionTexts.BETWEEN}{caption}" if key in captions else caption
+            captions.add(key, caption)
         else:
             empty_count += 1
     if empty_count:
         _logger.warning("%s: left out %d captions without text", path, empty_count)
     for key in [key for key, split in splits.items() if split == "drop" or key not in captions]:
-        captions.pop(key, None)
+        captions.drop(key)
         del splits[key]
     if not captions:
         raise AnnotationError("no captions in this file")
-    return Annotations(CaptionTexts(captions), splits)
+    return Annotations(captions, splits)
 
 
 def _read_split_name(row: _Row, restval: str) -> str:

@@ -40,13 +40,14 @@ def measure_features(store: FeatureStore, keys: Sequence[str]) -> tuple[Features
 
 
 class CaptionDataset:
-    """Every caption of some images with its words as indices, four bytes a word; features stay where they are."""
+    """Every caption of some images with its words as indices, compactly; features stay where they are."""
 
     def __init__(
         self, captions: Mapping[str, Sequence[str]], keys: Sequence[str], vocabulary: Vocabulary, *, max_length: int
     ) -> None:
         """All captions of the images `keys`, cut after `max_length` words; captions without a word are left out."""
-        words, lengths, images = array("i"), array("i"), array("q")
+        words = array("H" if len(vocabulary) <= 2**16 else "i")
+        lengths, images = array("i"), array("q")
         for image, key in enumerate(keys):
             for caption in captions[key]:
                 if indices := vocabulary.encode(caption)[:max_length]:
@@ -55,7 +56,7 @@ class CaptionDataset:
                     images.append(image)
         self.images: Indices = np.frombuffer(images, dtype=np.int64) if images else np.empty(0, dtype=np.int64)
         """For each caption the number of its image in `keys`."""
-        self._words = np.frombuffer(words, dtype=np.int32) if words else np.empty(0, dtype=np.int32)
+        self._words = np.frombuffer(words, dtype=words.typecode) if words else np.empty(0, dtype=np.int32)
         self._lengths = np.frombuffer(lengths, dtype=np.int32) if lengths else np.empty(0, dtype=np.int32)
         self._starts = np.cumsum(self._lengths, dtype=np.int64) - self._lengths
 
