@@ -5,7 +5,8 @@ const LEAST_WIDTH = 200, GAP = 14, OVERSCAN = 600; // pixels
 const MOST_PRINTED = 600, MOST_LISTED = 200;
 
 const find = (selector, within = document) => within.querySelector(selector);
-const cards = find("#cards"), query = find("#query"), sort = find("#sort"), shows = find("#shows"), large = find("#large");
+const cards = find("#cards"), large = find("#large");
+const query = find("#query"), shows = find("#shows"), sort = find("#sort");
 const rows = JSON.parse(find("#rows").textContent).map(
   ([path, caption, confidence, flags, alternatives, error, link], index) =>
     ({ path, caption, confidence, flags, alternatives, error, link, index, words: null }));
@@ -45,9 +46,10 @@ for (const flag of new Set(rows.flatMap(row => row.flags))) kinds.set(flag, row 
 const members = new Map([...kinds].map(([kind, belongs]) => [kind, rows.filter(belongs).length]));
 
 const byConfidence = (sign, left, right) =>
-  left.error === null && right.error === null ? sign * (left.confidence - right.confidence) || left.index - right.index
+  left.error === null && right.error === null ? sign * ((left.confidence ?? 0) - (right.confidence ?? 0)) || left.index - right.index
     : (left.error !== null) - (right.error !== null) || left.index - right.index;
-const orders = { path: rows, confidence: rows.toSorted(byConfidence.bind(null, -1)), doubt: rows.toSorted(byConfidence.bind(null, 1)) };
+const orders = { path: rows, confidence: rows.toSorted(byConfidence.bind(null, -1)),
+  doubt: rows.toSorted(byConfidence.bind(null, 1)) };
 
 const state = { show: "all", sort: "confidence", query: "" };
 let view = []; // rows shown, in order
@@ -103,18 +105,19 @@ function makeFlags(row) {
 
 function buildCard(position) {
   const row = view[position], item = make("li"), failed = row.error !== null;
-  const card = make("button", failed ? "card failed" : "card"), picture = make("span", "picture"), facts = make("span", "facts");
+  const card = make("button", failed ? "card failed" : "card");
+  const picture = make("span", "picture"), facts = make("span", "facts");
   card.type = "button";
   card.tabIndex = -1;
   card.title = row.path;
   card.dataset.position = position;
   if (!failed) {
     const bar = make("span", "bar");
-    bar.style.width = `${100 * row.confidence}%`;
+    bar.style.width = `${100 * (row.confidence ?? 0)}%`;
     picture.append(bar);
   }
   if (row.flags.length) picture.append(makeFlags(row));
-  facts.append(make("span", "name", row.path), make("span", "", failed ? "failed" : row.confidence.toFixed(2)));
+  facts.append(make("span", "name", row.path), make("span", "", failed ? "failed" : row.confidence?.toFixed(2) ?? ""));
   card.append(picture, make("span", "caption", failed ? row.error : row.caption || "(no words)"), facts);
   item.append(card);
   item.setAttribute("aria-setsize", view.length);
@@ -327,7 +330,7 @@ function openLarge(position) {
   find(".flags", large).replaceChildren(makeFlags(row));
   for (const part of large.querySelectorAll(".sure")) part.hidden = failed;
   for (const part of large.querySelectorAll(".others")) part.hidden = !row.alternatives.length;
-  find(".number", large).textContent = failed ? "" : row.confidence.toFixed(4);
+  find(".number", large).textContent = row.confidence?.toFixed(4) ?? "";
   find(".bar span", large).style.width = `${100 * (row.confidence ?? 0)}%`;
   find("ol", large).replaceChildren(...row.alternatives.map(text => make("li", "", text)));
   const path = make(row.link ? "a" : "span", "", row.path);
