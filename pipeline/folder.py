@@ -112,7 +112,14 @@ def caption_folder(
         )
     captioning_started = time.monotonic()
     made = _update_table(
-        output, source, models, captioner, search, low_confidence, table_format or format_of(output), progress=progress
+        output,
+        source,
+        models,
+        captioner,
+        search=search,
+        low_confidence=low_confidence,
+        table_format=table_format or format_of(output),
+        progress=progress,
     )
     captioned = len(source.keys) - len(source.failures)
     if source.extraction is not None:
@@ -203,10 +210,10 @@ def _update_table(
     source: _Source,
     models: Sequence[Path],
     captioner: Captioner,
+    *,
     search: SearchConfig,
     low_confidence: float | None,
     table_format: TableFormat,
-    *,
     progress: Progress,
 ) -> int:
     """Bring the table up to date; how many of its rows are made anew."""

@@ -186,6 +186,22 @@ def test_caption_writes_a_row_for_every_image_found(model: Path, photos: Path, t
     assert len(read_csv(output)) == 8
 
 
+def test_caption_writes_a_gallery_of_every_image_found(model: Path, photos: Path, tmp_path: Path) -> None:
+    output, page_path = tmp_path / "captions.csv", tmp_path / "page.html"
+    arguments = ["caption", photos, "--model", model, "--output", output, "--gallery"]
+    result = run(*arguments, page_path)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith(f"{page_path}: the gallery, open it in a browser\n")
+    page = page_path.read_text(encoding="utf-8")
+    assert "<title>Captions of photos</title>" in page
+    assert "<b>9</b> images" in page
+    for row in read_csv(output):
+        assert f'["{row["path"]}","{row["caption"]}",' in page
+    before = output.read_bytes()
+    assert "cannot be the gallery and another output" in fail(*arguments, output)
+    assert output.read_bytes() == before
+
+
 def test_another_folder_with_the_same_names_gets_its_own_captions(model: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "c.csv"
     run("caption", photos, "--model", model, "--output", output)

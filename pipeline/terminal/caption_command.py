@@ -33,6 +33,7 @@ from captionmill.stages.config import ExtractConfig, SearchConfig
     help="Of the table.  [default: by the suffix of OUTPUT, else csv]",
 )
 @click.option("--features", type=FILE_PATH, help="Cache of the features.  [default: OUTPUT with .features.h5]")
+@click.option("--gallery", type=FILE_PATH, help="Page to write as well: every picture with its caption (HTML).")
 @click.option("--weights", type=FILE, help="The backbone's weights file, if it was moved since training.")
 @search_options
 @click.option(
@@ -61,6 +62,7 @@ def caption(
     output: Path,
     table_format: TableFormat | None,
     features: Path | None,
+    gallery: Path | None,
     weights: Path | None,
     low_confidence: float | None,
     sidecar: str | None,
@@ -94,6 +96,7 @@ def caption(
             models,
             output,
             features=features,
+            gallery=gallery,
             search=search,
             low_confidence=low_confidence,
             table_format=table_format,
@@ -107,3 +110,5 @@ def caption(
     click.echo(f"{output}: {summaries.folder_line(summary)}")
     for line in summaries.written_lines(summary):
         click.echo(line)
+    if gallery is not None:
+        click.echo(f"{gallery}: the gallery, open it in a browser")
