@@ -6,6 +6,7 @@ elsewhere.
 
 import importlib
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
@@ -49,11 +50,14 @@ def open_spread(jobs: int, cluster: str | None, *, device: str = "auto") -> Iter
         def open_parallel() -> joblib.Parallel:
             return joblib.Parallel(processes, backend="loky", return_as=_AS_THEY_COME, batch_size=1)
 
-        try:
-            run = _retrying(open_parallel, (BrokenExecutor,), threads)
-            yield Spread(run, processes, threads, least_images=0 if jobs else _WORTH_STARTING)
-        finally:
-            get_reusable_executor().shutdown(wait=True)  # they hold a network each
+        with warnings.catch_warnings():
+            # loky takes a network for a leak, and says so when it starts the process anew
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
+            try:
+                run = _retrying(open_parallel, (BrokenExecutor,), threads)
+                yield Spread(run, processes, threads, least_images=0 if jobs else _WORTH_STARTING)
+            finally:
+                get_reusable_executor().shutdown(wait=True)  # they hold a network each
         return
     if jobs:
         raise InputError("--jobs is for this machine: with --cluster, the cluster's workers are the processes")

@@ -23,7 +23,7 @@ def test_a_small_demo_leaves_pictures_captions_scores_a_page_and_its_plan(tmp_pa
     )
     assert [command.split()[1] for command in commands] == ["extract", "train", "evaluate", "caption"]
     assert len(list((folder / "pictures").rglob("*.*"))) == 160
-    with (folder / "captions.csv").open(encoding="utf-8", newline="") as file:
+    with (folder / "captions.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 12
     assert {row["status"] for row in rows} == {"ok"}

@@ -343,7 +343,7 @@ def test_several_of_each_stage_side_by_side_as_one_after_the_other(plan_path: Pa
         "scores/each-second.json",
         "scores/together.json",
     ]
-    assert [path.name for path in sorted((folder / "features").glob("*.csv"))] == [
+    assert [path.name for path in sorted((folder / "features").glob("*.failures.csv"))] == [
         "first.failures.csv",
         "second.failures.csv",
     ]
