@@ -20,7 +20,7 @@ from captionmill.stages.encoding.loader import Batch
 from captionmill.stages.runtime import Progress, choose_device, choose_workers, no_progress
 
 PHOTO_SIZE = (500, 375)  # pixels, as most of Flickr8k's
-_DECODED_IMAGES = 256  # at once
+_DECODED_IMAGES = 64  # at once
 _VOCAB_SIZE = 2540  # Flickr8k's words that occur five times
 _JPEG_QUALITY = 90
 

@@ -109,7 +109,7 @@ def made(thin_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_picture_gets_the_row_of_a_store_and_the_caption_of_caption(made: Path, tmp_path: Path) -> None:
     result = run("caption", made / "photos", "--model", made / "model1", "--output", tmp_path / "c.csv", *CPU)
     assert result.exit_code == 0, result.output
-    with (tmp_path / "c.csv").open(encoding="utf-8", newline="") as file:
+    with (tmp_path / "c.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = {row["path"]: row for row in csv.DictReader(file) if row["status"] == "ok"}
     store = FeatureStore.open(made / "f.h5")
     machine = ExtractConfig(device="cpu", engine="torch")

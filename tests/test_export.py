@@ -115,7 +115,7 @@ def test_every_kind_of_decoder_becomes_torchscript(
 
 
 @needs_onnx
-@pytest.mark.parametrize(("image_input", "layers", "tie_weights"), [("first", 2, False), ("every", 2, True)])
+@pytest.mark.parametrize(("image_input", "layers", "tie_weights"), [("every", 2, True)])
 def test_every_other_kind_of_decoder_becomes_onnx(
     image_input: ImageInput, layers: int, tie_weights: bool, tmp_path: Path
 ) -> None:
@@ -161,7 +161,7 @@ def test_the_documented_loop_says_what_captionmill_says(trained: Path, tmp_path:
     program += "assert not {'torch', 'captionmill'} & set(sys.modules)\n"
     (tmp_path / "greedy.py").write_text(program, encoding="utf-8")
     run("caption", trained / "photos", "--model", trained / "model", "--output", tmp_path / "c.csv", "--beam-size", 1)
-    with (tmp_path / "c.csv").open(encoding="utf-8", newline="") as file:
+    with (tmp_path / "c.csv").open(encoding="utf-8-sig", newline="") as file:
         expected = {row["path"]: row["caption"] for row in csv.DictReader(file)}
     command = [sys.executable, str(tmp_path / "greedy.py"), str(tmp_path / "exported"), *sorted(expected)]
     done = subprocess.run(command, cwd=trained / "photos", capture_output=True, text=True, check=False)

@@ -24,7 +24,7 @@ from captionmill.stages.encoding.encoder import build_encoder
 MACHINE = ExtractConfig(
     backbone="scenes-resnet14", preprocess="squash", image_size=32, engine="torch", precision="fp32", device="cpu"
 )
-SEARCH = SearchConfig(beam_size=2, max_length=5)
+SEARCH = SearchConfig(beam_size=3, max_length=5)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_a_run_killed_while_it_decodes_goes_on_and_ends_as_if_it_had_not_been(tm
         "def progress(label, done, total, **_):\n"
         "    if label == 'caption' and done == int(sys.argv[4]): os.kill(os.getpid(), signal.SIGKILL)\n"
         "caption_folder(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), progress=progress,\n"
-        "               search=SearchConfig(beam_size=2, max_length=5), machine=ExtractConfig(device='cpu'))\n"
+        "               search=SearchConfig(beam_size=3, max_length=5), machine=ExtractConfig(device='cpu'))\n"
     )
     table = tmp_path / "t.csv"
     lengths = []
