@@ -6,7 +6,6 @@ elsewhere.
 
 import importlib
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 import joblib
 import torch
 from joblib._dask import DaskDistributedBackend
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import get_reusable_executor, process_executor
 
 from captionmill.data.errors import ClusterError, InputError
 from captionmill.stages.encoding.spread import RunTasks, Spread
@@ -25,6 +24,7 @@ _AS_THEY_COME = "generator_unordered"
 _PROCESSES_A_GPU = 4  # threads that decode share one interpreter lock: a process feeds about 1,400 images/s
 _CORES_A_PROCESS = 4
 _WORTH_STARTING = 10_000  # pictures that one process does while several start
+_MOST_GROWTH = 8e9  # bytes
 _WORKERS_TIMEOUT_S = 60  # a worker that dask starts again imports torch first
 _logger = logging.getLogger(__name__)
 
@@ -50,14 +50,11 @@ def open_spread(jobs: int, cluster: str | None, *, device: str = "auto") -> Iter
         def open_parallel() -> joblib.Parallel:
             return joblib.Parallel(processes, backend="loky", return_as=_AS_THEY_COME, batch_size=1)
 
-        with warnings.catch_warnings():
-            # loky takes a network for a leak, and says so when it starts the process anew
-            warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
-            try:
-                run = _retrying(open_parallel, (BrokenExecutor,), threads)
-                yield Spread(run, processes, threads, least_images=0 if jobs else _WORTH_STARTING)
-            finally:
-                get_reusable_executor().shutdown(wait=True)  # they hold a network each
+        try:
+            run = _retrying(open_parallel, (BrokenExecutor,), threads)
+            yield Spread(run, processes, threads, least_images=0 if jobs else _WORTH_STARTING)
+        finally:
+            get_reusable_executor().shutdown(wait=True)  # they hold a network each
         return
     if jobs:
         raise InputError("--jobs is for this machine: with --cluster, the cluster's workers are the processes")
@@ -166,6 +163,8 @@ def _run_numbered(
     call: tuple[Callable[[Any], Any], int, tuple[int, Any]],
 ) -> tuple[int, Any]:
     function, threads, (number, task) = call
+    # a network is no leak: loky would end a process that has grown by 300 MB, and start another, which imports torch
+    process_executor._MAX_MEMORY_LEAK_SIZE = _MOST_GROWTH
     torch.set_num_threads(threads)  # dask tells its workers to use one, whatever they were given
     return number, function(task)
 
