@@ -19,10 +19,10 @@ def test_a_small_demo_leaves_pictures_captions_scores_a_page_and_its_plan(tmp_pa
     folder = tmp_path / "demo"
     commands: list[str] = []
     summary = run_demo(
-        folder, picture_count=100, held_out_count=12, on_stage=lambda stage, command: commands.append(command)
+        folder, picture_count=160, held_out_count=12, on_stage=lambda stage, command: commands.append(command)
     )
     assert [command.split()[1] for command in commands] == ["extract", "train", "evaluate", "caption"]
-    assert len(list((folder / "pictures").rglob("*.*"))) == 100
+    assert len(list((folder / "pictures").rglob("*.*"))) == 160
     with (folder / "captions.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 12
