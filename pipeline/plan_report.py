@@ -8,7 +8,7 @@ from captionmill.data.errors import InputError
 from captionmill.pipeline.graph import Task
 from captionmill.pipeline.jobs import CaptionJob, EvaluateJob, ExtractJob, TrainJob
 
-_OURS = b'<meta name="generator" content="captionmill'
+_OURS = b'<meta name="generator" content="captionmill '  # a gallery's names no version
 
 
 def report_path_for(plan_path: Path) -> Path:

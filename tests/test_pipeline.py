@@ -210,6 +210,17 @@ def test_a_run_that_made_something_writes_a_report_of_all_outputs(plan_path: Pat
     assert run_command(plan_path).stdout.splitlines()[-1] == line
 
 
+def test_a_gallery_is_written_when_the_file_asks_for_it(plan_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(plan_path.parent)
+    run_pipeline(plan_path)
+    plan_path.write_text(PLAN + 'gallery = "pages/new.html"\n')
+    result = run_command(plan_path)
+    assert "$ captionmill caption new --model model --output captions.csv --gallery pages/new.html" in result.stderr
+    assert "9 rows as they were" in result.stdout
+    assert "blue_2.png" in (plan_path.parent / "pages" / "new.html").read_text(encoding="utf-8")
+    assert stages_run(plan_path) == []
+
+
 def test_a_report_that_cannot_be_written_is_a_warning(plan_path: Path) -> None:
     report = plan_path.with_name("report.html")
     report.write_text("<p>somebody's own</p>")
