@@ -27,6 +27,7 @@ def command_line(job: Job) -> str:
             words += _options(job.search) + ([] if job.device == "auto" else ["--device", job.device])
         case CaptionJob():
             words = [show_path(job.images), *_models(job.models), *_path_option("--output", job.output)]
+            words += _path_option("--gallery", job.gallery)
             words += _options(job.search) + _options(job.machine, MACHINE_SETTINGS)
     return shlex.join(["captionmill", job.kind, *words])
 

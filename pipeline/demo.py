@@ -11,14 +11,14 @@ from captionmill.data.caption_table import CaptionRow, read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.samples import draw_samples
 from captionmill.data.scene_captions import Scene, describes
+from captionmill.pipeline.plan_report import report_path_for
 from captionmill.pipeline.run import TaskOutcome, run_pipeline
-from captionmill.pipeline.run_report import ReportSources, write_run_report
 from captionmill.stages.decoding.training_state import EpochResult
 from captionmill.stages.runtime import Progress, no_progress
 from captionmill.stages.scoring.report import PageEntry, write_page
 
 PICTURES_DIR, HELD_OUT_DIR = "pictures", "held_out"
-PLAN_NAME, PAGE_NAME, REPORT_NAME, CAPTIONS_NAME = "pipeline.toml", "page.html", "report.html", "captions.csv"
+PLAN_NAME, PAGE_NAME, CAPTIONS_NAME = "pipeline.toml", "page.html", "captions.csv"
 PLAN = """\
 # Made by `captionmill demo`; run it with `captionmill run pipeline.toml`. Paths start at this file's folder.
 
@@ -78,7 +78,9 @@ def run_demo(
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
     progress: Progress = no_progress,
 ) -> DemoSummary:
-    """Draw pictures into `folder`, extract, train, evaluate, caption the held-out ones, write the page and the report.
+    """Draw pictures into `folder`, extract, train, evaluate, caption the held-out ones, write the page.
+
+    The pipeline writes its report.
 
     Raises InputError if `folder` holds files that no demo made.
     """
@@ -103,21 +105,15 @@ def run_demo(
     entries = [_entry(folder, row, scenes[row.path], right[row.path]) for row in rows]
     page_path = folder / PAGE_NAME
     write_page(page_path, "captionmill: captions of drawn scenes it has never seen", summary, entries)
-    report_path = folder / REPORT_NAME
-    write_run_report(report_path, _sources(folder), title="captionmill: the demo's run")
     return DemoSummary(
-        folder, page_path, report_path, folder / CAPTIONS_NAME, tuple(outcomes), right_count, len(rows), duration_s
-    )
-
-
-def _sources(folder: Path) -> ReportSources:
-    return ReportSources(
-        models=[folder / "model"],
-        features=[folder / "features.h5"],
-        scores=[folder / "scores.json"],
-        tables=[folder / CAPTIONS_NAME],
-        captions=[folder / "references.csv"],
-        images=[folder / PICTURES_DIR],
+        folder=folder,
+        page_path=page_path,
+        report_path=report_path_for(plan_path),
+        captions_path=folder / CAPTIONS_NAME,
+        outcomes=tuple(outcomes),
+        right_count=right_count,
+        held_out_count=len(rows),
+        duration_s=duration_s,
     )
 
 

@@ -1,4 +1,4 @@
-"""The drawings of an explanation: pictures as data URLs, numbers as heat maps, the beam as an SVG tree."""
+"""The drawings of an explanation: numbers as heat maps, the beam as an SVG tree."""
 
 import base64
 import html
@@ -16,15 +16,6 @@ MAP_COLUMNS = 64
 
 _BOX_WIDTH, _BOX_HEIGHT, _GAP_X, _GAP_Y, _LABELS = 146, 54, 16, 36, 58  # pixels
 _LONGEST_WORD = 17  # letters that fit into a box
-
-
-def photo_url(image: Image.Image, *, side: int) -> str:
-    """A JPEG of `image`, its longer side at most `side` pixels, as a data URL."""
-    small = image.copy()
-    small.thumbnail((side, side))
-    content = io.BytesIO()
-    small.save(content, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
 def heat_map_url(values: Numbers, limit: float) -> str:

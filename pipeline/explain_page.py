@@ -7,13 +7,14 @@ from string import Template
 import numpy as np
 from PIL import Image
 
-from captionmill.pipeline.explain_drawings import DOWN, MAP_COLUMNS, UP, heat_map_url, photo_url
+from captionmill.data.thumbnails import thumbnail_url
+from captionmill.pipeline.explain_drawings import DOWN, MAP_COLUMNS, UP, heat_map_url
 from captionmill.pipeline.explain_walks import beam_section, greedy_section, references_section
 from captionmill.pipeline.explain_words import show_number, tell_how_computed, tell_scaling, tell_start
 from captionmill.pipeline.picture_explanation import PictureExplanation
 from captionmill.stages.decoding.explain import Numbers, Start
 
-_TEMPLATE_PATH = Path(__file__).parents[1] / "data" / "assets" / "explain.html"
+_TEMPLATE_PATH = Path(__file__).parent / "assets" / "explain.html"
 _PHOTO_SIDE = 640  # pixels
 _LARGEST = 10
 _SATURATION = 99.5  # percentile at which a heat map's colour is full: a few outliers must not make the rest pale
@@ -36,8 +37,9 @@ def _head(explained: PictureExplanation) -> str:
     name = html.escape(_file_name(explained))
     photo = ""
     if explained.picture:
+        url = thumbnail_url(explained.picture.copy(), _PHOTO_SIDE)
         photo = (
-            f'<figure class="photo"><img alt="the picture" src="{photo_url(explained.picture, side=_PHOTO_SIDE)}">'
+            f'<figure class="photo"><img alt="the picture" src="{url}">'
             f"<figcaption>{name}, {explained.picture.width} &times; {explained.picture.height} pixels</figcaption>"
             "</figure>"
         )
@@ -76,7 +78,7 @@ def _seen_figure(explained: PictureExplanation) -> str:
         return ""
     pixels = Image.fromarray(explained.seen)
     return (
-        f'<figure class="seen"><img alt="what the network sees" src="{photo_url(pixels, side=_PHOTO_SIDE)}">'
+        f'<figure class="seen"><img alt="what the network sees" src="{thumbnail_url(pixels.copy(), _PHOTO_SIDE)}">'
         f"<figcaption>What the network sees: {pixels.width} &times; {pixels.height} pixels "
         f"({html.escape(explained.bundles[0].spec.preprocess)})</figcaption></figure>"
     )

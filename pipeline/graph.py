@@ -2,7 +2,7 @@
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from captionmill.data.errors import PipelineError
 from captionmill.pipeline.fingerprints import Input
-from captionmill.pipeline.jobs import Job, Kind
+from captionmill.pipeline.jobs import CaptionJob, Job, Kind
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Graph:
             if other := by_output.get(task.output):
                 raise PipelineError(f"{other.id} and {task.id} both write {task.output}; give one another `output`")
             by_id[task.id] = by_output[task.output] = task
+        _require_own_galleries(tasks, by_output)
         needs = {task.id: [need.id for need in _needs(task, by_output)] for task in tasks}
         try:
             order = list(TopologicalSorter(needs).static_order())
@@ -106,6 +107,17 @@ class Graph:
             if any(need.id in forced for need in self.needs(task)):
                 forced.add(task.id)
         return frozenset(forced)
+
+
+def _require_own_galleries(tasks: Sequence[Task], by_output: Mapping[Path, Task]) -> None:
+    writers = dict(by_output)
+    for task in tasks:
+        if isinstance(task.job, CaptionJob) and task.job.gallery:
+            if other := writers.get(task.job.gallery):
+                raise PipelineError(
+                    f"{other.id} and {task.id} both write {task.job.gallery}; give one another `gallery`"
+                )
+            writers[task.job.gallery] = task
 
 
 def _needs(task: Task, by_output: dict[Path, Task]) -> list[Task]:

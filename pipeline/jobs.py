@@ -1,5 +1,6 @@
 """The four kinds of work that a pipeline is made of: what each is made from, and what it makes. Imports no torch."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -115,10 +116,13 @@ class CaptionJob:
     several: Several = "best"
     machine: ExtractConfig = field(default_factory=ExtractConfig)
     """Of these only `MACHINE_SETTINGS` count."""
+    gallery: Path | None = None
+    """A page of all pictures and captions."""
 
     def settings(self) -> dict[str, Any]:
-        """All that changes the captions."""
-        return asdict(self.search) | _several(self.models, self.several)
+        """All that changes the captions, and where their page is."""
+        page = {"gallery": Path(os.path.relpath(self.gallery, self.output.parent)).as_posix()} if self.gallery else {}
+        return asdict(self.search) | _several(self.models, self.several) | page
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""

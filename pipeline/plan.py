@@ -113,13 +113,14 @@ def _read_evaluate(section: Section, extractions: Sequence[Task], trainings: Seq
 def _read_caption(section: Section, extractions: Sequence[Task], trainings: Sequence[Task]) -> Task:
     images, models = section.images("images"), _read_models(section, trainings)
     several = cast(Several, section.choice("several", ("best", "ensemble")))
+    gallery = section.optional_path("gallery")
     output = section.path("output", _default_output("captions", section.name, ".csv", is_folder=False))
     features = [model.training.features for model in models if model.training]
     made_by = [task.job.config for task in extractions if isinstance(task.job, ExtractJob) and task.output in features]
     used = {name: getattr(made_by[0], name) for name in MACHINE_SETTINGS} if made_by else {}
     machine = section.settings(section.changed(ExtractConfig(), used), MACHINE_SETTINGS)
     paths = tuple(model.path for model in models)
-    job = CaptionJob(images, paths, output, section.settings(SearchConfig()), several, machine)
+    job = CaptionJob(images, paths, output, section.settings(SearchConfig()), several, machine, gallery)
     return Task(section.name, job)
 
 

@@ -3,6 +3,7 @@
 Imports no torch until something is to be done, so that a run with nothing to do is over at once.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from captionmill.pipeline.fingerprints import Images, settle
 from captionmill.pipeline.graph import Graph, Task
 from captionmill.pipeline.jobs import with_chosen_models
 from captionmill.pipeline.plan import read_plan
+from captionmill.pipeline.plan_report import report_path_for, write_plan_report
 from captionmill.pipeline.standing import Standing, compare, plain, setting_changes
 from captionmill.pipeline.workspace import Workspace, claim_pipeline
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from captionmill.pipeline.work import Summary
     from captionmill.stages.decoding.training_state import EpochResult
     from captionmill.stages.runtime import Progress
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ def run_pipeline(
     on_outcome: Callable[[TaskOutcome], None] = lambda outcome: None,
     on_splits: "Callable[[Splits], None]" = lambda splits: None,
     on_epoch: "Callable[[EpochResult], None]" = lambda result: None,
+    on_report: Callable[[Path], None] = lambda path: None,
     progress: "Progress | None" = None,
 ) -> list[TaskOutcome]:
     """Run the tasks that the TOML file `plan_path` describes; those whose output is up to date are skipped.
@@ -66,7 +71,8 @@ def run_pipeline(
     `jobs` processes, or those of a `cluster` (as for `open_spread`), do independent tasks side by side, and an
     extraction together. `start` names tasks as `Graph.find` takes them: these and what depends on them are run in any
     case. `on_stage` hears the id of each task that runs and the command that does the same by hand, `on_outcome` each
-    task that is done with; the other three hear of tasks that run in this process alone.
+    task that is done with; `on_report` hears where the report of all outputs is, if it was
+    written, as after each run that made something; the others hear of tasks that run in this process alone.
 
     Raises PipelineError for a file that cannot be understood or that another process runs, and, when all that can be
     made is made, for tasks that failed; ClusterError if processes keep dying.
@@ -87,8 +93,22 @@ def run_pipeline(
         outcomes = _Run(
             graph, Workspace(plan_path), forced, hire, on_stage=on_stage, on_outcome=on_outcome
         ).to_the_end()
+        if any(outcome.summary for outcome in outcomes) or not report_path_for(plan_path).exists():
+            _write_report(plan_path, outcomes, on_report)
     require_made(plan_path, outcomes)
     return outcomes
+
+
+def _write_report(plan_path: Path, outcomes: Sequence[TaskOutcome], on_report: Callable[[Path], None]) -> None:
+    """Write the report of what is made; the run is none the worse if that fails."""
+    if made := [outcome.task for outcome in outcomes if outcome.is_made]:
+        try:
+            path = write_plan_report(plan_path, made)
+        except Exception as exc:  # whatever it is: the outputs are there and whole
+            reason = str(exc) if isinstance(exc, CaptionmillError) else repr(exc)
+            _logger.warning("no report of this run: %s", reason)
+        else:
+            on_report(path)
 
 
 def require_made(plan_path: Path, outcomes: Sequence[TaskOutcome]) -> None:

@@ -77,7 +77,7 @@ class _Vocabulary:
 
 @dataclass
 class _Pictures:
-    """The pictures by key, looked for once and opened when one is wanted."""
+    """The pictures by key, looked for once and opened when one is wanted; a key of two different files names none."""
 
     images: dict[str, ImageFile] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -85,11 +85,18 @@ class _Pictures:
     @classmethod
     def find(cls, locations: Sequence[Path | str]) -> "_Pictures":
         pictures = cls()
-        for location in locations:
+        ambiguous: set[str] = set()
+        for location in dict.fromkeys(place if isinstance(place, str) else place.resolve() for place in locations):
             try:
-                pictures.images |= {image.key: image for image in find_images(location)}
+                for image in find_images(location):
+                    if pictures.images.setdefault(image.key, image) != image:
+                        ambiguous.add(image.key)
             except (CaptionmillError, OSError) as exc:
                 pictures.problems.append(str(exc))
+        for key in ambiguous:
+            del pictures.images[key]
+        if ambiguous:
+            pictures.problems.append("several of the images named are called so")
         return pictures
 
     def thumbnail(self, key: str) -> tuple[str, str]:

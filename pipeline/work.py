@@ -81,6 +81,7 @@ def do_job(
                 job.images,
                 job.models,
                 job.output,
+                gallery=job.gallery,
                 search=job.search,
                 machine=job.machine,
                 overwrite=replaces,

@@ -1,8 +1,10 @@
 """Imports point down only: cli -> pipeline -> stages -> data, and stage two never knows stage one."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,20 @@ def test_help_needs_no_heavy_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_table_of_a_room_names_each_of_its_modules_once_and_no_other(room: str) -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = re.search(rf"^\| {room}/ \| job \|\n\|---\|---\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert table is not None
+    named: Counter[str] = Counter()
+    for line in table[1].splitlines():
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", line.split("|")[1]):
+            folder = name[: name.rfind("/") + 1] or folder  # said once for all names of a line
+            found = [*(ROOT / room / folder).glob(name.removeprefix(folder) or "*")]
+            assert found, f"{name} is in the table and not in {room}/"
+            named.update(path.relative_to(ROOT / room).as_posix() for path in found if path.suffix == ".py")
+    modules = {path.relative_to(ROOT / room).as_posix() for path in (ROOT / room).rglob("*.py")}
+    assert named == dict.fromkeys((name for name in modules if not name.endswith("__init__.py")), 1)

@@ -195,6 +195,46 @@ def test_the_command_shows_what_it_runs_and_the_commands_do_the_same(
     assert [line.split(": ")[1] for line in again.stdout.splitlines()] == 4 * ["up to date"]
 
 
+def test_a_run_that_made_something_writes_a_report_of_all_outputs(plan_path: Path) -> None:
+    report = plan_path.with_name("report.html")
+    line = f"{report}: the report, open it in a browser"
+    assert run_command(plan_path).stdout.splitlines()[-1] == line
+    text = report.read_text(encoding="utf-8")
+    assert f"<h1>{plan_path.parent.name}: pipeline.toml</h1>" in text
+    assert "8</b> images with features" in text  # of photos/
+    assert "8</b> images captioned" in text  # of new/
+    assert "best validation CIDEr-D" in text
+    assert "data:image/jpeg;base64," in text  # the scored pictures were found
+    assert line not in run_command(plan_path).stdout
+    report.unlink()
+    assert run_command(plan_path).stdout.splitlines()[-1] == line
+
+
+def test_a_gallery_is_written_when_the_file_asks_for_it(plan_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(plan_path.parent)
+    run_pipeline(plan_path)
+    plan_path.write_text(PLAN + 'gallery = "pages/new.html"\n')
+    result = run_command(plan_path)
+    assert "$ captionmill caption new --model model --output captions.csv --gallery pages/new.html" in result.stderr
+    assert "9 rows as they were" in result.stdout
+    assert "blue_2.png" in (plan_path.parent / "pages" / "new.html").read_text(encoding="utf-8")
+    assert stages_run(plan_path) == []
+
+
+def test_a_report_that_cannot_be_written_is_a_warning(plan_path: Path) -> None:
+    report = plan_path.with_name("report.html")
+    report.write_text("<p>somebody's own</p>")
+    result = run_command(plan_path)
+    assert result.exit_code == 0
+    assert f"no report of this run: {report}: is there already and no report of captionmill's" in result.stderr
+    assert "open it in a browser" not in result.stdout
+    assert report.read_text() == "<p>somebody's own</p>"
+    other_path = plan_path.rename(plan_path.with_name("other.toml"))
+    assert (
+        f"{plan_path.with_name('other.report.html')}: the report" in run_command(other_path, "--from", "train").stdout
+    )
+
+
 def test_a_touched_input_reruns_nothing_and_a_changed_one_what_is_made_of_it(plan_path: Path) -> None:
     run_pipeline(plan_path)
     folder = plan_path.parent

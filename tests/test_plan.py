@@ -90,6 +90,11 @@ def test_a_plan_that_is_wrong_names_the_line_and_the_nearest_key(
         ("[train", "not TOML: "),
         ("", "describes nothing to do"),
         (PLAN.replace('images = "new"', 'images = "new"\noutput = "scores.json"'), "evaluate and caption both write "),
+        (PLAN.replace('images = "new"', 'images = "new"\ngallery = "scores.json"'), "evaluate and caption both write "),
+        (
+            PLAN.replace("[caption]", '[caption]\ngallery = "page.html"\n[caption.a]\nimages = "a"\n[caption.b]'),
+            "caption.a and caption.b both write ",
+        ),
     ],
 )
 def test_a_file_that_is_wrong_as_a_whole_is_a_one_line_error(tmp_path: Path, text: str, message: str) -> None:
@@ -226,7 +231,7 @@ def test_init_writes_a_file_that_works_and_whose_every_setting_is_the_default(tm
     assert told.stdout == f"{path}: fill in the paths, then: captionmill run {path} --dry-run\n"
     plain = read_plan(path)
     assert ids(plain) == ["extract", "train", "evaluate", "caption"]
-    set_all, count = re.subn(r"^# (\w+ = )", r"\1", path.read_text(), flags=re.M)
+    set_all, count = re.subn(r"^# (?!gallery)(\w+ = )", r"\1", path.read_text(), flags=re.M)
     assert count > 50
     explicit = read(tmp_path, set_all)
     for before, after in zip(plain.tasks, explicit.tasks, strict=True):

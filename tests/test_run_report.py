@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -288,6 +288,16 @@ def test_the_command_writes_the_page_and_refuses_what_is_no_run(run: ReportSourc
 
     with pytest.raises(InputError, match="would be overwritten"):
         write_run_report(run.scores[0], run)
+
+
+def test_a_key_of_pictures_in_two_places_shows_neither(run: ReportSources, tmp_path: Path) -> None:
+    photos = run.models[0].parent / "photos"
+    draw_photos(tmp_path / "others")
+    (tmp_path / "others" / "red_0.png").unlink()
+    write_run_report(tmp_path / "r.html", replace(run, images=[photos, tmp_path / "others", photos / ".." / "photos"]))
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "no picture: several of the images named are called so" in text
+    assert "data:image/jpeg;base64," in text  # red_0.png is in one place
 
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the PATH")

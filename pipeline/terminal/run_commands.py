@@ -42,6 +42,8 @@ def run(pipeline: Path, dry_run: bool, start: str | None, jobs: int, cluster: st
 
     What is stopped or fails is gone on with by the next run. A task that fails stops only those that need it.
 
+    A run that made something writes report.html beside PIPELINE: all outputs on one page.
+
     Example: captionmill run pipeline.toml
     """
     from captionmill.pipeline.run import run_pipeline
@@ -62,6 +64,7 @@ def run(pipeline: Path, dry_run: bool, start: str | None, jobs: int, cluster: st
             on_outcome=lambda outcome: show_outcome(outcome, progress),
             on_splits=show_splits,
             on_epoch=epoch_printer(quiet, progress),
+            on_report=lambda path: click.echo(f"{path}: the report, open it in a browser"),
             progress=progress,
         )
 

@@ -46,6 +46,7 @@ captions = "references.csv"  # CSV with image and caption, Flickr token file, CO
 [caption]  # a folder of new pictures to CSV
 images = "new-images"
 # output = "captions.csv"
+# gallery = "captions.html"  # a page of all pictures and captions; none if not set
 {caption}
 
 # Several of a kind have names, and take what [train] (or another) itself says unless they say otherwise:
