@@ -251,7 +251,7 @@ def test_a_kill_at_any_line_loses_no_row_and_doubles_none(
     expected = captions(whole)
     old = prepare("old").read_bytes() if scene != "new" else b""
     kills = 0
-    for line in [*range(1, line_count, max(1, line_count // 5)), *range(line_count - 6, line_count)]:
+    for line in [*range(1, line_count, max(1, line_count // 8)), *range(line_count - 8, line_count)]:
         path = prepare(f"killed at {line}")
         kills += run_until_killed(path, line, **now)
         if scene != "new":  # at every instant the whole old table, or the whole new one
