@@ -185,10 +185,12 @@ def test_what_is_not_run_says_why_and_names_commands_and_options_that_exist(page
             if words[0] != "captionmill":
                 continue
             command: click.Command = main
-            words = words[1:]
+            context, words = click.Context(main), words[1:]
             while isinstance(command, click.Group) and words and not words[0].startswith("-"):
                 command, words = command.commands[words[0]], words[1:]
-            command.make_parser(click.Context(command)).parse_args(words)  # NoSuchOption names the option
+                # Under its parent: a command keeps the help option that its first context gave it.
+                context = click.Context(command, parent=context)
+            command.make_parser(context).parse_args(words)  # NoSuchOption names the option
 
 
 @pytest.mark.parametrize("page", PAGES)
