@@ -185,7 +185,7 @@ def test_what_is_not_run_says_why_and_names_commands_and_options_that_exist(page
             if words[0] != "captionmill":
                 continue
             command: click.Command = main
-            context, words = click.Context(main), words[1:]
+            context, words = click.Context(main, **main.context_settings), words[1:]
             while isinstance(command, click.Group) and words and not words[0].startswith("-"):
                 command, words = command.commands[words[0]], words[1:]
                 # Under its parent: a command keeps the help option that its first context gave it.
