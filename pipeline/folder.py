@@ -69,6 +69,7 @@ def caption_folder(
     sidecar: str | None = None,
     embed_into: EmbedInto | None = None,
     overwrite: bool = False,
+    replace_cache: bool = False,
     progress: Progress = no_progress,
 ) -> FolderSummary:
     """Caption every image of `images`, as `extract` takes them, with `model` and write the table `output`.
@@ -84,8 +85,8 @@ def caption_folder(
 
     `sidecar` is the ending of a text file to write beside each image. `embed_into` is a folder for copies of the images
     that hold their captions, or "images" to write into these themselves. `gallery` is a page of all pictures and
-    captions to write as well. `overwrite` replaces a cache that holds other
-    features than the model needs, and sidecars and descriptions that somebody else wrote.
+    captions to write as well. `replace_cache` replaces a cache that holds other features than the model needs;
+    `overwrite` does so too, and replaces sidecars and descriptions that somebody else wrote.
 
     Raises InputError if there is no image or none can be read (the table is written all the same), WeightsError if the
     backbone's weights are not the model's, SpecMismatchError if the cache holds other features than the model needs.
@@ -108,7 +109,13 @@ def caption_folder(
         wanted = CompanionConfig(sidecar, embed_into, gallery, overwrite=overwrite)
         companions = Companions(images, found, output, store_path, wanted)
         source = _extract_missing(
-            found, store_path, captioner.spec, machine, weights, overwrite=overwrite, progress=progress
+            found,
+            store_path,
+            captioner.spec,
+            machine,
+            weights,
+            replaces=overwrite or replace_cache,
+            progress=progress,
         )
     captioning_started = time.monotonic()
     made = _update_table(
@@ -180,7 +187,7 @@ def _extract_missing(
     machine: ExtractConfig,
     weights: Path | None,
     *,
-    overwrite: bool,
+    replaces: bool,
     progress: Progress,
 ) -> _Source:
     """Add to the store at `path` what it lacks of `found`."""
@@ -188,7 +195,7 @@ def _extract_missing(
     replaced = False
     if store_exists(path):
         store = FeatureStore.open(path)
-        if overwrite and spec.differences(store.spec):
+        if replaces and spec.differences(store.spec):
             replaced = True
         else:
             spec.require(store.spec, mine="the model", others=str(path))

@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from captionmill.data.errors import InputError, PipelineError
 from captionmill.data.urls import is_url
 from captionmill.pipeline.toml_lines import find_line
-from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.config import ExtractConfig, SearchConfig, TableConfig, TrainConfig
 
-Config = TypeVar("Config", ExtractConfig, TrainConfig, SearchConfig)
+Config = TypeVar("Config", ExtractConfig, TrainConfig, SearchConfig, TableConfig)
 
 GRID = "grid"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -209,7 +209,7 @@ class Section:
         return self.error(key, f"{key} = {_show(value)}: is to be {wanted}")
 
 
-def setting_types(kind: type[ExtractConfig] | type[TrainConfig] | type[SearchConfig]) -> dict[str, Any]:
+def setting_types(kind: type[Config]) -> dict[str, Any]:
     """The settings of `kind` that a table can hold, with their types."""
     return {name: hint for name, hint in get_type_hints(kind).items() if hint is not SearchConfig}
 

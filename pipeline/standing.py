@@ -110,8 +110,12 @@ def setting_changes(was: Mapping[str, Any], now: Mapping[str, Any], defaults: Ma
         if isinstance(value, dict):
             changes += setting_changes(old or {}, value, defaults.get(name) or {})
         elif old != value:
-            changes.append(f"{name} was {json.dumps(old)}, is {json.dumps(value)}")
+            changes.append(f"{name} was {_show(old)}, is {_show(value)}")
     return changes
+
+
+def _show(value: object) -> str:
+    return "not set" if value is None else json.dumps(value)
 
 
 def _input_changes(was: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint], names: Collection[str]) -> list[str]:

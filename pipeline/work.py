@@ -83,8 +83,11 @@ def do_job(
                 job.output,
                 gallery=job.gallery,
                 search=job.search,
+                low_confidence=job.table.low_confidence,
+                table_format=job.table.format,
                 machine=job.machine,
-                overwrite=replaces,
+                sidecar=job.table.sidecar,
+                replace_cache=replaces,
                 progress=progress,
             )
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from captionmill.data.caption_table import TableFormat
 from captionmill.data.errors import InputError
 
 Backbone = Literal["resnet50", "resnet101", "resnet152", "scenes-resnet14"]
@@ -35,6 +36,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "self_critical_learning_rate": (0, None),
     "self_critical_samples": (2, 1000),
     "threshold": (0, 1),
+    "low_confidence": (0, 1),
     "seed": (0, 2**63 - 1),
 }
 """Least and greatest value of a setting; numbers that are not listed are at least 1."""
@@ -141,6 +143,18 @@ class SearchConfig(_Checked):
         for name, neutral in (("temperature", 1), ("top_k", 0), ("top_p", 1)):
             if getattr(self, name) != neutral:
                 raise InputError(f"{name.replace('_', '-')} is of sampling: pass sample too")
+
+
+@dataclass(frozen=True)
+class TableConfig(_Checked):
+    """A table of captions: how it is written, what is flagged in it, and which files go with it."""
+
+    format: TableFormat | None = None
+    """csv, jsonl or parquet; None is what the table's suffix says, else csv."""
+    low_confidence: float | None = None
+    """Captions less sure than this are flagged; None is what a tenth of the model's validation captions are below."""
+    sidecar: str | None = None
+    """Ending of a text file beside each image, such as .txt; None writes none."""
 
 
 @dataclass(frozen=True)
