@@ -8,12 +8,15 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from captionmill.data.caption_journal import made_dir
-from captionmill.data.caption_table import CaptionRow
+from captionmill.data.caption_table import CaptionRow, read_captions
 from captionmill.data.errors import InputError
-from captionmill.data.image_files import IMAGE_SUFFIXES, ImageFile
-from captionmill.stages.runtime import Progress, no_progress
+from captionmill.data.image_files import IMAGE_SUFFIXES, ImageFile, find_images
+
+if TYPE_CHECKING:
+    from captionmill.stages.runtime import Progress
 
 _HASH_DIGITS = 16
 
@@ -23,6 +26,13 @@ def local_path(image: ImageFile, option: str) -> Path:
     if isinstance(image.path, str) or image.offset is not None:
         raise InputError(f"{option} needs images that are files here; {image.key} is in a tar or behind a URL")
     return image.path
+
+
+def count_missing(images: Path | str, suffix: str, table: Path) -> int:
+    """How many of `images` have a caption in `table` and no sidecar with the ending `suffix`."""
+    paths = {image.key: local_path(image, "--sidecar").with_suffix(suffix) for image in find_images(images)}
+    captioned = (row.path for row in read_captions(table) if row.status == "ok")
+    return sum(key in paths and not paths[key].exists() for key in captioned)
 
 
 class Sidecars:
@@ -63,7 +73,7 @@ class Sidecars:
             owners[path] = image.key
             self._paths[image.key] = path
 
-    def write(self, rows: Iterable[CaptionRow], *, progress: Progress = no_progress) -> int:
+    def write(self, rows: Iterable[CaptionRow], *, progress: "Progress") -> int:
         """Write the caption of each row that has one; how many files were new or changed."""
         written = 0
         with self._record_path.open("ab") as record:

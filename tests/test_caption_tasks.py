@@ -84,3 +84,20 @@ def test_a_run_never_replaces_a_sidecar_that_somebody_changed(plan_path: Path) -
     with pytest.raises(PipelineError, match=r"red_0\.txt: exists already, and is not as a run into .* wrote it"):
         run_pipeline(plan_path)
     assert sidecar.read_text() == "my own\n"
+
+
+def test_a_gallery_or_sidecars_that_were_deleted_are_made_again(plan_path: Path) -> None:
+    folder = plan_path.parent
+    plan_path.write_text(PLAN + 'sidecar = ".txt"\ngallery = "page.html"\n')
+    run_pipeline(plan_path)
+    made = {path: path.read_bytes() for path in [folder / "page.html", *sorted((folder / "new").rglob("*.txt"))]}
+    assert reasons(plan_path) == ()
+    (folder / "page.html").unlink()
+    assert reasons(plan_path) == ("page.html is not there",)
+    run_pipeline(plan_path)
+    for path in [*made][1:3]:
+        path.unlink()
+    assert reasons(plan_path) == ("2 sidecars are not there",)
+    run_pipeline(plan_path)
+    assert {path: path.read_bytes() for path in made} == made
+    assert reasons(plan_path) == ()
