@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from captionmill.data.errors import InputError, PipelineError
+from captionmill.data.errors import PipelineError, SettingError
 from captionmill.data.urls import is_url
 from captionmill.pipeline.toml_lines import find_line
 from captionmill.stages.config import ExtractConfig, SearchConfig, TableConfig, TrainConfig
@@ -174,9 +174,8 @@ class Section:
         """`config` with other `values`; PipelineError for one out of its range."""
         try:
             return replace(config, **values)
-        except InputError as exc:
-            key = str(exc).split()[0].replace("-", "_")
-            raise self.error(key if key in values else None, str(exc)) from exc
+        except SettingError as exc:
+            raise self.error(next((name for name in exc.names if name in values), None), str(exc)) from exc
 
     def _refuse_unknown(self) -> None:
         for key in self._left:

@@ -102,7 +102,7 @@ def describe(summary: Summary) -> str:
         case Evaluation():
             return summaries.score_table(summary)
         case FolderSummary():
-            return summaries.folder_line(summary)
+            return "\n".join([summaries.folder_line(summary), *summaries.written_lines(summary)])
 
 
 def _train_or_restart(run: Callable[..., TrainSummary]) -> TrainSummary:

@@ -54,6 +54,7 @@ def test_format_sidecars_and_low_confidence_are_those_of_the_command(
     told = CliRunner().invoke(main, ["run", "pipeline.toml"], catch_exceptions=False)
     command = "caption new --model model --output captions.jsonl --format jsonl --low-confidence 1.0 --sidecar .txt"
     assert f"$ captionmill {command} --beam-size 1 --max-length 5 --engine torch" in told.stderr
+    assert "8 sidecars written\n" in told.stdout
     rows = list(read_captions(folder / "captions.jsonl"))
     assert (len(rows), flagged(folder / "captions.jsonl")) == (9, 8)
     beside = {path.relative_to(folder / "new").as_posix(): path.read_text() for path in folder.rglob("new/**/*.txt")}
@@ -98,6 +99,7 @@ def test_a_gallery_or_sidecars_that_were_deleted_are_made_again(plan_path: Path)
     for path in [*made][1:3]:
         path.unlink()
     assert reasons(plan_path) == ("2 sidecars are not there",)
-    run_pipeline(plan_path)
+    (outcome,) = run_pipeline(plan_path)
+    assert outcome.text.splitlines()[-1] == "2 sidecars written, 6 were there already"
     assert {path: path.read_bytes() for path in made} == made
     assert reasons(plan_path) == ()

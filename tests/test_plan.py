@@ -62,7 +62,7 @@ def job_of(graph: Graph, task_id: str) -> ExtractJob | TrainJob | EvaluateJob | 
         (('"squash"', '"stretch"'), 4, "[extract] preprocess = 'stretch': is to be one of crop, squash"),
         (('images = "photos"', ""), 2, "[extract] needs `images`, a path"),
         (('captions = "references.csv"', "captions = 3"), 8, "[train] captions = 3: is to be a path in quotes"),
-        (("hidden_dim = 16", "dropout = 1.5"), 9, "[train] dropout is to be at least 0 and at most 1, not 1.5"),
+        (("hidden_dim = 16", "dropout = 1.5"), 9, "[train] `dropout` is to be at least 0 and at most 1, not 1.5"),
         (("hidden_dim = 16", "hidden_dim = [8, 16]"), 9, "to try several, write them in [train.grid]"),
         (("hidden_dim = 16", "grid.hiden_dim = [8]"), 9, "grid has no key `hiden_dim`; did you mean `hidden_dim`?"),
         (("hidden_dim = 16", "grid.hidden_dim = 8"), 9, "grid.hidden_dim = 8: is to be a list of values to try"),
@@ -82,7 +82,12 @@ def job_of(graph: Graph, task_id: str) -> ExtractJob | TrainJob | EvaluateJob | 
         (
             ('images = "new"', 'images = "new"\nlow_confidence = 2'),
             15,
-            "low-confidence is to be at least 0 and at most 1",
+            "`low_confidence` is to be at least 0 and at most 1",
+        ),
+        (
+            ('images = "new"', 'images = "new"\nbeam_size = 3\ntop_k = 5'),
+            16,
+            "[caption] `top_k` is of sampling: set `sample`",
         ),
         (("[caption]", "[[caption]]"), 13, "`caption` is to be a table: for several, write [caption.NAME] for each"),
         (("[caption]", '[caption."my new"]'), 13, "[caption.my new]: a name has letters, digits, - and _"),

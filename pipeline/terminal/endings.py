@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from captionmill.data.errors import CaptionmillError
+from captionmill.data.errors import CaptionmillError, SettingError
 from captionmill.pipeline.terminal.json_lines import json_errors, streams_put_back
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ class ErrorGroup(click.Group):
             if isinstance(exc, _Terminated):
                 ctx.exit(128 + signal.SIGTERM)
             raise
+        except SettingError as exc:  # names the options as they are typed
+            raise click.ClickException(exc.with_names(lambda name: f"--{name.replace('_', '-')}")) from exc
         except CaptionmillError as exc:
             raise click.ClickException(str(exc)) from exc
         except BrokenPipeError:  # click ends the command in silence
