@@ -53,7 +53,13 @@ def listen_to_signals() -> None:
 
 
 class ErrorGroup(click.Group):
-    """Shows what a user can mend as one line, or object, on stderr with exit code 1; a bug keeps its traceback."""
+    """Shows what a user can mend as one line, or object, on stderr with exit code 1; a bug keeps its traceback.
+
+    Its help lists the commands in the order in which they were added.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.commands]
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         with streams_put_back():
