@@ -58,7 +58,7 @@ class ErrorGroup(click.Group):
     Its help lists the commands in the order in which they were added.
     """
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, _: click.Context) -> list[str]:
         return [*self.commands]
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
