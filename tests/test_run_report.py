@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
@@ -16,11 +17,12 @@ from click.testing import CliRunner
 
 from captionmill.cli import main
 from captionmill.data.bundle import read_bundle
+from captionmill.data.caption_table import CaptionRow, row_text
 from captionmill.data.errors import InputError
 from captionmill.data.extraction_log import log_path, read_records
 from captionmill.data.image_files import find_images
 from captionmill.pipeline.folder import caption_folder
-from captionmill.pipeline.run_files import ScoredCaption, read_model, read_scores
+from captionmill.pipeline.run_files import ScoredCaption, read_model, read_scores, read_table
 from captionmill.pipeline.run_report import ReportSources, write_run_report
 from captionmill.pipeline.run_report_results import pick_captions
 from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
@@ -142,6 +144,20 @@ def test_the_report_says_what_the_files_say(run: ReportSources, tmp_path: Path) 
     assert "hidden_dim 12 512" in page.sections["settings"]
     assert "beam_size 2 5" in page.sections["settings"]
     assert read_bundle(run.models[0]).versions["torch"] in page.sections["settings"]
+
+
+def test_of_a_long_table_only_the_failures_are_kept(tmp_path: Path) -> None:
+    text = row_text("csv", with_alternatives=False)
+    failed = CaptionRow("00000.jpg", "", None, status="failed", error="not an image")
+    rows = [failed, *(CaptionRow(f"{number:05d}.jpg", "a dog runs", 0.5) for number in range(1, 20_000))]
+    (tmp_path / "c.csv").write_bytes(text.header + b"".join(map(text.encode, rows)))
+    del rows
+    tracemalloc.start()
+    files = read_table(tmp_path / "c.csv")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (files.found, files.captioned, files.failures) == (20_000, 19_999, (("00000.jpg", "not an image"),))
+    assert peak < 1_000_000  # the rows together take 7 MB
 
 
 def test_what_was_not_recorded_or_not_named_is_said_to_be_missing(run: ReportSources, tmp_path: Path) -> None:
