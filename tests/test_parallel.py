@@ -39,8 +39,7 @@ PRELOADED = ["captionmill.stages.decoding.train", "torch.distributed.run", "torc
 PRELOADED += ["matplotlib.figure", "matplotlib.backends.backend_agg", "torch.utils.tensorboard"]
 """Imported once, in the process that the six workers are forked from: most of the time of a training so small."""
 PROGRAM = """
-import os, signal
-from captionmill.cli import main
+import os, runpy, signal
 from captionmill.stages.decoding.train import train
 from captionmill.stages.decoding import trainer
 
@@ -54,9 +53,9 @@ def begin_step_or_die(self, *schedule):
     begin_step(self, *schedule)
 
 trainer.Trainer._begin_step = begin_step_or_die
-main(prog_name="captionmill")
+runpy.run_module("captionmill.cli", run_name="__main__")
 """
-"""`captionmill`, with a checkpoint after each step; if it is to be killed, its second process is, in epoch 2."""
+"""`python -m captionmill.cli`, with a checkpoint after each step; if it is to be killed, its second process is, in epoch 2."""
 
 
 def torchrun(folder: Path, features: Path, captions: Path, output: Path, *, is_killed: bool = False) -> None:
