@@ -55,7 +55,7 @@ def begin_step_or_die(self, *schedule):
 trainer.Trainer._begin_step = begin_step_or_die
 runpy.run_module("captionmill.cli", run_name="__main__")
 """
-"""`python -m captionmill.cli`, with a checkpoint after each step; if it is to be killed, its second process is, in epoch 2."""
+"""`python -m captionmill.cli`, with a checkpoint after each step; where it is wanted, the second process dies."""
 
 
 def torchrun(folder: Path, features: Path, captions: Path, output: Path, *, is_killed: bool = False) -> None:
