@@ -14,7 +14,7 @@ from captionmill.data.bundle import bundle_digest
 from captionmill.data.caption_journal import Sources
 from captionmill.data.caption_table import CaptionRow, TableFormat, format_of
 from captionmill.data.caption_writer import update_captions
-from captionmill.data.errors import InputError, WeightsError
+from captionmill.data.errors import InputError
 from captionmill.data.extraction_log import append_record
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.feature_store import FeatureStore, cache_path_for, delete_store, is_store_file, store_exists
@@ -26,7 +26,7 @@ from captionmill.pipeline.embedding import EmbedSummary
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
 from captionmill.stages.decoding.caption_flags import find_flags, usual_low_confidence
-from captionmill.stages.encoding.encoder import Encoder, build_encoder, config_for_spec
+from captionmill.stages.encoding.encoder import encoder_for_spec
 from captionmill.stages.encoding.extract import ExtractSummary, extract_images, find_missing
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.runtime import Progress, no_progress
@@ -292,19 +292,3 @@ def _row_sources(keys: Sequence[str], reasons: Mapping[str, str], store: Feature
         places = [place for place, key in enumerate(keys) if key not in reasons]
         sources[places] = store.row_checksums([store.position(keys[place]) for place in places])
     return sources
-
-
-def encoder_for_spec(spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Encoder:
-    """The encoder that makes features of `spec`, its weights read from `weights` if given.
-
-    Raises WeightsError or SpecMismatchError if its weights are not here.
-    """
-    config = config_for_spec(spec, machine)
-    if weights:
-        config = replace(config, weights=str(weights))
-    try:
-        encoder = build_encoder(config, resize_size=spec.resize_size)
-    except WeightsError as exc:
-        raise WeightsError(f"{exc}; the model's features were made with {spec.weights}: pass --weights FILE") from exc
-    spec.require(encoder.spec, mine="the model", others=config.weights)
-    return encoder

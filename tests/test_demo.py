@@ -12,7 +12,8 @@ from captionmill.data.samples import draw_samples
 from captionmill.data.scene_captions import describes
 from captionmill.pipeline.demo import run_demo
 from captionmill.stages.config import ExtractConfig
-from captionmill.stages.encoding.encoder import SCENES_WEIGHTS_PATH, build_encoder
+from captionmill.stages.encoding.encoder import build_encoder
+from captionmill.stages.encoding.weights import SCENES_WEIGHTS_PATH
 
 
 def test_a_small_demo_leaves_pictures_captions_scores_a_page_and_its_plan(tmp_path: Path) -> None:
