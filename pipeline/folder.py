@@ -69,7 +69,7 @@ def caption_folder(
     sidecar: str | None = None,
     embed_into: EmbedInto | None = None,
     overwrite: bool = False,
-    replace_cache: bool = False,
+    replace_made: bool = False,
     progress: Progress = no_progress,
 ) -> FolderSummary:
     """Caption every image of `images`, as `extract` takes them, with `model` and write the table `output`.
@@ -85,8 +85,9 @@ def caption_folder(
 
     `sidecar` is the ending of a text file to write beside each image. `embed_into` is a folder for copies of the images
     that hold their captions, or "images" to write into these themselves. `gallery` is a page of all pictures and
-    captions to write as well. `replace_cache` replaces a cache that holds other features than the model needs;
-    `overwrite` does so too, and replaces sidecars and descriptions that somebody else wrote.
+    captions to write as well. `replace_made` replaces what an earlier run made for something else: a
+    cache of other features than the model needs. `overwrite` does so too, and replaces sidecars and descriptions that
+    somebody else wrote.
 
     Raises InputError if there is no image or none can be read (the table is written all the same), WeightsError if the
     backbone's weights are not the model's, SpecMismatchError if the cache holds other features than the model needs.
@@ -114,7 +115,7 @@ def caption_folder(
             captioner.spec,
             machine,
             weights,
-            replaces=overwrite or replace_cache,
+            replaces=overwrite or replace_made,
             progress=progress,
         )
     captioning_started = time.monotonic()

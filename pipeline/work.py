@@ -87,7 +87,7 @@ def do_job(
                 table_format=job.table.format,
                 machine=job.machine,
                 sidecar=job.table.sidecar,
-                replace_cache=replaces,
+                replace_made=replaces,
                 progress=progress,
             )
 

@@ -39,10 +39,13 @@ PRELOADED = ["captionmill.stages.decoding.train", "torch.distributed.run", "torc
 PRELOADED += ["matplotlib.figure", "matplotlib.backends.backend_agg", "torch.utils.tensorboard"]
 """Imported once, in the process that the six workers are forked from: most of the time of a training so small."""
 PROGRAM = """
-import os, runpy, signal
+import os, runpy, signal, torch
 from captionmill.stages.decoding.train import train
 from captionmill.stages.decoding import trainer
 
+for name, descriptor in (("out", 1), ("err", 2)):  # the server's own are those of the test that started it
+    os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT), descriptor)
+torch.set_num_threads(1)
 trainer._STEPS_A_LOOK = 1
 train.__kwdefaults__["checkpoint_every_s"] = 0
 begin_step = trainer.Trainer._begin_step
@@ -79,14 +82,14 @@ def read_weights(model: Path) -> dict[str, torch.Tensor]:
 
 
 def test_two_processes_one_of_which_is_killed_go_on_and_end_as_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     multiprocessing.set_forkserver_preload(PRELOADED)
     features, captions = make_task(tmp_path)
     alone = train(features, captions, tmp_path / "alone", CONFIG)
     torchrun(tmp_path, features, captions, tmp_path / "whole")
-    capfd.readouterr()
 
     output, work_dir = tmp_path / "model", tmp_path / "model.training"
     with pytest.raises(ChildFailedError) as error:
@@ -97,10 +100,12 @@ def test_two_processes_one_of_which_is_killed_go_on_and_end_as_without(
     checkpoint = read_checkpoint(work_dir)
     assert checkpoint
     assert (checkpoint.state["training"]["epoch"], checkpoint.state["training"]["step"]) in [(2, 2), (2, 3)]
-    capfd.readouterr()
+    told = [tmp_path / "out", tmp_path / "err"]
+    for path in told:
+        path.unlink()
     torchrun(tmp_path, features, captions, output)
 
-    out, err = capfd.readouterr()
+    out, err = (path.read_text() for path in told)
     assert re.fullmatch(rf"{output}: 14 words, epoch \d of 4 kept, .*\n", out)
     spoken = [line for line in err.splitlines() if line.startswith(("images", "epoch"))]
     assert [line.split(":")[0] for line in spoken] == ["images", "epoch 2", "epoch 3", "epoch 4"]
