@@ -11,6 +11,7 @@ from captionmill.data.errors import PipelineError
 from captionmill.pipeline.graph import Graph, Task
 from captionmill.pipeline.jobs import CaptionJob, EvaluateJob, ExtractJob, Several, TrainJob
 from captionmill.pipeline.plan_tables import PlanFile, Section, refuse_unknown_tables, unknown_name
+from captionmill.pipeline.sidecars import is_sidecar_suffix
 from captionmill.stages.config import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TableConfig, TrainConfig
 
 TABLE_SETTINGS = tuple(field.name for field in fields(TableConfig))
@@ -115,6 +116,8 @@ def _read_caption(section: Section, extractions: Sequence[Task], trainings: Sequ
     images, models = section.images("images"), _read_models(section, trainings)
     several = cast(Several, section.choice("several", ("best", "ensemble")))
     gallery, table = section.optional_path("gallery"), section.settings(TableConfig(), TABLE_SETTINGS)
+    if table.sidecar is not None and not is_sidecar_suffix(table.sidecar):
+        raise section.error("sidecar", f"sidecar = {table.sidecar!r}: is to be the ending of a text file, such as .txt")
     suffix = f".{table.format or 'csv'}"
     output = section.path("output", _default_output("captions", section.name, suffix, is_folder=False))
     features = [model.training.features for model in models if model.training]

@@ -28,6 +28,11 @@ def local_path(image: ImageFile, option: str) -> Path:
     return image.path
 
 
+def is_sidecar_suffix(suffix: str) -> bool:
+    """Whether files with this ending may lie beside images: it begins with a dot and is not that of an image."""
+    return bool(re.fullmatch(r"\.\w[\w.-]*", suffix)) and suffix.lower() not in (*IMAGE_SUFFIXES, ".tar")
+
+
 def count_missing(images: Path | str, suffix: str, table: Path) -> int:
     """How many of `images` have a caption in `table` and no sidecar with the ending `suffix`."""
     paths = {image.key: local_path(image, "--sidecar").with_suffix(suffix) for image in find_images(images)}
@@ -52,7 +57,7 @@ class Sidecars:
         Raises InputError if the ending will not do, an image is no local file, two images would share a sidecar, or
         one exists that no run into `table` wrote, unless `overwrite`.
         """
-        if not re.fullmatch(r"\.\w[\w.-]*", suffix) or suffix.lower() in (*IMAGE_SUFFIXES, ".tar"):
+        if not is_sidecar_suffix(suffix):
             raise InputError(f"--sidecar {suffix}: is to be the ending of a text file, such as .txt")
         self._record_path = made_dir(table) / "sidecars"
         self._known = self._read_known()
