@@ -11,7 +11,6 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
-from torchvision.models import get_model_weights
 
 from captionmill.data.errors import WeightsError
 from captionmill.stages.config import ExtractConfig
@@ -30,7 +29,7 @@ def read_weights(config: ExtractConfig) -> tuple[dict[str, Tensor], str, float]:
     if config.backbone == SCENES_BACKBONE and config.weights in (*_NAMED_WEIGHTS, SCENES_WEIGHTS):
         state, weights, resize_ratio = _read_state(SCENES_WEIGHTS_PATH), SCENES_WEIGHTS, 1.0
     elif config.weights in _NAMED_WEIGHTS:
-        named = get_model_weights(config.backbone)[config.weights.upper()]
+        named = _named_weights(config.backbone, config.weights)
         preset = named.transforms()
         state, weights = _download(named), config.weights
         resize_ratio = preset.resize_size[0] / preset.crop_size[0]
@@ -46,7 +45,7 @@ def read_weights(config: ExtractConfig) -> tuple[dict[str, Tensor], str, float]:
 
 def find_named_weights(backbone: str, weights: str) -> tuple[Path, str]:
     """Where torchvision's file of these weights lies on this machine, or will once downloaded; and its URL."""
-    named = get_model_weights(backbone)[weights.upper()]
+    named = _named_weights(backbone, weights)
     return _path_of(named), named.url
 
 
@@ -60,6 +59,12 @@ def hash_weights(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _named_weights(backbone: str, weights: str) -> Any:
+    from torchvision.models import get_model_weights  # as slow to import as torch, and files need none of it
+
+    return get_model_weights(backbone)[weights.upper()]
 
 
 def _path_of(named: Any) -> Path:
