@@ -40,22 +40,23 @@ def main() -> None:
     listen_to_signals()
 
 
+# in the order in which a user meets them
 for _command in (
-    extract,
-    train,
-    caption,
-    explain,
-    evaluate,
-    leaks,
-    report,
-    export,
-    features,
-    vocabulary,
+    demo,
+    doctor,
     init,
     run,
     status,
-    demo,
-    doctor,
+    report,
+    extract,
+    features,
+    vocabulary,
+    train,
+    evaluate,
+    leaks,
+    caption,
+    explain,
+    export,
     completion,
 ):
     main.add_command(_command)

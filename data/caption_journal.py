@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import filelock
 import numpy as np
 import numpy.typing as npt
 
 from captionmill.data.atomic import flush_to_disk, replace_atomically
 from captionmill.data.caption_table import RowText, read_parquet, write_parquet
 from captionmill.data.errors import InputError
+from captionmill.data.lock_file import hold_lock
 
 FORMAT = "captionmill-captions"
 FORMAT_VERSION = 1
@@ -218,12 +218,6 @@ def lock_table(path: Path) -> Iterator[Path]:
     """The folder beside the table, while no other process may write to either."""
     folder = made_dir(path)
     folder.mkdir(exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as exc:
-        raise InputError(f"{path}: another process is writing this table; wait for it to end") from exc
-    try:
+    error = InputError(f"{path}: another process is writing this table; wait for it to end")
+    with hold_lock(folder / ".lock", error):
         yield folder
-    finally:
-        lock.release()

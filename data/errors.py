@@ -3,6 +3,7 @@
 CaptionmillError
 ├── ImageError            one image that cannot be read: a row of failures.csv, never the end of a run
 ├── InputError            a path with nothing to work on, or arguments that contradict each other
+│   └── SettingError       a setting out of its range, or settings that contradict each other
 ├── AnnotationError       a captions file or a split list that cannot be understood
 ├── WeightsError          ResNet weights that are missing, unreachable or of another network
 ├── StoreError            a feature store that cannot be opened, read or written
@@ -13,6 +14,11 @@ CaptionmillError
 ├── ClusterError          processes or machines that do not answer or keep dying
 └── PipelineError         a pipeline file that cannot be understood
 """
+
+import re
+from collections.abc import Callable
+
+_NAME = re.compile(r"`(\w+)`")
 
 
 class CaptionmillError(Exception):
@@ -25,6 +31,19 @@ class ImageError(CaptionmillError, ValueError):
 
 class InputError(CaptionmillError, ValueError):
     """A path holds nothing to work on, or arguments contradict each other."""
+
+
+class SettingError(InputError):
+    """A setting is out of its range, or settings contradict each other; the message has their names in backticks."""
+
+    @property
+    def names(self) -> list[str]:
+        """The settings that it is about, as the fields are called."""
+        return _NAME.findall(str(self))
+
+    def with_names(self, show: Callable[[str], str]) -> str:
+        """The message with each name, its backticks too, as `show` writes it."""
+        return _NAME.sub(lambda found: show(found[1]), str(self))
 
 
 class AnnotationError(CaptionmillError, ValueError):

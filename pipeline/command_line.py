@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from captionmill.pipeline.jobs import CaptionJob, EvaluateJob, ExtractJob, Job, TrainJob
-from captionmill.stages.config import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.config import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TableConfig, TrainConfig
 
 
 def command_line(job: Job) -> str:
@@ -27,7 +27,7 @@ def command_line(job: Job) -> str:
             words += _options(job.search) + ([] if job.device == "auto" else ["--device", job.device])
         case CaptionJob():
             words = [show_path(job.images), *_models(job.models), *_path_option("--output", job.output)]
-            words += _path_option("--gallery", job.gallery)
+            words += _path_option("--gallery", job.gallery) + _options(job.table)
             words += _options(job.search) + _options(job.machine, MACHINE_SETTINGS)
     return shlex.join(["captionmill", job.kind, *words])
 
@@ -48,7 +48,9 @@ def _models(models: tuple[Path, ...]) -> list[str]:
     return [word for model in models for word in _path_option("--model", model)]
 
 
-def _options(config: ExtractConfig | TrainConfig | SearchConfig, names: Collection[str] | None = None) -> list[str]:
+def _options(
+    config: ExtractConfig | TrainConfig | SearchConfig | TableConfig, names: Collection[str] | None = None
+) -> list[str]:
     """The settings, of all or of `names`, that differ from their defaults, as options."""
     words = []
     for field in fields(config):

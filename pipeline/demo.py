@@ -60,7 +60,8 @@ class DemoSummary:
 
     folder: Path
     page_path: Path
-    report_path: Path
+    report_path: Path | None
+    """None if it could not be written."""
     captions_path: Path
     outcomes: tuple[TaskOutcome, ...]
     right_count: int
@@ -91,8 +92,11 @@ def run_demo(
     write_text(plan_path, PLAN)
     draw_samples(folder / PICTURES_DIR, picture_count, seed=_SEED, captions_path=folder / "references.csv")
     scenes = draw_samples(folder / HELD_OUT_DIR, held_out_count, seed=_SEED + 1)
-    outcomes = run_pipeline(plan_path, on_stage=on_stage, on_epoch=on_epoch, progress=progress)
-
+    written: list[Path] = []
+    outcomes = run_pipeline(
+        plan_path, on_stage=on_stage, on_epoch=on_epoch, on_report=written.append, progress=progress
+    )
+    is_as_before = not any(outcome.summary for outcome in outcomes)
     rows = [row for row in read_captions(folder / CAPTIONS_NAME) if row.path in scenes]
     right = {row.path: describes(row.caption, scenes[row.path]) for row in rows}
     right_count = sum(right.values())
@@ -108,7 +112,7 @@ def run_demo(
     return DemoSummary(
         folder=folder,
         page_path=page_path,
-        report_path=report_path_for(plan_path),
+        report_path=report_path_for(plan_path) if written or is_as_before else None,
         captions_path=folder / CAPTIONS_NAME,
         outcomes=tuple(outcomes),
         right_count=right_count,

@@ -12,7 +12,7 @@ import torch
 
 from captionmill.pipeline.throughput import Throughput
 from captionmill.stages.config import ExtractConfig
-from captionmill.stages.encoding.encoder import find_named_weights
+from captionmill.stages.encoding.weights import find_named_weights
 from captionmill.stages.runtime import choose_workers, has_fast_bf16, versions
 
 NOT_INSTALLED = ""

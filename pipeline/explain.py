@@ -16,12 +16,11 @@ from captionmill.data.image_source import UNKNOWN_SOURCE
 from captionmill.data.store_file import Features
 from captionmill.data.vocabulary import SPECIAL_WORDS
 from captionmill.pipeline.explain_page import render_page
-from captionmill.pipeline.folder import encoder_for_spec
 from captionmill.pipeline.picture_explanation import PictureExplanation
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
 from captionmill.stages.decoding.explain import explain_features
-from captionmill.stages.encoding.encoder import Encoder, Pixels, prepare_image
+from captionmill.stages.encoding.encoder import Encoder, Pixels, encoder_for_spec, prepare_image
 from captionmill.stages.encoding.engine import build_engine, encode_batches
 from captionmill.stages.encoding.loader import load_batches
 

@@ -11,11 +11,10 @@ from typing import Any
 from captionmill.data.atomic import write_text
 from captionmill.data.errors import InputError
 from captionmill.data.vocabulary import END, PAD, START, UNK
-from captionmill.pipeline.folder import encoder_for_spec
 from captionmill.stages.config import ExportFormat, ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
 from captionmill.stages.decoding.portable_decoder import portable_decoder
-from captionmill.stages.encoding.encoder import IMAGENET_MEAN, IMAGENET_STD
+from captionmill.stages.encoding.encoder import IMAGENET_MEAN, IMAGENET_STD, encoder_for_spec
 from captionmill.stages.encoding.portable_encoder import portable_encoder
 from captionmill.stages.network_file import SUFFIXES, PortableNetwork, require_packages, write_network
 from captionmill.stages.runtime import Progress, no_progress, versions

@@ -14,7 +14,7 @@ from captionmill.data.bundle import bundle_digest
 from captionmill.data.caption_journal import Sources
 from captionmill.data.caption_table import CaptionRow, TableFormat, format_of
 from captionmill.data.caption_writer import update_captions
-from captionmill.data.errors import InputError, WeightsError
+from captionmill.data.errors import InputError
 from captionmill.data.extraction_log import append_record
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.data.feature_store import FeatureStore, cache_path_for, delete_store, is_store_file, store_exists
@@ -26,7 +26,7 @@ from captionmill.pipeline.embedding import EmbedSummary
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
 from captionmill.stages.decoding.caption_flags import find_flags, usual_low_confidence
-from captionmill.stages.encoding.encoder import Encoder, build_encoder, config_for_spec
+from captionmill.stages.encoding.encoder import encoder_for_spec
 from captionmill.stages.encoding.extract import ExtractSummary, extract_images, find_missing
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.runtime import Progress, no_progress
@@ -69,6 +69,7 @@ def caption_folder(
     sidecar: str | None = None,
     embed_into: EmbedInto | None = None,
     overwrite: bool = False,
+    replace_made: bool = False,
     progress: Progress = no_progress,
 ) -> FolderSummary:
     """Caption every image of `images`, as `extract` takes them, with `model` and write the table `output`.
@@ -84,8 +85,9 @@ def caption_folder(
 
     `sidecar` is the ending of a text file to write beside each image. `embed_into` is a folder for copies of the images
     that hold their captions, or "images" to write into these themselves. `gallery` is a page of all pictures and
-    captions to write as well. `overwrite` replaces a cache that holds other
-    features than the model needs, and sidecars and descriptions that somebody else wrote.
+    captions to write as well. `replace_made` replaces what an earlier run made for something else: a
+    cache of other features than the model needs. `overwrite` does so too, and replaces sidecars and descriptions that
+    somebody else wrote.
 
     Raises InputError if there is no image or none can be read (the table is written all the same), WeightsError if the
     backbone's weights are not the model's, SpecMismatchError if the cache holds other features than the model needs.
@@ -108,7 +110,13 @@ def caption_folder(
         wanted = CompanionConfig(sidecar, embed_into, gallery, overwrite=overwrite)
         companions = Companions(images, found, output, store_path, wanted)
         source = _extract_missing(
-            found, store_path, captioner.spec, machine, weights, overwrite=overwrite, progress=progress
+            found,
+            store_path,
+            captioner.spec,
+            machine,
+            weights,
+            replaces=overwrite or replace_made,
+            progress=progress,
         )
     captioning_started = time.monotonic()
     made = _update_table(
@@ -180,7 +188,7 @@ def _extract_missing(
     machine: ExtractConfig,
     weights: Path | None,
     *,
-    overwrite: bool,
+    replaces: bool,
     progress: Progress,
 ) -> _Source:
     """Add to the store at `path` what it lacks of `found`."""
@@ -188,7 +196,7 @@ def _extract_missing(
     replaced = False
     if store_exists(path):
         store = FeatureStore.open(path)
-        if overwrite and spec.differences(store.spec):
+        if replaces and spec.differences(store.spec):
             replaced = True
         else:
             spec.require(store.spec, mine="the model", others=str(path))
@@ -285,19 +293,3 @@ def _row_sources(keys: Sequence[str], reasons: Mapping[str, str], store: Feature
         places = [place for place, key in enumerate(keys) if key not in reasons]
         sources[places] = store.row_checksums([store.position(keys[place]) for place in places])
     return sources
-
-
-def encoder_for_spec(spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Encoder:
-    """The encoder that makes features of `spec`, its weights read from `weights` if given.
-
-    Raises WeightsError or SpecMismatchError if its weights are not here.
-    """
-    config = config_for_spec(spec, machine)
-    if weights:
-        config = replace(config, weights=str(weights))
-    try:
-        encoder = build_encoder(config, resize_size=spec.resize_size)
-    except WeightsError as exc:
-        raise WeightsError(f"{exc}; the model's features were made with {spec.weights}: pass --weights FILE") from exc
-    spec.require(encoder.spec, mine="the model", others=config.weights)
-    return encoder

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from captionmill.data.bundle import read_bundle
+from captionmill.data.caption_table import format_of
 from captionmill.data.feature_store import cache_path_for
 from captionmill.pipeline.fingerprints import Images, Input
-from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.config import ExtractConfig, SearchConfig, TableConfig, TrainConfig
 
 Kind = Literal["extract", "train", "evaluate", "caption"]
 Several = Literal["each", "best", "ensemble"]
@@ -118,15 +119,21 @@ class CaptionJob:
     """Of these only `MACHINE_SETTINGS` count."""
     gallery: Path | None = None
     """A page of all pictures and captions."""
+    table: TableConfig = field(default_factory=TableConfig)
 
     def settings(self) -> dict[str, Any]:
-        """All that changes the captions, and where their page is."""
-        page = {"gallery": Path(os.path.relpath(self.gallery, self.output.parent)).as_posix()} if self.gallery else {}
-        return asdict(self.search) | _several(self.models, self.several) | page
+        """All that changes the captions and their table, and what is written besides."""
+        gallery = Path(os.path.relpath(self.gallery, self.output.parent)).as_posix() if self.gallery else None
+        beside = {name: value for name, value in (("gallery", gallery), ("sidecar", self.table.sidecar)) if value}
+        return asdict(self.search) | _several(self.models, self.several) | self._rows(self.table) | beside
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""
-        return asdict(SearchConfig())
+        return asdict(SearchConfig()) | self._rows(TableConfig())
+
+    def _rows(self, table: TableConfig) -> dict[str, Any]:
+        """What of `table` changes the rows."""
+        return {"format": table.format or format_of(self.output), "low_confidence": table.low_confidence}
 
     def inputs(self) -> dict[str, Input]:
         """What the output is made from, by name."""

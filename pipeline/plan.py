@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -11,8 +11,10 @@ from captionmill.data.errors import PipelineError
 from captionmill.pipeline.graph import Graph, Task
 from captionmill.pipeline.jobs import CaptionJob, EvaluateJob, ExtractJob, Several, TrainJob
 from captionmill.pipeline.plan_tables import PlanFile, Section, refuse_unknown_tables, unknown_name
-from captionmill.stages.config import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TrainConfig
+from captionmill.pipeline.sidecars import is_sidecar_suffix
+from captionmill.stages.config import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TableConfig, TrainConfig
 
+TABLE_SETTINGS = tuple(field.name for field in fields(TableConfig))
 KINDS = ("extract", "train", "evaluate", "caption")
 Value = TypeVar("Value")
 
@@ -113,14 +115,17 @@ def _read_evaluate(section: Section, extractions: Sequence[Task], trainings: Seq
 def _read_caption(section: Section, extractions: Sequence[Task], trainings: Sequence[Task]) -> Task:
     images, models = section.images("images"), _read_models(section, trainings)
     several = cast(Several, section.choice("several", ("best", "ensemble")))
-    gallery = section.optional_path("gallery")
-    output = section.path("output", _default_output("captions", section.name, ".csv", is_folder=False))
+    gallery, table = section.optional_path("gallery"), section.settings(TableConfig(), TABLE_SETTINGS)
+    if table.sidecar is not None and not is_sidecar_suffix(table.sidecar):
+        raise section.error("sidecar", f"sidecar = {table.sidecar!r}: is to be the ending of a text file, such as .txt")
+    suffix = f".{table.format or 'csv'}"
+    output = section.path("output", _default_output("captions", section.name, suffix, is_folder=False))
     features = [model.training.features for model in models if model.training]
     made_by = [task.job.config for task in extractions if isinstance(task.job, ExtractJob) and task.output in features]
     used = {name: getattr(made_by[0], name) for name in MACHINE_SETTINGS} if made_by else {}
     machine = section.settings(section.changed(ExtractConfig(), used), MACHINE_SETTINGS)
     paths = tuple(model.path for model in models)
-    job = CaptionJob(images, paths, output, section.settings(SearchConfig()), several, machine, gallery)
+    job = CaptionJob(images, paths, output, section.settings(SearchConfig()), several, machine, gallery, table)
     return Task(section.name, job)
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from captionmill.data.errors import InputError, PipelineError
+from captionmill.data.errors import PipelineError, SettingError
 from captionmill.data.urls import is_url
 from captionmill.pipeline.toml_lines import find_line
-from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.config import ExtractConfig, SearchConfig, TableConfig, TrainConfig
 
-Config = TypeVar("Config", ExtractConfig, TrainConfig, SearchConfig)
+Config = TypeVar("Config", ExtractConfig, TrainConfig, SearchConfig, TableConfig)
 
 GRID = "grid"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -174,9 +174,8 @@ class Section:
         """`config` with other `values`; PipelineError for one out of its range."""
         try:
             return replace(config, **values)
-        except InputError as exc:
-            key = str(exc).split()[0].replace("-", "_")
-            raise self.error(key if key in values else None, str(exc)) from exc
+        except SettingError as exc:
+            raise self.error(next((name for name in exc.names if name in values), None), str(exc)) from exc
 
     def _refuse_unknown(self) -> None:
         for key in self._left:
@@ -209,7 +208,7 @@ class Section:
         return self.error(key, f"{key} = {_show(value)}: is to be {wanted}")
 
 
-def setting_types(kind: type[ExtractConfig] | type[TrainConfig] | type[SearchConfig]) -> dict[str, Any]:
+def setting_types(kind: type[Config]) -> dict[str, Any]:
     """The settings of `kind` that a table can hold, with their types."""
     return {name: hint for name, hint in get_type_hints(kind).items() if hint is not SearchConfig}
 

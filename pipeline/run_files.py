@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from captionmill.data.bundle import Bundle, read_bundle
-from captionmill.data.caption_table import CaptionRow, read_captions
+from captionmill.data.caption_table import read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.extraction_log import ExtractionRecord, read_records
 from captionmill.data.feature_store import FeatureStore, cache_path_for
@@ -93,9 +93,16 @@ class TableFiles:
     """captions.csv, and the log of the features it was made from."""
 
     name: str
-    rows: Sequence[CaptionRow]
+    found: int
+    """Rows."""
+    failures: Failures
     record: ExtractionRecord | None
     """The run that wrote the table; None if it is not known."""
+
+    @property
+    def captioned(self) -> int:
+        """Rows with a caption."""
+        return self.found - len(self.failures)
 
 
 def read_store(path: Path) -> StoreFiles:
@@ -152,11 +159,18 @@ def read_scores(path: Path) -> ScoreFile:
 
 
 def read_table(path: Path) -> TableFiles:
-    """The captions in `path`, and the last run that is logged beside them, if it was of as many images."""
-    rows = list(read_captions(path))
+    """What became of the images in `path`, and the last run that is logged beside it, if it was of as many images.
+
+    Of the rows only those of failures are kept: a table may have millions.
+    """
+    found, failures = 0, []
+    for row in read_captions(path):
+        found += 1
+        if row.status == "failed":
+            failures.append((row.path, row.error))
     records = [record for record in read_records(cache_path_for(path)) if record.captioned is not None]
-    record = records[-1] if records and records[-1].found == len(rows) else None
-    return TableFiles(path.name, rows, record)
+    record = records[-1] if records and records[-1].found == found else None
+    return TableFiles(path.name, found, tuple(failures), record)
 
 
 def _require_intervals(scores: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> None:

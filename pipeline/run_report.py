@@ -185,8 +185,7 @@ def _figures(
         file = max(rated_files, key=lambda file: file.values["scores"]["cider_d"])
         found.append((f"{file.values['scores']['cider_d']:.3f}", f"CIDEr-D on {len(file.captions):,} scored images"))
     if tables:
-        captioned = sum(row.status == "ok" for table in tables for row in table.rows)
-        found.append((f"{captioned:,}", "images captioned"))
+        found.append((f"{sum(table.captioned for table in tables):,}", "images captioned"))
     if trained := [epoch.duration_s for model in models for epoch in model.history]:
         found.append((show_duration(sum(trained)), "of training"))
     return found

@@ -80,18 +80,16 @@ def store_funnel(files: StoreFiles) -> Funnel:
 
 def table_funnel(files: TableFiles) -> Funnel:
     """What became of the images of a table of captions."""
-    failures = [(row.path, row.error) for row in files.rows if row.status == "failed"]
     last = files.record
     counts = [
-        ("found", len(files.rows)),
+        ("found", files.found),
         ("cached before", last.cached if last else None),
         ("extracted", last.extracted if last else None),
-        ("failed", len(failures)),
-        ("captioned", len(files.rows) - len(failures)),
+        ("failed", len(files.failures)),
+        ("captioned", files.captioned),
     ]
-    return _funnel(
-        files.name, f"written {_moment(last)}, from {last.images}" if last else "a table of captions", counts, failures
-    )
+    note = f"written {_moment(last)}, from {last.images}" if last else "a table of captions"
+    return _funnel(files.name, note, counts, files.failures)
 
 
 def _funnel(

@@ -8,12 +8,15 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from captionmill.data.caption_journal import made_dir
-from captionmill.data.caption_table import CaptionRow
+from captionmill.data.caption_table import CaptionRow, read_captions
 from captionmill.data.errors import InputError
-from captionmill.data.image_files import IMAGE_SUFFIXES, ImageFile
-from captionmill.stages.runtime import Progress, no_progress
+from captionmill.data.image_files import IMAGE_SUFFIXES, ImageFile, find_images
+
+if TYPE_CHECKING:
+    from captionmill.stages.runtime import Progress
 
 _HASH_DIGITS = 16
 
@@ -23,6 +26,18 @@ def local_path(image: ImageFile, option: str) -> Path:
     if isinstance(image.path, str) or image.offset is not None:
         raise InputError(f"{option} needs images that are files here; {image.key} is in a tar or behind a URL")
     return image.path
+
+
+def is_sidecar_suffix(suffix: str) -> bool:
+    """Whether files with this ending may lie beside images: it begins with a dot and is not that of an image."""
+    return bool(re.fullmatch(r"\.\w[\w.-]*", suffix)) and suffix.lower() not in (*IMAGE_SUFFIXES, ".tar")
+
+
+def count_missing(images: Path | str, suffix: str, table: Path) -> int:
+    """How many of `images` have a caption in `table` and no sidecar with the ending `suffix`."""
+    paths = {image.key: local_path(image, "--sidecar").with_suffix(suffix) for image in find_images(images)}
+    captioned = (row.path for row in read_captions(table) if row.status == "ok")
+    return sum(key in paths and not paths[key].exists() for key in captioned)
 
 
 class Sidecars:
@@ -42,7 +57,7 @@ class Sidecars:
         Raises InputError if the ending will not do, an image is no local file, two images would share a sidecar, or
         one exists that no run into `table` wrote, unless `overwrite`.
         """
-        if not re.fullmatch(r"\.\w[\w.-]*", suffix) or suffix.lower() in (*IMAGE_SUFFIXES, ".tar"):
+        if not is_sidecar_suffix(suffix):
             raise InputError(f"--sidecar {suffix}: is to be the ending of a text file, such as .txt")
         self._record_path = made_dir(table) / "sidecars"
         self._known = self._read_known()
@@ -63,7 +78,7 @@ class Sidecars:
             owners[path] = image.key
             self._paths[image.key] = path
 
-    def write(self, rows: Iterable[CaptionRow], *, progress: Progress = no_progress) -> int:
+    def write(self, rows: Iterable[CaptionRow], *, progress: "Progress") -> int:
         """Write the caption of each row that has one; how many files were new or changed."""
         written = 0
         with self._record_path.open("ab") as record:

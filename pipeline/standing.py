@@ -9,7 +9,9 @@ from typing import Any
 from captionmill.data.errors import CaptionmillError
 from captionmill.pipeline.fingerprints import Fingerprint, Images, Input, glance_at, output_exists, take_fingerprint
 from captionmill.pipeline.graph import Graph, Task
+from captionmill.pipeline.jobs import CaptionJob, Job
 from captionmill.pipeline.plan import read_plan
+from captionmill.pipeline.sidecars import count_missing
 from captionmill.pipeline.workspace import Ingredients, Record, Workspace
 
 
@@ -86,6 +88,7 @@ def compare(task: Task, workspace: Workspace, *, before: Sequence[Task] = (), fo
         reasons += setting_changes(record.ingredients.settings, settings, plain(task.job.default_settings()))
         reasons += _input_changes(known, inputs, set(task.job.inputs()))
         reasons += [] if made.content == record.made.content else [f"{task.output.name} was changed since"]
+        reasons += [] if reasons or before else _missing_companions(task.job)
     if before:
         reasons.append(f"{', '.join(need.id for need in before)} {'runs' if len(before) == 1 else 'run'} first")
     return Standing(task, tuple(reasons), Ingredients(settings, inputs), made, record)
@@ -110,8 +113,12 @@ def setting_changes(was: Mapping[str, Any], now: Mapping[str, Any], defaults: Ma
         if isinstance(value, dict):
             changes += setting_changes(old or {}, value, defaults.get(name) or {})
         elif old != value:
-            changes.append(f"{name} was {json.dumps(old)}, is {json.dumps(value)}")
+            changes.append(f"{name} was {_show(old)}, is {_show(value)}")
     return changes
+
+
+def _show(value: object) -> str:
+    return "not set" if value is None else json.dumps(value)
 
 
 def _input_changes(was: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint], names: Collection[str]) -> list[str]:
@@ -119,6 +126,16 @@ def _input_changes(was: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint
     changes = [f"{name} changed{_counts(was[name], now[name])}" for name in differing]
     changes += [f"{name} is new" for name in now if name not in was]
     return changes + [f"{name} is left out" for name in was if name not in names]
+
+
+def _missing_companions(job: Job) -> list[str]:
+    """What is not there any more of the files that a job makes besides its output, which is up to date."""
+    if not isinstance(job, CaptionJob):
+        return []
+    missing = [f"{job.gallery.name} is not there"] if job.gallery and not job.gallery.exists() else []
+    if job.table.sidecar and (count := count_missing(job.images, job.table.sidecar, job.output)):
+        missing.append(f"{count} sidecar{'s are' if count > 1 else ' is'} not there")
+    return missing
 
 
 def _counts(was: Fingerprint, now: Fingerprint) -> str:

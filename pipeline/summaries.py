@@ -145,7 +145,9 @@ def written_lines(summary: "FolderSummary") -> list[str]:
     """What was written beside and into the images, a line each."""
     lines = []
     if summary.sidecars is not None:
-        lines.append(f"{show_count(summary.sidecars, 'sidecar')} written, the others were there")
+        there = summary.captioned - summary.sidecars
+        others = f", {there:,} {'was' if there == 1 else 'were'} there already" if there else ""
+        lines.append(f"{show_count(summary.sidecars, 'sidecar')} written{others}")
     if summary.embedded is not None:
         lines.append(f"{show_count(summary.embedded.embedded, 'image')} with the caption inside")
         if keys := summary.embedded.described:

@@ -106,21 +106,8 @@ def _measure_forward(seconds: float, encoder: Encoder, config: ExtractConfig) ->
 
 def _measure_captions(seconds: float, device_name: str) -> float:
     device = choose_device(device_name)
-    training, search = TrainConfig(), SearchConfig()
-    decoder = Decoder(
-        DecoderConfig(
-            feature_dim=2048,
-            vocab_size=_VOCAB_SIZE,
-            embed_dim=training.embed_dim,
-            hidden_dim=training.hidden_dim,
-            dropout=training.dropout,
-            feature_dropout=training.feature_dropout,
-            layers=training.layers,
-            image_input=training.image_input,
-            feature_scaling=training.feature_scaling,
-            tie_weights=training.tie_weights,
-        )
-    )
+    search = SearchConfig()
+    decoder = Decoder(DecoderConfig.of(TrainConfig(), feature_dim=2048, vocab_size=_VOCAB_SIZE))
     decoder.to(device).eval()
     features = torch.randn(_DECODED_IMAGES, 2048, device=device)
 

@@ -83,8 +83,11 @@ def do_job(
                 job.output,
                 gallery=job.gallery,
                 search=job.search,
+                low_confidence=job.table.low_confidence,
+                table_format=job.table.format,
                 machine=job.machine,
-                overwrite=replaces,
+                sidecar=job.table.sidecar,
+                replace_made=replaces,
                 progress=progress,
             )
 
@@ -99,7 +102,7 @@ def describe(summary: Summary) -> str:
         case Evaluation():
             return summaries.score_table(summary)
         case FolderSummary():
-            return summaries.folder_line(summary)
+            return "\n".join([summaries.folder_line(summary), *summaries.written_lines(summary)])
 
 
 def _train_or_restart(run: Callable[..., TrainSummary]) -> TrainSummary:

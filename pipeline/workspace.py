@@ -14,10 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from captionmill.data.atomic import write_text
 from captionmill.data.errors import PipelineError
+from captionmill.data.lock_file import hold_lock
 from captionmill.pipeline.fingerprints import Fingerprint, take_fingerprint
 
 FORMAT = "captionmill-pipeline"
@@ -117,15 +116,9 @@ class Workspace:
 @contextmanager
 def claim_pipeline(plan_path: Path) -> Iterator[None]:
     """Keep every other process from running `plan_path` while the block lasts; PipelineError if one runs it already."""
-    lock = filelock.FileLock(plan_path.with_name(f".{plan_path.stem}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as exc:
-        raise PipelineError(f"{plan_path}: another process is running this pipeline; wait for it to end") from exc
-    try:
+    error = PipelineError(f"{plan_path}: another process is running this pipeline; wait for it to end")
+    with hold_lock(plan_path.with_name(f".{plan_path.stem}.lock"), error):
         yield
-    finally:
-        lock.release()
 
 
 def _read_record(values: dict[str, Any]) -> Record:

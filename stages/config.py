@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from captionmill.data.errors import InputError
+from captionmill.data.caption_table import TableFormat
+from captionmill.data.errors import SettingError
 
 Backbone = Literal["resnet50", "resnet101", "resnet152", "scenes-resnet14"]
 Preprocess = Literal["crop", "squash", "whole"]
@@ -35,13 +36,14 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "self_critical_learning_rate": (0, None),
     "self_critical_samples": (2, 1000),
     "threshold": (0, 1),
+    "low_confidence": (0, 1),
     "seed": (0, 2**63 - 1),
 }
 """Least and greatest value of a setting; numbers that are not listed are at least 1."""
 
 
 class _Checked:
-    """A config that refuses values out of `RANGES` with InputError, from wherever they come."""
+    """A config that refuses values out of `RANGES` with SettingError, from wherever they come."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -50,7 +52,7 @@ class _Checked:
                 continue
             if not (low <= value and (high is None or value <= high)):
                 limits = f"at least {low}" + (f" and at most {high}" if high is not None else "")
-                raise InputError(f"{name.replace('_', '-')} is to be {limits}, not {value}")
+                raise SettingError(f"`{name}` is to be {limits}, not {value}")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ MACHINE_SETTINGS = ("batch_size", "workers", "device", "engine", "precision")
 class SearchConfig(_Checked):
     """How captions are read out of a decoder: by beam search, or with `sample` drawn at random.
 
-    Raises InputError, besides for values out of range, if settings contradict each other.
+    Raises SettingError, besides for values out of range, if settings contradict each other.
     """
 
     beam_size: int = 5
@@ -126,21 +128,33 @@ class SearchConfig(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.min_length > self.max_length:
-            raise InputError(f"min-length {self.min_length} is more than max-length {self.max_length}")
+            raise SettingError(f"`min_length` {self.min_length} is more than `max_length` {self.max_length}")
         if self.sample:
             if self.diversity_groups > 1:
-                raise InputError("diversity-groups is of beam search: leave it or sample out")
+                raise SettingError("`diversity_groups` is of beam search: leave it or `sample` out")
             return
         if self.alternatives >= self.beam_size:
-            raise InputError(
-                f"{self.alternatives} alternatives need a beam-size of at least {self.alternatives + 1}, "
-                f"not {self.beam_size}"
-            )
+            least = self.alternatives + 1
+            raise SettingError(f"`alternatives` {least - 1} needs `beam_size` {least} or more, not {self.beam_size}")
         if self.beam_size % self.diversity_groups:
-            raise InputError(f"a beam-size of {self.beam_size} does not divide into {self.diversity_groups} groups")
+            raise SettingError(
+                f"`beam_size` {self.beam_size} is no multiple of `diversity_groups` {self.diversity_groups}"
+            )
         for name, neutral in (("temperature", 1), ("top_k", 0), ("top_p", 1)):
             if getattr(self, name) != neutral:
-                raise InputError(f"{name.replace('_', '-')} is of sampling: pass sample too")
+                raise SettingError(f"`{name}` is of sampling: set `sample` too")
+
+
+@dataclass(frozen=True)
+class TableConfig(_Checked):
+    """A table of captions: how it is written, what is flagged in it, and which files go with it."""
+
+    format: TableFormat | None = None
+    """csv, jsonl or parquet; None is what the table's suffix says, else csv."""
+    low_confidence: float | None = None
+    """Captions less sure than this are flagged; None is what a tenth of the model's validation captions are below."""
+    sidecar: str | None = None
+    """Ending of a text file beside each image, such as .txt; None writes none."""
 
 
 @dataclass(frozen=True)

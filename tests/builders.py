@@ -1,6 +1,8 @@
 """What several test modules build: specs, rows, stores."""
 
 import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from captionmill.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.stages.config import SearchConfig, TrainConfig
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 
+OpenPage = Callable[..., subprocess.CompletedProcess[str]]
+"""Opens an address in a browser, with options."""
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "yellow": (240, 220, 40)}
 
 

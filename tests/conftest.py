@@ -1,11 +1,14 @@
 """Small real parts for the tests: a thin ResNet's weights, a folder of pictures."""
 
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from builders import draw_photos
+from builders import OpenPage, draw_photos
 from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
 
@@ -26,3 +29,22 @@ def thin_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def photos(tmp_path: Path) -> Path:
     """A folder as `draw_photos` makes it."""
     return draw_photos(tmp_path / "photos")
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenPage]:
+    """Opens an address in a headless Chromium, with options; the test is skipped where there is none."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("Chromium is not installed")
+    profile = tmp_path_factory.mktemp("chromium")
+
+    def open_page(address: str, *options: str) -> subprocess.CompletedProcess[str]:
+        words = [program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
+        words += ["--disable-background-networking", "--enable-logging=stderr", f"--user-data-dir={profile}"]
+        return subprocess.run(
+            [*words, *options, address], capture_output=True, encoding="utf-8", timeout=240, check=True
+        )
+
+    yield open_page
+    shutil.rmtree(profile, ignore_errors=True)

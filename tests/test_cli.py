@@ -232,12 +232,12 @@ def test_caption_searches_and_samples_as_asked(model: Path, photos: Path, tmp_pa
 
 def test_search_options_that_contradict_each_other_are_one_line(model: Path, photos: Path, tmp_path: Path) -> None:
     result = run("caption", photos, "--model", model, "--output", tmp_path / "c.csv", "--top-p", "0.9")
-    assert (result.exit_code, result.stderr) == (1, "Error: top-p is of sampling: pass sample too\n")
+    assert (result.exit_code, result.stderr) == (1, "Error: --top-p is of sampling: set --sample too\n")
     result = run(
         "evaluate", tmp_path / "f.h5", "--model", model, "--captions", tmp_path / "captions.csv", "--alternatives", "5"
     )
     assert result.exit_code == 1
-    assert result.stderr == "Error: 5 alternatives need a beam-size of at least 6, not 5\n"
+    assert result.stderr == "Error: --alternatives 5 needs --beam-size 6 or more, not 5\n"
 
 
 def test_caption_of_other_features_is_refused_and_keeps_the_table(

@@ -12,7 +12,8 @@ from captionmill.data.samples import draw_samples
 from captionmill.data.scene_captions import describes
 from captionmill.pipeline.demo import run_demo
 from captionmill.stages.config import ExtractConfig
-from captionmill.stages.encoding.encoder import SCENES_WEIGHTS_PATH, build_encoder
+from captionmill.stages.encoding.encoder import build_encoder
+from captionmill.stages.encoding.weights import SCENES_WEIGHTS_PATH
 
 
 def test_a_small_demo_leaves_pictures_captions_scores_a_page_and_its_plan(tmp_path: Path) -> None:
@@ -39,6 +40,9 @@ def test_a_small_demo_leaves_pictures_captions_scores_a_page_and_its_plan(tmp_pa
     assert summary.report_path == folder / "report.html"
     again = CliRunner().invoke(main, ["run", str(folder / "pipeline.toml")], catch_exceptions=False)
     assert again.stdout.count(": up to date\n") == 4
+    (folder / "scores.json").unlink()
+    (folder / "report.html").write_text("<p>somebody's own</p>")
+    assert run_demo(folder, picture_count=160, held_out_count=12).report_path is None
 
 
 def test_the_demo_does_not_write_among_other_peoples_files(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from captionmill.data.samples import draw_samples
 from captionmill.pipeline.jobs import TrainJob
 from captionmill.pipeline.plan import read_plan
 from captionmill.stages.config import Backbone
-from captionmill.stages.encoding.encoder import SCENES_WEIGHTS_PATH
+from captionmill.stages.encoding.weights import SCENES_WEIGHTS_PATH
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]

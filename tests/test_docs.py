@@ -37,6 +37,13 @@ def test_the_command_page_is_the_programs_own_help() -> None:
     )
 
 
+def test_help_lists_the_commands_in_the_order_in_which_a_user_meets_them() -> None:
+    names = main.list_commands(click.Context(main))
+    assert sorted(names) == sorted(main.commands)
+    stages = ["demo", "init", "run", "extract", "train", "evaluate", "caption", "completion"]
+    assert [name for name in names if name in stages] == stages
+
+
 @pytest.mark.parametrize("names", walk_commands(main)[1:])
 def test_every_command_and_option_has_help_and_every_command_an_example(names: tuple[str, ...]) -> None:
     command: click.Command = main

@@ -5,14 +5,11 @@ import html
 import io
 import json
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import COLOURS
+from builders import COLOURS, OpenPage
 from PIL import Image
 
 from captionmill.data.caption_table import CaptionRow
@@ -20,8 +17,6 @@ from captionmill.data.image_files import ImageFile, find_images
 from captionmill.pipeline import gallery
 from captionmill.pipeline.gallery import BLOCK_ROWS, THUMBNAIL_SIDE, write_gallery
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 NASTY = '</script><img src=x onerror="document.title=1">'
 
 
@@ -43,21 +38,10 @@ def decode(line: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(line)))
 
 
-def dump(page_path: Path, fragment: str = "", *, folder: Path) -> str:
+def dump(chromium: OpenPage, page_path: Path, fragment: str = "") -> str:
     """The document after its script has run."""
-    assert CHROMIUM is not None
-    words = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-    ]
-    words += [f"--user-data-dir={folder / 'profile'}", "--window-size=1200,800", "--virtual-time-budget=2000"]
-    words += ["--dump-dom", page_path.as_uri() + fragment]
-    done = subprocess.run(words, capture_output=True, check=True, timeout=240)
-    return done.stdout.decode("utf-8")
+    options = ["--window-size=1200,800", "--virtual-time-budget=2000", "--dump-dom"]
+    return chromium(page_path.as_uri() + fragment, *options).stdout
 
 
 def cards(document: str) -> list[str]:
@@ -185,8 +169,8 @@ def test_an_interrupted_page_leaves_the_old_one(photos: Path, tmp_path: Path) ->
 
 
 @pytest.fixture(scope="module")
-def large_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
-    """A page of 10,000 images, and a folder to work in."""
+def large_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of 10,000 images."""
     folder = tmp_path_factory.mktemp("large")
     Image.new("RGB", (12, 9), "teal").save(folder / "x.png")
     images = [ImageFile(f"{number:05d}.png", folder / "x.png") for number in range(10_000)]
@@ -203,14 +187,13 @@ def large_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path,
     for number in (3, 4):
         rows[number] = CaptionRow(images[number].key, "", None, status="failed", error=f"the file is empty {NASTY}")
     write_gallery(folder / "page.html", "10,000 images", images, rows)
-    yield folder / "page.html", folder
-    shutil.rmtree(folder / "profile", ignore_errors=True)
+    return folder / "page.html"
 
 
-@needs_chromium
-def test_a_page_of_10000_images_has_a_few_cards_in_the_document_the_surest_first(large_page: tuple[Path, Path]) -> None:
-    page_path, folder = large_page
-    document = dump(page_path, folder=folder)
+def test_a_page_of_10000_images_has_a_few_cards_in_the_document_the_surest_first(
+    chromium: OpenPage, large_page: Path
+) -> None:
+    document = dump(chromium, large_page)
     assert status(document) == "10,000 images"
     shown = cards(document)
     assert 10 <= len(shown) <= 100
@@ -221,7 +204,6 @@ def test_a_page_of_10000_images_has_a_few_cards_in_the_document_the_surest_first
     assert ">failed<span>2</span>" in document
 
 
-@needs_chromium
 @pytest.mark.parametrize(
     ("fragment", "found", "first"),
     [
@@ -234,10 +216,9 @@ def test_a_page_of_10000_images_has_a_few_cards_in_the_document_the_surest_first
     ],
 )
 def test_the_address_filters_and_sorts(
-    large_page: tuple[Path, Path], fragment: str, found: str, first: str | None
+    chromium: OpenPage, large_page: Path, fragment: str, found: str, first: str | None
 ) -> None:
-    page_path, folder = large_page
-    document = dump(page_path, fragment, folder=folder)
+    document = dump(chromium, large_page, fragment)
     assert status(document) == found
     shown = cards(document)
     assert len(shown) <= 100
@@ -246,10 +227,8 @@ def test_the_address_filters_and_sorts(
     assert "<img src=" not in document
 
 
-@needs_chromium
-def test_the_address_opens_the_large_view_with_the_other_captions(large_page: tuple[Path, Path]) -> None:
-    page_path, folder = large_page
-    document = dump(page_path, "#show=cut&image=05000.png", folder=folder)
+def test_the_address_opens_the_large_view_with_the_other_captions(chromium: OpenPage, large_page: Path) -> None:
+    document = dump(chromium, large_page, "#show=cut&image=05000.png")
     large = document.split('<dialog id="large"')[1].split("</dialog>")[0]
     assert ' open=""' in large.split(">")[0]
     assert '<p class="caption">a woman number n5000</p>' in large

@@ -62,13 +62,18 @@ def job_of(graph: Graph, task_id: str) -> ExtractJob | TrainJob | EvaluateJob | 
         (('"squash"', '"stretch"'), 4, "[extract] preprocess = 'stretch': is to be one of crop, squash"),
         (('images = "photos"', ""), 2, "[extract] needs `images`, a path"),
         (('captions = "references.csv"', "captions = 3"), 8, "[train] captions = 3: is to be a path in quotes"),
-        (("hidden_dim = 16", "dropout = 1.5"), 9, "[train] dropout is to be at least 0 and at most 1, not 1.5"),
+        (("hidden_dim = 16", "dropout = 1.5"), 9, "[train] `dropout` is to be at least 0 and at most 1, not 1.5"),
         (("hidden_dim = 16", "hidden_dim = [8, 16]"), 9, "to try several, write them in [train.grid]"),
         (("hidden_dim = 16", "grid.hiden_dim = [8]"), 9, "grid has no key `hiden_dim`; did you mean `hidden_dim`?"),
         (("hidden_dim = 16", "grid.hidden_dim = 8"), 9, "grid.hidden_dim = 8: is to be a list of values to try"),
         (("hidden_dim = 16", "[train.b]\n[train.b.grid]\nsee = [1]"), 11, "[train.b] grid has no key `see`"),
         (("hidden_dim = 16", 'features = "phots"'), 9, "[train] there is no extraction `phots`; known are none"),
         (("[evaluate]", '[evaluate]\nmodel = "bas"'), 12, "[evaluate] there is no training `bas`"),
+        (('"new"', '"new"\nformt = "csv"'), 15, "[caption] has no key `formt`; did you mean `format`?"),
+        (('"new"', '"new"\nformat = "xlsx"'), 15, "format = 'xlsx': is to be one of csv, jsonl, parquet"),
+        (('"new"', '"new"\nlow_confidence = 2'), 15, "`low_confidence` is to be at least 0 and at most 1, not 2"),
+        (('"new"', '"new"\nsidecar = "txt"'), 15, "sidecar = 'txt': is to be the ending of a text file, such as .txt"),
+        (('"new"', '"new"\nbeam_size = 3\ntop_k = 5'), 16, "[caption] `top_k` is of sampling: set `sample` too"),
         (("[caption]", "[[caption]]"), 13, "`caption` is to be a table: for several, write [caption.NAME] for each"),
         (("[caption]", '[caption."my new"]'), 13, "[caption.my new]: a name has letters, digits, - and _"),
         (("[caption]", '[caption.a]\nimages = "a"\nbeam = 2\n[caption.b]'), 15, "[caption.a] has no key `beam`"),
@@ -182,6 +187,17 @@ def test_a_grid_is_a_training_for_each_combination_and_each_is_scored(tmp_path: 
     assert needs(graph, "caption") == ["train.base-seed-1-tie_weights-false"]
 
 
+def test_the_ending_of_a_table_follows_its_format_unless_output_names_it(tmp_path: Path) -> None:
+    def output_and_format(lines: str) -> tuple[str, object]:
+        job = job_of(read(tmp_path, f'[caption]\nimages = "new"\nmodel = "../m"\n{lines}'), "caption")
+        return job.output.name, job.settings()["format"]
+
+    assert output_and_format("") == ("captions.csv", "csv")
+    assert output_and_format('format = "jsonl"') == ("captions.jsonl", "jsonl")
+    assert output_and_format('output = "c.parquet"') == ("c.parquet", "parquet")
+    assert output_and_format('output = "c.txt"\nformat = "jsonl"') == ("c.txt", "jsonl")
+
+
 def test_what_was_made_elsewhere_is_named_by_its_path(tmp_path: Path) -> None:
     text = 'features = "f.h5"\ncaptions = "c.csv"\n'
     graph = read(tmp_path, f'[train]\n{text}[evaluate]\nmodel = "../m"\n{text}')
@@ -231,7 +247,7 @@ def test_init_writes_a_file_that_works_and_whose_every_setting_is_the_default(tm
     assert told.stdout == f"{path}: fill in the paths, then: captionmill run {path} --dry-run\n"
     plain = read_plan(path)
     assert ids(plain) == ["extract", "train", "evaluate", "caption"]
-    set_all, count = re.subn(r"^# (?!gallery)(\w+ = )", r"\1", path.read_text(), flags=re.M)
+    set_all, count = re.subn(r"^# (?!gallery|sidecar|low_confidence)(\w+ = )", r"\1", path.read_text(), flags=re.M)
     assert count > 50
     explicit = read(tmp_path, set_all)
     for before, after in zip(plain.tasks, explicit.tasks, strict=True):

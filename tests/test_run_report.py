@@ -4,23 +4,23 @@ import html
 import json
 import re
 import shutil
-import subprocess
-from collections.abc import Callable
+import tracemalloc
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from builders import draw_photos
+from builders import OpenPage, draw_photos
 from click.testing import CliRunner
 
 from captionmill.cli import main
 from captionmill.data.bundle import read_bundle
+from captionmill.data.caption_table import CaptionRow, row_text
 from captionmill.data.errors import InputError
 from captionmill.data.extraction_log import log_path, read_records
 from captionmill.data.image_files import find_images
 from captionmill.pipeline.folder import caption_folder
-from captionmill.pipeline.run_files import ScoredCaption, read_model, read_scores
+from captionmill.pipeline.run_files import ScoredCaption, read_model, read_scores, read_table
 from captionmill.pipeline.run_report import ReportSources, write_run_report
 from captionmill.pipeline.run_report_results import pick_captions
 from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
@@ -28,7 +28,6 @@ from captionmill.stages.decoding.evaluate import evaluate
 from captionmill.stages.decoding.train import train
 from captionmill.stages.encoding.extract import extract
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHONE_WIDTH = 375
 
 
@@ -142,6 +141,20 @@ def test_the_report_says_what_the_files_say(run: ReportSources, tmp_path: Path) 
     assert "hidden_dim 12 512" in page.sections["settings"]
     assert "beam_size 2 5" in page.sections["settings"]
     assert read_bundle(run.models[0]).versions["torch"] in page.sections["settings"]
+
+
+def test_of_a_long_table_only_the_failures_are_kept(tmp_path: Path) -> None:
+    text = row_text("csv", with_alternatives=False)
+    failed = CaptionRow("00000.jpg", "", None, status="failed", error="not an image")
+    rows = [failed, *(CaptionRow(f"{number:05d}.jpg", "a dog runs", 0.5) for number in range(1, 20_000))]
+    (tmp_path / "c.csv").write_bytes(text.header + b"".join(map(text.encode, rows)))
+    del rows
+    tracemalloc.start()
+    files = read_table(tmp_path / "c.csv")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (files.found, files.captioned, files.failures) == (20_000, 19_999, (("00000.jpg", "not an image"),))
+    assert peak < 1_000_000  # the rows together take 7 MB
 
 
 def test_what_was_not_recorded_or_not_named_is_said_to_be_missing(run: ReportSources, tmp_path: Path) -> None:
@@ -300,47 +313,18 @@ def test_a_key_of_pictures_in_two_places_shows_neither(run: ReportSources, tmp_p
     assert "data:image/jpeg;base64," in text  # red_0.png is in one place
 
 
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the PATH")
-
-
-@pytest.fixture
-def chromium(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Opens a page in a headless Chromium with a profile of its own."""
-
-    def open_page(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"),
-                *("--disable-background-networking", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'chr'}"),
-                *(*options, page.as_uri()),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-
-    return open_page
-
-
-@needs_chromium
-def test_chromium_shows_the_page_without_complaint(
-    run: ReportSources, tmp_path: Path, chromium: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_chromium_shows_the_page_without_complaint(run: ReportSources, tmp_path: Path, chromium: OpenPage) -> None:
     page = report(tmp_path / "report.html", run)
-    shown = chromium(tmp_path / "report.html", "--dump-dom")
+    shown = chromium((tmp_path / "report.html").as_uri(), "--dump-dom")
     assert shown.stdout.count("<section") == 8
     assert "CONSOLE" not in shown.stderr
     asking = page.source.replace("</footer>", '</footer><img src="https://example.invalid/x.png"><script>1</script>')
     (tmp_path / "asking.html").write_text(asking, encoding="utf-8")
-    complaints = chromium(tmp_path / "asking.html", "--dump-dom").stderr  # what the check above would have seen
+    complaints = chromium((tmp_path / "asking.html").as_uri(), "--dump-dom").stderr  # the check above would see such
     assert len(re.findall(r"CONSOLE.*Content Security Policy", complaints)) == 2
 
 
-@needs_chromium
-def test_nothing_on_a_phone_is_wider_than_the_screen(
-    run: ReportSources, tmp_path: Path, chromium: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_nothing_on_a_phone_is_wider_than_the_screen(run: ReportSources, tmp_path: Path, chromium: OpenPage) -> None:
     def width_of(source: str) -> int:
         wrapper = (
             f'<iframe width="{PHONE_WIDTH}" height="800" style="border: 0" srcdoc="{html.escape(source)}"></iframe>'
@@ -349,7 +333,7 @@ def test_nothing_on_a_phone_is_wider_than_the_screen(
             "</script>"
         )
         (tmp_path / "phone.html").write_text(wrapper, encoding="utf-8")
-        shown = chromium(tmp_path / "phone.html", "--dump-dom").stdout
+        shown = chromium((tmp_path / "phone.html").as_uri(), "--dump-dom").stdout
         found = re.search(r"<title>(\d+) 8</title>", shown)
         assert found
         return int(found[1])
@@ -360,12 +344,9 @@ def test_nothing_on_a_phone_is_wider_than_the_screen(
     assert width_of(unfolded.replace("</footer>", "</footer><div style='width: 500px'>x</div>")) > PHONE_WIDTH
 
 
-@needs_chromium
-def test_the_page_prints_with_what_is_folded(
-    run: ReportSources, tmp_path: Path, chromium: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_the_page_prints_with_what_is_folded(run: ReportSources, tmp_path: Path, chromium: OpenPage) -> None:
     report(tmp_path / "report.html", run)
-    chromium(tmp_path / "report.html", f"--print-to-pdf={tmp_path / 'report.pdf'}")
+    chromium((tmp_path / "report.html").as_uri(), f"--print-to-pdf={tmp_path / 'report.pdf'}")
     printed = (tmp_path / "report.pdf").read_bytes()
     assert printed.startswith(b"%PDF-")
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 8

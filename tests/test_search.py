@@ -328,13 +328,13 @@ def test_diverse_beams_differ_more(decoder: Decoder, features: Tensor) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_length": 9, "max_length": 8}, "min-length 9 is more than max-length 8"),
-        ({"beam_size": 3, "alternatives": 3}, "3 alternatives need a beam-size of at least 4, not 3"),
-        ({"beam_size": 5, "diversity_groups": 2}, "a beam-size of 5 does not divide into 2 groups"),
-        ({"top_k": 5}, "top-k is of sampling: pass sample too"),
-        ({"temperature": 0.5}, "temperature is of sampling: pass sample too"),
-        ({"sample": True, "diversity_groups": 5}, "diversity-groups is of beam search: leave it or sample out"),
-        ({"sample": True, "top_p": 1.5}, "top-p is to be at least 0.001 and at most 1, not 1.5"),
+        ({"min_length": 9, "max_length": 8}, "`min_length` 9 is more than `max_length` 8"),
+        ({"beam_size": 3, "alternatives": 3}, "`alternatives` 3 needs `beam_size` 4 or more, not 3"),
+        ({"beam_size": 5, "diversity_groups": 2}, "`beam_size` 5 is no multiple of `diversity_groups` 2"),
+        ({"top_k": 5}, "`top_k` is of sampling: set `sample` too"),
+        ({"temperature": 0.5}, "`temperature` is of sampling: set `sample` too"),
+        ({"sample": True, "diversity_groups": 5}, "`diversity_groups` is of beam search: leave it or `sample` out"),
+        ({"sample": True, "top_p": 1.5}, "`top_p` is to be at least 0.001 and at most 1, not 1.5"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, int], message: str) -> None:

@@ -1,11 +1,10 @@
 """`captionmill caption`."""
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import click
 
-from captionmill.data.caption_table import TableFormat
 from captionmill.pipeline import summaries
 from captionmill.pipeline.terminal.options import (
     ANY_OR_URL,
@@ -16,34 +15,30 @@ from captionmill.pipeline.terminal.options import (
     models_option,
     quiet_option,
     search_options,
+    setting,
     take_settings,
 )
 from captionmill.pipeline.terminal.progress_bars import ProgressBars
-from captionmill.stages.config import ExtractConfig, SearchConfig
+from captionmill.stages.config import ExtractConfig, SearchConfig, TableConfig
 
 
 @click.command()
 @click.argument("images", type=ANY_OR_URL)
 @models_option
 @click.option("--output", type=FILE_PATH, required=True, help="Table to write.")
-@click.option(
-    "--format",
-    "table_format",
-    type=click.Choice(get_args(TableFormat)),
-    help="Of the table.  [default: by the suffix of OUTPUT, else csv]",
-)
+@setting(TableConfig, "format", "Of the table.  [default: by the suffix of OUTPUT, else csv]")
 @click.option("--features", type=FILE_PATH, help="Cache of the features.  [default: OUTPUT with .features.h5]")
 @click.option("--gallery", type=FILE_PATH, help="Page to write as well: every picture with its caption (HTML).")
 @click.option("--weights", type=FILE, help="The backbone's weights file, if it was moved since training.")
 @search_options
-@click.option(
-    "--low-confidence",
-    type=click.FloatRange(0, 1),
-    help="Flag captions less sure than this.  [default: what a tenth of the model's validation captions are below]",
+@setting(
+    TableConfig,
+    "low_confidence",
+    "Flag captions less sure than this.  [default: what a tenth of the model's validation captions are below]",
 )
 @machine_options
-@click.option(
-    "--sidecar", metavar="SUFFIX", help="Write each caption beside its image too, such as .txt: a.jpg, a.txt."
+@setting(
+    TableConfig, "sidecar", "Write each caption beside its image too, such as .txt: a.jpg, a.txt.", metavar="SUFFIX"
 )
 @click.option(
     "--embed-metadata", is_flag=True, help="Write each caption into a copy of its image, as XMP and IPTC description."
@@ -60,12 +55,9 @@ def caption(
     images: Path | str,
     models: tuple[Path, ...],
     output: Path,
-    table_format: TableFormat | None,
     features: Path | None,
     gallery: Path | None,
     weights: Path | None,
-    low_confidence: float | None,
-    sidecar: str | None,
     embed_metadata: bool,
     copies: Path | None,
     in_place: bool,
@@ -82,7 +74,7 @@ def caption(
     """
     from captionmill.pipeline.folder import caption_folder
 
-    search = take_settings(SearchConfig, settings)
+    search, table = take_settings(SearchConfig, settings), take_settings(TableConfig, settings)
     if (in_place or copies is not None) and not embed_metadata:
         raise click.UsageError("--in-place and --copies belong to --embed-metadata")
     if in_place and copies is not None:
@@ -98,11 +90,11 @@ def caption(
             features=features,
             gallery=gallery,
             search=search,
-            low_confidence=low_confidence,
-            table_format=table_format,
+            low_confidence=table.low_confidence,
+            table_format=table.format,
             machine=ExtractConfig(**settings),
             weights=weights,
-            sidecar=sidecar,
+            sidecar=table.sidecar,
             embed_into=embed_into,
             overwrite=overwrite,
             progress=progress,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from captionmill.data.errors import CaptionmillError
+from captionmill.data.errors import CaptionmillError, SettingError
 from captionmill.pipeline.terminal.json_lines import json_errors, streams_put_back
 
 if TYPE_CHECKING:
@@ -53,7 +53,13 @@ def listen_to_signals() -> None:
 
 
 class ErrorGroup(click.Group):
-    """Shows what a user can mend as one line, or object, on stderr with exit code 1; a bug keeps its traceback."""
+    """Shows what a user can mend as one line, or object, on stderr with exit code 1; a bug keeps its traceback.
+
+    Its help lists the commands in the order in which they were added.
+    """
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return [*self.commands]
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         with streams_put_back():
@@ -79,6 +85,8 @@ class ErrorGroup(click.Group):
             if isinstance(exc, _Terminated):
                 ctx.exit(128 + signal.SIGTERM)
             raise
+        except SettingError as exc:  # names the options as they are typed
+            raise click.ClickException(exc.with_names(lambda name: f"--{name.replace('_', '-')}")) from exc
         except CaptionmillError as exc:
             raise click.ClickException(str(exc)) from exc
         except BrokenPipeError:  # click ends the command in silence

@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
 from captionmill.data.urls import is_url
 from captionmill.pipeline.terminal.json_lines import begin_json
-from captionmill.stages.config import RANGES, ExtractConfig, SearchConfig
+from captionmill.stages.config import RANGES, ExtractConfig, SearchConfig, TableConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Settings = TypeVar("Settings", ExtractConfig, SearchConfig)
+Settings = TypeVar("Settings", ExtractConfig, SearchConfig, TableConfig)
 Decorator = Callable[[Command], Command]
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -55,10 +56,12 @@ class Workers(click.ParamType[int]):
         return click.IntRange(int(low), int(high or 0)).convert(value, param, ctx)
 
 
-def setting(kind: type, name: str, help_text: str) -> Decorator[Any]:
+def setting(kind: type, name: str, help_text: str, *, metavar: str | None = None) -> Decorator[Any]:
     """An option whose default and type come from the field `name` of the dataclass `kind`."""
     hint, default = get_type_hints(kind)[name], getattr(kind, name)
     value_type: Any
+    if get_origin(hint) in (Union, UnionType):
+        (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)  # a setting that can be left out
     if get_origin(hint) is Literal:
         value_type = click.Choice(get_args(hint))
     else:
@@ -70,7 +73,9 @@ def setting(kind: type, name: str, help_text: str) -> Decorator[Any]:
         return click.option(
             f"{flag}/--no-{flag[2:]}" if default else flag, name, is_flag=True, default=default, help=help_text
         )
-    return click.option(flag, name, type=value_type, default=default, show_default=True, help=help_text)
+    return click.option(
+        flag, name, type=value_type, default=default, show_default=True, metavar=metavar, help=help_text
+    )
 
 
 def options(*decorators: Decorator[Any]) -> Decorator[Any]:

@@ -119,7 +119,8 @@ def demo(folder: Path, quiet: bool) -> None:
     click.echo(
         f"\n{summary.right_count} of {summary.held_out_count} held-out captions are right in every object, colour, "
         f"size and background ({summaries.show_duration(summary.duration_s)})\n"
-        f"  captions  {summary.captions_path}\n  page      {summary.page_path}\n"
-        f"  report    {summary.report_path}\n"
-        f"  repeat    captionmill run {folder / 'pipeline.toml'}"
+        f"  captions  {summary.captions_path}\n  page      {summary.page_path}"
     )
+    if summary.report_path:
+        click.echo(f"  report    {summary.report_path}")
+    click.echo(f"  repeat    captionmill run {folder / 'pipeline.toml'}")

@@ -43,10 +43,13 @@ captions = "references.csv"  # CSV with image and caption, Flickr token file, CO
 # device = "auto"  # auto, cpu, cuda, cuda:N or mps; that of the training if not set
 {evaluate}
 
-[caption]  # a folder of new pictures to CSV
+[caption]  # a folder of new pictures to a table
 images = "new-images"
 # output = "captions.csv"
+# format = "csv"  # of the table (csv, jsonl, parquet); what the suffix of output says, else csv, if not set
 # gallery = "captions.html"  # a page of all pictures and captions; none if not set
+# sidecar = ".txt"  # a text file with its caption beside each image: a.jpg, a.txt; none if not set
+# low_confidence = 0.5  # flag captions less sure than this; if not set, than a tenth of the model's validation captions
 {caption}
 
 # Several of a kind have names, and take what [train] (or another) itself says unless they say otherwise:

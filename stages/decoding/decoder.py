@@ -1,13 +1,13 @@
 """The decoder: an LSTM whose initial state is made from an image's features, and a Linear layer that scores words."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captionmill.stages.config import FeatureScaling, ImageInput
+from captionmill.stages.config import FeatureScaling, ImageInput, TrainConfig
 
 State = tuple[Tensor, ...]
 """What a step hands to the next, each part [L, B, ...] with the caption in dimension 1: hidden, cell, and with
@@ -40,6 +40,12 @@ class DecoderConfig:
     """How the features are scaled before they enter."""
     tie_weights: bool = False
     """Whether a word's output weights are its embedding."""
+
+    @classmethod
+    def of(cls, training: TrainConfig, *, feature_dim: int, vocab_size: int) -> "DecoderConfig":
+        """The decoder that `training` asks for, with such features and so many words."""
+        names = {field.name for field in fields(cls)} - {"feature_dim", "vocab_size"}
+        return cls(feature_dim, vocab_size, **{name: getattr(training, name) for name in names})
 
 
 class Decoder(nn.Module):

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pandas as pd
 import torch
 
@@ -24,6 +23,7 @@ from captionmill.data.atomic import replace_atomically
 from captionmill.data.bundle import BUNDLE_NAME, bundle_exists, read_bundle, write_bundle
 from captionmill.data.errors import InputError, TrainingError, UnfinishedRunError
 from captionmill.data.feature_store import FeatureStore
+from captionmill.data.lock_file import hold_lock
 from captionmill.data.splits import Splits, choose_splits
 from captionmill.data.tables import write_table
 from captionmill.data.vocabulary import SPECIAL_WORDS, Vocabulary
@@ -211,22 +211,16 @@ def _fingerprint(
 
 @contextlib.contextmanager
 def _claim(work_dir: Path, world: World) -> Iterator[None]:
-    """Keep every other training from `work_dir` while the block lasts; the system frees the lock of a dead process."""
+    """Keep every other training from `work_dir` while the block lasts."""
     if not world.is_first:
         yield
         return
     if work_dir.exists() and not work_dir.is_dir():
         raise InputError(f"{work_dir}: needed for the training, but is a file; move it away")
     work_dir.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(work_dir / _LOCK_NAME)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as exc:
-        raise TrainingError(f"{work_dir}: another process is at this training; wait for it to end") from exc
-    try:
+    error = TrainingError(f"{work_dir}: another process is at this training; wait for it to end")
+    with hold_lock(work_dir / _LOCK_NAME, error):
         yield
-    finally:
-        lock.release()
 
 
 def _open_work_dir(

@@ -59,20 +59,7 @@ class Trainer:
         self.dataset = CaptionDataset(captions, splits.train, vocabulary, max_length=config.max_length)
         self._feeder = FeatureFeeder(store, splits.train, device)
         torch.manual_seed(config.seed)
-        self.decoder = Decoder(
-            DecoderConfig(
-                feature_dim=store.spec.feature_dim,
-                vocab_size=len(vocabulary),
-                embed_dim=config.embed_dim,
-                hidden_dim=config.hidden_dim,
-                dropout=config.dropout,
-                feature_dropout=config.feature_dropout,
-                layers=config.layers,
-                image_input=config.image_input,
-                feature_scaling=config.feature_scaling,
-                tie_weights=config.tie_weights,
-            )
-        )
+        self.decoder = Decoder(DecoderConfig.of(config, feature_dim=store.spec.feature_dim, vocab_size=len(vocabulary)))
         mean, std = measure_features(store, splits.train)
         self.decoder.fit_features(torch.from_numpy(mean), torch.from_numpy(std))
         self.decoder.to(device)

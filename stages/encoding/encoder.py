@@ -1,39 +1,30 @@
 """A torchvision ResNet without its classifier, with its own preprocessing: uint8 squares in, 2048 numbers out."""
 
-import hashlib
-import pickle
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
-from urllib.error import URLError
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
-import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import ResNet, get_model, get_model_weights
+from torchvision.models import ResNet, get_model
 from torchvision.models.resnet import Bottleneck
 
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.stages.config import Backbone, ExtractConfig, Preprocess, Views
+from captionmill.stages.encoding.weights import SCENES_BACKBONE, hash_weights, read_weights
 
 Pixels = npt.NDArray[np.uint8]
 
-SCENES_BACKBONE = "scenes-resnet14"
-SCENES_WEIGHTS = "drawn-scenes"
-SCENES_WEIGHTS_PATH = Path(__file__).parents[2] / "data" / "assets" / "scenes_resnet14_thin.safetensors"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STRIDE = 32  # pixels of the picture to one position of the last feature map
 _RESIZED_LIMIT = 4_000_000  # pixels: a picture of 1 x 30,000 would become one of 256 x 7,680,000
 _LONGEST_SHAPE = 4  # longer side to shorter side
-_NAMED_WEIGHTS = ("imagenet1k_v1", "imagenet1k_v2")
 
 
 @dataclass(frozen=True)
@@ -103,7 +94,7 @@ def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> E
     """
     if config.preprocess == "whole" and config.image_size % STRIDE:
         raise InputError(f"--image-size {config.image_size}: --preprocess whole needs a multiple of {STRIDE}")
-    state, weights, resize_ratio = _read_weights(config)
+    state, weights, resize_ratio = read_weights(config)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     resnet = _build_resnet(config.backbone)
     try:
@@ -132,18 +123,23 @@ def build_untrained_encoder(config: ExtractConfig) -> Encoder:
     return Encoder(FeatureNetwork(_fuse_batch_norm(_build_resnet(config.backbone).eval())), spec)
 
 
-def find_named_weights(backbone: str, weights: str) -> tuple[Path, str]:
-    """Where torchvision's file of these weights lies on this machine, or will once downloaded; and its URL."""
-    named = get_model_weights(backbone)[weights.upper()]
-    return _path_of(named), named.url
+def encoder_for_spec(spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Encoder:
+    """The encoder that makes features of `spec`, its weights read from `weights` if given.
+
+    Raises WeightsError or SpecMismatchError if its weights are not here.
+    """
+    config = _config_for_spec(spec, machine)
+    if weights:
+        config = replace(config, weights=str(weights))
+    try:
+        encoder = build_encoder(config, resize_size=spec.resize_size)
+    except WeightsError as exc:
+        raise WeightsError(f"{exc}; the model's features were made with {spec.weights}: pass --weights FILE") from exc
+    spec.require(encoder.spec, mine="the model", others=config.weights)
+    return encoder
 
 
-def _path_of(named: Any) -> Path:
-    name: str = named.url.rsplit("/", 1)[-1]
-    return Path(torch.hub.get_dir()) / "checkpoints" / name
-
-
-def config_for_spec(spec: FeatureSpec, machine: ExtractConfig) -> ExtractConfig:
+def _config_for_spec(spec: FeatureSpec, machine: ExtractConfig) -> ExtractConfig:
     """`machine` with the network and the preprocessing that `spec` names."""
     return replace(
         machine,
@@ -153,18 +149,6 @@ def config_for_spec(spec: FeatureSpec, machine: ExtractConfig) -> ExtractConfig:
         image_size=spec.image_size,
         views=cast(Views, spec.views),
     )
-
-
-def hash_weights(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and float32 values: the same for .pth and .safetensors files of one network."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        if name.endswith("num_batches_tracked"):  # a counter that evaluation ignores
-            continue
-        tensor = state[name].float().contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
 
 
 class FeatureNetwork(nn.Module):
@@ -242,70 +226,3 @@ def _fuse_batch_norm(resnet: ResNet) -> ResNet:
 
 def _fuse(convolution: Any, batch_norm: Any) -> tuple[Any, Any]:
     return fuse_conv_bn_eval(convolution, batch_norm), nn.Identity()
-
-
-def _read_weights(config: ExtractConfig) -> tuple[dict[str, Tensor], str, float]:
-    """The tensors without the classifier, their name, and the ratio of resized shorter side to crop."""
-    if config.backbone == SCENES_BACKBONE and config.weights in (*_NAMED_WEIGHTS, SCENES_WEIGHTS):
-        state, weights, resize_ratio = _read_state(SCENES_WEIGHTS_PATH), SCENES_WEIGHTS, 1.0
-    elif config.weights in _NAMED_WEIGHTS:
-        named = get_model_weights(config.backbone)[config.weights.upper()]
-        preset = named.transforms()
-        state, weights = _download(named), config.weights
-        resize_ratio = preset.resize_size[0] / preset.crop_size[0]
-    else:
-        path = Path(config.weights)
-        if not path.is_file():
-            raise WeightsError(
-                f"{path}: no such file; --weights takes {', '.join(_NAMED_WEIGHTS)} or a .pth or .safetensors"
-            )
-        state, weights, resize_ratio = _read_state(path), str(path.resolve()), 256 / 224
-    return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}, weights, resize_ratio
-
-
-def _download(named: Any) -> dict[str, Tensor]:
-    """The tensors of torchvision's file, from torch's cache folder or, once, the network; the name holds the hash."""
-    path = _path_of(named)
-    name = path.name
-    hash_prefix = path.stem.rsplit("-", 1)[-1]
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(named.url, str(path), hash_prefix)
-    except (URLError, OSError) as exc:
-        raise WeightsError(
-            f"cannot download {name} ({exc}); fetch {named.url} elsewhere and put it in {path.parent}, "
-            "or pass --weights FILE"
-        ) from exc
-    except RuntimeError as exc:  # the hash of what came is wrong
-        raise WeightsError(f"the download of {name} came damaged; run again") from exc
-    with path.open("rb") as file:
-        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(hash_prefix):
-            raise WeightsError(f"{path}: damaged, or another file under this name; delete it and run again")
-    return _read_state(path)
-
-
-_Read = Callable[[Path], Mapping[str, Any]]
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    reader: _Read = safetensors.torch.load_file if path.suffix == ".safetensors" else _read_pickled_tensors
-    try:
-        loaded = reader(path)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError) as exc:
-        problem = str(exc).split("\n", 1)[0][:200]
-        raise WeightsError(f"{path}: not a readable state_dict ({problem})") from exc
-    for wrapper in ("state_dict", "model"):  # as training scripts save them
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    is_state = isinstance(loaded, dict) and loaded and all(isinstance(name, str) for name in loaded)
-    if not is_state or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise WeightsError(f"{path}: holds no state_dict; save one with torch.save(network.state_dict(), PATH)")
-    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
-
-
-def _read_pickled_tensors(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as exc:
-        raise ValueError("it holds more than tensors, and loading it could run code") from exc
