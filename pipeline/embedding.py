@@ -1,5 +1,6 @@
 """Captions into the image files themselves: into copies, or, if the user says so, in place."""
 
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Embedding:
         """
         require_metadata_library()
         self._sources = {image.key: local_path(image, "--embed-metadata") for image in found}
-        self._targets: dict[str, Path] = {key: path.resolve() for key, path in self._sources.items()}
+        self._targets = {key: _real_path(path) for key, path in self._sources.items()}
         if copies is None:
             return
         if isinstance(images, Path) and images.is_dir() and copies.resolve().is_relative_to(images.resolve()):
@@ -72,7 +73,7 @@ class Embedding:
         """Write it; how the image stands to its caption after that."""
         source, target = self._sources[row.path], self._targets[row.path]
         state = check_description(source, row.caption, overwrite=overwrite)
-        is_copy = target != source.resolve()
+        is_copy = target != _real_path(source)
         if state == "unsupported" or (state != "missing" and not is_copy):
             return state
         if is_copy and _is_copy_of(target, source) and check_description(target, row.caption) == "same":
@@ -89,6 +90,11 @@ class Embedding:
 def _is_copy_of(target: Path, source: Path) -> bool:
     """Whether `target` was copied from `source` as it is now: a copy keeps the time of its original."""
     return target.exists() and target.stat().st_mtime_ns == source.stat().st_mtime_ns
+
+
+def _real_path(path: Path) -> Path:
+    """The file behind all links; of a link to itself the link, where `Path.resolve` would fail."""
+    return Path(os.path.realpath(path))
 
 
 def _below(key: str) -> PurePosixPath:

@@ -1,6 +1,7 @@
 """A folder of images becomes a table, and again, and after a kill; captions get beside the images and into them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,6 +237,28 @@ class TestEmbedding:
         assert check_description(tmp_path / name, self.TEXT) == "same"
         assert check_description(tmp_path / name, "another of ours") == "missing"
         np.testing.assert_array_equal(pixels(tmp_path / name), before)
+
+    def test_names_that_are_not_utf_8_long_ones_and_a_link_to_itself_stop_nothing(
+        self, model: Path, photos: Path, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("exiv2")
+        long_name = "n" * 251 + ".png"
+        latin_path = photos / os.fsdecode(b"caf\xe9.png")
+        try:
+            shutil.copy(photos / "red_0.png", latin_path)
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names alone")
+        shutil.copy(photos / "red_0.png", photos / long_name)
+        (photos / "self.jpg").symlink_to("self.jpg")
+        copies = tmp_path / "copies"
+        summary = caption(photos, model, tmp_path / "t.csv", sidecar=".txt", embed_into=copies)
+        assert summary.embedded is not None
+        assert (summary.sidecars, summary.embedded.embedded, summary.embedded.unsupported) == (10, 10, ())
+        words = rows_of(tmp_path / "t.csv")["red_0.png"].caption
+        assert latin_path.with_suffix(".txt").read_text() == f"{words}\n"
+        assert read_description(copies / long_name) == words
+        caption(photos, model, tmp_path / "t.csv", embed_into="images")
+        assert read_description(latin_path) == words
 
     def test_copies_among_the_images_are_refused(self, model: Path, photos: Path, tmp_path: Path) -> None:
         pytest.importorskip("exiv2")
