@@ -53,7 +53,7 @@ def flush_to_disk(path: Path) -> None:
     """Ask the system to put a file, or a folder's list of names, on the disk."""
     if path.is_dir() and os.name == "nt":  # Windows opens no folder
         return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # elsewhere of read-only files too
     try:
         os.fsync(descriptor)
     finally:

@@ -29,7 +29,8 @@ class EmbedSummary:
     described: tuple[str, ...]
     """Keys of those with a description of somebody else, which stayed."""
     unsupported: tuple[str, ...]
-    """Keys of those whose format takes no description, or whose metadata is damaged; they are not copied."""
+    """Keys of those whose format takes no description, whose metadata is damaged, or, in place, that are read-only;
+    they are not copied."""
 
 
 class Embedding:
@@ -78,12 +79,13 @@ class Embedding:
             return state
         if is_copy and _is_copy_of(target, source) and check_description(target, row.caption) == "same":
             return "same"
+        if not is_copy and not os.access(target, os.W_OK):
+            raise ImageError("it is read-only")
         with replace_atomically(target) as partial_path:
-            shutil.copy2(source, partial_path)
+            shutil.copyfile(source, partial_path)
             if state == "missing":
                 write_description(partial_path, row.caption)
-            if is_copy:
-                shutil.copystat(source, partial_path)
+            (shutil.copystat if is_copy else shutil.copymode)(source, partial_path)  # a read-only one is one at the end
         return "same" if state == "missing" else state
 
 
