@@ -96,6 +96,8 @@ def read_captions(path: Path) -> Iterator[CaptionRow]:
 
 def is_caption_table(path: Path) -> bool:
     """Whether the file at `path` begins as a table of captions does, in any of the formats; so does an empty one."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         start = file.read(512)
     if start.startswith(_PARQUET_START):
