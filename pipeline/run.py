@@ -226,7 +226,8 @@ def _require_ours(standing: Standing) -> None:
     task = standing.task
     if task.kind == "train" and standing.record is None and bundle_exists(task.output):
         raise InputError(f"{task.output}: holds a model already that this pipeline did not make; move it away")
-    if task.kind == "caption" and task.output.exists() and not is_caption_table(task.output):
+    was_ours = standing.record is not None and standing.record.made is not None
+    if task.kind == "caption" and not was_ours and task.output.exists() and not is_caption_table(task.output):
         raise InputError(f"{task.output}: no table of captions; move it away, or name another output")
 
 
