@@ -7,6 +7,8 @@ from pathlib import Path
 
 from captionmill.data.errors import InputError
 
+_NAME_BYTES = 255  # at most, on all common file systems
+
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
@@ -16,7 +18,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     (`.NAME.partial`), which no reader looks at and the next write replaces.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f".{path.name}.partial")
+    partial_path = partial_path_of(path)
     try:
         yield partial_path
         flush_to_disk(partial_path)
@@ -24,6 +26,14 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     finally:
         partial_path.unlink(missing_ok=True)
     flush_to_disk(path.parent)
+
+
+def partial_path_of(path: Path) -> Path:
+    """Where `path` is written before it takes its place: `.NAME.partial`, NAME cut short where it is too long."""
+    name = path.name
+    while len(os.fsencode(name)) > _NAME_BYTES - len("..partial"):
+        name = name[:-1]
+    return path.with_name(f".{name}.partial")
 
 
 def require_other_file(output: Path, *inputs: Path | None) -> None:
@@ -43,7 +53,7 @@ def flush_to_disk(path: Path) -> None:
     """Ask the system to put a file, or a folder's list of names, on the disk."""
     if path.is_dir() and os.name == "nt":  # Windows opens no folder
         return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # elsewhere of read-only files too
     try:
         os.fsync(descriptor)
     finally:

@@ -19,6 +19,8 @@ TableFormat = Literal["csv", "jsonl", "parquet"]
 _COLUMNS = ("path", "caption", "confidence", "alternatives", "flags", "status", "error")
 _BETWEEN_ALTERNATIVES = " | "  # a word of a vocabulary has no such character
 _MARK = b"\xef\xbb\xbf"
+_NEEDED_COLUMNS = frozenset(_COLUMNS) - {"alternatives", "flags"}
+_JSON_START = b'{"path": '
 _PARQUET_START = b"PAR1"
 _PARQUET_ROWS = 16_384  # a row group
 
@@ -54,7 +56,8 @@ class RowText:
 
 def format_of(path: Path) -> TableFormat:
     """The format that the suffix of a table says: .jsonl, .parquet, and CSV for any other."""
-    return "jsonl" if path.suffix == ".jsonl" else "parquet" if path.suffix == ".parquet" else "csv"
+    formats: dict[str, TableFormat] = {".jsonl": "jsonl", ".parquet": "parquet"}
+    return formats.get(path.suffix.lower(), "csv")
 
 
 def row_text(table_format: TableFormat, *, with_alternatives: bool) -> RowText:
@@ -89,6 +92,22 @@ def read_captions(path: Path) -> Iterator[CaptionRow]:
     if start == _PARQUET_START:
         return read_parquet(path)
     return _read_json_lines(path) if start.startswith(b"{") else _read_csv(path)
+
+
+def is_caption_table(path: Path) -> bool:
+    """Whether the file at `path` begins as a table of captions does, in any of the formats; so does an empty one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(_PARQUET_START):
+        _, parquet = _require_pyarrow()
+        try:
+            return set(_COLUMNS).issubset(parquet.read_schema(path).names)
+        except (ValueError, OSError):
+            return False
+    columns = start.removeprefix(_MARK).partition(b"\n")[0].decode("utf-8", "replace").strip("\r").split(",")
+    return not start or start.startswith(_JSON_START) or _NEEDED_COLUMNS.issubset(columns)
 
 
 def read_parquet(path: Path) -> Iterator[CaptionRow]:
@@ -165,7 +184,7 @@ def _read_csv(path: Path) -> Iterator[CaptionRow]:
         reader = csv.reader(file)
         try:
             columns = next(reader, [])
-            if not {"path", "caption", "confidence", "status", "error"}.issubset(columns):
+            if not _NEEDED_COLUMNS.issubset(columns):
                 raise InputError(f"{path}: not a table of captions; it begins with {','.join(columns)[:80]!r}")
             for cells in reader:
                 yield _row_of_cells(dict(zip(columns, cells, strict=True)))

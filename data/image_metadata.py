@@ -67,6 +67,9 @@ def write_description(path: Path, text: str) -> None:
         image.writeMetadata()
     except exiv2.Exiv2Error as exc:
         raise ImageError(f"its metadata cannot be written ({exc.args[-1]})") from exc
+    content = image.io()
+    content.open()
+    path.write_bytes(bytes(content.mmap()))
 
 
 def _takes(image: Any, kind: str) -> bool:
@@ -77,8 +80,11 @@ def _takes(image: Any, kind: str) -> bool:
 def _open(path: Path) -> Any:
     exiv2 = require_metadata_library()
     try:
-        image = exiv2.ImageFactory.open(str(path))
+        content = path.read_bytes()
+        image = exiv2.ImageFactory.open(content)  # not the path: exiv2 takes none that is not UTF-8
         image.readMetadata()
+    except OSError as exc:
+        raise ImageError(exc.strerror.lower() if exc.strerror else str(exc)) from exc
     except exiv2.Exiv2Error as exc:
         raise ImageError(f"its metadata cannot be read ({exc.args[-1]})") from exc
     return image

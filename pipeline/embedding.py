@@ -1,5 +1,6 @@
 """Captions into the image files themselves: into copies, or, if the user says so, in place."""
 
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ class EmbedSummary:
     described: tuple[str, ...]
     """Keys of those with a description of somebody else, which stayed."""
     unsupported: tuple[str, ...]
-    """Keys of those whose format takes no description, or whose metadata is damaged; they are not copied."""
+    """Keys of those whose format takes no description, whose metadata is damaged, or, in place, that are read-only;
+    they are not copied."""
 
 
 class Embedding:
@@ -42,7 +44,7 @@ class Embedding:
         """
         require_metadata_library()
         self._sources = {image.key: local_path(image, "--embed-metadata") for image in found}
-        self._targets: dict[str, Path] = {key: path.resolve() for key, path in self._sources.items()}
+        self._targets = {key: _real_path(path) for key, path in self._sources.items()}
         if copies is None:
             return
         if isinstance(images, Path) and images.is_dir() and copies.resolve().is_relative_to(images.resolve()):
@@ -72,23 +74,29 @@ class Embedding:
         """Write it; how the image stands to its caption after that."""
         source, target = self._sources[row.path], self._targets[row.path]
         state = check_description(source, row.caption, overwrite=overwrite)
-        is_copy = target != source.resolve()
+        is_copy = target != _real_path(source)
         if state == "unsupported" or (state != "missing" and not is_copy):
             return state
         if is_copy and _is_copy_of(target, source) and check_description(target, row.caption) == "same":
             return "same"
+        if not is_copy and not os.access(target, os.W_OK):
+            raise ImageError("it is read-only")
         with replace_atomically(target) as partial_path:
-            shutil.copy2(source, partial_path)
+            shutil.copyfile(source, partial_path)
             if state == "missing":
                 write_description(partial_path, row.caption)
-            if is_copy:
-                shutil.copystat(source, partial_path)
+            (shutil.copystat if is_copy else shutil.copymode)(source, partial_path)  # a read-only one is one at the end
         return "same" if state == "missing" else state
 
 
 def _is_copy_of(target: Path, source: Path) -> bool:
     """Whether `target` was copied from `source` as it is now: a copy keeps the time of its original."""
     return target.exists() and target.stat().st_mtime_ns == source.stat().st_mtime_ns
+
+
+def _real_path(path: Path) -> Path:
+    """The file behind all links; of a link to itself the link, where `Path.resolve` would fail."""
+    return Path(os.path.realpath(path))
 
 
 def _below(key: str) -> PurePosixPath:

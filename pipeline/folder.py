@@ -12,7 +12,7 @@ import numpy as np
 from captionmill.data.atomic import require_other_file
 from captionmill.data.bundle import bundle_digest
 from captionmill.data.caption_journal import Sources
-from captionmill.data.caption_table import CaptionRow, TableFormat, format_of
+from captionmill.data.caption_table import CaptionRow, TableFormat, format_of, is_caption_table
 from captionmill.data.caption_writer import update_captions
 from captionmill.data.errors import InputError
 from captionmill.data.extraction_log import append_record
@@ -85,13 +85,13 @@ def caption_folder(
 
     `sidecar` is the ending of a text file to write beside each image. `embed_into` is a folder for copies of the images
     that hold their captions, or "images" to write into these themselves. `gallery` is a page of all pictures and
-    captions to write as well. `replace_made` replaces what an earlier run made for something else: a
-    cache of other features than the model needs. `overwrite` does so too, and replaces sidecars and descriptions that
-    somebody else wrote.
+    captions to write as well. `replace_made` replaces what an earlier run made for something else: an `output` that is
+    no table of captions any more, a cache of other features than the model needs. `overwrite` replaces these whoever
+    made them, and sidecars and descriptions that somebody else wrote.
 
-    Raises InputError if there is no image or none can be read (the table is written all the same), WeightsError if the
-    backbone's weights are not the model's, SpecMismatchError if the cache holds other features than the model needs.
-    Models that do not fit each other are refused as by `Captioner.load`.
+    Raises InputError if there is no image or none can be read (the table is written all the same), or `output` is
+    another kind of file; WeightsError if the backbone's weights are not the model's, SpecMismatchError if the cache
+    holds other features than the model needs. Models that do not fit each other are refused as by `Captioner.load`.
     """
     started = time.monotonic()
     models = [model] if isinstance(model, Path) else list(model)
@@ -100,13 +100,16 @@ def caption_folder(
     if isinstance(images, Path) and images.is_file() and is_store_file(images):
         if sidecar is not None or embed_into is not None or gallery is not None:
             raise InputError(f"{images}: holds features and no images to write captions to; name the images themselves")
-        source = _open_store(images, output, features, captioner.spec)
+        require_other_file(output, images)
+        _require_replaceable(output, overwrite=overwrite or replace_made)
+        source = _open_store(images, features, captioner.spec)
     else:
         found = find_images(images)
         store_path = features or cache_path_for(output)
         require_other_file(output, None if is_url(images) else Path(images), store_path)
         if store_path == output:
             raise InputError(f"{output}: cannot be the table and the cache of features at once")
+        _require_replaceable(output, overwrite=overwrite or replace_made)
         wanted = CompanionConfig(sidecar, embed_into, gallery, overwrite=overwrite)
         companions = Companions(images, found, output, store_path, wanted)
         source = _extract_missing(
@@ -172,10 +175,14 @@ class _Source:
         return self.extraction.failures if self.extraction else ()
 
 
-def _open_store(path: Path, output: Path, features: Path | None, spec: FeatureSpec) -> _Source:
+def _require_replaceable(output: Path, *, overwrite: bool) -> None:
+    if output.exists() and not (overwrite or is_caption_table(output)):
+        raise InputError(f"{output}: no table of captions; pass --overwrite to replace it, or another --output")
+
+
+def _open_store(path: Path, features: Path | None, spec: FeatureSpec) -> _Source:
     if features is not None:
         raise InputError(f"{path}: holds features already; leave out --features {features}")
-    require_other_file(output, path)
     store = FeatureStore.open(path)
     spec.require(store.spec, mine="the model", others=str(path))
     return _Source(store.keys, path, store, None)

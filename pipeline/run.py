@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captionmill.data.bundle import bundle_exists
+from captionmill.data.caption_table import is_caption_table
 from captionmill.data.errors import CaptionmillError, InputError, PipelineError
 from captionmill.pipeline.command_line import command_line
 from captionmill.pipeline.fingerprints import Images, settle
@@ -225,6 +226,9 @@ def _require_ours(standing: Standing) -> None:
     task = standing.task
     if task.kind == "train" and standing.record is None and bundle_exists(task.output):
         raise InputError(f"{task.output}: holds a model already that this pipeline did not make; move it away")
+    was_ours = standing.record is not None and standing.record.made is not None
+    if task.kind == "caption" and not was_ours and task.output.exists() and not is_caption_table(task.output):
+        raise InputError(f"{task.output}: no table of captions; move it away, or name another output")
 
 
 def _replaces(standing: Standing, *, forced: bool) -> bool:

@@ -5,11 +5,13 @@ written is remembered beside the table: a line a file, the beginning of the SHA-
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captionmill.data.atomic import partial_path_of
 from captionmill.data.caption_journal import made_dir
 from captionmill.data.caption_table import CaptionRow, read_captions
 from captionmill.data.errors import InputError
@@ -63,12 +65,12 @@ class Sidecars:
         self._known = self._read_known()
         self._paths: dict[str, Path] = {}
         owners: dict[Path, str] = {}
-        spared = {path.resolve() for path in (table, *others)}
+        spared = {os.path.realpath(path) for path in (table, *others)}
         for image in found:
             path = local_path(image, "--sidecar").with_suffix(suffix)
             if path in owners:
                 raise InputError(f"--sidecar: {owners[path]} and {image.key} would share {path}; rename one of them")
-            if path.resolve() in spared:
+            if os.path.realpath(path) in spared:
                 raise InputError(f"--sidecar: {path} is another file of this command; choose another ending")
             if not overwrite and path.exists() and self._hash(image.key, path.read_bytes()) not in self._known:
                 raise InputError(
@@ -87,7 +89,7 @@ class Sidecars:
                 if row.status == "ok" and not (path.exists() and path.read_bytes() == content):
                     record.write(b"\n" + self._hash(row.path, content))
                     record.flush()  # first, so that a kill leaves no file that the next run does not know
-                    partial_path = path.with_name(f".{path.name}.partial")
+                    partial_path = partial_path_of(path)
                     partial_path.write_bytes(content)
                     partial_path.replace(path)
                     written += 1

@@ -154,7 +154,9 @@ def written_lines(summary: "FolderSummary") -> list[str]:
             lines.append(f"{show_count(len(keys), 'image')} keep a description that somebody else wrote:")
             lines.append(show_list(keys))
         if keys := summary.embedded.unsupported:
-            lines.append(f"{show_count(len(keys), 'image')} of a kind that takes no description:")
+            lines.append(
+                f"{show_count(len(keys), 'image')} that take no description: of such a kind, damaged or read-only:"
+            )
             lines.append(show_list(keys))
     return lines
 

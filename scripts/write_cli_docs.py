@@ -20,8 +20,7 @@ On a terminal progress is a line that is redrawn, elsewhere a plain line every h
 With `--log-format json` all that is said is one JSON object a line, with `time` (UTC), `level` (info, warning, error,
 critical), `event` and `message`: a `result` on stdout; on stderr a `note`, a `log` record with its `logger`, an
 `error`, a `bug` with its `traceback`, or `progress`, every five seconds and at the end of each part of the work, with
-`label`, `done`, `total`, `rate` (a second) and `left_s` (null while not known). An option that does not exist is told
-in text.
+`label`, `done`, `total`, `rate` (a second) and `left_s` (null while not known).
 """
 
 

@@ -23,6 +23,13 @@ def test_an_error_while_writing_leaves_the_old_file_and_nothing_beside_it(tmp_pa
     assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
 
 
+def test_a_name_as_long_as_a_name_may_be_is_written_too(tmp_path: Path) -> None:
+    path = tmp_path / ("ü" * 125 + "n.csv")  # 255 bytes
+    write_text(path, "whole\n")
+    assert path.read_text() == "whole\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_a_kill_left_beside_the_file_is_in_nobodys_way(tmp_path: Path) -> None:
     path = tmp_path / "new" / "table.csv"
     path.parent.mkdir()

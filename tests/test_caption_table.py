@@ -7,7 +7,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from captionmill.data.caption_table import CaptionRow, TableFormat, format_of, read_captions, row_text, write_parquet
+from captionmill.data.caption_table import (
+    CaptionRow,
+    TableFormat,
+    format_of,
+    is_caption_table,
+    read_captions,
+    row_text,
+    write_parquet,
+)
 from captionmill.data.errors import InputError
 
 ROWS = [
@@ -103,13 +111,26 @@ def test_what_is_no_table_or_torn_is_refused(content: bytes, message: str, tmp_p
         list(read_captions(tmp_path / "t"))
 
 
+@pytest.mark.parametrize("table_format", ["csv", "jsonl", "parquet"])
+def test_a_table_is_known_by_its_beginning(table_format: TableFormat, tmp_path: Path) -> None:
+    assert is_caption_table(write(tmp_path / "t", ROWS, table_format))
+    assert is_caption_table(write(tmp_path / "t", ROWS, table_format, with_alternatives=False))
+
+
+@pytest.mark.parametrize("content", [b"image,caption\na.jpg,a dog\n", b"{}\n", b"PAR1", b"\xff\xfe\0\0"])
+def test_another_file_is_no_table(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(content)
+    assert not is_caption_table(tmp_path / "t")
+
+
 def test_a_table_that_is_not_there_says_how_it_is_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"t\.csv: No such file or directory; `captionmill caption IMAGES"):
         read_captions(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize(
-    ("name", "found"), [("a.csv", "csv"), ("a.jsonl", "jsonl"), ("a.parquet", "parquet"), ("a", "csv")]
+    ("name", "found"),
+    [("a.csv", "csv"), ("a.jsonl", "jsonl"), ("a.parquet", "parquet"), ("a", "csv"), ("A.JSONL", "jsonl")],
 )
 def test_the_suffix_says_the_format(name: str, found: str) -> None:
     assert format_of(Path(name)) == found

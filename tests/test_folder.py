@@ -1,6 +1,7 @@
 """A folder of images becomes a table, and again, and after a kill; captions get beside the images and into them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from captionmill.data.caption_table import CaptionRow, read_captions
 from captionmill.data.errors import InputError, SpecMismatchError
 from captionmill.data.feature_store import FeatureStore
 from captionmill.data.image_metadata import check_description, read_description, write_description
+from captionmill.pipeline.embedding import EmbedSummary
 from captionmill.pipeline.folder import FolderSummary, caption_folder
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.encoding.encoder import build_encoder
@@ -67,6 +69,17 @@ def test_another_model_or_search_makes_the_table_anew(model: Path, photos: Path,
     make_model(model, read_bundle(model).spec, seed=1)
     assert caption(photos, model, table).made == 9
     assert caption(photos, model, table).made == 0
+
+
+def test_a_file_of_another_kind_is_not_replaced_unasked(model: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "captions.csv"
+    output.write_text("image,caption\nred_0.png,my own words\n")
+    with pytest.raises(InputError, match=r"captions\.csv: no table of captions; pass --overwrite to replace it"):
+        caption(photos, model, output)
+    assert output.read_text() == "image,caption\nred_0.png,my own words\n"
+    assert caption(photos, model, output, overwrite=True).made == 9
+    for table_format in ("jsonl", "csv"):
+        assert caption(photos, model, output, table_format=table_format).made == 9
 
 
 def test_captions_less_sure_than_usual_are_flagged(model: Path, photos: Path, tmp_path: Path) -> None:
@@ -236,6 +249,51 @@ class TestEmbedding:
         assert check_description(tmp_path / name, self.TEXT) == "same"
         assert check_description(tmp_path / name, "another of ours") == "missing"
         np.testing.assert_array_equal(pixels(tmp_path / name), before)
+
+    def test_names_that_are_not_utf_8_long_ones_and_a_link_to_itself_stop_nothing(
+        self, model: Path, photos: Path, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("exiv2")
+        long_name = "n" * 251 + ".png"
+        latin_path = photos / os.fsdecode(b"caf\xe9.png")
+        try:
+            shutil.copy(photos / "red_0.png", latin_path)
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names alone")
+        shutil.copy(photos / "red_0.png", photos / long_name)
+        (photos / "self.jpg").symlink_to("self.jpg")
+        copies = tmp_path / "copies"
+        summary = caption(photos, model, tmp_path / "t.csv", sidecar=".txt", embed_into=copies)
+        assert summary.embedded is not None
+        assert (summary.sidecars, summary.embedded.embedded, summary.embedded.unsupported) == (10, 10, ())
+        words = rows_of(tmp_path / "t.csv")["red_0.png"].caption
+        assert latin_path.with_suffix(".txt").read_text() == f"{words}\n"
+        assert read_description(copies / long_name) == words
+        caption(photos, model, tmp_path / "t.csv", embed_into="images")
+        assert read_description(latin_path) == words
+
+    def test_read_only_pictures_have_copies_and_stay_as_they_are_in_place(
+        self, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("exiv2")
+        path = photos / "red_0.png"
+        before = path.read_bytes()
+        path.chmod(0o444)
+        real_open = os.open
+
+        def open_as_a_user(name: Path, flags: int, *arguments: int) -> int:  # the tests may run as root, who may write
+            if flags & (os.O_WRONLY | os.O_RDWR) and Path(name).exists() and not Path(name).stat().st_mode & 0o222:
+                raise PermissionError(13, "Permission denied", str(name))
+            return real_open(name, flags, *arguments)
+
+        monkeypatch.setattr(os, "open", open_as_a_user)
+        monkeypatch.setattr(os, "access", lambda name, _: bool(Path(name).stat().st_mode & 0o222))
+        copies = tmp_path / "copies"
+        assert caption(photos, model, tmp_path / "t.csv", embed_into=copies).embedded == EmbedSummary(8, (), ())
+        assert (copies / "red_0.png").stat().st_mode & 0o777 == 0o444
+        in_place = caption(photos, model, tmp_path / "t.csv", embed_into="images").embedded
+        assert in_place == EmbedSummary(7, (), ("red_0.png",))
+        assert path.read_bytes() == before
 
     def test_copies_among_the_images_are_refused(self, model: Path, photos: Path, tmp_path: Path) -> None:
         pytest.importorskip("exiv2")

@@ -121,6 +121,17 @@ def test_a_model_that_the_pipeline_did_not_make_is_not_replaced(plan_path: Path)
     assert (plan_path.parent / "model" / "bundle.json").read_bytes() == before
 
 
+def test_a_file_that_is_no_table_of_captions_is_not_replaced_by_one(plan_path: Path) -> None:
+    mine = plan_path.parent / "captions.csv"
+    mine.write_text("image,caption\na.png,my own words\n")
+    for _ in range(2):  # the first run does not make it the pipeline's own
+        with pytest.raises(PipelineError, match=r"captions\.csv: no table of captions; move it away"):
+            run_pipeline(plan_path)
+        assert mine.read_text() == "image,caption\na.png,my own words\n"
+    mine.unlink()
+    assert stages_run(plan_path) == ["caption"]
+
+
 def test_two_plans_in_one_folder_do_not_take_each_others_outputs_for_their_own(plan_path: Path) -> None:
     run_pipeline(plan_path)
     other_path = plan_path.with_name("other.toml")

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +89,45 @@ def test_errors_and_wrong_usage_are_objects(tmp_path: Path) -> None:
     assert error["message"].startswith(f"{tmp_path / 'none'}: no trained model here")
     _, (usage,) = run_json("caption", tmp_path, "--output", tmp_path / "c.csv", code=2)
     assert (usage["level"], usage["message"]) == ("error", "Missing option '--model'.")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["caption", "--modle", "m"], "No such option '--modle'."),
+        (["captoin"], "No such command 'captoin'."),
+        (["--loud"], "No such option '--loud'."),
+        (["features", "mrege"], "No such command 'mrege'."),
+    ],
+)
+def test_what_does_not_exist_is_told_in_an_object(words: list[str], message: str) -> None:
+    out, (usage,) = run_json(*words, code=2)
+    assert (out, usage["level"], usage["event"]) == ([], "error", "error")
+    assert message in usage["message"]
+
+
+def test_every_command_but_the_one_that_prints_a_script_takes_the_log_format() -> None:
+    def commands(group: click.Group) -> Iterator[click.Command]:
+        for command in group.commands.values():
+            yield from commands(command) if isinstance(command, click.Group) else [command]
+
+    without = [
+        command.name
+        for command in commands(main)
+        if not any("--log-format" in option.opts for option in command.params)
+    ]
+    assert without == ["completion"]
+
+
+def test_a_quiet_pipeline_shows_no_commands(tmp_path: Path) -> None:
+    features, captions = make_task(tmp_path)
+    plan = "[train]\nfeatures = '{}'\ncaptions = '{}'\noutput = '{}'\nmin_count = 1\nmax_epochs = 1\n"
+    told = []
+    for name in ("loud", "quiet"):
+        (tmp_path / f"{name}.toml").write_text(plan.format(features, captions, tmp_path / name))
+        _, err = run_json("run", tmp_path / f"{name}.toml", *(["--quiet"] if name == "quiet" else []))
+        told.append([values["message"].split()[0] for values in err if values["message"].startswith("$")])
+    assert told == [["$"], []]
 
 
 def test_log_records_are_objects_with_their_level_and_any_other_line_is_a_note(

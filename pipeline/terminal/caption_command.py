@@ -48,7 +48,8 @@ from captionmill.stages.config import ExtractConfig, SearchConfig, TableConfig
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace a cache of other features than the model needs, and others' sidecars and descriptions.",
+    help="Replace an OUTPUT that is no table of captions, a cache of other features than the model needs, and others' "
+    "sidecars and descriptions.",
 )
 @quiet_option
 def caption(

@@ -4,13 +4,14 @@ import _thread
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from captionmill.data.errors import CaptionmillError, SettingError
-from captionmill.pipeline.terminal.json_lines import json_errors, streams_put_back
+from captionmill.pipeline.terminal.json_lines import asks_for_json, begin_json, json_errors, streams_put_back
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -52,6 +53,18 @@ def listen_to_signals() -> None:
         sys.unraisablehook = _AskingAgain(sys.unraisablehook)
 
 
+@contextmanager
+def _errors_as_objects() -> Iterator[None]:
+    """An error is said as an object if stderr is to hold JSON, and left to click if not."""
+    try:
+        yield
+    except click.ClickException as exc:
+        if (stream := json_errors()) is None:
+            raise
+        stream.say("error", "error", exc.format_message())
+        raise click.exceptions.Exit(exc.exit_code) from exc
+
+
 class ErrorGroup(click.Group):
     """Shows what a user can mend as one line, or object, on stderr with exit code 1; a bug keeps its traceback.
 
@@ -61,18 +74,19 @@ class ErrorGroup(click.Group):
     def list_commands(self, _: click.Context) -> list[str]:
         return [*self.commands]
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> Any:
         with streams_put_back():
-            return super().main(*args, **kwargs)
+            if asks_for_json(sys.argv[1:] if args is None else args):  # before click reads it, and finds what is wrong
+                begin_json()
+            return super().main(args, *others, **settings)
+
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        with _errors_as_objects():
+            return super().make_context(*args, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _errors_as_objects():
             return self._invoke(ctx)
-        except click.ClickException as exc:
-            if (stream := json_errors()) is None:
-                raise
-            stream.say("error", "error", exc.format_message())
-            ctx.exit(exc.exit_code)
 
     def _invoke(self, ctx: click.Context) -> Any:
         try:

@@ -5,7 +5,14 @@ from typing import Any
 
 import click
 
-from captionmill.pipeline.terminal.options import FILE, FILE_PATH, device_option, models_option, setting
+from captionmill.pipeline.terminal.options import (
+    FILE,
+    FILE_PATH,
+    device_option,
+    log_format_option,
+    models_option,
+    setting,
+)
 from captionmill.stages.config import ExtractConfig, SearchConfig
 
 
@@ -25,6 +32,7 @@ from captionmill.stages.config import ExtractConfig, SearchConfig
 @device_option
 @setting(ExtractConfig, "engine", "What runs the network; auto is openvino on a CPU where it is installed.")
 @setting(ExtractConfig, "precision", "Arithmetic of the network.")
+@log_format_option
 def explain(
     image: Path,
     models: tuple[Path, ...],

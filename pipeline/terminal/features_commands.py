@@ -6,7 +6,7 @@ import click
 
 from captionmill.data.errors import InputError
 from captionmill.pipeline.summaries import show_count, show_list
-from captionmill.pipeline.terminal.options import FILE_PATH, overwrite_option, quiet_option
+from captionmill.pipeline.terminal.options import FILE_PATH, log_format_option, overwrite_option, quiet_option
 from captionmill.pipeline.terminal.progress_bars import ProgressBars
 
 
@@ -17,6 +17,7 @@ def features() -> None:
 
 @features.command()
 @click.argument("store", metavar="FILE", type=FILE_PATH)
+@log_format_option
 def info(store: Path) -> None:
     """Print what FILE holds and what made it.
 
@@ -34,6 +35,7 @@ def info(store: Path) -> None:
 
 @features.command()
 @click.argument("store", metavar="FILE", type=FILE_PATH)
+@log_format_option
 def verify(store: Path) -> None:
     """Check each row of FILE against its checksum; exit with 1 if any is damaged.
 
@@ -53,6 +55,7 @@ def verify(store: Path) -> None:
 
 @features.command()
 @click.argument("store", metavar="FILE", type=FILE_PATH)
+@log_format_option
 def repair(store: Path) -> None:
     """Drop the damaged rows of FILE, so that `extract` makes just these again.
 
@@ -77,6 +80,7 @@ def repair(store: Path) -> None:
 @click.argument("stores", metavar="FILE...", type=FILE_PATH, nargs=-1, required=True)
 @click.option("--output", type=FILE_PATH, required=True, help="Feature store to write.")
 @overwrite_option
+@log_format_option
 def merge(stores: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     """Join feature stores, such as the shards of an array job, into one.
 

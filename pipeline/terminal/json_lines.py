@@ -7,9 +7,10 @@ import io
 import json
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -67,6 +68,11 @@ class JsonLines(io.TextIOBase):
 def json_errors() -> JsonLines | None:
     """stderr, if it is to hold JSON."""
     return sys.stderr if isinstance(sys.stderr, JsonLines) else None
+
+
+def asks_for_json(words: Sequence[str]) -> bool:
+    """Whether a command line says `--log-format json`."""
+    return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
 
 
 def begin_json() -> None:

@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import click
 
 from captionmill.data.urls import is_url
-from captionmill.pipeline.terminal.json_lines import begin_json
 from captionmill.stages.config import RANGES, ExtractConfig, SearchConfig, TableConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -89,23 +88,17 @@ def options(*decorators: Decorator[Any]) -> Decorator[Any]:
     return decorate
 
 
-def _choose_log_format(_: click.Context, __: click.Parameter, value: str) -> None:
-    if value == "json":
-        begin_json()
-
-
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    expose_value=False,  # `ErrorGroup` has seen it: what is wrong with other options is said in it too
+    help="json: all that is said, on stdout and stderr, is one JSON object a line.",
+)
 quiet_option = options(
     click.option("--quiet", is_flag=True, help="Show no progress, only the summary and warnings."),
-    click.option(
-        "--log-format",
-        type=click.Choice(["text", "json"]),
-        default="text",
-        show_default=True,
-        expose_value=False,
-        is_eager=True,  # what is wrong with other options is said in it
-        callback=_choose_log_format,
-        help="json: all that is said, on stdout and stderr, is one JSON object a line.",
-    ),
+    log_format_option,
 )
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace an output that exists, once the new one is complete."

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from captionmill.pipeline.terminal.options import ANY_OR_URL, FILE, FILE_PATH, FOLDER_PATH
+from captionmill.pipeline.terminal.options import ANY_OR_URL, FILE, FILE_PATH, FOLDER_PATH, log_format_option
 
 
 @click.command()
@@ -27,6 +27,7 @@ from captionmill.pipeline.terminal.options import ANY_OR_URL, FILE, FILE_PATH, F
 @click.option(
     "--output", type=FILE_PATH, default=Path("report.html"), show_default=True, help="The page (HTML), one file."
 )
+@log_format_option
 def report(
     models: tuple[Path, ...],
     features: tuple[Path, ...],

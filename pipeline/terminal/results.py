@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from captionmill.stages.decoding.training_state import EpochResult
 
 
-def show_stage(task: str, command: str) -> None:
-    """The command that does by hand what the next task does; of a task with a name, the name in a line before it."""
-    if "." in task:
-        click.echo(f"# {task}", err=True)
-    click.echo(f"$ {command}", err=True)
+def stage_printer(quiet: bool) -> Callable[[str, str], None]:
+    """What a pipeline calls before each task: the command that does the same, after the name of a task that has one."""
+
+    def show(task: str, command: str) -> None:
+        if not quiet:
+            click.echo((f"# {task}\n" if "." in task else "") + f"$ {command}", err=True)
+
+    return show
 
 
 def show_splits(splits: "Splits") -> None:

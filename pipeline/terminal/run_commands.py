@@ -6,7 +6,7 @@ import click
 
 from captionmill.data.errors import InputError
 from captionmill.pipeline import summaries
-from captionmill.pipeline.terminal.options import FILE, FILE_PATH, FOLDER_PATH, quiet_option
+from captionmill.pipeline.terminal.options import FILE, FILE_PATH, FOLDER_PATH, log_format_option, quiet_option
 from captionmill.pipeline.terminal.progress_bars import ProgressBars
 from captionmill.pipeline.terminal.results import (
     epoch_printer,
@@ -14,8 +14,8 @@ from captionmill.pipeline.terminal.results import (
     show_outcome,
     show_outcomes,
     show_splits,
-    show_stage,
     show_standings,
+    stage_printer,
 )
 
 
@@ -60,7 +60,7 @@ def run(pipeline: Path, dry_run: bool, start: str | None, jobs: int, cluster: st
             jobs=jobs,
             cluster=cluster,
             start=start,
-            on_stage=show_stage,
+            on_stage=stage_printer(quiet),
             on_outcome=lambda outcome: show_outcome(outcome, progress),
             on_splits=show_splits,
             on_epoch=epoch_printer(quiet, progress),
@@ -71,6 +71,7 @@ def run(pipeline: Path, dry_run: bool, start: str | None, jobs: int, cluster: st
 
 @click.command()
 @click.argument("pipeline", type=FILE)
+@log_format_option
 def status(pipeline: Path) -> None:
     """Show the graph of the TOML file PIPELINE: what is up to date, and why the rest is not.
 
@@ -85,6 +86,7 @@ def status(pipeline: Path) -> None:
 
 @click.command()
 @click.argument("pipeline", metavar="[PIPELINE]", type=FILE_PATH, default=Path("pipeline.toml"))
+@log_format_option
 def init(pipeline: Path) -> None:
     """Write a pipeline file to fill in, with every setting, its default and its meaning.
 
@@ -114,7 +116,9 @@ def demo(folder: Path, quiet: bool) -> None:
     from captionmill.pipeline.demo import run_demo
 
     with ProgressBars(quiet=quiet) as progress:
-        summary = run_demo(folder, on_stage=show_stage, on_epoch=epoch_printer(quiet, progress), progress=progress)
+        summary = run_demo(
+            folder, on_stage=stage_printer(quiet), on_epoch=epoch_printer(quiet, progress), progress=progress
+        )
     show_outcomes(summary.outcomes)
     click.echo(
         f"\n{summary.right_count} of {summary.held_out_count} held-out captions are right in every object, colour, "

@@ -5,12 +5,13 @@ from pathlib import Path
 import click
 
 from captionmill.data.errors import InputError
-from captionmill.pipeline.terminal.options import FOLDER_PATH
+from captionmill.pipeline.terminal.options import FOLDER_PATH, log_format_option
 
 
 @click.command()
 @click.argument("model", type=FOLDER_PATH)
 @click.option("--word", help="Print only the index of this word.")
+@log_format_option
 def vocabulary(model: Path, word: str | None) -> None:
     """Print the words of MODEL and their indices.
 
