@@ -6,10 +6,12 @@ import pytest
 import safetensors.torch
 import torch
 from builders import draw_photos
+from processes import share_loaded_modules
 from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
 
 torch.set_num_threads(2)
+share_loaded_modules()
 
 
 @pytest.fixture(scope="session")
