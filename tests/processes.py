@@ -16,7 +16,8 @@ from joblib.externals.loky.backend.context import set_start_method
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _PRELOADED = ["captionmill.cli", "captionmill.pipeline.crew", "captionmill.pipeline.terminal.results"]
-_PRELOADED += ["distributed", "matplotlib.backends.backend_agg", "matplotlib.figure", "pytest", "torch.utils.tensorboard"]
+_PRELOADED += ["distributed", "matplotlib.backends.backend_agg", "matplotlib.figure", "pytest"]
+_PRELOADED += ["torch.utils.tensorboard", "torchvision"]
 
 
 class Child:

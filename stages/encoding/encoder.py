@@ -1,11 +1,15 @@
-"""A torchvision ResNet without its classifier, with its own preprocessing: uint8 squares in, 2048 numbers out."""
+"""A torchvision ResNet without its classifier, with its own preprocessing: uint8 squares in, 2048 numbers out.
+
+torchvision takes as long to be imported as torch does, so only what builds a network imports it: a process that
+captions from stored features does not wait for it.
+"""
 
 import hashlib
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.error import URLError
 
 import numpy as np
@@ -16,12 +20,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import ResNet, get_model, get_model_weights
-from torchvision.models.resnet import Bottleneck
 
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.stages.config import Backbone, ExtractConfig, Preprocess, Views
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -105,9 +110,10 @@ def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> E
         raise InputError(f"--image-size {config.image_size}: --preprocess whole needs a multiple of {STRIDE}")
     state, weights, resize_ratio = _read_weights(config)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    resnet = _build_resnet(config.backbone)
+    with torch.device("meta"):  # no memory and no random numbers for what the weights replace
+        resnet = _build_resnet(config.backbone)
     try:
-        resnet.load_state_dict(state)
+        resnet.load_state_dict(state, assign=True)
     except RuntimeError as exc:
         problem = " ".join(str(exc).split())[:200]
         raise WeightsError(f"{weights}: not the weights of a {config.backbone} ({problem})") from exc
@@ -134,8 +140,14 @@ def build_untrained_encoder(config: ExtractConfig) -> Encoder:
 
 def find_named_weights(backbone: str, weights: str) -> tuple[Path, str]:
     """Where torchvision's file of these weights lies on this machine, or will once downloaded; and its URL."""
-    named = get_model_weights(backbone)[weights.upper()]
+    named = _named_weights(backbone, weights)
     return _path_of(named), named.url
+
+
+def _named_weights(backbone: str, weights: str) -> Any:
+    from torchvision.models import get_model_weights
+
+    return get_model_weights(backbone)[weights.upper()]
 
 
 def _path_of(named: Any) -> Path:
@@ -175,7 +187,7 @@ class FeatureNetwork(nn.Module):
     cosine over 128 photographs: 0.9919 with everything in bfloat16, 0.9997 with the stem in float32).
     """
 
-    def __init__(self, resnet: ResNet) -> None:
+    def __init__(self, resnet: "ResNet") -> None:
         """The layers of `resnet`, its classifier left out."""
         super().__init__()
         self.stem = _Stem(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool, resnet.layer1)
@@ -218,7 +230,10 @@ class _Trunk(nn.Module):
         return features
 
 
-def _build_resnet(backbone: str) -> ResNet:
+def _build_resnet(backbone: str) -> "ResNet":
+    from torchvision.models import ResNet, get_model
+    from torchvision.models.resnet import Bottleneck
+
     if backbone == SCENES_BACKBONE:
         resnet = ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=5)
     else:
@@ -227,8 +242,10 @@ def _build_resnet(backbone: str) -> ResNet:
     return resnet
 
 
-def _fuse_batch_norm(resnet: ResNet) -> ResNet:
+def _fuse_batch_norm(resnet: "ResNet") -> "ResNet":
     """Fold each batch norm into the convolution before it: the same function, about a fifth less work on a CPU."""
+    from torchvision.models.resnet import Bottleneck
+
     resnet.conv1, resnet.bn1 = _fuse(resnet.conv1, resnet.bn1)
     for block in resnet.modules():
         if isinstance(block, Bottleneck):
@@ -249,7 +266,7 @@ def _read_weights(config: ExtractConfig) -> tuple[dict[str, Tensor], str, float]
     if config.backbone == SCENES_BACKBONE and config.weights in (*_NAMED_WEIGHTS, SCENES_WEIGHTS):
         state, weights, resize_ratio = _read_state(SCENES_WEIGHTS_PATH), SCENES_WEIGHTS, 1.0
     elif config.weights in _NAMED_WEIGHTS:
-        named = get_model_weights(config.backbone)[config.weights.upper()]
+        named = _named_weights(config.backbone, config.weights)
         preset = named.transforms()
         state, weights = _download(named), config.weights
         resize_ratio = preset.resize_size[0] / preset.crop_size[0]
