@@ -27,7 +27,13 @@ class Child:
         """Start Python code with `arguments` as sys.argv[1:]; `output` is the file that takes what it prints."""
         self._process = _FORKSERVER.Process(
             target=_run,
-            args=(program, [str(argument) for argument in arguments], output, dict(os.environ), torch.get_num_threads()),
+            args=(
+                program,
+                [str(argument) for argument in arguments],
+                output,
+                dict(os.environ),
+                torch.get_num_threads(),
+            ),
         )
         self._process.start()
 
@@ -64,9 +70,7 @@ def share_loaded_modules() -> None:
     set_start_method("forkserver")
 
 
-def _run(
-    program: str, arguments: list[str], output: Path | None, environment: Mapping[str, str], threads: int
-) -> None:
+def _run(program: str, arguments: list[str], output: Path | None, environment: Mapping[str, str], threads: int) -> None:
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told the server to ignore it
