@@ -23,7 +23,13 @@ from captionmill.stages.encoding.loader import load_batches
 @pytest.fixture
 def config(thin_weights: Path) -> ExtractConfig:
     return ExtractConfig(
-        "scenes-resnet14", weights=str(thin_weights), preprocess="squash", image_size=32, batch_size=3, precision="fp32"
+        "scenes-resnet14",
+        weights=str(thin_weights),
+        preprocess="squash",
+        image_size=32,
+        batch_size=3,
+        precision="fp32",
+        engine="torch",  # starts at once; what rows an engine makes is asserted in test_engine.py
     )
 
 
@@ -109,7 +115,7 @@ def test_other_preprocessing_into_the_same_store_is_refused(
 ) -> None:
     extract(photos, tmp_path / "f.h5", config)
     before = (tmp_path / "f.h5").read_bytes()
-    other = ExtractConfig("scenes-resnet14", weights=config.weights, preprocess="squash", image_size=48)
+    other = replace(config, image_size=48)
     with pytest.raises(SpecMismatchError, match="image_size: 32, not 48"):
         extract(photos, tmp_path / "f.h5", other)
     assert (tmp_path / "f.h5").read_bytes() == before
