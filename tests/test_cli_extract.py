@@ -91,10 +91,15 @@ def test_an_ended_extraction_flushes_first_and_says_so(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
-def test_a_signal_that_arrives_in_a_destructor_is_heard(number: signal.Signals, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [0.01, 0])  # 0: asked again before the hook has ended, as on a busy machine
+def test_a_signal_that_arrives_in_a_destructor_is_heard(
+    number: signal.Signals, code: int, seconds: float, tmp_path: Path
+) -> None:
     program = (
         "import os, time, click\n"
         "from captionmill.cli import main\n"
+        "from captionmill.pipeline.terminal import endings\n"
+        f"endings._SECONDS_UNTIL_ASKED_AGAIN = {seconds}\n"
         "class Dying:\n"
         f"    def __del__(self): os.kill(os.getpid(), {int(number)}); time.sleep(0.5)\n"
         "@main.command()\n"
