@@ -4,12 +4,13 @@ The page is one file that asks for nothing else: style, charts and pictures stan
 policy forbids scripts and requests. Whatever comes from files is escaped by the template.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from captionmill.data.annotations import read_annotations
@@ -128,14 +129,7 @@ def write_run_report(output: Path, sources: ReportSources, *, title: str = "") -
     locations = list(sources.images) or [where if is_url(where) else Path(where) for where in recorded]
     pictures = _Pictures.find(locations if scores else ())
     paces = work.paces(stores, models, tables)
-    environment = Environment(
-        loader=FileSystemLoader(_ASSETS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("run_report.html").render(
+    page = _template().render(
         style=Markup(page_style() + (_ASSETS / "run_report.css").read_text(encoding="utf-8")),
         title=title or _name_run(models, scores, stores, tables),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -157,6 +151,18 @@ def write_run_report(output: Path, sources: ReportSources, *, title: str = "") -
         made_by=_made_by(stores, models),
     )
     write_text(output, page)
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(_ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("run_report.html")
 
 
 def _name_run(

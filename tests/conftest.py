@@ -1,5 +1,6 @@
 """Small real parts for the tests: a thin ResNet's weights, a folder of pictures."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,10 +10,15 @@ import pytest
 import safetensors.torch
 import torch
 from builders import OpenPage, draw_photos
+from processes import share_loaded_modules
 from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
 
+from captionmill.stages.decoding import run_folder
+
 torch.set_num_threads(2)
+share_loaded_modules()
+os.fsync = lambda fd: None  # no test can see whether the disk has it
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +29,12 @@ def thin_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "thin.safetensors"
     safetensors.torch.save_file({k: v for k, v in network.state_dict().items() if not k.startswith("fc.")}, path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The curves of a training, twice as long in the drawing as a small training takes, are an empty file."""
+    monkeypatch.setattr(run_folder, "_write_curves", lambda path, rows: path.touch())
 
 
 @pytest.fixture

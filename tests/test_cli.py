@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from builders import draw_photos, listen_to_ctrl_c, make_store
 from click.testing import CliRunner, Result
+from processes import start_command
 
 from captionmill.cli import main
 from captionmill.data.feature_store import FeatureStore
@@ -492,22 +493,12 @@ def test_a_killed_caption_leaves_the_old_table_and_the_next_run_makes_the_new_on
 ) -> None:
     output = tmp_path / "captions_of_photos.csv"
     output.write_text("good\n")
-    command = [
-        sys.executable,
-        "-m",
-        "captionmill",
-        "caption",
-        str(photos),
-        "--model",
-        str(model),
-        "--output",
-        str(output),
-    ]
-    with subprocess.Popen(command) as process:
+    with start_command("caption", photos, "--model", model, "--output", output) as process:
         while not (tmp_path / "captions_of_photos.features.h5.parts").exists():
-            assert process.poll() is None
+            assert process.is_running()
             time.sleep(0.001)
-        process.kill()
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
     assert output.read_text() == "good\n"
     assert run("caption", photos, "--model", model, "--output", output).exit_code == 0
     assert len(read_csv(output)) == 9

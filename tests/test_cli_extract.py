@@ -1,21 +1,15 @@
 """`extract` and `features` as a user runs them: shards, repair, export, and ends that nobody wished for."""
 
-import os
-import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from builders import listen_to_ctrl_c
 from click.testing import CliRunner, Result
 from PIL import Image
+from processes import Child, start_command
 
 from captionmill.cli import main
 from captionmill.data.feature_store import FeatureStore, parts_dir
@@ -61,11 +55,9 @@ def whole(many: Path, thin_weights: Path) -> FeatureStore:
     return FeatureStore.open(many.parent / "whole.h5")
 
 
-def start_extract(many: Path, output: Path, weights: Path, **settings: Any) -> "subprocess.Popen[bytes]":
+def start_extract(many: Path, output: Path, weights: Path, *, told: Path, before: str = "") -> Child:
     command = ["extract", many, "--output", output, *THIN, "--weights", weights, "--flush-every", 8]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # the order of sums depends on it
-    program = [sys.executable, "-m", "captionmill"]
-    return subprocess.Popen([*program, *map(str, command)], env=os.environ | threads, **settings)
+    return start_command(*command, output=told, before=before)
 
 
 def require_finished(output: Path, many: Path, weights: Path, whole: FeatureStore) -> None:
@@ -79,14 +71,14 @@ def require_finished(output: Path, many: Path, weights: Path, whole: FeatureStor
 def test_an_ended_extraction_flushes_first_and_says_so(
     number: signal.Signals, code: int, many: Path, thin_weights: Path, whole: FeatureStore, tmp_path: Path
 ) -> None:
-    output = tmp_path / "f.h5"
-    with start_extract(many, output, thin_weights, stderr=subprocess.PIPE, preexec_fn=listen_to_ctrl_c) as process:
+    output, told = tmp_path / "f.h5", tmp_path / "told"
+    with start_extract(many, output, thin_weights, told=told) as process:
         while len(list(parts_dir(output).glob("part-*.h5"))) < 2:
-            assert process.poll() is None
+            assert process.is_running()
             time.sleep(0.001)
         process.send_signal(number)
-        stderr = process.communicate()[1].decode()
-    assert process.returncode == code
+        assert process.wait() == code
+    stderr = told.read_text()
     assert stderr.endswith(
         "Stopped. Features and captions made so far are kept, and a finished output is as it was before.\n"
     ) or ("Aborted!" in stderr and "Stopped. Features" in stderr)
@@ -99,10 +91,15 @@ def test_an_ended_extraction_flushes_first_and_says_so(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
-def test_a_signal_that_arrives_in_a_destructor_is_heard(number: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize("seconds", [0.01, 0])  # 0: asked again before the hook has ended, as on a busy machine
+def test_a_signal_that_arrives_in_a_destructor_is_heard(
+    number: signal.Signals, code: int, seconds: float, tmp_path: Path
+) -> None:
     program = (
         "import os, time, click\n"
         "from captionmill.cli import main\n"
+        "from captionmill.pipeline.terminal import endings\n"
+        f"endings._SECONDS_UNTIL_ASKED_AGAIN = {seconds}\n"
         "class Dying:\n"
         f"    def __del__(self): os.kill(os.getpid(), {int(number)}); time.sleep(0.5)\n"
         "@main.command()\n"
@@ -111,27 +108,25 @@ def test_a_signal_that_arrives_in_a_destructor_is_heard(number: signal.Signals, 
         "    for _ in range(1000): time.sleep(0.01)\n"
         "main(['victim'])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, preexec_fn=listen_to_ctrl_c
-    )
-    assert done.returncode == code, done.stderr
-    assert "Stopped. Features" in done.stderr
-    assert "Traceback" not in done.stderr
+    with Child(program, output=tmp_path / "told") as process:
+        assert process.wait() == code
+    stderr = (tmp_path / "told").read_text()
+    assert "Stopped. Features" in stderr
+    assert "Traceback" not in stderr
 
 
 def test_a_full_disk_is_a_one_line_error_and_keeps_what_is_stored(
     many: Path, thin_weights: Path, whole: FeatureStore, tmp_path: Path
 ) -> None:
-    output = tmp_path / "f.h5"
-
-    def limit_file_size() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
-    process = start_extract(many, output, thin_weights, stderr=subprocess.PIPE, preexec_fn=limit_file_size)
-    stderr = process.communicate()[1].decode()
-    assert process.returncode == 1, stderr
-    error = stderr.strip().splitlines()[-1]
+    output, told = tmp_path / "f.h5", tmp_path / "told"
+    limit_file_size = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+"""
+    with start_extract(many, output, thin_weights, told=told, before=limit_file_size) as process:
+        assert process.wait() == 1
+    error = told.read_text().strip().splitlines()[-1]
     assert error == (
         f"Error: {output}: cannot be written (file too large); rows already in parts are safe, run again to go on"
     )

@@ -2,11 +2,12 @@
 
 import os
 import signal
-import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 import joblib
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import Child
 
 from captionmill.data.errors import ClusterError, InputError, SpecMismatchError
 from captionmill.data.feature_store import FeatureStore, parts_dir
@@ -68,10 +70,15 @@ def alone(folder: Path, config: ExtractConfig) -> FeatureStore:
 def dask_address() -> Iterator[str]:
     """A dask cluster of three worker processes on loopback."""
     distributed = pytest.importorskip("distributed")
+    dask = pytest.importorskip("dask")
     environment = dict(os.environ)  # dask sets OMP_NUM_THREADS and others for its workers here, and leaves them
-    with distributed.LocalCluster(
-        n_workers=3, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs="CRITICAL"
-    ) as cluster:
+    forkserver.ensure_running()  # before dask names modules of its own to load
+    with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+        distributed.LocalCluster(
+            n_workers=3, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs="CRITICAL"
+        ) as cluster,
+    ):
         yield cluster.scheduler_address.removeprefix("tcp://")
     for name in set(os.environ).difference(environment):
         del os.environ[name]
@@ -149,7 +156,7 @@ def test_a_dask_cluster_writes_what_one_process_writes_though_a_worker_is_killed
 def test_workers_that_always_die_end_the_run_and_keep_what_there_is(
     folder: Path, config: ExtractConfig, alone: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_ATTEMPTS", 2)  # each takes the seconds that torch takes to be imported
+    monkeypatch.setattr(cluster, "_ATTEMPTS", 2)
 
     def die(_: PartTask) -> PartResult:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -205,19 +212,20 @@ def test_processes_of_one_machine_claim_different_gpus_until_they_die(
     assert claim("cpu") == "cpu"
     assert claim("cuda:0") == "cuda:0"
     program = """
-import torch
+import time, torch
 torch.cuda.device_count = lambda: 2
 from captionmill.stages.encoding.part import claim_device
 print(claim_device("auto"), claim_device("auto"), flush=True)
-input()
+while True:
+    time.sleep(1)
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "cuda:1 cuda:1\n"
+    said = tmp_path / "said"
+    with Child(program, output=said) as other:
+        while not (said.exists() and said.read_text().endswith("\n")):
+            assert other.is_running()
+            time.sleep(0.01)
+        assert said.read_text() == "cuda:1 cuda:1\n"
         assert [claim("auto") for _ in range(2)] == ["cuda:0", "cuda:1"]  # all are taken: each is shared once
-        other.kill()
     assert claim("auto") == "cuda:1"
 
 

@@ -1,7 +1,5 @@
 """Extraction does what is missing, lists what cannot be read, and never mixes networks."""
 
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Child
 
 from captionmill.data.errors import InputError, SpecMismatchError, StoreError
 from captionmill.data.extraction_log import log_path
@@ -24,7 +23,13 @@ from captionmill.stages.encoding.loader import load_batches
 @pytest.fixture
 def config(thin_weights: Path) -> ExtractConfig:
     return ExtractConfig(
-        "scenes-resnet14", weights=str(thin_weights), preprocess="squash", image_size=32, batch_size=3, precision="fp32"
+        "scenes-resnet14",
+        weights=str(thin_weights),
+        preprocess="squash",
+        image_size=32,
+        batch_size=3,
+        precision="fp32",
+        engine="torch",  # starts at once; what rows an engine makes is asserted in test_engine.py
     )
 
 
@@ -110,7 +115,7 @@ def test_other_preprocessing_into_the_same_store_is_refused(
 ) -> None:
     extract(photos, tmp_path / "f.h5", config)
     before = (tmp_path / "f.h5").read_bytes()
-    other = ExtractConfig("scenes-resnet14", weights=config.weights, preprocess="squash", image_size=48)
+    other = replace(config, image_size=48)
     with pytest.raises(SpecMismatchError, match="image_size: 32, not 48"):
         extract(photos, tmp_path / "f.h5", other)
     assert (tmp_path / "f.h5").read_bytes() == before
@@ -153,17 +158,15 @@ def test_a_killed_extraction_goes_on_to_the_same_file(config: ExtractConfig, tmp
     program = f"""
 import time
 from pathlib import Path
-from captionmill.data.store_merge import merge
 from captionmill.stages.config import ExtractConfig
 from captionmill.stages.encoding.extract import extract
 config = ExtractConfig(**{vars(replace(config, flush_every=6))!r})
 extract(Path({str(folder)!r}), Path({str(tmp_path / "f.h5")!r}), config, progress=lambda *_: time.sleep(0.05))
 """
-    with subprocess.Popen([sys.executable, "-c", program]) as process:
+    with Child(program) as process:
         while len(list(parts_dir(tmp_path / "f.h5").glob("part-*.h5"))) < 3:
-            assert process.poll() is None
+            assert process.is_running()
             time.sleep(0.01)
-        process.kill()
     kept = len(FeatureStore.open(tmp_path / "f.h5"))
     assert kept >= 18
     summary = extract(folder, tmp_path / "f.h5", config)

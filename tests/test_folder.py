@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from builders import make_model, make_rows, make_store
 from PIL import Image
+from processes import Child
 
 from captionmill.data.bundle import LOW_CONFIDENCE, read_bundle
 from captionmill.data.caption_table import CaptionRow, read_captions
@@ -134,9 +133,8 @@ def test_a_run_killed_while_it_decodes_goes_on_and_ends_as_if_it_had_not_been(tm
     table = tmp_path / "t.csv"
     lengths = []
     for _ in range(2):  # of each life 256 captions are left, decoded together
-        words = [sys.executable, "-c", program, str(store), str(model), str(table), "256"]
-        done = subprocess.run(words, check=False, capture_output=True, env=os.environ | {"OMP_WAIT_POLICY": "passive"})
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        with Child(program, store, model, table, 256) as process:
+            assert process.wait() == -signal.SIGKILL
         assert whole.startswith(table.read_bytes())
         lengths.append(len(list(read_captions(table))))
     assert lengths == [256, 512]

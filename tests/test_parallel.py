@@ -1,7 +1,6 @@
 """Two processes train the network that one would, and one of them speaks."""
 
 import dataclasses
-import multiprocessing
 import re
 import signal
 from pathlib import Path
@@ -35,9 +34,6 @@ def options_of(config: TrainConfig) -> list[str]:
     return [*options, "--beam-size", str(config.search.beam_size)]
 
 
-PRELOADED = ["captionmill.stages.decoding.train", "torch.distributed.run", "torch._dynamo"]
-PRELOADED += ["matplotlib.figure", "matplotlib.backends.backend_agg", "torch.utils.tensorboard"]
-"""Imported once, in the process that the six workers are forked from: most of the time of a training so small."""
 PROGRAM = """
 import os, runpy, signal, torch
 from captionmill.stages.decoding.train import train
@@ -86,7 +82,6 @@ def test_two_processes_one_of_which_is_killed_go_on_and_end_as_without(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    multiprocessing.set_forkserver_preload(PRELOADED)
     features, captions = make_task(tmp_path)
     alone = train(features, captions, tmp_path / "alone", CONFIG)
     torchrun(tmp_path, features, captions, tmp_path / "whole")

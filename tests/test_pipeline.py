@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from builders import draw_photos, listen_to_ctrl_c
+from builders import draw_photos
 from click.testing import CliRunner, Result
+from processes import start_command
 
 from captionmill.cli import main
 from captionmill.data.errors import PipelineError
@@ -417,14 +418,14 @@ def test_ctrl_c_stops_what_runs_aside_and_the_next_run_goes_on(plan_path: Path) 
     long = SEVERAL.replace("max_epochs = 2", "max_epochs = 30\npatience = 30")
     plan_path.write_text(long[: long.index("[train.second]")])
     models = plan_path.parent / "models"
-    command = [sys.executable, "-m", "captionmill", "run", str(plan_path), "--jobs", "2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c) as process:
+    told = plan_path.with_name("told")
+    with start_command("run", plan_path, "--jobs", 2, output=told) as process:
         while not list(models.glob("*.training/checkpoint*")):
-            assert process.poll() is None
+            assert process.is_running()
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        stderr = process.communicate()[1]
-    assert process.returncode == 1
+        assert process.wait() == 1
+    stderr = told.read_text()
     assert "Stopped." in stderr
     assert "Traceback" not in stderr
     assert not (plan_path.parent / ".pipeline.stop").exists()

@@ -15,6 +15,11 @@ from captionmill.stages.decoding.run_folder import RUN_NAMES, RunFolder, copy_ru
 CIDERS = [0.1, 0.3, 0.2, 0.4]
 
 
+@pytest.fixture(autouse=True)
+def blank_curves() -> None:
+    """Here they are drawn."""
+
+
 def make_history(epochs: int, *, self_critical_from: int = 99) -> list[dict[str, object]]:
     return [
         {

@@ -3,7 +3,7 @@
 import _thread
 import signal
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -39,11 +39,20 @@ class _AskingAgain:
     def __call__(self, unraisable: "UnraisableHookArgs") -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
             number = signal.SIGTERM if isinstance(unraisable.exc_value, _Terminated) else signal.SIGINT
-            again = threading.Timer(_SECONDS_UNTIL_ASKED_AGAIN, _thread.interrupt_main, (number,))
-            again.daemon = True
-            again.start()
+            seconds = _SECONDS_UNTIL_ASKED_AGAIN
+            while True:
+                try:
+                    _thread.start_new_thread(_ask_again, (number, seconds))
+                    return
+                except KeyboardInterrupt:  # on a busy machine it comes while still in here, from where it goes nowhere
+                    seconds = 2 * seconds + 0.01
         else:
             self._otherwise(unraisable)
+
+
+def _ask_again(number: signal.Signals, seconds: float) -> None:
+    time.sleep(seconds)
+    _thread.interrupt_main(number)
 
 
 def listen_to_signals() -> None:

@@ -1,8 +1,12 @@
-"""A torchvision ResNet without its classifier, with its own preprocessing: uint8 squares in, 2048 numbers out."""
+"""A torchvision ResNet without its classifier, with its own preprocessing: uint8 squares in, 2048 numbers out.
+
+torchvision takes as long to be imported as torch does, so only what builds a network imports it: a process that
+captions from stored features does not wait for it.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import ResNet, get_model
-from torchvision.models.resnet import Bottleneck
 
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.feature_spec import FeatureSpec
 from captionmill.stages.config import Backbone, ExtractConfig, Preprocess, Views
 from captionmill.stages.encoding.weights import SCENES_BACKBONE, hash_weights, read_weights
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -96,9 +101,10 @@ def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> E
         raise InputError(f"--image-size {config.image_size}: --preprocess whole needs a multiple of {STRIDE}")
     state, weights, resize_ratio = read_weights(config)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    resnet = _build_resnet(config.backbone)
+    with torch.device("meta"):  # no memory and no random numbers for what the weights replace
+        resnet = _build_resnet(config.backbone)
     try:
-        resnet.load_state_dict(state)
+        resnet.load_state_dict(state, assign=True)
     except RuntimeError as exc:
         problem = " ".join(str(exc).split())[:200]
         raise WeightsError(f"{weights}: not the weights of a {config.backbone} ({problem})") from exc
@@ -159,7 +165,7 @@ class FeatureNetwork(nn.Module):
     cosine over 128 photographs: 0.9919 with everything in bfloat16, 0.9997 with the stem in float32).
     """
 
-    def __init__(self, resnet: ResNet) -> None:
+    def __init__(self, resnet: "ResNet") -> None:
         """The layers of `resnet`, its classifier left out."""
         super().__init__()
         self.stem = _Stem(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool, resnet.layer1)
@@ -202,7 +208,10 @@ class _Trunk(nn.Module):
         return features
 
 
-def _build_resnet(backbone: str) -> ResNet:
+def _build_resnet(backbone: str) -> "ResNet":
+    from torchvision.models import ResNet, get_model
+    from torchvision.models.resnet import Bottleneck
+
     if backbone == SCENES_BACKBONE:
         resnet = ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=5)
     else:
@@ -211,8 +220,10 @@ def _build_resnet(backbone: str) -> ResNet:
     return resnet
 
 
-def _fuse_batch_norm(resnet: ResNet) -> ResNet:
+def _fuse_batch_norm(resnet: "ResNet") -> "ResNet":
     """Fold each batch norm into the convolution before it: the same function, about a fifth less work on a CPU."""
+    from torchvision.models.resnet import Bottleneck
+
     resnet.conv1, resnet.bn1 = _fuse(resnet.conv1, resnet.bn1)
     for block in resnet.modules():
         if isinstance(block, Bottleneck):
