@@ -20,6 +20,7 @@ from captionmill.cli import main
 from captionmill.data.feature_store import FeatureStore
 
 THIN = ["--backbone", "scenes-resnet14", "--preprocess", "squash", "--image-size", "32"]
+OLD_TABLE = "path,caption,confidence,flags,status,error\nold.jpg,an old caption,0.5,,ok,\n"
 SMALL = [
     "--min-count",
     "1",
@@ -188,7 +189,7 @@ def test_caption_writes_a_row_for_every_image_found(model: Path, photos: Path, t
 
 
 def test_caption_writes_a_gallery_of_every_image_found(model: Path, photos: Path, tmp_path: Path) -> None:
-    output, page_path = tmp_path / "captions.csv", tmp_path / "page.html"
+    output, page_path = tmp_path / "made.csv", tmp_path / "page.html"
     arguments = ["caption", photos, "--model", model, "--output", output, "--gallery"]
     result = run(*arguments, page_path)
     assert result.exit_code == 0, result.output
@@ -245,10 +246,10 @@ def test_caption_of_other_features_is_refused_and_keeps_the_table(
     model: Path, photos: Path, thin_weights: Path, tmp_path: Path
 ) -> None:
     run("extract", photos, "--output", tmp_path / "other.h5", *THIN[:-1], "48", "--weights", thin_weights)
-    (tmp_path / "captions_before.csv").write_text("good\n")
+    (tmp_path / "captions_before.csv").write_text(OLD_TABLE)
     arguments = ["--model", model, "--output", tmp_path / "captions_before.csv", "--features", tmp_path / "other.h5"]
     assert fail("caption", photos, *arguments).endswith("the model has image_size: 32, not 48; resize_size: 32, not 48")
-    assert (tmp_path / "captions_before.csv").read_text() == "good\n"
+    assert (tmp_path / "captions_before.csv").read_text() == OLD_TABLE
 
 
 def test_caption_finds_moved_weights_by_option_and_refuses_other_ones(
@@ -492,14 +493,14 @@ def test_a_killed_caption_leaves_the_old_table_and_the_next_run_makes_the_new_on
     model: Path, photos: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "captions_of_photos.csv"
-    output.write_text("good\n")
+    output.write_text(OLD_TABLE)
     with start_command("caption", photos, "--model", model, "--output", output) as process:
         while not (tmp_path / "captions_of_photos.features.h5.parts").exists():
             assert process.is_running()
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert output.read_text() == "good\n"
+    assert output.read_text() == OLD_TABLE
     assert run("caption", photos, "--model", model, "--output", output).exit_code == 0
     assert len(read_csv(output)) == 9
 
