@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captionmill.data.vocabulary import PAD
-from captionmill.stages.decoding.decoder import Decoder
+from captionmill.stages.decoding.decoder import Decoder, State
 from captionmill.stages.decoding.self_critical import forbid
+
+_LENGTH_GROUPS = 3  # of drawn captions, which differ in length: each padded to its group's longest
 
 
 class Losses(nn.Module):
@@ -24,18 +26,19 @@ class Losses(nn.Module):
         With `weights` [B * S], one a caption drawn by `sample_captions`, the first is the weighted cross entropy
         without smoothing, of the probabilities that it was drawn with.
         """
+        order = (words != PAD).sum(dim=1).argsort(descending=True)
+        words = words[order]
         inputs, targets = words[:, :-1], words[:, 1:]
         is_word = targets != PAD  # [B * S, T - 1]; N words in all
         with torch.autocast(features.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            state = self.decoder.start(features)
-            if len(words) > len(features):
-                state = tuple(part.repeat_interleave(len(words) // len(features), dim=1) for part in state)
-            outputs = self.decoder.unroll(state, inputs)[0]
-            logits = self.decoder.score(outputs[is_word])  # [N, V]: none for padding
+            images = order // (len(words) // len(features))
+            state = tuple(part[:, images] for part in self.decoder.start(features))
+            outputs = self._unroll_in_groups(state, inputs, is_word, 1 if weights is None else _LENGTH_GROUPS)
+            logits = self.decoder.score(outputs)  # [N, V]: none for padding
         logits = logits.float()
         if weights is not None:
             entropies = F.cross_entropy(forbid(logits), targets[is_word], reduction="none")
-            each = weights.unsqueeze(1).expand_as(targets)[is_word]
+            each = weights[order].unsqueeze(1).expand_as(targets)[is_word]
             return (entropies * each).sum(), entropies.sum()
         log_probabilities = logits.log_softmax(dim=-1)
         entropy = F.nll_loss(log_probabilities, targets[is_word], reduction="sum")
@@ -43,3 +46,13 @@ class Losses(nn.Module):
             return entropy, entropy
         spread = -log_probabilities.mean(dim=-1).sum()
         return (1 - self._smoothing) * entropy + self._smoothing * spread, entropy
+
+    def _unroll_in_groups(self, state: State, inputs: Tensor, is_word: Tensor, groups: int) -> Tensor:
+        """The LSTM's outputs at each word [N, H]; the captions are in the order of their lengths, the longest first."""
+        size = -(-len(inputs) // groups)
+        outputs = []
+        for start in range(0, len(inputs), size):
+            group, length = slice(start, start + size), max(int(is_word[start].sum()), 1)
+            unrolled = self.decoder.unroll(tuple(part[:, group] for part in state), inputs[group, :length])[0]
+            outputs.append(unrolled[is_word[group, :length]])
+        return torch.cat(outputs)

@@ -49,11 +49,11 @@ def sample_captions(decoder: Decoder, features: Tensor, *, samples: int, max_len
 def _draw(probabilities: Tensor) -> Tensor:
     """One index a row of [B, V]; several times as fast on a CPU as `torch.multinomial`.
 
-    Of probabilities that are no numbers anything: the loss will tell, where an error would be a traceback.
+    Of probabilities that are no numbers any word: the loss will tell, where an error would be a traceback.
     """
     sums = probabilities.nan_to_num(nan=1.0).cumsum(dim=-1)
     chance = torch.rand(len(sums), 1, device=sums.device) * sums[:, -1:]
-    return torch.searchsorted(sums, chance, right=True).squeeze(1).clamp(max=sums.shape[1] - 1)
+    return torch.searchsorted(sums, chance, right=True).squeeze(1).clamp(END, sums.shape[1] - 1)
 
 
 def forbid(logits: Tensor) -> Tensor:

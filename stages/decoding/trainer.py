@@ -171,7 +171,7 @@ class Trainer:
             {"params": matrices, "weight_decay": self.config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=0.0, fused=self.device.type == "cuda")
+        return torch.optim.AdamW(groups, lr=0.0, fused=self.device.type != "mps")
 
     def _train_captions(self, started: float, progress: Progress) -> Iterator[None]:
         order = np.random.default_rng((self.config.seed, self.state.epoch))
