@@ -29,6 +29,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "temperature": (0.01, 100),
     "top_k": (0, None),
     "top_p": (0.001, 1),
+    "forget_bias": (0, 10),
     "label_smoothing": (0, 1),
     "weight_decay": (0, None),
     "clip_norm": (0, None),
@@ -193,6 +194,8 @@ class TrainConfig(_Checked):
     """Numbers in the LSTM's hidden state."""
     layers: int = 1
     """LSTM layers."""
+    forget_bias: float = 2.0
+    """First bias of the LSTM's forget gates: with 0 half of its memory, and so of the image, is lost at each word."""
     tie_weights: bool = True
     """Use a word's embedding as its output weights too."""
     dropout: float = 0.5

@@ -164,3 +164,15 @@ def test_features_are_measured_over_the_training_images_only(tmp_path: Path) -> 
     np.testing.assert_allclose(std, rows[:8000].std(0), rtol=1e-5)
     constant = make_store(tmp_path / "g.h5", ["a", "b"], np.full((2, 3), 0.1, np.float32))
     assert measure_features(FeatureStore.open(constant), ["a", "b"])[1].tolist() == [0, 0, 0]
+
+
+def test_forget_gates_keep_at_first_what_their_bias_says() -> None:
+    torch.manual_seed(1)
+    decoder = Decoder(DecoderConfig(16, 9, 6, 10, dropout=0, feature_dropout=0, layers=2))
+    with torch.no_grad():
+        for parameter in decoder.lstm.parameters():
+            parameter.zero_()
+        decoder.bias_forget_gates(2.0)
+        before = decoder.start(torch.randn(3, 16))
+        _, after = decoder.step(torch.tensor([1, 4, 5]), before)
+    torch.testing.assert_close(after[1], torch.sigmoid(torch.tensor(2.0)) * before[1])  # the cell, of both layers

@@ -48,6 +48,7 @@ from captionmill.stages.config import SearchConfig, TrainConfig
 )
 @setting(TrainConfig, "dropout", "Share of values dropped in training, 0 to 1.")
 @setting(TrainConfig, "feature_dropout", "Share of the image's numbers dropped in training, 0 to 1.")
+@setting(TrainConfig, "forget_bias", "First bias of the LSTM's forget gates; the higher, the longer it remembers.")
 @setting(TrainConfig, "label_smoothing", "Share of each target spread over all words, 0 to 1.")
 @setting(TrainConfig, "batch_size", "Captions an optimizer step, over all processes.")
 @setting(TrainConfig, "learning_rate", "Largest step size of AdamW; rises, then falls to 0.")

@@ -98,6 +98,16 @@ class Decoder(nn.Module):
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(std.clamp(min=0.1 * float(std.mean()) or 1.0))
 
+    def bias_forget_gates(self, bias: float) -> None:
+        """Let the untrained LSTM keep the share sigmoid(`bias`) of its cell state, and with it of the image, a word.
+
+        Source: Jozefowicz et al. 2015, "An empirical exploration of recurrent network architectures".
+        """
+        gates = slice(self.config.hidden_dim, 2 * self.config.hidden_dim)  # after the input gates
+        for layer in range(self.config.layers):
+            nn.init.constant_(self.lstm.get_parameter(f"bias_ih_l{layer}")[gates], bias)
+            nn.init.zeros_(self.lstm.get_parameter(f"bias_hh_l{layer}")[gates])
+
     def start(self, features: Tensor) -> State:
         """The state before `<start>`, from features [B, D]."""
         scaled = self.feature_dropout(self.scale(features.float()))  # [B, D]

@@ -60,6 +60,7 @@ class Trainer:
         self._feeder = FeatureFeeder(store, splits.train, device)
         torch.manual_seed(config.seed)
         self.decoder = Decoder(DecoderConfig.of(config, feature_dim=store.spec.feature_dim, vocab_size=len(vocabulary)))
+        self.decoder.bias_forget_gates(config.forget_bias)
         mean, std = measure_features(store, splits.train)
         self.decoder.fit_features(torch.from_numpy(mean), torch.from_numpy(std))
         self.decoder.to(device)
