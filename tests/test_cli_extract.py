@@ -175,10 +175,10 @@ def test_deleted_images_are_reported_and_pruned_only_when_asked(
     (photos / "red_0.png").unlink()
     (photos / "more" / "green_1.png").unlink()
     told = succeed(*arguments)
-    assert f"2 rows of {tmp_path / 'f.h5'} are of images not found here; --prune removes them\n" in told.stderr
+    assert f"2 rows of {tmp_path / 'f.h5'}: no image is found here; --prune removes such rows\n" in told.stderr
     assert len(FeatureStore.open(tmp_path / "f.h5")) == 8
     pruned = succeed(*arguments, "--prune")
-    assert "2 rows removed: their images are not there any more\n" in pruned.stderr
+    assert "2 rows removed: no image is found here any more\n" in pruned.stderr
     keys = FeatureStore.open(tmp_path / "f.h5").keys
     assert len(keys) == 6
     assert "red_0.png" not in keys
