@@ -146,7 +146,10 @@ def test_shards_of_an_array_job_merge_to_the_whole_store(
     shards = sorted(tmp_path.glob("f-*.h5"))
     assert fail("features", "merge", *shards, "--output", tmp_path / "f.h5") == "Error: 1 of 3 shards missing: 2"
     succeed(*arguments, "--shard", "2/3")
-    assert "\n  shard 2 of 3: 53 images, 0 not readable\n" in succeed("features", "info", tmp_path / "f-00002-of-00003.h5").stdout
+    assert (
+        "\n  shard 2 of 3: 53 images, 0 not readable\n"
+        in succeed("features", "info", tmp_path / "f-00002-of-00003.h5").stdout
+    )
     shards = sorted(tmp_path.glob("f-*.h5"))
     merged = succeed("features", "merge", *shards, "--output", tmp_path / "f.h5")
     assert merged.stdout == f"{tmp_path / 'f.h5'}: 160 rows of 3 stores\n"
