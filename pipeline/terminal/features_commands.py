@@ -30,9 +30,8 @@ def info(store: Path) -> None:
     if opened.part_count:
         click.echo(f"  {show_count(opened.part_count, 'part')} beside it, in {store.name}.parts: belong to it")
     if shard := opened.shard:
-        click.echo(
-            f"  shard {shard.index} of {shard.count}: {show_count(shard.images, 'image')}, {shard.failed:,} not readable"
-        )
+        images = show_count(shard.images, "image")
+        click.echo(f"  shard {shard.index} of {shard.count}: {images}, {shard.failed:,} not readable")
     for name, value in (opened.spec.to_json() | opened.made_by).items():
         click.echo(f"  {name:15} {value}")
 
