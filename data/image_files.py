@@ -10,7 +10,7 @@ import posixpath
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -40,6 +40,8 @@ class ImageFile:
     """Bytes of the member, or of a remote file whose server told them."""
     modified_ns: int = 0
     """Time of the last change as a tar or a server told it, nanoseconds since 1970; 0 for local files and unknown."""
+    problem: str = ""
+    """Why it is no image to read: a folder that cannot be listed, or a damaged tar. What is inside is not known."""
 
 
 def find_images(images: Path | str) -> list[ImageFile]:
@@ -47,9 +49,10 @@ def find_images(images: Path | str) -> list[ImageFile]:
 
     A folder: its images and those below it, and the images in every .tar there; hidden entries are left out, and a file
     without suffix counts when its first bytes are an image's. A .tar: its images. Any other file: a UTF-8 list with one
-    path or URL a line; relative paths start at the list's own folder, and a listed file that does not exist is kept, so
-    that reading it fails and is reported. A URL of any of these; of a list, one in .txt. Raises InputError when there
-    is nothing to work on.
+    path or URL a line; relative paths start at the list's own folder. A URL of any of these; of a list, one in .txt.
+    A listed file that does not exist is kept, so that reading it fails and is reported; so are a folder below the one
+    named that cannot be listed, and a tar among others that is damaged. Raises InputError when there is nothing to
+    work on.
     """
     location = images if is_url(images) else Path(images)
     refuse_compressed(location)
@@ -61,8 +64,7 @@ def find_images(images: Path | str) -> list[ImageFile]:
     elif isinstance(location, str) and _suffix(location) != ".txt":
         found = [image for listed in _walk_url(location) for image in _expand(listed)]
     elif isinstance(location, Path) and _is_folder(location):
-        walked = (ImageFile(image_key(os.path.relpath(path, location)), path) for path in _walk(location, ()))
-        found = [image for listed in walked for image in _expand(listed)]
+        found = [image for listed in _walk(location, location, ()) for image in _expand(listed)]
     else:
         found = [image for listed in _read_list(location) for image in _expand(listed)]
         nothing = "the list is empty; write one image path a line"
@@ -88,6 +90,8 @@ def image_key(name: str) -> str:
 
 def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
     """The bytes of `image`, and what they are known by; ImageError if they cannot be read."""
+    if image.problem:
+        raise ImageError(image.problem)
     if isinstance(image.path, str):
         start = image.offset
         end = None if start is None or image.size is None else start + image.size
@@ -149,12 +153,19 @@ def _suffix(location: Path | str) -> str:
 
 
 def _expand(image: ImageFile) -> Iterator[ImageFile]:
-    """`image` itself, or the images inside it if it is a tar."""
+    """`image` itself, or the images inside it if it is a tar; InputError for a damaged one without a key."""
     refuse_compressed(image.path)
-    if _suffix(image.path) != TAR_SUFFIX:
+    if image.problem or _suffix(image.path) != TAR_SUFFIX:
         yield image
         return
-    for member in list_members(image.path):
+    try:
+        members = list_members(image.path)
+    except ImageError as exc:
+        if not image.key:
+            raise InputError(f"{image.path}: {exc}") from exc
+        yield replace(image, problem=str(exc))
+        return
+    for member in members:
         name = PurePosixPath(member.name)
         hidden = any(part.startswith(".") for part in name.parts)
         if not hidden and name.suffix.lower() in IMAGE_SUFFIXES:
@@ -162,24 +173,35 @@ def _expand(image: ImageFile) -> Iterator[ImageFile]:
             yield ImageFile(key, image.path, member.offset, member.size, member.modified_ns)
 
 
-def _walk(folder: Path, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """Images and tars at and below `folder`; a link back to one of its `ancestors` (device, inode) is not followed."""
+def _walk(root: Path, folder: Path, ancestors: tuple[tuple[int, int], ...]) -> Iterator[ImageFile]:
+    """Images and tars at and below `folder`, which is below `root`, and folders that cannot be listed.
+
+    A link back to one of its `ancestors` (device, inode) is not followed.
+    """
     try:
         status = folder.stat()
         with os.scandir(folder) as scanned:
             entries = [entry for entry in scanned if not entry.name.startswith(".")]
     except OSError as exc:
-        raise InputError(f"{folder}: cannot list this folder ({exc.strerror}); make it readable or move it") from exc
+        if folder == root:
+            raise InputError(f"{folder}: cannot list this folder ({exc.strerror}); make it readable") from exc
+        reason = (exc.strerror or str(exc)).lower()
+        yield ImageFile(_key_below(root, folder), folder, problem=f"a folder that cannot be listed ({reason})")
+        return
     if (identity := (status.st_dev, status.st_ino)) in ancestors:
         return
     for entry in entries:
         path = Path(entry.path)
         if _is_folder(entry):
-            yield from _walk(path, (*ancestors, identity))
+            yield from _walk(root, path, (*ancestors, identity))
         elif is_compressed_tar(path):
             _logger.warning("%s: a compressed tar, left out; unpack it, or make it a plain .tar", path)
         elif path.suffix.lower() in (*IMAGE_SUFFIXES, TAR_SUFFIX) or (not path.suffix and _has_image_header(path)):
-            yield path
+            yield ImageFile(_key_below(root, path), path)
+
+
+def _key_below(root: Path, path: Path) -> str:
+    return image_key(os.path.relpath(path, root))
 
 
 def _walk_url(url: str) -> Iterator[ImageFile]:

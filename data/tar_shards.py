@@ -1,11 +1,11 @@
 """Lists the members of a tar, so that each can be read where it lies: webdataset's shards as input."""
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captionmill.data.errors import InputError
+from captionmill.data.errors import ImageError, InputError
 from captionmill.data.urls import open_filesystem
 
 TAR_SUFFIX = ".tar"
@@ -36,10 +36,10 @@ def refuse_compressed(path: Path | str) -> None:
         raise InputError(f"{path}: a compressed tar cannot be read in parts; unpack it, or make it a plain .tar")
 
 
-def list_members(path: Path | str) -> Iterator[TarMember]:
+def list_members(path: Path | str) -> Collection[TarMember]:
     """The regular files in the tar at `path`, a file or a URL; of two members of one name the last, as when unpacked.
 
-    Raises InputError if it is no tar, is cut short or cannot be read.
+    Raises ImageError if it is no tar, is cut short or cannot be read; InputError if a package is missing.
     """
     members: dict[str, TarMember] = {}
     try:
@@ -60,10 +60,10 @@ def list_members(path: Path | str) -> Iterator[TarMember]:
     except InputError:
         raise
     except Exception as exc:  # each remote filesystem has errors of its own
-        raise InputError(f"{path}: not a readable tar ({' '.join(str(exc).split())[:100]})") from exc
+        raise ImageError(f"not a readable tar ({' '.join(str(exc).split())[:100]})") from exc
     if not is_whole or any(member.offset + member.size > size for member in members.values()):
-        raise InputError(f"{path}: the tar is cut short or damaged; copy it again")
-    yield from members.values()
+        raise ImageError("the tar is cut short or damaged; copy it again")
+    return members.values()
 
 
 def _open_tar(file: Any) -> Any:

@@ -144,7 +144,7 @@ def _walk(folder: Path, start: str, ancestors: tuple[tuple[int, int], ...]) -> I
                 yield from _walk(Path(entry.path), f"{start}{entry.name}/", (*ancestors, identity))
             elif entry.name.rpartition(".")[2].lower() in _SUFFIXES or "." not in entry.name:
                 yield _status(start + entry.name, entry.stat())
-        except FileNotFoundError:  # a link to nothing
+        except OSError:  # a link to nothing or to itself, a folder that cannot be listed
             yield start + entry.name
 
 

@@ -67,7 +67,9 @@ class Sidecars:
         owners: dict[Path, str] = {}
         spared = {os.path.realpath(path) for path in (table, *others)}
         for image in found:
-            path = local_path(image, "--sidecar").with_suffix(suffix)
+            path = self._paths[image.key] = local_path(image, "--sidecar").with_suffix(suffix)
+            if image.problem:  # it gets none, and what is called so may be another's
+                continue
             if path in owners:
                 raise InputError(f"--sidecar: {owners[path]} and {image.key} would share {path}; rename one of them")
             if os.path.realpath(path) in spared:
@@ -78,7 +80,6 @@ class Sidecars:
                     "move it away, or pass --overwrite to replace all such files"
                 )
             owners[path] = image.key
-            self._paths[image.key] = path
 
     def write(self, rows: Iterable[CaptionRow], *, progress: "Progress") -> int:
         """Write the caption of each row that has one; how many files were new or changed."""

@@ -88,8 +88,8 @@ def unlisted_line(summary: "ExtractSummary") -> str:
     """How many rows of the store have no image any more, and what became of them."""
     rows = show_count(summary.unlisted, "row")
     if summary.pruned:
-        return f"{rows} removed: their images are not there any more"
-    return f"{rows} of {summary.output} are of images not found here; --prune removes them"
+        return f"{rows} removed: no image is found here any more"
+    return f"{rows} of {summary.output}: no image is found here; --prune removes such rows"
 
 
 def splits_lines(splits: "Splits") -> str:

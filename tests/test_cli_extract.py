@@ -146,6 +146,10 @@ def test_shards_of_an_array_job_merge_to_the_whole_store(
     shards = sorted(tmp_path.glob("f-*.h5"))
     assert fail("features", "merge", *shards, "--output", tmp_path / "f.h5") == "Error: 1 of 3 shards missing: 2"
     succeed(*arguments, "--shard", "2/3")
+    assert (
+        "\n  shard 2 of 3: 53 images, 0 not readable\n"
+        in succeed("features", "info", tmp_path / "f-00002-of-00003.h5").stdout
+    )
     shards = sorted(tmp_path.glob("f-*.h5"))
     merged = succeed("features", "merge", *shards, "--output", tmp_path / "f.h5")
     assert merged.stdout == f"{tmp_path / 'f.h5'}: 160 rows of 3 stores\n"
@@ -175,10 +179,10 @@ def test_deleted_images_are_reported_and_pruned_only_when_asked(
     (photos / "red_0.png").unlink()
     (photos / "more" / "green_1.png").unlink()
     told = succeed(*arguments)
-    assert f"2 rows of {tmp_path / 'f.h5'} are of images not found here; --prune removes them\n" in told.stderr
+    assert f"2 rows of {tmp_path / 'f.h5'}: no image is found here; --prune removes such rows\n" in told.stderr
     assert len(FeatureStore.open(tmp_path / "f.h5")) == 8
     pruned = succeed(*arguments, "--prune")
-    assert "2 rows removed: their images are not there any more\n" in pruned.stderr
+    assert "2 rows removed: no image is found here any more\n" in pruned.stderr
     keys = FeatureStore.open(tmp_path / "f.h5").keys
     assert len(keys) == 6
     assert "red_0.png" not in keys

@@ -1,5 +1,6 @@
 """Extraction does what is missing, lists what cannot be read, and never mixes networks."""
 
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +187,25 @@ def test_pictures_out_of_reach_keep_their_rows(photos: Path, config: ExtractConf
     with pytest.raises(InputError, match="none of 8 images can be read"):
         extract(tmp_path / "list.txt", tmp_path / "f.h5", config)
     assert FeatureStore.open(tmp_path / "f.h5").digest() == digest
+
+
+def test_a_damaged_tar_ends_no_run_and_its_rows_outlive_pruning(
+    photos: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "one.tar", "w") as archive:
+        archive.add(photos / "red_0.png", "red_0.png")
+    whole = (tmp_path / "one.tar").read_bytes()
+    (photos / "one.tar").write_bytes(whole)
+    assert extract(photos, tmp_path / "f.h5", config).extracted == 9
+    (photos / "one.tar").write_bytes(b"")
+    (photos / "red_0.png").unlink()
+    summary = extract(photos, tmp_path / "f.h5", config, prune=True)
+    assert (summary.cached, summary.extracted, summary.pruned) == (7, 0, 1)
+    assert {failure.key: failure.reason for failure in summary.failures}["one.tar"] == "not a readable tar (empty file)"
+    assert "one.tar,not a readable tar (empty file)" in (tmp_path / "failures.csv").read_text()
+    assert "one.tar/red_0.png" in FeatureStore.open(tmp_path / "f.h5")
+    (photos / "one.tar").write_bytes(whole)
+    assert extract(photos, tmp_path / "f.h5", config).cached == 8
 
 
 def test_an_overwrite_waits_for_nobody_and_takes_nobodys_place(

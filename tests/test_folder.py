@@ -180,6 +180,14 @@ class TestSidecars:
         with pytest.raises(InputError, match=r"red_0\.bmp and red_0\.png would share .*red_0\.txt; rename one of them"):
             caption(photos, model, tmp_path / "t.csv", sidecar=".txt")
 
+    def test_leave_alone_what_is_called_like_a_damaged_tar(self, model: Path, photos: Path, tmp_path: Path) -> None:
+        (photos / "red_0.tar").write_bytes(b"")
+        (photos / "notes.tar").write_bytes(b"")
+        (photos / "notes.txt").write_text("my own words")
+        assert caption(photos, model, tmp_path / "t.csv", sidecar=".txt").sidecars == 8
+        assert (photos / "notes.txt").read_text() == "my own words"
+        assert rows_of(tmp_path / "t.csv")["red_0.tar"].error == "not a readable tar (empty file)"
+
     def test_never_replace_the_table_the_cache_or_the_list(self, model: Path, photos: Path, tmp_path: Path) -> None:
         (photos / "red_0.txt").write_text("red_0.png\n")
         with pytest.raises(InputError, match="is another file of this command"):

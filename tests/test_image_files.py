@@ -262,14 +262,43 @@ def test_tar_damaged_between_two_members_is_refused_by_name(tmp_path: Path) -> N
 def test_file_that_is_no_tar_but_called_one_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = write(tmp_path / "photos/x.tar", content)
     assert error_of(path).startswith(f"{path}: not a readable tar (")
-    assert error_of(tmp_path / "photos").startswith(f"{path}: not a readable tar (")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not a readable tar (empty file)"),
+        (pack_members(SHARD)[:5120], "the tar is cut short or damaged; copy it again"),
+        (None, "not a readable tar ([Errno 2] No such file or directory"),
+    ],
+)
+def test_damaged_tar_among_others_stands_among_the_images_with_its_reason(
+    tmp_path: Path, memory: Any, content: bytes | None, reason: str
+) -> None:
+    write(tmp_path / "photos/b.tar", pack_members(SHARD))
+    memory.pipe("memory://bucket/b.tar", pack_members(SHARD))
+    if content is not None:
+        write(tmp_path / "photos/a.tar", content)
+        memory.pipe("memory://bucket/a.tar", content)
+        assert reason_of_first(tmp_path / "photos", "a.tar").startswith(reason)
+        assert reason_of_first("memory://bucket", "a.tar").startswith(reason)
+    listed = write(tmp_path / "all.txt", b"photos/a.tar\nphotos/b.tar")
+    assert reason_of_first(listed, "photos/a.tar").startswith(reason)
+
+
+def reason_of_first(images: Path | str, key: str) -> str:
+    """Why the first of three images, called `key`, cannot be read, where the other two can."""
+    first, *others = find_images(images)
+    assert first.key == key
+    assert [read_image(image)[0] for image in others] == [RED, GREEN]
+    with pytest.raises(ImageError) as caught:
+        read_image(first)
+    return str(caught.value)
 
 
 def test_tar_that_is_missing_is_refused_by_name(tmp_path: Path, memory: Any) -> None:
-    listed = write(tmp_path / "all.txt", b"gone.tar")
     path = tmp_path / "gone.tar"
     assert error_of(path).startswith(f"{path}: not a readable tar ([Errno 2] No such file or directory")
-    assert error_of(listed) == error_of(path)
     assert error_of("memory://bucket/gone.tar") == "memory://bucket/gone.tar: not a readable tar (/bucket/gone.tar)"
 
 

@@ -12,7 +12,7 @@ import simplejpeg
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from captionmill.data.errors import ImageError, InputError
-from captionmill.data.image_files import find_images, image_key, load_image
+from captionmill.data.image_files import find_images, image_key, load_image, read_image
 from captionmill.data.images import PIXEL_LIMIT, REDUCING_GAP, decode_image
 from captionmill.stages.config import ExtractConfig, Preprocess
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
@@ -149,16 +149,21 @@ def test_name_that_is_not_utf8_gets_a_key_that_can_be_written(tmp_path: Path) ->
 
 
 @needs_permissions
-def test_folder_that_cannot_be_listed_is_an_error_that_names_it(tmp_path: Path) -> None:
-    write(tmp_path / "closed/a.jpg", b"")
-    (tmp_path / "closed").chmod(0)
+def test_folder_that_cannot_be_listed_stands_among_the_images_with_its_reason(tmp_path: Path) -> None:
+    write(tmp_path / "a.jpg", JPEG)
+    write(tmp_path / "b/closed.tar/c.jpg", JPEG)
+    closed = tmp_path / "b/closed.tar"
+    closed.chmod(0)
     try:
-        with pytest.raises(
-            InputError, match=r"closed: cannot list this folder \(Permission denied\); make it readable"
-        ):
-            find_images(tmp_path)
+        picture, folder = find_images(tmp_path)
+        with pytest.raises(InputError, match=r"closed.tar: cannot list this folder \(Permission denied\)"):
+            find_images(closed)
     finally:
-        (tmp_path / "closed").chmod(0o700)
+        closed.chmod(0o700)
+    assert read_image(picture)[0] == JPEG
+    assert folder.key == "b/closed.tar"
+    with pytest.raises(ImageError, match=r"^a folder that cannot be listed \(permission denied\)$"):
+        read_image(folder)
 
 
 def test_list_resolves_against_its_own_folder_and_normalises_keys(tmp_path: Path) -> None:

@@ -81,6 +81,14 @@ def test_a_first_run_makes_everything_and_a_second_nothing(plan_path: Path) -> N
     assert {name: (folder / name).stat().st_mtime_ns for name in made} == before
 
 
+def test_a_link_to_itself_and_a_damaged_tar_end_no_run(plan_path: Path) -> None:
+    new = plan_path.parent / "new"
+    (new / "loop.png").symlink_to("loop.png")
+    (new / "cut.tar").write_bytes(b"")
+    assert stages_run(plan_path) == ["extract", "train", "evaluate", "caption"]
+    assert stages_run(plan_path) == []
+
+
 def test_a_changed_setting_reruns_what_depends_on_it(plan_path: Path) -> None:
     run_pipeline(plan_path)
     plan_path.write_text(PLAN.replace("beam_size = 2", "beam_size = 1"))

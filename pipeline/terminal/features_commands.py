@@ -29,6 +29,9 @@ def info(store: Path) -> None:
     click.echo(f"{store}: {show_count(len(opened), 'image')}, {opened.dtype}, {opened.size_bytes / 1e6:.1f} MB")
     if opened.part_count:
         click.echo(f"  {show_count(opened.part_count, 'part')} beside it, in {store.name}.parts: belong to it")
+    if shard := opened.shard:
+        images = show_count(shard.images, "image")
+        click.echo(f"  shard {shard.index} of {shard.count}: {images}, {shard.failed:,} not readable")
     for name, value in (opened.spec.to_json() | opened.made_by).items():
         click.echo(f"  {name:15} {value}")
 

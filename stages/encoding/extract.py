@@ -48,7 +48,7 @@ class ExtractSummary:
     duration_s: float
     """Seconds from the first image read to the store closed."""
     unlisted: int = 0
-    """Rows of the store whose image is not among those found."""
+    """Rows of the store whose image is not among those found, nor in a folder or tar that cannot be looked into."""
     pruned: int = 0
     """Rows of these that were removed."""
     meter: Meter = field(default_factory=Meter)
@@ -206,7 +206,7 @@ def extract_images(
         on_change=on_change,
     ) as writer:
         missing = find_missing(found, writer.store)
-        unlisted = set(writer.store.keys).difference(image.key for image in found) if writer.store else set()
+        unlisted = _find_unlisted(writer.store.keys, found) if writer.store else set()
         if prune or shard is not None:  # a shard's store is its share of the list as it is now
             writer.drop(unlisted)
         for result in run_tasks(missing, writer, encoder, config, spread=spread, progress=progress):
@@ -238,6 +238,12 @@ def extract_images(
         ),
         output=output,
     )
+
+
+def _find_unlisted(keys: Sequence[str], found: Sequence[ImageFile]) -> set[str]:
+    """Those of `keys` whose image is gone: not what may be in a folder or a tar that cannot be looked into now."""
+    closed = tuple(f"{image.key}/" for image in found if image.problem)
+    return {key for key in set(keys).difference(image.key for image in found) if not key.startswith(closed)}
 
 
 @contextmanager
