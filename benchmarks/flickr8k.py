@@ -1,6 +1,6 @@
 """Extract, train and evaluate on Flickr8k with the commands a user would type; print the tables of docs/benchmarks.md.
 
-python benchmarks/flickr8k.py FLICKR8K --weights resnet50.pth [--seeds 3] [--self-critical-epochs 10] [--work DIR]
+python benchmarks/flickr8k.py FLICKR8K --weights resnet50.pth [--seeds 3] [--max-epochs 6] [--self-critical-epochs 6] [--work DIR]
 
 FLICKR8K holds `images/`, `Flickr8k.token.txt` and the official lists `Flickr_8k.{train,dev,test}Images.txt`. Each seed
 is trained by cross entropy; with `--self-critical-epochs` once more, from the same seed, with these epochs after it.
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="state_dict of a ResNet-50, or a torchvision name")
     parser.add_argument("--features", type=Path, help="a store made before; nothing is extracted then")
     parser.add_argument("--seeds", type=int, default=1, help="trainings, with seeds 0, 1, ...")
+    parser.add_argument("--max-epochs", type=int, help="of cross entropy; left out, the command's own default")
     parser.add_argument("--self-critical-epochs", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, on a GPU")
     parser.add_argument("--work", type=Path, default=Path("flickr8k-work"))
@@ -64,6 +65,7 @@ def main() -> None:
             *("train", features, "--captions", captions, "--output", model, "--seed", seed, "--overwrite", "--quiet"),
             *("--train-list", flickr8k / "Flickr_8k.trainImages.txt"),
             *("--val-list", flickr8k / "Flickr_8k.devImages.txt", "--self-critical-epochs", epochs),
+            *(("--max-epochs", arguments.max_epochs) if arguments.max_epochs else ()),
         )
         scores, evaluate_s = evaluate(model.name, [model])
         return scores, train_s, evaluate_s
