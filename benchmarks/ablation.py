@@ -21,7 +21,7 @@ from photos import run_command
 
 ROWS: dict[str, list[object]] = {
     "default": [],
-    "hidden 512": ["--hidden-dim", 512],
+    "hidden 1024": ["--hidden-dim", 1024],
     "hidden 2048": ["--hidden-dim", 2048],
     "embedding 256": ["--embed-dim", 256],
     "two layers": ["--layers", 2],

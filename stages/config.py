@@ -1,5 +1,6 @@
 """Every setting of the stages with its default, unit and reason. Imports no torch, so that `--help` is instant."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +33,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "forget_bias": (0, 10),
     "label_smoothing": (0, 1),
     "weight_decay": (0, None),
-    "clip_norm": (0, None),
+    "clip_norm": (0.001, None),  # at 0 no gradient would be left
     "self_critical_epochs": (0, None),
     "self_critical_learning_rate": (0, None),
     "self_critical_samples": (2, 1000),
@@ -40,7 +41,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "low_confidence": (0, 1),
     "seed": (0, 2**63 - 1),
 }
-"""Least and greatest value of a setting; numbers that are not listed are at least 1."""
+"""Least and greatest value of a setting; numbers that are not listed are at least 1. All are finite."""
 
 
 class _Checked:
@@ -54,6 +55,8 @@ class _Checked:
             if not (low <= value and (high is None or value <= high)):
                 limits = f"at least {low}" + (f" and at most {high}" if high is not None else "")
                 raise SettingError(f"`{name}` is to be {limits}, not {value}")
+            if not math.isfinite(value):
+                raise SettingError(f"`{name}` is to be a finite number, not {value}")
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,9 @@ def test_extract_takes_a_list_of_paths_and_a_limit(photos: Path, thin_weights: P
         (["extract", ".", "--output", "f.h5", "--batch-size", "0"], "0 is not in the range x>=1"),
         (["extract", ".", "--output", "f.h5", "--backbone", "resnet18"], "'resnet18' is not one of 'resnet50'"),
         (["train", "f.h5", "--captions", "gone.csv", "--output", "m"], "'gone.csv' does not exist"),
+        (["train", "f.h5", "--output", "m", "--learning-rate", "inf"], "'--learning-rate': inf is not a finite number"),
+        (["train", "f.h5", "--output", "m", "--weight-decay", "nan"], "'--weight-decay': nan is not a finite number"),
+        (["train", "f.h5", "--output", "m", "--clip-norm", "0"], "'--clip-norm': 0.0 is not in the range x>=0.001"),
         (["caption", ".", "--output", "c.csv"], "Missing option '--model'"),
         (["caption", ".", "--model", "m", "--output", "c.csv", "--in-place"], "belong to --embed-metadata"),
         (

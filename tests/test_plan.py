@@ -63,6 +63,7 @@ def job_of(graph: Graph, task_id: str) -> ExtractJob | TrainJob | EvaluateJob | 
         (('images = "photos"', ""), 2, "[extract] needs `images`, a path"),
         (('captions = "references.csv"', "captions = 3"), 8, "[train] captions = 3: is to be a path in quotes"),
         (("hidden_dim = 16", "dropout = 1.5"), 9, "[train] `dropout` is to be at least 0 and at most 1, not 1.5"),
+        (("hidden_dim = 16", "learning_rate = inf"), 9, "[train] `learning_rate` is to be a finite number, not inf"),
         (("hidden_dim = 16", "hidden_dim = [8, 16]"), 9, "to try several, write them in [train.grid]"),
         (("hidden_dim = 16", "grid.hiden_dim = [8]"), 9, "grid has no key `hiden_dim`; did you mean `hidden_dim`?"),
         (("hidden_dim = 16", "grid.hidden_dim = 8"), 9, "grid.hidden_dim = 8: is to be a list of values to try"),

@@ -75,6 +75,19 @@ def test_curves_are_a_picture_from_the_first_epoch_on_and_mark_the_self_critical
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "history.csv"]
 
 
+@pytest.mark.parametrize("size", [1e-4, 1.0, 10.0])
+def test_labels_of_the_curves_are_within_the_picture(tmp_path: Path, size: float) -> None:
+    rows = [
+        row | {"loss": 0.0002 * size * (epoch + 1), "val_cider": 0.35 * size * (1 + epoch / 1000)}
+        for epoch, row in enumerate(make_history(4, self_critical_from=3))
+    ]
+    RunFolder(tmp_path).write_history(rows)
+    with Image.open(tmp_path / "curves.png") as picture:
+        grey = picture.convert("L")
+        for left in (0, grey.width - 5):
+            assert grey.crop((left, 0, left + 5, grey.height)).getextrema() == (255, 255)
+
+
 def test_curves_of_quick_epochs_are_drawn_now_and_then_and_at_the_end(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as run_folder:
         run_folder.write_history(make_history(1))

@@ -180,7 +180,7 @@ TWO_PHASES = dataclasses.replace(TINY_TRAINING, self_critical_epochs=1)
         (("0,one two three four,train", "1,five six seven,train", "2,one two three,val"), {"max_length": 1}),
         (("0,a dog,train", "1,...,train", "2,a dog,val", "3,?,val"), {}),
         (("0,a dog,train", "1,a cat,train", "2,a dog,val"), {"dropout": 1.0, "feature_dropout": 1.0}),
-        (("0,a dog,train", "1,a cat,train", "2,a dog,val"), {"clip_norm": 0.0, "self_critical_samples": 2}),
+        (("0,a dog,train", "1,a cat,train", "2,a dog,val"), {"clip_norm": 0.001, "self_critical_samples": 2}),
     ],
     ids=[
         "one word",
@@ -223,7 +223,7 @@ def test_an_empty_split_is_an_error(tmp_path: Path, rows: tuple[str, ...], messa
 
 def test_captions_without_a_word_are_an_error(tmp_path: Path) -> None:
     features, captions = write_captions(tmp_path, "0,...,train", "1,?!,train", "2,a cat,val")
-    with pytest.raises(TrainingError, match="no word occurs 1 times in the training captions"):
+    with pytest.raises(TrainingError, match="the training captions hold no word"):
         train(features, captions, tmp_path / "model", TINY_TRAINING)
 
 

@@ -1,5 +1,6 @@
 """Kinds of arguments, and options that several commands share. A default stands in stages/config.py alone."""
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -29,6 +30,16 @@ class PathOrUrl(click.Path):
 
 ANY_OR_URL = PathOrUrl(exists=True, path_type=Path)
 FILE_PATH_OR_URL = PathOrUrl(dir_okay=False, path_type=Path)
+
+
+class FiniteFloat(click.FloatRange):
+    """A number in a range, neither inf nor nan."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 class Shard(click.ParamType[tuple[int, int]]):
@@ -65,7 +76,7 @@ def setting(kind: type, name: str, help_text: str, *, metavar: str | None = None
         value_type = click.Choice(get_args(hint))
     else:
         low, high = RANGES.get(name, (1, None))
-        ranges: dict[Any, Any] = {int: click.IntRange, float: click.FloatRange}
+        ranges: dict[Any, Any] = {int: click.IntRange, float: FiniteFloat}
         value_type = ranges[hint](min=low, max=high) if hint in ranges else hint
     flag = f"--{name.replace('_', '-')}"
     if hint is bool:

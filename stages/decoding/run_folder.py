@@ -191,7 +191,7 @@ def _write_curves(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
     figure = Figure(figsize=(8, 6))
     loss_axes, cider_axes = figure.subplots(2, 1, sharex=True)
-    figure.subplots_adjust(left=0.09, right=0.91, bottom=0.08, top=0.94, hspace=0.22)
+    figure.subplots_adjust(left=0.12, right=0.89, bottom=0.08, top=0.94, hspace=0.22)
     rewarded = [row for row in rows if row.get("phase") == SELF_CRITICAL]
     curves = _plot(loss_axes, "loss", [row for row in rows if row not in rewarded], _TRAIN, "training loss")
     if any(not math.isnan(_number(row, "val_loss")) for row in rows):

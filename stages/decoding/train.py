@@ -136,6 +136,8 @@ def build_vocabulary(captions: Mapping[str, Sequence[str]], train_keys: Sequence
     """The words of the training captions; TrainingError if none occurs `min_count` times."""
     vocabulary = Vocabulary.build((caption for key in train_keys for caption in captions[key]), min_count=min_count)
     if len(vocabulary) == len(SPECIAL_WORDS):
+        if min_count == 1:
+            raise TrainingError("the training captions hold no word")
         raise TrainingError(f"no word occurs {min_count} times in the training captions; pass a lower --min-count")
     return vocabulary
 
