@@ -1,6 +1,6 @@
 """Extract, train and evaluate on Flickr8k with the commands a user would type; print the tables of docs/benchmarks.md.
 
-python benchmarks/flickr8k.py FLICKR8K --weights resnet50.pth [--seeds 3] [--max-epochs 6] [--self-critical-epochs 6] [--work DIR]
+python benchmarks/flickr8k.py FLICKR8K --weights resnet50.pth [--seeds 3] [--max-epochs 6] [--self-critical-epochs 6]
 
 FLICKR8K holds `images/`, `Flickr8k.token.txt` and the official lists `Flickr_8k.{train,dev,test}Images.txt`. Each seed
 is trained by cross entropy; with `--self-critical-epochs` once more, from the same seed, with these epochs after it.

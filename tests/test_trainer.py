@@ -135,11 +135,14 @@ def test_arithmetic_in_bf16_trains_every_kind_of_decoder(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 1e37}, r"in epoch 1; pass a lower --learning-rate"),
-        ({"learning_rate": 1e37, "batch_size": 99, "max_epochs": 1}, r"in epoch 1; pass a lower --learning-rate"),
+        ({"learning_rate": 1e37}, r"in epoch 1; pass a lower --learning-rate, and --restart"),
+        (
+            {"learning_rate": 1e37, "batch_size": 99, "max_epochs": 1},
+            r"in epoch 1; pass a lower --learning-rate, and --restart",
+        ),
         (
             {"self_critical_epochs": 2, "self_critical_learning_rate": 1e37},
-            r"in epoch 3; pass a lower --self-critical-learning-rate",
+            r"in epoch 3; pass a lower --self-critical-learning-rate, and --restart",
         ),
     ],
     ids=["cross entropy", "in the only step", "self-critical"],

@@ -163,7 +163,9 @@ class Trainer:
     def _require_finite(self, is_finite: bool, what: str) -> None:
         if not is_finite:
             option = "--self-critical-learning-rate" if self.state.phase == "self-critical" else "--learning-rate"
-            raise TrainingError(f"the {what} is not finite in epoch {self.state.epoch}; pass a lower {option}")
+            raise TrainingError(
+                f"the {what} is not finite in epoch {self.state.epoch}; pass a lower {option}, and --restart"
+            )
 
     def _new_optimizer(self) -> torch.optim.AdamW:
         matrices = [parameter for parameter in self.decoder.parameters() if parameter.ndim > 1]
