@@ -248,7 +248,7 @@ def test_shards_of_a_list_that_grew_still_merge(photos: Path, config: ExtractCon
 def test_a_shard_without_a_picture_is_done_and_merges_but_not_one_that_reached_no_file(
     photos: Path, config: ExtractConfig, tmp_path: Path
 ) -> None:
-    kept = list(photos.glob("*.png"))[:2]
+    kept = [f"photos/{path.name}" for path in photos.glob("*.png")]  # two
     (tmp_path / "0.jpg").write_bytes(b"no picture")
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in ["0.jpg", "1.jpg", *kept]))
     for overwrite in (False, True):
