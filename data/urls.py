@@ -20,6 +20,13 @@ def is_url(text: object) -> bool:
     return isinstance(text, str) and _URL.match(text) is not None
 
 
+def local_path(location: Path | str) -> Path | str:
+    """`location`; where it is a file:// URL the path that it names, at which a file can appear whole or not at all."""
+    if not is_url(location) or str(location).partition("://")[0] not in ("file", "local"):
+        return location
+    return Path(open_filesystem(str(location))[1])
+
+
 def parent_of(url: str) -> str:
     """`url` up to its last slash, left out."""
     return url.rstrip("/").rpartition("/")[0]

@@ -91,6 +91,30 @@ def test_an_ended_extraction_flushes_first_and_says_so(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_rows_that_were_in_no_part_yet_are_flushed_at_the_signal(
+    number: signal.Signals, code: int, many: Path, thin_weights: Path, whole: FeatureStore, tmp_path: Path
+) -> None:
+    signal_while_adding = f"""
+import os
+from captionmill.data.feature_writer import PartWriter
+add = PartWriter.add
+def add_and_signal(self, *rows):
+    add(self, *rows)
+    if len(self._keys) == 40:
+        os.kill(os.getpid(), {int(number)})
+PartWriter.add = add_and_signal
+"""
+    output = tmp_path / "f.h5"
+    command = ["extract", many, "--output", output, *THIN, "--weights", thin_weights, "--flush-every", 1_000_000]
+    with start_command(*command, output=tmp_path / "told", before=signal_while_adding) as process:
+        assert process.wait() == code
+    store = FeatureStore.open(output)
+    assert store.keys == whole.keys[:40]
+    assert store.verify() == []
+    require_finished(output, many, thin_weights, whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
 @pytest.mark.parametrize("seconds", [0.01, 0])  # 0: asked again before the hook has ended, as on a busy machine
 def test_a_signal_that_arrives_in_a_destructor_is_heard(
     number: signal.Signals, code: int, seconds: float, tmp_path: Path

@@ -245,6 +245,22 @@ def test_shards_of_a_list_that_grew_still_merge(photos: Path, config: ExtractCon
     assert merge(shards, tmp_path / "f.h5").rows == 9
 
 
+def test_a_shard_without_a_picture_is_done_and_merges_but_not_one_that_reached_no_file(
+    photos: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    kept = [f"photos/{path.name}" for path in photos.glob("*.png")]  # two
+    (tmp_path / "0.jpg").write_bytes(b"no picture")
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in ["0.jpg", "1.jpg", *kept]))
+    for overwrite in (False, True):
+        first = extract(tmp_path / "list.txt", tmp_path / "f.h5", config, shard=(1, 2), overwrite=overwrite)
+        assert [failure.key for failure in first.failures] == ["0.jpg", "1.jpg"]
+    second = extract(tmp_path / "list.txt", tmp_path / "f.h5", config, shard=(2, 2))
+    assert merge([Path(first.output), Path(second.output)], tmp_path / "f.h5").rows == 2
+    (tmp_path / "0.jpg").unlink()
+    with pytest.raises(InputError, match=r"none of 2 images can be read \(0\.jpg: no such file"):
+        extract(tmp_path / "list.txt", tmp_path / "f.h5", config, shard=(1, 2))
+
+
 @pytest.mark.parametrize(
     ("output", "named"),
     [

@@ -598,6 +598,16 @@ def test_interrupted_remote_extraction_goes_on_whatever_the_store_is_called(
     ]
 
 
+def test_store_at_a_file_url_is_worked_on_where_it_lies(photos: Path, config: ExtractConfig, tmp_path: Path) -> None:
+    output = f"file://{tmp_path.as_posix()}/out/f.h5"
+    with pytest.raises(KeyboardInterrupt):
+        extract(photos, output, config, progress=interrupt_after_four)
+    summary = extract(photos, output, config)
+    assert (summary.output, summary.cached, summary.extracted) == (tmp_path / "out/f.h5", 4, 4)
+    assert FeatureStore.open(tmp_path / "out/f.h5").verify() == []
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["f.h5", "f.log.csv", "failures.csv"]
+
+
 def test_failures_beside_a_remote_store_are_those_of_the_last_run(
     remote_photos: str, memory: Any, config: ExtractConfig
 ) -> None:

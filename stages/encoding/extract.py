@@ -18,7 +18,7 @@ from captionmill.data.image_files import ImageFile, find_images, is_unchanged
 from captionmill.data.image_source import ImageSource
 from captionmill.data.shard import Shard, shard_of
 from captionmill.data.tables import write_failures
-from captionmill.data.urls import StoreMirror, is_url
+from captionmill.data.urls import StoreMirror, is_url, local_path
 from captionmill.stages.config import ExtractConfig
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.loader import Failure
@@ -103,9 +103,11 @@ def extract(
     images of the sorted list. `shard` (I, N) does the I-th of N parts of the list and writes a store of its own, named
     by `shard_path`, for `merge`. `prune` removes rows whose image is gone. `spread` uses several processes.
 
-    Raises InputError if there is no image or none can be read, WeightsError for weights that cannot be had,
-    SpecMismatchError if the store was made with other weights or preprocessing.
+    Raises InputError if there is no image or none can be read (a shard is done all the same, unless it reached none of
+    its files), WeightsError for weights that cannot be had, SpecMismatchError if the store was made with other weights
+    or preprocessing.
     """
+    output = local_path(output)
     if prune and (shard or limit):
         raise InputError("--prune needs the whole list of images: run it without --limit and --shard")
     if spread is not None and not spread.this_machine and is_url(output):
@@ -142,7 +144,10 @@ def extract(
                 mirror.push(failures_path)
         if mirror is None:  # a log that only grows cannot be appended to at every kind of URL
             append_record(path, summary.record(images))
-        if found and not summary.cached + summary.extracted:
+        # a shard without a picture is done: an error would keep its job's merge waiting; where no file could even be
+        # reached, its machine may lack the storage
+        is_done_shard = shard is not None and any(failure.was_read for failure in summary.failures)
+        if found and not summary.cached + summary.extracted and not is_done_shard:
             first = summary.failures[0]
             raise InputError(
                 f"{images}: none of {summary.found} images can be read ({first.key}: {first.reason}); "
