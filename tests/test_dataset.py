@@ -170,5 +170,5 @@ def test_an_error_of_the_thread_comes_where_its_batch_would_have() -> None:
 def test_whoever_stops_taking_stops_the_thread() -> None:
     stream = prepare_ahead(lambda batch: int(batch[0]), [np.array([number]) for number in range(1000)])
     assert next(stream) == 0
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("feeder")]

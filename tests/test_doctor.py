@@ -3,6 +3,7 @@
 import importlib.metadata
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,8 +74,8 @@ CPU_ONLY = {"gpus": (), "nvidia_driver": False, "torch_cuda": ""}
         ({"java": False}, "pycocoevalcap is installed, Java is not: METEOR and SPICE need a Java on the PATH"),
     ],
 )
-def test_each_lack_gets_its_line_and_no_other(changes: dict[str, object], advice: str) -> None:
-    assert advise(replace(HEALTHY, **changes), None) == [advice]  # type: ignore[arg-type]
+def test_each_lack_gets_its_line_and_no_other(changes: dict[str, Any], advice: str) -> None:
+    assert advise(replace(HEALTHY, **changes), None) == [advice]
 
 
 @pytest.mark.parametrize(
@@ -82,8 +83,8 @@ def test_each_lack_gets_its_line_and_no_other(changes: dict[str, object], advice
     [{"versions": {"openvino": NOT_INSTALLED}}, {"java": False, "extras": {"java": ("pycocoevalcap",)}}, CPU_ONLY],
     ids=["no openvino beside a GPU", "no Java and no use for it", "no GPU"],
 )
-def test_what_would_change_nothing_is_not_advised(changes: dict[str, object]) -> None:
-    assert advise(replace(HEALTHY, **changes), None) == []  # type: ignore[arg-type]
+def test_what_would_change_nothing_is_not_advised(changes: dict[str, Any]) -> None:
+    assert advise(replace(HEALTHY, **changes), None) == []
 
 
 def test_advice_on_rates_names_the_slower_part_and_says_when_they_were_disturbed() -> None:

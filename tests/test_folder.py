@@ -5,6 +5,7 @@ import shutil
 import signal
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,8 +35,8 @@ def model(thin_weights: Path, tmp_path: Path) -> Path:
     return make_model(tmp_path / "model", encoder.spec, scores={LOW_CONFIDENCE: 0.5})
 
 
-def caption(images: Path, model: Path, output: Path, **options: object) -> FolderSummary:
-    return caption_folder(images, model, output, **{"search": SEARCH, "machine": MACHINE} | options)  # type: ignore[arg-type]
+def caption(images: Path, model: Path, output: Path, **options: Any) -> FolderSummary:
+    return caption_folder(images, model, output, **{"search": SEARCH, "machine": MACHINE} | options)
 
 
 def rows_of(table: Path) -> dict[str, CaptionRow]:

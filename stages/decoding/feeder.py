@@ -1,7 +1,7 @@
 """Feeds training: features from memory where they fit, else read from the store by a thread, ahead of the network."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -47,7 +47,7 @@ class FeatureFeeder:
         return rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows
 
 
-def prepare_ahead(prepare: Callable[[Indices], T], batches: Sequence[Indices]) -> Iterator[T]:
+def prepare_ahead(prepare: Callable[[Indices], T], batches: Sequence[Indices]) -> Generator[T, None, None]:
     """`prepare` of each batch, in order, done by a thread a few batches ahead of whoever takes them."""
     with ThreadPoolExecutor(1, thread_name_prefix="feeder") as pool:
         pending: deque[Future[T]] = deque()
