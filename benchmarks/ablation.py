@@ -1,6 +1,6 @@
 """What each choice of the decoder and its training does for validation CIDEr-D on Flickr8k, several seeds a row.
 
-python benchmarks/ablation.py FEATURES FLICKR8K --work DIR [--seeds 3] [--jobs 1] [--rows "default" "no dropout" ...]
+python benchmarks/ablation.py FEATURES FLICKR8K --work DIR [--seeds 3] [--jobs 1] [--rows "default" "two layers" ...]
 
 FEATURES is the store that benchmarks/flickr8k.py makes, FLICKR8K as there. Each row is the default but for what its
 name says. The 1,000 dev images score it: a choice must not be made on the test images. With a GPU several trainings
@@ -42,8 +42,8 @@ ROWS: dict[str, list[object]] = {
     "batch 256, learning rate 0.002": ["--batch-size", 256, "--learning-rate", 0.002],
     "learning rate 0.0005": ["--learning-rate", 0.0005],
     "learning rate 0.002": ["--learning-rate", 0.002],
-    "8 epochs": ["--max-epochs", 8],
-    "20 epochs": ["--max-epochs", 20],
+    "3 epochs": ["--max-epochs", 3],
+    "12 epochs": ["--max-epochs", 12],
     "words from 3 occurrences on": ["--min-count", 3],
 }
 FEWER_IMAGES = {f"{count:,} images": count for count in (3000, 1500, 750)}
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("flickr8k", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--max-epochs", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("--rows", nargs="+", default=[*ROWS, *FEWER_IMAGES])
     arguments = parser.parse_args()
@@ -65,11 +66,11 @@ def main() -> None:
 
     def options_of(row: str) -> list[object]:
         if row not in FEWER_IMAGES:
-            return ["--train-list", train_list, *ROWS[row]]
+            return ["--train-list", train_list, "--max-epochs", arguments.max_epochs, *ROWS[row]]
         count = FEWER_IMAGES[row]
         fewer = arguments.work / f"{count}.txt"
         fewer.write_text("".join(f"{image}\n" for image in images[:count]))
-        return ["--train-list", fewer, "--max-epochs", round(12 * (len(images) / count) ** 0.5)]
+        return ["--train-list", fewer, "--max-epochs", round(arguments.max_epochs * (len(images) / count) ** 0.5)]
 
     def best_cider(job: tuple[str, int]) -> float:
         row, seed = job
