@@ -17,6 +17,7 @@ from captionmill.data.formulas import guard_formula, unguard_formula
 TableFormat = Literal["csv", "jsonl", "parquet"]
 
 _COLUMNS = ("path", "caption", "confidence", "alternatives", "flags", "status", "error")
+_NO_TABLE = frozenset({".xlsx", ".xls", ".ods", ".json", ".html", ".htm"})
 _BETWEEN_ALTERNATIVES = " | "  # a word of a vocabulary has no such character
 _MARK = b"\xef\xbb\xbf"
 _NEEDED_COLUMNS = frozenset(_COLUMNS) - {"alternatives", "flags"}
@@ -55,8 +56,16 @@ class RowText:
 
 
 def format_of(path: Path) -> TableFormat:
-    """The format that the suffix of a table says: .jsonl, .parquet, and CSV for any other."""
+    """The format that the suffix of a table says: .jsonl, .parquet, and CSV for any other.
+
+    Raises InputError for a suffix by which programs would take the CSV for something else.
+    """
     formats: dict[str, TableFormat] = {".jsonl": "jsonl", ".parquet": "parquet"}
+    if path.suffix.lower() in _NO_TABLE:
+        others = " or ".join(formats)
+        raise InputError(
+            f"{path}: a table of captions ends in .csv, which spreadsheets open, {others}; or set its format"
+        )
     return formats.get(path.suffix.lower(), "csv")
 
 

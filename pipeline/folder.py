@@ -90,10 +90,12 @@ def caption_folder(
     made them, and sidecars and descriptions that somebody else wrote.
 
     Raises InputError if there is no image or none can be read (the table is written all the same), or `output` is
-    another kind of file; WeightsError if the backbone's weights are not the model's, SpecMismatchError if the cache
-    holds other features than the model needs. Models that do not fit each other are refused as by `Captioner.load`.
+    another kind of file or named like one; WeightsError if the backbone's weights are not the model's,
+    SpecMismatchError if the cache holds other features than the model needs. Models that do not fit each other are
+    refused as by `Captioner.load`.
     """
     started = time.monotonic()
+    table_format = table_format or format_of(output)
     models = [model] if isinstance(model, Path) else list(model)
     captioner = Captioner.load(models, device=machine.device)
     companions: Companions | None = None
@@ -129,7 +131,7 @@ def caption_folder(
         captioner,
         search=search,
         low_confidence=low_confidence,
-        table_format=table_format or format_of(output),
+        table_format=table_format,
         progress=progress,
     )
     captioned = len(source.keys) - len(source.failures)

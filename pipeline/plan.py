@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from captionmill.data.annotations import RESTVAL_CHOICES
-from captionmill.data.errors import PipelineError
+from captionmill.data.caption_table import format_of
+from captionmill.data.errors import InputError, PipelineError
 from captionmill.pipeline.graph import Graph, Task
 from captionmill.pipeline.jobs import CaptionJob, EvaluateJob, ExtractJob, Several, TrainJob
 from captionmill.pipeline.plan_tables import PlanFile, Section, refuse_unknown_tables, unknown_name
@@ -120,6 +121,11 @@ def _read_caption(section: Section, extractions: Sequence[Task], trainings: Sequ
         raise section.error("sidecar", f"sidecar = {table.sidecar!r}: is to be the ending of a text file, such as .txt")
     suffix = f".{table.format or 'csv'}"
     output = section.path("output", _default_output("captions", section.name, suffix, is_folder=False))
+    if table.format is None:
+        try:
+            format_of(output)
+        except InputError as error:
+            raise section.error("output", str(error)) from None
     features = [model.training.features for model in models if model.training]
     made_by = [task.job.config for task in extractions if isinstance(task.job, ExtractJob) and task.output in features]
     used = {name: getattr(made_by[0], name) for name in MACHINE_SETTINGS} if made_by else {}

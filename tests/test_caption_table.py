@@ -134,3 +134,9 @@ def test_a_table_that_is_not_there_says_how_it_is_made(tmp_path: Path) -> None:
 )
 def test_the_suffix_says_the_format(name: str, found: str) -> None:
     assert format_of(Path(name)) == found
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "a.XLS", "a.ods", "a.json", "a.html"])
+def test_a_suffix_that_promises_something_else_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"ends in \.csv, which spreadsheets open, \.jsonl or \.parquet; or set"):
+        format_of(Path(name))

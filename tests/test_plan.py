@@ -72,6 +72,7 @@ def job_of(graph: Graph, task_id: str) -> ExtractJob | TrainJob | EvaluateJob | 
         (("[evaluate]", '[evaluate]\nmodel = "bas"'), 12, "[evaluate] there is no training `bas`"),
         (('"new"', '"new"\nformt = "csv"'), 15, "[caption] has no key `formt`; did you mean `format`?"),
         (('"new"', '"new"\nformat = "xlsx"'), 15, "format = 'xlsx': is to be one of csv, jsonl, parquet"),
+        (('"new"', '"new"\noutput = "new.xlsx"'), 15, "new.xlsx: a table of captions ends in .csv"),
         (('"new"', '"new"\nlow_confidence = 2'), 15, "`low_confidence` is to be at least 0 and at most 1, not 2"),
         (('"new"', '"new"\nsidecar = "txt"'), 15, "sidecar = 'txt': is to be the ending of a text file, such as .txt"),
         (('"new"', '"new"\nbeam_size = 3\ntop_k = 5'), 16, "[caption] `top_k` is of sampling: set `sample` too"),
@@ -95,7 +96,7 @@ def test_a_plan_that_is_wrong_names_the_line_and_the_nearest_key(
     [
         ("[train", "not TOML: "),
         ("", "describes nothing to do"),
-        (PLAN.replace('images = "new"', 'images = "new"\noutput = "scores.json"'), "evaluate and caption both write "),
+        (PLAN.replace("[evaluate]", '[evaluate]\noutput = "captions.csv"'), "evaluate and caption both write "),
         (PLAN.replace('images = "new"', 'images = "new"\ngallery = "scores.json"'), "evaluate and caption both write "),
         (
             PLAN.replace("[caption]", '[caption]\ngallery = "page.html"\n[caption.a]\nimages = "a"\n[caption.b]'),
