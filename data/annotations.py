@@ -6,6 +6,7 @@ tokenizing is the vocabulary's job, and a caption that reads "None" or "NA" is a
 
 import csv
 import hashlib
+import io
 import json
 import logging
 import re
@@ -110,14 +111,15 @@ def split_by_image(
 def _opened(path: Path) -> Iterator[TextIO]:
     """The file at its beginning; AnnotationError if it is empty, or, while the block lasts, cannot be read."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig") as opened:
+            file: TextIO = opened if opened.seekable() else io.StringIO(opened.read())  # of a pipe
             if not _read_start(file).strip():
                 raise AnnotationError(f"{path}: the file is empty")
             yield file
     except UnicodeDecodeError as exc:
         raise AnnotationError(f"{path}: not UTF-8 text; save it as UTF-8 and try again") from exc
     except OSError as exc:
-        raise AnnotationError(f"{path}: cannot be read ({exc.strerror})") from exc
+        raise AnnotationError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
 
 
 def _read_start(file: TextIO) -> str:

@@ -1,6 +1,8 @@
 import json
 import logging
+import os
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -293,3 +295,16 @@ def test_captions_of_an_image_come_back_as_they_were(tmp_path: Path) -> None:
     assert "c.jpg" not in captions
     with pytest.raises(KeyError):
         captions["c.jpg"]
+
+
+def pipe(path: Path, content: str) -> Path:
+    """A pipe that gives `content` to whoever opens it, once."""
+    os.mkfifo(path)
+    Thread(target=path.write_text, args=(content,), daemon=True).start()
+    return path
+
+
+def test_captions_and_lists_are_read_from_a_pipe(tmp_path: Path) -> None:
+    annotations = read_annotations(pipe(tmp_path / "captions", "image,caption\na.jpg,a dog\n"))
+    assert {key: list(texts) for key, texts in annotations.captions.items()} == {"a.jpg": ["a dog"]}
+    assert read_split_list(pipe(tmp_path / "list", "a.jpg\nb.jpg\n")) == ["a.jpg", "b.jpg"]
