@@ -6,6 +6,10 @@ row is recorded before it is written: a table never has a row that nobody knows.
 """
 
 import contextlib
+import filecmp
+import itertools
+import json
+import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captionmill.data.atomic import flush_to_disk, replace_atomically
-from captionmill.data.caption_table import RowText, read_parquet, write_parquet
+from captionmill.data.caption_table import RowText, read_parquet, row_text, write_parquet
 from captionmill.data.errors import InputError
 from captionmill.data.lock_file import hold_lock
 
@@ -116,7 +120,7 @@ class CaptionJournal:
             return False
         with self.growing.open("rb") as records, self.path.open("rb") as lines:
             is_this_one = records.readline() == self.header_line
-            recorded_bytes = sum(length for _, length, _ in _RECORD.iter_unpack(_whole_records(records.read())))
+            recorded_bytes = _recorded_bytes(records)
             begins_right = self.text.header.startswith(lines.read(len(self.text.header)))
         size = self.path.stat().st_size  # more than was recorded is somebody else's
         return is_this_one and begins_right and size <= len(self.text.header) + recorded_bytes
@@ -145,19 +149,41 @@ class CaptionJournal:
             if not (table.exists() and journal.exists()):
                 return
             with journal.open("rb") as records, table.open("rb") as lines:
-                if records.readline() != self.header_line:
-                    return
-                encoded = _encode_parquet(table, self.text) if is_parquet else None
-                if not is_parquet and lines.read(len(self.text.header)) != self.text.header:
-                    return
-                while len(record := records.read(_RECORD.size)) == _RECORD.size:
-                    source, length, checksum = _RECORD.unpack(record)
-                    line = lines.read(length) if encoded is None else next(encoded, b"")
-                    if encoded is None and len(line) < length:
-                        return  # torn
-                    yield source, line if zlib.crc32(line) == checksum else None
+                if records.readline() == self.header_line:
+                    yield from _recorded_lines(records, table, lines, self.text, is_parquet=is_parquet)
 
         return read
+
+    def keep_edited(self) -> Path | None:
+        """Copy the table, if it is not just as it was written, to a free name beside it; that name."""
+        if not self.path.exists() or self._is_as_written():
+            return None
+        for number in itertools.count(1):
+            kept = self.path.with_stem(f"{self.path.stem}.edited" + (f"-{number}" if number > 1 else ""))
+            if not kept.exists():
+                with replace_atomically(kept) as partial_path:
+                    shutil.copy2(self.path, partial_path)
+                return kept
+            if filecmp.cmp(self.path, kept, shallow=False):  # a killed run has kept it
+                return kept
+        raise AssertionError("numbers have no end")
+
+    def _is_as_written(self) -> bool:
+        """Whether a journal, whatever it says that the table was made with, knows all of the table."""
+        journal = self.growing if self.growing.exists() else self.finished
+        with contextlib.suppress(OSError, ValueError, KeyError), journal.open("rb") as records:
+            header, start = json.loads(records.readline()), records.tell()
+            is_parquet = header["table"] == "parquet"
+            text = row_text(header["table"], with_alternatives=header["with_alternatives"])
+            if not is_parquet:
+                size, recorded = self.path.stat().st_size, len(text.header) + _recorded_bytes(records)
+                if size > recorded or (size < recorded and journal == self.finished):
+                    return False
+                records.seek(start)
+            with self.path.open("rb") as lines:
+                recorded_lines = _recorded_lines(records, self.path, lines, text, is_parquet=is_parquet)
+                return all(line is not None for _, line in recorded_lines) and (is_parquet or not lines.read(1))
+        return False
 
     @contextlib.contextmanager
     def append(self, table: Path, journal: Path, row_count: int, end: int) -> Iterator[Callable[[int, bytes], None]]:
@@ -189,14 +215,32 @@ class CaptionJournal:
         flush_to_disk(table)
 
 
+def _recorded_lines(
+    records: IO[bytes], table: Path, lines: IO[bytes], text: RowText, *, is_parquet: bool
+) -> Iterator[Line]:
+    """The rows that `records` tells of, read from `lines` if `table` is text; none if that begins otherwise."""
+    encoded = _encode_parquet(table, text) if is_parquet else None
+    if not is_parquet and lines.read(len(text.header)) != text.header:
+        return
+    while len(record := records.read(_RECORD.size)) == _RECORD.size:
+        source, length, checksum = _RECORD.unpack(record)
+        line = lines.read(length) if encoded is None else next(encoded, b"")
+        if encoded is None and len(line) < length:
+            return  # torn
+        yield source, line if zlib.crc32(line) == checksum else None
+
+
 def _encode_parquet(path: Path, text: RowText) -> Iterator[bytes]:
     """The rows of a Parquet table as they were before; none if it is somebody else's file."""
     with contextlib.suppress(ValueError, OSError):
         yield from map(text.encode, read_parquet(path))
 
 
-def _whole_records(content: bytes) -> bytes:
-    return content[: len(content) // _RECORD.size * _RECORD.size]
+def _recorded_bytes(records: IO[bytes]) -> int:
+    """How many bytes the rows have that `records` tells of from where it stands; a torn record does not count."""
+    content = records.read()
+    whole = content[: len(content) // _RECORD.size * _RECORD.size]
+    return sum(length for _, length, _ in _RECORD.iter_unpack(whole))
 
 
 @contextlib.contextmanager

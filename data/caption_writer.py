@@ -7,6 +7,7 @@ place when they are complete. Whatever a kill leaves, the next run goes on from 
 import bisect
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from captionmill.data.caption_journal import (
 )
 from captionmill.data.caption_table import CaptionRow, RowText, TableFormat, row_text
 
+_logger = logging.getLogger(__name__)
+
 
 def update_captions(
     path: Path,
@@ -35,12 +38,14 @@ def update_captions(
     *,
     table_format: TableFormat = "csv",
     with_alternatives: bool = False,
+    keep_edited: bool = True,
 ) -> int:
     """Make `path` the table of the images `keys`, sorted, a row each; the number of rows that had to be made.
 
     `sources` [N] are numbers that change with what a row is made from, its key included; `made_with` (JSON) is what
     all rows are made with. A row is kept if both are as they were. `make_rows` gets the other keys, and gives their
-    rows in that order. Raises InputError if another process writes to the table.
+    rows in that order. A table that is to be replaced and is not as it was written (mended by hand, say) is kept
+    under another name, with a warning, if `keep_edited`. Raises InputError if another process writes to the table.
     """
     text = row_text(table_format, with_alternatives=with_alternatives)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "table": table_format}
@@ -75,6 +80,10 @@ def update_captions(
         if in_place:
             place.growing.replace(place.finished)
         else:
+            if keep_edited and (kept_path := place.keep_edited()):
+                _logger.warning(
+                    "%s: was changed since it was written; as it was it is kept as %s", path, kept_path.name
+                )
             place.take_new()
         flush_to_disk(path.parent)
     return len(missing)

@@ -2,32 +2,26 @@
 
 import logging
 import time
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from captionmill.data.atomic import require_other_file
 from captionmill.data.bundle import bundle_digest
-from captionmill.data.caption_journal import Sources
 from captionmill.data.caption_table import CaptionRow, TableFormat, format_of, is_caption_table
 from captionmill.data.caption_writer import update_captions
 from captionmill.data.errors import InputError
 from captionmill.data.extraction_log import append_record
-from captionmill.data.feature_spec import FeatureSpec
-from captionmill.data.feature_store import FeatureStore, cache_path_for, delete_store, is_store_file, store_exists
-from captionmill.data.feature_writer import lock_store
-from captionmill.data.image_files import ImageFile, find_images
+from captionmill.data.feature_store import cache_path_for, is_store_file
+from captionmill.data.image_files import find_images
 from captionmill.data.urls import is_url
+from captionmill.pipeline.caption_source import CaptionSource, extract_source, open_source
 from captionmill.pipeline.companions import CompanionConfig, Companions, EmbedInto
 from captionmill.pipeline.embedding import EmbedSummary
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
 from captionmill.stages.decoding.caption_flags import find_flags, usual_low_confidence
-from captionmill.stages.encoding.encoder import encoder_for_spec
-from captionmill.stages.encoding.extract import ExtractSummary, extract_images, find_missing
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.runtime import Progress, no_progress
 
@@ -75,9 +69,10 @@ def caption_folder(
     """Caption every image of `images`, as `extract` takes them, with `model` and write the table `output`.
 
     `images` may be a feature store: then its rows are captioned, and no image is opened. Several folders in `model`
-    are an ensemble. Rows of an earlier table are kept if model, settings and image are what they were. Captions less
-    sure than `low_confidence` are flagged, by default those as unsure as a tenth of the model's validation captions.
-    The format is that of the suffix of `output`, CSV if it says nothing.
+    are an ensemble. Rows of an earlier table are kept if model, settings and image are what they were; a table that was
+    edited since is kept beside the new one. Captions less sure than `low_confidence` are flagged, by default those as
+    unsure as a tenth of the model's validation captions. The format is that of the suffix of `output`, CSV if it says
+    nothing.
 
     Features are cached in `features`, by default beside the table. The model knows its backbone and preprocessing; of
     `machine` only batch size, workers, device and precision are used. `weights` says where the backbone's weights file
@@ -104,7 +99,7 @@ def caption_folder(
             raise InputError(f"{images}: holds features and no images to write captions to; name the images themselves")
         require_other_file(output, images)
         _require_replaceable(output, overwrite=overwrite or replace_made)
-        source = _open_store(images, features, captioner.spec)
+        source = open_source(images, features, captioner.spec)
     else:
         found = find_images(images)
         store_path = features or cache_path_for(output)
@@ -114,7 +109,7 @@ def caption_folder(
         _require_replaceable(output, overwrite=overwrite or replace_made)
         wanted = CompanionConfig(sidecar, embed_into, gallery, overwrite=overwrite)
         companions = Companions(images, found, output, store_path, wanted)
-        source = _extract_missing(
+        source = extract_source(
             found,
             store_path,
             captioner.spec,
@@ -132,6 +127,7 @@ def caption_folder(
         search=search,
         low_confidence=low_confidence,
         table_format=table_format,
+        keep_edited=not overwrite,
         progress=progress,
     )
     captioned = len(source.keys) - len(source.failures)
@@ -159,82 +155,24 @@ def caption_folder(
     )
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What is to be captioned."""
-
-    keys: Sequence[str]
-    path: Path
-    """Of the store."""
-    store: FeatureStore | None
-    """None if no image can be read."""
-    extraction: ExtractSummary | None
-    """What was extracted for it; None for a store that was there."""
-
-    @property
-    def failures(self) -> tuple[Failure, ...]:
-        """The images that cannot be read."""
-        return self.extraction.failures if self.extraction else ()
-
-
 def _require_replaceable(output: Path, *, overwrite: bool) -> None:
     if output.exists() and not (overwrite or is_caption_table(output)):
         raise InputError(f"{output}: no table of captions; pass --overwrite to replace it, or another --output")
 
 
-def _open_store(path: Path, features: Path | None, spec: FeatureSpec) -> _Source:
-    if features is not None:
-        raise InputError(f"{path}: holds features already; leave out --features {features}")
-    store = FeatureStore.open(path)
-    spec.require(store.spec, mine="the model", others=str(path))
-    return _Source(store.keys, path, store, None)
-
-
-def _extract_missing(
-    found: Sequence[ImageFile],
-    path: Path,
-    spec: FeatureSpec,
-    machine: ExtractConfig,
-    weights: Path | None,
-    *,
-    replaces: bool,
-    progress: Progress,
-) -> _Source:
-    """Add to the store at `path` what it lacks of `found`."""
-    missing = len(found)
-    replaced = False
-    if store_exists(path):
-        store = FeatureStore.open(path)
-        if replaces and spec.differences(store.spec):
-            replaced = True
-        else:
-            spec.require(store.spec, mine="the model", others=str(path))
-            machine = replace(machine, dtype=store.dtype)
-            missing = len(find_missing(found, store))
-    extraction = ExtractSummary(len(found), len(found), 0, (), engine="", duration_s=0.0)
-    if missing:
-        encoder = encoder_for_spec(spec, machine, weights)
-        if replaced:
-            with lock_store(path):
-                delete_store(path)
-        extraction = extract_images(found, path, encoder, machine, progress=progress)
-    can_be_read = len(extraction.failures) < len(found)
-    return _Source([image.key for image in found], path, FeatureStore.open(path) if can_be_read else None, extraction)
-
-
 def _update_table(
     output: Path,
-    source: _Source,
+    source: CaptionSource,
     models: Sequence[Path],
     captioner: Captioner,
     *,
     search: SearchConfig,
     low_confidence: float | None,
     table_format: TableFormat,
+    keep_edited: bool,
     progress: Progress,
 ) -> int:
     """Bring the table up to date; how many of its rows are made anew."""
-    reasons = {failure.key: failure.reason for failure in source.failures}
     if low_confidence is None:
         low_confidence = usual_low_confidence(captioner.bundles)
         if low_confidence is None:
@@ -245,39 +183,30 @@ def _update_table(
         "low_confidence": low_confidence,
     }
 
-    def make_rows(missing: Sequence[str]) -> Iterator[CaptionRow]:
-        return _make_rows(
-            missing,
-            reasons,
-            source.store,
-            captioner=captioner,
-            search=search,
-            low_confidence=low_confidence,
-            progress=progress,
-        )
-
+    make_rows = partial(_make_rows, source, captioner, search=search, low_confidence=low_confidence, progress=progress)
     return update_captions(
         output,
         source.keys,
-        _row_sources(source.keys, reasons, source.store),
+        source.row_sources(),
         made_with,
         make_rows,
         table_format=table_format,
         with_alternatives=search.alternatives > 0,
+        keep_edited=keep_edited,
     )
 
 
 def _make_rows(
-    keys: Sequence[str],
-    reasons: Mapping[str, str],
-    store: FeatureStore | None,
-    *,
+    source: CaptionSource,
     captioner: Captioner,
+    keys: Sequence[str],
+    *,
     search: SearchConfig,
     low_confidence: float | None,
     progress: Progress,
 ) -> Iterator[CaptionRow]:
     """The rows of `keys`, in that order."""
+    reasons, store = source.reasons, source.store
     readable = [key for key in keys if key not in reasons]
     captions = iter(captioner.captions(store, readable, search, progress=progress) if store is not None else ())
     for key in keys:
@@ -292,13 +221,3 @@ def _make_rows(
             tuple(alternative.text for alternative in caption.alternatives),
             find_flags(caption, low_confidence),
         )
-
-
-def _row_sources(keys: Sequence[str], reasons: Mapping[str, str], store: FeatureStore | None) -> Sources:
-    """[N] a failed row is made from its reason; any other from its features, whose checksum knows the picture too."""
-    texts = (f"{key}\0{reasons.get(key, '')}".encode("utf-8", "replace") for key in keys)
-    sources = np.fromiter(map(zlib.crc32, texts), dtype=np.uint32, count=len(keys))
-    if store is not None:
-        places = [place for place, key in enumerate(keys) if key not in reasons]
-        sources[places] = store.row_checksums([store.position(keys[place]) for place in places])
-    return sources

@@ -11,6 +11,7 @@ from typing import Any
 
 import filelock
 import numpy as np
+import pandas as pd
 import pytest
 
 from captionmill.data import atomic, caption_journal, caption_writer
@@ -116,14 +117,72 @@ class TestAFinishedTable:
         assert list(captions(path)) == KEYS
 
 
-def test_a_row_changed_by_hand_is_made_again(tmp_path: Path) -> None:
+def edit(path: Path, old: bytes, new: bytes) -> bytes:
+    """Put `new` for `old` in the file; what it holds then."""
+    edited = path.read_bytes().replace(old, new)
+    path.write_bytes(edited)
+    return edited
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "made"),
+    [
+        (b"first 0 of c", b"third 0 of c", KEYS[2:3]),
+        (b"first 0 of c", b"a mended caption of c", KEYS[2:]),
+        (b"first 0 of g.jpg,", b"mended,", KEYS[6:]),
+        (b"g.jpg,0.5000,,ok,\n", b"g.jpg,0.5000,,ok,\nmine.jpg,added by hand,0.5,,ok,\n", []),
+        (b"\xef\xbb\xbfpath,", b"path,", KEYS),
+    ],
+)
+def test_a_table_edited_by_hand_is_kept_beside_the_new_one(
+    old: bytes, new: bytes, made: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "t.csv"
     update(path, KEYS)
-    path.write_bytes(path.read_bytes().replace(b"first 0 of c", b"mended caption c"[:12]))
-    assert update(path, KEYS) == ["c.jpg"]
-    path.write_bytes(path.read_bytes() + b"mine.jpg,added by hand,0.5,,ok,\n")
-    assert update(path, KEYS) == []
-    assert list(captions(path)) == KEYS
+    edited = edit(path, old, new)
+    assert update(path, KEYS) == made
+    assert set(captions(path).values()) == {f"first 0 of {key}" for key in KEYS}
+    assert (tmp_path / "t.edited.csv").read_bytes() == edited
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: was changed since it was written; as it was it is kept as t.edited.csv"
+    ]
+
+
+def test_every_edited_table_is_kept_once(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    update(path, KEYS)
+    edited = [edit(path, b"first 0 of c", b"mended c")]
+    with pytest.raises(OSError, match="no space left"):
+        update(path, KEYS, fail_at="f.jpg")
+    update(path, KEYS)
+    path.write_bytes(edited[0])  # as a kill leaves it between keeping it and the end
+    update(path, KEYS, made_with={"model": "second"})
+    edited.append(edit(path, b"second 0 of c", b"mended again"))
+    made_dir(path).rename(tmp_path / "moved")  # a table that nothing is known of may be edited too
+    update(path, KEYS)
+    names = ("t.edited.csv", "t.edited-2.csv")
+    assert [(tmp_path / name).read_bytes() for name in names] == edited
+    assert len(list(tmp_path.glob("t.edited*"))) == 2
+
+
+@pytest.mark.parametrize("table_format", ["csv", "jsonl", "parquet"])
+def test_a_table_as_it_was_written_is_kept_nowhere(table_format: TableFormat, tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    update(path, KEYS[:5], table_format=table_format)
+    update(path, KEYS, table_format=table_format)
+    update(path, KEYS, made_with={"model": "second"}, table_format="csv")
+    update(path, KEYS, table_format=table_format)
+    assert not list(tmp_path.glob("t.edited*"))
+
+
+def test_an_edited_parquet_table_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    update(path, KEYS, table_format="parquet")
+    table = pd.read_parquet(path)
+    table.loc[2, "caption"] = "mended"
+    table.to_parquet(path)
+    assert update(path, KEYS, table_format="parquet") == KEYS[2:3]
+    assert captions(tmp_path / "t.edited.parquet")[KEYS[2]] == "mended"
 
 
 def test_a_table_grows_under_its_own_name(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ from captionmill.stages.config import ExtractConfig, SearchConfig, TableConfig
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace an OUTPUT that is no table of captions, a cache of other features than the model needs, and others' "
-    "sidecars and descriptions.",
+    help="Replace an OUTPUT that is no table of captions or was edited, a cache of other features than the model "
+    "needs, and others' sidecars and descriptions.",
 )
 @quiet_option
 def caption(
@@ -69,7 +69,8 @@ def caption(
     """Caption each image of IMAGES to a table: a folder, a list of paths, a .tar, or a URL, as for `extract`.
 
     A feature store as IMAGES has its rows captioned. Columns: path, caption, confidence (0 to 1), flags (cut, repeated,
-    low-confidence), status, error. A further run does only what is new or changed; a killed one goes on.
+    low-confidence), status, error. A further run does only what is new or changed; a killed one goes on. A table
+    edited since is kept beside the new one: captions.edited.csv.
 
     Example: captionmill caption photos --model model --output captions.csv
     """
