@@ -241,4 +241,6 @@ def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show_value(value: object) -> str:
+    if value is None:  # a setting that was left out, of those that have no default but what fits
+        return "auto"
     return ("no", "yes")[value] if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

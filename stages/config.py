@@ -215,10 +215,10 @@ class TrainConfig(_Checked):
     """AdamW's, of matrices."""
     clip_norm: float = 1.0
     """A gradient longer than this is made this long."""
-    max_epochs: int = 12
-    """Passes over the training captions; the learning rate is 0 at the end of the last."""
-    patience: int = 6
-    """Epochs without a better validation CIDEr before training stops early."""
+    max_epochs: int | None = None
+    """Passes over the training captions, the learning rate being 0 at the end of the last; None: by their number."""
+    patience: int | None = None
+    """Epochs without a better validation CIDEr before training stops early; None is half of `max_epochs`."""
     self_critical_epochs: int = 0
     """Passes over the training images after that, with sampled captions and their CIDEr-D as the reward."""
     self_critical_learning_rate: float = 1e-4

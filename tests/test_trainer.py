@@ -24,7 +24,7 @@ from captionmill.stages.decoding.losses import Losses
 from captionmill.stages.decoding.self_critical import forbid
 from captionmill.stages.decoding.train import build_vocabulary, train
 from captionmill.stages.decoding.trainer import Trainer
-from captionmill.stages.decoding.training_state import scheduled_share
+from captionmill.stages.decoding.training_state import scheduled_share, usual_epochs
 from captionmill.stages.runtime import has_fast_bf16
 
 
@@ -93,6 +93,29 @@ def test_the_learning_rate_rises_stays_below_its_top_and_falls_to_nothing() -> N
     assert 0 < shares[99] < 0.001
     assert all(earlier > later for earlier, later in itertools.pairwise(shares[10:]))
     assert 0 < scheduled_share(0, 1) <= 1  # a training of one step takes one
+
+
+@pytest.mark.parametrize(
+    ("captions", "epochs"), [(0, 100), (1, 100), (300, 60), (1500, 27), (7500, 12), (30_000, 6), (5_000_000, 6)]
+)
+def test_few_captions_are_passed_over_more_often(captions: int, epochs: int) -> None:
+    assert usual_epochs(captions) == epochs
+
+
+def test_epochs_and_patience_that_nobody_set_fit_the_captions(tmp_path: Path) -> None:
+    task = make_task(tmp_path)
+    unset = dataclasses.replace(TINY_TRAINING, max_epochs=None)
+    for config, epochs, patience in (
+        (unset, 100, 50),
+        (dataclasses.replace(unset, patience=2), 100, 2),
+        (TINY_TRAINING, 2, 3),
+        (dataclasses.replace(TINY_TRAINING, max_epochs=9), 9, 4),
+    ):
+        trainer = make_trainer(*task, config)
+        assert (trainer.max_epochs, trainer.config.patience) == (epochs, patience)
+    still = dataclasses.replace(unset, patience=2, learning_rate=0.0)
+    assert len(train(*task, tmp_path / "model", still).history) == 3
+    assert read_bundle(tmp_path / "model").training["max_epochs"] == 100
 
 
 def test_each_epoch_tells_its_last_learning_rate(tmp_path: Path) -> None:

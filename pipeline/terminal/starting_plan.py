@@ -3,6 +3,7 @@
 Settings and help come from the options of the commands, so that each is written once.
 """
 
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -75,6 +76,8 @@ images = "new-images"
 #   model = "small"                   several = "ensemble"
 """
 
+_EXAMPLES = {"max_epochs": 20, "patience": 10}  # of settings whose default depends on the data
+
 
 def starting_plan(name: str) -> str:
     """The text of a new pipeline file called `name`."""
@@ -95,14 +98,14 @@ def _names(config: type[ExtractConfig] | type[TrainConfig] | type[SearchConfig])
 def _setting_lines(command: click.Command, names: list[str]) -> str:
     """A line for each option of `command` that is one of the settings `names`: its default, and what it means."""
     return "\n".join(
-        f"# {option.name} = {_toml(option.default)}  # {_help(option)}"
+        f"# {option.name} = {_toml(_EXAMPLES.get(option.name, option.default))}  # {_help(option)}"
         for option in command.params
         if isinstance(option, click.Option) and option.name in names
     )
 
 
 def _help(option: click.Option) -> str:
-    text = (option.help or "").rstrip(".")
+    text = re.sub(r"\.  \[default: (.*)\]$", r"; if not set, \1", option.help or "").rstrip(".")
     choices = option.type.choices if isinstance(option.type, click.Choice) else ()
     return text + (f" ({', '.join(choices)})" if not all(choice in text for choice in choices) else "")
 

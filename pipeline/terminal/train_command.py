@@ -54,8 +54,10 @@ from captionmill.stages.config import SearchConfig, TrainConfig
 @setting(TrainConfig, "learning_rate", "Largest step size of AdamW; rises, then falls to 0.")
 @setting(TrainConfig, "weight_decay", "AdamW's, of matrices.")
 @setting(TrainConfig, "clip_norm", "A gradient longer than this is made this long.")
-@setting(TrainConfig, "max_epochs", "Passes over the captions.")
-@setting(TrainConfig, "patience", "Epochs without a better validation CIDEr before an early end.")
+@setting(TrainConfig, "max_epochs", "Passes over the captions.  [default: 6, up to 100 for few captions]")
+@setting(
+    TrainConfig, "patience", "Epochs without a better validation CIDEr before an early end.  [default: half of all]"
+)
 @setting(TrainConfig, "self_critical_epochs", "Passes after that with CIDEr-D as the reward.")
 @setting(TrainConfig, "self_critical_learning_rate", "Largest step size in these.")
 @setting(TrainConfig, "self_critical_samples", "Captions sampled an image in these.")

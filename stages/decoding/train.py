@@ -115,7 +115,7 @@ def train(
         with RunFolder(work_dir) as folder:
             if world.is_first:
                 folder.write_config(
-                    asdict(config),
+                    asdict(trainer.config),
                     data={"features": features, "captions": captions, "train_list": train_list, "val_list": val_list},
                     counts={
                         "train_images": len(splits.train),

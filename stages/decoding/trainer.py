@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -23,13 +23,14 @@ from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.feeder import FeatureFeeder, prepare_ahead
 from captionmill.stages.decoding.losses import Losses
 from captionmill.stages.decoding.self_critical import Reward, sample_captions
-from captionmill.stages.decoding.training_state import EpochResult, TrainingState, scheduled_share
+from captionmill.stages.decoding.training_state import EpochResult, TrainingState, scheduled_share, usual_epochs
 from captionmill.stages.parallel import World
 from captionmill.stages.runtime import Progress, choose_training_dtype, no_progress, versions
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.ptb_tokenizer import tokenize_ptb
 
 _IMAGES_A_STEP = 50  # of self-critical training: with five samples each, as many captions as two steps of the other
+_LEAST_PATIENCE = 3  # epochs
 _STEPS_A_LOOK = 10  # steps between two looks at the loss: a look waits for a GPU
 
 
@@ -52,11 +53,14 @@ class Trainer:
         device: torch.device = torch.device("cpu"),
     ) -> None:
         """Build everything from `config.seed`."""
-        self.config, self._store, self._splits, self._vocabulary = config, store, splits, vocabulary
+        self._store, self._splits, self._vocabulary = store, splits, vocabulary
         self.world, self.device, self.state = world, device, TrainingState()
         kept = (*splits.val, *(splits.train if config.self_critical_epochs else ()))
         self._captions = {key: captions[key] for key in kept}  # of the others their indices suffice
         self.dataset = CaptionDataset(captions, splits.train, vocabulary, max_length=config.max_length)
+        self._epochs = config.max_epochs or usual_epochs(len(self.dataset))
+        self._patience = config.patience or max(_LEAST_PATIENCE, self._epochs // 2)
+        self.config = replace(config, max_epochs=self._epochs, patience=self._patience)
         self._feeder = FeatureFeeder(store, splits.train, device)
         torch.manual_seed(config.seed)
         self.decoder = Decoder(DecoderConfig.of(config, feature_dim=store.spec.feature_dim, vocab_size=len(vocabulary)))
@@ -117,7 +121,7 @@ class Trainer:
             return done >= self.config.self_critical_epochs
         ciders = [row["val_cider"] for row in self.state.history]
         best_epoch = 1 + ciders.index(max(ciders)) if ciders else 0
-        return done >= self.config.max_epochs or done - best_epoch >= self.config.patience
+        return done >= self._epochs or done - best_epoch >= self._patience
 
     def validate(self) -> dict[str, Caption]:
         """The captions of the validation images, each process decoding its share."""
@@ -182,7 +186,7 @@ class Trainer:
         sums = torch.zeros(2, device=self.device)
         batches = prepare_ahead(self._prepare, plan[self.state.step :])
         for features, words, total in batches:
-            self._begin_step(len(plan), self.config.max_epochs, self.config.learning_rate)
+            self._begin_step(len(plan), self._epochs, self.config.learning_rate)
             smoothed, entropy = self._losses(features, words)
             self._update(smoothed * (self.world.size / total))
             sums += torch.stack([self.world.sum(entropy.detach()), sums.new_tensor(total)])
@@ -288,7 +292,7 @@ class Trainer:
         """Epochs of both phases, if none is left out."""
         if self.state.phase == "self-critical":
             return self.state.phase_start + self.config.self_critical_epochs
-        return self.config.max_epochs + self.config.self_critical_epochs
+        return self._epochs + self.config.self_critical_epochs
 
     @property
     def _captions_an_epoch(self) -> int:
