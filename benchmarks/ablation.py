@@ -5,8 +5,7 @@ python benchmarks/ablation.py FEATURES FLICKR8K --work DIR [--seeds 3] [--jobs 1
 FEATURES is the store that benchmarks/flickr8k.py makes, FLICKR8K as there. Each row is the default but for what its
 name says. The 1,000 dev images score it: a choice must not be made on the test images. With a GPU several trainings
 share it (`--jobs`). A second run goes on: DIR keeps each training's history. Rows like "1,500 images" train on so many
-of the 6,000 images, drawn at random, the same in each seed; with more epochs, or they would make few steps: 12 of all
-images, 17 of half of them, 24 of a quarter.
+of the 6,000 images, drawn at random, the same in each seed.
 """
 
 import argparse
@@ -46,7 +45,10 @@ ROWS: dict[str, list[object]] = {
     "12 epochs": ["--max-epochs", 12],
     "words from 3 occurrences on": ["--min-count", 3],
 }
-FEWER_IMAGES = {f"{count:,} images": count for count in (3000, 1500, 750)}
+FEWER_IMAGES: dict[str, tuple[int, list[object]]] = {
+    **{f"{count:,} images": (count, []) for count in (3000, 1500, 750, 300, 60)},
+    **{f"{count:,} images, 12 epochs": (count, ["--max-epochs", 12]) for count in (300, 60)},
+}
 
 
 def main() -> None:
@@ -55,7 +57,6 @@ def main() -> None:
     parser.add_argument("flickr8k", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--max-epochs", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("--rows", nargs="+", default=[*ROWS, *FEWER_IMAGES])
     arguments = parser.parse_args()
@@ -66,11 +67,11 @@ def main() -> None:
 
     def options_of(row: str) -> list[object]:
         if row not in FEWER_IMAGES:
-            return ["--train-list", train_list, "--max-epochs", arguments.max_epochs, *ROWS[row]]
-        count = FEWER_IMAGES[row]
+            return ["--train-list", train_list, *ROWS[row]]
+        count, options = FEWER_IMAGES[row]
         fewer = arguments.work / f"{count}.txt"
         fewer.write_text("".join(f"{image}\n" for image in images[:count]))
-        return ["--train-list", fewer, "--max-epochs", round(arguments.max_epochs * (len(images) / count) ** 0.5)]
+        return ["--train-list", fewer, *options]
 
     def best_cider(job: tuple[str, int]) -> float:
         row, seed = job
