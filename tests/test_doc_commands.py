@@ -43,7 +43,7 @@ APPENDED = {  # to each of these commands: the last one given counts
 REPLACED = {  # in files, commands and Python
     "--jobs 2": "--jobs 1",
     "[extract]\n": '[extract]\nbackbone = "scenes-resnet14"\nimage_size = 32\nengine = "torch"\n',
-    "max_epochs = 8": "max_epochs = 1\nembed_dim = 8\nhidden_dim = 8\nmin_count = 1",
+    "max_epochs = 6": "max_epochs = 1\nembed_dim = 8\nhidden_dim = 8\nmin_count = 1",
     "ExtractConfig(preprocess": 'ExtractConfig("scenes-resnet14", image_size=32, engine="torch", preprocess',
     "max_epochs=8": "max_epochs=1, embed_dim=8, hidden_dim=8",
 }
@@ -220,7 +220,7 @@ def test_the_pipeline_of_the_tutorial_is_understood_as_it_stands(tmp_path: Path)
     (tmp_path / "pipeline.toml").write_text(text)
     training = next(task.job for task in read_plan(tmp_path / "pipeline.toml").tasks if task.id == "train")
     assert isinstance(training, TrainJob)
-    assert training.config.max_epochs == 8
+    assert training.config.max_epochs == 6
 
 
 def test_the_table_of_weights_is_torchvisions() -> None:
