@@ -76,6 +76,25 @@ def test_another_low_confidence_or_format_makes_the_table_anew(plan_path: Path) 
     assert reasons(plan_path) == ()
 
 
+def test_a_table_with_the_name_of_something_else_is_made_once_if_its_format_is_set(plan_path: Path) -> None:
+    plan_path.write_text(PLAN + 'output = "captions.json"\nformat = "jsonl"\n')
+    assert reasons(plan_path) == ("never run",)
+    run_pipeline(plan_path)
+    assert reasons(plan_path) == ()
+
+
+def test_a_run_keeps_a_table_that_was_edited_since(plan_path: Path) -> None:
+    table = plan_path.with_name("captions.csv")
+    run_pipeline(plan_path)
+    written = table.read_bytes()
+    edited = written.replace(b",ok,", b",mended,", 1)
+    table.write_bytes(edited)
+    assert reasons(plan_path) == ("captions.csv was changed since",)
+    run_pipeline(plan_path)
+    assert (table.read_bytes(), table.with_name("captions.edited.csv").read_bytes()) == (written, edited)
+    assert reasons(plan_path) == ()
+
+
 def test_a_run_never_replaces_a_sidecar_that_somebody_changed(plan_path: Path) -> None:
     plan_path.write_text(PLAN + 'sidecar = ".txt"\n')
     run_pipeline(plan_path)
