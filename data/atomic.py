@@ -30,10 +30,14 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 def partial_path_of(path: Path) -> Path:
     """Where `path` is written before it takes its place: `.NAME.partial`, NAME cut short where it is too long."""
-    name = path.name
-    while len(os.fsencode(name)) > _NAME_BYTES - len("..partial"):
-        name = name[:-1]
-    return path.with_name(f".{name}.partial")
+    return path.with_name(fit_name(f".{path.name}", ".partial"))
+
+
+def fit_name(start: str, ending: str) -> str:
+    """The name of a file that begins and ends so; `start` is cut short where that is too long."""
+    while start and len(os.fsencode(start + ending)) > _NAME_BYTES:
+        start = start[:-1]
+    return start + ending
 
 
 def require_other_file(output: Path, *inputs: Path | None) -> None:

@@ -20,7 +20,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from captionmill.data.atomic import flush_to_disk, replace_atomically
+from captionmill.data.atomic import fit_name, flush_to_disk, replace_atomically
 from captionmill.data.caption_table import RowText, read_parquet, row_text, write_parquet
 from captionmill.data.errors import InputError
 from captionmill.data.lock_file import hold_lock
@@ -97,7 +97,7 @@ class CaptionJournal:
                 records.readline()
                 is_complete = bool(records.read(1))
             if is_complete:  # the table has its place already
-                self.new_rows.replace(self.finished)
+                self._finish()
             else:  # nor has it been begun
                 self.new_rows.unlink()
         if not self.path.exists():
@@ -127,7 +127,6 @@ class CaptionJournal:
 
     def take_new(self) -> None:
         """Put the complete new table where the old one is."""
-        self.growing.unlink(missing_ok=True)
         if self.is_parquet:
             with replace_atomically(self.path) as partial_path:
                 lines = (line for _, line in self.rows(self.new, self.new_rows)() if line is not None)
@@ -135,6 +134,11 @@ class CaptionJournal:
             self.new.unlink()
         else:
             self.new.replace(self.path)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Forget the table that was there: the new one has its place."""
+        self.growing.unlink(missing_ok=True)
         self.new_rows.replace(self.finished)
 
     def table_rows(self) -> Callable[[], Iterator[Line]]:
@@ -159,7 +163,8 @@ class CaptionJournal:
         if not self.path.exists() or self._is_as_written():
             return None
         for number in itertools.count(1):
-            kept = self.path.with_stem(f"{self.path.stem}.edited" + (f"-{number}" if number > 1 else ""))
+            ending = ".edited" + (f"-{number}" if number > 1 else "") + self.path.suffix
+            kept = self.path.with_name(fit_name(self.path.stem, ending))
             if not kept.exists():
                 with replace_atomically(kept) as partial_path:
                     shutil.copy2(self.path, partial_path)
@@ -169,15 +174,19 @@ class CaptionJournal:
         raise AssertionError("numbers have no end")
 
     def _is_as_written(self) -> bool:
-        """Whether a journal, whatever it says that the table was made with, knows all of the table."""
-        journal = self.growing if self.growing.exists() else self.finished
-        with contextlib.suppress(OSError, ValueError, KeyError), journal.open("rb") as records:
+        """Whether a journal knows all of the table; that of the new one does if a kill came after it took its place."""
+        old = self.growing if self.growing.exists() else self.finished
+        return self._knows_table(old) or self._knows_table(self.new_rows)
+
+    def _knows_table(self, journal: Path) -> bool:
+        """Whether the table is what `journal` says, whatever it says that it was made with."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), journal.open("rb") as records:
             header, start = json.loads(records.readline()), records.tell()
             is_parquet = header["table"] == "parquet"
             text = row_text(header["table"], with_alternatives=header["with_alternatives"])
             if not is_parquet:
                 size, recorded = self.path.stat().st_size, len(text.header) + _recorded_bytes(records)
-                if size > recorded or (size < recorded and journal == self.finished):
+                if size > recorded or (size < recorded and journal != self.growing):
                     return False
                 records.seek(start)
             with self.path.open("rb") as lines:
@@ -225,14 +234,16 @@ def _recorded_lines(
     while len(record := records.read(_RECORD.size)) == _RECORD.size:
         source, length, checksum = _RECORD.unpack(record)
         line = lines.read(length) if encoded is None else next(encoded, b"")
-        if encoded is None and len(line) < length:
-            return  # torn
+        if encoded is None and len(line) < length and not line.endswith(b"\n"):
+            return  # torn; with its end it is a row that somebody made shorter
         yield source, line if zlib.crc32(line) == checksum else None
+    if encoded is not None and next(encoded, None) is not None:
+        yield 0, None  # a row that nobody knows; in text it shows in the size
 
 
 def _encode_parquet(path: Path, text: RowText) -> Iterator[bytes]:
     """The rows of a Parquet table as they were before; none if it is somebody else's file."""
-    with contextlib.suppress(ValueError, OSError):
+    with contextlib.suppress(ValueError, OSError, TypeError):
         yield from map(text.encode, read_parquet(path))
 
 

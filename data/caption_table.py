@@ -17,7 +17,7 @@ from captionmill.data.formulas import guard_formula, unguard_formula
 TableFormat = Literal["csv", "jsonl", "parquet"]
 
 _COLUMNS = ("path", "caption", "confidence", "alternatives", "flags", "status", "error")
-_NO_TABLE = frozenset({".xlsx", ".xls", ".ods", ".json", ".html", ".htm"})
+_NO_TABLE = frozenset({".xlsx", ".xls", ".ods", ".json", ".html", ".htm", ".tsv", ".gz", ".zip"})
 _BETWEEN_ALTERNATIVES = " | "  # a word of a vocabulary has no such character
 _MARK = b"\xef\xbb\xbf"
 _NEEDED_COLUMNS = frozenset(_COLUMNS) - {"alternatives", "flags"}

@@ -25,6 +25,7 @@ from captionmill.data.caption_journal import (
     lock_table,
 )
 from captionmill.data.caption_table import CaptionRow, RowText, TableFormat, row_text
+from captionmill.data.errors import InputError
 
 _logger = logging.getLogger(__name__)
 
@@ -73,7 +74,9 @@ def update_captions(
         ):
             for position in range(start, len(keys)):
                 if kept[position]:
-                    line = next(line for place_of_line, line in kept_lines if place_of_line == position)
+                    line = next((line for place_of_line, line in kept_lines if place_of_line == position), None)
+                    if line is None:
+                        raise InputError(f"{path}: was changed while the new one was made from it; run this again")
                 else:
                     line = text.encode(next(made))
                 add(int(sources[position]), line)

@@ -94,6 +94,10 @@ def _halves(source: Input, known: Fingerprint | None) -> tuple[Iterator[str], Ca
         return _model_statuses(source), functools.partial(_hash_model, source)
     if is_store(source):
         return _statuses([source, *part_paths(source)]), functools.partial(_hash_store, source)
+    if source.exists() and not source.is_file():
+        raise PipelineError(
+            f"{source}: is a pipe or device, and a pipeline reads its inputs more than once; save a file"
+        )
     return _statuses([source]), functools.partial(_hash_file, source)
 
 

@@ -129,7 +129,7 @@ class CaptionJob:
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""
-        return asdict(SearchConfig()) | self._rows(TableConfig())
+        return asdict(SearchConfig()) | self._rows(TableConfig(format=self.table.format))
 
     def _rows(self, table: TableConfig) -> dict[str, Any]:
         """What of `table` changes the rows."""

@@ -68,8 +68,8 @@ class Setting:
 
     @property
     def differs(self) -> bool:
-        """Whether a value is not the default; what has no default does not count."""
-        return self.default != "" and any(value != self.default for value in self.values)
+        """Whether a value is not the default or, where there is none, not that of the first output."""
+        return any(value != (self.default or self.values[0]) for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _settings_table(
     settings = [
         Setting(
             name,
-            _show_value(defaults[name]) if name in defaults else "",
+            _show_value(defaults.get(name)),
             [_show_value(some[name]) if name in some else NOT_RECORDED for some in values],
         )
         for name in known
@@ -241,6 +241,6 @@ def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show_value(value: object) -> str:
-    if value is None:  # a setting that was left out, of those that have no default but what fits
-        return "auto"
+    if value is None:  # such as the default of max_epochs, which is by the captions
+        return ""
     return ("no", "yes")[value] if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

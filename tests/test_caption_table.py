@@ -136,7 +136,7 @@ def test_the_suffix_says_the_format(name: str, found: str) -> None:
     assert format_of(Path(name)) == found
 
 
-@pytest.mark.parametrize("name", ["a.xlsx", "a.XLS", "a.ods", "a.json", "a.html"])
+@pytest.mark.parametrize("name", ["a.xlsx", "a.XLS", "a.ods", "a.json", "a.html", "a.tsv", "a.csv.gz"])
 def test_a_suffix_that_promises_something_else_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=r"ends in \.csv, which spreadsheets open, \.jsonl or \.parquet; or set"):
         format_of(Path(name))

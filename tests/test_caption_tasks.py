@@ -1,5 +1,6 @@
 """The [caption] table of a pipeline: its table, what is written beside it, and when it is run again."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from captionmill.cli import main
 from captionmill.data.bundle import LOW_CONFIDENCE
 from captionmill.data.caption_table import read_captions
 from captionmill.data.errors import PipelineError
+from captionmill.pipeline.fingerprints import take_fingerprint
 from captionmill.pipeline.run import run_pipeline
 from captionmill.pipeline.standing import survey
 from captionmill.stages.config import ExtractConfig
@@ -76,6 +78,24 @@ def test_another_low_confidence_or_format_makes_the_table_anew(plan_path: Path) 
     assert reasons(plan_path) == ()
 
 
+def test_a_table_with_the_name_of_something_else_is_made_once_if_its_format_is_set(plan_path: Path) -> None:
+    plan_path.write_text(PLAN + 'output = "captions.json"\nformat = "jsonl"\n')
+    run_pipeline(plan_path)
+    assert [standing.text for standing in survey(plan_path)[1]][-1] == "up to date"
+
+
+def test_a_run_keeps_a_table_that_was_edited_since(plan_path: Path) -> None:
+    table = plan_path.with_name("captions.csv")
+    run_pipeline(plan_path)
+    written = table.read_bytes()
+    edited = written.replace(b",ok,", b",mended,", 1)
+    table.write_bytes(edited)
+    assert reasons(plan_path) == ("captions.csv was changed since",)
+    run_pipeline(plan_path)
+    assert (table.read_bytes(), table.with_name("captions.edited.csv").read_bytes()) == (written, edited)
+    assert reasons(plan_path) == ()
+
+
 def test_a_run_never_replaces_a_sidecar_that_somebody_changed(plan_path: Path) -> None:
     plan_path.write_text(PLAN + 'sidecar = ".txt"\n')
     run_pipeline(plan_path)
@@ -103,3 +123,10 @@ def test_a_gallery_or_sidecars_that_were_deleted_are_made_again(plan_path: Path)
     assert outcome.text.splitlines()[-1] == "2 sidecars written, 6 were there already"
     assert {path: path.read_bytes() for path in made} == made
     assert reasons(plan_path) == ()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_as_an_input_is_refused_before_anything_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "captions")
+    with pytest.raises(PipelineError, match="captions: is a pipe or device, and a pipeline reads its inputs more than"):
+        take_fingerprint(tmp_path / "captions")

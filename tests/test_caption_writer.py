@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -175,14 +175,70 @@ def test_a_table_as_it_was_written_is_kept_nowhere(table_format: TableFormat, tm
     assert not list(tmp_path.glob("t.edited*"))
 
 
-def test_an_edited_parquet_table_is_kept(tmp_path: Path) -> None:
+def mend(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(caption=["mended" if path == KEYS[2] else path for path in table["path"]])
+
+
+def append(table: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([table, table.tail(1).assign(path="mine.jpg")], ignore_index=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        mend,
+        append,
+        lambda table: table[table["path"] != KEYS[2]],  # pandas writes the index as a column
+        lambda table: table.assign(confidence="high"),
+    ],
+    ids=["mended", "appended", "deleted", "other types"],
+)
+def test_an_edited_parquet_table_is_kept(change: Callable[[pd.DataFrame], pd.DataFrame], tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     update(path, KEYS, table_format="parquet")
-    table = pd.read_parquet(path)
-    table.loc[2, "caption"] = "mended"
-    table.to_parquet(path)
-    assert update(path, KEYS, table_format="parquet") == KEYS[2:3]
-    assert captions(tmp_path / "t.edited.parquet")[KEYS[2]] == "mended"
+    change(pd.read_parquet(path)).to_parquet(path)
+    edited = path.read_bytes()
+    update(path, KEYS, table_format="parquet")
+    assert (tmp_path / "t.edited.parquet").read_bytes() == edited
+    assert captions(path) == {key: f"first 0 of {key}" for key in KEYS}
+    assert update(path, KEYS, table_format="parquet") == []
+
+
+@pytest.mark.parametrize("model", ["first", "second"])
+def test_the_last_row_of_an_unfinished_table_is_kept_if_somebody_made_it_shorter(model: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    with pytest.raises(OSError, match="no space left"):
+        update(path, KEYS, fail_at="f.jpg")
+    edited = edit(path, b"first 0 of e", b"mine")
+    update(path, KEYS, made_with={"model": model})
+    assert (tmp_path / "t.edited.csv").read_bytes() == edited
+    assert set(captions(path).values()) == {f"{model} 0 of {key}" for key in KEYS}
+
+
+def test_an_edited_table_with_the_longest_name_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / ("ü" * 122 + "n.csv")  # 249 bytes: the folder of what is remembered has 255
+    update(path, KEYS)
+    edited = edit(path, b"first 0 of c", b"mended c")
+    update(path, KEYS)
+    assert (tmp_path / ("ü" * 122 + ".edited.csv")).read_bytes() == edited
+
+
+def test_a_table_that_is_edited_while_the_new_one_is_made_of_it_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    update(path, KEYS[1:])
+    edited = b""
+
+    def make_rows(keys: Sequence[str]) -> Iterator[CaptionRow]:
+        nonlocal edited
+        edited = edit(path, b"first 0 of c", b"mended c")
+        yield from (CaptionRow(key, f"first 0 of {key}", 0.5) for key in keys)
+
+    sources = np.array([zlib.crc32(f"{key} 0".encode()) for key in KEYS], np.uint32)
+    with pytest.raises(InputError, match=r"t\.csv: was changed while the new one was made from it; run this again"):
+        update_captions(path, KEYS, sources, MODEL, make_rows)
+    assert path.read_bytes() == edited
+    update(path, KEYS)
+    assert (tmp_path / "t.edited.csv").read_bytes() == edited
 
 
 def test_a_table_grows_under_its_own_name(tmp_path: Path) -> None:
@@ -325,3 +381,24 @@ def test_a_kill_at_any_line_loses_no_row_and_doubles_none(
         assert set(made) <= set(KEYS)
         assert update(path, **now) == []
     assert kills > 20  # a run may have a line less than the one that was counted
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+@pytest.mark.parametrize("table_format", ["csv", "parquet"])
+def test_a_kill_as_a_table_takes_its_place_makes_none_look_edited(table_format: TableFormat, tmp_path: Path) -> None:
+    now: dict[str, Any] = {"keys": KEYS, "table_format": table_format, "made_with": {"model": "second"}}
+
+    def prepare(name: str) -> Path:
+        with pytest.raises(OSError, match="no space left"):
+            update(tmp_path / name, KEYS, fail_at="f.jpg")  # CSV, which a kill has left growing
+        return tmp_path / name
+
+    line_count = lines_run(prepare("whole"), **now)
+    for line in range(line_count - 40, line_count):
+        path = prepare(f"killed at {line}")
+        run_until_killed(path, line, **now)
+        update(path, **now)
+        assert set(captions(path).values()) == {f"second 0 of {key}" for key in KEYS}
+        assert update(path, **now) == []
+    assert not list(tmp_path.glob("*.edited*"))

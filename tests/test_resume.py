@@ -197,6 +197,7 @@ def test_a_process_killed_in_the_middle_leaves_the_old_model_whole_and_is_gone_o
     [
         ({"seed": 9}, r"other --seed \(0, now 9\)"),
         ({"max_epochs": 3}, r"other --max-epochs \(2, now 3\)"),
+        ({"max_epochs": None}, r"other --max-epochs \(2, now not set\)"),
         ({"self_critical_epochs": 0}, r"other --self-critical-epochs \(2, now 0\)"),
         ({"search": SearchConfig(beam_size=2, max_length=6)}, r"other --beam-size \(1, now 2\)"),
     ],

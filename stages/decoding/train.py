@@ -235,9 +235,10 @@ def _open_work_dir(
         names = [name for name, value in fingerprint.items() if made_from.get(name) != value]
         if names:
             is_digest = names[0] in ("features", "captions or splits")
-            was = "" if is_digest else f" ({made_from.get(names[0])}, now {fingerprint[names[0]]})"
+            was, now = (values.get(names[0], "None").replace("None", "not set") for values in (made_from, fingerprint))
+            change = "" if is_digest else f" ({was}, now {now})"
             raise UnfinishedRunError(
-                f"{work_dir}: an unfinished training with other {names[0]}{was}; pass --restart to begin anew"
+                f"{work_dir}: an unfinished training with other {names[0]}{change}; pass --restart to begin anew"
             )
         return Checkpoint(found.state["training"], found.tensors)
     world.wait()  # all have looked before anything is removed
