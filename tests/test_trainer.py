@@ -24,7 +24,7 @@ from captionmill.stages.decoding.losses import Losses
 from captionmill.stages.decoding.self_critical import forbid
 from captionmill.stages.decoding.train import build_vocabulary, train
 from captionmill.stages.decoding.trainer import Trainer
-from captionmill.stages.decoding.training_state import scheduled_share, usual_epochs
+from captionmill.stages.decoding.training_state import choose_epochs, scheduled_share
 from captionmill.stages.runtime import has_fast_bf16
 
 
@@ -99,7 +99,7 @@ def test_the_learning_rate_rises_stays_below_its_top_and_falls_to_nothing() -> N
     ("captions", "epochs"), [(0, 100), (1, 100), (300, 60), (1500, 27), (7500, 12), (30_000, 6), (5_000_000, 6)]
 )
 def test_few_captions_are_passed_over_more_often(captions: int, epochs: int) -> None:
-    assert usual_epochs(captions) == epochs
+    assert choose_epochs(TrainConfig(), captions) == (epochs, epochs // 2)
 
 
 def test_epochs_and_patience_that_nobody_set_fit_the_captions(tmp_path: Path) -> None:

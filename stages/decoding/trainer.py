@@ -23,14 +23,13 @@ from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.feeder import FeatureFeeder, prepare_ahead
 from captionmill.stages.decoding.losses import Losses
 from captionmill.stages.decoding.self_critical import Reward, sample_captions
-from captionmill.stages.decoding.training_state import EpochResult, TrainingState, scheduled_share, usual_epochs
+from captionmill.stages.decoding.training_state import EpochResult, TrainingState, choose_epochs, scheduled_share
 from captionmill.stages.parallel import World
 from captionmill.stages.runtime import Progress, choose_training_dtype, no_progress, versions
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.ptb_tokenizer import tokenize_ptb
 
 _IMAGES_A_STEP = 50  # of self-critical training: with five samples each, as many captions as two steps of the other
-_LEAST_PATIENCE = 3  # epochs
 _STEPS_A_LOOK = 10  # steps between two looks at the loss: a look waits for a GPU
 
 
@@ -58,8 +57,7 @@ class Trainer:
         kept = (*splits.val, *(splits.train if config.self_critical_epochs else ()))
         self._captions = {key: captions[key] for key in kept}  # of the others their indices suffice
         self.dataset = CaptionDataset(captions, splits.train, vocabulary, max_length=config.max_length)
-        self._epochs = config.max_epochs or usual_epochs(len(self.dataset))
-        self._patience = config.patience or max(_LEAST_PATIENCE, self._epochs // 2)
+        self._epochs, self._patience = choose_epochs(config, len(self.dataset))
         self.config = replace(config, max_epochs=self._epochs, patience=self._patience)
         self._feeder = FeatureFeeder(store, splits.train, device)
         torch.manual_seed(config.seed)

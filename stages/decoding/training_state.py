@@ -1,12 +1,15 @@
-"""Where a training run stands: its epochs so far, the one under way, the learning rate of a step."""
+"""Where a training run stands: the epochs so far and the one under way, how many are made, the rate of a step."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from captionmill.stages.config import TrainConfig
+
 Phase = Literal["cross entropy", "self-critical"]
 
 _MANY_CAPTIONS = 30_000  # for which the least epochs are enough; a quarter of them needs twice as many
+_LEAST_PATIENCE = 3  # epochs
 _LEAST_EPOCHS, _MOST_EPOCHS = 6, 100
 _WARMUP = 0.1  # share of a phase's steps in which the learning rate rises
 
@@ -57,12 +60,15 @@ class TrainingState:
         return max((row["val_cider"] for row in self.history), default=-math.inf)
 
 
-def usual_epochs(captions: int) -> int:
-    """The passes over so many captions that are usual: few captions need more, or they would make few steps.
+def choose_epochs(config: TrainConfig, captions: int) -> tuple[int, int]:
+    """`max_epochs` and `patience`; where `config` leaves them open, what is usual for so many captions.
 
-    Source: measured on parts of Flickr8k (docs/benchmarks.md).
+    Few captions need more passes, or they would make few steps. Source: measured on parts of Flickr8k
+    (docs/benchmarks.md).
     """
-    return min(max(round(_LEAST_EPOCHS * math.sqrt(_MANY_CAPTIONS / max(captions, 1))), _LEAST_EPOCHS), _MOST_EPOCHS)
+    fitting = round(_LEAST_EPOCHS * math.sqrt(_MANY_CAPTIONS / max(captions, 1)))
+    epochs = config.max_epochs or min(max(fitting, _LEAST_EPOCHS), _MOST_EPOCHS)
+    return epochs, config.patience or max(_LEAST_PATIENCE, epochs // 2)
 
 
 def scheduled_share(step: int, steps: int) -> float:
