@@ -162,16 +162,13 @@ class CaptionJournal:
         """Copy the table, if it is not just as it was written, to a free name beside it; that name."""
         if not self.path.exists() or self._is_as_written():
             return None
-        for number in itertools.count(1):
-            ending = ".edited" + (f"-{number}" if number > 1 else "") + self.path.suffix
-            kept = self.path.with_name(fit_name(self.path.stem, ending))
-            if not kept.exists():
-                with replace_atomically(kept) as partial_path:
-                    shutil.copy2(self.path, partial_path)
-                return kept
-            if filecmp.cmp(self.path, kept, shallow=False):  # a killed run has kept it
-                return kept
-        raise AssertionError("numbers have no end")
+        endings = (".edited" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+        paths = (self.path.with_name(fit_name(self.path.stem, ending + self.path.suffix)) for ending in endings)
+        kept = next(path for path in paths if not path.exists() or filecmp.cmp(self.path, path, shallow=False))
+        if not kept.exists():  # else a killed run has kept it
+            with replace_atomically(kept) as partial_path:
+                shutil.copy2(self.path, partial_path)
+        return kept
 
     def _is_as_written(self) -> bool:
         """Whether a journal knows all of the table; that of the new one does if a kill came after it took its place."""
