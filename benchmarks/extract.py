@@ -2,6 +2,7 @@
 
 python benchmarks/extract.py PHOTOS --weights resnet50.pth [--images 2000] [--plain-images 500] [--memory-images 50000]
 python benchmarks/extract.py PHOTOS --weights resnet50.pth --engines torch "torch --precision bf16"    where a GPU is
+python benchmarks/extract.py PHOTOS --weights resnet50.pth --image-size 64    the network as fast as on a faster machine
 
 PHOTOS is a folder of pictures, used over and over by symbolic links until there are enough. Prints the table of
 docs/benchmarks.md. Nothing else should run on the machine.
@@ -32,31 +33,30 @@ from captionmill.stages.encoding.encoder import build_encoder
 from captionmill.stages.encoding.engine import build_engine, encode_batches
 from captionmill.stages.encoding.loader import Batch, load_batches
 
-RECIPE = transforms.Compose(
-    [
-        transforms.Resize(256),
-        transforms.CenterCrop(224),
-        transforms.ToTensor(),
-        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    ]
-)
-
 
 class PlainDataset(torch.utils.data.Dataset[torch.Tensor]):
     """Pictures as a tutorial reads them."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], image_size: int) -> None:
         self.paths = paths
+        self.recipe = transforms.Compose(
+            [
+                transforms.Resize(round(image_size * 256 / 224)),
+                transforms.CenterCrop(image_size),
+                transforms.ToTensor(),
+                transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        tensor: torch.Tensor = RECIPE(Image.open(self.paths[index]).convert("RGB"))
+        tensor: torch.Tensor = self.recipe(Image.open(self.paths[index]).convert("RGB"))
         return tensor
 
 
-def run_plain(folder: Path, weights: Path, count: int) -> tuple[float, np.ndarray]:
+def run_plain(folder: Path, weights: Path, count: int, image_size: int) -> tuple[float, np.ndarray]:
     """Images/s and features [count, 2048] of the plain loop: Pillow, torchvision, a 2-worker DataLoader, fp32.
 
     It computes on the first GPU where there is one.
@@ -67,7 +67,8 @@ def run_plain(folder: Path, weights: Path, count: int) -> tuple[float, np.ndarra
     state = torch.load(weights, weights_only=True)
     network.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})
     network.eval().to(device)
-    loader = torch.utils.data.DataLoader(PlainDataset(sorted(folder.iterdir())[:count]), batch_size=32, num_workers=2)
+    dataset = PlainDataset(sorted(folder.iterdir())[:count], image_size)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=32, num_workers=2)
     rows = []
     started = time.perf_counter()
     with torch.no_grad():
@@ -79,15 +80,14 @@ def run_forward_only(folder: Path, config: ExtractConfig, count: int) -> float:
     """Images/s of the engine fed from memory, batch after batch, as `extract` feeds it."""
     encoder = build_encoder(config)
     engine = build_engine(encoder, config)
-    images = find_images(folder)[: 4 * config.batch_size]
-    batches = list(
-        load_batches(images, encoder.prepare, least_size=encoder.least_size, batch_size=config.batch_size, workers=2)
-    )
+    size = engine.batch_size
+    images = find_images(folder)[: 4 * size]
+    batches = list(load_batches(images, encoder.prepare, least_size=encoder.least_size, batch_size=size, workers=2))
 
     def repeated(total: int) -> list[Batch]:
-        return [batches[number % len(batches)] for number in range(total // config.batch_size)]
+        return [batches[number % len(batches)] for number in range(total // size)]
 
-    for _ in encode_batches(engine, repeated(4 * config.batch_size)):  # warm up
+    for _ in encode_batches(engine, repeated(4 * size)):  # warm up
         pass
     started = time.perf_counter()
     encoded = sum(len(rows) for _, rows in encode_batches(engine, repeated(count)))
@@ -97,18 +97,19 @@ def run_forward_only(folder: Path, config: ExtractConfig, count: int) -> float:
 def measure_forward_only(folder: Path, arguments: argparse.Namespace, engine: str) -> float:
     """`run_forward_only` in a process of its own, where nothing was done before."""
     words = [str(folder), "--weights", str(arguments.weights), "--images", str(arguments.images)]
+    words += ["--image-size", str(arguments.image_size)]
     command = [sys.executable, __file__, *words, "--forward-only", engine]
     return float(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
-def parse_engine(words: str, weights: Path) -> ExtractConfig:
+def parse_engine(words: str, weights: Path, image_size: int) -> ExtractConfig:
     """The configuration that "ENGINE [--precision P] [--batch-size N] [--compile]" names."""
     parser = argparse.ArgumentParser()
     parser.add_argument("engine")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--batch-size", type=int, default=ExtractConfig.batch_size)
+    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--compile", action="store_true")
-    return ExtractConfig(weights=str(weights), **vars(parser.parse_args(shlex.split(words))))
+    return ExtractConfig(weights=str(weights), image_size=image_size, **vars(parser.parse_args(shlex.split(words))))
 
 
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -124,17 +125,19 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--plain-images", type=int, default=500, help="pictures for the plain loop, a steady rate")
     parser.add_argument("--memory-images", type=int, default=50_000, help="0 leaves the memory test out")
+    parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--engines", nargs="+", default=["openvino", "torch"], help="each with its options")
     parser.add_argument("--forward-only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.forward_only:
-        config = parse_engine(arguments.forward_only, arguments.weights)
+        config = parse_engine(arguments.forward_only, arguments.weights, arguments.image_size)
         print(run_forward_only(arguments.photos, config, arguments.images // 2))
         return
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         folder = link_photos(arguments.photos, work / "photos", arguments.images)
-        plain_rate, exact = run_plain(folder, arguments.weights, min(arguments.plain_images, arguments.images))
+        plain_images = min(arguments.plain_images, arguments.images)
+        plain_rate, exact = run_plain(folder, arguments.weights, plain_images, arguments.image_size)
         print(
             "| | images/s | x plain | share of forward alone | least cosine to fp32 | mean |\n|---|---|---|---|---|---|"
         )
@@ -142,7 +145,14 @@ def main() -> None:
         for number, engine in enumerate(arguments.engines):
             forward_rates = [measure_forward_only(folder, arguments, engine)]
             output = work / f"{number}.h5"
-            words = ["--weights", arguments.weights, "--engine", *shlex.split(engine)]
+            words = [
+                "--weights",
+                arguments.weights,
+                "--image-size",
+                arguments.image_size,
+                "--engine",
+                *shlex.split(engine),
+            ]
             command = run_command("extract", folder, "--output", output, *words)
             rate = command.rate
             forward_rates.append(measure_forward_only(folder, arguments, engine))  # before and after: the faster counts

@@ -1,6 +1,7 @@
 """What several benchmarks need: many pictures out of few, and a command run as a user runs it."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -32,7 +33,8 @@ class Command:
     @property
     def rate(self) -> float:
         """Images/s as `extract` prints them."""
-        return float(self.output.split(" images/s")[0].rsplit("(", 1)[1].replace(",", ""))
+        told = re.findall(r"\(([\d,.]+) images/s", self.output)
+        return float(told[-1].replace(",", ""))
 
 
 def run_command(*words: object) -> Command:

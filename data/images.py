@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
@@ -24,6 +25,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from captionmill.data.errors import ImageError
+
+Pixels = npt.NDArray[np.uint8]
 
 PIXEL_LIMIT = 300_000_000  # 1.2 GB as RGB, more while transparency is resolved; a panorama of 100 million is fine
 
@@ -77,7 +80,12 @@ def is_image_header(header: bytes) -> bool:
 
 
 def decode_image(data: bytes, *, at_least: Callable[[int, int], tuple[int, int]] | None = None) -> Image.Image:
-    """The image upright, in mode RGB, on white where it is transparent; the first frame or page where it has several.
+    """What `decode_pixels` gives, as Pillow's image in mode RGB."""
+    return Image.fromarray(decode_pixels(data, at_least=at_least))
+
+
+def decode_pixels(data: bytes, *, at_least: Callable[[int, int], tuple[int, int]] | None = None) -> Pixels:
+    """The image upright, [H, W, 3] uint8 RGB, on white where it is transparent; the first of several frames or pages.
 
     16-bit grey is scaled to 8 bits. Float grey takes as white the first of 1, 255 and 65535 that no pixel exceeds, else
     the largest pixel, and as black 0 and what is no number. Colour profiles are not applied.
@@ -100,7 +108,7 @@ def _find_decoder(header: bytes) -> type[PillowFile] | None:
     return next((decoder for magic, decoder in _DECODERS if re.match(magic, header, re.DOTALL)), None)
 
 
-def _decode(data: bytes, at_least: _AtLeast | None) -> Image.Image:
+def _decode(data: bytes, at_least: _AtLeast | None) -> Pixels:
     if not data:
         raise ImageError("the file is empty")
     decoder = _find_decoder(data[:HEADER_BYTES])
@@ -112,19 +120,18 @@ def _decode(data: bytes, at_least: _AtLeast | None) -> Image.Image:
             raise ImageError(f"{width:,} x {height:,} pixels, over the limit of {PIXEL_LIMIT:,} pixels")
         orientation = _read_orientation(image.info.get("exif", b""))  # Pillow turns a TIFF itself
         if isinstance(image, JpegImageFile):
-            rgb = _decode_jpeg(data, image, _reduction(image.size, orientation, at_least))
+            pixels = _decode_jpeg(data, image, _reduction(image.size, orientation, at_least))
         else:
             if isinstance(image, PngImageFile) and "transparency" in image.info:
                 image.info["transparency"] = _scale_transparent_color(image)
             image.load()
-            rgb = _to_rgb(image)
+            pixels = np.array(_to_rgb(image))
             orientation = _read_orientation(image.info.get("exif", b""))
-    rgb.info = {}  # without its EXIF, nobody turns it a second time
     upright = _UPRIGHT.get(orientation)
-    return rgb if upright is None else rgb.transpose(upright)
+    return pixels if upright is None else np.array(Image.fromarray(pixels).transpose(upright))
 
 
-def _decode_jpeg(data: bytes, image: JpegImageFile, reduction: int) -> Image.Image:
+def _decode_jpeg(data: bytes, image: JpegImageFile, reduction: int) -> Pixels:
     """RGB at 1/`reduction` of the size: by libjpeg-turbo straight into RGB, by Pillow whatever that refuses.
 
     Bit for bit the same for undamaged files, and for those whose damage shows in no pixel.
@@ -133,11 +140,11 @@ def _decode_jpeg(data: bytes, image: JpegImageFile, reduction: int) -> Image.Ima
     ends_early = None
     if image.mode in ("RGB", "L"):
         try:
-            pixels = simplejpeg.decode_jpeg(
+            pixels: Pixels = simplejpeg.decode_jpeg(
                 data, fastdct=False, fastupsample=False, min_width=width, min_height=height, strict=True
             )
             if pixels.shape[:2] == (height, width):
-                return Image.fromarray(pixels)
+                return pixels
         except ValueError as exc:
             ends_early = exc if "premature end" in str(exc).lower() else None
     if reduction > 1:
@@ -145,7 +152,7 @@ def _decode_jpeg(data: bytes, image: JpegImageFile, reduction: int) -> Image.Ima
     image.load()
     if ends_early is not None:  # Pillow fills what is missing with grey
         raise ends_early
-    return _to_rgb(image)
+    return np.array(_to_rgb(image))
 
 
 def _reduction(size: tuple[int, int], orientation: int, at_least: _AtLeast | None) -> int:

@@ -13,6 +13,7 @@ from captionmill.data.errors import BundleError, ImageError, InputError
 from captionmill.data.feature_store import FeatureStore
 from captionmill.data.image_files import ImageFile, image_key, is_unchanged, load_image
 from captionmill.data.image_source import UNKNOWN_SOURCE
+from captionmill.data.images import Pixels
 from captionmill.data.store_file import Features
 from captionmill.data.vocabulary import SPECIAL_WORDS
 from captionmill.pipeline.explain_page import render_page
@@ -20,7 +21,7 @@ from captionmill.pipeline.picture_explanation import PictureExplanation
 from captionmill.stages.config import ExtractConfig, SearchConfig
 from captionmill.stages.decoding.caption import Captioner
 from captionmill.stages.decoding.explain import explain_features
-from captionmill.stages.encoding.encoder import Encoder, Pixels, encoder_for_spec, prepare_image
+from captionmill.stages.encoding.encoder import Encoder, encoder_for_spec, prepare_image
 from captionmill.stages.encoding.engine import build_engine, encode_batches
 from captionmill.stages.encoding.loader import load_batches
 
@@ -77,7 +78,7 @@ def explain_picture(
         key = key or found
     if store and key:
         row, origin = store[key], f"the row {key} of {store.path.name}, stored as {store.dtype}"
-        seen = prepare_image(picture, captioner.spec) if picture else None
+        seen = prepare_image(np.asarray(picture), captioner.spec) if picture else None
     else:
         row, seen, origin = _encode(image, encoder_for_spec(captioner.spec, machine, weights), machine)
     names = tuple(image_key(folder.name or str(folder)) for folder in folders)
@@ -115,7 +116,7 @@ def _encode(image: Path, encoder: Encoder, machine: ExtractConfig) -> tuple[Feat
         [ImageFile(image.name, image)],
         encoder.prepare,
         least_size=encoder.least_size,
-        batch_size=machine.batch_size,
+        batch_size=engine.batch_size,
         workers=1,
     )
     for batch, rows in encode_batches(engine, batches):

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from PIL import Image
 
 from captionmill.data.bundle import Bundle
+from captionmill.data.images import Pixels
 from captionmill.stages.config import SearchConfig
 from captionmill.stages.decoding.decoder import DecoderConfig
 from captionmill.stages.decoding.explain import Explanation
-from captionmill.stages.encoding.encoder import Pixels
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from captionmill.data.images import decode_image
+from captionmill.data.images import decode_pixels
 from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.search import search_captions
@@ -75,7 +75,7 @@ def _measure_decoding(seconds: float, encoder: Encoder, workers: int) -> float:
     def decode_some(_: int) -> int:
         done = 0
         while time.monotonic() < ends:
-            encoder.prepare(decode_image(photo, at_least=encoder.least_size))
+            encoder.prepare(decode_pixels(photo, at_least=encoder.least_size))
             done += 1
         return done
 
@@ -88,8 +88,8 @@ def _measure_decoding(seconds: float, encoder: Encoder, workers: int) -> float:
 
 def _measure_forward(seconds: float, encoder: Encoder, config: ExtractConfig) -> tuple[str, float]:
     engine = build_engine(encoder, config)
-    picture = encoder.prepare(decode_image(draw_photo(0)))
-    keys = [str(number) for number in range(config.batch_size)]
+    picture = encoder.prepare(decode_pixels(draw_photo(0)))
+    keys = [str(number) for number in range(engine.batch_size)]
     batch = Batch(keys=keys, pictures=[picture] * len(keys))
     engine.submit(batch.pixels)()  # compiles, and reserves memory
     ends = time.monotonic() + seconds

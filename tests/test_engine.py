@@ -11,9 +11,10 @@ from PIL import Image
 
 from captionmill.data.errors import InputError
 from captionmill.data.feature_store import FeatureStore
+from captionmill.data.images import Pixels
 from captionmill.data.store_file import Features
 from captionmill.stages.config import EngineName, ExtractConfig, Precision
-from captionmill.stages.encoding.encoder import Encoder, Pixels, build_encoder
+from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.engine import Engine, build_engine, encode_batches
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.encoding.loader import Batch
@@ -69,6 +70,18 @@ def test_bf16_rows_are_all_but_those_of_fp32(config: ExtractConfig, engine: Engi
     assert cosines.min() > 0.999
 
 
+@pytest.mark.parametrize(("engine", "usual"), [("torch", 32), ("openvino", 8)])
+def test_batches_are_of_the_engines_own_size_unless_one_is_set(
+    config: ExtractConfig, engine: EngineName, usual: int
+) -> None:
+    config = replace(config, engine=engine, batch_size=None)
+    running = build_engine(build_encoder(config), config)
+    assert running.batch_size == usual
+    assert running.submit(make_pixels(usual))().shape == (usual, 2048)
+    config = replace(config, batch_size=5)
+    assert build_engine(build_encoder(config), config).batch_size == 5
+
+
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_a_row_is_bit_for_bit_the_same_whatever_shares_its_batch(config: ExtractConfig, engine: EngineName) -> None:
     pixels = make_pixels(4)
@@ -103,7 +116,7 @@ def test_whole_pictures_of_many_shapes_get_the_rows_of_their_own_shape(
     store, encoder = FeatureStore.open(tmp_path / "f.h5"), build_encoder(config)
     shapes = set()
     for key in store.keys:
-        pixels = encoder.prepare(Image.open(tmp_path / "photos" / key).convert("RGB"))
+        pixels = encoder.prepare(np.asarray(Image.open(tmp_path / "photos" / key).convert("RGB")))
         shapes.add(pixels.shape)
         np.testing.assert_allclose(store[key], exact_features(encoder, pixels[None])[0], rtol=1e-3, atol=1e-3)
     assert shapes == {(64, 96, 3), (96, 64, 3), (64, 64, 3), (64, 256, 3)}

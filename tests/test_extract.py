@@ -14,9 +14,9 @@ from captionmill.data.errors import InputError, SpecMismatchError, StoreError
 from captionmill.data.extraction_log import log_path
 from captionmill.data.feature_store import FeatureStore, parts_dir
 from captionmill.data.image_files import find_images
+from captionmill.data.images import Pixels
 from captionmill.data.store_merge import merge
 from captionmill.stages.config import ExtractConfig
-from captionmill.stages.encoding.encoder import Pixels
 from captionmill.stages.encoding.extract import extract, shard_path
 from captionmill.stages.encoding.loader import load_batches
 
@@ -135,8 +135,8 @@ def test_a_folder_without_a_readable_image_is_an_error_that_shows_one_reason(
     assert not (tmp_path / "f.h5").exists()
 
 
-def to_4x4(image: Image.Image) -> Pixels:
-    return np.asarray(image.resize((4, 4)))
+def to_4x4(image: Pixels) -> Pixels:
+    return np.asarray(Image.fromarray(image).resize((4, 4)))
 
 
 def test_batches_are_full_and_in_order_when_images_between_fail(photos: Path) -> None:

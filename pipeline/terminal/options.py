@@ -116,7 +116,7 @@ overwrite_option = click.option(
 )
 device_option = setting(ExtractConfig, "device", "auto, cpu, cuda, cuda:N or mps.")
 machine_options = options(
-    setting(ExtractConfig, "batch_size", "Images a forward pass of the network."),
+    setting(ExtractConfig, "batch_size", "Images a forward pass of the network.  [default: 8 with openvino, else 32]"),
     click.option(
         "--workers",
         type=Workers(),

@@ -76,7 +76,7 @@ images = "new-images"
 #   model = "small"                   several = "ensemble"
 """
 
-_EXAMPLES = {"max_epochs": 20, "patience": 10}  # of settings whose default depends on the data
+_EXAMPLES = {"batch_size": 32, "max_epochs": 20, "patience": 10}  # of settings with no default of their own
 
 
 def starting_plan(name: str) -> str:
@@ -98,10 +98,14 @@ def _names(config: type[ExtractConfig] | type[TrainConfig] | type[SearchConfig])
 def _setting_lines(command: click.Command, names: list[str]) -> str:
     """A line for each option of `command` that is one of the settings `names`: its default, and what it means."""
     return "\n".join(
-        f"# {option.name} = {_toml(_EXAMPLES.get(option.name, option.default))}  # {_help(option)}"
+        f"# {option.name} = {_toml(_example(option))}  # {_help(option)}"
         for option in command.params
         if isinstance(option, click.Option) and option.name in names
     )
+
+
+def _example(option: click.Option) -> Any:
+    return _EXAMPLES[option.name or ""] if option.default is None else option.default
 
 
 def _help(option: click.Option) -> str:

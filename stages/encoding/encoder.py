@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.feature_spec import FeatureSpec
+from captionmill.data.images import Pixels
 from captionmill.stages.config import Backbone, ExtractConfig, Preprocess, Views
 from captionmill.stages.encoding.weights import SCENES_BACKBONE, hash_weights, read_weights
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet
 
-Pixels = npt.NDArray[np.uint8]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STRIDE = 32  # pixels of the picture to one position of the last feature map
 _RESIZED_LIMIT = 4_000_000  # pixels: a picture of 1 x 30,000 would become one of 256 x 7,680,000
 _LONGEST_SHAPE = 4  # longer side to shorter side
+_TORCH_RESIZES_FAST = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # elsewhere slowly, on all cores
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Encoder:
     network: "FeatureNetwork"
     spec: FeatureSpec
 
-    def prepare(self, image: Image.Image) -> Pixels:
-        """What the network sees of an RGB image, [H, W, 3]; H and W are the image size, except for "whole"."""
+    def prepare(self, image: Pixels) -> Pixels:
+        """What the network sees of an RGB image; both are [H, W, 3]. All have the image size, except for "whole"."""
         return prepare_image(image, self.spec)
 
     def least_size(self, width: int, height: int) -> tuple[int, int]:
@@ -52,8 +52,8 @@ class Encoder:
         return _resized_size(width, height, self.spec.resize_size)
 
 
-def prepare_image(image: Image.Image, spec: FeatureSpec) -> Pixels:
-    """Resize (bilinear, antialiased) and crop as `spec` says: [H, W, 3] uint8.
+def prepare_image(image: Pixels, spec: FeatureSpec) -> Pixels:
+    """Resize (bilinear, antialiased) and crop as `spec` says: [H, W, 3] uint8, before and after.
 
     "crop" is torchvision's recipe: the shorter side to `resize_size`, the centre `image_size` square of that.
     "squash" makes the whole picture a square, whatever its shape. "whole" makes the shorter side `image_size` and the
@@ -61,20 +61,28 @@ def prepare_image(image: Image.Image, spec: FeatureSpec) -> Pixels:
     squeezed.
     """
     size = spec.image_size
-    width, height = image.size
+    height, width, _ = image.shape
     if spec.preprocess == "squash":
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+        return _resize(image, size, size)
     if spec.preprocess == "whole":
-        return np.asarray(image.resize(_whole_size(width, height, size), Image.Resampling.BILINEAR))
+        return _resize(image, *_whole_size(width, height, size))
     resized = _resized_size(width, height, spec.resize_size)
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
     if resized[0] * resized[1] <= _RESIZED_LIMIT:
-        whole = image.resize(resized, Image.Resampling.BILINEAR)
-        return np.asarray(whole.crop((left, top, left + size, top + size)))
+        return _resize(image, *resized)[top : top + size, left : left + size].copy()
     # of a long panorama only what the crop keeps is resized: Pillow rounds the box, and pixels differ by a level
     scale_x, scale_y = width / resized[0], height / resized[1]
     box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def _resize(image: Pixels, width: int, height: int) -> Pixels:
+    """By torch where it has vector instructions for it, else by Pillow; some pixels differ by a level between them."""
+    if not _TORCH_RESIZES_FAST:
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    channels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
+    resized: Pixels = interpolate(channels[None], (height, width), mode="bilinear", antialias=True)[0].numpy()
+    return resized.transpose(1, 2, 0)
 
 
 def _resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:

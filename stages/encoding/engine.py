@@ -9,9 +9,10 @@ from typing import Protocol
 import numpy as np
 
 from captionmill.data.errors import InputError
+from captionmill.data.images import Pixels
 from captionmill.data.store_file import Features
 from captionmill.stages.config import ExtractConfig
-from captionmill.stages.encoding.encoder import Encoder, Pixels
+from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.encoding.loader import Batch
 from captionmill.stages.encoding.torch_engine import TorchEngine
 from captionmill.stages.runtime import choose_device, is_out_of_memory

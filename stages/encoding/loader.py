@@ -12,15 +12,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from captionmill.data.errors import ImageError
 from captionmill.data.image_files import ImageFile, read_image
 from captionmill.data.image_source import ImageSource
-from captionmill.data.images import decode_image
-from captionmill.stages.encoding.encoder import Pixels
+from captionmill.data.images import Pixels, decode_pixels
 
-Prepare = Callable[[Image.Image], Pixels]
+Prepare = Callable[[Pixels], Pixels]
 LeastSize = Callable[[int, int], tuple[int, int]]
 
 _WAITING_BATCHES = 8  # pictures of many shapes wait for company, these many batches' worth at most
@@ -127,7 +125,7 @@ def _load(image: ImageFile, prepare: Prepare, least_size: LeastSize) -> _Loaded:
         return _Loaded(None, None, str(exc), time.perf_counter() - started, 0.0)
     read = time.perf_counter()
     try:
-        pixels = prepare(decode_image(data, at_least=least_size))
+        pixels = prepare(decode_pixels(data, at_least=least_size))
     except ImageError as exc:
         return _Loaded(None, source, str(exc), read - started, time.perf_counter() - read)
     return _Loaded(pixels, source, "", read - started, time.perf_counter() - read)

@@ -78,7 +78,7 @@ def run_part(
         task.images,
         encoder.prepare,
         least_size=encoder.least_size,
-        batch_size=config.batch_size,
+        batch_size=engine.batch_size,
         workers=meter.workers,
     )
     started = time.perf_counter()

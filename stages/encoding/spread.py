@@ -15,6 +15,7 @@ from captionmill.stages.runtime import Progress
 
 TASK_IMAGES = 4096  # pictures a task at most: what the death of a process costs
 _TASKS_A_PROCESS = 4  # so that a slow process does not hold up the end
+_USUAL_BATCH = 32  # pictures: a multiple of each engine's own batch
 
 RunTasks = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 """Runs a function on each task, anywhere; each task's result once, in any order. They may be a pipeline's."""
@@ -56,7 +57,8 @@ def run_tasks(
     config = replace(config, weights=encoder.spec.weights, workers=config.workers or spread.workers)
     images = [image if isinstance(image.path, str) else replace(image, path=image.path.absolute()) for image in missing]
     share = -(-len(missing) // (_TASKS_A_PROCESS * spread.processes))
-    size = -(-min(TASK_IMAGES, share) // config.batch_size) * config.batch_size  # whole batches
+    batch = config.batch_size or _USUAL_BATCH
+    size = -(-min(TASK_IMAGES, share) // batch) * batch  # whole batches
     tasks = [
         PartTask(
             tuple(images[start : start + size]),

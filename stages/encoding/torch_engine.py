@@ -6,10 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captionmill.data.images import Pixels
 from captionmill.data.store_file import Features
 from captionmill.stages.config import ExtractConfig
-from captionmill.stages.encoding.encoder import Encoder, Pixels
+from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.runtime import choose_device, choose_dtype
+
+_BATCH_SIZE = 32
 
 
 class TorchEngine:
@@ -22,7 +25,7 @@ class TorchEngine:
         """Move the network to the device that `config` names; InputError if this machine has none such."""
         self._device = choose_device(config.device)
         dtype = choose_dtype(config.precision, self._device)
-        self.batch_size = config.batch_size
+        self.batch_size = config.batch_size or _BATCH_SIZE
         self.depth = 3 if self._device.type == "cuda" else 1
         self.description = f"{self._device} torch {str(dtype).removeprefix('torch.')}"
         network = encoder.network.to(self._device).to(memory_format=torch.channels_last)
