@@ -81,7 +81,10 @@ def is_image_header(header: bytes) -> bool:
 
 def decode_image(data: bytes, *, at_least: Callable[[int, int], tuple[int, int]] | None = None) -> Image.Image:
     """What `decode_pixels` gives, as Pillow's image in mode RGB."""
-    return Image.fromarray(decode_pixels(data, at_least=at_least))
+    try:
+        return Image.fromarray(decode_pixels(data, at_least=at_least))
+    except MemoryError as exc:
+        raise ImageError(_reason(exc)) from exc
 
 
 def decode_pixels(data: bytes, *, at_least: Callable[[int, int], tuple[int, int]] | None = None) -> Pixels:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from processes import Child
 
@@ -137,6 +138,30 @@ def test_a_folder_without_a_readable_image_is_an_error_that_shows_one_reason(
 
 def to_4x4(image: Pixels) -> Pixels:
     return np.asarray(Image.fromarray(image).resize((4, 4)))
+
+
+def test_a_picture_that_memory_does_not_hold_fails_alone(photos: Path) -> None:
+    images = find_images(photos)
+    asked = []
+
+    def prepare(image: Pixels) -> Pixels:
+        asked.append(image.shape)
+        if len(asked) == 2:
+            torch.empty(10**15, dtype=torch.uint8)
+        return to_4x4(image)
+
+    batches = list(load_batches(images, prepare, least_size=lambda *_: (4, 4), batch_size=3, workers=1))
+    failures = {failure.reason for batch in batches for failure in batch.failures}
+    assert "not enough memory to resize it" in failures
+    assert sum(len(batch.keys) for batch in batches) == len(images) - 2  # and broken.jpg
+
+
+def test_an_error_in_the_code_that_prepares_pictures_is_no_pictures_fault(photos: Path) -> None:
+    def prepare(_: Pixels) -> Pixels:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(load_batches(find_images(photos), prepare, least_size=lambda *_: (4, 4), batch_size=3, workers=1))
 
 
 def test_batches_are_full_and_in_order_when_images_between_fail(photos: Path) -> None:

@@ -17,6 +17,7 @@ from captionmill.data.errors import ImageError
 from captionmill.data.image_files import ImageFile, read_image
 from captionmill.data.image_source import ImageSource
 from captionmill.data.images import Pixels, decode_pixels
+from captionmill.stages.runtime import is_out_of_memory
 
 Prepare = Callable[[Pixels], Pixels]
 LeastSize = Callable[[int, int], tuple[int, int]]
@@ -124,8 +125,13 @@ def _load(image: ImageFile, prepare: Prepare, least_size: LeastSize) -> _Loaded:
     except ImageError as exc:
         return _Loaded(None, None, str(exc), time.perf_counter() - started, 0.0)
     read = time.perf_counter()
+    pixels, reason = None, ""
     try:
         pixels = prepare(decode_pixels(data, at_least=least_size))
     except ImageError as exc:
-        return _Loaded(None, source, str(exc), read - started, time.perf_counter() - read)
-    return _Loaded(pixels, source, "", read - started, time.perf_counter() - read)
+        reason = str(exc)
+    except (RuntimeError, MemoryError) as exc:
+        if not is_out_of_memory(exc):
+            raise
+        reason = "not enough memory to resize it"
+    return _Loaded(pixels, source, reason, read - started, time.perf_counter() - read)
