@@ -1,7 +1,7 @@
 """Stage one against the loop that tutorials write, in one run: speed, the engine's own limit, likeness, memory.
 
 python benchmarks/extract.py PHOTOS --weights resnet50.pth [--images 2000] [--plain-images 500] [--memory-images 50000]
-python benchmarks/extract.py PHOTOS --weights resnet50.pth --engines torch "torch --precision bf16"    where a GPU is
+python benchmarks/extract.py PHOTOS --weights resnet50.pth --engines torch "torch --jobs 1"    where a GPU is
 python benchmarks/extract.py PHOTOS --weights resnet50.pth --image-size 64    the network as fast as on a faster machine
 
 PHOTOS is a folder of pictures, used over and over by symbolic links until there are enough. Prints the table of
@@ -103,13 +103,16 @@ def measure_forward_only(folder: Path, arguments: argparse.Namespace, engine: st
 
 
 def parse_engine(words: str, weights: Path, image_size: int) -> ExtractConfig:
-    """The configuration that "ENGINE [--precision P] [--batch-size N] [--compile]" names."""
+    """The configuration that "ENGINE [--precision P] [--batch-size N] [--compile] [--jobs N]" names; one process's."""
     parser = argparse.ArgumentParser()
     parser.add_argument("engine")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--compile", action="store_true")
-    return ExtractConfig(weights=str(weights), image_size=image_size, **vars(parser.parse_args(shlex.split(words))))
+    parser.add_argument("--jobs")
+    options = vars(parser.parse_args(shlex.split(words)))
+    del options["jobs"]
+    return ExtractConfig(weights=str(weights), image_size=image_size, **options)
 
 
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from captionmill.data.errors import InputError
 from captionmill.stages.runtime import choose_device
 
 T = TypeVar("T")
@@ -54,15 +55,21 @@ class World:
 def join_world(device: str) -> Iterator[tuple[World, torch.device]]:
     """The world that `torchrun` made this process part of, and its device; gloo between CPUs, NCCL between GPUs.
 
-    Raises InputError if this machine has no such device.
+    Raises InputError if this machine has no such device, or fewer GPUs than processes were started on it.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(), choose_device(device)
         return
     chosen = choose_device(device)
-    if chosen.type == "cuda" and chosen.index is None:
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if chosen.type == "cuda":
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", size)), torch.cuda.device_count()
+        if chosen.index is not None or here > gpus:
+            raise InputError(
+                f"{here} processes were started here, and each needs a GPU of its own: torch sees {gpus}; "
+                f"pass --device cuda and at most --nproc-per-node {gpus}, or --device cpu"
+            )
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:

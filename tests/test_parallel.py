@@ -12,10 +12,11 @@ import torch.distributed.run
 from builders import TINY_TRAINING, make_task
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from captionmill.data.errors import InputError
 from captionmill.stages.config import TrainConfig
 from captionmill.stages.decoding.checkpoint import read_checkpoint
 from captionmill.stages.decoding.train import train
-from captionmill.stages.parallel import World
+from captionmill.stages.parallel import World, join_world
 from captionmill.stages.runtime import has_fast_bf16
 
 CONFIG = dataclasses.replace(
@@ -128,3 +129,14 @@ def test_the_shares_of_a_batch_are_all_of_it() -> None:
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert World().gather([1, 2]) == [1, 2]
     assert [World(rank, 3).is_first for rank in range(3)] == [True, False, False]
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("auto", 1), ("cuda", 1), ("cuda:1", 2)])
+def test_processes_that_would_share_a_gpu_are_refused(device: str, gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    refused = f"2 processes were started here.* torch sees {gpus}; .*at most --nproc-per-node {gpus}"
+    with pytest.raises(InputError, match=refused), join_world(device):
+        pass
