@@ -8,6 +8,7 @@ import logging
 import os
 import posixpath
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -73,7 +74,8 @@ def find_images(images: Path | str) -> list[ImageFile]:
         raise InputError(f"{images}: {nothing}")
     by_key = {image.key: image for image in found}
     if names_are_files and len(by_key) < len(found):
-        raise InputError(f"{images}: two names are the same in UTF-8 with forward slashes; rename one of the files")
+        twice = next(key for key, count in Counter(image.key for image in found).items() if count > 1)
+        raise InputError(f"{images}: two names are {twice!r} in UTF-8 with forward slashes; rename one of the files")
     return [by_key[key] for key in sorted(by_key)]
 
 

@@ -1,5 +1,6 @@
 """Lists the members of a tar, so that each can be read where it lies: webdataset's shards as input."""
 
+import posixpath
 import tarfile
 from collections.abc import Collection
 from pathlib import Path
@@ -47,11 +48,12 @@ def list_members(path: Path | str) -> Collection[TarMember]:
         with _open(path) as file, _open_tar(file) as archive:
             size = file.seek(0, 2)
             for info in archive:
-                if info.islnk() and info.linkname in members:
-                    members[info.name] = members[info.linkname]._replace(name=info.name)
+                name = _unpacked_name(info.name)
+                if info.islnk() and (target := members.get(_unpacked_name(info.linkname))):
+                    members[name] = target._replace(name=name)
                 elif info.isreg() and not info.issparse():
                     modified_ns = max(0, int(info.mtime * 1_000_000_000)) or own_ns
-                    members[info.name] = TarMember(info.name, info.offset_data, info.size, modified_ns)
+                    members[name] = TarMember(name, info.offset_data, info.size, modified_ns)
                 archive.members = []  # tarfile keeps them all; a shard may have a million
             file.seek(archive.offset)
             is_whole = file.read(_BLOCK) == bytes(
@@ -64,6 +66,11 @@ def list_members(path: Path | str) -> Collection[TarMember]:
     if not is_whole or any(member.offset + member.size > size for member in members.values()):
         raise ImageError("the tar is cut short or damaged; copy it again")
     return members.values()
+
+
+def _unpacked_name(name: str) -> str:
+    """Where a member called `name` is unpacked to: `./a.jpg` and `/a.jpg` are both `a.jpg`."""
+    return posixpath.normpath(name.lstrip("/"))
 
 
 def _open_tar(file: Any) -> Any:

@@ -74,6 +74,14 @@ def test_torch_and_pillow_resize_alike(
     assert difference.mean() < 0.005  # levels
 
 
+@pytest.mark.parametrize(("preprocess", "width"), [("squash", 64), ("whole", 96)])
+def test_a_picture_of_the_right_size_is_not_resized(thin_weights: Path, preprocess: Preprocess, width: int) -> None:
+    """torch would copy it, with a team of threads of its own for each thread that decodes."""
+    config = ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess=preprocess, image_size=64)
+    image = np.asarray(make_image(width, 64))
+    assert build_encoder(config).prepare(image) is image
+
+
 def test_squash_keeps_the_whole_picture(thin_weights: Path) -> None:
     encoder = build_encoder(
         ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess="squash", image_size=64)

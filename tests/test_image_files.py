@@ -217,6 +217,24 @@ def test_last_of_several_members_of_one_name_counts_as_when_unpacked(tmp_path: P
     assert contents_of(write(tmp_path / "x.tar", pack_members(members))) == {"a.png": BLUE, "b.png": RED}
 
 
+def test_names_of_members_that_unpack_to_one_file_are_one_name(tmp_path: Path) -> None:
+    members = [("./a.png", RED), ("d/b.png", RED), ("a.png", GREEN), ("/d/./b.png", BLUE)]
+    path = write(tmp_path / "photos/x.tar", pack_members(members))
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("c.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "./a.png"
+        archive.addfile(link)
+    assert contents_of(path) == {"a.png": GREEN, "c.png": GREEN, "d/b.png": BLUE}
+    assert sorted(contents_of(tmp_path / "photos")) == ["x.tar/a.png", "x.tar/c.png", "x.tar/d/b.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a backslash is no part of a name on Windows")
+def test_two_files_of_one_key_are_refused_by_name(tmp_path: Path) -> None:
+    for name in ("a/b.png", "a\\b.png", "c.png"):
+        write(tmp_path / name, RED)
+    assert "two names are 'a/b.png' in UTF-8" in error_of(tmp_path)
+
+
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_and_foreign_names_come_whole_in_either_format(tmp_path: Path, tar_format: int) -> None:
     names = ["x" * 300 + ".jpg", "/".join(["folder" * 10] * 5) + "/é.png", "caf\udce9.jpg"]

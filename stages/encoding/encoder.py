@@ -78,6 +78,8 @@ def prepare_image(image: Pixels, spec: FeatureSpec) -> Pixels:
 
 def _resize(image: Pixels, width: int, height: int) -> Pixels:
     """By torch where it has vector instructions for it, else by Pillow; some pixels differ by a level between them."""
+    if image.shape[:2] == (height, width):  # torch would copy it, on all cores from each decoding thread
+        return image
     if not _TORCH_RESIZES_FAST:
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     channels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
