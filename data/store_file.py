@@ -8,9 +8,11 @@ in the files before it do not count. Where a key is in several files, the last p
 """
 
 import json
+import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +72,7 @@ def write_store_file(
     Raises StoreError if there is no room or no permission.
     """
     try:
-        with replace_atomically(path) as partial_path, h5py.File(partial_path, "w") as file:
+        with replace_atomically(path) as partial_path, _create(partial_path) as file:
             file.attrs["format"] = FORMAT
             file.attrs["format_version"] = FORMAT_VERSION
             file.attrs["spec"] = json.dumps(spec.to_json())
@@ -95,6 +97,28 @@ def write_store_file(
         raise StoreError(
             f"{path}: cannot be written ({reason}); rows already in parts are safe, run again to go on"
         ) from exc
+
+
+@contextmanager
+def _create(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file, whole on disk when the block ends; closed after an error too.
+
+    HDF5 2.0 cannot close a file that it cannot write to: it would keep its room on the full disk, though without a name
+    any more, and end the process in a segmentation fault. So after an error what is still to be written goes nowhere.
+    """
+    file = h5py.File(path, "w")
+    try:
+        yield file
+        file.flush()
+    except BaseException:
+        with suppress(OSError, RuntimeError):
+            if os.name != "nt":  # where HDF5's numbers of open files may not be Python's
+                nowhere = os.open(os.devnull, os.O_RDWR)
+                os.dup2(nowhere, file.id.get_vfd_handle(), inheritable=False)
+                os.close(nowhere)
+            file.close()
+        raise
+    file.close()
 
 
 def checksum_rows(keys: Sequence[str], rows: Features, sources: Sources) -> npt.NDArray[np.uint32]:

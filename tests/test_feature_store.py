@@ -1,6 +1,7 @@
 """The feature store keeps every row it was given, through interruptions, and says so when it cannot."""
 
 import multiprocessing
+import os
 import pickle
 import shutil
 import subprocess
@@ -131,6 +132,39 @@ def test_a_full_part_is_on_disk_before_the_writer_ends(tmp_path: Path) -> None:
         writer.add(keys, make_rows(ROWS_PER_PART))
         assert len(FeatureStore.open(path)) == ROWS_PER_PART
         assert FeatureStore.open(path).part_count == 1
+
+
+_FULL_DISK = """
+import os, resource, signal, sys
+from pathlib import Path
+from builders import make_rows, make_spec, make_store
+from captionmill.data.errors import StoreError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+before = os.listdir("/proc/self/fd")
+try:
+    make_store(Path(sys.argv[1]), [f"{number:05d}.jpg" for number in range(1000)], make_rows(1000))
+except StoreError as exc:
+    print(exc, len(os.listdir("/proc/self/fd")) - len(before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits and counts the files of a process as Linux does")
+@pytest.mark.parametrize("room", [0, 4096, 30_000, 70_000])
+def test_a_process_whose_disk_is_full_keeps_no_file_open_and_ends_in_order(tmp_path: Path, room: int) -> None:
+    """Through the interpreter's own end: HDF5 closes what it holds open there."""
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL_DISK, tmp_path / "f.h5", str(room)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(
+        "cannot be written (file too large); rows already in parts are safe, run again to go on 0\n"
+    )
+    assert list(tmp_path.rglob("*.h5")) == []
 
 
 def test_a_killed_writer_leaves_a_store_that_opens_verifies_and_goes_on(tmp_path: Path) -> None:
