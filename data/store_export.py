@@ -49,15 +49,19 @@ def export(
 
 
 def _write_npy(store: FeatureStore, output: Path, progress: Callable[[str, int, int], None]) -> None:
-    with replace_atomically(output) as partial_path:
-        shape = (len(store), store.spec.feature_dim)
-        rows = np.lib.format.open_memmap(partial_path, "w+", np.dtype(store.dtype), shape)
-        start = 0
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(store.dtype)),
+        "fortran_order": False,
+        "shape": (len(store), store.spec.feature_dim),
+    }
+    # not through a memory map, where a full disk ends the process with SIGBUS
+    with replace_atomically(output) as partial_path, partial_path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        done = 0
         for keys, block in store.blocks():
-            rows[start : start + len(keys)] = block
-            start += len(keys)
-            progress("export", start, len(store))
-        rows.flush()
+            file.write(block.tobytes())
+            done += len(keys)
+            progress("export", done, len(store))
     write_table(output.with_suffix(".csv"), pd.DataFrame({"row": range(len(store)), "key": store.keys}))
 
 

@@ -114,6 +114,18 @@ def test_more_rows_than_a_block_arrive_whole_and_are_counted(tmp_path: Path) -> 
     np.testing.assert_array_equal(exported, rows)
 
 
+def test_npy_grows_block_by_block_and_through_no_memory_map(tmp_path: Path) -> None:
+    """On a full disk writing to a map of a file ends the process with SIGBUS, and writing to the file is an error."""
+    make_store(tmp_path / "f.h5", [f"{number:05d}" for number in range(10_000)], make_rows(10_000))
+    sizes = []
+
+    def progress(label: str, done: int, total: int) -> None:
+        sizes.extend(path.stat().st_size for path in tmp_path.glob("*.partial"))
+
+    export(tmp_path / "f.h5", tmp_path / "f.npy", progress=progress)
+    assert sizes[0] < sizes[1] < (tmp_path / "f.npy").stat().st_size
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_an_empty_store_makes_an_npy_of_no_rows(tmp_path: Path, dtype: StoredDtype) -> None:
     write_empty(tmp_path / "f.h5", dtype)
