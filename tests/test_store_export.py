@@ -117,7 +117,7 @@ def test_more_rows_than_a_block_arrive_whole_and_are_counted(tmp_path: Path) -> 
 def test_npy_grows_block_by_block_and_through_no_memory_map(tmp_path: Path) -> None:
     """On a full disk writing to a map of a file ends the process with SIGBUS, and writing to the file is an error."""
     make_store(tmp_path / "f.h5", [f"{number:05d}" for number in range(10_000)], make_rows(10_000))
-    sizes = []
+    sizes: list[int] = []
 
     def progress(label: str, done: int, total: int) -> None:
         sizes.extend(path.stat().st_size for path in tmp_path.glob("*.partial"))
