@@ -135,6 +135,26 @@ def test_a_training_killed_at_every_moment_ends_as_one_that_was_not(
     assert not (tmp_path / "model.training").exists()
 
 
+def test_a_second_phase_that_is_killed_before_its_first_checkpoint_begins_again_where_the_first_was_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, captions = make_task(tmp_path)
+    config = dataclasses.replace(CONFIG, max_epochs=3, dropout=0.0)
+    whole = train(features, captions, tmp_path / "whole", config)
+    assert [result.best for result in whole.history[3:]] == [True, False]  # its weights are there before a checkpoint
+
+    def die(path: Path) -> None:
+        if path.name.startswith(f".{HISTORY_NAME}") and len(pd.read_csv(path)) == 4:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(atomic, "flush_to_disk", die)
+        with pytest.raises(Killed):
+            train(features, captions, tmp_path / "model", config)
+    train(features, captions, tmp_path / "model", config)
+    assert_same_training(tmp_path / "model", tmp_path / "whole")
+
+
 def test_a_run_that_is_killed_while_it_is_put_in_its_place_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

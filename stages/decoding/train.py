@@ -186,6 +186,7 @@ class _Run:
             return True
         best = read_bundle(self._work_dir)
         trainer.begin_self_critical({name: torch.from_numpy(tensor) for name, tensor in best.tensors.items()})
+        self._save()  # its first epoch may replace the best weights before the next checkpoint
         return False
 
     def _save(self) -> None:
