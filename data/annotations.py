@@ -1,7 +1,8 @@
 """Reference captions and splits by image key, from every layout in which caption data sets are published.
 
-A layout is recognised by content, never by the file's name. Captions keep their text apart from space at both ends:
-tokenizing is the vocabulary's job, and a caption that reads "None" or "NA" is a caption.
+A layout is recognised by content, never by the file's name. Captions keep their text apart from space at both ends, and
+apart from accents, which are put together with their letters (Unicode's NFC), so that a word is one word however it was
+typed: tokenizing is the vocabulary's job, and a caption that reads "None" or "NA" is a caption.
 """
 
 import csv
@@ -10,6 +11,7 @@ import io
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,7 +148,7 @@ def _collect(path: Path, rows: Iterator[_Row], restval: str) -> Annotations:
     splits: dict[str, str] = {}
     empty_count = 0
     for row in rows:
-        key, caption = image_key(row.image.strip()), row.caption.strip()
+        key, caption = image_key(row.image.strip()), unicodedata.normalize("NFC", row.caption.strip())
         if not key:
             raise AnnotationError(f"{row.where} has no image name; fill it in or remove the {row.where.split()[0]}")
         if row.split is not None:

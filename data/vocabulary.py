@@ -1,13 +1,16 @@
 """The vocabulary: every word of the training captions gets one index; 0 to 3 are `<pad> <start> <end> <unk>`."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 PAD, START, END, UNK = 0, 1, 2, 3
 SPECIAL_WORDS = ("<pad>", "<start>", "<end>", "<unk>")
 
-_WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*|(?<=\s)'s(?!\w)")  # t-shirt and man's are one word; so is a lone 's
+_MARKS = "".join(chr(code) for code in range(0x300, 0x1E00) if unicodedata.category(chr(code)).startswith("M"))
+_LETTERS = rf"[^\W_](?:[^\W_]|[{_MARKS}])*"  # vowel signs belong to their letter: of Hindi, Thai or Arabic
+_WORD = re.compile(rf"{_LETTERS}(?:[-']{_LETTERS})*|(?<=\s)'s(?!\w)")  # t-shirt and man's are one word; so is a lone 's
 
 
 def tokenize(caption: str) -> list[str]:

@@ -132,6 +132,11 @@ def test_unknown_restval_choice_is_an_error(tmp_path: Path) -> None:
         read_annotations(write(tmp_path / "x.json", KARPATHY), restval="keep")
 
 
+def test_accents_typed_apart_from_their_letters_are_put_together(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", "a.jpg#0\tein Ma\u0308dchen\na.jpg#1\tein M\u00e4dchen\n")
+    assert read_annotations(path).captions == {"a.jpg": ("ein M\u00e4dchen", "ein M\u00e4dchen")}
+
+
 def test_captions_without_text_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "x.csv", "image,caption,split\na.jpg,,train\na.jpg,A cat,train\nb.jpg,  ,test\n")
     with caplog.at_level(logging.WARNING):

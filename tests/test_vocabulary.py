@@ -14,6 +14,8 @@ from captionmill.data.vocabulary import END, PAD, START, UNK, Vocabulary, tokeni
         ("a man 's hat", ["a", "man", "'s", "hat"]),
         ("Ein Mädchen läuft - schnell", ["ein", "mädchen", "läuft", "schnell"]),
         ("3 dogs_and 2 cats", ["3", "dogs", "and", "2", "cats"]),
+        ("एक हिन्दी कुत्ता, दौड़ता है", ["एक", "हिन्दी", "कुत्ता", "दौड़ता", "है"]),
+        ("สุนัข วิ่ง", ["สุนัข", "วิ่ง"]),
         ("...", []),
     ],
 )
