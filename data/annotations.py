@@ -89,7 +89,9 @@ def read_split_list(path: Path) -> list[str]:
 def split_by_image(
     keys: Iterable[str], *, seed: int, val_fraction: float = 0.05, test_fraction: float = 0.05
 ) -> dict[str, str]:
-    """Each key's split, drawn by image so that no image has captions in two splits; at least one image in each.
+    """Each key's split, drawn by image so that no image has captions in two splits.
+
+    Each split has at least one image, and of ten images and more two: the CIDEr-D of one alone is always 0.
 
     The order of drawing is that of SHA-256 over seed and key: the same keys and seed give the same splits, on every
     machine and in whatever order the keys come. Raises AnnotationError when there are too few images.
@@ -97,8 +99,9 @@ def split_by_image(
     unique_keys = sorted(set(keys))
     if len(unique_keys) < 3:
         raise AnnotationError(f"cannot split {len(unique_keys)} images; 3 or more with captions are needed")
-    val_count = max(1, round(len(unique_keys) * val_fraction))
-    held_out_count = val_count + max(1, round(len(unique_keys) * test_fraction))
+    least = 2 if len(unique_keys) >= 10 else 1
+    val_count = max(least, round(len(unique_keys) * val_fraction))
+    held_out_count = val_count + max(least, round(len(unique_keys) * test_fraction))
     if held_out_count >= len(unique_keys):
         raise AnnotationError(
             f"val fraction {val_fraction} and test fraction {test_fraction} leave none of {len(unique_keys)} images to "

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 from threading import Thread
 
@@ -266,6 +267,12 @@ def test_split_by_image_depends_only_on_the_set_of_keys_and_the_seed() -> None:
 
 def test_split_by_image_of_three_gives_one_image_to_each_split() -> None:
     assert sorted(split_by_image(["a", "b", "c"], seed=0).values()) == ["test", "train", "val"]
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(9, 1), (10, 2), (29, 2), (30, 2), (100, 5)])
+def test_split_by_image_holds_out_two_images_where_there_are_ten(count: int, held_out: int) -> None:
+    counts = Counter(split_by_image(map(str, range(count)), seed=0).values())
+    assert counts == {"train": count - 2 * held_out, "val": held_out, "test": held_out}
 
 
 def test_split_by_image_says_how_many_images_it_needs() -> None:
