@@ -102,8 +102,8 @@ class ErrorGroup(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt as exc:
             click.echo(
-                "\nStopped. Features, captions and checkpoints made so far are kept for the same command to go on with; a "
-                "finished output is as it was before.",
+                "\nStopped. Features, captions and checkpoints made so far are kept for the same command to go on with;"
+                " a finished output is as it was before.",
                 err=True,
             )
             if isinstance(exc, _Terminated):
