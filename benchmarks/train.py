@@ -32,6 +32,8 @@ from captionmill.stages.decoding.train import build_vocabulary
 from captionmill.stages.decoding.trainer import Trainer
 from captionmill.stages.runtime import choose_device
 
+_PLAIN_BATCH_SIZE = 128
+
 
 class PlainDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """Captions as a tutorial reads them: one HDF5 access an item."""
@@ -80,7 +82,7 @@ def run_plain(
     device = choose_device("auto")
     pairs = [(store.position(key), vocabulary.encode(caption)[:20]) for key in keys for caption in captions[key]]
     dataset = PlainDataset(store.path, [row for row, _ in pairs], [words for _, words in pairs])
-    loader = torch.utils.data.DataLoader(dataset, 128, shuffle=True, num_workers=2, collate_fn=collate)
+    loader = torch.utils.data.DataLoader(dataset, _PLAIN_BATCH_SIZE, shuffle=True, num_workers=2, collate_fn=collate)
     network = PlainDecoder(len(vocabulary), size).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     while True:
@@ -147,7 +149,7 @@ def main() -> None:
     def trainer(config: TrainConfig) -> Trainer:
         return Trainer(store, annotations.captions, splits, vocabulary, config, device=choose_device("auto"))
 
-    same = TrainConfig(hidden_dim=512, tie_weights=False, label_smoothing=0.0)
+    same = TrainConfig(hidden_dim=512, tie_weights=False, label_smoothing=0.0, batch_size=_PLAIN_BATCH_SIZE)
     loops = {
         "plain trainer, 512": run_plain(store, dict(annotations.captions), splits.train, vocabulary, 512),
         "captionmill, 512": run_trainer(trainer(same)),

@@ -207,7 +207,7 @@ class TrainConfig(_Checked):
     """Share of the image's numbers dropped in training."""
     label_smoothing: float = 0.1
     """Share of each target spread evenly over all words."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Captions an optimizer step, over all processes together."""
     learning_rate: float = 1e-3
     """AdamW's largest step size: reached after a tenth of the steps, and falling to 0 along a cosine after that."""
