@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from captionmill.data.caption_texts import CaptionTexts
 from captionmill.data.errors import AnnotationError
 from captionmill.data.image_files import image_key
+from captionmill.data.name_forms import match_forms
 
 FORMATS = (
     "a Flickr token file (name.jpg#0<TAB>caption), COCO captions JSON, Karpathy JSON, "
@@ -64,26 +65,32 @@ class _Row:
     split: str | None = None
 
 
-def read_annotations(path: Path, *, restval: str = "train") -> Annotations:
+def read_annotations(path: Path, *, restval: str = "train", known_keys: Collection[str] = ()) -> Annotations:
     """The captions and splits of one file: Flickr token file, COCO or Karpathy JSON, CSV or TSV.
 
     Images of the split "restval" (Karpathy's rest of the COCO validation set) go to "train", or are left out when
-    `restval` is "drop". Captions without text are left out and counted in a warning. Raises AnnotationError naming the
-    line, row or entry that cannot be understood.
+    `restval` is "drop". Captions without text are left out and counted in a warning. An image that one of `known_keys`
+    names in another form of Unicode gets that key. Raises AnnotationError naming the line, row or entry that cannot be
+    understood.
     """
     if restval not in RESTVAL_CHOICES:
         raise AnnotationError(f"restval is {restval!r}; choose one of {', '.join(RESTVAL_CHOICES)}")
     with _opened(path) as file:
         try:
-            return _collect(path, _read_rows(file), restval)
+            return _collect(path, _read_rows(file), restval, known_keys)
         except AnnotationError as exc:
             raise AnnotationError(f"{path}: {exc}") from exc
 
 
-def read_split_list(path: Path) -> list[str]:
-    """The image keys of one split in the order of the file, one a line; a repeated key counts once."""
+def read_split_list(path: Path, *, known_keys: Collection[str] = ()) -> list[str]:
+    """The image keys of one split in the order of the file, one a line; a repeated key counts once.
+
+    One that is one of `known_keys` in another form of Unicode becomes that key.
+    """
     with _opened(path) as file:
-        return list(dict.fromkeys(image_key(line.strip()) for line in file if line.strip()))
+        keys = dict.fromkeys(image_key(line.strip()) for line in file if line.strip())
+    forms = match_forms(keys, known_keys)
+    return [forms.get(key, key) for key in keys]
 
 
 def split_by_image(
@@ -146,7 +153,7 @@ def _read_rows(file: TextIO) -> Iterator[_Row]:
     return _read_table(file, first_lines[0])
 
 
-def _collect(path: Path, rows: Iterator[_Row], restval: str) -> Annotations:
+def _collect(path: Path, rows: Iterator[_Row], restval: str, known_keys: Collection[str]) -> Annotations:
     captions = CaptionTexts()
     splits: dict[str, str] = {}
     empty_count = 0
@@ -169,6 +176,10 @@ def _collect(path: Path, rows: Iterator[_Row], restval: str) -> Annotations:
         del splits[key]
     if not captions:
         raise AnnotationError("no captions in this file")
+    for key, known_key in match_forms(captions, known_keys).items():
+        captions.rename(key, known_key)
+        if key in splits:
+            splits[known_key] = splits.pop(key)
     return Annotations(captions, splits)
 
 

@@ -36,6 +36,10 @@ class CaptionTexts(Mapping[str, tuple[str, ...]]):
         self._starts.append(len(self._text))
         self._places = None
 
+    def rename(self, key: str, new_key: str) -> None:
+        """Call the image `key` `new_key` from now on, which no other image may be called."""
+        self._numbers[new_key] = self._numbers.pop(key)
+
     def drop(self, key: str) -> None:
         """Forget the captions of the image `key`, if there are any."""
         self._numbers.pop(key, None)

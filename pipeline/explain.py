@@ -14,6 +14,7 @@ from captionmill.data.feature_store import FeatureStore
 from captionmill.data.image_files import ImageFile, image_key, is_unchanged, load_image
 from captionmill.data.image_source import UNKNOWN_SOURCE
 from captionmill.data.images import Pixels
+from captionmill.data.name_forms import match_forms
 from captionmill.data.store_file import Features
 from captionmill.data.vocabulary import SPECIAL_WORDS
 from captionmill.pipeline.explain_page import render_page
@@ -130,6 +131,7 @@ def _encode(image: Path, encoder: Encoder, machine: ExtractConfig) -> tuple[Feat
 def _require_key(image: Path, key: str | None, keys: Collection[str], where: str) -> str:
     """The key of `image` among `keys`; InputError if there is none, or several fit equally."""
     if key is not None:
+        key = match_forms([key], keys).get(key, key)
         if key not in keys:
             raise InputError(f"{key}: not in {where}; pass another --key")
         return key
@@ -147,9 +149,11 @@ def _find_keys(image: Path, keys: Collection[str]) -> list[str]:
     """The keys that `image` may have: the longest end of its path that is one, else all of its file name, sorted."""
     for path in (image, image.absolute()):
         parts = PurePosixPath(image_key(str(path))).parts
-        for start in range(len(parts)):
-            if (tail := str(PurePosixPath(*parts[start:]))) in keys:
-                return [tail]
+        tails = [str(PurePosixPath(*parts[start:])) for start in range(len(parts))]
+        forms = match_forms(tails, keys)
+        for tail in tails:
+            if (known := forms.get(tail, tail)) in keys:
+                return [known]
     name = image_key(image.name)
     return sorted(key for key in keys if key.endswith(f"/{name}"))
 

@@ -200,7 +200,8 @@ def _figures(
 def _vocabularies(
     models: Sequence[ModelFiles], scores: Sequence[ScoreFile], captions: Sequence[Path]
 ) -> list[_Vocabulary]:
-    annotations = [read_annotations(path) for path in captions]
+    trained_on = {key for model in models for key in model.bundle.splits["train"]}
+    annotations = [read_annotations(path, known_keys=trained_on) for path in captions]
     found = []
     for model in models:
         words = model.bundle.vocabulary

@@ -109,8 +109,8 @@ def evaluate(
     store = FeatureStore.open(features)
     if other:
         other.spec.require(store.spec, mine=str(against), others=str(features))
-    annotations = read_annotations(captions)
-    keys, chosen_by = _choose_keys(annotations, captioner.bundles, image_list)
+    annotations = read_annotations(captions, known_keys=store.keys)
+    keys, chosen_by = _choose_keys(annotations, captioner.bundles, store, image_list)
     scored = [key for key in keys if key in store and key in annotations.captions]
     if not scored:
         raise AnnotationError(f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references")
@@ -166,9 +166,11 @@ def _check_outputs(output: Path | None, per_image: Path | None, *, inputs: Seque
         raise InputError(f"{output}: cannot hold both the scores (JSON) and a row for each image (CSV); name two files")
 
 
-def _choose_keys(annotations: Annotations, bundles: Sequence[Bundle], image_list: Path | None) -> tuple[list[str], str]:
+def _choose_keys(
+    annotations: Annotations, bundles: Sequence[Bundle], store: FeatureStore, image_list: Path | None
+) -> tuple[list[str], str]:
     if image_list:
-        return read_split_list(image_list), f"listed in {image_list.name}"
+        return read_split_list(image_list, known_keys=store.keys), f"listed in {image_list.name}"
     if keys := annotations.keys_of("test"):
         return keys, "test split of the captions file"
     seen = _keys_of(bundles, "train", "val")

@@ -91,12 +91,12 @@ def train(
         raise InputError(f"{output}: is a file; --output is to be a folder")
     started = time.monotonic()
     store = FeatureStore.open(features)
-    annotations = read_annotations(captions, restval=restval)
+    annotations = read_annotations(captions, restval=restval, known_keys=store.keys)
     splits = choose_splits(
         annotations,
         store.keys,
-        train_list=read_split_list(train_list) if train_list else None,
-        val_list=read_split_list(val_list) if val_list else None,
+        train_list=read_split_list(train_list, known_keys=store.keys) if train_list else None,
+        val_list=read_split_list(val_list, known_keys=store.keys) if val_list else None,
         seed=config.seed,
     )
     vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=config.min_count)

@@ -104,7 +104,7 @@ def find_leaks(
         require_other_file(output, features, captions, *(lists or {}).values())
     chosen_device = choose_device(device)
     store = FeatureStore.open(features)
-    splits = _read_splits(captions, lists or {})
+    splits = _read_splits(captions, lists or {}, store)
     places = {
         name: np.array([store.position(key) for key in keys if key in store], dtype=np.int64)
         for name, keys in splits.items()
@@ -140,13 +140,15 @@ def find_leaks(
     return report
 
 
-def _read_splits(captions: Path | None, lists: Mapping[str, Path]) -> dict[str, list[str]]:
+def _read_splits(captions: Path | None, lists: Mapping[str, Path], store: FeatureStore) -> dict[str, list[str]]:
     """The keys of each split, each once, in the order train, val, test."""
     if lists:
-        return {name: sorted(read_split_list(lists[name])) for name in SPLIT_NAMES if name in lists}
+        return {
+            name: sorted(read_split_list(lists[name], known_keys=store.keys)) for name in SPLIT_NAMES if name in lists
+        }
     if captions is None:
         raise InputError("nothing says which image is in which split: pass --captions with splits, or split lists")
-    annotations = read_annotations(captions)
+    annotations = read_annotations(captions, known_keys=store.keys)
     if not annotations.splits:
         raise InputError(f"{captions}: names no splits; pass two or more of --train-list, --val-list and --test-list")
     return {name: annotations.keys_of(name) for name in SPLIT_NAMES if annotations.keys_of(name)}
