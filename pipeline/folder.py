@@ -90,6 +90,7 @@ def caption_folder(
     refused as by `Captioner.load`.
     """
     started = time.monotonic()
+    images = images if is_url(images) else Path(images)
     table_format = table_format or format_of(output)
     models = [model] if isinstance(model, Path) else list(model)
     captioner = Captioner.load(models, device=machine.device)
@@ -103,7 +104,7 @@ def caption_folder(
     else:
         found = find_images(images)
         store_path = features or cache_path_for(output)
-        require_other_file(output, None if is_url(images) else Path(images), store_path)
+        require_other_file(output, images if isinstance(images, Path) else None, store_path)
         if store_path == output:
             raise InputError(f"{output}: cannot be the table and the cache of features at once")
         _require_replaceable(output, overwrite=overwrite or replace_made)

@@ -35,7 +35,7 @@ def model(thin_weights: Path, tmp_path: Path) -> Path:
     return make_model(tmp_path / "model", encoder.spec, scores={LOW_CONFIDENCE: 0.5})
 
 
-def caption(images: Path, model: Path, output: Path, **options: Any) -> FolderSummary:
+def caption(images: Path | str, model: Path, output: Path, **options: Any) -> FolderSummary:
     return caption_folder(images, model, output, **{"search": SEARCH, "machine": MACHINE} | options)
 
 
@@ -104,6 +104,7 @@ def test_a_feature_store_is_captioned_without_its_images(model: Path, photos: Pa
     expected = rows_of(tmp_path / "t.csv")
     del expected["broken.jpg"]
     assert rows_of(tmp_path / "store.csv") == expected
+    assert caption(str(tmp_path / "t.features.h5"), model, tmp_path / "store.csv").made == 0
     for options in ({"sidecar": ".txt"}, {"embed_into": tmp_path / "copies"}):
         with pytest.raises(InputError, match="holds features and no images to write captions to"):
             caption(tmp_path / "t.features.h5", model, tmp_path / "u.csv", **options)
@@ -306,6 +307,8 @@ class TestEmbedding:
         pytest.importorskip("exiv2")
         with pytest.raises(InputError, match="copies among the images would be captioned too"):
             caption(photos, model, tmp_path / "t.csv", embed_into=photos / "copies")
+        with pytest.raises(InputError, match="copies among the images would be captioned too"):
+            caption(str(photos), model, tmp_path / "t.csv", embed_into=photos / "copies")
 
 
 def pixels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
