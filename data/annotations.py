@@ -230,7 +230,7 @@ def _read_table(file: TextIO, header_line: str) -> Iterator[_Row]:
         for block in blocks:
             for cells in block.itertuples(index=False, name=None):
                 number += 1
-                if number > 1:  # the first is the header
+                if number > 1 and any(map(str.strip, cells)):  # the first is the header; spreadsheets leave empty rows
                     split = None if split_column is None else cells[split_column]
                     yield _Row(f"row {number}", cells[image_column], cells[caption_column], split)
     except (pd.errors.ParserError, csv.Error) as exc:

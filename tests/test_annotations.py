@@ -86,6 +86,14 @@ def test_csv_columns_come_in_any_order_and_case_behind_a_byte_order_mark(tmp_pat
     assert annotations.keys_of("test") == ["f.jpg"]
 
 
+def test_the_empty_rows_of_a_spreadsheet_are_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", "image;caption;notes\r\na.jpg;A cat;\r\n;;\r\n\r\nb.jpg;A dog;new\r\n;; \r\n;\r\n")
+    assert read_annotations(path).captions == {"a.jpg": ("A cat",), "b.jpg": ("A dog",)}
+    assert error_of(path, "image;caption\na.jpg;A cat\n;\n;A dog\n") == (
+        "row 4 has no image name; fill it in or remove the row"
+    )
+
+
 def test_tsv_reads_like_csv(tmp_path: Path) -> None:
     path = write(tmp_path / "x.tsv", 'caption\tsplit\timage\nA cat, asleep\ttest\ta.jpg\n"a\ttab"\ttrain\tb.jpg\n')
     assert read_annotations(path) == Annotations(
