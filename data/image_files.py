@@ -244,6 +244,8 @@ def _is_folder(entry: Path | str | os.DirEntry[str]) -> bool:
 def _read_list(location: Path | str) -> Iterator[ImageFile]:
     """The images that the lines of a list name."""
     expected = "expected a folder of images, a .tar, or a UTF-8 text file with one image path a line"
+    if isinstance(location, Path) and _suffix(location) in IMAGE_SUFFIXES and _has_image_header(location):
+        raise InputError(f"{location}: one image; {expected}")
     try:
         data = read_url(location) if isinstance(location, str) else location.read_bytes()
         text = data.decode("utf-8-sig")

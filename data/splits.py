@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from captionmill.data.annotations import Annotations, split_by_image
 from captionmill.data.errors import AnnotationError
@@ -82,7 +83,12 @@ def _wanted_splits(
 def _say_nothing_fits(captioned: Sequence[str], with_features: Sequence[str]) -> str:
     if not with_features:
         return "the feature store is empty"
+    by_file_name = {PurePosixPath(key).name: key for key in with_features}
+    alike = (
+        (name, by_file_name[PurePosixPath(name).name]) for name in captioned if PurePosixPath(name).name in by_file_name
+    )
+    named, stored = next(alike, (captioned[0], with_features[0]))
     return (
-        f"none of the {len(captioned)} captioned images has features: the captions name {captioned[0]}, the feature "
-        f"store {with_features[0]}; extract from the folder that the captions' paths start at"
+        f"none of the {len(captioned)} captioned images has features: the captions name {named}, the feature store "
+        f"{stored}; write paths below the folder that was extracted, or extract from the folder that they start at"
     )

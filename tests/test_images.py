@@ -196,6 +196,12 @@ def test_file_that_is_no_list_says_what_is_expected(tmp_path: Path, content: byt
     assert str(caught.value) == f"{path}: {message}"
 
 
+def test_one_image_is_told_from_a_list_that_is_damaged(tmp_path: Path) -> None:
+    path = write(tmp_path / "photo.jpg", JPEG)
+    with pytest.raises(InputError, match=r"photo\.jpg: one image; expected a folder of images, a \.tar, or a UTF-8"):
+        find_images(path)
+
+
 def test_missing_path_and_empty_folder_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone: No such file or directory; expected a folder of images, a .tar, or"):
         find_images(tmp_path / "gone")

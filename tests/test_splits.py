@@ -55,3 +55,8 @@ def test_an_empty_split_is_an_error(own: dict[str, str], message: str) -> None:
 def test_no_common_key_is_an_error_that_shows_one_of_each() -> None:
     with pytest.raises(AnnotationError, match="the captions name a, the feature store photos/a"):
         choose_splits(Annotations(CAPTIONS, {}), {"photos/a", "photos/b"})
+    by_drive: dict[str, tuple[str, ...]] = {"C:/me/garden/b.jpg": ("x",), "C:/me/garden/gone.jpg": ("x",)}
+    with pytest.raises(
+        AnnotationError, match=r"name C:/me/garden/b\.jpg, the feature store garden/b\.jpg; write paths"
+    ):
+        choose_splits(Annotations(by_drive, {}), {"a.jpg", "garden/b.jpg"})

@@ -70,7 +70,8 @@ def caption(
 
     A feature store as IMAGES has its rows captioned. Columns: path, caption, confidence (0 to 1), flags (cut, repeated,
     low-confidence), status, error. A further run does only what is new or changed; a killed one goes on. A table
-    edited since is kept beside the new one: captions.edited.csv.
+    edited since is kept beside the new one: captions.edited.csv. In CSV a text that a spreadsheet could take for a
+    formula, such as a path that begins with = or -, has a ' in front.
 
     Example: captionmill caption photos --model model --output captions.csv
     """
