@@ -5,7 +5,9 @@ import html
 import io
 import json
 import re
+import unicodedata
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -225,6 +227,15 @@ def test_the_address_filters_and_sorts(
     assert (shown[0] if shown else None) == first
     assert "<title>10,000 images</title>" in document  # no script of a row has run
     assert "<img src=" not in document
+
+
+def test_the_filter_knows_vowel_signs_and_names_whose_accents_are_apart(chromium: OpenPage, tmp_path: Path) -> None:
+    Image.new("RGB", (12, 9), "teal").save(tmp_path / "x.png")
+    captions = {unicodedata.normalize("NFD", "Bär.png"): "काला कुत्ता", "b.png": "किताब"}
+    rows = [CaptionRow(key, caption, 0.5) for key, caption in captions.items()]
+    write_gallery(tmp_path / "page.html", "x", [ImageFile(key, tmp_path / "x.png") for key in captions], rows)
+    for query, shown in (("कि", "किताब"), ("Bär", "काला कुत्ता"), ("कुत्ता", "काला कुत्ता")):
+        assert cards(dump(chromium, tmp_path / "page.html", f"#q={quote(query)}")) == [shown]
 
 
 def test_the_address_opens_the_large_view_with_the_other_captions(chromium: OpenPage, large_page: Path) -> None:

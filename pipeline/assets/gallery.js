@@ -54,9 +54,9 @@ const orders = { path: rows, confidence: rows.toSorted(byConfidence.bind(null, -
 const state = { show: "all", sort: "confidence", query: "" };
 let view = []; // rows shown, in order
 
-/** Lower case, one space for whatever is neither letter nor digit: what "from a word's start" is looked up in. */
+/** Lower case, one space for whatever is no letter, accent, vowel sign or digit: what "from a word's start" is looked up in. */
 function normalize(text) {
-  return ` ${text.toLowerCase().normalize("NFKC").replace(/[^\p{L}\p{N}]+/gu, " ").trim()} `;
+  return ` ${text.toLowerCase().normalize("NFKC").replace(/[^\p{L}\p{M}\p{N}]+/gu, " ").trim()} `;
 }
 
 function parse(text) {
