@@ -30,7 +30,7 @@ FORMATS = (
 RESTVAL_CHOICES = ("train", "drop")
 
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
-_IMAGE_COLUMNS = ("image", "image_name")  # the second as in Flickr30k's results.csv
+_IMAGE_COLUMNS = ("image", "image_name", "path")  # as in Flickr30k's results.csv; in what `caption` writes
 _CAPTION_COLUMNS = ("caption", "comment")
 _DELIMITERS = ("\t", ",", "|", ";")
 _TOKEN_LINE = re.compile(r"(?P<image>.*?)#\d+[ \t]*\t(?P<caption>.*)")

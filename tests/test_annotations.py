@@ -141,6 +141,11 @@ def test_unknown_restval_choice_is_an_error(tmp_path: Path) -> None:
         read_annotations(write(tmp_path / "x.json", KARPATHY), restval="keep")
 
 
+def test_a_corrected_table_of_captions_can_be_trained_on(tmp_path: Path) -> None:
+    table = "path,caption,confidence,flags,status,error\na.jpg,A dog,0.9,,ok,\nd/b.jpg,,,,failed,damaged\n"
+    assert read_annotations(write(tmp_path / "captions.csv", table)).captions == {"a.jpg": ("A dog",)}
+
+
 def test_accents_typed_apart_from_their_letters_are_put_together(tmp_path: Path) -> None:
     path = write(tmp_path / "x", "a.jpg#0\tein Ma\u0308dchen\na.jpg#1\tein M\u00e4dchen\n")
     assert read_annotations(path).captions == {"a.jpg": ("ein M\u00e4dchen", "ein M\u00e4dchen")}
