@@ -116,7 +116,7 @@ def read_bundle(folder: Path) -> Bundle:
             spec=FeatureSpec.from_json(values["features"]),
             training=values["training"],
             splits={name: list(values["splits"][name]) for name in ("train", "val", "test")},
-            scores=values["scores"],
+            scores={name: score + 0 for name, score in values["scores"].items()},  # a TypeError if it is no number
             versions=values["versions"],
             tensors=safetensors.numpy.load(content),
         )

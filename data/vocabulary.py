@@ -22,9 +22,11 @@ class Vocabulary:
     """Words and their indices, fixed once built."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        """`words` in the order of their indices, the four special ones first; ValueError otherwise."""
+        """`words` in the order of their indices, the four special ones first, each once; ValueError otherwise."""
         if tuple(words[: len(SPECIAL_WORDS)]) != SPECIAL_WORDS:
             raise ValueError(f"a vocabulary starts with {' '.join(SPECIAL_WORDS)}, not {' '.join(words[:4])}")
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError("a vocabulary holds words alone")
         self.words = tuple(words)
         self._indices = {word: index for index, word in enumerate(self.words)}
         if len(self._indices) != len(self.words):

@@ -65,7 +65,18 @@ def test_a_missing_model_names_the_command_that_makes_one(tmp_path: Path) -> Non
         read_bundle(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"format": "x"}, {"format_version": 99}, {"vocabulary": ["a"]}, {"features": {}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "x"},
+        {"format_version": 99},
+        {"vocabulary": ["a"]},
+        {"vocabulary": ["<pad>", "<start>", "<end>", "<unk>", 1.5]},
+        {"features": {}},
+        {"scores": None},
+        {"scores": {"val_confidence_p10": "x"}},
+    ],
+)
 def test_a_json_that_is_no_bundle_is_a_one_line_error(tmp_path: Path, change: dict[str, object]) -> None:
     write_bundle(tmp_path, make_bundle("a"))
     path = tmp_path / BUNDLE_NAME

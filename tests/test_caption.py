@@ -2,19 +2,22 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from builders import make_rows, make_store
+from builders import make_model, make_rows, make_spec, make_store
 from torch import Tensor
 
-from captionmill.data.errors import InputError
+from captionmill.data.bundle import read_bundle, write_bundle
+from captionmill.data.errors import BundleError, InputError
 from captionmill.data.feature_store import FeatureStore
 from captionmill.data.vocabulary import Vocabulary
 from captionmill.stages.config import SearchConfig
 from captionmill.stages.decoding import caption as caption_module
-from captionmill.stages.decoding.caption import Caption, decode_features
+from captionmill.stages.decoding.caption import Caption, Captioner, decode_features
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig, State
 
 VOCABULARY = Vocabulary(["<pad>", "<start>", "<end>", "<unk>", *"abcdefgh"])
@@ -106,3 +109,25 @@ def test_cut_captions_and_alternatives_are_told(decoder: SmallMemoryDecoder, sto
         for caption in (best, *best.alternatives):
             assert caption.cut == (len(caption.text.split()) == 4)
             assert 0 < caption.confidence <= 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"dropout": 1.5}, {"layers": 0}, {"feature_scaling": "standardizf"}, {"image_input": "x"}],
+)
+def test_a_damaged_setting_of_a_decoder_is_one_line(tmp_path: Path, change: dict[str, object]) -> None:
+    model = make_model(tmp_path, make_spec())
+    bundle = read_bundle(model)
+    write_bundle(model, replace(bundle, decoder_config=bundle.decoder_config | change))
+    with pytest.raises(BundleError, match="weights and configuration do not fit each other"):
+        Captioner.load(model, device="cpu")
+
+
+def test_weights_that_are_not_finite_give_no_empty_captions(tmp_path: Path) -> None:
+    model = make_model(tmp_path, make_spec())
+    bundle = read_bundle(model)
+    weight = bundle.tensors["to_hidden.weight"].copy()
+    weight[0, 0] = np.nan
+    write_bundle(model, replace(bundle, tensors=dict(bundle.tensors) | {"to_hidden.weight": weight}))
+    with pytest.raises(BundleError, match="are not finite"):
+        Captioner.load(model, device="cpu")

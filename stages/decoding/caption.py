@@ -152,10 +152,12 @@ def _build_decoder(model: Path, bundle: Bundle) -> Decoder:
         if decoder.config.tie_weights:
             tensors["to_logits.weight"] = tensors["embedding.weight"]  # written once
         decoder.load_state_dict(tensors)
-    except (TypeError, RuntimeError, KeyError) as exc:
+    except (TypeError, ValueError, RuntimeError, KeyError) as exc:
         raise BundleError(f"{model}: weights and configuration do not fit each other; train it again") from exc
     if decoder.config.vocab_size != len(bundle.vocabulary):
         raise BundleError(f"{model}: {len(bundle.vocabulary)} words for {decoder.config.vocab_size} logits")
+    if not all(bool(tensor.isfinite().all()) for tensor in decoder.state_dict().values()):
+        raise BundleError(f"{model}: some of its weights are not finite, and it has no captions; train it again")
     return decoder
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -60,8 +61,14 @@ class Decoder(nn.Module):
     feature_std: Tensor
 
     def __init__(self, config: DecoderConfig) -> None:
-        """Fresh weights from torch's global generator; features are taken as they are until `fit_features`."""
+        """Fresh weights from torch's global generator; features are taken as they are until `fit_features`.
+
+        Raises ValueError for settings that no decoder has.
+        """
         super().__init__()
+        for value, known in ((config.image_input, ImageInput), (config.feature_scaling, FeatureScaling)):
+            if value not in get_args(known):  # a damaged bundle would caption otherwise than it was trained to
+                raise ValueError(f"{value!r} is not one of {', '.join(get_args(known))}")
         self.config = config
         self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
         self.register_buffer("feature_std", torch.ones(config.feature_dim))
