@@ -20,12 +20,24 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = partial_path_of(path)
     try:
-        yield partial_path
-        flush_to_disk(partial_path)
-        partial_path.replace(path)
+        with errors_named(path):
+            yield partial_path
+            flush_to_disk(partial_path)
+            partial_path.replace(path)
     finally:
         partial_path.unlink(missing_ok=True)
     flush_to_disk(path.parent)
+
+
+@contextmanager
+def errors_named(path: Path) -> Iterator[None]:
+    """Let an error of the system that names no file, as of a full disk, name `path`."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno is not None and exc.filename is None:
+            exc.filename = str(path)
+        raise
 
 
 def partial_path_of(path: Path) -> Path:

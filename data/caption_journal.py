@@ -20,7 +20,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from captionmill.data.atomic import fit_name, flush_to_disk, replace_atomically
+from captionmill.data.atomic import errors_named, fit_name, flush_to_disk, replace_atomically
 from captionmill.data.caption_table import RowText, read_parquet, row_text, write_parquet
 from captionmill.data.errors import InputError
 from captionmill.data.lock_file import hold_lock
@@ -196,6 +196,7 @@ class CaptionJournal:
         """Takes rows and what they were made from, after the first `row_count`, which end at `end`; cuts off others."""
         journal_end = len(self.header_line) + row_count * _RECORD.size
         with (
+            errors_named(self.path),
             _open_at(journal, self.header_line, journal_end) as records,
             _open_at(table, self.text.header, end) as file,
         ):

@@ -54,6 +54,7 @@ def _write_npy(store: FeatureStore, output: Path, progress: Callable[[str, int, 
         "fortran_order": False,
         "shape": (len(store), store.spec.feature_dim),
     }
+    table_path = output.with_suffix(".csv")
     # not through a memory map, where a full disk ends the process with SIGBUS
     with replace_atomically(output) as partial_path, partial_path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -62,7 +63,9 @@ def _write_npy(store: FeatureStore, output: Path, progress: Callable[[str, int, 
             file.write(block.tobytes())
             done += len(keys)
             progress("export", done, len(store))
-    write_table(output.with_suffix(".csv"), pd.DataFrame({"row": range(len(store)), "key": store.keys}))
+        file.flush()
+        table_path.unlink(missing_ok=True)  # a kill or a full disk must not leave an older one beside the new rows
+    write_table(table_path, pd.DataFrame({"row": range(len(store)), "key": store.keys}))
 
 
 def _write_parquet(store: FeatureStore, output: Path, progress: Callable[[str, int, int], None]) -> None:

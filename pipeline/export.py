@@ -23,6 +23,7 @@ MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocabulary.json"
 FORMAT = "captionmill-export"
 FORMAT_VERSION = 1
+_STEMS = ("encoder", "decoder_start", "decoder_step")
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,13 @@ def export_model(
     file other than it went in, WeightsError if the backbone's weights cannot be had or are not the model's.
     """
     require_packages(file_format)
-    _require_place(output, overwrite=overwrite)
+    staging = output.with_name(f".{output.name}.partial")
+    _require_place(output, staging, overwrite=overwrite)
     captioner = Captioner.load(model, device="cpu")
     networks: list[PortableNetwork] = []
     if with_encoder:
         networks.append(portable_encoder(encoder_for_spec(captioner.spec, ExtractConfig(device="cpu"), weights)))
     networks += portable_decoder(captioner.decoder)
-    staging = output.with_name(f".{output.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
@@ -88,11 +89,17 @@ def export_model(
     )
 
 
-def _require_place(output: Path, *, overwrite: bool) -> None:
-    """Raise InputError unless `output` is new or empty, or an older export that may be replaced."""
+def _require_place(output: Path, staging: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless `output` is new or empty, or an older export that may be replaced.
+
+    So may one that a kill cut short while it was put in place: its manifest, the last file, is in `staging` still.
+    """
     if not output.exists() or not any(output.iterdir()):
         return
     if not (output / MANIFEST_NAME).exists():
+        own = {VOCABULARY_NAME, *(stem + suffix for stem in _STEMS for suffix in SUFFIXES.values())}
+        if (staging / MANIFEST_NAME).exists() and own.issuperset(path.name for path in output.iterdir()):
+            return
         raise InputError(f"{output}: holds other files; name another folder with --output")
     if not overwrite:
         raise InputError(f"{output}: holds an export already; pass --overwrite to replace it, or another --output")
@@ -135,7 +142,7 @@ def _put_in_place(staging: Path, output: Path) -> list[str]:
     names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name == MANIFEST_NAME, name))
     output.mkdir(parents=True, exist_ok=True)
     (output / MANIFEST_NAME).unlink(missing_ok=True)
-    for stem in ("encoder", "decoder_start", "decoder_step"):
+    for stem in _STEMS:
         for suffix in SUFFIXES.values():
             (output / (stem + suffix)).unlink(missing_ok=True)
     for name in names:

@@ -1,5 +1,6 @@
 """A reader sees the old file or the new one, never half of either."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ def test_an_error_while_writing_leaves_the_old_file_and_nothing_beside_it(tmp_pa
         fail_halfway()
     assert path.read_text() == "good\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_a_full_disk_names_the_file_that_could_not_be_written(tmp_path: Path) -> None:
+    def fill() -> None:
+        with replace_atomically(tmp_path / "table.csv"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device") as error:
+        fill()
+    assert error.value.filename == str(tmp_path / "table.csv")
 
 
 def test_a_name_as_long_as_a_name_may_be_is_written_too(tmp_path: Path) -> None:

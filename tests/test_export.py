@@ -214,6 +214,20 @@ def test_an_export_is_replaced_on_request_alone_and_whole(trained: Path, tmp_pat
     assert not list(tmp_path.glob(".*"))
 
 
+def test_an_export_killed_while_it_took_its_place_is_made_by_the_same_command(trained: Path, tmp_path: Path) -> None:
+    arguments = ["export", trained / "model", "--output", tmp_path / "out", "--format", "torchscript", "--no-encoder"]
+    assert run(*arguments).exit_code == 0
+    left = tmp_path / ".out.partial"
+    left.mkdir()
+    (tmp_path / "out" / "manifest.json").rename(left / "manifest.json")
+    (tmp_path / "out" / "mine.txt").touch()
+    assert "holds other files" in fail(*arguments)
+    (tmp_path / "out" / "mine.txt").unlink()
+    assert run(*arguments).exit_code == 0
+    assert (tmp_path / "out" / "manifest.json").exists()
+    assert not left.exists()
+
+
 def test_a_folder_of_other_things_is_left_alone(trained: Path) -> None:
     message = fail("export", trained / "model", "--output", trained / "model", "--format", "torchscript")
     assert message == f"Error: {trained / 'model'}: holds other files; name another folder with --output"

@@ -1,5 +1,6 @@
 """An export holds the rows of the store to the bit, and their keys."""
 
+import errno
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow.parquet
 import pytest
 from builders import make_rows, make_spec, make_store
 
+from captionmill.data import store_export
 from captionmill.data.errors import InputError, StoreError
 from captionmill.data.feature_store import FeatureStore
 from captionmill.data.feature_writer import FeatureWriter
@@ -158,6 +160,21 @@ def test_a_file_that_exists_is_replaced_only_with_overwrite(tmp_path: Path, outp
         assert read_table(tmp_path / "f.csv")["key"].tolist() == KEYS
     else:
         np.testing.assert_array_equal(read_parquet(tmp_path / output)[1], rows)
+
+
+def test_new_rows_never_lie_beside_the_keys_of_older_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "f.h5")
+    (tmp_path / "f.npy").write_bytes(b"older rows")
+    (tmp_path / "f.csv").write_text("row,key\n0,older.jpg\n")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_export, "write_table", fail)
+    with pytest.raises(OSError, match="No space left"):
+        export(tmp_path / "f.h5", tmp_path / "f.npy", overwrite=True)
+    assert np.load(tmp_path / "f.npy").ndim == 2
+    assert not (tmp_path / "f.csv").exists()
 
 
 @pytest.mark.parametrize("name", ["f.csv", "f", "f.h5", "f.npy.gz"])
