@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import make_rows, make_spec, make_store
+from builders import TINY_TRAINING, make_rows, make_spec, make_store, make_task
 
 from captionmill.data.bundle import read_bundle
 from captionmill.data.errors import AnnotationError, InputError, SpecMismatchError, TrainingError
@@ -15,6 +15,7 @@ from captionmill.stages.config import SearchConfig, TrainConfig
 from captionmill.stages.decoding.caption import Captioner
 from captionmill.stages.decoding.evaluate import evaluate
 from captionmill.stages.decoding.train import train
+from captionmill.stages.decoding.trainer import Trainer
 from captionmill.stages.decoding.training_state import EpochResult
 
 CONFIG = TrainConfig(
@@ -168,3 +169,13 @@ def test_evaluate_scores_the_list_it_is_given_and_names_what_it_cannot(
     (tmp_path / "list.txt").write_text("nowhere.jpg\n")
     with pytest.raises(AnnotationError, match="nothing to score: none of 1 images"):
         evaluate(features, tmp_path / "model", captions, image_list=tmp_path / "list.txt")
+
+
+def test_a_training_that_memory_does_not_hold_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 32768000000 bytes")
+
+    features, captions = make_task(tmp_path)
+    monkeypatch.setattr(Trainer, "train_epoch", fail)
+    with pytest.raises(TrainingError, match="pass a smaller --batch-size or --hidden-dim"):
+        train(features, captions, tmp_path / "model", TINY_TRAINING)

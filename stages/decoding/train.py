@@ -33,7 +33,7 @@ from captionmill.stages.decoding.run_folder import RUN_NAMES, RunFolder, copy_ru
 from captionmill.stages.decoding.trainer import Trainer
 from captionmill.stages.decoding.training_state import EpochResult
 from captionmill.stages.parallel import World, join_world
-from captionmill.stages.runtime import Progress, no_progress
+from captionmill.stages.runtime import Progress, is_out_of_memory, no_progress
 
 _logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def train(
     )
     vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=config.min_count)
     work_dir = output.resolve().with_name(f"{output.resolve().name}.training")
-    with join_world(config.device) as (world, device), _claim(work_dir, world):
+    with _memory_named(), join_world(config.device) as (world, device), _claim(work_dir, world):
         if world.is_first:
             on_splits(splits)
         fingerprint = _fingerprint(store, annotations, splits, config, world)
@@ -210,6 +210,19 @@ def _fingerprint(
         for key in keys:
             digest.update(json.dumps((name, key, annotations.captions[key])).encode())
     return settings | {"features": store.digest().hex(), "captions or splits": digest.hexdigest()}
+
+
+@contextlib.contextmanager
+def _memory_named() -> Iterator[None]:
+    """Say in one line that memory ran out; the steps of a smaller batch would be other steps, so none is chosen."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as exc:
+        if not is_out_of_memory(exc):
+            raise
+        raise TrainingError(
+            "not enough memory for this training: pass a smaller --batch-size or --hidden-dim, and --restart"
+        ) from exc
 
 
 @contextlib.contextmanager
