@@ -32,7 +32,7 @@ from captionmill.stages.decoding.train import build_vocabulary
 from captionmill.stages.decoding.trainer import Trainer
 from captionmill.stages.runtime import choose_device
 
-_PLAIN_BATCH_SIZE = 128
+_PLAIN_BATCH_SIZE = 128  # captions a step, of the same network in captionmill too
 
 
 class PlainDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from captionmill.data.caption_texts import CaptionTexts
 from captionmill.data.errors import AnnotationError
+from captionmill.data.formulas import unguard_formula
 from captionmill.data.image_files import image_key
 from captionmill.data.name_forms import match_forms
 
@@ -30,7 +31,8 @@ FORMATS = (
 RESTVAL_CHOICES = ("train", "drop")
 
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
-_IMAGE_COLUMNS = ("image", "image_name", "path")  # as in Flickr30k's results.csv; in what `caption` writes
+_OWN_IMAGE_COLUMN = "path"  # in a table that `caption` wrote
+_IMAGE_COLUMNS = ("image", "image_name", _OWN_IMAGE_COLUMN)  # the second as in Flickr30k's results.csv
 _CAPTION_COLUMNS = ("caption", "comment")
 _DELIMITERS = ("\t", ",", "|", ";")
 _TOKEN_LINE = re.compile(r"(?P<image>.*?)#\d+[ \t]*\t(?P<caption>.*)")
@@ -232,7 +234,10 @@ def _read_table(file: TextIO, header_line: str) -> Iterator[_Row]:
                 number += 1
                 if number > 1 and any(map(str.strip, cells)):  # the first is the header; spreadsheets leave empty rows
                     split = None if split_column is None else cells[split_column]
-                    yield _Row(f"row {number}", cells[image_column], cells[caption_column], split)
+                    image, caption = cells[image_column], cells[caption_column]
+                    if header[image_column] == _OWN_IMAGE_COLUMN:
+                        image, caption = unguard_formula(image), unguard_formula(caption)
+                    yield _Row(f"row {number}", image, caption, split)
     except (pd.errors.ParserError, csv.Error) as exc:
         detail = " ".join(str(exc).rpartition("C error: ")[2].split())
         raise AnnotationError(f"damaged table ({detail}); put quotes around captions that contain {mark!r}") from exc

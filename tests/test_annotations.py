@@ -142,8 +142,10 @@ def test_unknown_restval_choice_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_corrected_table_of_captions_can_be_trained_on(tmp_path: Path) -> None:
-    table = "path,caption,confidence,flags,status,error\na.jpg,A dog,0.9,,ok,\nd/b.jpg,,,,failed,damaged\n"
-    assert read_annotations(write(tmp_path / "captions.csv", table)).captions == {"a.jpg": ("A dog",)}
+    rows = ("a.jpg,A dog,0.9,,ok,", "d/b.jpg,,,,failed,damaged", "'=c.jpg,'-,0.1,,ok,")
+    table = "\n".join(("path,caption,confidence,flags,status,error", *rows))
+    captions = {"a.jpg": ("A dog",), "=c.jpg": ("-",)}
+    assert read_annotations(write(tmp_path / "captions.csv", table)).captions == captions
 
 
 def test_accents_typed_apart_from_their_letters_are_put_together(tmp_path: Path) -> None:
