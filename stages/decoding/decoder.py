@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captionmill.stages.config import FeatureScaling, ImageInput, TrainConfig
+from captionmill.stages.decoding.dropout import Dropout
 
 State = tuple[Tensor, ...]
 """What a step hands to the next, each part [L, B, ...] with the caption in dimension 1: hidden, cell, and with
@@ -72,7 +73,7 @@ class Decoder(nn.Module):
         self.config = config
         self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
         self.register_buffer("feature_std", torch.ones(config.feature_dim))
-        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.feature_dropout = Dropout(config.feature_dropout)
         if config.image_input == "init":
             self.to_hidden = nn.Linear(config.feature_dim, config.hidden_dim)
             self.to_cell = nn.Linear(config.feature_dim, config.hidden_dim)
@@ -86,7 +87,7 @@ class Decoder(nn.Module):
             batch_first=True,
             dropout=config.dropout if config.layers > 1 else 0.0,
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         output_dim = config.hidden_dim
         if config.tie_weights:
             output_dim = config.embed_dim
