@@ -80,7 +80,7 @@ def main() -> None:
                     f"| {second.peak_rss_gb:.2f} |",
                     flush=True,
                 )
-                if "rows as they were" not in second.output:
+                if "rows as before" not in second.output:
                     raise SystemExit(second.output)
 
 

@@ -125,9 +125,10 @@ def train_line(summary: "TrainSummary") -> str:
 def folder_line(summary: "FolderSummary") -> str:
     """How many images were found, captioned and not readable."""
     kept = summary.found - summary.made
+    as_before = f", {show_count(kept, 'row')} as before" if kept else ""
     return (
         f"{show_count(summary.found, 'image')} found: {summary.captioned:,} captioned "
-        f"({summary.cached:,} from cached features{f', {kept:,} rows as they were' if kept else ''}), "
+        f"({summary.cached:,} from cached features{as_before}), "
         f"{len(summary.failures):,} failed; "
         f"{show_duration(summary.duration_s)}"
     )

@@ -187,7 +187,7 @@ def test_caption_writes_a_row_for_every_image_found(model: Path, photos: Path, t
             assert (row["status"], row["error"]) == ("ok", "")
     (tmp_path / "photos" / "broken.jpg").unlink()
     again = run("caption", photos, "--model", model, "--output", output)
-    assert "8 images found: 8 captioned (8 from cached features, 8 rows as they were), 0 failed" in again.stdout
+    assert "8 images found: 8 captioned (8 from cached features, 8 rows as before), 0 failed" in again.stdout
     assert len(read_csv(output)) == 8
 
 
@@ -490,6 +490,25 @@ def test_scoring_images_that_were_trained_on_is_told(model: Path, captions: Path
         "evaluate", tmp_path / "f.h5", "--model", model, "--captions", captions, "--list", tmp_path / "list.txt"
     )
     assert "Warning: 1 of the 2 images scored are ones that the model was trained on" in result.stderr
+
+
+def test_why_one_image_has_no_cider_is_told(model: Path, captions: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("blue_6.JPG\n")
+    evaluate = [
+        "evaluate",
+        tmp_path / "f.h5",
+        "--model",
+        model,
+        "--captions",
+        captions,
+        "--list",
+        tmp_path / "list.txt",
+    ]
+    result = run(*evaluate)
+    assert "CIDEr-D  0.0000" in result.stdout
+    assert "Warning: one image: its CIDEr-D is 0 whatever its caption" in result.stderr
+    (tmp_path / "list.txt").write_text("blue_6.JPG\nred_0.png\n")
+    assert "one image" not in run(*evaluate).stderr
 
 
 def test_a_killed_caption_leaves_the_old_table_and_the_next_run_makes_the_new_one(

@@ -236,7 +236,7 @@ def test_a_gallery_is_written_when_the_file_asks_for_it(plan_path: Path, monkeyp
     plan_path.write_text(PLAN + 'gallery = "pages/new.html"\n')
     result = run_command(plan_path)
     assert "$ captionmill caption new --model model --output captions.csv --gallery pages/new.html" in result.stderr
-    assert "9 rows as they were" in result.stdout
+    assert "9 rows as before" in result.stdout
     assert "blue_2.png" in (plan_path.parent / "pages" / "new.html").read_text(encoding="utf-8")
     assert stages_run(plan_path) == []
 

@@ -115,6 +115,8 @@ def evaluate(
     if not scored:
         raise AnnotationError(f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references")
     _warn_of_training_images(captioner.bundles, scored, "the model")
+    if len(scored) == 1:
+        _log.warning("one image: its CIDEr-D is 0 whatever its caption, since all words are equally rare in one image")
     decoded = dict(captioner.captions(store, scored, search, progress=progress))
     references = {key: annotations.captions[key] for key in scored}
     texts = {key: caption.text for key, caption in decoded.items()}
