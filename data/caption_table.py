@@ -115,7 +115,8 @@ def is_caption_table(path: Path) -> bool:
             return set(_COLUMNS).issubset(parquet.read_schema(path).names)
         except (ValueError, OSError):
             return False
-    columns = start.removeprefix(_MARK).partition(b"\n")[0].decode("utf-8", "replace").strip("\r").split(",")
+    header = start.removeprefix(_MARK).partition(b"\n")[0].decode("utf-8", "replace").strip("\r")
+    columns = header.replace('"', "").split(",")  # a spreadsheet may quote every cell
     return not start or start.startswith(_JSON_START) or _NEEDED_COLUMNS.issubset(columns)
 
 

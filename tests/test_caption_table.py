@@ -123,6 +123,17 @@ def test_another_file_is_no_table(content: bytes, tmp_path: Path) -> None:
     assert not is_caption_table(tmp_path / "t")
 
 
+def test_a_table_whose_every_cell_a_spreadsheet_quoted_is_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", ROWS[:1], "csv")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = list(csv.reader(file))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows(lines)
+    assert path.read_text().startswith('"path","caption"')
+    assert is_caption_table(path)
+    assert [row.path for row in read_captions(path)] == ["a,b.jpg"]
+
+
 def test_a_table_that_is_not_there_says_how_it_is_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"t\.csv: No such file or directory; `captionmill caption IMAGES"):
         read_captions(tmp_path / "t.csv")
