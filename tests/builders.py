@@ -81,12 +81,19 @@ def make_task(folder: Path, *, train: int = 8, val: int = 2) -> tuple[Path, Path
     return make_store(folder / "features.h5", keys, rows), folder / "captions.csv"
 
 
-def make_model(folder: Path, spec: FeatureSpec, *, scores: dict[str, float] | None = None, seed: int = 0) -> Path:
+def make_model(
+    folder: Path,
+    spec: FeatureSpec,
+    *,
+    scores: dict[str, float] | None = None,
+    splits: dict[str, list[str]] | None = None,
+    seed: int = 0,
+) -> Path:
     """A small decoder with random weights for features of `spec`."""
     torch.manual_seed(seed)
     vocabulary = Vocabulary([*SPECIAL_WORDS, "a", "red", "blue", "dog", "cat", "läuft", "on", "grass"])
     config = DecoderConfig(spec.feature_dim, len(vocabulary), 8, 8, 0.0, 0.0)
     tensors = {name: tensor.numpy() for name, tensor in Decoder(config).state_dict().items()}
-    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    splits = splits or {"train": [], "val": [], "test": []}
     write_bundle(folder, Bundle(vars(config), vocabulary, spec, {}, splits, scores or {}, {}, tensors))
     return folder

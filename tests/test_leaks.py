@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import make_rows, make_spec, make_store
+from builders import make_model, make_rows, make_spec, make_store
 from click.testing import CliRunner, Result
 
 from captionmill.cli import main
@@ -207,6 +207,18 @@ def test_the_captions_files_own_splits_are_used_and_long_lists_end_in_a_count(tm
     assert "within train: 66 pairs of cosine 0.86 or more, 0 identical\n" in within.stdout
 
 
+def test_a_models_own_splits_are_used(store: Path, lists: dict[str, Path], tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", make_spec(), splits=SPLITS)
+    report = find_leaks(store, model=model, device="cpu")
+    assert report == find_leaks(store, lists=lists, device="cpu")
+    assert len(report.pairs) == 5
+    assert "train and test: 2 pairs of cosine 0.86 or more, 1 identical\n" in run(store, "--model", model).stdout
+    beside = run(store, "--model", model, "--test-list", lists["test"])
+    assert beside.stderr == f"Error: {model}: the model knows its splits; pass no captions and no lists beside it\n"
+    no_model = run(store, "--model", tmp_path / "nothing")
+    assert (no_model.exit_code, no_model.stderr.count("\n")) == (1, 1)
+
+
 def test_nothing_to_compare_is_said_in_one_line(store: Path, lists: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "plain.csv").write_text("image,caption\na.jpg,a dog\n")
     (tmp_path / "other.txt").write_text("elsewhere/a.jpg\n")
@@ -214,9 +226,9 @@ def test_nothing_to_compare_is_said_in_one_line(store: Path, lists: dict[str, Pa
     assert result.exit_code == 1
     assert result.stderr == (
         f"Error: {tmp_path / 'plain.csv'}: names no splits; "
-        "pass two or more of --train-list, --val-list and --test-list\n"
+        "pass two or more of --train-list, --val-list and --test-list, or the --model whose training drew them\n"
     )
-    assert "Error: nothing says which image is in which split: pass --captions" in run(store).stderr
+    assert "Error: nothing says which image is in which split: pass --model, --captions" in run(store).stderr
     for options in (
         ["--train-list", lists["train"]],
         ["--train-list", lists["train"], "--val-list", tmp_path / "other.txt"],

@@ -6,13 +6,21 @@ import click
 
 from captionmill.pipeline import summaries
 from captionmill.pipeline.summaries import show_count, show_list
-from captionmill.pipeline.terminal.options import FILE, FILE_PATH, device_option, quiet_option, setting
+from captionmill.pipeline.terminal.options import (
+    FILE,
+    FILE_PATH,
+    FOLDER_PATH,
+    device_option,
+    quiet_option,
+    setting,
+)
 from captionmill.pipeline.terminal.progress_bars import ProgressBars
 from captionmill.stages.config import LeakConfig
 
 
 @click.command()
 @click.argument("features", type=FILE_PATH)
+@click.option("--model", type=FOLDER_PATH, help="Model whose splits are meant, those that `train` drew included.")
 @click.option("--captions", type=FILE, help="Captions file that names splits; not needed with lists.")
 @click.option("--train-list", type=FILE, help="Images of the split train, one a line.")
 @click.option("--val-list", type=FILE, help="Images of the split val, one a line.")
@@ -24,6 +32,7 @@ from captionmill.stages.config import LeakConfig
 @quiet_option
 def leaks(
     features: Path,
+    model: Path | None,
     captions: Path | None,
     train_list: Path | None,
     val_list: Path | None,
@@ -36,9 +45,10 @@ def leaks(
 ) -> None:
     """Report identical and nearly identical images across splits, by the features in the store FEATURES.
 
-    Splits are those of the lists given, or else those of the captions file. Identical are images of the same content.
+    Splits are those of the model, or those of the lists given, or else those of the captions file. Identical are images
+    of the same content.
 
-    Example: captionmill leaks features.h5 --captions captions.csv --output leaks.csv
+    Example: captionmill leaks features.h5 --model model --output leaks.csv
     """
     from captionmill.stages.scoring.leaks import find_leaks
 
@@ -49,6 +59,7 @@ def leaks(
             captions,
             LeakConfig(threshold=threshold, within=within),
             lists={name: path for name, path in lists.items() if path},
+            model=model,
             output=output,
             device=device,
             progress=progress,

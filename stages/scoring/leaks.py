@@ -18,6 +18,7 @@ from torch import Tensor
 
 from captionmill.data.annotations import read_annotations, read_split_list
 from captionmill.data.atomic import require_other_file
+from captionmill.data.bundle import read_bundle
 from captionmill.data.errors import InputError
 from captionmill.data.feature_store import FeatureStore
 from captionmill.data.tables import write_table
@@ -88,23 +89,26 @@ def find_leaks(
     config: LeakConfig = LeakConfig(),
     *,
     lists: Mapping[str, Path] | None = None,
+    model: Path | None = None,
     output: Path | None = None,
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> LeakReport:
     """Pairs of images in two splits whose rows in the store `features` have a cosine of `config.threshold` or more.
 
-    The splits are those of `lists` (a file for each of "train", "val", "test" that is wanted), or else those of the
-    captions file. Files of the same content are reported whatever the cosine. `output` gets the pairs as CSV. Memory is
-    flat: neither split is read at once, and no more than `KEPT_PAIRS` pairs are kept.
+    The splits are those that the training of `model` used, whoever drew them; without it those of `lists` (a file for
+    each of "train", "val", "test" that is wanted), or else those of the captions file. Files of the same content are
+    reported whatever the cosine. `output` gets the pairs as CSV. Memory is flat: neither split is read at once, and no
+    more than `KEPT_PAIRS` pairs are kept.
 
-    Raises InputError if fewer than two splits have images with features (one is enough with `config.within`).
+    Raises InputError if fewer than two splits have images with features (one is enough with `config.within`), or if
+    `model` is not all that says what the splits are; BundleError if it cannot be read.
     """
     if output:
         require_other_file(output, features, captions, *(lists or {}).values())
     chosen_device = choose_device(device)
     store = FeatureStore.open(features)
-    splits = _read_splits(captions, lists or {}, store)
+    splits = _read_splits(captions, lists or {}, model, store)
     places = {
         name: np.array([store.position(key) for key in keys if key in store], dtype=np.int64)
         for name, keys in splits.items()
@@ -140,17 +144,29 @@ def find_leaks(
     return report
 
 
-def _read_splits(captions: Path | None, lists: Mapping[str, Path], store: FeatureStore) -> dict[str, list[str]]:
+def _read_splits(
+    captions: Path | None, lists: Mapping[str, Path], model: Path | None, store: FeatureStore
+) -> dict[str, list[str]]:
     """The keys of each split, each once, in the order train, val, test."""
+    if model:
+        if captions or lists:
+            raise InputError(f"{model}: the model knows its splits; pass no captions and no lists beside it")
+        splits = read_bundle(model).splits
+        return {name: list(splits[name]) for name in SPLIT_NAMES if splits[name]}
     if lists:
         return {
             name: sorted(read_split_list(lists[name], known_keys=store.keys)) for name in SPLIT_NAMES if name in lists
         }
     if captions is None:
-        raise InputError("nothing says which image is in which split: pass --captions with splits, or split lists")
+        raise InputError(
+            "nothing says which image is in which split: pass --model, --captions with splits, or split lists"
+        )
     annotations = read_annotations(captions, known_keys=store.keys)
     if not annotations.splits:
-        raise InputError(f"{captions}: names no splits; pass two or more of --train-list, --val-list and --test-list")
+        raise InputError(
+            f"{captions}: names no splits; pass two or more of --train-list, --val-list and --test-list, "
+            "or the --model whose training drew them"
+        )
     return {name: annotations.keys_of(name) for name in SPLIT_NAMES if annotations.keys_of(name)}
 
 
