@@ -56,9 +56,7 @@ def list_members(path: Path | str) -> Collection[TarMember]:
                     members[name] = TarMember(name, info.offset_data, info.size, modified_ns)
                 archive.members = []  # tarfile keeps them all; a shard may have a million
             file.seek(archive.offset)
-            is_whole = file.read(_BLOCK) == bytes(
-                _BLOCK
-            )  # the end mark; tarfile stops at a damaged header as at an end
+            is_whole = file.read(_BLOCK) == bytes(_BLOCK)  # tarfile stops at a damaged header as at an end
     except InputError:
         raise
     except Exception as exc:  # each remote filesystem has errors of its own

@@ -124,9 +124,8 @@ class Decoder(nn.Module):
             cell = torch.tanh(self.to_cell(scaled))  # [B, H]
             return tuple(part.unsqueeze(0).expand(self.config.layers, -1, -1).contiguous() for part in (hidden, cell))
         image = self.to_input(scaled)  # [B, E]
-        empty = image.new_zeros(
-            self.config.layers, image.shape[0], self.config.hidden_dim
-        )  # len() is fixed in an export
+        batch_size = image.shape[0]  # len() would be a constant in an export
+        empty = image.new_zeros(self.config.layers, batch_size, self.config.hidden_dim)
         if self.config.image_input == "first":
             state: State = self.lstm(image.unsqueeze(1), (empty, empty))[1]
             return state
