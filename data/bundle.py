@@ -5,8 +5,9 @@ new one, and its vocabulary always belongs to its weights. Nothing in it can run
 """
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from captionmill.data.atomic import replace_atomically, write_text
 from captionmill.data.errors import BundleError
 from captionmill.data.feature_spec import FeatureSpec
+from captionmill.data.name_forms import match_forms
 from captionmill.data.vocabulary import Vocabulary
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -49,6 +51,11 @@ class Bundle:
     """Versions of the software that made it."""
     tensors: Tensors
     """The weights by name."""
+
+    def splits_in(self, known_keys: Collection[str]) -> dict[str, list[str]]:
+        """Its splits, in which an image that is one of `known_keys` in another form of Unicode has that key."""
+        forms = match_forms(itertools.chain.from_iterable(self.splits.values()), known_keys)
+        return {name: [forms.get(key, key) for key in keys] for name, keys in self.splits.items()}
 
 
 def bundle_exists(folder: Path) -> bool:
@@ -86,6 +93,18 @@ def write_bundle(folder: Path, bundle: Bundle) -> None:
         (folder / replaced_name).unlink(missing_ok=True)
 
 
+def bundle_files(folder: Path) -> list[Path]:
+    """The files of the bundle in `folder`, which need not be there: nothing else may be written over them."""
+    weights_name = _read_weights_name(folder)
+    return [folder / name for name in (BUNDLE_NAME, weights_name) if name]
+
+
+def _texts(values: object) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError("a split is no list of texts")
+    return values
+
+
 def _read_weights_name(folder: Path) -> str | None:
     """The file name of the weights of the bundle in `folder`, if there is one: no other file may be removed."""
     try:
@@ -115,7 +134,7 @@ def read_bundle(folder: Path) -> Bundle:
             vocabulary=Vocabulary(values["vocabulary"]),
             spec=FeatureSpec.from_json(values["features"]),
             training=values["training"],
-            splits={name: list(values["splits"][name]) for name in ("train", "val", "test")},
+            splits={name: _texts(values["splits"][name]) for name in ("train", "val", "test")},
             scores={name: score + 0 for name, score in values["scores"].items()},  # a TypeError if it is no number
             versions=values["versions"],
             tensors=safetensors.numpy.load(content),

@@ -6,6 +6,7 @@ and no text in it is a formula (`guard_formula`). In all three, `read_captions` 
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def is_caption_table(path: Path) -> bool:
         except (ValueError, OSError):
             return False
     header = start.removeprefix(_MARK).partition(b"\n")[0].decode("utf-8", "replace").strip("\r")
-    columns = header.replace('"', "").split(",")  # a spreadsheet may quote every cell
+    columns = re.split(r"[,;\t]", header.replace('"', ""))  # as spreadsheets save it
     return not start or start.startswith(_JSON_START) or _NEEDED_COLUMNS.issubset(columns)
 
 

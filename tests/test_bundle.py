@@ -75,6 +75,9 @@ def test_a_missing_model_names_the_command_that_makes_one(tmp_path: Path) -> Non
         {"features": {}},
         {"scores": None},
         {"scores": {"val_confidence_p10": "x"}},
+        {"splits": {"train": "a.jpg", "val": [], "test": []}},
+        {"splits": {"train": [["a.jpg"]], "val": [], "test": []}},
+        {"splits": {"train": [], "val": []}},
     ],
 )
 def test_a_json_that_is_no_bundle_is_a_one_line_error(tmp_path: Path, change: dict[str, object]) -> None:

@@ -123,15 +123,18 @@ def test_another_file_is_no_table(content: bytes, tmp_path: Path) -> None:
     assert not is_caption_table(tmp_path / "t")
 
 
-def test_a_table_whose_every_cell_a_spreadsheet_quoted_is_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_MINIMAL])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_table_that_a_spreadsheet_saved_is_one(delimiter: str, quoting: int, encoding: str, tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", ROWS[:1], "csv")
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = list(csv.reader(file))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, quoting=csv.QUOTE_ALL).writerows(lines)
-    assert path.read_text().startswith('"path","caption"')
+    with path.open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=delimiter, quoting=quoting).writerows(lines)  # type: ignore[arg-type]
     assert is_caption_table(path)
-    assert [row.path for row in read_captions(path)] == ["a,b.jpg"]
+    if delimiter == ",":
+        assert [row.path for row in read_captions(path)] == ["a,b.jpg"]
 
 
 def test_a_table_that_is_not_there_says_how_it_is_made(tmp_path: Path) -> None:

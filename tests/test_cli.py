@@ -447,6 +447,11 @@ def test_an_output_that_is_an_input_is_refused_and_untouched(model: Path, captio
     assert refused in fail("evaluate", store, "--model", model, "--captions", captions, "--output", captions)
     assert refused in fail("evaluate", store, "--model", model, "--captions", captions, "--output", store)
     assert refused in fail("evaluate", store, "--model", model, "--captions", captions, "--per-image", captions)
+    for path in [path for path in model.iterdir() if path.name.startswith(("bundle", "decoder"))]:
+        content = path.read_bytes()
+        assert refused in fail("evaluate", store, "--model", model, "--captions", captions, "--output", path)
+        assert refused in fail("leaks", store, "--model", model, "--output", path)
+        assert path.read_bytes() == content
     assert "name two files" in fail(
         "evaluate",
         store,

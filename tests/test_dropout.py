@@ -43,6 +43,12 @@ def test_the_generator_decides() -> None:
     assert not torch.equal(masks[0], masks[2])
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_what_is_no_share_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="is no share"):
+        Dropout(share)
+
+
 def test_nothing_is_dropped_of_a_share_of_0_or_outside_of_training() -> None:
     values = torch.randn(9)
     assert Dropout(0)(values) is values

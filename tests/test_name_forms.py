@@ -77,6 +77,18 @@ def test_training_evaluation_and_leaks_pair_typed_names_with_files_of_a_mac(
     assert (explained.key, explained.explanation.references[0].text) == (ON_DISK[5], "bear 5")
 
 
+def test_a_model_knows_its_images_in_the_store_of_another_machine(tmp_path: Path, store: Path, captions: Path) -> None:
+    typed = make_store(tmp_path / "typed.h5", TYPED, make_rows(len(TYPED)))
+    train(typed, captions, tmp_path / "model", TINY_TRAINING)
+    assert find_leaks(store, model=tmp_path / "model").images == {"train": 3, "val": 2, "test": 1}
+    (tmp_path / "plain.csv").write_text(
+        "\n".join(["image,caption", *(f"{name},bear {number}" for number, name in enumerate(TYPED))]), encoding="utf-8"
+    )
+    evaluation = evaluate(store, tmp_path / "model", tmp_path / "plain.csv")
+    assert (list(evaluation.captions), evaluation.chosen_by) == ([ON_DISK[5]], "the model's own test split")
+    assert evaluation.statistics.copied is not None, "its training captions are found"
+
+
 def test_two_files_that_look_alike_are_left_out_not_mixed_up(tmp_path: Path, captions: Path) -> None:
     half = unicodedata.normalize("NFC", "Gärten") + unicodedata.normalize("NFD", "/Bär 0.jpg")
     store = make_store(tmp_path / "features.h5", sorted([half, *ON_DISK]), make_rows(len(ON_DISK) + 1))

@@ -58,6 +58,16 @@ def test_the_loss_is_the_cross_entropy_over_words(smoothing: float) -> None:
     torch.testing.assert_close(smoothed, plainly(smoothing))
 
 
+def test_however_many_words_a_step_has_its_matrices_have_few_shapes() -> None:
+    losses = make_losses(0.1)
+    shapes = set()
+    losses.decoder.to_logits.register_forward_hook(lambda module, inputs, output: shapes.add(tuple(output.shape)))
+    for captions in range(1, len(WORDS) + 1):
+        losses(torch.randn(captions, 8), WORDS[:captions])
+        losses(torch.randn(captions, 8), WORDS[:captions], torch.randn(captions))
+    assert shapes == {(32, 11)}, "a kernel is made and kept for every shape"
+
+
 def gradients_of(losses: Losses, *inputs: torch.Tensor) -> list[torch.Tensor]:
     losses.zero_grad()
     losses(*inputs)[0].backward()

@@ -14,8 +14,10 @@ class Dropout(nn.Module):
     """
 
     def __init__(self, share: float) -> None:
-        """`share`: 0 to 1; on a CPU its nearest multiple of 1 / 65,536."""
+        """`share`: 0 to 1, or ValueError; on a CPU its nearest multiple of 1 / 65,536."""
         super().__init__()
+        if not 0 <= share <= 1:
+            raise ValueError(f"{share!r} is no share")
         self.share = share
 
     def forward(self, values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from captionmill.data.annotations import Annotations, read_annotations, read_split_list
 from captionmill.data.atomic import require_other_file, write_text
-from captionmill.data.bundle import Bundle
+from captionmill.data.bundle import bundle_files
 from captionmill.data.errors import AnnotationError, InputError
 from captionmill.data.feature_store import FeatureStore
 from captionmill.data.formulas import guard_formula
@@ -34,6 +34,8 @@ from captionmill.stages.scoring.metrics import Metric, Scores, measure_captions
 _YES_NO = {True: "yes", False: "no", None: ""}
 
 _log = logging.getLogger(__name__)
+
+_Splits = Sequence[Mapping[str, Sequence[str]]]  # of each model its own
 
 
 @dataclass(frozen=True)
@@ -103,18 +105,21 @@ def evaluate(
     Raises AnnotationError if no such image has both features and references, SpecMismatchError if the features are not
     of the kind that either model was trained on, InputError if an output is an input or the other output.
     """
-    _check_outputs(output, per_image, inputs=(features, captions, image_list))
-    captioner = Captioner.load(model, device=device)
+    models = [model] if isinstance(model, Path) else list(model)
+    model_files = [path for folder in (*models, *([against] if against else [])) for path in bundle_files(folder)]
+    _check_outputs(output, per_image, inputs=(features, captions, image_list, *model_files))
+    captioner = Captioner.load(models, device=device)
     other = Captioner.load(against, device=device) if against else None
     store = FeatureStore.open(features)
     if other:
         other.spec.require(store.spec, mine=str(against), others=str(features))
     annotations = read_annotations(captions, known_keys=store.keys)
-    keys, chosen_by = _choose_keys(annotations, captioner.bundles, store, image_list)
+    splits = _splits_of(captioner, store)
+    keys, chosen_by = _choose_keys(annotations, splits, store, image_list)
     scored = [key for key in keys if key in store and key in annotations.captions]
     if not scored:
         raise AnnotationError(f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references")
-    _warn_of_training_images(captioner.bundles, scored, "the model")
+    _warn_of_training_images(splits, scored, "the model")
     if len(scored) == 1:
         _log.warning("one image: its CIDEr-D is 0 whatever its caption, since all words are equally rare in one image")
     decoded = dict(captioner.captions(store, scored, search, progress=progress))
@@ -123,14 +128,14 @@ def evaluate(
     metrics, left_out = _measure(texts, references, JAVA_METRICS if java_metrics else ())
     comparison = None
     if against and other:
-        _warn_of_training_images(other.bundles, scored, str(against))
+        _warn_of_training_images(_splits_of(other, store), scored, str(against))
         others = {key: caption.text for key, caption in other.captions(store, scored, search, progress=progress)}
         had = [metric.name for metric in metrics if metric.name in JAVA_METRICS]
         other_metrics, other_left_out = _measure(others, references, had)
         left_out += other_left_out
         differences = compare(metrics, other_metrics, bootstrap)
         comparison = Comparison(against.name, estimate(other_metrics, bootstrap), differences)
-    trained_on = _keys_of(captioner.bundles, "train")
+    trained_on = _keys_of(splits, "train")
     training = [annotations.captions[key] for key in trained_on if key in annotations.captions]
     traits = find_traits(texts, itertools.chain.from_iterable(training))
     evaluation = Evaluation(
@@ -155,7 +160,7 @@ def evaluate(
     if output:
         write_text(
             output,
-            json.dumps(_to_json(evaluation, metrics, model, features, search), indent=1, ensure_ascii=False) + "\n",
+            json.dumps(_to_json(evaluation, metrics, models, features, search), indent=1, ensure_ascii=False) + "\n",
         )
     return evaluation
 
@@ -169,25 +174,29 @@ def _check_outputs(output: Path | None, per_image: Path | None, *, inputs: Seque
 
 
 def _choose_keys(
-    annotations: Annotations, bundles: Sequence[Bundle], store: FeatureStore, image_list: Path | None
+    annotations: Annotations, splits: _Splits, store: FeatureStore, image_list: Path | None
 ) -> tuple[list[str], str]:
     if image_list:
         return read_split_list(image_list, known_keys=store.keys), f"listed in {image_list.name}"
     if keys := annotations.keys_of("test"):
         return keys, "test split of the captions file"
-    seen = _keys_of(bundles, "train", "val")
-    if keys := [key for key in _keys_of(bundles, "test") if key not in seen]:
+    seen = _keys_of(splits, "train", "val")
+    if keys := [key for key in _keys_of(splits, "test") if key not in seen]:
         return keys, "the model's own test split"
     return sorted(annotations.captions.keys() - seen), "images that the model has not seen"
 
 
-def _keys_of(bundles: Sequence[Bundle], *splits: str) -> dict[str, None]:
-    """The images that are in one of the `splits` of any of the models, each once, in their order."""
-    return dict.fromkeys(key for bundle in bundles for split in splits for key in bundle.splits[split])
+def _splits_of(captioner: Captioner, store: FeatureStore) -> _Splits:
+    return [bundle.splits_in(store.keys) for bundle in captioner.bundles]
 
 
-def _warn_of_training_images(bundles: Sequence[Bundle], scored: Sequence[str], whose: str) -> None:
-    if count := len({*scored} & _keys_of(bundles, "train").keys()):
+def _keys_of(splits: _Splits, *names: str) -> dict[str, None]:
+    """The images that are in one of the splits `names` of any of the models, each once, in their order."""
+    return dict.fromkeys(key for one in splits for name in names for key in one[name])
+
+
+def _warn_of_training_images(splits: _Splits, scored: Sequence[str], whose: str) -> None:
+    if count := len({*scored} & _keys_of(splits, "train").keys()):
         _log.warning("%d of the %d images scored are ones that %s was trained on", count, len(scored), whose)
 
 
@@ -221,12 +230,12 @@ def _write_per_image(
 def _to_json(
     evaluation: Evaluation,
     metrics: Sequence[Metric],
-    model: Path | Sequence[Path],
+    models: Sequence[Path],
     features: Path,
     search: SearchConfig,
 ) -> Mapping[str, object]:
     cider_d = next(metric.each for metric in metrics if metric.name == "cider_d")
-    names = [folder.name for folder in ([model] if isinstance(model, Path) else model)]
+    names = [folder.name for folder in models]
     return {
         "model": names[0] if len(names) == 1 else names,
         "features": features.name,

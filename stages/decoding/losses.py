@@ -9,6 +9,9 @@ from captionmill.stages.decoding.decoder import Decoder, State
 from captionmill.stages.decoding.self_critical import forbid
 
 _LENGTH_GROUPS = 3  # of drawn captions, which differ in length: each padded to its group's longest
+_WORDS_MULTIPLE = (
+    32  # that the words of a step are filled up to: oneDNN makes and keeps kernels for every count it sees
+)
 
 
 class Losses(nn.Module):
@@ -29,26 +32,30 @@ class Losses(nn.Module):
         order = (words != PAD).sum(dim=1).argsort(descending=True)
         words = words[order]
         inputs, targets = words[:, :-1], words[:, 1:]
-        is_word = targets != PAD  # [B * S, T - 1]; N words in all
+        is_word = targets != PAD  # [B * S, T - 1]
+        expected = targets[is_word]
+        word_count = len(expected)
+        filled = (0, -word_count % _WORDS_MULTIPLE)  # to N words; those added count nowhere
+        expected = F.pad(expected, filled, value=PAD)  # [N]
         with torch.autocast(features.device.type, self._dtype, enabled=self._dtype != torch.float32):
             images = order // (len(words) // len(features))
             state = tuple(part[:, images] for part in self.decoder.start(features))
             outputs = self._unroll_in_groups(state, inputs, is_word, 1 if weights is None else _LENGTH_GROUPS)
-            logits = self.decoder.score(outputs)  # [N, V]: none for padding
+            logits = self.decoder.score(F.pad(outputs, (0, 0, *filled)))  # [N, V]: none for padding
         logits = logits.float()
         if weights is not None:
-            entropies = F.cross_entropy(forbid(logits), targets[is_word], reduction="none")
+            entropies = F.cross_entropy(forbid(logits), expected, ignore_index=PAD, reduction="none")
             each = weights[order].unsqueeze(1).expand_as(targets)[is_word]
-            return (entropies * each).sum(), entropies.sum()
+            return (entropies[:word_count] * each).sum(), entropies.sum()
         log_probabilities = logits.log_softmax(dim=-1)
-        entropy = F.nll_loss(log_probabilities, targets[is_word], reduction="sum")
+        entropy = F.nll_loss(log_probabilities, expected, ignore_index=PAD, reduction="sum")
         if not self._smoothing:
             return entropy, entropy
-        spread = -log_probabilities.mean(dim=-1).sum()
+        spread = -log_probabilities.mean(dim=-1)[:word_count].sum()
         return (1 - self._smoothing) * entropy + self._smoothing * spread, entropy
 
     def _unroll_in_groups(self, state: State, inputs: Tensor, is_word: Tensor, groups: int) -> Tensor:
-        """The LSTM's outputs at each word [N, H]; the captions are in the order of their lengths, the longest first."""
+        """The LSTM's outputs at each word [words, H]; the captions are in the order of their lengths, longest first."""
         size = -(-len(inputs) // groups)
         outputs = []
         for start in range(0, len(inputs), size):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captionmill.data.annotations import read_annotations, read_split_list
 from captionmill.data.atomic import require_other_file
-from captionmill.data.bundle import read_bundle
+from captionmill.data.bundle import bundle_files, read_bundle
 from captionmill.data.errors import InputError
 from captionmill.data.feature_store import FeatureStore
 from captionmill.data.tables import write_table
@@ -105,7 +105,8 @@ def find_leaks(
     `model` is not all that says what the splits are; BundleError if it cannot be read.
     """
     if output:
-        require_other_file(output, features, captions, *(lists or {}).values())
+        model_files = bundle_files(model) if model else []
+        require_other_file(output, features, captions, *(lists or {}).values(), *model_files)
     chosen_device = choose_device(device)
     store = FeatureStore.open(features)
     splits = _read_splits(captions, lists or {}, model, store)
@@ -151,7 +152,7 @@ def _read_splits(
     if model:
         if captions or lists:
             raise InputError(f"{model}: the model knows its splits; pass no captions and no lists beside it")
-        splits = read_bundle(model).splits
+        splits = read_bundle(model).splits_in(store.keys)
         return {name: list(splits[name]) for name in SPLIT_NAMES if splits[name]}
     if lists:
         return {
