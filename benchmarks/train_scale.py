@@ -76,7 +76,7 @@ def run_training(folder: Path, seconds: float) -> None:
     first, began = trainer.state.step, time.perf_counter()
     while time.perf_counter() - began < seconds:
         if next(steps, "over") == "over":
-            raise SystemExit("the small run is too small for so many seconds")
+            raise SystemExit("an epoch is over before these --seconds: pass fewer, or more --small-rows")
     rate = (trainer.state.step - first) * trainer.config.batch_size / (time.perf_counter() - began)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"{rate:.1f} {peak_gb:.3f} {ready_s:.1f} {len(trainer.dataset)}")
@@ -102,7 +102,7 @@ def main() -> None:
                 make_data(folder, rows)
                 (folder / "made").touch()
             words = [sys.executable, __file__, "--run", str(folder), "--seconds", str(arguments.seconds)]
-            output = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+            output = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
             rate, peak_gb, ready_s, captions = output.split()
             print(
                 f"| {rows:,} | {int(captions):,} | {float(rate):,.0f} | {float(peak_gb):.2f} | {ready_s} |", flush=True
