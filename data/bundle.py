@@ -93,13 +93,12 @@ def write_bundle(folder: Path, bundle: Bundle) -> None:
         (folder / replaced_name).unlink(missing_ok=True)
 
 
-def bundle_files(folder: Path) -> list[Path]:
-    """The files of the bundle in `folder`, which need not be there: nothing else may be written over them."""
-    weights_name = _read_weights_name(folder)
-    return [folder / name for name in (BUNDLE_NAME, weights_name) if name]
+def bundle_files(*folders: Path) -> list[Path]:
+    """The files of the bundles in `folders`, which need not be there: no output may be written over them."""
+    return [folder / name for folder in folders for name in (BUNDLE_NAME, _read_weights_name(folder)) if name]
 
 
-def _texts(values: object) -> list[str]:
+def _image_keys(values: object) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TypeError("a split is no list of texts")
     return values
@@ -134,7 +133,7 @@ def read_bundle(folder: Path) -> Bundle:
             vocabulary=Vocabulary(values["vocabulary"]),
             spec=FeatureSpec.from_json(values["features"]),
             training=values["training"],
-            splits={name: _texts(values["splits"][name]) for name in ("train", "val", "test")},
+            splits={name: _image_keys(values["splits"][name]) for name in ("train", "val", "test")},
             scores={name: score + 0 for name, score in values["scores"].items()},  # a TypeError if it is no number
             versions=values["versions"],
             tensors=safetensors.numpy.load(content),

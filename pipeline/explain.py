@@ -8,7 +8,7 @@ from PIL import Image
 
 from captionmill.data.annotations import read_annotations
 from captionmill.data.atomic import require_other_file, write_text
-from captionmill.data.bundle import Bundle
+from captionmill.data.bundle import Bundle, bundle_files
 from captionmill.data.errors import BundleError, ImageError, InputError
 from captionmill.data.feature_store import FeatureStore
 from captionmill.data.image_files import ImageFile, image_key, is_unchanged, load_image
@@ -54,9 +54,9 @@ def explain_picture(
     Raises InputError if the picture cannot be read, is not in the store or the captions file, or is not the one that
     the store's row was made from; WeightsError and SpecMismatchError as `caption_folder`.
     """
-    if output:
-        require_other_file(output, image, features, captions)
     folders = [model] if isinstance(model, Path) else model
+    if output:
+        require_other_file(output, image, features, captions, *bundle_files(*folders))
     captioner = Captioner.load(folders, device=machine.device)
     if len(captioner.vocabulary) == len(SPECIAL_WORDS):
         raise BundleError(f"{folders[0]}: its vocabulary has no words; train it with a smaller --min-count")

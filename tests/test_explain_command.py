@@ -278,8 +278,11 @@ def test_what_cannot_be_explained_is_one_line(made: Path, tmp_path: Path, thin_w
     assert run("extract", photos, "--output", other, *THIN[:-1], "48", "--weights", thin_weights).exit_code == 0
     assert "do not fit" in fail("explain", red, "--model", model, "--features", other)
     shutil.copy2(red, tmp_path / "own.png")
-    message = fail("explain", tmp_path / "own.png", "--model", model, "--output", tmp_path / "own.png", *CPU)
-    assert message.endswith("is an input of this command and would be overwritten; name another output")
+    for output in (tmp_path / "own.png", Path(model) / "bundle.json"):
+        before = output.read_bytes()
+        message = fail("explain", tmp_path / "own.png", "--model", model, "--output", output, *CPU)
+        assert message.endswith("is an input of this command and would be overwritten; name another output")
+        assert output.read_bytes() == before
 
 
 def test_a_name_that_several_keys_have_needs_a_key(made: Path, tmp_path: Path) -> None:

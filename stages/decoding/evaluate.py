@@ -106,7 +106,7 @@ def evaluate(
     of the kind that either model was trained on, InputError if an output is an input or the other output.
     """
     models = [model] if isinstance(model, Path) else list(model)
-    model_files = [path for folder in (*models, *([against] if against else [])) for path in bundle_files(folder)]
+    model_files = bundle_files(*models, *([against] if against else []))
     _check_outputs(output, per_image, inputs=(features, captions, image_list, *model_files))
     captioner = Captioner.load(models, device=device)
     other = Captioner.load(against, device=device) if against else None

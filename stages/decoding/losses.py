@@ -9,9 +9,7 @@ from captionmill.stages.decoding.decoder import Decoder, State
 from captionmill.stages.decoding.self_critical import forbid
 
 _LENGTH_GROUPS = 3  # of drawn captions, which differ in length: each padded to its group's longest
-_WORDS_MULTIPLE = (
-    32  # that the words of a step are filled up to: oneDNN makes and keeps kernels for every count it sees
-)
+_WORDS_MULTIPLE = 32  # that a step's words are filled up to: oneDNN makes and keeps kernels for each count it meets
 
 
 class Losses(nn.Module):

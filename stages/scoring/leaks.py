@@ -153,7 +153,7 @@ def _read_splits(
         if captions or lists:
             raise InputError(f"{model}: the model knows its splits; pass no captions and no lists beside it")
         splits = read_bundle(model).splits_in(store.keys)
-        return {name: list(splits[name]) for name in SPLIT_NAMES if splits[name]}
+        return {name: splits[name] for name in SPLIT_NAMES if splits[name]}
     if lists:
         return {
             name: sorted(read_split_list(lists[name], known_keys=store.keys)) for name in SPLIT_NAMES if name in lists
