@@ -103,6 +103,7 @@ class _Model:
                 "NUM_STREAMS": str(streams),
                 "INFERENCE_NUM_THREADS": str(threads),
                 "PERFORMANCE_HINT": "THROUGHPUT",
+                "ENABLE_CPU_PINNING": "NO",  # a thread bound to its core waits for whoever decodes there
             }
             compiled.append(core.compile_model(model, "CPU", settings))
         chains: queue.SimpleQueue[_Chain] = queue.SimpleQueue()
