@@ -5,21 +5,21 @@ import os
 
 import click
 
-from captionmill.pipeline.terminal.caption_command import caption
-from captionmill.pipeline.terminal.completion_command import completion
-from captionmill.pipeline.terminal.doctor_command import doctor
+from captionmill.pipeline.terminal.caption import caption
+from captionmill.pipeline.terminal.completion import completion
+from captionmill.pipeline.terminal.doctor import doctor
 from captionmill.pipeline.terminal.endings import ErrorGroup, listen_to_signals
-from captionmill.pipeline.terminal.evaluate_command import evaluate
-from captionmill.pipeline.terminal.explain_command import explain
-from captionmill.pipeline.terminal.export_command import export
-from captionmill.pipeline.terminal.extract_command import extract
-from captionmill.pipeline.terminal.features_commands import features
-from captionmill.pipeline.terminal.leaks_command import leaks
-from captionmill.pipeline.terminal.progress_bars import EchoHandler
-from captionmill.pipeline.terminal.report_command import report
-from captionmill.pipeline.terminal.run_commands import demo, init, run, status
-from captionmill.pipeline.terminal.train_command import train
-from captionmill.pipeline.terminal.vocabulary_command import vocabulary
+from captionmill.pipeline.terminal.evaluate import evaluate
+from captionmill.pipeline.terminal.explain import explain
+from captionmill.pipeline.terminal.export import export
+from captionmill.pipeline.terminal.extract import extract
+from captionmill.pipeline.terminal.features import features
+from captionmill.pipeline.terminal.leaks import leaks
+from captionmill.pipeline.terminal.progress import EchoHandler
+from captionmill.pipeline.terminal.report import report
+from captionmill.pipeline.terminal.run import demo, init, run, status
+from captionmill.pipeline.terminal.train import train
+from captionmill.pipeline.terminal.vocabulary import vocabulary
 
 # torch's threads would spin while they wait for each other: with another busy program beside them, training took seven
 # times as long. Read once, when torch is first imported.

@@ -27,15 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captionmill.data.annotations import read_annotations, read_split_list
-from captionmill.data.feature_store import FeatureStore
-from captionmill.data.vocabulary import END, START
-from captionmill.stages.config import SearchConfig
-from captionmill.stages.decoding.caption import Captioner, decode_features
+from captionmill.data.captions.references import read_annotations, read_split_list
+from captionmill.data.captions.vocabulary import END, START
+from captionmill.data.features.store import FeatureStore
+from captionmill.stages.decoding.captioner import Captioner, decode_features
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.scoring.metrics import CiderD
-from captionmill.stages.scoring.ptb_tokenizer import tokenize_ptb
+from captionmill.stages.scoring.tokens import tokenize_ptb
+from captionmill.stages.settings import SearchConfig
 
 Product = tuple[Tensor, int]
 """A weight matrix [out, in] and the number of rows [rows, in] that it is multiplied with."""

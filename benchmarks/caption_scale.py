@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from photos import run_command
 
-from captionmill.data.bundle import Bundle, write_bundle
-from captionmill.data.feature_spec import FeatureSpec
-from captionmill.data.feature_store import FeatureStore
-from captionmill.data.feature_writer import FeatureWriter
-from captionmill.data.vocabulary import SPECIAL_WORDS, Vocabulary
+from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
+from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.features.writer import FeatureWriter
+from captionmill.data.model import Bundle, write_bundle
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 
 WORDS = 2500

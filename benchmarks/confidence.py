@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from captionmill.stages.decoding.evaluate import evaluate
 from captionmill.stages.scoring.bootstrap import Estimate, estimate
+from captionmill.stages.scoring.evaluate import evaluate
 from captionmill.stages.scoring.metrics import Metric, measure_captions
 
 QUARTERS = ("lowest", "second", "third", "highest")

@@ -19,11 +19,11 @@ import simplejpeg
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import center_crop, resize
 
-from captionmill.data.image_files import find_images
-from captionmill.data.images import Pixels, decode_pixels
-from captionmill.stages.config import ExtractConfig, Preprocess
+from captionmill.data.images.decode import Pixels, decode_pixels
+from captionmill.data.images.find import find_images
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.engine import build_engine
+from captionmill.stages.settings import ExtractConfig, Preprocess
 
 Prepare = Callable[[bytes], Pixels]
 

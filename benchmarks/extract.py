@@ -26,12 +26,12 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.models import resnet50
 
-from captionmill.data.feature_store import FeatureStore
-from captionmill.data.image_files import find_images
-from captionmill.stages.config import ExtractConfig
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.images.find import find_images
 from captionmill.stages.encoding.encoder import build_encoder
 from captionmill.stages.encoding.engine import build_engine, encode_batches
 from captionmill.stages.encoding.loader import Batch, load_batches
+from captionmill.stages.settings import ExtractConfig
 
 
 class PlainDataset(torch.utils.data.Dataset[torch.Tensor]):

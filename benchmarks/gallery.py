@@ -22,9 +22,9 @@ from typing import Any
 
 import aiohttp
 
-from captionmill.data.caption_table import CaptionRow, read_captions
-from captionmill.data.image_files import find_images
-from captionmill.pipeline.gallery import write_gallery
+from captionmill.data.captions.table import CaptionRow, read_captions
+from captionmill.data.images.find import find_images
+from captionmill.pipeline.pages.gallery import write_gallery
 
 Send = Callable[..., Awaitable[dict[str, Any]]]
 

@@ -23,9 +23,9 @@ from photos import link_photos
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from captionmill.data.errors import StoreError
-from captionmill.data.feature_store import FeatureStore, parts_dir, store_exists
-from captionmill.stages.config import ExtractConfig
+from captionmill.data.features.store import FeatureStore, parts_dir, store_exists
 from captionmill.stages.encoding.extract import extract
+from captionmill.stages.settings import ExtractConfig
 
 CONFIG = ExtractConfig(
     backbone="scenes-resnet14", preprocess="squash", image_size=64, flush_every=128, engine="torch", precision="fp32"

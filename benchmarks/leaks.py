@@ -19,7 +19,7 @@ from photos import run_command
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from captionmill.data.feature_store import FeatureStore
+from captionmill.data.features.store import FeatureStore
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "a quarter brighter": lambda picture: ImageEnhance.Brightness(picture).enhance(1.25),

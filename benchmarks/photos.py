@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from captionmill.data.image_files import find_images
+from captionmill.data.images.find import find_images
 
 
 def link_photos(photos: Path, folder: Path, count: int) -> Path:

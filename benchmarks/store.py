@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from photos import link_photos, run_command
 
-from captionmill.data.feature_spec import FeatureSpec
-from captionmill.data.feature_store import FeatureStore
-from captionmill.data.feature_writer import FeatureWriter
-from captionmill.data.store_merge import merge
+from captionmill.data.features.merge import merge_stores
+from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.features.writer import FeatureWriter
 
 SPEC = FeatureSpec("resnet50", "benchmark", "0" * 64, "crop", 224, 256)
 RANDOM_ROWS = 20_000
@@ -81,7 +81,7 @@ def verify(path: Path) -> str:
 
 def merge_both(path: Path) -> str:
     half = path.with_name("other.h5")
-    return f"{merge([path, half], path.with_name('merged.h5')).rows:,} rows of 2 stores"
+    return f"{merge_stores([path, half], path.with_name('merged.h5')).rows:,} rows of 2 stores"
 
 
 STEPS: dict[str, Callable[[Path], str]] = {

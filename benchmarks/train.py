@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from captionmill.data.annotations import read_annotations, read_split_list
-from captionmill.data.feature_store import FeatureStore
-from captionmill.data.splits import choose_splits
-from captionmill.data.vocabulary import END, PAD, START, Vocabulary
-from captionmill.stages.config import TrainConfig
-from captionmill.stages.decoding.train import build_vocabulary
-from captionmill.stages.decoding.trainer import Trainer
-from captionmill.stages.runtime import choose_device
+from captionmill.data.captions.references import read_annotations, read_split_list
+from captionmill.data.captions.splits import choose_splits
+from captionmill.data.captions.vocabulary import END, PAD, START, Vocabulary
+from captionmill.data.features.store import FeatureStore
+from captionmill.stages.machine import choose_device
+from captionmill.stages.settings import TrainConfig
+from captionmill.stages.training.train import build_vocabulary
+from captionmill.stages.training.trainer import Trainer
 
 _PLAIN_BATCH_SIZE = 128  # captions a step, of the same network in captionmill too
 

@@ -20,15 +20,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets 
 
 import numpy as np
 
-from captionmill.data.annotations import read_annotations
-from captionmill.data.feature_spec import FeatureSpec
-from captionmill.data.feature_store import FeatureStore
-from captionmill.data.feature_writer import FeatureWriter
-from captionmill.data.splits import choose_splits
-from captionmill.stages.config import TrainConfig
-from captionmill.stages.decoding.train import build_vocabulary
-from captionmill.stages.decoding.trainer import Trainer
-from captionmill.stages.runtime import choose_device
+from captionmill.data.captions.references import read_annotations
+from captionmill.data.captions.splits import choose_splits
+from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.features.writer import FeatureWriter
+from captionmill.stages.machine import choose_device
+from captionmill.stages.settings import TrainConfig
+from captionmill.stages.training.train import build_vocabulary
+from captionmill.stages.training.trainer import Trainer
 
 WORDS = 2500
 CAPTIONS_AN_IMAGE = 5

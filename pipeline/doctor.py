@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from captionmill.pipeline.throughput import Throughput
-from captionmill.stages.config import ExtractConfig
 from captionmill.stages.encoding.weights import find_named_weights
-from captionmill.stages.runtime import choose_workers, has_fast_bf16, versions
+from captionmill.stages.machine import choose_workers, has_fast_bf16, versions
+from captionmill.stages.settings import ExtractConfig
 
 NOT_INSTALLED = ""
 _LEAST_MEMORY = 4e9  # bytes

@@ -6,25 +6,24 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from captionmill.data.annotations import read_annotations
-from captionmill.data.atomic import require_other_file, write_text
-from captionmill.data.bundle import Bundle, bundle_files
+from captionmill.data.captions.references import read_annotations
+from captionmill.data.captions.vocabulary import SPECIAL_WORDS
 from captionmill.data.errors import BundleError, ImageError, InputError
-from captionmill.data.feature_store import FeatureStore
-from captionmill.data.image_files import ImageFile, image_key, is_unchanged, load_image
-from captionmill.data.image_source import UNKNOWN_SOURCE
-from captionmill.data.images import Pixels
-from captionmill.data.name_forms import match_forms
-from captionmill.data.store_file import Features
-from captionmill.data.vocabulary import SPECIAL_WORDS
-from captionmill.pipeline.explain_page import render_page
-from captionmill.pipeline.picture_explanation import PictureExplanation
-from captionmill.stages.config import ExtractConfig, SearchConfig
-from captionmill.stages.decoding.caption import Captioner
+from captionmill.data.features.file import Features
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.files import require_other_file, write_text
+from captionmill.data.images.decode import Pixels
+from captionmill.data.images.keys import image_key, match_forms
+from captionmill.data.images.read import UNKNOWN_SOURCE, ImageFile, is_unchanged, load_image
+from captionmill.data.model import Bundle, bundle_files
+from captionmill.pipeline.pages.explain_words import PictureExplanation
+from captionmill.pipeline.pages.explanation import render_page
+from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.explain import explain_features
 from captionmill.stages.encoding.encoder import Encoder, encoder_for_spec, prepare_image
 from captionmill.stages.encoding.engine import build_engine, encode_batches
 from captionmill.stages.encoding.loader import load_batches
+from captionmill.stages.settings import ExtractConfig, SearchConfig
 
 _ROLES = {
     "train": "{model} was trained on it",

@@ -8,16 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from captionmill.data.atomic import write_text
+from captionmill.data.captions.vocabulary import END, PAD, START, UNK
 from captionmill.data.errors import InputError
-from captionmill.data.vocabulary import END, PAD, START, UNK
-from captionmill.stages.config import ExportFormat, ExtractConfig, SearchConfig
-from captionmill.stages.decoding.caption import Captioner
-from captionmill.stages.decoding.portable_decoder import portable_decoder
-from captionmill.stages.encoding.encoder import IMAGENET_MEAN, IMAGENET_STD, encoder_for_spec
-from captionmill.stages.encoding.portable_encoder import portable_encoder
-from captionmill.stages.network_file import SUFFIXES, PortableNetwork, require_packages, write_network
-from captionmill.stages.runtime import Progress, no_progress, versions
+from captionmill.data.files import write_text
+from captionmill.data.progress import Progress, no_progress
+from captionmill.stages.decoding.captioner import Captioner
+from captionmill.stages.encoding.encoder import encoder_for_spec
+from captionmill.stages.encoding.network import IMAGENET_MEAN, IMAGENET_STD
+from captionmill.stages.machine import versions
+from captionmill.stages.portable.file import SUFFIXES, PortableNetwork, require_packages, write_network
+from captionmill.stages.portable.networks import portable_decoder, portable_encoder
+from captionmill.stages.settings import ExportFormat, ExtractConfig, SearchConfig
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocabulary.json"

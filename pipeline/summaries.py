@@ -3,20 +3,21 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from captionmill.pipeline.words import show_count, show_duration, show_list, show_rate
+
 if TYPE_CHECKING:  # the stages import torch, and `--help` is to be instant
-    from captionmill.data.splits import Splits
+    from captionmill.data.captions.splits import Splits
+    from captionmill.pipeline.captioning.folder import FolderSummary
     from captionmill.pipeline.doctor import Facts
     from captionmill.pipeline.export import ExportSummary
-    from captionmill.pipeline.folder import FolderSummary
     from captionmill.pipeline.throughput import Throughput
-    from captionmill.stages.decoding.evaluate import Evaluation
-    from captionmill.stages.decoding.train import TrainSummary
-    from captionmill.stages.decoding.training_state import EpochResult
     from captionmill.stages.encoding.extract import ExtractSummary
-    from captionmill.stages.scoring.caption_statistics import CaptionStatistics
+    from captionmill.stages.scoring.evaluate import Evaluation
     from captionmill.stages.scoring.leaks import LeakReport
+    from captionmill.stages.scoring.statistics import CaptionStatistics
+    from captionmill.stages.training.state import EpochResult
+    from captionmill.stages.training.train import TrainSummary
 
-_SHOWN = 10
 SCORE_NAMES = {
     "bleu_1": "BLEU-1",
     "bleu_2": "BLEU-2",
@@ -27,43 +28,6 @@ SCORE_NAMES = {
     "meteor": "METEOR",
     "spice": "SPICE",
 }
-
-
-def show_count(count: int, noun: str) -> str:
-    """ "1 image", "8,091 images"."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def show_rate(rate: float, noun: str) -> str:
-    """ "64 images/s", "8.1 images/s"."""
-    return f"{rate:,.0f} {noun}/s" if rate >= 10 else f"{rate:.1f} {noun}/s"
-
-
-def show_duration(duration_s: float) -> str:
-    """ "8.1 s", "3 min 20 s"."""
-    if duration_s < 60:
-        return f"{duration_s:.1f} s"
-    return f"{int(duration_s // 60)} min {int(duration_s % 60)} s"
-
-
-def show_time_left(duration_s: float) -> str:
-    """ "8 s left", "4 min left", "1 h 20 min left", "2 d 3 h left": no finer than such a guess is good for."""
-    minutes = round(duration_s / 60)
-    if duration_s < 60:
-        return f"{max(1, round(duration_s))} s left"
-    if minutes < 60:
-        return f"{minutes} min left"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60} min left"
-    return f"{minutes // (24 * 60)} d {minutes // 60 % 24} h left"
-
-
-def show_list(lines: Sequence[str]) -> str:
-    """The first ten lines, indented, and how many more there are."""
-    shown = [f"  {line}" for line in lines[:_SHOWN]]
-    if len(lines) > _SHOWN:
-        shown.append(f"  ... and {len(lines) - _SHOWN:,} more")
-    return "\n".join(shown)
 
 
 def extract_line(summary: "ExtractSummary") -> str:

@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from captionmill.data.images import decode_pixels
-from captionmill.stages.config import ExtractConfig, SearchConfig, TrainConfig
+from captionmill.data.images.decode import decode_pixels
+from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.search import search_captions
 from captionmill.stages.encoding.encoder import Encoder, build_untrained_encoder
 from captionmill.stages.encoding.engine import build_engine, encode_batches
 from captionmill.stages.encoding.loader import Batch
-from captionmill.stages.runtime import Progress, choose_device, choose_workers, no_progress
+from captionmill.stages.machine import choose_device, choose_workers
+from captionmill.stages.settings import ExtractConfig, SearchConfig, TrainConfig
 
 PHOTO_SIZE = (500, 375)  # pixels, as most of Flickr8k's
 _DECODED_IMAGES = 64  # at once

@@ -1,9 +1,9 @@
-"""Remake data/assets/scenes_resnet14_thin.safetensors, the tiny ResNet of the offline demo.
+"""Remake stages/encoding/assets/scenes_resnet14_thin.safetensors, the tiny ResNet of the offline demo.
 
 The asset is `torchvision.models.resnet.ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=5)` without its classifier:
 14 layers counted as in the paper (arXiv 1512.03385: the stem, 4 x 3 convolutions, the linear head), 2048 numbers out,
-its weights and batch-norm statistics in fp16. It was trained from nothing on scenes drawn by `data/samples.py`, so it
-knows these scenes and nothing else. It was made, in 17 minutes on one busy core, by
+its weights and batch-norm statistics in fp16. It was trained from nothing on scenes drawn by
+`pipeline/demo/scenes.py`, so it knows these scenes and nothing else. It was made, in 17 minutes on one busy core, by
 
     python scripts/train_scenes_resnet.py --threads 1
 
@@ -25,11 +25,11 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from captionmill.data.atomic import replace_atomically
-from captionmill.data.samples import JPEG_QUALITY, draw_scene
-from captionmill.data.scene_captions import COLOURS, PLACES, SHAPES, SIZES, Scene, random_scene
+from captionmill.data.files import replace_atomically
+from captionmill.pipeline.demo.scene_captions import COLOURS, PLACES, SHAPES, SIZES, Scene, random_scene
+from captionmill.pipeline.demo.scenes import JPEG_QUALITY, draw_scene
 
-ASSET_PATH = Path(__file__).resolve().parents[1] / "data" / "assets" / "scenes_resnet14_thin.safetensors"
+ASSET_PATH = Path(__file__).resolve().parents[1] / "stages" / "encoding" / "assets" / "scenes_resnet14_thin.safetensors"
 WIDTH_PER_GROUP = 5  # 5,992,802 bytes; 6 makes 6,075,024, more than the 6,000,000 that fit
 INPUT_SIZE = 128
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)

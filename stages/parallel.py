@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 
 from captionmill.data.errors import InputError
-from captionmill.stages.runtime import choose_device
+from captionmill.stages.machine import choose_device
 
 T = TypeVar("T")
 

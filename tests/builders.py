@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from captionmill.data.bundle import Bundle, write_bundle
-from captionmill.data.feature_spec import FeatureSpec
-from captionmill.data.feature_writer import FeatureWriter
-from captionmill.data.store_file import Features
-from captionmill.data.vocabulary import SPECIAL_WORDS, Vocabulary
-from captionmill.stages.config import SearchConfig, TrainConfig
+from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
+from captionmill.data.features.file import Features
+from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.features.writer import FeatureWriter
+from captionmill.data.model import Bundle, write_bundle
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.settings import SearchConfig, TrainConfig
 
 OpenPage = Callable[..., subprocess.CompletedProcess[str]]
 """Opens an address in a browser, with options."""

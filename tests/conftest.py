@@ -14,7 +14,7 @@ from processes import share_loaded_modules
 from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
 
-from captionmill.stages.decoding import run_folder
+from captionmill.stages.training import run_folder
 
 torch.set_num_threads(2)
 share_loaded_modules()

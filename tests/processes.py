@@ -15,7 +15,7 @@ import torch
 from joblib.externals.loky.backend.context import set_start_method
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
-_PRELOADED = ["captionmill.cli", "captionmill.pipeline.crew", "captionmill.pipeline.terminal.results"]
+_PRELOADED = ["captionmill.cli", "captionmill.pipeline.plan.crew", "captionmill.pipeline.terminal.results"]
 _PRELOADED += ["distributed", "matplotlib.backends.backend_agg", "matplotlib.figure", "pytest"]
 _PRELOADED += ["torch._dynamo", "torch.distributed.run", "torch.utils.tensorboard", "torchvision"]
 

@@ -1,37 +1,48 @@
-"""Imports point down only: cli -> pipeline -> stages -> data, and stage two never knows stage one."""
+"""The house: which room imports which, how large rooms and modules are, and how they are named."""
 
 import ast
 import re
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("data", "stages", "pipeline")
-MODULES = [*sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py")), ROOT / "cli.py"]
-TERMINAL = ROOT / "pipeline" / "terminal"
-BELOW_THE_COMMAND_LINE = [path for path in MODULES if path.name != "cli.py" and TERMINAL not in path.parents]
+TOP = ("data", "stages", "pipeline")
+MODULES = [*sorted(path for folder in TOP for path in (ROOT / folder).rglob("*.py")), ROOT / "cli.py"]
+CODE = [path for path in MODULES if path.name != "__init__.py"]
+TERMINAL = "pipeline/terminal"
+BELOW_THE_TERMINAL = [path for path in CODE if path.name != "cli.py" and path.parent != ROOT / TERMINAL]
+IMAGE_ROOMS = {"data", "data/images"}
+DATA = {*IMAGE_ROOMS, "data/features", "data/captions"}
+DECODING = {*DATA, "stages", "stages/decoding"}
 ALLOWED = {
-    "data": {"data"},
-    "stages": {"data", "stages"},
-    "stages/encoding": {"data", "stages", "stages/encoding"},
-    "stages/scoring": {"data", "stages", "stages/scoring"},
-    "stages/decoding": {"data", "stages", "stages/decoding", "stages/scoring"},
-    "pipeline": {"data", "stages", "stages/encoding", "stages/decoding", "stages/scoring", "pipeline"},
-    "pipeline/terminal": {
-        "data",
-        "stages",
-        "stages/encoding",
-        "stages/decoding",
-        "stages/scoring",
-        "pipeline",
-        "pipeline/terminal",
-    },
-    "": {"pipeline/terminal"},
+    "data": DATA,
+    "data/images": IMAGE_ROOMS,
+    "data/features": {"data", "data/features", "data/images/read"},
+    "data/captions": {"data", "data/captions", "data/images/keys"},
+    "stages": {*DATA, "stages"},
+    "stages/encoding": {*DATA, "stages", "stages/encoding"},
+    "stages/decoding": DECODING,
+    "stages/scoring": {*DECODING, "stages/scoring"},
+    "stages/training": {*DECODING, "stages/scoring", "stages/training"},
+    "stages/portable": {*DECODING, "stages/encoding", "stages/portable"},
 }
+STAGES = set().union(*ALLOWED.values())
+for _room in ("pipeline", "pipeline/pages", "pipeline/captioning", "pipeline/plan", "pipeline/demo", TERMINAL):
+    ALLOWED[_room] = {*STAGES, "pipeline", _room}
+ALLOWED["pipeline"] |= {"pipeline/pages", "pipeline/captioning"}
+ALLOWED["pipeline/captioning"] |= {"pipeline/pages"}
+ALLOWED["pipeline/plan"] |= {"pipeline/pages", "pipeline/captioning"}
+ALLOWED["pipeline/demo"] |= {"pipeline/pages", "pipeline/captioning", "pipeline/plan"}
+ALLOWED[TERMINAL] |= {"pipeline/pages", "pipeline/captioning", "pipeline/plan", "pipeline/demo"}
+ALLOWED[""] = {TERMINAL}
+MOST_MODULES = 12
+MOST_LINES, LEAST_LINES = 300, 20
+SHORT = ("data/progress",)  # a contract
 
 
 def imports_of(path: Path) -> set[str]:
@@ -46,28 +57,38 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def room_of(module: str) -> str | None:
-    """The room of one of our modules; None for a name inside a module or somebody else's module."""
-    path = ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    if not module.startswith("captionmill.") or not path.exists():
-        return None
+def own_imports(path: Path) -> set[Path]:
+    """The modules of the package that `path` imports."""
+    files = (ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in imports_of(path))
+    return {file for file in files if file in CODE}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").as_posix()
+
+
+def room_of(path: Path) -> str:
     return path.parent.relative_to(ROOT).as_posix().removeprefix(".")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_module_imports_only_rooms_below_its_own(path: Path) -> None:
-    own = path.parent.relative_to(ROOT).as_posix().removeprefix(".")
-    rooms = {room for module in imports_of(path) if (room := room_of(module)) is not None}
-    assert rooms <= ALLOWED[own]
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_only_what_its_room_may(path: Path) -> None:
+    allowed = ALLOWED[room_of(path)]
+    wrong = {name_of(other) for other in own_imports(path) if not {room_of(other), name_of(other)} & allowed}
+    assert not wrong
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "data").rglob("*.py")), ids=lambda path: path.name)
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    TopologicalSorter({path: own_imports(path) for path in CODE}).prepare()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data").rglob("*.py")), ids=name_of)
 def test_what_is_on_disk_is_read_without_torch(path: Path) -> None:
     assert not {module for module in imports_of(path) if module.split(".")[0] in ("torch", "torchvision")}
 
 
-@pytest.mark.parametrize("path", BELOW_THE_COMMAND_LINE, ids=lambda path: path.stem)
-def test_nothing_below_the_command_line_prints_or_exits(path: Path) -> None:
+@pytest.mark.parametrize("path", BELOW_THE_TERMINAL, ids=name_of)
+def test_only_the_terminal_prints_or_exits(path: Path) -> None:
     assert not {module for module in imports_of(path) if module.split(".")[0] in ("click", "sys")}
     names = {node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)}
     assert not names & {"print", "exit", "quit", "input"}
@@ -81,18 +102,45 @@ def test_help_needs_no_heavy_import() -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_the_table_of_a_room_names_each_of_its_modules_once_and_no_other(room: str) -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    table = re.search(rf"^\| {room}/ \| job \|\n\|---\|---\|\n((?:\|.*\n)+)", text, re.MULTILINE)
-    assert table is not None
-    named: Counter[str] = Counter()
-    for line in table[1].splitlines():
-        folder = ""
-        for name in re.findall(r"`([^`]+)`", line.split("|")[1]):
-            folder = name[: name.rfind("/") + 1] or folder  # said once for all names of a line
-            found = [*(ROOT / room / folder).glob(name.removeprefix(folder) or "*")]
-            assert found, f"{name} is in the table and not in {room}/"
-            named.update(path.relative_to(ROOT / room).as_posix() for path in found if path.suffix == ".py")
-    modules = {path.relative_to(ROOT / room).as_posix() for path in (ROOT / room).rglob("*.py")}
-    assert named == dict.fromkeys((name for name in modules if not name.endswith("__init__.py")), 1)
+def test_no_flat_room_but_the_terminal_has_more_than_twelve_modules() -> None:
+    sizes = Counter(room_of(path) for path in CODE)
+    assert {room: size for room, size in sizes.items() if size > MOST_MODULES and room != TERMINAL} == {}
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_a_module_fits_its_size_and_is_not_named_after_its_folder(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES
+    assert lines >= LEAST_LINES or name_of(path) in SHORT
+    folder = path.parent.name.removesuffix("s")
+    assert path.parent == ROOT or path.stem == folder or folder not in path.stem.split("_")
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_the_root_holds_no_other_module() -> None:
+    assert sorted(path.name for path in ROOT.glob("*.py")) == ["__init__.py", "__main__.py", "cli.py"]
+
+
+def is_command(node: ast.stmt) -> bool:
+    """Whether `node` is a command of the terminal, which has the name of the function that it calls."""
+    decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+    return any(re.search(r"\b(command|group)\(", ast.unparse(decorator)) for decorator in decorators)
+
+
+def public_names(path: Path) -> set[str]:
+    """The public classes, functions and types that the module at `path` defines."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not is_command(node):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name) and not target.id.isupper()}
+    return {name for name in found if not name.startswith("_")}
+
+
+def test_no_public_name_means_two_things() -> None:
+    homes = defaultdict(list)
+    for path in CODE:
+        for name in public_names(path):
+            homes[name].append(name_of(path))
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}

@@ -1,4 +1,4 @@
-"""Kinds of arguments, and options that several commands share. A default stands in stages/config.py alone."""
+"""Kinds of arguments, and options that several commands share. A default stands in stages/settings.py alone."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import click
 
 from captionmill.data.urls import is_url
-from captionmill.stages.config import RANGES, ExtractConfig, SearchConfig, TableConfig
+from captionmill.stages.settings import RANGES, ExtractConfig, SearchConfig, TableConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings", ExtractConfig, SearchConfig, TableConfig)
@@ -42,7 +42,7 @@ class FiniteFloat(click.FloatRange):
         return number
 
 
-class Shard(click.ParamType[tuple[int, int]]):
+class ShardType(click.ParamType[tuple[int, int]]):
     """I/N: the I-th of N shards."""
 
     name = "I/N"

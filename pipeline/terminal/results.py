@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captionmill.pipeline import summaries
-from captionmill.pipeline.terminal.progress_bars import ProgressBars
+from captionmill.pipeline import summaries, words
+from captionmill.pipeline.terminal.progress import ProgressBars
 
 if TYPE_CHECKING:
-    from captionmill.data.splits import Splits
-    from captionmill.pipeline.graph import Graph
-    from captionmill.pipeline.run import TaskOutcome
-    from captionmill.pipeline.standing import Standing
-    from captionmill.stages.decoding.training_state import EpochResult
+    from captionmill.data.captions.splits import Splits
+    from captionmill.pipeline.plan.graph import Graph
+    from captionmill.pipeline.plan.run import TaskOutcome
+    from captionmill.pipeline.plan.standing import Standing
+    from captionmill.stages.training.state import EpochResult
 
 
 def stage_printer(quiet: bool) -> Callable[[str, str], None]:
@@ -57,14 +57,14 @@ def show_standings(standings: Sequence["Standing"]) -> None:
 
 def show_graph(graph: "Graph", standings: Sequence["Standing"]) -> None:
     """For each task what it needs, where its output is and when it was made, and how it stands."""
-    from captionmill.pipeline.command_line import show_path
+    from captionmill.pipeline.plan.command_line import show_path
 
     for standing in standings:
         task, record = standing.task, standing.record
         needs = ", ".join(need.id for need in graph.needs(task))
         made = ""
         if record and record.made and standing.made:
-            duration = summaries.show_duration(record.duration_s)
+            duration = words.show_duration(record.duration_s)
             made = f", made {record.ended} in {duration} by captionmill {record.captionmill}"
         click.echo(task.id + (f" <- {needs}" if needs else ""))
         click.echo(f"    {show_path(task.output)}{made}")

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from captionmill.pipeline.terminal.caption_command import caption
-from captionmill.pipeline.terminal.evaluate_command import evaluate
-from captionmill.pipeline.terminal.extract_command import extract
-from captionmill.pipeline.terminal.train_command import train
-from captionmill.stages.config import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TrainConfig
+from captionmill.pipeline.terminal.caption import caption
+from captionmill.pipeline.terminal.evaluate import evaluate
+from captionmill.pipeline.terminal.extract import extract
+from captionmill.pipeline.terminal.train import train
+from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TrainConfig
 
 _TEXT = """\
 # A captionmill pipeline: images to features to a trained decoder to captions.

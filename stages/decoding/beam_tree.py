@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from captionmill.data.vocabulary import END, START, Vocabulary
-from captionmill.stages.config import SearchConfig
+from captionmill.data.captions.vocabulary import END, START, Vocabulary
 from captionmill.stages.decoding.constraints import NEVER_CHOSEN
 from captionmill.stages.decoding.search import StepDecoder
+from captionmill.stages.settings import SearchConfig
 
 
 @dataclass(frozen=True)

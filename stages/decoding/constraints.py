@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from captionmill.data.vocabulary import END, PAD, START, UNK
-from captionmill.stages.config import SearchConfig
+from captionmill.data.captions.vocabulary import END, PAD, START, UNK
+from captionmill.stages.settings import SearchConfig
 
 NEVER_CHOSEN = (PAD, START, UNK)
 _LEAST = -1e30  # a log probability that leaves an end possible where the decoder rules it out

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captionmill.stages.config import FeatureScaling, ImageInput, TrainConfig
 from captionmill.stages.decoding.dropout import Dropout
+from captionmill.stages.settings import FeatureScaling, ImageInput, TrainConfig
 
 State = tuple[Tensor, ...]
 """What a step hands to the next, each part [L, B, ...] with the caption in dimension 1: hidden, cell, and with

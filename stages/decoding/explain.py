@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captionmill.data.store_file import Features
-from captionmill.data.vocabulary import END, START, Vocabulary, tokenize
-from captionmill.stages.config import SearchConfig
+from captionmill.data.captions.vocabulary import END, START, Vocabulary, tokenize
+from captionmill.data.features.file import Features
 from captionmill.stages.decoding.beam_tree import BeamTree, grow_beam_tree
 from captionmill.stages.decoding.constraints import NEVER_CHOSEN
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.search import StepDecoder
+from captionmill.stages.settings import SearchConfig
 
 TOP_WORDS = 10
 _STATE_PARTS = ("hidden", "cell", "image")  # in the order of `Decoder.start`

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captionmill.data.vocabulary import END, START
-from captionmill.stages.config import SearchConfig
+from captionmill.data.captions.vocabulary import END, START
 from captionmill.stages.decoding.constraints import forbid_words, likeliest_words
 from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, read_caption
+from captionmill.stages.settings import SearchConfig
 
 
 @torch.inference_mode()

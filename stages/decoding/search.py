@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from captionmill.data.vocabulary import END, PAD, START
-from captionmill.stages.config import SearchConfig
+from captionmill.data.captions.vocabulary import END, PAD, START
 from captionmill.stages.decoding.constraints import forbid_words, likeliest_words
 from captionmill.stages.decoding.decoder import State
+from captionmill.stages.settings import SearchConfig
 
 
 class StepDecoder(Protocol):

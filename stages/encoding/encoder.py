@@ -6,27 +6,20 @@ captions from stored features does not wait for it.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from captionmill.data.errors import InputError, WeightsError
-from captionmill.data.feature_spec import FeatureSpec
-from captionmill.data.images import Pixels
-from captionmill.stages.config import Backbone, ExtractConfig, Preprocess, Views
-from captionmill.stages.encoding.weights import SCENES_BACKBONE, hash_weights, read_weights
+from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.images.decode import Pixels
+from captionmill.stages.encoding.network import STRIDE, FeatureNetwork, build_resnet, fuse_batch_norm
+from captionmill.stages.encoding.weights import hash_weights, read_weights
+from captionmill.stages.settings import Backbone, ExtractConfig, Preprocess, Views
 
-if TYPE_CHECKING:
-    from torchvision.models import ResNet
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-STRIDE = 32  # pixels of the picture to one position of the last feature map
 _RESIZED_LIMIT = 4_000_000  # pixels: a picture of 1 x 30,000 would become one of 256 x 7,680,000
 _LONGEST_SHAPE = 4  # longer side to shorter side
 _TORCH_RESIZES_FAST = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # elsewhere slowly, on all cores
@@ -112,7 +105,7 @@ def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> E
     state, weights, resize_ratio = read_weights(config)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     with torch.device("meta"):  # no memory and no random numbers for what the weights replace
-        resnet = _build_resnet(config.backbone)
+        resnet = build_resnet(config.backbone)
     try:
         resnet.load_state_dict(state, assign=True)
     except RuntimeError as exc:
@@ -129,14 +122,14 @@ def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> E
         resize_size=resize_size,
         views=config.views,
     )
-    return Encoder(FeatureNetwork(_fuse_batch_norm(resnet.eval())), spec)
+    return Encoder(FeatureNetwork(fuse_batch_norm(resnet.eval())), spec)
 
 
 def build_untrained_encoder(config: ExtractConfig) -> Encoder:
     """An encoder with random weights: as fast as the one that `config` names, and good for nothing else."""
     size = config.image_size
     spec = FeatureSpec(config.backbone, "random", "", config.preprocess, size, size, views=config.views)
-    return Encoder(FeatureNetwork(_fuse_batch_norm(_build_resnet(config.backbone).eval())), spec)
+    return Encoder(FeatureNetwork(fuse_batch_norm(build_resnet(config.backbone).eval())), spec)
 
 
 def encoder_for_spec(spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Encoder:
@@ -165,85 +158,3 @@ def _config_for_spec(spec: FeatureSpec, machine: ExtractConfig) -> ExtractConfig
         image_size=spec.image_size,
         views=cast(Views, spec.views),
     )
-
-
-class FeatureNetwork(nn.Module):
-    """[B, H, W, 3] uint8 RGB -> [B, 2048] float32: normalisation, the ResNet, the mean over all positions.
-
-    In two halves, because they differ in what they can bear: rounding the first convolution and the first of the four
-    layers to bfloat16 costs more of the features' likeness to float32 than rounding the other three (ResNet-50, least
-    cosine over 128 photographs: 0.9919 with everything in bfloat16, 0.9997 with the stem in float32).
-    """
-
-    def __init__(self, resnet: "ResNet") -> None:
-        """The layers of `resnet`, its classifier left out."""
-        super().__init__()
-        self.stem = _Stem(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool, resnet.layer1)
-        """[B, H, W, 3] uint8 -> [B, 256, H/4, W/4]."""
-        self.trunk = _Trunk(resnet.layer2, resnet.layer3, resnet.layer4)
-        """[B, 256, H/4, W/4] -> [B, 2048] float32."""
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """The features of a batch of pictures of one shape."""
-        features: Tensor = self.trunk(self.stem(pixels))
-        return features
-
-
-class _Stem(nn.Module):
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Normalise as ImageNet's networks expect, in float32, whatever the layers' own precision is."""
-        dtype = next(self.layers.parameters()).dtype
-        normalised = (pixels.permute(0, 3, 1, 2).float() - self.mean.float()) / self.std.float()
-        maps: Tensor = self.layers(normalised.to(dtype))
-        return maps
-
-
-class _Trunk(nn.Module):
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        dtype = next(self.layers.parameters()).dtype
-        features: Tensor = self.layers(maps.to(dtype)).float().mean((2, 3))
-        return features
-
-
-def _build_resnet(backbone: str) -> "ResNet":
-    from torchvision.models import ResNet, get_model
-    from torchvision.models.resnet import Bottleneck
-
-    if backbone == SCENES_BACKBONE:
-        resnet = ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=5)
-    else:
-        resnet = get_model(backbone, weights=None)
-    resnet.fc = nn.Identity()
-    return resnet
-
-
-def _fuse_batch_norm(resnet: "ResNet") -> "ResNet":
-    """Fold each batch norm into the convolution before it: the same function, about a fifth less work on a CPU."""
-    from torchvision.models.resnet import Bottleneck
-
-    resnet.conv1, resnet.bn1 = _fuse(resnet.conv1, resnet.bn1)
-    for block in resnet.modules():
-        if isinstance(block, Bottleneck):
-            block.conv1, block.bn1 = _fuse(block.conv1, block.bn1)
-            block.conv2, block.bn2 = _fuse(block.conv2, block.bn2)
-            block.conv3, block.bn3 = _fuse(block.conv3, block.bn3)
-            if block.downsample is not None:
-                block.downsample = nn.Sequential(*_fuse(block.downsample[0], block.downsample[1]))
-    return resnet
-
-
-def _fuse(convolution: Any, batch_norm: Any) -> tuple[Any, Any]:
-    return fuse_conv_bn_eval(convolution, batch_norm), nn.Identity()

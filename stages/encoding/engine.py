@@ -9,13 +9,13 @@ from typing import Protocol
 import numpy as np
 
 from captionmill.data.errors import InputError
-from captionmill.data.images import Pixels
-from captionmill.data.store_file import Features
-from captionmill.stages.config import ExtractConfig
+from captionmill.data.features.file import Features
+from captionmill.data.images.decode import Pixels
 from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.encoding.loader import Batch
 from captionmill.stages.encoding.torch_engine import TorchEngine
-from captionmill.stages.runtime import choose_device, is_out_of_memory
+from captionmill.stages.machine import choose_device, is_out_of_memory
+from captionmill.stages.settings import ExtractConfig
 
 _logger = logging.getLogger(__name__)
 

@@ -9,23 +9,25 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from captionmill.data.atomic import require_other_file
+from captionmill.data.csv_tables import write_failures
 from captionmill.data.errors import InputError, StoreError
-from captionmill.data.extraction_log import ExtractionRecord, append_record
-from captionmill.data.feature_store import FeatureStore, delete_store, part_paths, replace_store
-from captionmill.data.feature_writer import FeatureWriter, lock_store
-from captionmill.data.image_files import ImageFile, find_images, is_unchanged
-from captionmill.data.image_source import ImageSource
-from captionmill.data.shard import Shard, shard_of
-from captionmill.data.tables import write_failures
-from captionmill.data.urls import StoreMirror, is_url, local_path
-from captionmill.stages.config import ExtractConfig
+from captionmill.data.features.log import ExtractionRecord, append_record
+from captionmill.data.features.mirror import StoreMirror
+from captionmill.data.features.shard import Shard, shard_of
+from captionmill.data.features.store import FeatureStore, delete_store, part_paths, replace_store
+from captionmill.data.features.writer import FeatureWriter, lock_store
+from captionmill.data.files import require_other_file
+from captionmill.data.images.find import find_images
+from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged
+from captionmill.data.progress import Progress, no_progress
+from captionmill.data.urls import is_url, local_path
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.encoding.meter import Meter
-from captionmill.stages.encoding.part import PartResult
+from captionmill.stages.encoding.share import PartResult
 from captionmill.stages.encoding.spread import Spread, run_tasks
-from captionmill.stages.runtime import Progress, choose_workers, no_progress, unused_gpu_note, versions
+from captionmill.stages.machine import choose_workers, unused_gpu_note, versions
+from captionmill.stages.settings import ExtractConfig
 
 FAILURES_NAME = "failures.csv"
 _logger = logging.getLogger(__name__)

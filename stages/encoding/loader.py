@@ -14,10 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from captionmill.data.errors import ImageError
-from captionmill.data.image_files import ImageFile, read_image
-from captionmill.data.image_source import ImageSource
-from captionmill.data.images import Pixels, decode_pixels
-from captionmill.stages.runtime import is_out_of_memory
+from captionmill.data.images.decode import Pixels, decode_pixels
+from captionmill.data.images.read import ImageFile, ImageSource, read_image
+from captionmill.stages.machine import is_out_of_memory
 
 Prepare = Callable[[Pixels], Pixels]
 LeastSize = Callable[[int, int], tuple[int, int]]

@@ -13,11 +13,12 @@ from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import nn
 
-from captionmill.data.images import Pixels
-from captionmill.data.store_file import Features
-from captionmill.stages.config import ExtractConfig
-from captionmill.stages.encoding.encoder import Encoder, FeatureNetwork
-from captionmill.stages.runtime import choose_device, choose_dtype
+from captionmill.data.features.file import Features
+from captionmill.data.images.decode import Pixels
+from captionmill.stages.encoding.encoder import Encoder
+from captionmill.stages.encoding.network import FeatureNetwork
+from captionmill.stages.machine import choose_device, choose_dtype
+from captionmill.stages.settings import ExtractConfig
 
 _BATCH_SIZE = 8  # on two cores as fast as 32, and a few pictures are done at once
 _STREAMS = 2  # two batches side by side leave no core idle between layers

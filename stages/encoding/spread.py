@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from captionmill.data.feature_store import part_paths
-from captionmill.data.feature_writer import FeatureWriter
-from captionmill.data.image_files import ImageFile
-from captionmill.stages.config import ExtractConfig
+from captionmill.data.features.store import part_paths
+from captionmill.data.features.writer import FeatureWriter
+from captionmill.data.images.read import ImageFile
+from captionmill.data.progress import Progress
 from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.encoding.engine import build_engine
-from captionmill.stages.encoding.part import PartResult, PartTask, extract_part, run_part
-from captionmill.stages.runtime import Progress
+from captionmill.stages.encoding.share import PartResult, PartTask, extract_part, run_part
+from captionmill.stages.settings import ExtractConfig
 
 TASK_IMAGES = 4096  # pictures a task at most: what the death of a process costs
 _TASKS_A_PROCESS = 4  # so that a slow process does not hold up the end

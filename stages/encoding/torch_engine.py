@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captionmill.data.images import Pixels
-from captionmill.data.store_file import Features
-from captionmill.stages.config import ExtractConfig
+from captionmill.data.features.file import Features
+from captionmill.data.images.decode import Pixels
 from captionmill.stages.encoding.encoder import Encoder
-from captionmill.stages.runtime import choose_device, choose_dtype
+from captionmill.stages.machine import choose_device, choose_dtype
+from captionmill.stages.settings import ExtractConfig
 
 _BATCH_SIZE = 32
 

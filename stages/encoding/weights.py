@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from captionmill.data.errors import WeightsError
-from captionmill.stages.config import ExtractConfig
+from captionmill.stages.settings import ExtractConfig
 
 SCENES_BACKBONE = "scenes-resnet14"
 SCENES_WEIGHTS = "drawn-scenes"
-SCENES_WEIGHTS_PATH = Path(__file__).parents[2] / "data" / "assets" / "scenes_resnet14_thin.safetensors"
+SCENES_WEIGHTS_PATH = Path(__file__).parent / "assets" / "scenes_resnet14_thin.safetensors"
 _NAMED_WEIGHTS = ("imagenet1k_v1", "imagenet1k_v2")
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from captionmill.data.errors import InputError
-from captionmill.stages.config import BootstrapConfig
 from captionmill.stages.scoring.metrics import Floats, Metric
+from captionmill.stages.settings import BootstrapConfig
 
 LEVEL = 0.95
 

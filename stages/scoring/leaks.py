@@ -16,14 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captionmill.data.annotations import read_annotations, read_split_list
-from captionmill.data.atomic import require_other_file
-from captionmill.data.bundle import bundle_files, read_bundle
+from captionmill.data.captions.references import read_annotations, read_split_list
+from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
-from captionmill.data.feature_store import FeatureStore
-from captionmill.data.tables import write_table
-from captionmill.stages.config import LeakConfig
-from captionmill.stages.runtime import Progress, choose_device, no_progress
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.files import require_other_file
+from captionmill.data.model import bundle_files, read_bundle
+from captionmill.data.progress import Progress, no_progress
+from captionmill.stages.machine import choose_device
+from captionmill.stages.settings import LeakConfig
 
 SPLIT_NAMES = ("train", "val", "test")
 KEPT_PAIRS = 100_000  # the closest of them; all are counted

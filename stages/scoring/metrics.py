@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captionmill.data.errors import InputError
-from captionmill.stages.scoring.ptb_tokenizer import tokenize_ptb
+from captionmill.stages.scoring.tokens import tokenize_ptb
 
 MAX_ORDER = 4  # n-grams of one to four tokens, in BLEU and in CIDEr-D
 BETA = 1.2  # of ROUGE-L: how much more recall weighs than precision

@@ -1,0 +1,1 @@
+"""Captions: references, splits, vocabulary, and tables of captions."""

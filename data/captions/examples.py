@@ -1,0 +1,65 @@
+"""Training examples: the captions of some images as word indices, in batches of like length."""
+
+from array import array
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from captionmill.data.captions.vocabulary import END, PAD, START, Vocabulary
+
+Indices = npt.NDArray[np.int64]
+BUCKET_BATCHES = 20
+_BLOCK_ROWS = 4096
+
+
+class CaptionDataset:
+    """Every caption of some images with its words as indices, compactly; features stay where they are."""
+
+    def __init__(
+        self, captions: Mapping[str, Sequence[str]], keys: Sequence[str], vocabulary: Vocabulary, *, max_length: int
+    ) -> None:
+        """All captions of the images `keys`, cut after `max_length` words; captions without a word are left out."""
+        words = array("H" if len(vocabulary) <= 2**16 else "i")
+        lengths, images = array("i"), array("q")
+        for image, key in enumerate(keys):
+            for caption in captions[key]:
+                if indices := vocabulary.encode(caption)[:max_length]:
+                    words.extend((START, *indices, END))
+                    lengths.append(len(indices) + 2)
+                    images.append(image)
+        self.images: Indices = np.frombuffer(images, dtype=np.int64) if images else np.empty(0, dtype=np.int64)
+        """For each caption the number of its image in `keys`."""
+        self._words = np.frombuffer(words, dtype=words.typecode) if words else np.empty(0, dtype=np.int32)
+        self._lengths = np.frombuffer(lengths, dtype=np.int32) if lengths else np.empty(0, dtype=np.int32)
+        self._starts = np.cumsum(self._lengths, dtype=np.int64) - self._lengths
+
+    def __len__(self) -> int:
+        """Number of captions."""
+        return len(self.images)
+
+    def plan_epoch(self, batch_size: int, generator: np.random.Generator) -> list[Indices]:
+        """All captions once, as batches of their numbers, in an order drawn from `generator`.
+
+        Captions of like length share a batch, so that little of it is padding: of each BUCKET_BATCHES batches' worth of
+        shuffled captions, the shortest go together, and so on; then the batches are shuffled. A batch may be smaller at
+        the end of a bucket.
+        """
+        order = generator.permutation(len(self))
+        planned: list[Indices] = []
+        for start in range(0, len(order), batch_size * BUCKET_BATCHES):
+            bucket = order[start : start + batch_size * BUCKET_BATCHES]
+            bucket = bucket[np.argsort(self._lengths[bucket], kind="stable")]
+            planned += [bucket[first : first + batch_size] for first in range(0, len(bucket), batch_size)]
+        return [planned[place] for place in generator.permutation(len(planned))]
+
+    def count_words(self, chosen: Indices) -> int:
+        """Words to be predicted in the captions `chosen`, each one's `<end>` included."""
+        return int(self._lengths[chosen].sum()) - len(chosen)
+
+    def words(self, chosen: Indices) -> Indices:
+        """The captions `chosen` [B, T]: `<start>`, the words, `<end>`, then `<pad>` to the length of the longest."""
+        lengths = self._lengths[chosen]
+        steps = np.arange(lengths.max())
+        places = np.minimum(self._starts[chosen, None] + steps, len(self._words) - 1)  # [B, T]
+        return np.where(steps < lengths[:, None], self._words[places], PAD).astype(np.int64)

@@ -1,0 +1,120 @@
+"""Reference captions and splits by image key, from every layout in which caption data sets are published.
+
+A layout is recognised by content, never by the file's name. Captions keep their text apart from space at both ends, and
+apart from accents, which are put together with their letters (Unicode's NFC), so that a word is one word however it was
+typed: tokenizing is the vocabulary's job, and a caption that reads "None" or "NA" is a caption.
+"""
+
+import io
+import logging
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from captionmill.data.captions.formats import ReferenceRow, read_rows, read_start
+from captionmill.data.captions.texts import CaptionTexts
+from captionmill.data.errors import AnnotationError
+from captionmill.data.images.keys import image_key, match_forms
+
+RESTVAL_CHOICES = ("train", "drop")
+_SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What people wrote about each image, and what each image is for."""
+
+    captions: Mapping[str, tuple[str, ...]]
+    """Image key -> its reference captions in file order; never empty."""
+    splits: dict[str, str]
+    """Image key -> "train", "val" or "test", for every image with captions; empty when the file names no splits."""
+
+    def keys_of(self, split: str) -> list[str]:
+        """The keys of one split, sorted."""
+        return sorted(key for key, name in self.splits.items() if name == split)
+
+
+def read_annotations(path: Path, *, restval: str = "train", known_keys: Collection[str] = ()) -> Annotations:
+    """The captions and splits of one file: Flickr token file, COCO or Karpathy JSON, CSV or TSV.
+
+    Images of the split "restval" (Karpathy's rest of the COCO validation set) go to "train", or are left out when
+    `restval` is "drop". Captions without text are left out and counted in a warning. An image that one of `known_keys`
+    names in another form of Unicode gets that key. Raises AnnotationError naming the line, row or entry that cannot be
+    understood.
+    """
+    if restval not in RESTVAL_CHOICES:
+        raise AnnotationError(f"restval is {restval!r}; choose one of {', '.join(RESTVAL_CHOICES)}")
+    with _opened(path) as file:
+        try:
+            return _collect(path, read_rows(file), restval, known_keys)
+        except AnnotationError as exc:
+            raise AnnotationError(f"{path}: {exc}") from exc
+
+
+def read_split_list(path: Path, *, known_keys: Collection[str] = ()) -> list[str]:
+    """The image keys of one split in the order of the file, one a line; a repeated key counts once.
+
+    One that is one of `known_keys` in another form of Unicode becomes that key.
+    """
+    with _opened(path) as file:
+        keys = dict.fromkeys(image_key(line.strip()) for line in file if line.strip())
+    forms = match_forms(keys, known_keys)
+    return [forms.get(key, key) for key in keys]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """The file at its beginning; AnnotationError if it is empty, or, while the block lasts, cannot be read."""
+    try:
+        with path.open(encoding="utf-8-sig") as opened:
+            file: TextIO = opened if opened.seekable() else io.StringIO(opened.read())  # of a pipe
+            if not read_start(file).strip():
+                raise AnnotationError(f"{path}: the file is empty")
+            yield file
+    except UnicodeDecodeError as exc:
+        raise AnnotationError(f"{path}: not UTF-8 text; save it as UTF-8 and try again") from exc
+    except OSError as exc:
+        raise AnnotationError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
+
+
+def _collect(path: Path, rows: Iterator[ReferenceRow], restval: str, known_keys: Collection[str]) -> Annotations:
+    captions = CaptionTexts()
+    splits: dict[str, str] = {}
+    empty_count = 0
+    for row in rows:
+        key, caption = image_key(row.image.strip()), unicodedata.normalize("NFC", row.caption.strip())
+        if not key:
+            raise AnnotationError(f"{row.where} has no image name; fill it in or remove the {row.where.split()[0]}")
+        if row.split is not None:
+            split = _read_split_name(row, restval)
+            if splits.setdefault(key, split) != split:
+                raise AnnotationError(f"{row.where} puts {key} in {split}, but it is in {splits[key]} already")
+        if caption:
+            captions.add(key, caption)
+        else:
+            empty_count += 1
+    if empty_count:
+        _logger.warning("%s: left out %d captions without text", path, empty_count)
+    for key in [key for key, split in splits.items() if split == "drop" or key not in captions]:
+        captions.drop(key)
+        del splits[key]
+    if not captions:
+        raise AnnotationError("no captions in this file")
+    for key, known_key in match_forms(captions, known_keys).items():
+        captions.rename(key, known_key)
+        if key in splits:
+            splits[known_key] = splits.pop(key)
+    return Annotations(captions, splits)
+
+
+def _read_split_name(row: ReferenceRow, restval: str) -> str:
+    name = (row.split or "").strip().lower()
+    if name == "restval":
+        return restval
+    if name not in _SPLIT_NAMES:
+        raise AnnotationError(f"{row.where} has the split {row.split!r}; use train, val or test")
+    return _SPLIT_NAMES[name]

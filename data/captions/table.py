@@ -1,0 +1,236 @@
+"""The table of captions, a row an image: as CSV for spreadsheets, as JSON lines or Parquet for programs.
+
+CSV begins with the mark by which Excel knows UTF-8 (pandas and R's readr pass over it; Python reads it as "utf-8-sig"),
+and no text in it is a formula (`guard_formula`). In all three, `read_captions` gives back what was written.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from captionmill.data.csv_tables import guard_formula, unguard_formula
+from captionmill.data.errors import InputError
+
+TableFormat = Literal["csv", "jsonl", "parquet"]
+
+_COLUMNS = ("path", "caption", "confidence", "alternatives", "flags", "status", "error")
+_NO_TABLE = frozenset({".xlsx", ".xls", ".ods", ".json", ".html", ".htm", ".tsv", ".gz", ".zip"})
+_BETWEEN_ALTERNATIVES = " | "  # a word of a vocabulary has no such character
+_MARK = b"\xef\xbb\xbf"
+_NEEDED_COLUMNS = frozenset(_COLUMNS) - {"alternatives", "flags"}
+_JSON_START = b'{"path": '
+_PARQUET_START = b"PAR1"
+_PARQUET_ROWS = 16_384  # a row group
+
+
+@dataclass(frozen=True)
+class CaptionRow:
+    """One image."""
+
+    path: str
+    """The image's key: its path relative to the folder."""
+    caption: str
+    """Empty if the image failed."""
+    confidence: float | None
+    """Geometric mean of the probabilities of the caption's words, 0 to 1, four decimals; None if the image failed."""
+    alternatives: tuple[str, ...] = ()
+    """The next best captions, the best of them first, if they were asked for."""
+    flags: tuple[str, ...] = ()
+    """What is suspicious about the caption."""
+    status: Literal["ok", "failed"] = "ok"
+    error: str = ""
+    """Why it failed."""
+
+
+@dataclass(frozen=True)
+class RowText:
+    """How rows are written as text, each on its own; Parquet is made of JSON lines when all are there."""
+
+    header: bytes
+    """What a file begins with."""
+    encode: Callable[[CaptionRow], bytes]
+    decode: Callable[[bytes], CaptionRow]
+
+
+def format_of(path: Path) -> TableFormat:
+    """The format that the suffix of a table says: .jsonl, .parquet, and CSV for any other.
+
+    Raises InputError for a suffix by which programs would take the CSV for something else.
+    """
+    formats: dict[str, TableFormat] = {".jsonl": "jsonl", ".parquet": "parquet"}
+    if path.suffix.lower() in _NO_TABLE:
+        others = " or ".join(formats)
+        raise InputError(
+            f"{path}: a table of captions ends in .csv, which spreadsheets open, {others}; or set its format"
+        )
+    return formats.get(path.suffix.lower(), "csv")
+
+
+def row_text(table_format: TableFormat, *, with_alternatives: bool) -> RowText:
+    """How a table of this format is written row by row; `with_alternatives` gives CSV the column."""
+    if table_format != "csv":
+        return RowText(b"", _encode_json, _decode_json)
+    columns = [name for name in _COLUMNS if with_alternatives or name != "alternatives"]
+
+    def encode(row: CaptionRow) -> bytes:
+        cells = _cells(row)
+        return _csv_line(cells[name] for name in columns)
+
+    def decode(line: bytes) -> CaptionRow:
+        (cells,) = csv.reader([line.decode("utf-8")])
+        return _row_of_cells(dict(zip(columns, cells, strict=True)))
+
+    return RowText(_MARK + _csv_line(columns), encode, decode)
+
+
+def read_captions(path: Path) -> Iterator[CaptionRow]:
+    """The rows of a finished table of captions in any of the formats, known by its content; flat in memory.
+
+    Raises InputError if there is no such file or it is no table of captions.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as exc:
+        raise InputError(
+            f"{path}: {exc.strerror}; `captionmill caption IMAGES --model MODEL --output {path}` makes it"
+        ) from exc
+    if start == _PARQUET_START:
+        return read_parquet(path)
+    return _read_json_lines(path) if start.startswith(b"{") else _read_csv(path)
+
+
+def is_caption_table(path: Path) -> bool:
+    """Whether the file at `path` begins as a table of captions does, in any of the formats; so does an empty one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(_PARQUET_START):
+        _, parquet = _require_pyarrow()
+        try:
+            return set(_COLUMNS).issubset(parquet.read_schema(path).names)
+        except (ValueError, OSError):
+            return False
+    header = start.removeprefix(_MARK).partition(b"\n")[0].decode("utf-8", "replace").strip("\r")
+    columns = re.split(r"[,;\t]", header.replace('"', ""))  # as spreadsheets save it
+    return not start or start.startswith(_JSON_START) or _NEEDED_COLUMNS.issubset(columns)
+
+
+def read_parquet(path: Path) -> Iterator[CaptionRow]:
+    """The rows of a Parquet table, a row group at a time."""
+    _, parquet = _require_pyarrow()
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(_PARQUET_ROWS):
+            for values in batch.to_pylist():
+                yield _row_of_values(path, values)
+
+
+def write_parquet(path: Path, rows: Iterable[CaptionRow]) -> None:
+    """Write `rows` to `path` as Parquet, a row group at a time."""
+    arrow, parquet = _require_pyarrow()
+    texts = arrow.list_(arrow.string())
+    schema = arrow.schema(
+        [
+            (name, {"confidence": arrow.float64(), "alternatives": texts, "flags": texts}.get(name, arrow.string()))
+            for name in _COLUMNS
+        ]
+    )
+    with parquet.ParquetWriter(path, schema) as writer:
+        group: list[dict[str, Any]] = []
+        for row in rows:
+            group.append(asdict(row))
+            if len(group) == _PARQUET_ROWS:
+                writer.write_table(arrow.Table.from_pylist(group, schema))
+                group.clear()
+        writer.write_table(arrow.Table.from_pylist(group, schema))
+
+
+def _require_pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as exc:
+        raise InputError("Parquet needs pyarrow: pip install 'captionmill[parquet]'") from exc
+    return pyarrow, pyarrow.parquet
+
+
+def _cells(row: CaptionRow) -> dict[str, str]:
+    return {
+        "path": guard_formula(row.path),
+        "caption": guard_formula(row.caption),
+        "confidence": "" if row.confidence is None else f"{row.confidence:.4f}",
+        "alternatives": guard_formula(_BETWEEN_ALTERNATIVES.join(row.alternatives)),
+        "flags": " ".join(row.flags),
+        "status": row.status,
+        "error": guard_formula(row.error),
+    }
+
+
+def _row_of_cells(cells: dict[str, str]) -> CaptionRow:
+    alternatives = unguard_formula(cells.get("alternatives", ""))
+    return CaptionRow(
+        unguard_formula(cells["path"]),
+        unguard_formula(cells["caption"]),
+        float(cells["confidence"]) if cells["confidence"] else None,
+        tuple(alternatives.split(_BETWEEN_ALTERNATIVES)) if alternatives else (),
+        tuple(cells.get("flags", "").split()),
+        "ok" if cells["status"] == "ok" else "failed",
+        unguard_formula(cells["error"]),
+    )
+
+
+def _csv_line(cells: Iterable[str]) -> bytes:
+    """One record after RFC 4180, but for its end: a line feed alone, which every reader of CSV takes."""
+    quoted = ['"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\r\n') else cell for cell in cells]
+    return (",".join(quoted) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _read_csv(path: Path) -> Iterator[CaptionRow]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        try:
+            columns = next(reader, [])
+            if not _NEEDED_COLUMNS.issubset(columns):
+                raise InputError(f"{path}: not a table of captions; it begins with {','.join(columns)[:80]!r}")
+            for cells in reader:
+                yield _row_of_cells(dict(zip(columns, cells, strict=True)))
+        except InputError:
+            raise
+        except (ValueError, csv.Error) as exc:
+            raise _damaged(path, f"line {reader.line_num}") from exc
+
+
+def _encode_json(row: CaptionRow) -> bytes:
+    values = asdict(row) | {"confidence": None if row.confidence is None else round(row.confidence, 4)}
+    return (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _decode_json(line: bytes) -> CaptionRow:
+    return _row_of_values(None, json.loads(line))
+
+
+def _read_json_lines(path: Path) -> Iterator[CaptionRow]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield _decode_json(line)
+            except ValueError as exc:
+                raise _damaged(path, f"line {number}") from exc
+
+
+def _row_of_values(path: Path | None, values: dict[str, Any]) -> CaptionRow:
+    try:
+        return CaptionRow(
+            **values | {"alternatives": tuple(values["alternatives"] or ()), "flags": tuple(values["flags"] or ())}
+        )
+    except (TypeError, KeyError) as exc:
+        raise InputError(f"{path or 'a row'}: not a table of captions") from exc
+
+
+def _damaged(path: Path, where: str) -> InputError:
+    return InputError(f"{path}: {where} is no whole row of captions; if its run was cut short, run it again")

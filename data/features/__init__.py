@@ -1,0 +1,1 @@
+"""Feature stores: rows of numbers by image key, in HDF5."""

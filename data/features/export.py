@@ -1,0 +1,86 @@
+"""Writes the rows of a feature store for other tools: NumPy with a table of keys, or Parquet."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from captionmill.data.csv_tables import write_table
+from captionmill.data.errors import InputError
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.files import replace_atomically
+
+
+@dataclass(frozen=True)
+class FeaturesExportSummary:
+    """What was written."""
+
+    rows: int
+    paths: tuple[Path, ...]
+
+
+def export_features(
+    path: Path,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
+) -> FeaturesExportSummary:
+    """Write the store at `path` to `output`, block by block.
+
+    OUT.npy: [N, D] in the store's dtype, and beside it OUT.csv with the columns row and key. OUT.parquet: the columns
+    key (string) and features (a list of D numbers each). Raises StoreError if the store cannot be read, InputError for
+    another suffix, an output that exists (unless `overwrite`), or Parquet without the package pyarrow.
+    """
+    writers = {".npy": _write_npy, ".parquet": _write_parquet}
+    if output.suffix not in writers:
+        raise InputError(f"{output}: can be written as .npy or .parquet")
+    paths = (output, output.with_suffix(".csv")) if output.suffix == ".npy" else (output,)
+    for written in paths:
+        if written.exists() and not overwrite:
+            raise InputError(f"{written}: exists already; pass --overwrite to replace it")
+    store = FeatureStore.open(path)
+    writers[output.suffix](store, output, progress)
+    return FeaturesExportSummary(len(store), paths)
+
+
+def _write_npy(store: FeatureStore, output: Path, progress: Callable[[str, int, int], None]) -> None:
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(store.dtype)),
+        "fortran_order": False,
+        "shape": (len(store), store.spec.feature_dim),
+    }
+    table_path = output.with_suffix(".csv")
+    # not through a memory map, where a full disk ends the process with SIGBUS
+    with replace_atomically(output) as partial_path, partial_path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        done = 0
+        for keys, block in store.blocks():
+            file.write(block.tobytes())
+            done += len(keys)
+            progress("export", done, len(store))
+        file.flush()
+        table_path.unlink(missing_ok=True)  # a kill or a full disk must not leave an older one beside the new rows
+    write_table(table_path, pd.DataFrame({"row": range(len(store)), "key": store.keys}))
+
+
+def _write_parquet(store: FeatureStore, output: Path, progress: Callable[[str, int, int], None]) -> None:
+    try:
+        pyarrow: Any = importlib.import_module("pyarrow")
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+    except ImportError as exc:
+        raise InputError("Parquet needs the package pyarrow; run: pip install 'captionmill[parquet]'") from exc
+    kind = pyarrow.float16() if store.dtype == "float16" else pyarrow.float32()
+    dim = store.spec.feature_dim
+    schema = pyarrow.schema([("key", pyarrow.string()), ("features", pyarrow.list_(kind, dim))])
+    with replace_atomically(output) as partial_path, parquet.ParquetWriter(partial_path, schema) as writer:
+        done = 0
+        for keys, block in store.blocks():
+            values = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(block.reshape(-1), kind), dim)
+            writer.write_table(pyarrow.table([pyarrow.array(keys, pyarrow.string()), values], schema))
+            done += len(keys)
+            progress("export", done, len(store))

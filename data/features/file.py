@@ -1,0 +1,171 @@
+"""One file of a feature store: what it holds, how it is read and written. It is never changed once it has its name.
+
+Layout of each file: attributes `format`, `format_version`, `spec` (JSON), `made_by` (JSON), and for a finished shard
+`shard` (JSON); datasets `keys` (N UTF-8 strings, sorted), `features` (N x D, little-endian float16 or float32,
+contiguous), `checksums` (N x uint32: CRC-32 of the key's UTF-8 bytes, a zero byte, the row's bytes and the source's
+bytes), `sources` (N x 3 uint64: the fields of `ImageSource`), and in a part `removed` (UTF-8 strings): keys whose rows
+in the files before it do not count. Where a key is in several files, the last part in the order of names counts.
+"""
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from captionmill.data.errors import StoreError
+from captionmill.data.features.rows import RowFile
+from captionmill.data.features.shard import Shard
+from captionmill.data.features.spec import FeatureSpec, StoredDtype
+from captionmill.data.files import replace_atomically
+from captionmill.data.images.read import UNKNOWN_SOURCE
+
+Features = npt.NDArray[np.floating[Any]]
+Sources = npt.NDArray[np.uint64]
+
+FORMAT = "captionmill-features"
+FORMAT_VERSION = 2
+PART_PREFIX = "part-"
+
+Block = tuple[list[str], Features, npt.NDArray[np.uint32], Sources]
+"""Keys, their rows [N, D], checksums [N] and sources [N, 3], as they stand in a file."""
+
+
+@dataclass(frozen=True)
+class StoreFile:
+    """One HDF5 file of a store. No HDF5 handle stays open, and no row is in memory: safe under fork."""
+
+    path: Path
+    spec: FeatureSpec
+    made_by: dict[str, str]
+    keys: list[str]
+    dtype: StoredDtype
+    take_rows: Callable[[npt.NDArray[np.int64]], Features]  # numbers [M] -> [M, D]
+    checksums: npt.NDArray[np.uint32]  # [N]
+    sources: Sources  # [N, 3]
+    removed: list[str]
+    shard: Shard | None
+
+
+def write_store_file(
+    path: Path,
+    spec: FeatureSpec,
+    row_count: int,
+    blocks: Iterable[Block],
+    *,
+    dtype: StoredDtype,
+    made_by: dict[str, str],
+    removed: Sequence[str] = (),
+    shard: Shard | None = None,
+) -> None:
+    """Write one file of a store whole, or, at an error, not at all; `blocks` in the order of their keys.
+
+    Raises StoreError if there is no room or no permission.
+    """
+    try:
+        with replace_atomically(path) as partial_path, _create(partial_path) as file:
+            file.attrs["format"] = FORMAT
+            file.attrs["format_version"] = FORMAT_VERSION
+            file.attrs["spec"] = json.dumps(spec.to_json())
+            file.attrs["made_by"] = json.dumps(made_by)
+            if shard is not None:
+                file.attrs["shard"] = json.dumps(asdict(shard))
+            if removed:
+                file.create_dataset("removed", data=list(removed), dtype=h5py.string_dtype("utf-8"))
+            all_keys = file.create_dataset("keys", (row_count,), dtype=h5py.string_dtype("utf-8"))
+            all_rows = file.create_dataset("features", (row_count, spec.feature_dim), dtype=dtype)
+            all_checksums = file.create_dataset("checksums", (row_count,), dtype="<u4")
+            all_sources = file.create_dataset("sources", (row_count, len(UNKNOWN_SOURCE)), dtype="<u8")
+            start = 0
+            for keys, rows, checksums, sources in blocks:
+                block = slice(start, start + len(keys))
+                all_keys[block], all_rows[block] = keys, rows
+                all_checksums[block], all_sources[block] = checksums, sources
+                start += len(keys)
+    except (OSError, RuntimeError) as exc:  # h5py reports a full disk as either, with pages of particulars
+        said = re.search(r"error message = '([^']+)'", str(exc))
+        reason = said[1].lower() if said else _first_words(exc)
+        raise StoreError(
+            f"{path}: cannot be written ({reason}); rows already in parts are safe, run again to go on"
+        ) from exc
+
+
+@contextmanager
+def _create(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file, whole on disk when the block ends; closed after an error too.
+
+    HDF5 2.0 cannot close a file that it cannot write to: it would keep its room on the full disk, though without a name
+    any more, and end the process in a segmentation fault. So after an error what is still to be written goes nowhere.
+    """
+    file = h5py.File(path, "w")
+    try:
+        yield file
+        file.flush()
+    except BaseException:
+        with suppress(OSError, RuntimeError):
+            if os.name != "nt":  # where HDF5's numbers of open files may not be Python's
+                nowhere = os.open(os.devnull, os.O_RDWR)
+                os.dup2(nowhere, file.id.get_vfd_handle(), inheritable=False)
+                os.close(nowhere)
+            file.close()
+        raise
+    file.close()
+
+
+def checksum_rows(keys: Sequence[str], rows: Features, sources: Sources) -> npt.NDArray[np.uint32]:
+    """CRC-32 of each key, its row and its source, [N]."""
+    return np.fromiter(
+        (
+            zlib.crc32(source.tobytes(), zlib.crc32(row.tobytes(), zlib.crc32(key.encode() + b"\0")))
+            for key, row, source in zip(keys, rows, sources.astype("<u8", copy=False), strict=True)
+        ),
+        dtype=np.uint32,
+        count=len(keys),
+    )
+
+
+def read_store_file(path: Path) -> StoreFile:
+    """One file of a store; StoreError if it cannot be read."""
+    try:
+        inode = path.stat().st_ino
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") != FORMAT:
+                raise StoreError(f"{path}: an HDF5 file, but not a captionmill feature store")
+            if file.attrs["format_version"] != FORMAT_VERSION:
+                version = file.attrs["format_version"]
+                raise StoreError(f"{path}: format version {version}, and this captionmill reads {FORMAT_VERSION}")
+            spec = FeatureSpec.from_json(json.loads(file.attrs["spec"]))
+            made_by = json.loads(file.attrs["made_by"])
+            keys = list(file["keys"].asstr(errors="backslashreplace")[:])
+            rows, checksums, sources = file["features"], file["checksums"][:], file["sources"][:]
+            removed = list(file["removed"].asstr(errors="backslashreplace")[:]) if "removed" in file else []
+            shard = Shard(**json.loads(file.attrs["shard"])) if "shard" in file.attrs else None
+            shapes = (rows.shape, checksums.shape, sources.shape)
+            if shapes != ((len(keys), spec.feature_dim), (len(keys),), (len(keys), 3)):
+                raise StoreError(f"{path}: {len(keys)} keys but features of shape {rows.shape}; extract it again")
+            dtype: StoredDtype = "float16" if rows.dtype.itemsize == 2 else "float32"
+            if (offset := rows.id.get_offset()) is None:  # no row, or another tool wrote it anew in chunks
+                take_rows = rows[:].__getitem__
+            else:
+                is_main = not path.name.startswith(PART_PREFIX)  # parts' names are never used again
+                take_rows = RowFile(path, rows.dtype, spec.feature_dim, offset, keep_open=is_main).take
+            if path.stat().st_ino != inode:  # a writer has just put a new file in its place
+                return read_store_file(path)
+            return StoreFile(path, spec, made_by, keys, dtype, take_rows, checksums, sources, removed, shard)
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as exc:
+        if isinstance(exc, StoreError):
+            raise
+        raise StoreError(f"{path}: not a readable feature store ({_first_words(exc)}); extract it again") from exc
+
+
+def _first_words(exc: BaseException) -> str:
+    """HDF5's reason without its pages of particulars."""
+    return " ".join(str(exc).split())[:120]

@@ -1,0 +1,101 @@
+"""Joins feature stores into one: the shards of an array job, or any stores of one network."""
+
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from captionmill.data.errors import StoreError
+from captionmill.data.features.file import Block, write_store_file
+from captionmill.data.features.store import FeatureStore, replace_store, store_exists
+from captionmill.data.features.writer import lock_store
+
+_SHOWN = 5
+_BLOCK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class MergeSummary:
+    """What was joined."""
+
+    rows: int
+    stores: int
+
+
+def merge_stores(paths: Sequence[Path], output: Path, *, overwrite: bool = False) -> MergeSummary:
+    """Write the rows of the stores at `paths` as one store `output`, which appears when it is complete.
+
+    Raises SpecMismatchError for stores of differing networks or preprocessing; StoreError for differing dtypes, for an
+    image in two stores, for shards that are missing, unfinished or of different lists, and for an `output` that exists
+    (unless `overwrite`) or is one of the stores.
+    """
+    if output.resolve() in {path.resolve() for path in paths}:
+        raise StoreError(f"{output}: is one of the stores to merge; name another output")
+    with lock_store(output):
+        return _merge(paths, output, overwrite=overwrite)
+
+
+def _merge(paths: Sequence[Path], output: Path, *, overwrite: bool) -> MergeSummary:
+    if store_exists(output) and not overwrite:
+        raise StoreError(f"{output}: exists already; pass --overwrite to replace it")
+    stores = [FeatureStore.open(path) for path in paths]
+    for store in stores[1:]:
+        stores[0].spec.require(store.spec, mine=str(stores[0].path), others=str(store.path))
+        if store.dtype != stores[0].dtype:
+            raise StoreError(f"{stores[0].path} holds {stores[0].dtype} rows, and {store.path} {store.dtype} rows")
+    _require_whole(stores)
+    _require_apart(stores)
+    rows = sum(map(len, stores))
+    first = stores[0]
+    merged = output.with_name(f".{output.name}.new")
+    write_store_file(merged, first.spec, rows, _blocks(stores), dtype=first.dtype, made_by=first.made_by)
+    replace_store(merged, output)
+    return MergeSummary(rows, len(stores))
+
+
+def _require_whole(stores: Sequence[FeatureStore]) -> None:
+    """Raise StoreError unless the shards among `stores` are all there are, of one list, and finished."""
+    shards = [store.shard for store in stores if store.shard is not None]
+    if not shards:
+        return
+    for store in stores:
+        if store.shard is None:
+            raise StoreError(f"{store.path}: an unfinished shard, or no shard at all; finish its extraction first")
+        if (store.shard.count, store.shard.list_sha256) != (shards[0].count, shards[0].list_sha256):
+            raise StoreError(f"{store.path} and {stores[0].path} are shards of different lists of images")
+        if len(store) + store.shard.failed < store.shard.images:
+            raise StoreError(
+                f"{store.path}: {len(store):,} rows and {store.shard.failed:,} failures of {store.shard.images:,} "
+                "images; run its extraction again"
+            )
+    missing = sorted(set(range(1, shards[0].count + 1)).difference(shard.index for shard in shards))
+    if missing:
+        listed = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
+        raise StoreError(f"{len(missing)} of {shards[0].count} shards missing: {listed}")
+
+
+def _require_apart(stores: Sequence[FeatureStore]) -> None:
+    """Raise StoreError if an image is in two stores."""
+    twice = [key for key, following in pairwise(heapq.merge(*(store.keys for store in stores))) if key == following]
+    if twice:
+        listed = ", ".join(twice[:_SHOWN]) + (", ..." if len(twice) > _SHOWN else "")
+        raise StoreError(f"{len(twice):,} images are in two of the stores: {listed}")
+
+
+def _blocks(stores: Sequence[FeatureStore]) -> Iterator[Block]:
+    """All rows in the order of their keys, as they stand in the files."""
+    tagged = heapq.merge(*(zip(store.keys, itertools.repeat(number)) for number, store in enumerate(stores)))
+    while merged := list(itertools.islice(tagged, _BLOCK_ROWS)):
+        keys = [key for key, _ in merged]
+        numbers = np.array([number for _, number in merged])
+        rows = np.empty((len(keys), stores[0].spec.feature_dim), stores[0].dtype)
+        checksums, sources = np.empty(len(keys), np.uint32), np.empty((len(keys), 3), np.uint64)
+        for number in np.unique(numbers):
+            places = np.flatnonzero(numbers == number)
+            for _, *block in stores[number].stored_blocks([keys[place] for place in places]):
+                rows[places], checksums[places], sources[places] = block
+        yield keys, rows, checksums, sources

@@ -1,0 +1,232 @@
+"""The feature store: one row of numbers an image in HDF5, by key, bound to one `FeatureSpec` for life.
+
+A store is the file `features.h5` and part files of the same layout in the folder `features.h5.parts/`: those of an
+extraction that is under way or was interrupted, and those of later extractions that are small beside the main file. No
+HDF5 file is ever changed once it has its name: each is written aside and renamed. So a process killed at any instant
+leaves a store that opens, and loses only rows not yet in a part.
+
+`store_file.py` tells the layout of each file.
+"""
+
+import bisect
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from captionmill.data.errors import StoreError
+from captionmill.data.features.file import (
+    PART_PREFIX,
+    Block,
+    Features,
+    Sources,
+    StoreFile,
+    checksum_rows,
+    read_store_file,
+)
+from captionmill.data.images.read import ImageSource
+
+Positions = Sequence[int] | npt.NDArray[np.int64]
+Column = TypeVar("Column", bound=npt.NDArray[Any])
+
+_BLOCK_ROWS = 4096
+_HDF5_START = b"\x89HDF\r\n\x1a\n"
+_LISTINGS = 3  # a writer may join parts between the listing and the reading of them
+
+
+def parts_dir(path: Path) -> Path:
+    """The folder of part files that belongs to the store at `path`."""
+    return path.with_name(f"{path.name}.parts")
+
+
+def part_paths(path: Path) -> list[Path]:
+    """The part files of the store at `path`, in the order in which they count."""
+    return sorted(parts_dir(path).glob(f"{PART_PREFIX}*.h5"))
+
+
+def store_exists(path: Path) -> bool:
+    """Whether there is a store at `path`, finished or not."""
+    return path.exists() or bool(part_paths(path))
+
+
+def cache_path_for(table: Path) -> Path:
+    """Where the features of the images in a table of captions are cached unless the user says otherwise."""
+    return table.with_suffix(".features.h5")
+
+
+def is_store_file(path: Path) -> bool:
+    """Whether the file at `path` is HDF5: no list of images begins like that."""
+    with path.open("rb") as file:
+        return file.read(len(_HDF5_START)) == _HDF5_START
+
+
+def delete_store(path: Path) -> None:
+    """Remove the store at `path`, parts and all; for whoever holds its lock, which stays."""
+    path.unlink(missing_ok=True)
+    for part in part_paths(path):
+        part.unlink()
+
+
+def replace_store(new: Path, path: Path) -> None:
+    """Put the finished file `new`, a store without parts, where the store `path` is."""
+    for part in part_paths(path):
+        part.unlink()
+    new.replace(path)
+
+
+class FeatureStore:
+    """A store opened for reading: rows by key, or by position in `keys`. Cheap to open, flat in memory."""
+
+    def __init__(self, path: Path, files: Sequence[StoreFile]) -> None:
+        """Use `FeatureStore.open`."""
+        self.path = path
+        self.spec = files[0].spec
+        self.dtype = files[0].dtype
+        self.made_by = files[0].made_by
+        self.part_count = sum(file.path != path for file in files)
+        self.shard = files[0].shard if len(files) == 1 else None
+        """Which part of a sharded extraction this is, if it was finished."""
+        self._files = files
+        self._ambiguous: list[str] = []  # keys that stand twice in one file: a damaged one became its neighbour's
+        keys = files[0].keys
+        if len(files) == 1 and all(map(str.__lt__, keys, keys[1:])):  # a finished store: nothing to look up
+            self.keys = keys
+            self._file_numbers = np.zeros(len(keys), dtype=np.int32)
+            self._file_rows = np.arange(len(keys), dtype=np.int64)
+            return
+        places: dict[str, tuple[int, int]] = {}
+        twice: dict[str, int] = {}
+        for number, file in enumerate(files):
+            for key in file.removed:
+                places.pop(key, None)
+            if len(set(file.keys)) < len(file.keys):
+                twice |= {key: number for key, count in Counter(file.keys).items() if count > 1}
+            places.update((key, (number, row)) for row, key in enumerate(file.keys))
+        self.keys = sorted(places)
+        self._ambiguous = [key for key, number in twice.items() if key in places and places[key][0] == number]
+        self._file_numbers = np.fromiter((places[key][0] for key in self.keys), dtype=np.int32, count=len(self.keys))
+        self._file_rows = np.fromiter((places[key][1] for key in self.keys), dtype=np.int64, count=len(self.keys))
+
+    @classmethod
+    def open(cls, path: Path) -> "FeatureStore":
+        """The store at `path`, the rows of an interrupted extraction included.
+
+        Raises StoreError if there is none or it cannot be read, SpecMismatchError if its parts do not belong together.
+        """
+        path = Path(path)
+        files: list[StoreFile] = []
+        for attempt in range(_LISTINGS):
+            parts = part_paths(path)  # listed first: what is joined after that is in the main file, or gone
+            paths = [*([path] if path.exists() else []), *parts]
+            if not paths:
+                raise StoreError(
+                    f"{path}: no such feature store; make it with `captionmill extract IMAGES --output {path}`"
+                )
+            try:
+                files = [read_store_file(file_path) for file_path in paths]
+                if parts == part_paths(path):
+                    break
+            except StoreError:
+                if attempt + 1 == _LISTINGS or all(file_path.exists() for file_path in paths):
+                    raise
+        for file in files[1:]:
+            files[0].spec.require(file.spec, mine=str(files[0].path), others=str(file.path))
+        return cls(path, files)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk, parts included."""
+        return sum(file.path.stat().st_size for file in self._files)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as a path."""
+        return FeatureStore.open, (self.path,)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.keys)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether there is a row for `key`."""
+        place = bisect.bisect_left(self.keys, key) if isinstance(key, str) else len(self.keys)
+        return place < len(self.keys) and self.keys[place] == key
+
+    def __getitem__(self, key: str) -> Features:
+        """The row of one image, [D]; KeyError if there is none."""
+        row: Features = self.read([self.position(key)])[0]
+        return row
+
+    def position(self, key: str) -> int:
+        """Where `key` stands in `keys`; KeyError if it has no row."""
+        place = bisect.bisect_left(self.keys, key)
+        if place == len(self.keys) or self.keys[place] != key:
+            raise KeyError(key)
+        return place
+
+    def read(self, positions: Positions) -> Features:
+        """The rows at `positions`, in that order, as stored: [len(positions), D]."""
+        rows = np.empty((len(positions), self.spec.feature_dim), dtype=self.dtype)
+        return self._gather(positions, [file.take_rows for file in self._files], rows)
+
+    def sources(self) -> Sources:
+        """What each row was read from, in the order of `keys`: [N, 3], the fields of `ImageSource`."""
+        return self._sources(np.arange(len(self)))
+
+    def source(self, key: str) -> ImageSource:
+        """What the row of `key` was read from; KeyError if there is none."""
+        return ImageSource(*self._sources([self.position(key)])[0].tolist())
+
+    def blocks(self, block_rows: int = _BLOCK_ROWS) -> Iterator[tuple[list[str], Features]]:
+        """All rows in key order, as (keys, rows [block_rows, D]); the last block is shorter."""
+        for start in range(0, len(self), block_rows):
+            stop = min(start + block_rows, len(self))
+            yield self.keys[start:stop], self.read(np.arange(start, stop))
+
+    def digest(self) -> bytes:
+        """SHA-256 over the spec, the keys and the rows' checksums: equal for stores of equal content."""
+        digest = hashlib.sha256(json.dumps(self.spec.to_json()).encode())
+        checksums = self.row_checksums(np.arange(len(self))).tolist()
+        for key, checksum in zip(self.keys, checksums, strict=True):
+            digest.update(f"{key}\0{checksum}\n".encode())
+        return digest.digest()
+
+    def verify(self) -> list[str]:
+        """The keys, sorted, of rows whose bytes are not those that were written."""
+        damaged, start = set(self._ambiguous), 0
+        for keys, rows in self.blocks():
+            positions = np.arange(start, start + len(keys))
+            right = checksum_rows(keys, rows, self._sources(positions)) == self.row_checksums(positions)
+            damaged.update(keys[place] for place in np.flatnonzero(~right))
+            start += len(keys)
+        return sorted(damaged)
+
+    def stored_blocks(self, keys: Sequence[str]) -> Iterator[Block]:
+        """The rows of `keys` as they stand in the files, checksums included: a damaged row stays known as damaged."""
+        for start in range(0, len(keys), _BLOCK_ROWS):
+            block_keys = list(keys[start : start + _BLOCK_ROWS])
+            positions = [self.position(key) for key in block_keys]
+            yield block_keys, self.read(positions), self.row_checksums(positions), self._sources(positions)
+
+    def _sources(self, positions: Positions) -> Sources:
+        sources = np.empty((len(positions), 3), dtype=np.uint64)
+        return self._gather(positions, [file.sources.__getitem__ for file in self._files], sources)
+
+    def row_checksums(self, positions: Positions) -> npt.NDArray[np.uint32]:
+        """The checksums of the rows at `positions`: each of its key, its numbers and what it was read from."""
+        return self._gather(
+            positions, [file.checksums.__getitem__ for file in self._files], np.empty(len(positions), dtype=np.uint32)
+        )
+
+    def _gather(self, positions: Positions, columns: Sequence[Callable[[Any], Column]], gathered: Column) -> Column:
+        """`gathered` filled with the entries at `positions`, each from its file's column: numbers -> entries."""
+        wanted = np.asarray(positions, dtype=np.int64)
+        file_numbers, file_rows = self._file_numbers[wanted], self._file_rows[wanted]
+        for number in np.unique(file_numbers):
+            here = file_numbers == number
+            gathered[here] = columns[number](file_rows[here])
+        return gathered

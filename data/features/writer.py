@@ -1,0 +1,283 @@
+"""Adds rows to a feature store: part files while it works, as few files as is cheap when it is done.
+
+Part files count in the order of their names, and joining them keeps the result the same at every instant. Joined into
+the main file, each part that is still there repeats what the main file says already. Joined into one part, the joined
+one counts after them, and they, deleted in order, only repeat or precede what it says. So a kill between two of these
+steps changes no row.
+"""
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import filelock
+import numpy as np
+
+from captionmill.data.errors import StoreError
+from captionmill.data.features.file import (
+    PART_PREFIX,
+    Block,
+    Features,
+    checksum_rows,
+    read_store_file,
+    write_store_file,
+)
+from captionmill.data.features.shard import Shard
+from captionmill.data.features.spec import FeatureSpec, StoredDtype
+from captionmill.data.features.store import FeatureStore, part_paths, parts_dir, store_exists
+from captionmill.data.images.read import UNKNOWN_SOURCE, ImageSource
+
+ROWS_PER_PART = 1024
+_JOIN_SHARE = 0.25  # parts this large beside the main file are joined into it: a row is rewritten a few times at most
+_SMALL_ROWS = 20_000  # a main file of so few is rewritten in a second: it is joined always
+
+FileChanged = Callable[[Path], None]
+"""Called after a file of a store was written, or deleted."""
+
+
+class PartWriter:
+    """Adds part files to a store, in any process: no lock, no joining. Rows are safe once a part is full or flushed."""
+
+    def __init__(
+        self,
+        path: Path,
+        prefix: str,
+        spec: FeatureSpec,
+        *,
+        dtype: StoredDtype,
+        made_by: dict[str, str],
+        flush_every: int = ROWS_PER_PART,
+        on_change: FileChanged | None = None,
+    ) -> None:
+        """Prepare parts of the store at `path`, with names that begin with `prefix` (`FeatureWriter.part_prefix`)."""
+        self._path, self._spec, self._dtype, self._made_by = path, spec, dtype, made_by
+        self._flush_every, self._on_change = flush_every, on_change
+        self._prefix = prefix
+        self._token = secrets.token_hex(4)  # a task that runs twice must not write over its own parts
+        self._part_count = 0
+        self._keys: list[str] = []
+        self._rows: list[Features] = []
+        self._sources: list[ImageSource] = []
+        self._removed: set[str] = set()
+
+    def __enter__(self) -> "PartWriter":
+        """Start adding."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Keep what was added, whatever ended the block."""
+        self.flush()
+
+    def add(self, keys: Sequence[str], rows: Features, sources: Sequence[ImageSource] | None = None) -> None:
+        """Add one row [D] a key, and what it was read from.
+
+        A key that has a row already gets the new one in its place. Raises StoreError for rows that are not finite.
+        """
+        if rows.shape != (len(keys), self._spec.feature_dim):
+            raise ValueError(
+                f"{len(keys)} keys need rows of shape {len(keys), self._spec.feature_dim}, not {rows.shape}"
+            )
+        if not np.isfinite(rows).all() or (self._dtype == "float16" and np.abs(rows).max(initial=0) > 65504):
+            raise StoreError(
+                f"features near {keys[0]} are not finite in {self._dtype}: use --dtype float32 or check the weights"
+            )
+        self._removed.difference_update(keys)
+        self._keys += keys
+        self._rows.append(rows.astype(self._dtype))
+        self._sources += sources if sources is not None else [UNKNOWN_SOURCE] * len(keys)
+        if len(self._keys) >= self._flush_every:
+            self.flush()
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Let the rows that `keys` have in earlier files not count any more."""
+        self._removed.update(keys)
+
+    def flush(self) -> None:
+        """Put what was added and dropped so far on disk, as a part of its own."""
+        if not self._keys and not self._removed:
+            return
+        last = {key: place for place, key in enumerate(self._keys)}
+        keys = sorted(last)
+        order = [last[key] for key in keys]
+        rows = np.concatenate(self._rows)[order] if keys else np.empty((0, self._spec.feature_dim), self._dtype)
+        sources = np.array(self._sources, dtype=np.uint64).reshape(-1, len(UNKNOWN_SOURCE))[order]
+        self._part_count += 1
+        path = parts_dir(self._path) / f"{self._prefix}-{self._part_count:06d}-{self._token}.h5"
+        block = (keys, rows, checksum_rows(keys, rows, sources), sources)
+        write_store_file(
+            path,
+            self._spec,
+            len(keys),
+            [block],
+            dtype=self._dtype,
+            made_by=self._made_by,
+            removed=sorted(self._removed),
+        )
+        self._keys, self._rows, self._sources, self._removed = [], [], [], set()
+        if self._on_change:
+            self._on_change(path)
+
+
+class FeatureWriter:
+    """Adds rows to a store, alone: other writers are refused. Leaving the block joins the parts.
+
+    A block left by an error, Ctrl-C included, keeps all rows added so far as parts; the next writer goes on from there.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: FeatureSpec,
+        *,
+        dtype: StoredDtype,
+        made_by: dict[str, str],
+        flush_every: int = ROWS_PER_PART,
+        shard: Shard | None = None,
+        in_one_file: bool = False,
+        on_change: FileChanged | None = None,
+    ) -> None:
+        """Prepare to add rows made by `spec` to the store at `path`, which may exist.
+
+        `shard` says which part of a sharded extraction this is; it is written when the block ends without an error.
+        `in_one_file` joins all into the main file then, however few rows are new.
+        Raises SpecMismatchError if the store holds rows of another spec, StoreError if they have another dtype or if
+        another process is writing to it.
+        """
+        self.path, self.spec, self.dtype, self.shard = path, spec, dtype, shard
+        self.made_by = made_by
+        """What is written as the maker of the files; may be added to until the block ends."""
+        self.on_change = on_change
+        self._in_one_file = in_one_file
+        self._lock = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lock_store(path))
+            self.store = self._check_store()
+            self._remove_partials()
+            self._lock = stack.pop_all()  # without an error so far: until the block ends
+        self._first_number = 1 + max((int(part.stem.split("-")[1]) for part in part_paths(path)), default=0)
+        self._parts = PartWriter(
+            path,
+            self.part_prefix(0),
+            spec,
+            dtype=dtype,
+            made_by=made_by,
+            flush_every=flush_every,
+            on_change=on_change,
+        )
+        self.add, self.drop, self.flush = self._parts.add, self._parts.drop, self._parts.flush
+
+    def part_prefix(self, number: int) -> str:
+        """Begins the names of the parts of this writer's task `number`: they sort after every part there was before."""
+        return f"{PART_PREFIX}{self._first_number:06d}-{number:06d}"
+
+    def _remove_partials(self) -> None:
+        """Remove what writers that were killed had not finished."""
+        for partial_path in parts_dir(self.path).glob(f".{PART_PREFIX}*.partial"):
+            partial_path.unlink(missing_ok=True)
+
+    def _check_store(self) -> FeatureStore | None:
+        """The rows that are there already."""
+        if not store_exists(self.path):
+            return None
+        store = FeatureStore.open(self.path)
+        store.spec.require(self.spec, mine=str(self.path), others="this run")
+        if store.dtype != self.dtype:
+            raise StoreError(
+                f"{self.path} holds {store.dtype} rows, not {self.dtype}: pass --dtype {store.dtype}, or --overwrite"
+            )
+        return store
+
+    def __enter__(self) -> "FeatureWriter":
+        """Start adding."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Keep what was added and, unless an error ended the block, join the parts."""
+        try:
+            self.flush()
+            if error is None:
+                self._remove_partials()
+                self._join()
+        finally:
+            self._lock.close()
+
+    def _join(self) -> None:
+        """Join all parts into the main file, or, if they are few beside it, into one part."""
+        parts = part_paths(self.path)
+        main = read_store_file(self.path) if self.path.exists() else None
+        if not parts and (main.shard if main else None) == self.shard:
+            return
+        if not parts and main is None:  # a shard without a row: it has a place in the whole all the same
+            self._write(self.path, 0, ())
+            return
+        files = [read_store_file(part) for part in parts]
+        changed = sum(len(file.keys) + len(file.removed) for file in files)
+        to_main = main is None or len(main.keys) <= _SMALL_ROWS or changed >= _JOIN_SHARE * len(main.keys)
+        if to_main or self._in_one_file:
+            store = FeatureStore.open(self.path)
+            self._write(self.path, len(store), store.stored_blocks(store.keys))
+            stale = parts
+        elif len(parts) > 1:
+            joined = FeatureStore(parts[-1], files)
+            removed = {key for file in files for key in (*file.removed, *file.keys)}.difference(joined.keys)
+            # a name of its own, next in order: a part's name is never used again, and a reader may still open it
+            joined_path = parts[-1].with_name(f"{parts[-1].stem}_joined.h5")
+            self._write(joined_path, len(joined), joined.stored_blocks(joined.keys), removed=sorted(removed))
+            stale = parts
+        else:
+            return
+        for part in stale:
+            part.unlink()
+            if self.on_change:
+                self.on_change(part)
+
+    def _write(self, path: Path, row_count: int, blocks: Iterable[Block], removed: Sequence[str] = ()) -> None:
+        shard = self.shard if path == self.path else None
+        write_store_file(
+            path,
+            self.spec,
+            row_count,
+            blocks,
+            dtype=self.dtype,
+            made_by=self.made_by,
+            removed=removed,
+            shard=shard,
+        )
+        if self.on_change:
+            self.on_change(path)
+
+
+@contextlib.contextmanager
+def lock_store(path: Path) -> Iterator[None]:
+    """Keep every other writer from the store at `path` while the block lasts.
+
+    Raises StoreError if another process is writing to it. The system frees the lock of a process that dies.
+    """
+    folder = parts_dir(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StoreError(f"{folder}: cannot be made ({exc.strerror})") from exc
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+        if not (folder / ".lock").exists():  # its last holder has just removed it
+            lock.release()
+            folder.mkdir(exist_ok=True)
+            lock.acquire(timeout=0)
+    except filelock.Timeout as exc:
+        raise StoreError(f"{path}: another process is writing to this store; wait for it to end") from exc
+    try:
+        yield
+    finally:
+        if not part_paths(path):
+            with contextlib.suppress(OSError):  # files that are not ours may lie there
+                (folder / ".lock").unlink()
+                folder.rmdir()
+        lock.release()

@@ -1,0 +1,1 @@
+"""Images: find them, give each its key, read and decode it."""

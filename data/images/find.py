@@ -1,0 +1,178 @@
+"""Find the images in a folder, a list, tars or behind a URL."""
+
+import logging
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from captionmill.data.errors import ImageError, InputError
+from captionmill.data.images.decode import HEADER_BYTES, is_image_header
+from captionmill.data.images.keys import image_key
+from captionmill.data.images.read import ImageFile
+from captionmill.data.images.tar import TAR_SUFFIX, is_compressed_tar, list_members, refuse_compressed
+from captionmill.data.urls import is_url, join_url, open_filesystem, read_url
+
+_logger = logging.getLogger(__name__)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def find_images(images: Path | str) -> list[ImageFile]:
+    """The images that `images` names, sorted by key.
+
+    A folder: its images and those below it, and the images in every .tar there; hidden entries are left out, and a file
+    without suffix counts when its first bytes are an image's. A .tar: its images. Any other file: a UTF-8 list with one
+    path or URL a line; relative paths start at the list's own folder. A URL of any of these; of a list, one in .txt.
+    A listed file that does not exist is kept, so that reading it fails and is reported; so are a folder below the one
+    named that cannot be listed, and a tar among others that is damaged. Raises InputError when there is nothing to
+    work on.
+    """
+    location = images if is_url(images) else Path(images)
+    refuse_compressed(location)
+    nothing = f"no image in this folder or below it; looked for {' '.join(IMAGE_SUFFIXES)} {TAR_SUFFIX}"
+    names_are_files = True
+    if _suffix(location) == TAR_SUFFIX and not _is_folder(location):
+        found = list(_expand(ImageFile("", location)))
+        nothing = "no image in this tar"
+    elif isinstance(location, str) and _suffix(location) != ".txt":
+        found = [image for listed in _walk_url(location) for image in _expand(listed)]
+    elif isinstance(location, Path) and _is_folder(location):
+        found = [image for listed in _walk(location, location, ()) for image in _expand(listed)]
+    else:
+        found = [image for listed in _read_list(location) for image in _expand(listed)]
+        nothing = "the list is empty; write one image path a line"
+        names_are_files = False
+    if not found:
+        raise InputError(f"{images}: {nothing}")
+    by_key = {image.key: image for image in found}
+    if names_are_files and len(by_key) < len(found):
+        twice = next(key for key, count in Counter(image.key for image in found).items() if count > 1)
+        raise InputError(f"{images}: two names are {twice!r} in UTF-8 with forward slashes; rename one of the files")
+    return [by_key[key] for key in sorted(by_key)]
+
+
+def _suffix(location: Path | str) -> str:
+    return PurePosixPath(location).suffix.lower()
+
+
+def _expand(image: ImageFile) -> Iterator[ImageFile]:
+    """`image` itself, or the images inside it if it is a tar; InputError for a damaged one without a key."""
+    refuse_compressed(image.path)
+    if image.problem or _suffix(image.path) != TAR_SUFFIX:
+        yield image
+        return
+    try:
+        members = list_members(image.path)
+    except ImageError as exc:
+        if not image.key:
+            raise InputError(f"{image.path}: {exc}") from exc
+        yield replace(image, problem=str(exc))
+        return
+    for member in members:
+        name = PurePosixPath(member.name)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if not hidden and name.suffix.lower() in IMAGE_SUFFIXES:
+            key = image_key(f"{image.key}/{member.name}".lstrip("/"))
+            yield ImageFile(key, image.path, member.offset, member.size, member.modified_ns)
+
+
+def _walk(root: Path, folder: Path, ancestors: tuple[tuple[int, int], ...]) -> Iterator[ImageFile]:
+    """Images and tars at and below `folder`, which is below `root`, and folders that cannot be listed.
+
+    A link back to one of its `ancestors` (device, inode) is not followed.
+    """
+    try:
+        status = folder.stat()
+        with os.scandir(folder) as scanned:
+            entries = [entry for entry in scanned if not entry.name.startswith(".")]
+    except OSError as exc:
+        if folder == root:
+            raise InputError(f"{folder}: cannot list this folder ({exc.strerror}); make it readable") from exc
+        reason = (exc.strerror or str(exc)).lower()
+        yield ImageFile(_key_below(root, folder), folder, problem=f"a folder that cannot be listed ({reason})")
+        return
+    if (identity := (status.st_dev, status.st_ino)) in ancestors:
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        if _is_folder(entry):
+            yield from _walk(root, path, (*ancestors, identity))
+        elif is_compressed_tar(path):
+            _logger.warning("%s: a compressed tar, left out; unpack it, or make it a plain .tar", path)
+        elif path.suffix.lower() in (*IMAGE_SUFFIXES, TAR_SUFFIX) or (not path.suffix and _has_image_header(path)):
+            yield ImageFile(_key_below(root, path), path)
+
+
+def _key_below(root: Path, path: Path) -> str:
+    return image_key(os.path.relpath(path, root))
+
+
+def _walk_url(url: str) -> Iterator[ImageFile]:
+    """Images and tars at and below the remote folder `url`."""
+    filesystem, root = open_filesystem(url.rstrip("/"))
+    try:
+        listed = filesystem.find(root, detail=True)
+    except Exception as exc:  # each filesystem has errors of its own
+        raise InputError(f"{url}: cannot be listed ({' '.join(str(exc).split())[:150]})") from exc
+    for path, details in listed.items():
+        name = posixpath.relpath(path, root)
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if not hidden and PurePosixPath(name).suffix.lower() in (*IMAGE_SUFFIXES, TAR_SUFFIX):
+            full = filesystem.unstrip_protocol(path)
+            yield ImageFile(image_key(name), full, None, details.get("size"), _modified_ns(details))
+
+
+def _modified_ns(details: dict[str, object]) -> int:
+    """The time that a server tells of a file under one of the names in use, 0 if it tells none."""
+    for name in ("LastModified", "mtime", "updated", "last_modified", "created"):
+        value = details.get(name)
+        if isinstance(value, int | float):
+            return int(value * 1_000_000_000)
+        if value is not None and hasattr(value, "timestamp"):
+            return int(value.timestamp() * 1_000_000_000)
+    return 0
+
+
+def _is_folder(entry: Path | str | os.DirEntry[str]) -> bool:
+    if isinstance(entry, str):
+        return False
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that is closed to us: a file that cannot be read
+        return False
+
+
+def _read_list(location: Path | str) -> Iterator[ImageFile]:
+    """The images that the lines of a list name."""
+    expected = "expected a folder of images, a .tar, or a UTF-8 text file with one image path a line"
+    if isinstance(location, Path) and _suffix(location) in IMAGE_SUFFIXES and _has_image_header(location):
+        raise InputError(f"{location}: one image; {expected}")
+    try:
+        data = read_url(location) if isinstance(location, str) else location.read_bytes()
+        text = data.decode("utf-8-sig")
+    except (OSError, ImageError, UnicodeDecodeError) as exc:
+        reason = "not UTF-8 text" if isinstance(exc, UnicodeDecodeError) else getattr(exc, "strerror", None) or exc
+        raise InputError(f"{location}: {reason}; {expected}") from exc
+    if "\0" in text:
+        raise InputError(f"{location}: not text; {expected}")
+    for line in text.split("\n"):
+        name = line.strip()
+        if not name:
+            continue
+        if is_url(name):
+            yield ImageFile(name, name)
+        elif isinstance(location, str):
+            yield ImageFile(image_key(name), join_url(location, image_key(name)))
+        else:
+            yield ImageFile(image_key(name), location.parent / name.replace("\\", "/"))
+
+
+def _has_image_header(path: Path) -> bool:
+    with suppress(OSError):  # without a suffix and unreadable, nothing says that it is an image
+        if path.is_file():  # opening a pipe would wait for ever
+            with path.open("rb") as file:
+                return is_image_header(file.read(HEADER_BYTES))
+    return False

@@ -1,0 +1,110 @@
+"""Read the bytes of one image, and remember which content they were: a changed image must not keep its old row."""
+
+import hashlib
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from captionmill.data.errors import ImageError
+from captionmill.data.images.decode import decode_image
+from captionmill.data.urls import read_url
+
+
+class ImageSource(NamedTuple):
+    """An image as it was when it was read."""
+
+    size: int
+    """Bytes."""
+    modified_ns: int
+    """Time of the last change, nanoseconds since 1970; 0 where nobody knows."""
+    content_hash: int
+    """The first 8 bytes of the SHA-256 of the content, little-endian."""
+
+
+UNKNOWN_SOURCE = ImageSource(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image that may turn out to be unreadable."""
+
+    key: str
+    """Relative POSIX path, or the line of a list; always valid UTF-8."""
+    path: Path | str
+    """The file, or its URL; for a member of a tar, the tar."""
+    offset: int | None = None
+    """Where the member begins in its tar, bytes."""
+    size: int | None = None
+    """Bytes of the member, or of a remote file whose server told them."""
+    modified_ns: int = 0
+    """Time of the last change as a tar or a server told it, nanoseconds since 1970; 0 for local files and unknown."""
+    problem: str = ""
+    """Why it is no image to read: a folder that cannot be listed, or a damaged tar. What is inside is not known."""
+
+
+def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
+    """The bytes of `image`, and what they are known by; ImageError if they cannot be read."""
+    if image.problem:
+        raise ImageError(image.problem)
+    if isinstance(image.path, str):
+        start = image.offset
+        end = None if start is None or image.size is None else start + image.size
+        data = read_url(image.path, start, end)
+        if image.offset is not None and image.size is not None and len(data) < image.size:
+            raise ImageError("the tar ends in the middle of it")
+        return data, ImageSource(len(data), image.modified_ns, hash_content(data))
+    try:
+        status = image.path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise ImageError("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        with image.path.open("rb", buffering=0) as file:
+            if image.offset is None or image.size is None:
+                data, modified_ns = file.readall(), max(0, status.st_mtime_ns)
+            else:
+                file.seek(image.offset)
+                data, modified_ns = file.read(image.size), image.modified_ns
+                if len(data) < image.size:
+                    raise ImageError("the tar ends in the middle of it")
+    except OSError as exc:
+        raise ImageError(exc.strerror.lower() if exc.strerror else str(exc)) from exc
+    except ValueError as exc:  # a null byte in the path
+        raise ImageError(str(exc)) from exc
+    return data, ImageSource(len(data), modified_ns, hash_content(data))
+
+
+def load_image(path: Path) -> Image.Image:
+    """The image in the file at `path`, as `decode_image` makes it; ImageError if it cannot be read or decoded."""
+    return decode_image(read_image(ImageFile(path.name, path))[0])
+
+
+def is_unchanged(image: ImageFile, source: ImageSource) -> bool:
+    """Whether `image` still holds what `source` was read from; only a file of another time is read, for its hash.
+
+    True for UNKNOWN_SOURCE: what is not known cannot have changed. False for a file that is gone. A remote file whose
+    server tells neither size nor time is taken for unchanged.
+    """
+    if source == UNKNOWN_SOURCE:
+        return True
+    size, modified_ns = image.size, image.modified_ns
+    if isinstance(image.path, Path) and image.offset is None:
+        try:
+            status = image.path.stat()
+        except (OSError, ValueError):
+            return False
+        size, modified_ns = status.st_size, max(0, status.st_mtime_ns)
+    if size is not None and size != source.size:
+        return False
+    if modified_ns == source.modified_ns:
+        return True
+    try:
+        return read_image(image)[1].content_hash == source.content_hash
+    except ImageError:
+        return False
+
+
+def hash_content(data: bytes) -> int:
+    """The `content_hash` of a file that holds `data`."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")

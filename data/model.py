@@ -1,0 +1,148 @@
+"""A trained decoder on disk: a folder with `bundle.json` (everything but the weights) and one safetensors file.
+
+`bundle.json` names the weights file and its SHA-256 and is written last, in one rename: a bundle is the old one or the
+new one, and its vocabulary always belongs to its weights. Nothing in it can run code.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from captionmill.data.captions.vocabulary import Vocabulary
+from captionmill.data.errors import BundleError
+from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.files import replace_atomically, write_text
+from captionmill.data.images.keys import match_forms
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+BUNDLE_NAME = "bundle.json"
+FORMAT = "captionmill-bundle"
+FORMAT_VERSION = 1
+LOW_CONFIDENCE = "val_confidence_p10"
+"""Among the scores: a tenth of the validation captions have a confidence below this."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """All that captioning needs besides features."""
+
+    decoder_config: dict[str, Any]
+    """Sizes of the decoder, the fields of `DecoderConfig`."""
+    vocabulary: Vocabulary
+    spec: FeatureSpec
+    """What made the features that the decoder was trained on."""
+    training: dict[str, Any]
+    """The settings of the training run."""
+    splits: dict[str, list[str]]
+    """The keys of the images it was trained on ("train"), chosen by ("val") and has not seen ("test")."""
+    scores: dict[str, float]
+    """Validation scores of the epoch that was kept."""
+    versions: dict[str, str]
+    """Versions of the software that made it."""
+    tensors: Tensors
+    """The weights by name."""
+
+    def splits_in(self, known_keys: Collection[str]) -> dict[str, list[str]]:
+        """Its splits, in which an image that is one of `known_keys` in another form of Unicode has that key."""
+        forms = match_forms(itertools.chain.from_iterable(self.splits.values()), known_keys)
+        return {name: [forms.get(key, key) for key in keys] for name, keys in self.splits.items()}
+
+
+def bundle_exists(folder: Path) -> bool:
+    """Whether `folder` holds a bundle."""
+    return (folder / BUNDLE_NAME).exists()
+
+
+def bundle_digest(folder: Path) -> str:
+    """SHA-256, in hex, of what the bundle in `folder` says of itself, the hash of its weights included."""
+    return hashlib.sha256((folder / BUNDLE_NAME).read_bytes()).hexdigest()
+
+
+def write_bundle(folder: Path, bundle: Bundle) -> None:
+    """Write `bundle` into `folder`, in place of the bundle that it held."""
+    content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in bundle.tensors.items()})
+    digest = hashlib.sha256(content).hexdigest()
+    replaced_name = _read_weights_name(folder)
+    weights_path = folder / f"decoder-{digest[:12]}.safetensors"
+    with replace_atomically(weights_path) as partial_path:
+        partial_path.write_bytes(content)
+    values = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "weights": {"file": weights_path.name, "sha256": digest},
+        "decoder": bundle.decoder_config,
+        "features": bundle.spec.to_json(),
+        "training": bundle.training,
+        "scores": bundle.scores,
+        "versions": bundle.versions,
+        "vocabulary": list(bundle.vocabulary.words),
+        "splits": bundle.splits,
+    }
+    write_text(folder / BUNDLE_NAME, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    if replaced_name not in (None, weights_path.name):
+        (folder / replaced_name).unlink(missing_ok=True)
+
+
+def bundle_files(*folders: Path) -> list[Path]:
+    """The files of the bundles in `folders`, which need not be there: no output may be written over them."""
+    return [folder / name for folder in folders for name in (BUNDLE_NAME, _read_weights_name(folder)) if name]
+
+
+def _image_keys(values: object) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError("a split is no list of texts")
+    return values
+
+
+def _read_weights_name(folder: Path) -> str | None:
+    """The file name of the weights of the bundle in `folder`, if there is one: no other file may be removed."""
+    try:
+        return Path(json.loads((folder / BUNDLE_NAME).read_text(encoding="utf-8"))["weights"]["file"]).name
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """The bundle in `folder`; BundleError if there is none, or its files are damaged or do not belong together."""
+    path = folder / BUNDLE_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise BundleError(f"{path}: not a captionmill model")
+        if values["format_version"] != FORMAT_VERSION:
+            raise BundleError(
+                f"{path}: format version {values['format_version']}, this captionmill reads {FORMAT_VERSION}"
+            )
+        content = (folder / Path(values["weights"]["file"]).name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != values["weights"]["sha256"]:
+            raise BundleError(
+                f"{folder}: {values['weights']['file']} is not the file that {BUNDLE_NAME} was written with"
+            )
+        return Bundle(
+            decoder_config=values["decoder"],
+            vocabulary=Vocabulary(values["vocabulary"]),
+            spec=FeatureSpec.from_json(values["features"]),
+            training=values["training"],
+            splits={name: _image_keys(values["splits"][name]) for name in ("train", "val", "test")},
+            scores={name: score + 0 for name, score in values["scores"].items()},  # a TypeError if it is no number
+            versions=values["versions"],
+            tensors=safetensors.numpy.load(content),
+        )
+    except BundleError:
+        raise
+    except FileNotFoundError as exc:
+        raise BundleError(
+            f"{folder}: no trained model here ({exc.filename} is missing); make one with `captionmill train`"
+        ) from exc
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as exc:
+        raise BundleError(f"{path}: not a readable model ({exc!r}); train it again") from exc

@@ -1,0 +1,1 @@
+"""Caption a folder of images."""

@@ -1,0 +1,75 @@
+"""What is written besides a table of captions: files beside the images, captions inside them, a page of all.
+
+Prepared before any work, so that what cannot be written is known at once; written when the table is complete.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from captionmill.data.captions.table import read_captions
+from captionmill.data.errors import InputError
+from captionmill.data.files import require_other_file
+from captionmill.data.images.read import ImageFile
+from captionmill.data.progress import Progress
+from captionmill.data.urls import is_url
+from captionmill.pipeline.captioning.embedding import Embedding, EmbedSummary
+from captionmill.pipeline.captioning.sidecars import Sidecars
+from captionmill.pipeline.pages.gallery import write_gallery
+
+EmbedInto = Path | Literal["images"]
+
+
+@dataclass(frozen=True)
+class CompanionConfig:
+    """Which of them are asked for."""
+
+    sidecar: str | None = None
+    """Ending of a text file beside each image."""
+    embed_into: EmbedInto | None = None
+    """A folder for copies of the images that hold their captions, or "images" to write into these themselves."""
+    gallery: Path | None = None
+    """A page of all pictures and captions."""
+    overwrite: bool = False
+    """Replace sidecars and descriptions that somebody else wrote."""
+
+
+class Companions:
+    """Those of one table."""
+
+    def __init__(
+        self, images: Path | str, found: Sequence[ImageFile], table: Path, store: Path, config: CompanionConfig
+    ) -> None:
+        """Of `found` under `images`, whose features are in `store`; InputError if one would overwrite another file."""
+        local = None if is_url(images) else Path(images)
+        self._found, self._table, self._config = found, table, config
+        self._title = f"Captions of {local.resolve().name if local else images}"
+        if config.gallery is not None:
+            if config.gallery in (table, store):
+                raise InputError(f"{config.gallery}: cannot be the gallery and another output at once")
+            require_other_file(config.gallery, local, store, table)
+        self._sidecars: Sidecars | None = None
+        self._embedding: Embedding | None = None
+        if config.sidecar is not None:
+            others = [path for path in (store, local) if path]
+            self._sidecars = Sidecars(found, config.sidecar, table, others=others, overwrite=config.overwrite)
+        if config.embed_into is not None:
+            folder = None if config.embed_into == "images" else Path(config.embed_into)
+            self._embedding = Embedding(images, found, folder)
+
+    def write_gallery(self, *, workers: int, progress: Progress) -> None:
+        """Write the page, if it is asked for; `workers` threads decode its pictures."""
+        if self._config.gallery is not None:
+            rows = list(read_captions(self._table))
+            write_gallery(self._config.gallery, self._title, self._found, rows, workers=workers, progress=progress)
+
+    def write_sidecars(self, *, progress: Progress) -> int | None:
+        """How many files were written beside images; None if they are not asked for."""
+        return self._sidecars.write(read_captions(self._table), progress=progress) if self._sidecars else None
+
+    def embed(self, *, progress: Progress) -> EmbedSummary | None:
+        """What became of the image files; None if captions are not to be written into them."""
+        if self._embedding is None:
+            return None
+        return self._embedding.write(read_captions(self._table), overwrite=self._config.overwrite, progress=progress)

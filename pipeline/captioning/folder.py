@@ -1,0 +1,224 @@
+"""Caption a folder: stage one into a cache, stage two from the cache, one row for every image found."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from captionmill.data.captions.table import CaptionRow, TableFormat, format_of, is_caption_table
+from captionmill.data.captions.update import update_captions
+from captionmill.data.errors import InputError
+from captionmill.data.features.log import append_record
+from captionmill.data.features.store import cache_path_for, is_store_file
+from captionmill.data.files import require_other_file
+from captionmill.data.images.find import find_images
+from captionmill.data.model import bundle_digest
+from captionmill.data.progress import Progress, no_progress
+from captionmill.data.urls import is_url
+from captionmill.pipeline.captioning.companions import CompanionConfig, Companions, EmbedInto
+from captionmill.pipeline.captioning.embedding import EmbedSummary
+from captionmill.pipeline.captioning.flags import find_flags, usual_low_confidence
+from captionmill.pipeline.captioning.source import CaptionSource, extract_source, open_source
+from captionmill.stages.decoding.captioner import Captioner
+from captionmill.stages.encoding.loader import Failure
+from captionmill.stages.settings import ExtractConfig, SearchConfig
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FolderSummary:
+    """What captioning a folder did; `found` = `captioned` + the number of `failures`."""
+
+    found: int
+    cached: int
+    """Images whose features were in the cache already."""
+    captioned: int
+    made: int
+    """Rows made now; the others are as an earlier run left them."""
+    failures: tuple[Failure, ...]
+    features_path: Path
+    """The store that the captions were decoded from."""
+    duration_s: float
+    sidecars: int | None = None
+    """Files written beside images, if they were asked for; those that were right already are not counted."""
+    embedded: EmbedSummary | None = None
+    """What became of the image files, if captions were to be written into them."""
+
+
+def caption_folder(
+    images: Path | str,
+    model: Path | Sequence[Path],
+    output: Path,
+    *,
+    features: Path | None = None,
+    gallery: Path | None = None,
+    search: SearchConfig = SearchConfig(),
+    low_confidence: float | None = None,
+    table_format: TableFormat | None = None,
+    machine: ExtractConfig = ExtractConfig(),
+    weights: Path | None = None,
+    sidecar: str | None = None,
+    embed_into: EmbedInto | None = None,
+    overwrite: bool = False,
+    replace_made: bool = False,
+    progress: Progress = no_progress,
+) -> FolderSummary:
+    """Caption every image of `images`, as `extract` takes them, with `model` and write the table `output`.
+
+    `images` may be a feature store: then its rows are captioned, and no image is opened. Several folders in `model`
+    are an ensemble. Rows of an earlier table are kept if model, settings and image are what they were; a table that was
+    edited since is kept beside the new one. Captions less sure than `low_confidence` are flagged, by default those as
+    unsure as a tenth of the model's validation captions. The format is that of the suffix of `output`, CSV if it says
+    nothing.
+
+    Features are cached in `features`, by default beside the table. The model knows its backbone and preprocessing; of
+    `machine` only batch size, workers, device and precision are used. `weights` says where the backbone's weights file
+    is now, if it was moved since the model was trained.
+
+    `sidecar` is the ending of a text file to write beside each image. `embed_into` is a folder for copies of the images
+    that hold their captions, or "images" to write into these themselves. `gallery` is a page of all pictures and
+    captions to write as well. `replace_made` replaces what an earlier run made for something else: an `output` that is
+    no table of captions any more, a cache of other features than the model needs. `overwrite` replaces these whoever
+    made them, and sidecars and descriptions that somebody else wrote.
+
+    Raises InputError if there is no image or none can be read (the table is written all the same), or `output` is
+    another kind of file or named like one; WeightsError if the backbone's weights are not the model's,
+    SpecMismatchError if the cache holds other features than the model needs. Models that do not fit each other are
+    refused as by `Captioner.load`.
+    """
+    started = time.monotonic()
+    images = images if is_url(images) else Path(images)
+    table_format = table_format or format_of(output)
+    models = [model] if isinstance(model, Path) else list(model)
+    captioner = Captioner.load(models, device=machine.device)
+    companions: Companions | None = None
+    if isinstance(images, Path) and images.is_file() and is_store_file(images):
+        if sidecar is not None or embed_into is not None or gallery is not None:
+            raise InputError(f"{images}: holds features and no images to write captions to; name the images themselves")
+        require_other_file(output, images)
+        _require_replaceable(output, overwrite=overwrite or replace_made)
+        source = open_source(images, features, captioner.spec)
+    else:
+        found = find_images(images)
+        store_path = features or cache_path_for(output)
+        require_other_file(output, images if isinstance(images, Path) else None, store_path)
+        if store_path == output:
+            raise InputError(f"{output}: cannot be the table and the cache of features at once")
+        _require_replaceable(output, overwrite=overwrite or replace_made)
+        wanted = CompanionConfig(sidecar, embed_into, gallery, overwrite=overwrite)
+        companions = Companions(images, found, output, store_path, wanted)
+        source = extract_source(
+            found,
+            store_path,
+            captioner.spec,
+            machine,
+            weights,
+            replaces=overwrite or replace_made,
+            progress=progress,
+        )
+    captioning_started = time.monotonic()
+    made = _update_table(
+        output,
+        source,
+        models,
+        captioner,
+        search=search,
+        low_confidence=low_confidence,
+        table_format=table_format,
+        keep_edited=not overwrite,
+        progress=progress,
+    )
+    captioned = len(source.keys) - len(source.failures)
+    if source.extraction is not None:
+        captioning_s = time.monotonic() - captioning_started
+        record = source.extraction.record(images, captioned=captioned, captioning_s=captioning_s)
+        append_record(source.path, record)
+    sidecar_count = embedded = None
+    if companions is not None:
+        companions.write_gallery(workers=machine.workers, progress=progress)
+        if not captioned:
+            raise InputError(f"{images}: none of {len(source.keys)} images can be read; the reasons are in {output}")
+        sidecar_count = companions.write_sidecars(progress=progress)
+        embedded = companions.embed(progress=progress)
+    return FolderSummary(
+        found=len(source.keys),
+        cached=source.extraction.cached if source.extraction else len(source.keys),
+        captioned=captioned,
+        made=made,
+        failures=source.failures,
+        features_path=source.path,
+        duration_s=time.monotonic() - started,
+        sidecars=sidecar_count,
+        embedded=embedded,
+    )
+
+
+def _require_replaceable(output: Path, *, overwrite: bool) -> None:
+    if output.exists() and not (overwrite or is_caption_table(output)):
+        raise InputError(f"{output}: no table of captions; pass --overwrite to replace it, or another --output")
+
+
+def _update_table(
+    output: Path,
+    source: CaptionSource,
+    models: Sequence[Path],
+    captioner: Captioner,
+    *,
+    search: SearchConfig,
+    low_confidence: float | None,
+    table_format: TableFormat,
+    keep_edited: bool,
+    progress: Progress,
+) -> int:
+    """Bring the table up to date; how many of its rows are made anew."""
+    if low_confidence is None:
+        low_confidence = usual_low_confidence(captioner.bundles)
+        if low_confidence is None:
+            _logger.warning("the model does not say how sure it usually is; --low-confidence says what to flag")
+    made_with = {
+        "models": [bundle_digest(folder) for folder in models],
+        "search": asdict(search),
+        "low_confidence": low_confidence,
+    }
+
+    make_rows = partial(_make_rows, source, captioner, search=search, low_confidence=low_confidence, progress=progress)
+    return update_captions(
+        output,
+        source.keys,
+        source.row_sources(),
+        made_with,
+        make_rows,
+        table_format=table_format,
+        with_alternatives=search.alternatives > 0,
+        keep_edited=keep_edited,
+    )
+
+
+def _make_rows(
+    source: CaptionSource,
+    captioner: Captioner,
+    keys: Sequence[str],
+    *,
+    search: SearchConfig,
+    low_confidence: float | None,
+    progress: Progress,
+) -> Iterator[CaptionRow]:
+    """The rows of `keys`, in that order."""
+    reasons, store = source.reasons, source.store
+    readable = [key for key in keys if key not in reasons]
+    captions = iter(captioner.captions(store, readable, search, progress=progress) if store is not None else ())
+    for key in keys:
+        if key in reasons:
+            yield CaptionRow(key, "", None, status="failed", error=reasons[key])
+            continue
+        captioned_key, caption = next(captions)
+        yield CaptionRow(
+            captioned_key,
+            caption.text,
+            caption.confidence,
+            tuple(alternative.text for alternative in caption.alternatives),
+            find_flags(caption, low_confidence),
+        )

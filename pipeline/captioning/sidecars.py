@@ -1,0 +1,106 @@
+"""A text file beside each image with its caption, as training sets have them: photo.jpg, photo.txt.
+
+Only files that an earlier run into the same table wrote, and nobody has changed since, are replaced unasked: what was
+written is remembered beside the table: a line a file, the beginning of the SHA-256 of name and content.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from captionmill.data.captions.journal import made_dir
+from captionmill.data.captions.table import CaptionRow, read_captions
+from captionmill.data.errors import InputError
+from captionmill.data.files import partial_path_of
+from captionmill.data.images.find import IMAGE_SUFFIXES, find_images
+from captionmill.data.images.read import ImageFile
+
+if TYPE_CHECKING:
+    from captionmill.data.progress import Progress
+
+_HASH_DIGITS = 16
+
+
+def image_path_of(image: ImageFile, option: str) -> Path:
+    """The file of `image`; InputError if it is none of this machine's own."""
+    if isinstance(image.path, str) or image.offset is not None:
+        raise InputError(f"{option} needs images that are files here; {image.key} is in a tar or behind a URL")
+    return image.path
+
+
+def is_sidecar_suffix(suffix: str) -> bool:
+    """Whether files with this ending may lie beside images: it begins with a dot and is not that of an image."""
+    return bool(re.fullmatch(r"\.\w[\w.-]*", suffix)) and suffix.lower() not in (*IMAGE_SUFFIXES, ".tar")
+
+
+def count_missing(images: Path | str, suffix: str, table: Path) -> int:
+    """How many of `images` have a caption in `table` and no sidecar with the ending `suffix`."""
+    paths = {image.key: image_path_of(image, "--sidecar").with_suffix(suffix) for image in find_images(images)}
+    captioned = (row.path for row in read_captions(table) if row.status == "ok")
+    return sum(key in paths and not paths[key].exists() for key in captioned)
+
+
+class Sidecars:
+    """The file beside each image."""
+
+    def __init__(
+        self,
+        found: Sequence[ImageFile],
+        suffix: str,
+        table: Path,
+        *,
+        others: Iterable[Path],
+        overwrite: bool,
+    ) -> None:
+        """Of the images `found`, with the ending `suffix`, for the captions of `table`; `others` are files to spare.
+
+        Raises InputError if the ending will not do, an image is no local file, two images would share a sidecar, or
+        one exists that no run into `table` wrote, unless `overwrite`.
+        """
+        if not is_sidecar_suffix(suffix):
+            raise InputError(f"--sidecar {suffix}: is to be the ending of a text file, such as .txt")
+        self._record_path = made_dir(table) / "sidecars"
+        self._known = self._read_known()
+        self._paths: dict[str, Path] = {}
+        owners: dict[Path, str] = {}
+        spared = {os.path.realpath(path) for path in (table, *others)}
+        for image in found:
+            path = self._paths[image.key] = image_path_of(image, "--sidecar").with_suffix(suffix)
+            if image.problem:  # it gets none, and what is called so may be another's
+                continue
+            if path in owners:
+                raise InputError(f"--sidecar: {owners[path]} and {image.key} would share {path}; rename one of them")
+            if os.path.realpath(path) in spared:
+                raise InputError(f"--sidecar: {path} is another file of this command; choose another ending")
+            if not overwrite and path.exists() and self._hash(image.key, path.read_bytes()) not in self._known:
+                raise InputError(
+                    f"{path}: exists already, and is not as a run into {table} wrote it; "
+                    "move it away, or pass --overwrite to replace all such files"
+                )
+            owners[path] = image.key
+
+    def write(self, rows: Iterable[CaptionRow], *, progress: "Progress") -> int:
+        """Write the caption of each row that has one; how many files were new or changed."""
+        written = 0
+        with self._record_path.open("ab") as record:
+            for done, row in enumerate(rows, 1):
+                path, content = self._paths[row.path], f"{row.caption}\n".encode()
+                if row.status == "ok" and not (path.exists() and path.read_bytes() == content):
+                    record.write(b"\n" + self._hash(row.path, content))
+                    record.flush()  # first, so that a kill leaves no file that the next run does not know
+                    partial_path = partial_path_of(path)
+                    partial_path.write_bytes(content)
+                    partial_path.replace(path)
+                    written += 1
+                progress("sidecars", done, len(self._paths))
+        return written
+
+    def _read_known(self) -> set[bytes]:
+        return set(self._record_path.read_bytes().split()) if self._record_path.exists() else set()
+
+    @staticmethod
+    def _hash(key: str, content: bytes) -> bytes:
+        return hashlib.sha256(key.encode() + b"\0" + content).hexdigest()[:_HASH_DIGITS].encode()

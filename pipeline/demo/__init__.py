@@ -1,0 +1,1 @@
+"""The demo: drawn scenes, captioned without any download."""

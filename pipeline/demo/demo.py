@@ -1,0 +1,142 @@
+"""The demo: drawn scenes, a pipeline file over them, and a page that shows the captions of pictures held out."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from captionmill.data.captions.table import CaptionRow, read_captions
+from captionmill.data.errors import InputError
+from captionmill.data.files import write_text
+from captionmill.data.progress import Progress, no_progress
+from captionmill.pipeline.demo.scene_captions import Scene, describes
+from captionmill.pipeline.demo.scenes import draw_samples
+from captionmill.pipeline.pages.demo import PageEntry, write_page
+from captionmill.pipeline.plan.report import report_path_for
+from captionmill.pipeline.plan.run import TaskOutcome, run_pipeline
+from captionmill.stages.training.state import EpochResult
+
+PICTURES_DIR, HELD_OUT_DIR = "pictures", "held_out"
+PLAN_NAME, PAGE_NAME, CAPTIONS_NAME = "pipeline.toml", "page.html", "captions.csv"
+PLAN = """\
+# Made by `captionmill demo`; run it with `captionmill run pipeline.toml`. Paths start at this file's folder.
+
+[extract]
+images = "pictures"
+output = "features.h5"
+backbone = "scenes-resnet14"  # the demo's small network; for photographs leave this line out: resnet50
+preprocess = "squash"
+image_size = 128
+
+[train]
+captions = "references.csv"
+output = "model"
+min_count = 1
+feature_scaling = "standardize"
+embed_dim = 128
+hidden_dim = 256
+tie_weights = false
+dropout = 0.2
+feature_dropout = 0.1
+label_smoothing = 0
+batch_size = 32
+learning_rate = 2e-3
+max_epochs = 10
+
+[evaluate]
+output = "scores.json"
+
+[caption]
+images = "held_out"
+output = "captions.csv"
+"""
+_SEED = 20261122
+
+
+@dataclass(frozen=True)
+class DemoSummary:
+    """What the demo made."""
+
+    folder: Path
+    page_path: Path
+    report_path: Path | None
+    """None if it could not be written."""
+    captions_path: Path
+    outcomes: tuple[TaskOutcome, ...]
+    right_count: int
+    """Held-out captions that name every object, colour, size and the background right."""
+    held_out_count: int
+    duration_s: float
+
+
+def run_demo(
+    folder: Path,
+    *,
+    picture_count: int = 2000,
+    held_out_count: int = 200,
+    on_stage: Callable[[str, str], None] = lambda stage, command: None,
+    on_epoch: Callable[[EpochResult], None] = lambda result: None,
+    progress: Progress = no_progress,
+) -> DemoSummary:
+    """Draw pictures into `folder`, extract, train, evaluate, caption the held-out ones, write the page.
+
+    The pipeline writes its report.
+
+    Raises InputError if `folder` holds files that no demo made.
+    """
+    started = time.monotonic()
+    plan_path = folder / PLAN_NAME
+    if folder.exists() and any(folder.iterdir()) and not _is_demo(plan_path):
+        raise InputError(f"{folder}: holds other files; name an empty or a new folder")
+    write_text(plan_path, PLAN)
+    draw_samples(folder / PICTURES_DIR, picture_count, seed=_SEED, captions_path=folder / "references.csv")
+    scenes = draw_samples(folder / HELD_OUT_DIR, held_out_count, seed=_SEED + 1)
+    written: list[Path] = []
+    outcomes = run_pipeline(
+        plan_path, on_stage=on_stage, on_epoch=on_epoch, on_report=written.append, progress=progress
+    )
+    is_as_before = not any(outcome.summary for outcome in outcomes)
+    rows = [row for row in read_captions(folder / CAPTIONS_NAME) if row.path in scenes]
+    right = {row.path: describes(row.caption, scenes[row.path]) for row in rows}
+    right_count = sum(right.values())
+    duration_s = time.monotonic() - started
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    summary = [
+        (f"{right_count} of {len(rows)}", "held-out captions name every object, colour, size and background right"),
+        (f"{scores['scores']['cider_d']:.2f}", f"CIDEr-D on the {scores['images']} images of the test split"),
+    ]
+    entries = [_entry(folder, row, scenes[row.path], right[row.path]) for row in rows]
+    page_path = folder / PAGE_NAME
+    write_page(page_path, "captionmill: captions of drawn scenes it has never seen", summary, entries)
+    return DemoSummary(
+        folder=folder,
+        page_path=page_path,
+        report_path=report_path_for(plan_path) if written or is_as_before else None,
+        captions_path=folder / CAPTIONS_NAME,
+        outcomes=tuple(outcomes),
+        right_count=right_count,
+        held_out_count=len(rows),
+        duration_s=duration_s,
+    )
+
+
+def _is_demo(plan_path: Path) -> bool:
+    """Whether a demo wrote this plan, finished or not: only then may its folder be written to."""
+    return plan_path.exists() and plan_path.read_bytes().startswith(PLAN.splitlines()[0].encode())
+
+
+def _entry(folder: Path, row: CaptionRow, scene: Scene, right: bool) -> PageEntry:
+    return PageEntry(
+        image_path=folder / HELD_OUT_DIR / row.path,
+        name=row.path,
+        caption=row.caption or row.error,
+        confidence=row.confidence or 0.0,
+        right=right,
+        reference=_describe(scene),
+    )
+
+
+def _describe(scene: Scene) -> str:
+    objects = " and ".join(f"{drawn.size} {drawn.colour} {drawn.shape}" for drawn in scene.objects)
+    return f"{objects}, {scene.background}"

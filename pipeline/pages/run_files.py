@@ -1,0 +1,191 @@
+"""What a run has left on disk, read for people: stores with their logs, models with their histories, scores, tables."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from captionmill.data.captions.table import read_captions
+from captionmill.data.errors import InputError
+from captionmill.data.features.log import ExtractionRecord, read_records
+from captionmill.data.features.store import FeatureStore, cache_path_for
+from captionmill.data.model import Bundle, read_bundle
+from captionmill.stages.encoding.extract import FAILURES_NAME
+from captionmill.stages.training.run_folder import HISTORY_NAME, SELF_CRITICAL
+
+Failures = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class StoreFiles:
+    """A feature store and what lies beside it."""
+
+    name: str
+    store: FeatureStore
+    records: Sequence[ExtractionRecord]
+    """Its log, oldest first; empty if there is none."""
+    failures: Failures | None
+    """(key, reason) of failures.csv; None if there is no such file."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A row of history.csv."""
+
+    epoch: int
+    phase: str
+    loss: float
+    """Cross entropy a word, nats; in the self-critical phase the mean reward."""
+    val_cider: float
+    captions_per_s: float
+    duration_s: float
+
+    @property
+    def is_rewarded(self) -> bool:
+        """Whether the loss is a reward."""
+        return self.phase == SELF_CRITICAL
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's folder."""
+
+    name: str
+    bundle: Bundle
+    history: Sequence[Epoch]
+    """Empty if there is no history.csv."""
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch that the model is of."""
+        epoch = self.bundle.scores.get("epoch")
+        return None if epoch is None else int(epoch)
+
+
+@dataclass(frozen=True)
+class ScoredCaption:
+    """The caption of one image, and what it is worth."""
+
+    key: str
+    caption: str
+    references: tuple[str, ...]
+    confidence: float | None
+    """0 to 1; None in files of versions that did not write it."""
+    cider_d: float | None
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """What `evaluate --output` wrote."""
+
+    name: str
+    """Of the model or the models scored."""
+    values: Mapping[str, Any]
+    captions: tuple[ScoredCaption, ...]
+
+
+@dataclass(frozen=True)
+class TableFiles:
+    """captions.csv, and the log of the features it was made from."""
+
+    name: str
+    found: int
+    """Rows."""
+    failures: Failures
+    record: ExtractionRecord | None
+    """The run that wrote the table; None if it is not known."""
+
+    @property
+    def captioned(self) -> int:
+        """Rows with a caption."""
+        return self.found - len(self.failures)
+
+
+def read_store(path: Path) -> StoreFiles:
+    """The store at `path` with its log and its failures; StoreError if it cannot be opened."""
+    store = FeatureStore.open(path)
+    own, shared = path.with_suffix(f".{FAILURES_NAME}"), path.with_name(FAILURES_NAME)
+    failures_path = own if own.exists() else shared
+    failures = None
+    if failures_path.exists():
+        frame = _read_table(failures_path, ["key", "reason"])
+        failures = tuple((key, reason) for key, reason in frame.to_numpy().tolist())
+    return StoreFiles(path.name, store, read_records(path), failures)
+
+
+def read_model(folder: Path) -> ModelFiles:
+    """The model in `folder` with its history; BundleError if it cannot be read, InputError for a damaged history."""
+    bundle = read_bundle(folder)
+    path = folder / HISTORY_NAME
+    if not path.exists():
+        return ModelFiles(folder.name, bundle, ())
+    frame = _read_table(path, ["epoch", "phase", "loss", "val_cider", "captions_per_s", "duration_s"])
+    try:
+        history = [
+            Epoch(int(epoch), phase, *(float(number) for number in numbers))
+            for epoch, phase, *numbers in frame.to_numpy().tolist()
+        ]
+    except ValueError as exc:
+        raise InputError(f"{path}: not a history as `train` writes it ({exc}); move it away") from exc
+    return ModelFiles(folder.name, bundle, history)
+
+
+def read_scores(path: Path) -> ScoreFile:
+    """The scores in `path`; InputError if they are not what `evaluate --output` writes."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        model = values["model"]
+        _require_intervals(values["scores"], values["intervals"])
+        if other := values.get("against"):
+            _require_intervals(other["scores"], other["intervals"])
+            _require_intervals(other["differences"], other["difference_intervals"])
+        captions = tuple(
+            ScoredCaption(
+                key,
+                entry["caption"],
+                tuple(entry["references"]),
+                _read_number(entry.get("confidence")),
+                _read_number(entry.get("cider_d")),
+            )
+            for key, entry in values["captions"].items()
+        )
+        return ScoreFile(model if isinstance(model, str) else " + ".join(model), values, captions)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise InputError(f"{path}: not scores as `captionmill evaluate --output` writes them ({exc!r})") from exc
+
+
+def read_table(path: Path) -> TableFiles:
+    """What became of the images in `path`, and the last run that is logged beside it, if it was of as many images.
+
+    Of the rows only those of failures are kept: a table may have millions.
+    """
+    found, failures = 0, []
+    for row in read_captions(path):
+        found += 1
+        if row.status == "failed":
+            failures.append((row.path, row.error))
+    records = [record for record in read_records(cache_path_for(path)) if record.captioned is not None]
+    record = records[-1] if records and records[-1].found == found else None
+    return TableFiles(path.name, found, tuple(failures), record)
+
+
+def _require_intervals(scores: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> None:
+    for name, score in scores.items():
+        low, high = intervals[name]
+        if not (low <= high and math.isfinite(score)):
+            raise ValueError(f"{name} is {score}, with the interval [{low}, {high}]")
+
+
+def _read_number(value: object) -> float | None:
+    return None if value is None else float(str(value))
+
+
+def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)[columns]
+    except (ValueError, KeyError) as exc:
+        raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; move it away") from exc

@@ -1,0 +1,199 @@
+"""What tells whether the content of a file, a folder of images, a store or a model is the same as before.
+
+A fingerprint has two halves. The quick one is of names, sizes and times: while it is the same, nothing is read. Where
+it differs, the content decides, so that a file that was touched, copied or checked out again counts as unchanged.
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from captionmill.data.errors import ImageError, PipelineError, StoreError
+from captionmill.data.features.store import FeatureStore, part_paths, store_exists
+from captionmill.data.images.find import IMAGE_SUFFIXES, find_images
+from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged, read_image
+from captionmill.data.images.tar import TAR_SUFFIX
+from captionmill.data.model import BUNDLE_NAME, bundle_exists
+
+_SUFFIXES = tuple(suffix.removeprefix(".") for suffix in (*IMAGE_SUFFIXES, TAR_SUFFIX))
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images as `extract` takes them, and the store made of them, which knows the hash of each that it has read."""
+
+    location: Path | str
+    store: Path
+
+
+Input = Path | Images
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Texts that change when the content does."""
+
+    quick: str
+    """Of names, sizes and times: the same for the same content, unless it was touched."""
+    content: str
+    """Of the content itself."""
+
+
+def take_fingerprint(source: Input, known: Fingerprint | None = None) -> Fingerprint:
+    """The fingerprint of `source` now: `known` itself where the quick half says that nothing has changed since.
+
+    Raises PipelineError for what is not there or cannot be read, InputError for a folder without images.
+    """
+    with _errors_named(source):
+        statuses, contents = _halves(source, known)
+        quick = _hash_lines(statuses)
+        return known if known is not None and quick == known.quick else Fingerprint(quick, contents())
+
+
+def glance_at(images: Images) -> Fingerprint:
+    """The quick half alone, for images whose store is yet to be made; `settle` adds the other without reading them."""
+    with _errors_named(images):
+        return Fingerprint(_hash_lines(_image_statuses(images.location)), "")
+
+
+def settle(images: Images, before: Fingerprint) -> Fingerprint:
+    """The fingerprint of images whose store was made since `before`; if they changed meanwhile, one like no other."""
+    now = glance_at(images)
+    return take_fingerprint(images) if now.quick == before.quick else Fingerprint("", "changed meanwhile")
+
+
+def is_store(path: Path) -> bool:
+    """Whether a feature store is at `path`, finished or not."""
+    return path.suffix == ".h5" and store_exists(path)
+
+
+def output_exists(path: Path) -> bool:
+    """Whether a stage has left anything at `path`."""
+    return bundle_exists(path) if path.is_dir() else path.exists() or is_store(path)
+
+
+@contextmanager
+def _errors_named(source: Input) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        where = source.location if isinstance(source, Images) else source
+        reason = "is not there" if isinstance(exc, FileNotFoundError) else f"cannot be read ({exc.strerror or exc})"
+        raise PipelineError(f"{where}: {reason}") from exc
+
+
+def _halves(source: Input, known: Fingerprint | None) -> tuple[Iterator[str], Callable[[], str]]:
+    """The lines of the quick half, and what gives the other."""
+    if isinstance(source, Images):
+        return _image_statuses(source.location), functools.partial(_hash_images, source, known)
+    if source.is_dir():
+        return _model_statuses(source), functools.partial(_hash_model, source)
+    if is_store(source):
+        return _statuses([source, *part_paths(source)]), functools.partial(_hash_store, source)
+    if source.exists() and not source.is_file():
+        raise PipelineError(
+            f"{source}: is a pipe or device, and a pipeline reads its inputs more than once; save a file"
+        )
+    return _statuses([source]), functools.partial(_hash_file, source)
+
+
+def _hash_lines(lines: Iterator[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _status(name: str, status: os.stat_result) -> str:
+    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
+
+
+def _statuses(paths: list[Path]) -> Iterator[str]:
+    for path in paths:
+        if path.exists() or len(paths) == 1:  # a store may be parts alone
+            yield _status(path.name, path.stat())
+
+
+def _model_statuses(folder: Path) -> Iterator[str]:
+    return _statuses([folder / BUNDLE_NAME, *sorted(folder.glob("decoder-*.safetensors"))])
+
+
+def _image_statuses(location: Path | str) -> Iterator[str]:
+    """A line for each image, without opening one; a second for a folder of 100,000."""
+    if isinstance(location, Path) and location.is_dir():
+        yield from _walk(location, "", ())
+    elif isinstance(location, Path) and location.suffix.lower() == TAR_SUFFIX:
+        yield from _statuses([location])
+    else:
+        for image in find_images(location):
+            if isinstance(image.path, str) or image.offset is not None:
+                yield f"{image.key}\0{image.size}\0{image.modified_ns}"
+            else:
+                yield _status(image.key, image.path.stat()) if image.path.exists() else image.key
+
+
+def _walk(folder: Path, start: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    status = folder.stat()
+    if (identity := (status.st_dev, status.st_ino)) in ancestors:
+        return
+    with os.scandir(folder) as scanned:
+        entries = sorted((entry for entry in scanned if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in entries:
+        try:
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), f"{start}{entry.name}/", (*ancestors, identity))
+            elif entry.name.rpartition(".")[2].lower() in _SUFFIXES or "." not in entry.name:
+                yield _status(start + entry.name, entry.stat())
+        except OSError:  # a link to nothing or to itself, a folder that cannot be listed
+            yield start + entry.name
+
+
+def _hash_images(images: Images, known: Fingerprint | None) -> str:
+    """Their count and the hash of keys and contents; read is only what the store does not know or was touched since.
+
+    Where the count alone differs from the `known`, nothing is read.
+    """
+    found = find_images(images.location)
+    count = f"{len(found)} images"
+    if known is not None and known.content.split(":")[0] != count:
+        return count
+    source_of = _known_sources(images.store)
+    lines = (f"{image.key}\0{_content_hash(image, source_of(image.key))}" for image in found)
+    return f"{count}: {_hash_lines(lines)}"
+
+
+def _known_sources(path: Path) -> Callable[[str], ImageSource | None]:
+    try:
+        store = FeatureStore.open(path)
+    except StoreError:
+        return lambda key: None
+    sources = store.sources()
+    return lambda key: ImageSource(*sources[store.position(key)].tolist()) if key in store else None
+
+
+def _content_hash(image: ImageFile, known: ImageSource | None) -> int | str:
+    if known is not None and is_unchanged(image, known):
+        return known.content_hash
+    try:
+        return read_image(image)[1].content_hash
+    except ImageError as exc:
+        return str(exc)
+
+
+def _hash_store(path: Path) -> str:
+    return FeatureStore.open(path).digest().hex()
+
+
+def _hash_model(folder: Path) -> str:
+    """Of the bundle, which holds the hash of its weights, and of the names of weights that are there."""
+    weights = sorted(path.name for path in folder.glob("decoder-*.safetensors"))
+    return _hash_lines(iter([_hash_file(folder / BUNDLE_NAME), *weights]))
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,175 @@
+"""The four kinds of work that a pipeline is made of: what each is made from, and what it makes. Imports no torch."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from captionmill.data.captions.table import format_of
+from captionmill.data.features.store import cache_path_for
+from captionmill.data.model import read_bundle
+from captionmill.pipeline.plan.fingerprints import Images, Input
+from captionmill.stages.settings import ExtractConfig, SearchConfig, TableConfig, TrainConfig
+
+Kind = Literal["extract", "train", "evaluate", "caption"]
+Several = Literal["each", "best", "ensemble"]
+"""What to do with several models: one output each, the one of the best validation CIDEr-D, or all as one."""
+
+_WHAT_MAKES_ROWS = ("backbone", "weights", "preprocess", "image_size", "views", "dtype")
+
+
+@dataclass(frozen=True)
+class ExtractJob:
+    """Images into a feature store."""
+
+    kind: ClassVar[Kind] = "extract"
+    images: Path | str
+    output: Path
+    config: ExtractConfig
+    failures_name: str | None = None
+    """Name of the table of failures where several stores share a folder."""
+
+    def settings(self) -> dict[str, Any]:
+        """What makes a row; how the machine runs the network does not."""
+        return _chosen(self.config, without_file=self.weights_path is not None)
+
+    def default_settings(self) -> dict[str, Any]:
+        """The settings of a job that sets none."""
+        return _chosen(ExtractConfig(), without_file=False)
+
+    def inputs(self) -> dict[str, Input]:
+        """What the output is made from, by name."""
+        images: dict[str, Input] = {"images": Images(self.images, self.output)}
+        return images | ({"weights": self.weights_path} if self.weights_path else {})
+
+    @property
+    def weights_path(self) -> Path | None:
+        """The weights file, or None for weights by name."""
+        path = Path(self.config.weights)
+        return path if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """A feature store and captions into a model."""
+
+    kind: ClassVar[Kind] = "train"
+    features: Path
+    captions: Path
+    output: Path
+    config: TrainConfig
+    train_list: Path | None = None
+    val_list: Path | None = None
+    restval: str = "train"
+
+    def settings(self) -> dict[str, Any]:
+        """All that changes the model."""
+        return _without_device(self.config) | {"restval": self.restval}
+
+    def default_settings(self) -> dict[str, Any]:
+        """The settings of a job that sets none."""
+        return _without_device(TrainConfig()) | {"restval": "train"}
+
+    def inputs(self) -> dict[str, Input]:
+        """What the output is made from, by name."""
+        lists = {"train_list": self.train_list, "val_list": self.val_list}
+        return {"features": self.features, "captions": self.captions} | _given(lists)
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """A feature store, models and captions into scores."""
+
+    kind: ClassVar[Kind] = "evaluate"
+    features: Path
+    models: tuple[Path, ...]
+    captions: Path
+    output: Path
+    search: SearchConfig
+    several: Several = "each"
+    image_list: Path | None = None
+    device: str = "auto"
+
+    def settings(self) -> dict[str, Any]:
+        """All that changes the scores."""
+        return asdict(self.search) | _several(self.models, self.several)
+
+    def default_settings(self) -> dict[str, Any]:
+        """The settings of a job that sets none."""
+        return asdict(SearchConfig())
+
+    def inputs(self) -> dict[str, Input]:
+        """What the output is made from, by name."""
+        inputs: dict[str, Input] = {"features": self.features, "captions": self.captions}
+        return inputs | _models(self.models) | _given({"list": self.image_list})
+
+
+@dataclass(frozen=True)
+class CaptionJob:
+    """A folder of images and models into a table of captions."""
+
+    kind: ClassVar[Kind] = "caption"
+    images: Path | str
+    models: tuple[Path, ...]
+    output: Path
+    search: SearchConfig
+    several: Several = "best"
+    machine: ExtractConfig = field(default_factory=ExtractConfig)
+    """Of these only `MACHINE_SETTINGS` count."""
+    gallery: Path | None = None
+    """A page of all pictures and captions."""
+    table: TableConfig = field(default_factory=TableConfig)
+
+    def settings(self) -> dict[str, Any]:
+        """All that changes the captions and their table, and what is written besides."""
+        gallery = Path(os.path.relpath(self.gallery, self.output.parent)).as_posix() if self.gallery else None
+        beside = {name: value for name, value in (("gallery", gallery), ("sidecar", self.table.sidecar)) if value}
+        return asdict(self.search) | _several(self.models, self.several) | self._rows(self.table) | beside
+
+    def default_settings(self) -> dict[str, Any]:
+        """The settings of a job that sets none."""
+        return asdict(SearchConfig()) | self._rows(TableConfig(format=self.table.format))
+
+    def _rows(self, table: TableConfig) -> dict[str, Any]:
+        """What of `table` changes the rows."""
+        return {"format": table.format or format_of(self.output), "low_confidence": table.low_confidence}
+
+    def inputs(self) -> dict[str, Input]:
+        """What the output is made from, by name."""
+        images: dict[str, Input] = {"images": Images(self.images, cache_path_for(self.output))}
+        return images | _models(self.models)
+
+
+Job = ExtractJob | TrainJob | EvaluateJob | CaptionJob
+
+
+def with_chosen_models(job: Job) -> Job:
+    """`job` with the models that it will use: all for an ensemble, else the one of the best validation CIDEr-D.
+
+    The models are there. Raises BundleError if one cannot be read.
+    """
+    if not isinstance(job, EvaluateJob | CaptionJob) or job.several == "ensemble" or len(job.models) == 1:
+        return job
+    return replace(job, models=(max(job.models, key=lambda folder: read_bundle(folder).scores["val_cider_d"]),))
+
+
+def _chosen(config: ExtractConfig, *, without_file: bool) -> dict[str, Any]:
+    names = [name for name in _WHAT_MAKES_ROWS if not (without_file and name == "weights")]  # its content is an input
+    return {name: getattr(config, name) for name in names}
+
+
+def _without_device(config: TrainConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if name != "device"}
+
+
+def _several(models: tuple[Path, ...], several: Several) -> dict[str, Any]:
+    return {"several": several} if len(models) > 1 else {}
+
+
+def _models(models: tuple[Path, ...]) -> dict[str, Input]:
+    return {"model": models[0]} if len(models) == 1 else {f"model {model.name}": model for model in models}
+
+
+def _given(paths: Mapping[str, Path | None]) -> dict[str, Input]:
+    return {name: path for name, path in paths.items() if path}

@@ -1,0 +1,42 @@
+"""The report of a pipeline: one page over all that its tasks have made, beside the pipeline file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from captionmill.data.errors import InputError
+from captionmill.data.model import bundle_exists
+from captionmill.pipeline.plan.graph import Task
+from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, TrainJob
+
+_OURS = b'<meta name="generator" content="captionmill '  # a gallery's names no version
+
+
+def report_path_for(plan_path: Path) -> Path:
+    """`report.html` beside pipeline.toml, `NAME.report.html` beside NAME.toml."""
+    return plan_path.with_name("report.html" if plan_path.stem == "pipeline" else f"{plan_path.stem}.report.html")
+
+
+def write_plan_report(plan_path: Path, tasks: Sequence[Task]) -> Path:
+    """Write the report of `tasks`, whose outputs are there; its path.
+
+    Raises InputError if a file of that name is there that no report is, and what `write_run_report` raises.
+    """
+    from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
+
+    path = report_path_for(plan_path)
+    if path.exists() and _OURS not in path.read_bytes()[:1000]:
+        raise InputError(f"{path}: is there already and no report of captionmill's; move it away")
+    jobs = [task.job for task in tasks]
+    trainings = [job for job in jobs if isinstance(job, TrainJob)]
+    used = [model for job in jobs if isinstance(job, EvaluateJob | CaptionJob) for model in job.models]
+    models = dict.fromkeys([*(job.output for job in trainings), *used])
+    sources = ReportSources(
+        models=[model for model in models if bundle_exists(model)],
+        features=[job.output for job in jobs if isinstance(job, ExtractJob)],
+        scores=[job.output for job in jobs if isinstance(job, EvaluateJob)],
+        tables=[job.output for job in jobs if isinstance(job, CaptionJob)],
+        captions=[*dict.fromkeys(job.captions for job in trainings)],
+        images=[*dict.fromkeys(job.images for job in jobs if isinstance(job, ExtractJob))],
+    )
+    write_run_report(path, sources, title=f"{plan_path.absolute().parent.name}: {plan_path.name}")
+    return path

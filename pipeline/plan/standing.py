@@ -1,0 +1,151 @@
+"""How each task of a pipeline stands: up to date, or to be run, and why."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captionmill.data.errors import CaptionmillError
+from captionmill.pipeline.captioning.sidecars import count_missing
+from captionmill.pipeline.plan.fingerprints import (
+    Fingerprint,
+    Images,
+    Input,
+    glance_at,
+    output_exists,
+    take_fingerprint,
+)
+from captionmill.pipeline.plan.graph import Graph, Task
+from captionmill.pipeline.plan.jobs import CaptionJob, Job
+from captionmill.pipeline.plan.read import read_plan
+from captionmill.pipeline.plan.records import Ingredients, Record, Workspace
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One task, compared with what made its output."""
+
+    task: Task
+    reasons: tuple[str, ...]
+    """Why it is to be run; none if it is up to date."""
+    ingredients: Ingredients
+    """Settings and inputs as they are now; without inputs that are yet to be made."""
+    made: Fingerprint | None
+    """The output as it is now."""
+    record: Record | None
+    """What made it."""
+    error: str = ""
+    """Why it cannot be run, in one line."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is to be run."""
+        return bool(self.reasons)
+
+    @property
+    def text(self) -> str:
+        """ "up to date", "would run: hidden_dim was 512, is 1024"."""
+        if self.error:
+            return f"cannot run: {self.error}"
+        return f"would run: {'; '.join(self.reasons)}" if self.reasons else "up to date"
+
+
+def survey(plan_path: Path, start: str | None = None) -> tuple[Graph, list[Standing]]:
+    """The graph of the pipeline file `plan_path`, and how each of its tasks stands; runs and changes nothing.
+
+    `start` names tasks to be run in any case, as for `run_pipeline`. Raises PipelineError for a file that cannot be
+    understood.
+    """
+    graph, workspace = read_plan(plan_path), Workspace(plan_path)
+    forced = graph.forced_by(start)
+    standings: dict[str, Standing] = {}
+    for task in graph.tasks:
+        before = [need for need in graph.needs(task) if standings[need.id].runs or standings[need.id].error]
+        try:
+            standings[task.id] = find_standing(task, workspace, before=before, forced=task.id in forced)
+        except CaptionmillError as exc:
+            standings[task.id] = Standing(task, (), Ingredients({}, {}), None, None, str(exc))
+    return graph, list(standings.values())
+
+
+def find_standing(task: Task, workspace: Workspace, *, before: Sequence[Task] = (), forced: bool = False) -> Standing:
+    """How `task` stands when the tasks `before` it have yet to run, in which case their outputs are not looked at.
+
+    Raises PipelineError or InputError for an input that is not there.
+    """
+    record = workspace.record(task.output)
+    yet_to_be_made = [need.output for need in before]
+    made = take_fingerprint(task.output, record.made if record else None) if output_exists(task.output) else None
+    known = record.ingredients.inputs if record and record.made and made else {}
+    inputs = {
+        name: _look(source, known.get(name))
+        for name, source in task.job.inputs().items()
+        if source not in yet_to_be_made
+    }
+    settings = plain(task.job.settings())
+    reasons = ["forced by --from"] if forced else []
+    if record is None:
+        reasons.append("never made by this pipeline" if made else "never run")
+    elif record.made is None:
+        reasons.append("cut short")
+    elif made is None:
+        reasons.append(f"{task.output.name} is not there")
+    else:
+        reasons += setting_changes(record.ingredients.settings, settings, plain(task.job.default_settings()))
+        reasons += _input_changes(known, inputs, set(task.job.inputs()))
+        reasons += [] if made.content == record.made.content else [f"{task.output.name} was changed since"]
+        reasons += [] if reasons or before else _missing_companions(task.job)
+    if before:
+        reasons.append(f"{', '.join(need.id for need in before)} {'runs' if len(before) == 1 else 'run'} first")
+    return Standing(task, tuple(reasons), Ingredients(settings, inputs), made, record)
+
+
+def _look(source: Input, known: Fingerprint | None) -> Fingerprint:
+    """The fingerprint of an input; of images that there is nothing to find_standing with, the quick half."""
+    return glance_at(source) if isinstance(source, Images) and known is None else take_fingerprint(source, known)
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` as they come back from JSON."""
+    values: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return values
+
+
+def setting_changes(was: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """A text for each setting that differs; one that an older captionmill did not know counts as at its default."""
+    changes = []
+    for name, value in now.items():
+        old = was.get(name, defaults.get(name))
+        if isinstance(value, dict):
+            changes += setting_changes(old or {}, value, defaults.get(name) or {})
+        elif old != value:
+            changes.append(f"{name} was {_show(old)}, is {_show(value)}")
+    return changes
+
+
+def _show(value: object) -> str:
+    return "not set" if value is None else json.dumps(value)
+
+
+def _input_changes(was: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint], names: Collection[str]) -> list[str]:
+    differing = [name for name in now if name in was and was[name].content != now[name].content]
+    changes = [f"{name} changed{_counts(was[name], now[name])}" for name in differing]
+    changes += [f"{name} is new" for name in now if name not in was]
+    return changes + [f"{name} is left out" for name in was if name not in names]
+
+
+def _missing_companions(job: Job) -> list[str]:
+    """What is not there any more of the files that a job makes besides its output, which is up to date."""
+    if not isinstance(job, CaptionJob):
+        return []
+    missing = [f"{job.gallery.name} is not there"] if job.gallery and not job.gallery.exists() else []
+    if job.table.sidecar and (count := count_missing(job.images, job.table.sidecar, job.output)):
+        missing.append(f"{count} sidecar{'s are' if count > 1 else ' is'} not there")
+    return missing
+
+
+def _counts(was: Fingerprint, now: Fingerprint) -> str:
+    """How many images there were and are, where that differs."""
+    before, after = was.content.partition(" images")[0], now.content.partition(" images")[0]
+    return f" ({before} before, {after} now)" if before.isdecimal() and after.isdecimal() and before != after else ""

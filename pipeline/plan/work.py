@@ -1,0 +1,113 @@
+"""Does one job of a pipeline, in this process: what the job's command does by hand."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from captionmill.data.captions.splits import Splits
+from captionmill.data.errors import UnfinishedRunError
+from captionmill.data.progress import Progress, no_progress
+from captionmill.pipeline import summaries
+from captionmill.pipeline.captioning.folder import FolderSummary, caption_folder
+from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, Job, TrainJob, with_chosen_models
+from captionmill.stages.encoding.extract import ExtractSummary, extract
+from captionmill.stages.encoding.spread import Spread
+from captionmill.stages.scoring.evaluate import Evaluation, evaluate
+from captionmill.stages.training.state import EpochResult
+from captionmill.stages.training.train import TrainSummary, train
+
+Summary = ExtractSummary | TrainSummary | Evaluation | FolderSummary
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who hears of a job while it is done."""
+
+    on_splits: Callable[[Splits], None] = lambda splits: None
+    on_epoch: Callable[[EpochResult], None] = lambda result: None
+    progress: Progress = no_progress
+
+
+def do_job(
+    job: Job, *, replaces: bool = False, spread: Spread | None = None, listeners: Listeners = Listeners()
+) -> Summary:
+    """Do `job`; `replaces` lets it take the place of an output made from something else.
+
+    `spread` is for extraction alone. Raises what the stage raises.
+    """
+    progress = listeners.progress
+    job = with_chosen_models(job)
+    match job:
+        case ExtractJob():
+            return extract(
+                job.images,
+                job.output,
+                job.config,
+                overwrite=replaces,
+                failures_name=job.failures_name,
+                spread=spread,
+                progress=progress,
+            )
+        case TrainJob():
+            return _train_or_restart(
+                functools.partial(
+                    train,
+                    job.features,
+                    job.captions,
+                    job.output,
+                    job.config,
+                    train_list=job.train_list,
+                    val_list=job.val_list,
+                    restval=job.restval,
+                    overwrite=replaces,
+                    on_splits=listeners.on_splits,
+                    on_epoch=listeners.on_epoch,
+                    progress=progress,
+                )
+            )
+        case EvaluateJob():
+            return evaluate(
+                job.features,
+                job.models,
+                job.captions,
+                image_list=job.image_list,
+                output=job.output,
+                search=job.search,
+                device=job.device,
+                progress=progress,
+            )
+        case CaptionJob():
+            return caption_folder(
+                job.images,
+                job.models,
+                job.output,
+                gallery=job.gallery,
+                search=job.search,
+                low_confidence=job.table.low_confidence,
+                table_format=job.table.format,
+                machine=job.machine,
+                sidecar=job.table.sidecar,
+                replace_made=replaces,
+                progress=progress,
+            )
+
+
+def describe(summary: Summary) -> str:
+    """What a job did, in words."""
+    match summary:
+        case ExtractSummary():
+            return summaries.extract_line(summary)
+        case TrainSummary():
+            return summaries.train_line(summary)
+        case Evaluation():
+            return summaries.score_table(summary)
+        case FolderSummary():
+            return "\n".join([summaries.folder_line(summary), *summaries.written_lines(summary)])
+
+
+def _train_or_restart(run: Callable[..., TrainSummary]) -> TrainSummary:
+    """Go on with an unfinished run, or begin anew where the plan has changed since."""
+    try:
+        return run()
+    except UnfinishedRunError:
+        return run(restart=True)

@@ -1,0 +1,114 @@
+"""`captionmill features`: what can be done to a whole store."""
+
+from pathlib import Path
+
+import click
+
+from captionmill.data.errors import InputError
+from captionmill.pipeline.terminal.options import FILE_PATH, log_format_option, overwrite_option, quiet_option
+from captionmill.pipeline.terminal.progress import ProgressBars
+from captionmill.pipeline.words import show_count, show_list
+
+
+@click.group()
+def features() -> None:
+    """Look into feature stores; check, mend, join and export them."""
+
+
+@features.command()
+@click.argument("store", metavar="FILE", type=FILE_PATH)
+@log_format_option
+def info(store: Path) -> None:
+    """Print what FILE holds and what made it.
+
+    Example: captionmill features info features.h5
+    """
+    from captionmill.data.features.store import FeatureStore
+
+    opened = FeatureStore.open(store)
+    click.echo(f"{store}: {show_count(len(opened), 'image')}, {opened.dtype}, {opened.size_bytes / 1e6:.1f} MB")
+    if opened.part_count:
+        click.echo(f"  {show_count(opened.part_count, 'part')} beside it, in {store.name}.parts: belong to it")
+    if shard := opened.shard:
+        images = show_count(shard.images, "image")
+        click.echo(f"  shard {shard.index} of {shard.count}: {images}, {shard.failed:,} not readable")
+    for name, value in (opened.spec.to_json() | opened.made_by).items():
+        click.echo(f"  {name:15} {value}")
+
+
+@features.command()
+@click.argument("store", metavar="FILE", type=FILE_PATH)
+@log_format_option
+def verify(store: Path) -> None:
+    """Check each row of FILE against its checksum; exit with 1 if any is damaged.
+
+    Example: captionmill features verify features.h5
+    """
+    from captionmill.data.features.store import FeatureStore
+
+    opened = FeatureStore.open(store)
+    if damaged := opened.verify():
+        click.echo(show_list(damaged), err=True)
+        raise InputError(
+            f"{store}: {len(damaged)} of {len(opened)} rows are damaged; captionmill features repair {store} drops "
+            "them, and extract makes them again"
+        )
+    click.echo(f"{store}: {show_count(len(opened), 'row')}, all as written")
+
+
+@features.command()
+@click.argument("store", metavar="FILE", type=FILE_PATH)
+@log_format_option
+def repair(store: Path) -> None:
+    """Drop the damaged rows of FILE, so that `extract` makes just these again.
+
+    A file of the store that cannot be opened at all is set aside under a name that ends in .damaged.
+
+    Example: captionmill features repair features.h5
+    """
+    from captionmill.data.features.repair import repair_store
+
+    summary = repair_store(store)
+    for path in summary.files_set_aside:
+        click.echo(f"{path}: set aside, it cannot be read", err=True)
+    if summary.rows_dropped:
+        click.echo(show_list(summary.rows_dropped), err=True)
+    if summary.rows_dropped or summary.files_set_aside:
+        click.echo(f"{store}: {show_count(len(summary.rows_dropped), 'damaged row')} dropped; run extract again")
+    else:
+        click.echo(f"{store}: nothing is damaged")
+
+
+@features.command()
+@click.argument("stores", metavar="FILE...", type=FILE_PATH, nargs=-1, required=True)
+@click.option("--output", type=FILE_PATH, required=True, help="Feature store to write.")
+@overwrite_option
+@log_format_option
+def merge(stores: tuple[Path, ...], output: Path, overwrite: bool) -> None:
+    """Join feature stores, such as the shards of an array job, into one.
+
+    Refused: missing or unfinished shards, an image in two stores, differing networks or preprocessing.
+
+    Example: captionmill features merge features-*-of-00008.h5 --output features.h5
+    """
+    from captionmill.data.features.merge import merge_stores
+
+    summary = merge_stores(stores, output, overwrite=overwrite)
+    click.echo(f"{output}: {show_count(summary.rows, 'row')} of {show_count(summary.stores, 'store')}")
+
+
+@features.command()
+@click.argument("store", metavar="FILE", type=FILE_PATH)
+@click.option("--output", type=FILE_PATH, required=True, help="OUT.npy, with OUT.csv beside it, or OUT.parquet.")
+@overwrite_option
+@quiet_option
+def export(store: Path, output: Path, overwrite: bool, quiet: bool) -> None:
+    """Write the rows of FILE for other tools: .npy with a .csv of the keys, or .parquet.
+
+    Example: captionmill features export features.h5 --output features.npy
+    """
+    from captionmill.data.features.export import export_features
+
+    with ProgressBars(quiet=quiet) as progress:
+        summary = export_features(store, output, overwrite=overwrite, progress=progress)
+    click.echo(f"{', '.join(map(str, summary.paths))}: {show_count(summary.rows, 'row')}")

@@ -1,0 +1,51 @@
+"""`captionmill report`."""
+
+from pathlib import Path
+
+import click
+
+from captionmill.pipeline.terminal.options import ANY_OR_URL, FILE, FILE_PATH, FOLDER_PATH, log_format_option
+
+
+@click.command()
+@click.argument("models", metavar="[MODEL]...", type=FOLDER_PATH, nargs=-1)
+@click.option("--features", type=FILE_PATH, multiple=True, help="Feature store; several times for several.")
+@click.option("--scores", type=FILE, multiple=True, help="What `evaluate --output` wrote; several times for several.")
+@click.option(
+    "--captions-table", "tables", type=FILE, multiple=True, help="What `caption` wrote; several times for several."
+)
+@click.option(
+    "--captions", type=FILE, multiple=True, help="Reference captions of the training, to count words in them."
+)
+@click.option(
+    "--images",
+    type=ANY_OR_URL,
+    multiple=True,
+    help="Where the scored pictures are.  [default: where the last extraction found them]",
+)
+@click.option("--title", default="", help="Heading of the page.  [default: the first model's name]")
+@click.option(
+    "--output", type=FILE_PATH, default=Path("report.html"), show_default=True, help="The page (HTML), one file."
+)
+@log_format_option
+def report(
+    models: tuple[Path, ...],
+    features: tuple[Path, ...],
+    scores: tuple[Path, ...],
+    tables: tuple[Path, ...],
+    captions: tuple[Path, ...],
+    images: tuple[Path | str, ...],
+    title: str,
+    output: Path,
+) -> None:
+    """Write a page about a run, from what lies on disk of it.
+
+    It tells what became of the images, where the time went, the curves of each MODEL, its scores with intervals, its
+    best, median and worst captions, and the settings. What is not named, or was never recorded, is said to be missing.
+
+    Example: captionmill report model --features features.h5 --scores scores.json --output report.html
+    """
+    from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
+
+    write_run_report(output, ReportSources(models, features, scores, tables, captions, images), title=title)
+    click.echo(f"{output}: {output.stat().st_size / 1000:,.0f} kB")

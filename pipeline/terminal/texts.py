@@ -1,0 +1,106 @@
+"""An explanation as text for a terminal: the steps as tables."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from captionmill.data.captions.vocabulary import UNK
+from captionmill.pipeline.pages.explain_words import (
+    PictureExplanation,
+    show_number,
+    show_probability,
+    tell_how_computed,
+    tell_scaling,
+    tell_start,
+)
+from captionmill.stages.decoding.explain import Numbers, Reference, ScoredWord, Walk
+
+_BAR_LENGTH = 20  # characters for a probability of 1
+_LARGEST = 10
+
+
+def render_text(explained: PictureExplanation) -> str:
+    """The whole walk; characters that could steer a terminal are shown as their escapes."""
+    return "\n".join(_printable(line) for line in _lines(explained))
+
+
+def _lines(explained: PictureExplanation) -> Iterator[str]:
+    explanation, tree = explained.explanation, explained.explanation.beam
+    yield f"{explained.name}: {explained.caption}"
+    yield f"confidence {show_number(explanation.caption.confidence)}, the geometric mean of the words' probabilities"
+    yield f"computed: {tell_how_computed(explained)}"
+    if explained.role:
+        yield f"note: {explained.role}"
+    yield from ("", f"features: {_describe(explanation.features)}; {explained.origin}")
+    largest = np.argsort(-explanation.features, kind="stable")[:_LARGEST]
+    yield "  largest, index: number  " + ", ".join(f"{index}: {explanation.features[index]:.4f}" for index in largest)
+    for model, config, start in zip(explained.models, explained.decoders, explanation.starts, strict=True):
+        yield from ("", f"first state of {model}: {tell_scaling(config)}; {tell_start(config)}")
+        yield f"  scaled  {_describe(start.scaled)}"
+        for part in start.parts:
+            yield f"  {part.name} of layer {part.layer}  {_describe(part.values)}"
+    yield from ("", f"greedy, the highest score at each step: {explained.greedy_caption}")
+    yield from _walk_lines(explanation.greedy, is_ensemble=len(explained.models) > 1)
+    yield from ("", f"beam of {explained.search.beam_size}, the best at the top of each step; * leads to the winner")
+    yield "  step  place  parent  word                ln p       sum  words     score"
+    for kept in tree.steps:
+        for node in kept:
+            parent = "" if node.parent is None else f"{node.parent + 1}"
+            log_probability = "kept" if node.carried else show_number(node.log_probability)
+            yield (
+                f"{'*' if node.wins else ' '} {node.step:4}  {node.place + 1:5}  {parent:>6}  {node.word:14} "
+                f"{log_probability:>9} {node.total:9.4f}  {node.length:5} {node.score:9.4f}"
+            )
+    yield "  in the beam at the end:"
+    for caption, node in zip(tree.captions, tree.steps[-1], strict=True):
+        yield f"  {node.score:9.4f}  {caption}{'' if node.ended else ' ... (not ended)'}"
+    if explanation.caption.words != explanation.greedy.words:
+        yield from ("", f"the winner, step by step: {explained.caption}")
+        yield from _walk_lines(explanation.caption, is_ensemble=len(explained.models) > 1)
+    for reference in explanation.references:
+        yield from ("", *_reference_lines(reference, explained.references_from))
+
+
+def _describe(values: Numbers) -> str:
+    return (
+        f"{len(values):,} numbers, {show_number(values.min())} to {show_number(values.max())}, mean "
+        f"{show_number(values.mean())}, {np.mean(values == 0):.1%} zero"
+    )
+
+
+def _walk_lines(walk: Walk, *, is_ensemble: bool) -> Iterator[str]:
+    for step in walk.steps:
+        yield (
+            f"step {step.number}: {step.fed_word} ({step.fed}) goes in, "
+            f"{step.chosen.word} ({step.chosen.index}) comes out"
+        )
+        yield f"     rank  index  word               {'ln p' if is_ensemble else 'logit':>9}  probability"
+        listed = [*step.top] if step.chosen in step.top else [*step.top, step.chosen]
+        for word in listed:
+            yield _word_line(word, is_chosen=word == step.chosen)
+
+
+def _word_line(word: ScoredWord, *, is_chosen: bool) -> str:
+    bar = "#" * round(word.probability * _BAR_LENGTH)
+    note = f"({word.barred})" if word.barred and not is_chosen else bar
+    return (
+        f"  {'*' if is_chosen else ' '} {word.rank:5}  {word.index:5}  {word.word:18} {word.logit:9.4f}  "
+        f"{show_probability(word.probability):>11}  {note}"
+    ).rstrip()
+
+
+def _reference_lines(reference: Reference, where: str) -> Iterator[str]:
+    yield f"reference ({where}): {reference.text}"
+    yield "   index  word                 rank  probability  cross entropy, nats"
+    written = (*reference.words, "")
+    for step, word in zip(reference.walk.steps, written, strict=True):
+        shown = f"<unk> {word}" if step.chosen.index == UNK else step.chosen.word
+        yield (
+            f"  {step.chosen.index:6}  {shown:18} {step.chosen.rank:6}  "
+            f"{show_probability(step.chosen.probability):>11}  {-step.chosen.log_probability:13.4f}"
+        )
+    yield f"  mean {show_number(reference.walk.cross_entropy)} nats a word"
+
+
+def _printable(line: str) -> str:
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in line)

@@ -1,0 +1,30 @@
+"""`captionmill vocabulary`."""
+
+from pathlib import Path
+
+import click
+
+from captionmill.data.errors import InputError
+from captionmill.pipeline.terminal.options import FOLDER_PATH, log_format_option
+
+
+@click.command()
+@click.argument("model", type=FOLDER_PATH)
+@click.option("--word", help="Print only the index of this word.")
+@log_format_option
+def vocabulary(model: Path, word: str | None) -> None:
+    """Print the words of MODEL and their indices.
+
+    Example: captionmill vocabulary model --word tree
+    """
+    from captionmill.data.model import read_bundle
+
+    words = read_bundle(model).vocabulary
+    if word is None:
+        click.echo("\n".join(f"{index}\t{listed}" for index, listed in enumerate(words.words)))
+    elif word.lower() in words:
+        click.echo(words.index(word.lower()))
+    else:
+        raise InputError(
+            f"{word}: none of the {len(words)} words of {model}, which reads it as <unk>, index {words.index(word)}"
+        )

@@ -1,0 +1,172 @@
+"""Stage two, captioning: cached features in, captions out, without opening an image."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from captionmill.data.captions.vocabulary import Vocabulary
+from captionmill.data.errors import BundleError, InputError
+from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.model import Bundle, read_bundle
+from captionmill.data.progress import Progress, no_progress
+from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.ensemble import Ensemble
+from captionmill.stages.decoding.folded import FoldedDecoder
+from captionmill.stages.decoding.sampling import draw_captions
+from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, search_captions
+from captionmill.stages.machine import choose_device, is_out_of_memory
+from captionmill.stages.settings import SearchConfig
+
+BLOCK_ROWS = 768  # captions under way at once; more are no faster (docs/benchmarks.md)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption and how sure the decoder is of it."""
+
+    text: str
+    confidence: float
+    """Geometric mean of the words' probabilities, 0 to 1."""
+    cut: bool = False
+    """It has as many words as a caption may have."""
+    alternatives: tuple["Caption", ...] = ()
+    """The next best captions, best first; further draws where captions are sampled."""
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """A trained decoder or an ensemble, ready to run, and what it needs to know about features and words."""
+
+    decoder: Decoder | Ensemble
+    bundles: tuple[Bundle, ...]
+    """What each decoder was read from; they agree in `spec` and `vocabulary`."""
+
+    @classmethod
+    def load(cls, model: Path | Sequence[Path], *, device: str = "auto") -> "Captioner":
+        """The decoder of the bundle in folder `model`, or the ensemble of several such folders.
+
+        Raises BundleError if one cannot be read, SpecMismatchError if they were trained on different kinds of features,
+        InputError if their words or the indices of these differ, or no folder is given.
+        """
+        models = [model] if isinstance(model, Path) else list(model)
+        if not models:
+            raise InputError("no model is given: name at least one folder that `captionmill train` wrote")
+        bundles = [read_bundle(folder) for folder in models]
+        for folder, bundle in zip(models[1:], bundles[1:], strict=True):
+            bundles[0].spec.require(bundle.spec, mine=str(models[0]), others=str(folder))
+            _require_same_words(models[0], bundles[0].vocabulary, folder, bundle.vocabulary)
+        chosen_device = choose_device(device)
+        decoders = [_build_decoder(*pair).to(chosen_device).eval() for pair in zip(models, bundles, strict=True)]
+        return cls(decoders[0] if len(decoders) == 1 else Ensemble(decoders).eval(), tuple(bundles))
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """What made the features that every decoder was trained on."""
+        return self.bundles[0].spec
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words of every decoder."""
+        return self.bundles[0].vocabulary
+
+    def captions(
+        self,
+        store: FeatureStore,
+        keys: Sequence[str],
+        search: SearchConfig = SearchConfig(),
+        *,
+        progress: Progress = no_progress,
+    ) -> Iterator[tuple[str, Caption]]:
+        """The caption of each image of `keys`, in that order; KeyError for a key without a row.
+
+        Raises SpecMismatchError at once if the features are not of the kind that the decoder was trained on.
+        """
+        self.spec.require(store.spec, mine="the model", others=str(store.path))
+        return decode_features(self.decoder, store, keys, self.vocabulary, search, progress=progress)
+
+
+def decode_features(
+    decoder: Decoder | Ensemble,
+    store: FeatureStore,
+    keys: Sequence[str],
+    vocabulary: Vocabulary,
+    search: SearchConfig,
+    *,
+    progress: Progress = no_progress,
+) -> Iterator[tuple[str, Caption]]:
+    """The caption of each image of `keys`, in that order, a block of images at a time.
+
+    When memory runs out, the block is halved for all that follow; InputError if one image is too much.
+    """
+    decoder.eval()
+    device = next(decoder.parameters()).device
+    steps: StepDecoder = decoder
+    if isinstance(decoder, Decoder) and device.type == "cpu":  # GPUs have a fast LSTM of their own
+        steps = FoldedDecoder(decoder)
+    block_size = max(1, BLOCK_ROWS // (1 + search.alternatives if search.sample else search.beam_size))
+    start = 0
+    while start < len(keys):
+        block = keys[start : start + block_size]
+        try:
+            rows = store.read([store.position(key) for key in block])
+            features = torch.from_numpy(rows).to(device).float()  # [B, D]
+            decoded = _decode_block(steps, features, block, search)
+        except (RuntimeError, MemoryError) as exc:
+            if not is_out_of_memory(exc):
+                raise
+            if len(block) == 1:
+                raise InputError("not enough memory for one image: use a smaller --beam-size or --device cpu") from exc
+            block_size = len(block) // 2
+            _log.warning("not enough memory: going on with %d images at once", block_size)
+            continue
+        for key, caption in zip(block, decoded, strict=True):
+            yield key, _spell(caption, vocabulary)
+        start += len(block)
+        progress("caption", start, len(keys))
+
+
+def _decode_block(
+    decoder: StepDecoder, features: Tensor, keys: Sequence[str], search: SearchConfig
+) -> list[DecodedCaption]:
+    if search.sample:
+        return draw_captions(decoder, features, keys, search)
+    return search_captions(decoder, features, search)
+
+
+def _spell(caption: DecodedCaption, vocabulary: Vocabulary) -> Caption:
+    alternatives = tuple(_spell(alternative, vocabulary) for alternative in caption.alternatives)
+    return Caption(vocabulary.decode(caption.words), caption.confidence, caption.cut, alternatives)
+
+
+def _build_decoder(model: Path, bundle: Bundle) -> Decoder:
+    try:
+        decoder = Decoder(DecoderConfig(**bundle.decoder_config))
+        tensors = {name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()}
+        if decoder.config.tie_weights:
+            tensors["to_logits.weight"] = tensors["embedding.weight"]  # written once
+        decoder.load_state_dict(tensors)
+    except (TypeError, ValueError, RuntimeError, KeyError) as exc:
+        raise BundleError(f"{model}: weights and configuration do not fit each other; train it again") from exc
+    if decoder.config.vocab_size != len(bundle.vocabulary):
+        raise BundleError(f"{model}: {len(bundle.vocabulary)} words for {decoder.config.vocab_size} logits")
+    if not all(bool(tensor.isfinite().all()) for tensor in decoder.state_dict().values()):
+        raise BundleError(f"{model}: some of its weights are not finite, and it has no captions; train it again")
+    return decoder
+
+
+def _require_same_words(first: Path, mine: Vocabulary, other: Path, others: Vocabulary) -> None:
+    """Raise InputError naming the first index at which the vocabularies of two models differ."""
+    for index, (my_word, other_word) in enumerate(zip_longest(mine.words, others.words)):
+        if my_word != other_word:
+            raise InputError(
+                f"{first} and {other} have different vocabularies: index {index} is {my_word or 'no word'} in {first}, "
+                f"{other_word or 'no word'} in {other}; train both on the same captions, splits and --min-count"
+            )

@@ -1,0 +1,141 @@
+"""A share of an extraction: its pictures through the network into part files of the store. Runs in any process."""
+
+import functools
+import getpass
+import itertools
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import filelock
+import torch
+
+from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.features.writer import PartWriter
+from captionmill.data.images.read import ImageFile
+from captionmill.data.progress import Progress, no_progress
+from captionmill.stages.encoding.encoder import Encoder, build_encoder
+from captionmill.stages.encoding.engine import Engine, build_engine, encode_batches
+from captionmill.stages.encoding.loader import Failure, load_batches
+from captionmill.stages.encoding.meter import Meter
+from captionmill.stages.machine import choose_workers, versions
+from captionmill.stages.settings import ExtractConfig
+
+_one_at_a_time = threading.Lock()  # a dask worker runs tasks on threads, and an engine belongs to one
+
+
+@dataclass(frozen=True)
+class PartTask:
+    """What one process is to do; it can be done twice without harm."""
+
+    images: tuple[ImageFile, ...]
+    store: Path
+    """The store that the parts belong to, on storage that all processes share."""
+    prefix: str
+    """Begins the names of the part files: later ones count over earlier ones."""
+    spec: FeatureSpec
+    config: ExtractConfig
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """What one process did."""
+
+    extracted: int
+    failures: tuple[Failure, ...]
+    meter: Meter = field(default_factory=Meter)
+    engine: str = ""
+    """Device, engine and arithmetic."""
+
+
+def extract_part(task: PartTask) -> PartResult:
+    """Do `task` in this process, with a network that is built once and kept for the process's next tasks.
+
+    Raises WeightsError or SpecMismatchError if this machine has other weights than the task was made with.
+    """
+    with _one_at_a_time:
+        encoder, engine = _worker_engine(task.config, task.spec.resize_size)
+        task.spec.require(encoder.spec, mine=str(task.store), others="this worker")
+        return run_part(task, encoder, engine)
+
+
+def run_part(
+    task: PartTask,
+    encoder: Encoder,
+    engine: Engine,
+    *,
+    on_part: Callable[[Path], None] | None = None,
+    progress: Progress = no_progress,
+) -> PartResult:
+    """Do `task` with a network that is there already; `on_part` is told of each part file."""
+    config = task.config
+    failures: list[Failure] = []
+    meter = Meter(workers=choose_workers(config.workers))
+    batches = load_batches(
+        task.images,
+        encoder.prepare,
+        least_size=encoder.least_size,
+        batch_size=engine.batch_size,
+        workers=meter.workers,
+    )
+    started = time.perf_counter()
+    with PartWriter(
+        task.store,
+        task.prefix,
+        task.spec,
+        dtype=config.dtype,
+        made_by=versions() | {"engine": engine.description},
+        flush_every=config.flush_every,
+        on_change=on_part,
+    ) as writer:
+        for batch, features in encode_batches(engine, meter.waiting(batches)):
+            with meter.writing():
+                if batch.keys:
+                    writer.add(batch.keys, features, batch.sources)
+            meter.images += len(batch.keys)
+            meter.read_s += batch.read_s
+            meter.decode_s += batch.decode_s
+            failures += batch.failures
+            progress("extract", meter.images + len(failures), len(task.images))
+        with meter.writing():
+            writer.flush()
+    meter.wall_s = time.perf_counter() - started
+    meter.forward_s = max(0.0, meter.wall_s - meter.input_wait_s - meter.write_s)
+    return PartResult(meter.images, tuple(failures), meter, engine.description)
+
+
+@functools.lru_cache(maxsize=1)
+def _worker_engine(config: ExtractConfig, resize_size: int) -> tuple[Encoder, Engine]:
+    config = replace(config, device=claim_device(config.device))
+    encoder = build_encoder(config, resize_size=resize_size)
+    return encoder, build_engine(encoder, config)
+
+
+_PLACES = 8  # processes that share one device, at most, before the next is chosen by chance
+_claims: list[filelock.FileLock] = []
+
+
+@functools.cache
+def claim_device(name: str) -> str:
+    """`name`, or, where it means any of several CUDA devices, one that no other worker of this machine has claimed.
+
+    A claim lasts as long as this process. More processes than devices share them evenly.
+    """
+    count = torch.cuda.device_count()
+    if name not in ("auto", "cuda") or count < 2:
+        return name
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace("/", "-")
+    for place, index in itertools.product(range(_PLACES), range(count)):
+        lock_name = f"captionmill-{getpass.getuser()}-cuda-{visible}-{index}-{place}.lock"
+        lock = filelock.FileLock(Path(tempfile.gettempdir()) / lock_name)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            continue
+        _claims.append(lock)
+        return f"cuda:{index}"
+    return f"cuda:{os.getpid() % count}"

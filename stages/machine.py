@@ -1,0 +1,83 @@
+"""What a stage needs of the machine: a device, a precision, a number of workers, versions, a way to tell progress."""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import joblib
+import torch
+
+from captionmill.data.errors import InputError
+from captionmill.stages.settings import Precision
+
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "bad_alloc", "bad allocation", "can't allocate memory")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `name` (auto, cpu, cuda, cuda:N, mps) means here; InputError if this machine has none such."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as exc:
+        raise InputError(f"--device {name}: no such device; use auto, cpu, cuda, cuda:N or mps") from exc
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("--device mps: torch sees no Apple GPU here; use --device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"--device {name}: use auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The arithmetic that `precision` means on `device`; InputError for fp16 on a CPU, which is slower than fp32."""
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
+    if precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cuda":  # as fast as bf16, and three bits more; features stay far below its largest number
+        return torch.float16
+    return torch.bfloat16 if device.type == "cpu" and has_fast_bf16() else torch.float32
+
+
+def choose_training_dtype(device: torch.device) -> torch.dtype:
+    """The arithmetic to train in on `device`: bf16, whose range needs no scaling of the loss, where it is fast."""
+    if device.type == "cuda" or (device.type == "cpu" and has_fast_bf16()):
+        return torch.bfloat16
+    return torch.float32
+
+
+def unused_gpu_note(device: str) -> str | None:
+    """A warning if this machine has an NVIDIA GPU that `device`, or the torch installed, leaves unused."""
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        return f"--device cpu leaves {count} CUDA device(s) unused" if choose_device(device).type == "cpu" else None
+    if Path("/proc/driver/nvidia/version").exists() and choose_device(device).type == "cpu":
+        return "an NVIDIA GPU is here, but torch cannot use it: install a torch built for CUDA, or mend the driver"
+    return None
+
+
+def has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX-512 BF16)."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether `error` says that the memory of the machine or of a device ran out."""
+    says_so = any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    return says_so or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def choose_workers(workers: int) -> int:
+    """`workers`, or for 0 one for each core that this process may use."""
+    return workers or int(joblib.cpu_count())
+
+
+def versions() -> dict[str, str]:
+    """The versions of captionmill and of what makes its numbers."""
+    packages = ("captionmill", "torch", "torchvision", "pillow", "h5py")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

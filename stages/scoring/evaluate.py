@@ -1,0 +1,281 @@
+"""What a decoder is worth: captions decoded from cached features, scored against every reference."""
+
+import itertools
+import json
+import logging
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from captionmill.data.captions.references import Annotations, read_annotations, read_split_list
+from captionmill.data.csv_tables import guard_formula, write_table
+from captionmill.data.errors import AnnotationError, InputError
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.files import require_other_file, write_text
+from captionmill.data.model import bundle_files
+from captionmill.data.progress import Progress, no_progress
+from captionmill.stages.decoding.captioner import Caption, Captioner
+from captionmill.stages.scoring.bootstrap import LEVEL, Estimate, compare, estimate
+from captionmill.stages.scoring.java import JAVA_METRICS, measure_with_java
+from captionmill.stages.scoring.metrics import Metric, Scores, measure_captions
+from captionmill.stages.scoring.statistics import CaptionStatistics, CaptionTraits, describe_captions, find_traits
+from captionmill.stages.settings import BootstrapConfig, SearchConfig
+
+_YES_NO = {True: "yes", False: "no", None: ""}
+
+_log = logging.getLogger(__name__)
+
+_Splits = Sequence[Mapping[str, Sequence[str]]]  # of each model its own
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """Another model on the same images."""
+
+    model: str
+    """The name of its folder."""
+    estimates: dict[str, Estimate]
+    """Its score by each metric, with the 95 % interval."""
+    differences: dict[str, Estimate]
+    """The model's score minus this one's, with the 95 % interval of the paired bootstrap."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a model on some images, and what they were measured on."""
+
+    estimates: dict[str, Estimate]
+    """The score by each metric with its 95 % interval: the fields of `Scores`, then meteor and spice where had."""
+    statistics: CaptionStatistics
+    against: ModelComparison | None
+    """The other model, if one was named."""
+    left_out: tuple[str, ...]
+    """The metrics that were asked for and cannot be had here, with the reason."""
+    captions: dict[str, Caption]
+    """The decoded caption of each image scored, by key."""
+    references: dict[str, tuple[str, ...]]
+    """The captions that each was scored against."""
+    chosen_by: str
+    """Why these images: the list, the captions file's test split, or what the model has not seen."""
+    missing: tuple[str, ...]
+    """Images that were to be scored, but have no features or no references."""
+    bootstrap: BootstrapConfig
+    """How the intervals were found."""
+
+    @property
+    def scores(self) -> Scores:
+        """The scores without Java, without their intervals."""
+        return Scores(**{field.name: self.estimates[field.name].value for field in fields(Scores)})
+
+
+def evaluate(
+    features: Path,
+    model: Path | Sequence[Path],
+    captions: Path,
+    *,
+    image_list: Path | None = None,
+    output: Path | None = None,
+    per_image: Path | None = None,
+    against: Path | None = None,
+    java_metrics: bool = False,
+    bootstrap: BootstrapConfig = BootstrapConfig(),
+    search: SearchConfig = SearchConfig(),
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Caption images of the store `features`, score them against `captions`, write the scores to `output` (JSON).
+
+    Several folders in `model` are an ensemble. Its own test split is theirs without what any of them was trained on or
+    chosen by.
+
+    Scored are the images of `image_list`; without it those that the captions file puts in its test split; without that
+    those of the model's own test split; without that all that the model was neither trained on nor chosen by.
+    `per_image` is a table (CSV) with a row for each image; `against` is a second model to caption the same images.
+
+    Raises AnnotationError if no such image has both features and references, SpecMismatchError if the features are not
+    of the kind that either model was trained on, InputError if an output is an input or the other output.
+    """
+    models = [model] if isinstance(model, Path) else list(model)
+    model_files = bundle_files(*models, *([against] if against else []))
+    _check_outputs(output, per_image, inputs=(features, captions, image_list, *model_files))
+    captioner = Captioner.load(models, device=device)
+    other = Captioner.load(against, device=device) if against else None
+    store = FeatureStore.open(features)
+    if other:
+        other.spec.require(store.spec, mine=str(against), others=str(features))
+    annotations = read_annotations(captions, known_keys=store.keys)
+    splits = _splits_of(captioner, store)
+    keys, chosen_by = _choose_keys(annotations, splits, store, image_list)
+    scored = [key for key in keys if key in store and key in annotations.captions]
+    if not scored:
+        raise AnnotationError(f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references")
+    _warn_of_training_images(splits, scored, "the model")
+    if len(scored) == 1:
+        _log.warning("one image: its CIDEr-D is 0 whatever its caption, since all words are equally rare in one image")
+    decoded = dict(captioner.captions(store, scored, search, progress=progress))
+    references = {key: annotations.captions[key] for key in scored}
+    texts = {key: caption.text for key, caption in decoded.items()}
+    metrics, left_out = _measure(texts, references, JAVA_METRICS if java_metrics else ())
+    comparison = None
+    if against and other:
+        _warn_of_training_images(_splits_of(other, store), scored, str(against))
+        others = {key: caption.text for key, caption in other.captions(store, scored, search, progress=progress)}
+        had = [metric.name for metric in metrics if metric.name in JAVA_METRICS]
+        other_metrics, other_left_out = _measure(others, references, had)
+        left_out += other_left_out
+        differences = compare(metrics, other_metrics, bootstrap)
+        comparison = ModelComparison(against.name, estimate(other_metrics, bootstrap), differences)
+    trained_on = _keys_of(splits, "train")
+    training = [annotations.captions[key] for key in trained_on if key in annotations.captions]
+    traits = find_traits(texts, itertools.chain.from_iterable(training))
+    evaluation = Evaluation(
+        estimates=estimate(metrics, bootstrap),
+        statistics=describe_captions(
+            texts,
+            traits,
+            captioner.vocabulary,
+            training_images=len(training),
+            training_images_missing=len(trained_on) - len(training),
+        ),
+        against=comparison,
+        left_out=left_out,
+        captions=decoded,
+        references=references,
+        chosen_by=chosen_by,
+        missing=tuple(sorted(set(keys) - set(scored))),
+        bootstrap=bootstrap,
+    )
+    if per_image:
+        _write_per_image(per_image, decoded, metrics, traits)
+    if output:
+        write_text(
+            output,
+            json.dumps(_to_json(evaluation, metrics, models, features, search), indent=1, ensure_ascii=False) + "\n",
+        )
+    return evaluation
+
+
+def _check_outputs(output: Path | None, per_image: Path | None, *, inputs: Sequence[Path | None]) -> None:
+    for path in (output, per_image):
+        if path:
+            require_other_file(path, *inputs)
+    if output and per_image and output.resolve() == per_image.resolve():
+        raise InputError(f"{output}: cannot hold both the scores (JSON) and a row for each image (CSV); name two files")
+
+
+def _choose_keys(
+    annotations: Annotations, splits: _Splits, store: FeatureStore, image_list: Path | None
+) -> tuple[list[str], str]:
+    if image_list:
+        return read_split_list(image_list, known_keys=store.keys), f"listed in {image_list.name}"
+    if keys := annotations.keys_of("test"):
+        return keys, "test split of the captions file"
+    seen = _keys_of(splits, "train", "val")
+    if keys := [key for key in _keys_of(splits, "test") if key not in seen]:
+        return keys, "the model's own test split"
+    return sorted(annotations.captions.keys() - seen), "images that the model has not seen"
+
+
+def _splits_of(captioner: Captioner, store: FeatureStore) -> _Splits:
+    return [bundle.splits_in(store.keys) for bundle in captioner.bundles]
+
+
+def _keys_of(splits: _Splits, *names: str) -> dict[str, None]:
+    """The images that are in one of the splits `names` of any of the models, each once, in their order."""
+    return dict.fromkeys(key for one in splits for name in names for key in one[name])
+
+
+def _warn_of_training_images(splits: _Splits, scored: Sequence[str], whose: str) -> None:
+    if count := len({*scored} & _keys_of(splits, "train").keys()):
+        _log.warning("%d of the %d images scored are ones that %s was trained on", count, len(scored), whose)
+
+
+def _measure(
+    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], java_names: Collection[str]
+) -> tuple[list[Metric], tuple[str, ...]]:
+    """All metrics, rows in the order of `captions`, and a line for each that cannot be had here."""
+    metrics = measure_captions(captions, references)
+    if not java_names:
+        return metrics, ()
+    with_java, left_out = measure_with_java(captions, references, java_names)
+    return [*metrics, *with_java], tuple(left_out)
+
+
+def _write_per_image(
+    path: Path, captions: Mapping[str, Caption], metrics: Sequence[Metric], traits: Mapping[str, CaptionTraits]
+) -> None:
+    """A row for each image, in the order of `captions`."""
+    columns: dict[str, Any] = {
+        "key": [guard_formula(key) for key in captions],
+        "caption": [guard_formula(caption.text) for caption in captions.values()],
+        "confidence": [caption.confidence for caption in captions.values()],
+    }
+    columns |= {metric.name: metric.each for metric in metrics if metric.name not in ("bleu_1", "bleu_2", "bleu_3")}
+    columns["words"] = [traits[key].words for key in captions]
+    for name in ("copied", "repeated_word", "repeated_trigram"):
+        columns[name] = [_YES_NO[getattr(traits[key], name)] for key in captions]
+    write_table(path, pd.DataFrame(columns))
+
+
+def _to_json(
+    evaluation: Evaluation,
+    metrics: Sequence[Metric],
+    models: Sequence[Path],
+    features: Path,
+    search: SearchConfig,
+) -> Mapping[str, object]:
+    cider_d = next(metric.each for metric in metrics if metric.name == "cider_d")
+    names = [folder.name for folder in models]
+    return {
+        "model": names[0] if len(names) == 1 else names,
+        "features": features.name,
+        "images": len(evaluation.captions),
+        "images_chosen_by": evaluation.chosen_by,
+        "missing": list(evaluation.missing),
+        "search": asdict(search),
+        "scores": _values(evaluation.estimates),
+        "intervals": _intervals(evaluation.estimates),
+        "bootstrap": asdict(evaluation.bootstrap) | {"level": LEVEL},
+        "left_out": list(evaluation.left_out),
+        "against": _comparison_to_json(evaluation.against) if evaluation.against else None,
+        "caption_statistics": {
+            name: round(value, 6) if isinstance(value, float) else value
+            for name, value in asdict(evaluation.statistics).items()
+        },
+        "mean_confidence": _mean([caption.confidence for caption in evaluation.captions.values()]),
+        "captions": {
+            key: {
+                "caption": caption.text,
+                "confidence": round(caption.confidence, 6),
+                "cider_d": round(float(score), 6),
+                "references": evaluation.references[key],
+            }
+            for (key, caption), score in zip(evaluation.captions.items(), cider_d, strict=True)
+        },
+    }
+
+
+def _comparison_to_json(comparison: ModelComparison) -> Mapping[str, object]:
+    return {
+        "model": comparison.model,
+        "scores": _values(comparison.estimates),
+        "intervals": _intervals(comparison.estimates),
+        "differences": _values(comparison.differences),
+        "difference_intervals": _intervals(comparison.differences),
+    }
+
+
+def _values(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    return {name: round(estimate.value, 6) for name, estimate in estimates.items()}
+
+
+def _intervals(estimates: Mapping[str, Estimate]) -> dict[str, list[float]]:
+    return {name: [round(estimate.low, 6), round(estimate.high, 6)] for name, estimate in estimates.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(math.fsum(values) / len(values), 6)

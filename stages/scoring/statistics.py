@@ -1,0 +1,188 @@
+"""What captions and vocabularies are like: length, variety, copies, repetition, coverage, confidence."""
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary, tokenize
+
+REPEATED_ORDER = 3  # words in a row; decoders are kept from repeating these since Paulus et al. (arXiv 1705.04304)
+_PARTS = 4
+
+
+@dataclass(frozen=True)
+class CaptionTraits:
+    """One caption."""
+
+    words: int
+    """Its length."""
+    copied: bool | None
+    """Whether a training caption has the same words in the same order; None if no training captions are known."""
+    repeated_word: bool
+    """Whether a word directly follows itself ("a red red ball")."""
+    repeated_trigram: bool
+    """Whether three words in a row occur twice, overlapping or not."""
+
+
+@dataclass(frozen=True)
+class CaptionStatistics:
+    """All captions together. A share is 0 to 1, of the captions unless it says otherwise."""
+
+    mean_length: float
+    """Words a caption."""
+    distinct: int
+    """Captions that differ from each other in their words."""
+    words_used: int
+    """Words of the vocabulary that occur in a caption; `<unk>` and the other special ones are not counted."""
+    vocabulary_share: float
+    """`words_used` as a share of the vocabulary, without its special words."""
+    copied: float | None
+    """Share that are copied from a training caption; None if no training captions are known."""
+    training_images: int
+    """Images of the model's train split whose captions are known, and were compared with."""
+    training_images_missing: int
+    """Images of the train split whose captions are not known: `copied` is a lower bound if there are any."""
+    repeated_word: float
+    """Share in which a word directly follows itself."""
+    repeated_trigram: float
+    """Share in which three words in a row occur twice."""
+
+
+def find_traits(captions: Mapping[str, str], training_captions: Iterable[str]) -> dict[str, CaptionTraits]:
+    """The traits of each caption, by key; `training_captions` are plain sentences, none if they are not known."""
+    known = {tuple(_words(caption)) for caption in training_captions}
+    return {key: _traits(_words(caption), known) for key, caption in captions.items()}
+
+
+def is_repetitive(caption: str) -> bool:
+    """Whether a word directly follows itself, or three words in a row occur twice."""
+    traits = _traits(_words(caption), ())
+    return traits.repeated_word or traits.repeated_trigram
+
+
+def describe_captions(
+    captions: Mapping[str, str],
+    traits: Mapping[str, CaptionTraits],
+    vocabulary: Vocabulary,
+    *,
+    training_images: int,
+    training_images_missing: int,
+) -> CaptionStatistics:
+    """The statistics of at least one caption and its traits, both by key."""
+    used = {word for caption in captions.values() for word in _vocabulary_words(caption, vocabulary)}
+    copied = [trait.copied for trait in traits.values() if trait.copied is not None]
+    return CaptionStatistics(
+        mean_length=_mean([trait.words for trait in traits.values()]),
+        distinct=len({tuple(_words(caption)) for caption in captions.values()}),
+        words_used=len(used),
+        vocabulary_share=len(used) / max(1, len(vocabulary) - len(SPECIAL_WORDS)),
+        copied=_mean(copied) if copied else None,
+        training_images=training_images,
+        training_images_missing=training_images_missing,
+        repeated_word=_mean([trait.repeated_word for trait in traits.values()]),
+        repeated_trigram=_mean([trait.repeated_trigram for trait in traits.values()]),
+    )
+
+
+def _words(caption: str) -> list[str]:
+    return " ".join(tokenize(caption)).replace(" 's", "'s").split()
+
+
+def _traits(words: Sequence[str], known: Collection[tuple[str, ...]]) -> CaptionTraits:
+    trigrams = [tuple(words[start : start + REPEATED_ORDER]) for start in range(len(words) - REPEATED_ORDER + 1)]
+    return CaptionTraits(
+        words=len(words),
+        copied=tuple(words) in known if known else None,
+        repeated_word=any(word == following for word, following in itertools.pairwise(words)),
+        repeated_trigram=len(set(trigrams)) < len(trigrams),
+    )
+
+
+def _vocabulary_words(caption: str, vocabulary: Vocabulary) -> Iterable[str]:
+    """The words that the decoder chose: it may have made "man's" of "man" and "'s"."""
+    for word in caption.split():
+        pieces = [word.removesuffix("'s"), "'s"] if word.endswith("'s") and word not in vocabulary else [word]
+        yield from (piece for piece in pieces if piece in vocabulary and piece not in SPECIAL_WORDS)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+@dataclass(frozen=True)
+class Quarter:
+    """A quarter of the captions: those of like confidence."""
+
+    count: int
+    low: float
+    """The least confidence among them, 0 to 1."""
+    high: float
+    """The greatest."""
+    confidence: float
+    """The mean."""
+    score: float
+    """The mean of their scores, in the unit of the metric."""
+
+
+def quarter_by_confidence(confidences: Sequence[float], scores: Sequence[float]) -> list[Quarter]:
+    """Four parts of equal size, give or take one, the least confident first; fewer where there are not four captions.
+
+    Captions of equal confidence stay in the order given.
+    """
+    order = np.argsort(confidences, kind="stable")
+    sure, worth = np.asarray(confidences, np.float64)[order], np.asarray(scores, np.float64)[order]
+    parts = [part for part in np.array_split(np.arange(len(order)), _PARTS) if len(part)]
+    return [
+        Quarter(
+            count=len(part),
+            low=float(sure[part[0]]),
+            high=float(sure[part[-1]]),
+            confidence=float(sure[part].mean()),
+            score=float(worth[part].mean()),
+        )
+        for part in parts
+    ]
+
+
+def rank_correlation(confidences: Sequence[float], scores: Sequence[float]) -> float | None:
+    """Spearman's correlation, -1 to 1, of equal values the mean rank; None where either is the same everywhere."""
+    if len(set(confidences)) < 2 or len(set(scores)) < 2:
+        return None
+    sure, worth = (pd.Series(list(values), dtype=float).rank() for values in (confidences, scores))
+    return float(sure.corr(worth))
+
+
+@dataclass(frozen=True)
+class VocabularyStatistics:
+    """Captions, counted in the words of a vocabulary. A share is 0 to 1."""
+
+    tokens: int
+    """Words of the captions, each time that one occurs."""
+    types: int
+    """Words that differ from each other."""
+    types_known: int
+    """Those of them that have an index of their own."""
+    unknown: float
+    """Share of the tokens that the decoder reads as `<unk>`."""
+    frequent: tuple[tuple[str, int], ...]
+    """The words with an index that occur most, and how often, the most frequent first, ties by alphabet."""
+
+
+def describe_vocabulary(
+    vocabulary: Vocabulary, captions: Iterable[str], *, most_frequent: int = 30
+) -> VocabularyStatistics:
+    """What `vocabulary` covers of `captions`, plain sentences; all is 0 where there are none."""
+    counts = Counter(word for caption in captions for word in tokenize(caption))
+    known = {word: count for word, count in counts.items() if word in vocabulary}
+    tokens = counts.total()
+    return VocabularyStatistics(
+        tokens=tokens,
+        types=len(counts),
+        types_known=len(known),
+        unknown=1 - sum(known.values()) / tokens if tokens else 0.0,
+        frequent=tuple(sorted(known.items(), key=lambda item: (-item[1], item[0]))[:most_frequent]),
+    )

@@ -1,0 +1,97 @@
+"""The state of a training run on disk: one safetensors file, replaced in one rename. Nothing in it can run code.
+
+Random numbers need no state of their own: each step draws them from a seed made of the run's seed, the step's number
+and the process's rank, each epoch's order from the run's seed and the epoch's number.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from captionmill.data.errors import TrainingError
+from captionmill.data.files import replace_atomically
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run stands, and the tensors to go on with."""
+
+    state: dict[str, Any]
+    """Counters and settings: what JSON can hold."""
+    tensors: Mapping[str, Tensor]
+    """The decoder's and the optimizer's, by name."""
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint in `folder`."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    state = json.dumps(checkpoint.state)
+    header = {"format_version": str(FORMAT_VERSION), "state": state, "checksum": _checksum(state, tensors)}
+    with replace_atomically(folder / CHECKPOINT_NAME) as path:
+        safetensors.torch.save_file(tensors, path, metadata=header)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint | None:
+    """The checkpoint in `folder`, if there is one; TrainingError if it cannot be read."""
+    path = folder / CHECKPOINT_NAME
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            is_foreign = header.get("format_version", str(FORMAT_VERSION)) != str(FORMAT_VERSION)
+            tensors = {} if is_foreign else {name: file.get_tensor(name) for name in list(file.keys())}
+            if not is_foreign and header["checksum"] != _checksum(header["state"], tensors):
+                raise ValueError("not the bytes that were written")
+            state = {} if is_foreign else json.loads(header["state"])
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as exc:
+        raise TrainingError(f"{path}: not a readable checkpoint; pass --restart to begin this training anew") from exc
+    if is_foreign:
+        raise TrainingError(f"{path}: of another version of captionmill; pass --restart to begin this training anew")
+    return Checkpoint(state, tensors)
+
+
+def _checksum(state: str, tensors: Mapping[str, Tensor]) -> str:
+    checksum = zlib.crc32(state.encode())
+    for name in sorted(tensors):
+        checksum = zlib.crc32(tensors[name].reshape(-1).numpy().data, zlib.crc32(name.encode(), checksum))
+    return str(checksum)
+
+
+def pack_tensors(decoder: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The weights of `decoder` and the state of `optimizer` by name."""
+    tensors: dict[str, Tensor] = {f"decoder.{name}": tensor for name, tensor in decoder.named_parameters()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+    return tensors
+
+
+def unpack_tensors(tensors: Mapping[str, Tensor], decoder: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put what `pack_tensors` gave into a decoder and a new optimizer of the same kind."""
+    prefix = "decoder."
+    load_weights(decoder, {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)})
+    values: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            index, _, value_name = rest.partition(".")
+            values.setdefault(int(index), {})[value_name] = tensor
+    optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_weights(decoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy `weights` into the parameters of `decoder`, by name."""
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            parameter.copy_(weights[name])

@@ -1,0 +1,86 @@
+"""Features for training: mean and deviation, and rows from memory where they fit, else read ahead from the store."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captionmill.data.captions.examples import Indices
+from captionmill.data.errors import StoreError
+from captionmill.data.features.file import Features
+from captionmill.data.features.store import FeatureStore
+
+MEMORY_LIMIT = 768_000_000  # bytes of features held in main memory: COCO's 123,000 images fit in float16
+_GPU_SHARE = 0.5  # of a GPU's free memory, at most
+_AHEAD = 4
+_BLOCK_ROWS = 4096
+T = TypeVar("T")
+
+
+def measure_features(store: FeatureStore, keys: Sequence[str]) -> tuple[Features, Features]:
+    """Mean and standard deviation of each number over the images `keys`, each [D] float32; read block by block.
+
+    Raises StoreError for a number that is not finite: no store was written with one.
+    """
+    total, squares = np.zeros(store.spec.feature_dim), np.zeros(store.spec.feature_dim)
+    for start in range(0, len(keys), _BLOCK_ROWS):
+        block = keys[start : start + _BLOCK_ROWS]
+        rows = store.read([store.position(key) for key in block]).astype(np.float64)
+        if len(damaged := np.flatnonzero(~np.isfinite(rows).all(axis=1))):
+            raise StoreError(
+                f"{store.path}: the row of {block[damaged[0]]} is damaged; run `captionmill features repair "
+                f"{store.path}`, then extract again"
+            )
+        total += rows.sum(0)
+        squares += (rows**2).sum(0)
+    mean = total / len(keys)
+    variance = np.maximum(squares / len(keys) - mean**2, 0)
+    std = np.where(variance > 1e-12 * (mean**2 + 1e-12), np.sqrt(variance), 0)  # rounding is no variation
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+class FeatureFeeder:
+    """The features of some images of a store, as tensors on one device."""
+
+    def __init__(self, store: FeatureStore, keys: Sequence[str], device: torch.device) -> None:
+        """Take all rows of `keys` into memory (on a GPU into its own) if they fit."""
+        self._store, self.device = store, device
+        self._positions = np.array([store.position(key) for key in keys], dtype=np.int64)
+        size = len(keys) * store.spec.feature_dim * np.dtype(store.dtype).itemsize
+        limit = MEMORY_LIMIT
+        if device.type == "cuda":
+            limit = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+        self._matrix: Tensor | None = None
+        if size <= limit:
+            blocks = [
+                torch.from_numpy(store.read(self._positions[start : start + _BLOCK_ROWS])).to(device)
+                for start in range(0, len(keys), _BLOCK_ROWS)
+            ]
+            self._matrix = torch.cat(blocks)
+
+    def rows(self, images: Indices) -> Tensor:
+        """The features of the images with the numbers `images`, [B, D], as stored."""
+        if self._matrix is not None:
+            return self._matrix[torch.from_numpy(images).to(self.device)]
+        rows = torch.from_numpy(self._store.read(self._positions[images]))
+        return rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows
+
+
+def prepare_ahead(prepare: Callable[[Indices], T], batches: Sequence[Indices]) -> Generator[T, None, None]:
+    """`prepare` of each batch, in order, done by a thread a few batches ahead of whoever takes them."""
+    with ThreadPoolExecutor(1, thread_name_prefix="feeder") as pool:
+        pending: deque[Future[T]] = deque()
+        try:
+            for batch in batches:
+                pending.append(pool.submit(prepare, batch))
+                if len(pending) > _AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,73 @@
+"""The documents say what the program does."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+
+from captionmill.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def walk_commands(command: click.Command, *names: str) -> list[tuple[str, ...]]:
+    found = [names]
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            found += walk_commands(child, *names, name)
+    return found
+
+
+def test_the_command_page_is_the_programs_own_help() -> None:
+    script = load_script("write_cli_docs")
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == script.render_cli_docs(), (
+        "run: python scripts/write_cli_docs.py"
+    )
+
+
+def test_help_lists_the_commands_in_the_order_in_which_a_user_meets_them() -> None:
+    names = main.list_commands(click.Context(main))
+    assert sorted(names) == sorted(main.commands)
+    stages = ["demo", "init", "run", "extract", "train", "evaluate", "caption", "completion"]
+    assert [name for name in names if name in stages] == stages
+
+
+@pytest.mark.parametrize("names", walk_commands(main)[1:])
+def test_every_command_and_option_has_help_and_every_command_an_example(names: tuple[str, ...]) -> None:
+    command: click.Command = main
+    for name in names:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    assert command.help
+    if not isinstance(command, click.Group):
+        assert f"Example: captionmill {' '.join(names)}" in command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
+    ],
+)
+def test_links_between_documents_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert ((ROOT / page).parent / target).exists(), target

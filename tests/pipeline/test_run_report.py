@@ -1,0 +1,353 @@
+"""The report of a run says what its files say, says what is missing, and is one harmless file."""
+
+import html
+import json
+import re
+import shutil
+import tracemalloc
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from builders import OpenPage, draw_photos
+from click.testing import CliRunner
+
+from captionmill.cli import main
+from captionmill.data.captions.table import CaptionRow, row_text
+from captionmill.data.errors import InputError
+from captionmill.data.features.log import log_path, read_records
+from captionmill.data.images.find import find_images
+from captionmill.data.model import read_bundle
+from captionmill.pipeline.captioning.folder import caption_folder
+from captionmill.pipeline.pages.run_files import ScoredCaption, read_model, read_scores, read_table
+from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
+from captionmill.pipeline.pages.run_results import pick_captions
+from captionmill.stages.encoding.extract import extract
+from captionmill.stages.scoring.evaluate import evaluate
+from captionmill.stages.settings import ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.training.train import train
+
+PHONE_WIDTH = 375
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, thin_weights: Path) -> ReportSources:
+    """A real small run: eight photos and a broken one, a model of six of them, scores of all eight."""
+    folder = tmp_path_factory.mktemp("run")
+    photos = draw_photos(folder / "photos")
+    keys = [image.key for image in find_images(photos) if "broken" not in image.key]
+    lines = [
+        f"{key},a {Path(key).stem.split('_')[0]} picture,{'val' if '_6' in key or '_7' in key else 'train'}"
+        for key in keys
+    ]
+    (folder / "references.csv").write_text("\n".join(["image,caption,split", *lines]) + "\n")
+    (folder / "all.txt").write_text("\n".join(keys) + "\n")
+    config = ExtractConfig("scenes-resnet14", str(thin_weights), "squash", image_size=32)
+    extract(photos, folder / "features.h5", config)
+    tiny = TrainConfig(
+        min_count=2, embed_dim=8, hidden_dim=12, max_epochs=2, self_critical_epochs=1, batch_size=3, device="cpu"
+    )
+    train(folder / "features.h5", folder / "references.csv", folder / "model", tiny)
+    evaluate(
+        folder / "features.h5",
+        folder / "model",
+        folder / "references.csv",
+        image_list=folder / "all.txt",
+        output=folder / "scores.json",
+        search=SearchConfig(beam_size=2),
+    )
+    caption_folder(photos, folder / "model", folder / "captions.csv", machine=config)
+    return ReportSources(
+        models=[folder / "model"],
+        features=[folder / "features.h5"],
+        scores=[folder / "scores.json"],
+        tables=[folder / "captions.csv"],
+        captions=[folder / "references.csv"],
+    )
+
+
+@dataclass
+class Page(HTMLParser):
+    """The words of each section, without markup, and every tag with its attributes."""
+
+    source: str
+    sections: dict[str, str] = field(default_factory=dict)
+    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    _section: str = "header"
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "section":
+            self._section = str(dict(attrs)["id"])
+
+    def handle_data(self, data: str) -> None:
+        self.sections[self._section] = " ".join(f"{self.sections.get(self._section, '')} {data}".split())
+
+
+def report(output: Path, sources: ReportSources, **more: str) -> Page:
+    write_run_report(output, sources, **more)
+    return Page(output.read_text(encoding="utf-8"))
+
+
+def test_the_report_says_what_the_files_say(run: ReportSources, tmp_path: Path) -> None:
+    page = report(tmp_path / "report.html", run)
+    assert page.sections["images"].count("found 9 cached before 0 extracted 8 failed 1") == 2
+    assert "rows in the store 8" in page.sections["images"]
+    assert "captioned 8" in page.sections["images"]
+    assert "broken.jpg" in page.sections["images"]
+    assert "trained on 6 chosen by 2" in page.sections["images"]
+
+    (record,) = read_records(run.features[0])
+    assert f"8 images in {record.duration_s:.1f} s; {record.engine}" in page.sections["speed"]
+    assert f"forward {100 * record.forward:.1f} %" in page.sections["speed"]
+    assert record.advice in page.sections["speed"]
+    assert "captions.csv, words" in page.sections["speed"]
+    assert "not recorded" not in page.sections["speed"]
+
+    history = read_model(run.models[0]).history
+    assert [epoch.phase for epoch in history] == ["cross entropy", "cross entropy", "self-critical"]
+    for epoch in history:
+        assert f"model, epoch {epoch.epoch}: {epoch.loss:.3f}" in page.sections["training"]
+        assert f"model, epoch {epoch.epoch}: {epoch.val_cider:.3f}" in page.sections["training"]
+    assert page.sections["training"].count(", kept") == 1
+
+    values = json.loads(run.scores[0].read_text())
+    assert len(values["scores"]) == 6
+    for name, score in values["scores"].items():
+        low, high = values["intervals"][name]
+        assert f"{score:.4f} {low:.4f} to {high:.4f}" in page.sections["scores"]
+
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 6  # two of the best, of the median and of the worst of eight
+    assert all(str(picture["src"]).startswith("data:image/jpeg;base64,") for picture in pictures)
+    for picks in pick_captions(read_scores(run.scores[0]).captions):
+        for caption in picks.captions:
+            assert caption.cider_d is not None
+            assert caption.confidence is not None
+            facts = f"{caption.key} CIDEr-D {caption.cider_d:.2f}, confidence {caption.confidence:.2f}"
+            assert f"{' '.join(caption.references)} {facts}" in page.sections["captions"]
+
+    confidences = sorted(entry["confidence"] for entry in values["captions"].values())
+    assert f"{confidences[0]:.2f} to {confidences[1]:.2f}" in page.sections["confidence"]
+    # six training captions "a COLOUR picture": a, picture and two colours occur twice, two more once
+    assert "words 4 least count 2 training words 18, of which 88.9 % are in it" in page.sections["vocabulary"]
+    assert "different ones 6, of which 4 are in it" in page.sections["vocabulary"]
+    assert "<unk> in references 16.7 % of the words" in page.sections["vocabulary"]
+    assert "hidden_dim 12 512" in page.sections["settings"]
+    assert page.sections["settings"].count("max_epochs 2 —") == 1  # no default: of one model never a difference
+    assert "beam_size 2 5" in page.sections["settings"]
+    assert read_bundle(run.models[0]).versions["torch"] in page.sections["settings"]
+
+
+def test_of_a_long_table_only_the_failures_are_kept(tmp_path: Path) -> None:
+    text = row_text("csv", with_alternatives=False)
+    failed = CaptionRow("00000.jpg", "", None, status="failed", error="not an image")
+    rows = [failed, *(CaptionRow(f"{number:05d}.jpg", "a dog runs", 0.5) for number in range(1, 20_000))]
+    (tmp_path / "c.csv").write_bytes(text.header + b"".join(map(text.encode, rows)))
+    del rows
+    tracemalloc.start()
+    files = read_table(tmp_path / "c.csv")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (files.found, files.captioned, files.failures) == (20_000, 19_999, (("00000.jpg", "not an image"),))
+    assert peak < 1_000_000  # the rows together take 7 MB
+
+
+def test_what_was_not_recorded_or_not_named_is_said_to_be_missing(run: ReportSources, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run.features[0].parent, tmp_path / "run"))
+    log_path(folder / "features.h5").unlink()
+    (folder / "failures.csv").unlink()
+    (folder / "model" / "history.csv").unlink()
+    values = json.loads((folder / "scores.json").read_text())
+    for entry in values["captions"].values():
+        del entry["confidence"], entry["cider_d"]
+    del values["caption_statistics"]
+    (folder / "scores.json").write_text(json.dumps(values))
+    sources = ReportSources([folder / "model"], [folder / "features.h5"], [folder / "scores.json"])
+    page = report(tmp_path / "report.html", sources)
+    recorded = "found not recorded cached before not recorded extracted not recorded failed not recorded"
+    assert f"{recorded} rows in the store 8" in page.sections["images"]
+    assert page.sections["speed"].count("not recorded") == 2
+    assert "there is no history.csv" in page.sections["training"]
+    assert "CIDEr-D of each caption is not recorded" in page.sections["captions"]
+    assert "are not recorded in the scores" in page.sections["confidence"]
+    assert "training captions not given" in page.sections["vocabulary"]
+
+    (folder / "model" / "history.csv").write_text(
+        "epoch,phase,loss,val_cider,captions_per_s,duration_s\n1,cross entropy,nan,0.25,100,2\n"
+    )
+    page = report(tmp_path / "report.html", ReportSources([folder / "model"]))
+    assert "0.250" in page.sections["training"]  # a loss that is no number is left out of its chart
+    assert "Training loss" not in page.sections["training"]
+
+    page = report(tmp_path / "report.html", ReportSources(tables=[folder / "captions.csv"]))
+    assert "captioned 8" in page.sections["images"]
+    assert page.sections["training"] == "Training No model was named."
+    assert page.sections["scores"].startswith("Scores No scores were named")
+    assert page.sections["captions"].endswith("No scores were named.")
+
+
+def test_missing_pictures_are_told_and_end_nothing(run: ReportSources, tmp_path: Path) -> None:
+    page = report(tmp_path / "report.html", ReportSources(scores=run.scores, images=[tmp_path / "gone"]))
+    assert "img" not in {tag for tag, _ in page.tags}
+    assert page.sections["captions"].count(f"no picture: {tmp_path / 'gone'}") == 6
+    (tmp_path / "empty").mkdir()
+    for key in json.loads(run.scores[0].read_text())["captions"]:
+        picture = tmp_path / "empty" / key
+        picture.parent.mkdir(exist_ok=True)
+        picture.write_bytes(b"no picture any more")
+    page = report(tmp_path / "report.html", ReportSources(scores=run.scores, images=[tmp_path / "empty"]))
+    assert page.sections["captions"].count("no picture: not an image") == 6
+
+
+def test_several_models_and_scores_stand_side_by_side(run: ReportSources, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run.models[0], tmp_path / "other"))
+    evaluate(
+        run.features[0],
+        other,
+        run.captions[0],
+        image_list=run.features[0].with_name("all.txt"),
+        output=tmp_path / "other.json",
+        against=run.models[0],
+    )
+    sources = ReportSources([*run.models, other], run.features, [*run.scores, tmp_path / "other.json"])
+    page = report(tmp_path / "report.html", sources, title="two models")
+    assert page.sections["header"].count("two models") == 2
+    assert "BLEU-1" in page.sections["scores"]
+    assert "model other model other minus model BLEU-1" in page.sections["scores"]
+    assert "+0.0000" in page.sections["scores"]
+    kinds = [str(attributes.get("class")) for tag, attributes in page.tags if tag == "polyline"]
+    assert kinds[:6] == ["line c0", "line c1"] * 3
+    assert "train model other default" in page.sections["settings"]
+
+
+def test_what_comes_from_files_cannot_add_markup(run: ReportSources, tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script><img src=https://example.org/x.png>&amp;\"'"
+    values = json.loads(run.scores[0].read_text())
+    entry = next(iter(values["captions"].values()))
+    values["captions"] = {evil: entry | {"caption": evil, "references": [evil]}}
+    values |= {"model": evil, "images_chosen_by": evil, "left_out": [evil]}
+    (tmp_path / "scores.json").write_text(json.dumps(values))
+    (tmp_path / "captions.csv").write_text(
+        f'path,caption,confidence,status,error\n"{evil.replace(chr(34), "")}",,,failed,<b>why</b>\n'
+    )
+    sources = ReportSources(scores=[tmp_path / "scores.json"], tables=[tmp_path / "captions.csv"])
+    page = report(tmp_path / "report.html", sources, title=evil)
+    assert page.sections["header"].count(evil) == 2
+    assert page.sections["captions"].count(evil) == 3
+    assert "<b>why</b>" in page.sections["images"]
+    assert not {"script", "img", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+
+
+def test_the_page_asks_for_nothing_else(run: ReportSources, tmp_path: Path) -> None:
+    page = report(tmp_path / "report.html", run)
+    named = [
+        str(value)
+        for _, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "srcset", "action", "data", "poster")
+    ]
+    assert named
+    assert all(name.startswith(("data:image/jpeg;base64,", "#")) for name in named)
+    assert not re.search(r"url\(|@import|javascript:", page.source)
+    targets = {name.removeprefix("#") for name in named if name.startswith("#")}
+    assert targets <= page.sections.keys()
+
+
+@pytest.mark.parametrize("count", range(1, 16))
+def test_no_caption_is_picked_twice_and_the_best_comes_first(count: int) -> None:
+    captions = [ScoredCaption(f"{number:02}", "a", ("a",), 0.5, float(number)) for number in range(count)]
+    picked = pick_captions(captions)
+    worth = [[caption.cider_d for caption in picks.captions] for picks in picked]
+    flat = [score for scores in worth for score in scores]
+    assert len(flat) == len(set(flat))
+    assert worth[0][0] == count - 1
+    if count > 1:
+        assert worth[-1][0] == 0
+        assert picked[-1].name == "Worst"
+    if count == 15:
+        assert worth == [[14, 13, 12, 11], [9, 8, 7, 6], [0, 1, 2, 3]]
+
+
+def test_a_second_extraction_adds_a_row_to_the_log(run: ReportSources, tmp_path: Path, thin_weights: Path) -> None:
+    folder = Path(shutil.copytree(run.features[0].parent, tmp_path / "run"))
+    config = ExtractConfig("scenes-resnet14", str(thin_weights), "squash", image_size=32)
+    extract(folder / "photos", folder / "features.h5", config)
+    assert [(row.found, row.cached, row.extracted) for row in read_records(folder / "features.h5")][1] == (9, 8, 0)
+    page = report(tmp_path / "report.html", ReportSources(features=[folder / "features.h5"]))
+    assert "found 9 cached before 8 extracted 0 failed 1" in page.sections["images"]
+    assert "8 images in" in page.sections["speed"]  # of the run that did something
+
+
+def test_the_command_writes_the_page_and_refuses_what_is_no_run(run: ReportSources, tmp_path: Path) -> None:
+    words = [str(run.models[0]), "--features", str(run.features[0]), "--scores", str(run.scores[0])]
+    done = CliRunner().invoke(main, ["report", *words, "--output", str(tmp_path / "r.html")], catch_exceptions=False)
+    size = (tmp_path / "r.html").stat().st_size / 1000
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'r.html'}: {size:,.0f} kB\n")
+    assert "<h1>model</h1>" in (tmp_path / "r.html").read_text()
+
+    done = CliRunner().invoke(main, ["report", "--output", str(tmp_path / "none.html")])
+    assert (done.exit_code, (tmp_path / "none.html").exists()) == (1, False)
+    assert done.stderr.startswith("Error: nothing to report")
+
+    (tmp_path / "other.json").write_text('{"model": "m", "scores": {"bleu_1": 1}}')
+    done = CliRunner().invoke(main, ["report", "--scores", str(tmp_path / "other.json")])
+    assert done.exit_code == 1
+    assert "other.json: not scores as `captionmill evaluate --output` writes them" in done.stderr
+
+    with pytest.raises(InputError, match="would be overwritten"):
+        write_run_report(run.scores[0], run)
+
+
+def test_a_key_of_pictures_in_two_places_shows_neither(run: ReportSources, tmp_path: Path) -> None:
+    photos = run.models[0].parent / "photos"
+    draw_photos(tmp_path / "others")
+    (tmp_path / "others" / "red_0.png").unlink()
+    write_run_report(tmp_path / "r.html", replace(run, images=[photos, tmp_path / "others", photos / ".." / "photos"]))
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "no picture: several of the images named are called so" in text
+    assert "data:image/jpeg;base64," in text  # red_0.png is in one place
+
+
+def test_chromium_shows_the_page_without_complaint(run: ReportSources, tmp_path: Path, chromium: OpenPage) -> None:
+    page = report(tmp_path / "report.html", run)
+    shown = chromium((tmp_path / "report.html").as_uri(), "--dump-dom")
+    assert shown.stdout.count("<section") == 8
+    assert "CONSOLE" not in shown.stderr
+    asking = page.source.replace("</footer>", '</footer><img src="https://example.invalid/x.png"><script>1</script>')
+    (tmp_path / "asking.html").write_text(asking, encoding="utf-8")
+    complaints = chromium((tmp_path / "asking.html").as_uri(), "--dump-dom").stderr  # the check above would see such
+    assert len(re.findall(r"CONSOLE.*Content Security Policy", complaints)) == 2
+
+
+def test_nothing_on_a_phone_is_wider_than_the_screen(run: ReportSources, tmp_path: Path, chromium: OpenPage) -> None:
+    def width_of(source: str) -> int:
+        wrapper = (
+            f'<iframe width="{PHONE_WIDTH}" height="800" style="border: 0" srcdoc="{html.escape(source)}"></iframe>'
+            "<script>onload = () => { const page = document.querySelector('iframe').contentDocument;"
+            " document.title = page.documentElement.scrollWidth + ' ' + page.querySelectorAll('section').length; }"
+            "</script>"
+        )
+        (tmp_path / "phone.html").write_text(wrapper, encoding="utf-8")
+        shown = chromium((tmp_path / "phone.html").as_uri(), "--dump-dom").stdout
+        found = re.search(r"<title>(\d+) 8</title>", shown)
+        assert found
+        return int(found[1])
+
+    page = report(tmp_path / "report.html", run, title="a_name_without_any_place_to_break_it_" * 4)
+    unfolded = page.source.replace("<details>", "<details open>")
+    assert width_of(unfolded) == PHONE_WIDTH
+    assert width_of(unfolded.replace("</footer>", "</footer><div style='width: 500px'>x</div>")) > PHONE_WIDTH
+
+
+def test_the_page_prints_with_what_is_folded(run: ReportSources, tmp_path: Path, chromium: OpenPage) -> None:
+    report(tmp_path / "report.html", run)
+    chromium((tmp_path / "report.html").as_uri(), f"--print-to-pdf={tmp_path / 'report.pdf'}")
+    printed = (tmp_path / "report.pdf").read_bytes()
+    assert printed.startswith(b"%PDF-")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 8

@@ -1,0 +1,194 @@
+"""The encoder is torchvision's network with torchvision's preprocessing, whatever file its weights came from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.models import resnet50
+from torchvision.transforms import v2
+
+from captionmill.data.errors import InputError, WeightsError
+from captionmill.stages.encoding import encoder as encoder_module
+from captionmill.stages.encoding.encoder import build_encoder, prepare_image
+from captionmill.stages.encoding.torch_engine import TorchEngine
+from captionmill.stages.settings import ExtractConfig, Precision, Preprocess
+
+
+@pytest.fixture(scope="module")
+def resnet50_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random ResNet-50 with its classifier and with batch norms that do something."""
+    torch.manual_seed(0)
+    network = resnet50()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = torch.empty(module.num_features).uniform_(-0.1, 0.1)
+            module.running_var = torch.empty(module.num_features).uniform_(0.5, 1.5)
+    path = tmp_path_factory.mktemp("resnet") / "resnet50.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def make_image(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+SIZES = [(500, 375), (333, 500), (64, 48), (1000, 200), (224, 224), (257, 301), (2999, 1999), (9000, 90)]
+
+
+@pytest.mark.parametrize("by_torch", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+def test_crop_is_the_torchvision_recipe(
+    resnet50_path: Path, size: tuple[int, int], by_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder_module, "_TORCH_RESIZES_FAST", by_torch)
+    encoder = build_encoder(ExtractConfig(weights=str(resnet50_path)))
+    image = make_image(*size)
+    expected = v2.functional.center_crop(v2.functional.resize(image, [256], antialias=True), [224, 224])
+    difference = np.abs(encoder.prepare(np.asarray(image)).astype(int) - np.asarray(expected))
+    if by_torch or size == (9000, 90):
+        assert difference.max() <= 1
+        assert difference.mean() < 0.005  # levels
+    else:
+        assert difference.max() == 0
+
+
+@pytest.mark.parametrize("preprocess", ["squash", "whole"])
+@pytest.mark.parametrize("size", SIZES)
+def test_torch_and_pillow_resize_alike(
+    thin_weights: Path, size: tuple[int, int], preprocess: Preprocess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess=preprocess, image_size=64)
+    encoder = build_encoder(config)
+    image = np.asarray(make_image(*size))
+    prepared = []
+    for by_torch in (True, False):
+        monkeypatch.setattr(encoder_module, "_TORCH_RESIZES_FAST", by_torch)
+        prepared.append(encoder.prepare(image).astype(int))
+    difference = np.abs(prepared[0] - prepared[1])
+    assert difference.max() <= 1
+    assert difference.mean() < 0.005  # levels
+
+
+@pytest.mark.parametrize(("preprocess", "width"), [("squash", 64), ("whole", 96)])
+def test_a_picture_of_the_right_size_is_not_resized(thin_weights: Path, preprocess: Preprocess, width: int) -> None:
+    """torch would copy it, with a team of threads of its own for each thread that decodes."""
+    config = ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess=preprocess, image_size=64)
+    image = np.asarray(make_image(width, 64))
+    assert build_encoder(config).prepare(image) is image
+
+
+def test_squash_keeps_the_whole_picture(thin_weights: Path) -> None:
+    encoder = build_encoder(
+        ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess="squash", image_size=64)
+    )
+    image = Image.new("RGB", (300, 100), "white")
+    image.paste((255, 0, 0), (0, 0, 10, 100))
+    square = encoder.prepare(np.asarray(image))
+    assert square.shape == (64, 64, 3)
+    assert square[32, 0].tolist() == [255, 0, 0]
+    assert square[32, 63].tolist() == [255, 255, 255]
+
+
+def test_features_are_those_of_the_torchvision_network(resnet50_path: Path) -> None:
+    network = resnet50()
+    network.load_state_dict(torch.load(resnet50_path, weights_only=True))
+    network.fc = nn.Identity()
+    network.eval()
+    config = ExtractConfig(weights=str(resnet50_path), device="cpu", precision="fp32", batch_size=2)
+    encoder = build_encoder(config)
+    images = [np.asarray(make_image(*size)) for size in ((300, 260), (99, 300))]
+    pixels = np.stack([prepare_image(image, encoder.spec) for image in images])
+    normalised = (
+        torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    ) / (torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+    with torch.inference_mode():
+        expected = network(normalised).numpy()
+    found = TorchEngine(encoder, config).submit(pixels)()
+    assert found.shape == (2, 2048)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_bf16_features_point_the_same_way(thin_weights: Path) -> None:
+    config = ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess="squash", image_size=64)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    exact = TorchEngine(build_encoder(config), replace(config, device="cpu", precision="fp32")).submit(pixels)()
+    fast = TorchEngine(build_encoder(config), replace(config, device="cpu", precision="bf16")).submit(pixels)()
+    cosine = (exact * fast).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(fast, axis=1)
+    assert cosine.min() > 0.999
+
+
+def test_the_same_weights_have_one_hash_in_every_wrapping(thin_weights: Path, tmp_path: Path) -> None:
+    import safetensors.torch
+
+    state = safetensors.torch.load_file(thin_weights)
+    torch.save(state | {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}, tmp_path / "a.pth")
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "b.pth")
+    paths = [thin_weights, tmp_path / "a.pth", tmp_path / "b.pth"]
+    specs = [build_encoder(ExtractConfig("scenes-resnet14", weights=str(path))).spec for path in paths]
+    assert len({spec.weights_sha256 for spec in specs}) == 1
+    assert specs[0].differences(specs[1]) == []
+
+
+def test_weights_of_another_network_are_refused(thin_weights: Path) -> None:
+    with pytest.raises(WeightsError, match=r"thin\.safetensors: not the weights of a resnet50") as error:
+        build_encoder(ExtractConfig(weights=str(thin_weights)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["no.pth", "no.safetensors"])
+def test_a_damaged_weights_file_is_a_one_line_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"damaged beyond repair")
+    with pytest.raises(WeightsError, match="not a readable state_dict") as error:
+        build_encoder(ExtractConfig(weights=str(tmp_path / name)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_pickle_that_could_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"state": Path("x")}, tmp_path / "evil.pth")
+    with pytest.raises(WeightsError, match="loading it could run code"):
+        build_encoder(ExtractConfig(weights=str(tmp_path / "evil.pth")))
+
+
+def test_a_missing_weights_file_says_what_may_be_passed(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no such file; --weights takes imagenet1k_v1, imagenet1k_v2 or a \.pth"):
+        build_encoder(ExtractConfig(weights=str(tmp_path / "gone.pth")))
+
+
+def test_without_a_network_the_error_says_which_file_goes_where(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there: unreachable at once
+    with pytest.raises(WeightsError) as error:
+        build_encoder(ExtractConfig())
+    message = str(error.value)
+    assert message.startswith("cannot download resnet50-0676ba61.pth")
+    assert f"put it in {tmp_path / 'checkpoints'}, or pass --weights FILE" in message
+    assert "\n" not in message
+
+
+def test_a_file_in_the_cache_folder_that_is_not_torchvisions_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resnet50_path: Path
+) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "resnet50-0676ba61.pth").write_bytes(resnet50_path.read_bytes())
+    with pytest.raises(WeightsError, match=r"resnet50-0676ba61\.pth: damaged, or another file under this name"):
+        build_encoder(ExtractConfig())
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "message"),
+    [("cuda:99", "auto", "CUDA devices here"), ("toaster", "auto", "no such device"), ("cpu", "fp16", "needs a GPU")],
+)
+def test_a_device_that_is_not_here_is_an_error(
+    thin_weights: Path, device: str, precision: Precision, message: str
+) -> None:
+    config = ExtractConfig("scenes-resnet14", weights=str(thin_weights), device=device, precision=precision)
+    with pytest.raises(InputError, match=message):
+        TorchEngine(build_encoder(config), config)

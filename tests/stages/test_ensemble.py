@@ -1,0 +1,219 @@
+"""An ensemble takes the mean of its decoders' probabilities, and refuses decoders that do not fit each other."""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import make_rows, make_spec, make_store
+from torch import Tensor
+
+from captionmill.data.captions.vocabulary import SPECIAL_WORDS, START, Vocabulary
+from captionmill.data.errors import InputError, SpecMismatchError
+from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.model import Bundle, write_bundle
+from captionmill.stages.decoding.captioner import Captioner
+from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.ensemble import Ensemble
+from captionmill.stages.decoding.search import search_captions
+from captionmill.stages.scoring.evaluate import evaluate
+from captionmill.stages.settings import SearchConfig
+
+WORDS = [*SPECIAL_WORDS, *(f"word{index}" for index in range(4, 20))]
+MAX_LENGTH = 6
+
+
+def make_decoder(seed: int, *, hidden_dim: int = 16, vocab_size: int = len(WORDS)) -> Decoder:
+    """Random, with weights large enough that captions differ and end at different lengths."""
+    torch.manual_seed(seed)
+    config = DecoderConfig(
+        feature_dim=8, vocab_size=vocab_size, embed_dim=8, hidden_dim=hidden_dim, dropout=0.0, feature_dropout=0.0
+    )
+    decoder = Decoder(config).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(4)
+    return decoder
+
+
+def make_model(
+    folder: Path,
+    seed: int,
+    *,
+    words: Sequence[str] = WORDS,
+    spec: FeatureSpec | None = None,
+    splits: dict[str, list[str]] | None = None,
+) -> Path:
+    decoder = make_decoder(seed, vocab_size=len(words))
+    bundle = Bundle(
+        decoder_config=asdict(decoder.config),
+        vocabulary=Vocabulary(words),
+        spec=spec or make_spec(),
+        training={},
+        splits={"train": [], "val": [], "test": []} | (splits or {}),
+        scores={},
+        versions={},
+        tensors={name: tensor.numpy() for name, tensor in decoder.state_dict().items()},
+    )
+    write_bundle(folder, bundle)
+    return folder
+
+
+@pytest.fixture
+def features() -> Tensor:
+    return torch.from_numpy(make_rows(30, seed=1))
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@torch.inference_mode()
+def test_a_words_probability_is_the_mean_of_the_decoders(features: Tensor, beam_size: int) -> None:
+    decoders = [make_decoder(1, hidden_dim=16), make_decoder(2, hidden_dim=24), make_decoder(3, hidden_dim=8)]
+    decoded = search_captions(Ensemble(decoders), features, SearchConfig(beam_size=beam_size, max_length=MAX_LENGTH))
+    for row, caption in enumerate(decoded):
+        fed = torch.tensor([[START, *caption.words]])
+        mean = sum(decoder(features[row : row + 1], fed)[0].double().softmax(-1) for decoder in decoders) / 3
+        expected = [math.log(mean[step, word]) for step, word in enumerate(caption.words)]
+        assert caption.log_probabilities == pytest.approx(expected, abs=1e-4)
+    alone = [search_captions(d, features, SearchConfig(beam_size=beam_size, max_length=MAX_LENGTH)) for d in decoders]
+    assert all([c.words for c in captions] != [c.words for c in decoded] for captions in alone)
+    assert len({len(caption.words) for caption in decoded}) > 2
+
+
+@torch.inference_mode()
+def test_batched_ensemble_equals_one_image_at_a_time(features: Tensor) -> None:
+    ensemble = Ensemble([make_decoder(1), make_decoder(2, hidden_dim=24)])
+    decoded = search_captions(ensemble, features, SearchConfig(beam_size=3, max_length=MAX_LENGTH))
+    alone = [
+        search_captions(ensemble, row[None], SearchConfig(beam_size=3, max_length=MAX_LENGTH))[0] for row in features
+    ]
+    assert [caption.words for caption in decoded] == [caption.words for caption in alone]
+
+
+@torch.inference_mode()
+def test_a_step_returns_logarithms_that_log_softmax_leaves_alone(features: Tensor) -> None:
+    ensemble = Ensemble([make_decoder(1), make_decoder(2)])
+    logits, state = ensemble.step(torch.full((30,), START), ensemble.start(features))
+    assert torch.allclose(logits, logits.log_softmax(-1), atol=1e-5)
+    assert [tuple(part.shape) for part in state] == [(1, 30, 16)] * 4
+
+
+class Counting(Decoder):
+    """A decoder whose state has a third part of two layers: the step, which it adds to one word's logit."""
+
+    def start(self, features: Tensor) -> tuple[Tensor, ...]:
+        return *super().start(features), torch.zeros(2, len(features), 1)
+
+    def step(self, words: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        logits, after = super().step(words, state[:2])
+        return logits, (*after, state[2] + 1)
+
+
+@torch.inference_mode()
+def test_decoders_may_have_states_of_any_number_of_parts_and_layers(features: Tensor) -> None:
+    plain = make_decoder(1)
+    counting = Counting(plain.config).eval()
+    counting.load_state_dict(plain.state_dict())
+    ensemble = Ensemble([counting, make_decoder(2), counting])
+    twins = Ensemble([plain, make_decoder(2), plain])
+    decoded = search_captions(ensemble, features, SearchConfig(beam_size=3, max_length=MAX_LENGTH))
+    assert decoded == search_captions(twins, features, SearchConfig(beam_size=3, max_length=MAX_LENGTH))
+    _, state = ensemble.step(torch.full((30,), START), ensemble.start(features))
+    assert [float(state[place].max()) for place in (2, 7)] == [1.0, 1.0]
+    assert len(state) == 8
+
+
+def test_one_model_is_its_decoder_and_a_model_twice_says_the_same(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "a", 1)
+    store = FeatureStore.open(make_store(tmp_path / "f.h5", [f"{n:02}" for n in range(30)], make_rows(30)))
+    one = Captioner.load([model], device="cpu")
+    assert type(one.decoder) is Decoder
+    captions = dict(one.captions(store, store.keys))
+    assert captions == dict(Captioner.load(model, device="cpu").captions(store, store.keys))
+    twice = dict(Captioner.load([model, model], device="cpu").captions(store, store.keys))
+    assert {key: caption.text for key, caption in twice.items()} == {key: c.text for key, c in captions.items()}
+    assert [c.confidence for c in twice.values()] == pytest.approx([c.confidence for c in captions.values()], abs=1e-5)
+
+
+def test_models_of_other_features_are_refused_by_name(tmp_path: Path) -> None:
+    models = [make_model(tmp_path / "a", 1), make_model(tmp_path / "b", 2, spec=make_spec(image_size=256))]
+    with pytest.raises(SpecMismatchError) as caught:
+        Captioner.load(models, device="cpu")
+    assert str(caught.value) == f"{models[0]} and {models[1]} do not fit: {models[0]} has image_size: 224, not 256"
+
+
+@pytest.mark.parametrize(
+    ("words", "difference"),
+    [
+        ([*WORDS[:6], WORDS[7], WORDS[6], *WORDS[8:]], "index 6 is word6 in {0}, word7 in {1}"),
+        (WORDS[:-1], "index 19 is word19 in {0}, no word in {1}"),
+        ([*WORDS, "more"], "index 20 is no word in {0}, more in {1}"),
+    ],
+)
+def test_models_with_other_words_are_refused_with_the_first_difference(
+    tmp_path: Path, words: list[str], difference: str
+) -> None:
+    models = [make_model(tmp_path / "a", 1), make_model(tmp_path / "b", 2, words=words)]
+    with pytest.raises(InputError) as caught:
+        Captioner.load(models, device="cpu")
+    assert str(caught.value) == (
+        f"{models[0]} and {models[1]} have different vocabularies: {difference.format(*models)}; "
+        "train both on the same captions, splits and --min-count"
+    )
+
+
+def test_no_model_at_all_is_an_error() -> None:
+    with pytest.raises(InputError, match="no model is given"):
+        Captioner.load([])
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Path:
+    path = tmp_path / "captions.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("image", "caption"), *((key, "word4 word5 word6") for key in "abcdefg")])
+    return path
+
+
+def test_what_any_model_was_trained_on_or_chosen_by_is_no_test_image(tmp_path: Path, captions: Path) -> None:
+    store = make_store(tmp_path / "f.h5", list("abcdefg"), make_rows(7))
+    models = [
+        make_model(tmp_path / "m", 1, splits={"train": ["a"], "val": ["b"], "test": ["c", "d", "e"]}),
+        make_model(tmp_path / "n", 2, splits={"train": ["c"], "val": ["d"], "test": ["b", "e", "f"]}),
+    ]
+    evaluation = evaluate(store, models, captions, device="cpu", output=tmp_path / "scores.json")
+    assert (list(evaluation.captions), evaluation.chosen_by) == (["e", "f"], "the model's own test split")
+    assert json.loads((tmp_path / "scores.json").read_text())["model"] == ["m", "n"]
+    models[1] = make_model(tmp_path / "n", 2, splits={"train": ["c", "e"], "val": ["d"], "test": ["a"]})
+    evaluation = evaluate(store, models, captions, device="cpu")
+    assert (list(evaluation.captions), evaluation.chosen_by) == (["f", "g"], "images that the model has not seen")
+
+
+def test_scoring_what_the_second_model_was_trained_on_is_told(
+    tmp_path: Path, captions: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make_store(tmp_path / "f.h5", list("abcdefg"), make_rows(7))
+    (tmp_path / "list.txt").write_text("a\nb\nc\n")
+    models = [make_model(tmp_path / "m", 1, splits={"train": ["a"]}), make_model(tmp_path / "n", 2)]
+    evaluate(store, models, captions, image_list=tmp_path / "list.txt", device="cpu", search=SearchConfig(beam_size=1))
+    make_model(tmp_path / "n", 2, splits={"train": ["c"]})
+    evaluate(store, models, captions, image_list=tmp_path / "list.txt", device="cpu", search=SearchConfig(beam_size=1))
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 of the 3 images scored are ones that the model was trained on",
+        "2 of the 3 images scored are ones that the model was trained on",
+    ]
+
+
+def test_decoders_weights_stay_those_of_their_folders(tmp_path: Path) -> None:
+    models = [make_model(tmp_path / "a", 1), make_model(tmp_path / "b", 2)]
+    captioner = Captioner.load(models, device="cpu")
+    assert isinstance(captioner.decoder, Ensemble)
+    state = captioner.decoder.state_dict()
+    for place, bundle in enumerate(captioner.bundles):
+        for name, tensor in bundle.tensors.items():
+            assert np.array_equal(state[f"decoders.{place}.{name}"].numpy(), tensor)

@@ -1,0 +1,226 @@
+"""Each number of an explanation is the network's own: checked against `Decoder.start`, `step` and `forward`."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from builders import make_rows
+from torch import Tensor
+
+from captionmill.data.captions.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
+from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.ensemble import Ensemble
+from captionmill.stages.decoding.explain import Explanation, explain_features
+from captionmill.stages.decoding.search import search_captions
+from captionmill.stages.settings import ImageInput, SearchConfig
+
+VOCABULARY = Vocabulary([*SPECIAL_WORDS, *(f"word{index}" for index in range(4, 30))])
+SEARCH = SearchConfig(beam_size=3, length_penalty=0.7, max_length=7)
+ROWS = make_rows(12, seed=5)
+
+
+def make_decoder(seed: int = 3, *, image_input: ImageInput = "init", layers: int = 1) -> Decoder:
+    """Random, with weights large enough that captions differ and end at different lengths."""
+    torch.manual_seed(seed)
+    config = DecoderConfig(
+        feature_dim=8,
+        vocab_size=len(VOCABULARY),
+        embed_dim=16,
+        hidden_dim=32,
+        dropout=0.5,
+        feature_dropout=0.3,
+        layers=layers,
+        image_input=image_input,
+        feature_scaling="standardize-unit",
+    )
+    decoder = Decoder(config)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(4)
+        decoder.to_logits.bias[END] += 1.5
+        decoder.fit_features(torch.from_numpy(ROWS.mean(0)), torch.from_numpy(ROWS.std(0)))
+    return decoder.eval()
+
+
+def explain(decoder: Decoder | Ensemble, row: int = 0, *references: str, search: SearchConfig = SEARCH) -> Explanation:
+    return explain_features(decoder, ROWS[row], VOCABULARY, search, references)
+
+
+def features_of(row: int) -> Tensor:
+    return torch.from_numpy(ROWS[row])[None].float()
+
+
+@pytest.mark.parametrize(("image_input", "layers"), [("init", 1), ("first", 2), ("every", 1)])
+@torch.inference_mode()
+def test_each_step_is_what_the_decoder_steps(image_input: ImageInput, layers: int) -> None:
+    decoder = make_decoder(image_input=image_input, layers=layers)
+    for row in range(6):
+        explanation = explain(decoder, row)
+        for walk in (explanation.greedy, explanation.caption):
+            state, fed = decoder.start(features_of(row)), START
+            for number, step in enumerate(walk.steps, start=1):
+                logits, state = decoder.step(torch.tensor([fed]), state)
+                assert (step.number, step.fed, step.fed_word) == (number, fed, VOCABULARY.words[fed])
+                best = logits[0].topk(10)
+                assert [word.index for word in step.top] == best.indices.tolist()
+                assert [word.logit for word in step.top] == best.values.tolist()
+                assert [word.rank for word in step.top] == list(range(1, 11))
+                assert [word.word for word in step.top] == [VOCABULARY.words[i] for i in best.indices.tolist()]
+                probabilities = logits[0].softmax(0)[best.indices].tolist()
+                assert [word.probability for word in step.top] == pytest.approx(probabilities, rel=1e-5)
+                assert step.chosen.logit == logits[0, step.chosen.index].item()
+                fed = step.chosen.index
+
+
+@torch.inference_mode()
+def test_greedy_is_the_searchs_beam_of_one_and_the_caption_its_winner() -> None:
+    decoder = make_decoder()
+    lengths = set()
+    for row in range(len(ROWS)):
+        explanation = explain(decoder, row)
+        greedy = search_captions(decoder, features_of(row), SearchConfig(beam_size=1, max_length=7))[0]
+        best = search_captions(decoder, features_of(row), SearchConfig(beam_size=3, max_length=7, length_penalty=0.7))[
+            0
+        ]
+        for walk, found in ((explanation.greedy, greedy), (explanation.caption, best)):
+            assert (walk.words, walk.cut) == (found.words, found.cut)
+            assert walk.confidence == pytest.approx(found.confidence, rel=1e-5)
+            lengths.add(len(walk.words))
+    assert len(lengths) > 2
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 2.5])
+@pytest.mark.parametrize("beam_size", [1, 2, 3, 4, 5])
+@torch.inference_mode()
+def test_the_trees_winner_is_the_searchs(beam_size: int, length_penalty: float) -> None:
+    decoder = make_decoder()
+    search = SearchConfig(beam_size=beam_size, length_penalty=length_penalty, max_length=7)
+    for row in range(len(ROWS)):
+        tree = explain(decoder, row, search=search).beam
+        found = search_captions(decoder, features_of(row), search)[0]
+        assert (tree.words, tree.cut) == (found.words, found.cut)
+        assert tree.captions[0] == VOCABULARY.decode(found.words)
+        fed = torch.tensor([[START, *found.words]])
+        next_words = torch.tensor([*found.words, END])
+        last = float(decoder(features_of(row), fed)[0, -1].log_softmax(-1)[END])
+        assert tree.winner.total == pytest.approx(sum(found.log_probabilities) + last, abs=1e-4)
+        assert tree.winner.score == pytest.approx(tree.winner.total / len(next_words) ** length_penalty, abs=1e-6)
+
+
+@torch.inference_mode()
+def test_each_node_of_the_tree_goes_on_from_its_parent() -> None:
+    decoder = make_decoder()
+    carried = 0
+    for row in range(len(ROWS)):
+        tree = explain(decoder, row, search=SearchConfig(beam_size=4, length_penalty=0.7, max_length=7)).beam
+        for number, kept in enumerate(tree.steps, start=1):
+            assert [node.place for node in kept] == list(range(len(kept)))
+            assert [node.score for node in kept] == sorted((node.score for node in kept), reverse=True)
+            assert [node.step for node in kept] == [number] * len(kept)
+            assert sum(node.wins for node in kept) == 1
+            for node in kept:
+                assert node.score == pytest.approx(node.total / node.length**0.7)
+                if node.parent is None:
+                    assert (number, node.total, node.length) == (1, node.log_probability, 1)
+                    continue
+                parent = tree.steps[number - 2][node.parent]
+                assert parent.ended == node.carried
+                assert node.total == pytest.approx(parent.total + node.log_probability)
+                assert node.length == parent.length + (not node.carried)
+                assert not node.wins or parent.wins
+                carried += node.carried
+        for number, node in enumerate(tree.steps[0]):
+            logits = decoder.step(torch.tensor([START]), decoder.start(features_of(row)))[0][0].log_softmax(-1)
+            logits[[PAD, START, END, UNK]] = -math.inf
+            assert node.log_probability == pytest.approx(float(logits.topk(4).values[number]), abs=1e-5)
+    assert carried > 3
+
+
+@torch.inference_mode()
+def test_cross_entropy_is_torchs() -> None:
+    decoder = make_decoder()
+    explanation = explain(decoder, 2, "Word5 word6, zebra word7.", "...", "word9")
+    assert [reference.text for reference in explanation.references] == ["Word5 word6, zebra word7.", "word9"]
+    reference = explanation.references[0]
+    assert reference.words == ("word5", "word6", "zebra", "word7")
+    targets = torch.tensor([5, 6, UNK, 7, END])
+    assert [step.chosen.index for step in reference.walk.steps] == targets.tolist()
+    assert [step.fed for step in reference.walk.steps] == [START, 5, 6, UNK, 7]
+    logits = decoder(features_of(2), torch.tensor([[START, 5, 6, UNK, 7]]))[0]
+    each = F.cross_entropy(logits, targets, reduction="none").tolist()
+    assert [-step.chosen.log_probability for step in reference.walk.steps] == pytest.approx(each, abs=1e-4)
+    assert reference.walk.cross_entropy == pytest.approx(float(F.cross_entropy(logits, targets)), abs=1e-4)
+    ranks = [1 + int((logits[step] > logits[step, target]).sum()) for step, target in enumerate(targets)]
+    assert [step.chosen.rank for step in reference.walk.steps] == ranks
+
+
+@torch.inference_mode()
+def test_the_first_state_is_what_the_decoder_starts_with() -> None:
+    decoder = make_decoder(image_input="first", layers=2)
+    start = explain(decoder, 1).starts[0]
+    hidden, cell = decoder.start(features_of(1))
+    assert [(part.name, part.layer) for part in start.parts] == [
+        ("hidden", 1),
+        ("hidden", 2),
+        ("cell", 1),
+        ("cell", 2),
+    ]
+    for part, expected in zip(start.parts, [*hidden[:, 0], *cell[:, 0]], strict=True):
+        assert part.values.tolist() == expected.tolist()
+    scaled = (ROWS[1] - decoder.feature_mean.numpy()) / decoder.feature_std.numpy()
+    scaled /= np.sqrt(np.mean(scaled**2))
+    assert start.scaled == pytest.approx(scaled, abs=1e-5)
+    assert [part.name for part in explain(make_decoder(image_input="every")).starts[0].parts] == [
+        "hidden",
+        "cell",
+        "image",
+    ]
+
+
+def test_words_that_may_not_come_next_are_shown_and_marked() -> None:
+    decoder = make_decoder()
+    with torch.no_grad():
+        decoder.to_logits.bias[:4] = 60
+        decoder.to_logits.bias[9] = 50
+    walk = explain(decoder).greedy
+    barred = {word.word: word.barred for word in walk.steps[0].top if word.barred}
+    assert barred == {
+        "<pad>": "never chosen",
+        "<start>": "never chosen",
+        "<unk>": "never chosen",
+        "<end>": "not first",
+    }
+    assert walk.steps[0].chosen.index == 9
+    assert walk.steps[0].chosen.rank == 5
+    assert {word.word for word in walk.steps[1].top if word.barred} == {"<pad>", "<start>", "<unk>"}
+    assert walk.steps[1].chosen.index == END
+
+
+def test_a_caption_that_never_ends_is_cut() -> None:
+    decoder = make_decoder()
+    with torch.no_grad():
+        decoder.to_logits.bias[END] = -100
+    explanation = explain(decoder, search=SearchConfig(beam_size=2, max_length=4))
+    assert explanation.beam.cut
+    assert explanation.caption.cut
+    assert explanation.greedy.cut
+    assert len(explanation.caption.steps) == len(explanation.greedy.steps) == 4
+    assert [node.word for node in explanation.beam.steps[-1]] == ["<end>", "<end>"]
+
+
+@torch.inference_mode()
+def test_an_ensembles_numbers_are_the_mean_probabilities_of_its_decoders() -> None:
+    decoders = [make_decoder(1), make_decoder(2, image_input="every")]
+    explanation = explain(Ensemble(decoders), 4, "word5 word6")
+    assert [len(start.parts) for start in explanation.starts] == [2, 3]
+    for start, decoder in zip(explanation.starts, decoders, strict=True):
+        assert start.parts[0].values.tolist() == decoder.start(features_of(4))[0][0, 0].tolist()
+    fed = torch.tensor([[START, *explanation.greedy.words]])
+    mean = (decoders[0](features_of(4), fed).softmax(-1) + decoders[1](features_of(4), fed).softmax(-1))[0] / 2
+    for step, probabilities in zip(explanation.greedy.steps, mean, strict=False):
+        best = probabilities.topk(10)
+        assert [word.index for word in step.top] == best.indices.tolist()
+        assert [word.probability for word in step.top] == pytest.approx(best.values.tolist(), rel=1e-3)
+        assert [math.exp(word.logit) for word in step.top] == pytest.approx(best.values.tolist(), rel=1e-3)

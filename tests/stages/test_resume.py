@@ -1,0 +1,362 @@
+"""A training that was cut short, wherever that was, ends as it would have without; what cannot go on says so."""
+
+import contextlib
+import dataclasses
+import pickletools
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from builders import TINY_TRAINING, make_rows, make_store, make_task
+from processes import Child
+
+from captionmill.data import files as atomic
+from captionmill.data.errors import InputError, TrainingError, UnfinishedRunError
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.model import BUNDLE_NAME, read_bundle
+from captionmill.data.progress import Progress
+from captionmill.stages.settings import SearchConfig
+from captionmill.stages.training import trainer as trainer_module
+from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint, write_checkpoint
+from captionmill.stages.training.run_folder import HISTORY_NAME
+from captionmill.stages.training.state import EpochResult
+from captionmill.stages.training.train import train
+
+CONFIG = dataclasses.replace(
+    TINY_TRAINING, batch_size=8, self_critical_epochs=2, self_critical_learning_rate=0.05, search=TINY_TRAINING.search
+)
+TIMES = ["captions_per_s", "duration_s"]
+
+
+class Killed(BaseException):
+    """As sudden as a KeyboardInterrupt."""
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many steps, a look at each; nothing waits for the disk."""
+    monkeypatch.setattr(trainer_module, "_IMAGES_A_STEP", 4)
+    monkeypatch.setattr(trainer_module, "_STEPS_A_LOOK", 1)
+    monkeypatch.setattr(atomic, "flush_to_disk", lambda path: None)
+
+
+def weights_of(model: Path) -> bytes:
+    (path,) = model.glob("*.safetensors")
+    return path.read_bytes()
+
+
+def assert_same_training(model: Path, other: Path) -> None:
+    assert weights_of(model) == weights_of(other)
+    assert (model / BUNDLE_NAME).read_bytes() == (other / BUNDLE_NAME).read_bytes()
+    mine, others = (pd.read_csv(path / HISTORY_NAME).drop(columns=TIMES) for path in (model, other))
+    pd.testing.assert_frame_equal(mine, others)
+
+
+def kill_at(place: str, step: int) -> Progress:
+    def progress(label: str, done: int, total: int, **_: object) -> None:
+        if (label.split(" of ", maxsplit=1)[0], done) == (place, step):
+            raise Killed
+
+    return progress
+
+
+def leave_unfinished(folder: Path) -> tuple[Path, Path, Path]:
+    """A training of `CONFIG` that was killed in a step: features, captions, output."""
+    features, captions = make_task(folder)
+    with pytest.raises(Killed):
+        train(features, captions, folder / "model", CONFIG, checkpoint_every_s=0, progress=kill_at("epoch 2", 2))
+    return features, captions, folder / "model"
+
+
+def test_a_training_killed_at_every_moment_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, captions = make_task(tmp_path)
+    last: dict[str, Mapping[str, torch.Tensor]] = {}
+
+    def keep_last(name: str) -> None:  # the bundle may be of an epoch before the last
+        checkpoint = read_checkpoint(tmp_path / f"{name}.training")
+        assert checkpoint
+        last[name] = checkpoint.tensors
+
+    whole = train(features, captions, tmp_path / "whole", CONFIG, on_epoch=lambda result: keep_last("whole"))
+    assert [result.phase for result in whole.history] == 2 * ["cross entropy"] + 2 * ["self-critical"]
+
+    deaths: set[tuple[object, ...]] = set()
+    steps: Counter[tuple[str, int]] = Counter()
+
+    def die_once(*moment: object) -> None:
+        if (place := (max(steps, default=None), *moment)) not in deaths:
+            deaths.add(place)
+            raise Killed
+
+    def progress(label: str, done: int, total: int, **_: object) -> None:
+        steps[label.split(" of ", maxsplit=1)[0], done] += 1
+
+    def flush(path: Path) -> None:  # called before each rename, and nothing else adds to what is on disk
+        if path.suffix == ".partial":
+            die_once(path.parent.name, "decoder" if path.name.startswith(".decoder") else path.name)
+
+    monkeypatch.setattr(atomic, "flush_to_disk", flush)
+
+    def on_epoch(result: EpochResult) -> None:
+        keep_last("model")
+        die_once("on_epoch")
+
+    summary = None
+    while summary is None:
+        assert len(deaths) < 200
+        with contextlib.suppress(Killed):
+            summary = train(
+                features,
+                captions,
+                tmp_path / "model",
+                CONFIG,
+                overwrite=True,  # also killed when the model is there and the rest is not
+                checkpoint_every_s=0,
+                progress=progress,
+                on_epoch=on_epoch,
+            )
+    assert len(deaths) > 20
+    assert steps == dict.fromkeys([(f"epoch {epoch}", step) for epoch in (1, 2, 3, 4) for step in (1, 2)], 2)
+    assert [dataclasses.replace(result, captions_per_s=0, duration_s=0) for result in summary.history] == [
+        dataclasses.replace(result, captions_per_s=0, duration_s=0) for result in whole.history
+    ]
+    assert last["model"].keys() == last["whole"].keys()
+    assert all(torch.equal(tensor, last["whole"][name]) for name, tensor in last["model"].items())
+    assert_same_training(tmp_path / "model", tmp_path / "whole")
+    assert not (tmp_path / "model.training").exists()
+
+
+def test_a_second_phase_that_is_killed_before_its_first_checkpoint_begins_again_where_the_first_was_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, captions = make_task(tmp_path)
+    config = dataclasses.replace(CONFIG, max_epochs=3, dropout=0.0)
+    whole = train(features, captions, tmp_path / "whole", config)
+    assert [result.best for result in whole.history[3:]] == [True, False]  # its weights are there before a checkpoint
+
+    def die(path: Path) -> None:
+        if path.name.startswith(f".{HISTORY_NAME}") and len(pd.read_csv(path)) == 4:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(atomic, "flush_to_disk", die)
+        with pytest.raises(Killed):
+            train(features, captions, tmp_path / "model", config)
+    train(features, captions, tmp_path / "model", config)
+    assert_same_training(tmp_path / "model", tmp_path / "whole")
+
+
+def test_a_run_that_is_killed_while_it_is_put_in_its_place_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, captions = make_task(tmp_path)
+    config = dataclasses.replace(TINY_TRAINING, max_epochs=1)
+
+    def die(folder: Path, *, ignore_errors: bool) -> None:
+        (folder / BUNDLE_NAME).unlink()
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", die)
+        with pytest.raises(Killed):
+            train(features, captions, tmp_path / "model", config)
+    weights = weights_of(tmp_path / "model")
+    with pytest.raises(InputError, match="holds a model already"):
+        train(features, captions, tmp_path / "model", config)
+    train(features, captions, tmp_path / "model", config, overwrite=True)
+    assert weights_of(tmp_path / "model") == weights
+
+
+def test_a_process_killed_in_the_middle_leaves_the_old_model_whole_and_is_gone_on_with(tmp_path: Path) -> None:
+    features, captions = make_task(tmp_path)
+    config = dataclasses.replace(TINY_TRAINING, batch_size=1)  # 16 steps an epoch, a look after 10
+    train(features, captions, tmp_path / "whole", config)
+    train(features, captions, tmp_path / "model", dataclasses.replace(config, max_epochs=1, seed=5))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir() if path.is_file()}
+    program = (
+        "import os, signal; from pathlib import Path\n"
+        "from captionmill.stages.settings import SearchConfig; from captionmill.stages.settings import TrainConfig\n"
+        "from captionmill.stages.training import train; from captionmill.stages.training import trainer\n"
+        "trainer._STEPS_A_LOOK = 1\n"
+        "def kill(label, done, total, **_):\n"
+        "    if label.startswith('epoch 2 ') and done == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"train.train(Path({str(features)!r}), Path({str(captions)!r}), Path({str(tmp_path / 'model')!r}),\n"
+        f"    {config!r}, overwrite=True, checkpoint_every_s=0, progress=kill)\n"
+    )
+    with Child(program) as process:
+        assert process.wait() == -signal.SIGKILL
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir() if path.is_file()} == before
+    work_dir = tmp_path / "model.training"
+    assert len(read_bundle(work_dir).vocabulary) == 14
+    (work_dir / f".{CHECKPOINT_NAME}.partial").write_bytes(b"half")  # as a kill while it is written leaves it
+    steps: list[tuple[str, int]] = []
+    train(
+        features,
+        captions,
+        tmp_path / "model",
+        config,
+        overwrite=True,
+        progress=lambda label, done, total, **_: steps.append((label.split(" of ")[0], done)),
+    )
+    assert steps == [("epoch 2", step) for step in range(8, 17)]
+    assert_same_training(tmp_path / "model", tmp_path / "whole")
+    assert not work_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"seed": 9}, r"other --seed \(0, now 9\)"),
+        ({"max_epochs": 3}, r"other --max-epochs \(2, now 3\)"),
+        ({"max_epochs": None}, r"other --max-epochs \(2, now not set\)"),
+        ({"self_critical_epochs": 0}, r"other --self-critical-epochs \(2, now 0\)"),
+        ({"search": SearchConfig(beam_size=2, max_length=6)}, r"other --beam-size \(1, now 2\)"),
+    ],
+)
+def test_an_unfinished_training_of_other_settings_is_refused(
+    tmp_path: Path, change: dict[str, Any], difference: str
+) -> None:
+    features, captions, output = leave_unfinished(tmp_path)
+    before = (tmp_path / "model.training" / CHECKPOINT_NAME).read_bytes()
+    with pytest.raises(UnfinishedRunError, match=difference + r"; pass --restart to begin anew$") as error:
+        train(features, captions, output, dataclasses.replace(CONFIG, **change))
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "model.training" / CHECKPOINT_NAME).read_bytes() == before
+
+
+def test_an_unfinished_training_of_other_data_is_refused(tmp_path: Path) -> None:
+    features, captions, output = leave_unfinished(tmp_path)
+    store = FeatureStore.open(features)
+    other = make_store(tmp_path / "other.h5", store.keys, make_rows(10, seed=1))
+    with pytest.raises(UnfinishedRunError, match="an unfinished training with other features; pass --restart"):
+        train(other, captions, output, CONFIG)
+    text = captions.read_text()
+    for changed in (text.replace("there is a red dog", "there was a red dog"), text.replace(",val", ",train", 2)):
+        captions.write_text(changed)
+        with pytest.raises(UnfinishedRunError, match="other captions or splits; pass --restart"):
+            train(features, captions, output, CONFIG)
+    captions.write_text(
+        text.replace("07.jpg,a grey cat,train", "07.jpg,a grey cat,val").replace(
+            "07.jpg,there is a grey cat,train", "07.jpg,there is a grey cat,val"
+        )
+    )
+    assert captions.read_text() != text  # the same captions in the same order, but the last one to train on is not
+    with pytest.raises(UnfinishedRunError, match="other captions or splits"):
+        train(features, captions, output, CONFIG)
+
+
+def test_another_number_of_processes_is_named(tmp_path: Path) -> None:
+    features, captions, output = leave_unfinished(tmp_path)
+    checkpoint = read_checkpoint(tmp_path / "model.training")
+    assert checkpoint
+    checkpoint.state["made_from"]["number of processes"] = "2"
+    write_checkpoint(tmp_path / "model.training", checkpoint)
+    with pytest.raises(UnfinishedRunError, match=r"other number of processes \(2, now 1\)"):
+        train(features, captions, output, CONFIG)
+
+
+def test_restart_begins_anew(tmp_path: Path) -> None:
+    features, captions, output = leave_unfinished(tmp_path)
+    steps: list[tuple[str, int]] = []
+    config = dataclasses.replace(CONFIG, seed=9)
+
+    def progress(label: str, done: int, total: int, **_: object) -> None:
+        steps.append((label.split(" of ", maxsplit=1)[0], done))
+
+    train(features, captions, output, config, restart=True, progress=progress)
+    assert steps[0] == ("epoch 1", 1)
+    train(features, captions, tmp_path / "whole", config)
+    assert_same_training(output, tmp_path / "whole")
+
+
+def test_restart_removes_nothing_that_is_not_a_trainings(tmp_path: Path) -> None:
+    features, captions, output = leave_unfinished(tmp_path)
+    (tmp_path / "model.training" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds other files \(notes\.txt\); move it away"):
+        train(features, captions, output, CONFIG, restart=True)
+    assert read_checkpoint(tmp_path / "model.training")
+    (tmp_path / "new.training").write_text("mine too")
+    with pytest.raises(InputError, match="is a file; move it away"):
+        train(features, captions, tmp_path / "new", CONFIG)
+
+
+def test_two_trainings_at_once_do_not_mix(tmp_path: Path) -> None:
+    features, captions = make_task(tmp_path)
+
+    def start_another(result: EpochResult) -> None:
+        with pytest.raises(TrainingError, match=r"model\.training: another process is at this training; wait"):
+            train(features, captions, tmp_path / "model", TINY_TRAINING, restart=result.epoch == 1)
+
+    summary = train(features, captions, tmp_path / "model", TINY_TRAINING, on_epoch=start_another)
+    assert len(summary.history) == 2
+    assert not (tmp_path / "model.training").exists()
+
+
+def test_an_output_that_is_a_file_is_told_before_training(tmp_path: Path) -> None:
+    features, captions = make_task(tmp_path)
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(InputError, match="is a file; --output is to be a folder"):
+        train(features, captions, tmp_path / "model", TINY_TRAINING)
+    assert not (tmp_path / "model.training").exists()
+
+
+def damage_middle(content: bytes) -> bytes:
+    middle = len(content) * 2 // 3
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: b"PK not a checkpoint",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        damage_middle,
+        lambda content: content.replace(b"format_version", b"format_versiom", 1).replace(b"made_from", b"made_frog"),
+        lambda content: safetensors.torch.save({"weight": torch.zeros(2)}),
+    ],
+    ids=["empty", "foreign", "half", "one byte short", "one bit", "renamed", "no header"],
+)
+def test_a_damaged_checkpoint_is_a_one_line_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    features, captions, output = leave_unfinished(tmp_path)
+    path = tmp_path / "model.training" / CHECKPOINT_NAME
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(TrainingError, match=r"not a readable checkpoint; pass --restart to begin") as error:
+        train(features, captions, output, CONFIG)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_a_checkpoint_of_another_version_says_so(tmp_path: Path) -> None:
+    features, captions, output = leave_unfinished(tmp_path)
+    path = tmp_path / "model.training" / CHECKPOINT_NAME
+    with safetensors.safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        header = file.metadata()
+    safetensors.torch.save_file(tensors, path, metadata=header | {"format_version": "2"})
+    with pytest.raises(TrainingError, match="of another version of captionmill; pass --restart to begin"):
+        train(features, captions, output, CONFIG)
+
+
+def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
+    leave_unfinished(tmp_path)
+    content = (tmp_path / "model.training" / CHECKPOINT_NAME).read_bytes()
+    assert content[8:9] == b"{"  # the length of a JSON header, the header, numbers
+    assert int.from_bytes(content[:8], "little") < len(content)
+    assert not content.startswith((b"PK", b"\x80"))
+    with pytest.raises(ValueError, match=r"."):
+        list(pickletools.genops(content))
+    saved = read_checkpoint(tmp_path / "model.training")
+    assert isinstance(saved, Checkpoint)
+    assert saved.state["training"]["epoch"] == 2
+    assert {name.split(".")[0] for name in saved.tensors} == {"decoder", "optimizer"}

@@ -1,0 +1,296 @@
+"""`captionmill explain` as a user runs it: what it prints, the page, and where the numbers come from."""
+
+import csv
+import html
+import math
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import draw_photos
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from captionmill.cli import main
+from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.model import Bundle, write_bundle
+from captionmill.pipeline.explain import explain_picture
+from captionmill.stages.decoding.captioner import Captioner
+from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.settings import ExtractConfig
+from captionmill.stages.training.features import measure_features
+
+WORDS = [
+    *SPECIAL_WORDS,
+    "a",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "picture",
+    "of",
+    "<b>bold</b>",
+    "all",
+    "and",
+    "\x1b[31mink",
+]
+THIN = ["--backbone", "scenes-resnet14", "--preprocess", "squash", "--image-size", "32"]
+CPU = ["--device", "cpu", "--engine", "torch"]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def fail(*arguments: object) -> str:
+    """The one error line of a command that fails."""
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    return line
+
+
+def make_model(folder: Path, store: FeatureStore, seed: int) -> Path:
+    """A random decoder for the features of `store`, with weights large enough that captions differ."""
+    mean, std = measure_features(store, store.keys)
+    torch.manual_seed(seed)
+    decoder = Decoder(
+        DecoderConfig(
+            feature_dim=store.spec.feature_dim,
+            vocab_size=len(WORDS),
+            embed_dim=8,
+            hidden_dim=16,
+            dropout=0.0,
+            feature_dropout=0.0,
+            feature_scaling="standardize-unit",
+        )
+    )
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(4)
+        decoder.to_logits.bias[END] -= 2
+        decoder.fit_features(torch.from_numpy(mean), torch.from_numpy(std))
+    splits = {"train": ["red_0.png"], "val": ["blue_2.png"], "test": ["more/green_1.png"]}
+    tensors = {name: tensor.numpy() for name, tensor in decoder.state_dict().items()}
+    training = {"label_smoothing": 0.1, "max_length": 4}
+    bundle = Bundle(
+        asdict(decoder.config), Vocabulary(WORDS), store.spec, training, splits, {}, {"torch": "2"}, tensors
+    )
+    write_bundle(folder, bundle)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(thin_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos, their store, captions, and two models."""
+    folder = tmp_path_factory.mktemp("explain")
+    draw_photos(folder / "photos")
+    extract = run("extract", folder / "photos", "--output", folder / "f.h5", *THIN, "--weights", thin_weights, *CPU)
+    assert extract.exit_code == 0, extract.output
+    for seed in (1, 2):
+        make_model(folder / f"model{seed}", FeatureStore.open(folder / "f.h5"), seed)
+    with (folder / "captions.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(
+            [
+                ["image", "caption"],
+                ["red_0.png", "A red picture, all zebra and <script>alert(1)</script>."],
+                ["red_0.png", "red"],
+            ]
+        )
+    return folder
+
+
+def test_a_picture_gets_the_row_of_a_store_and_the_caption_of_caption(made: Path, tmp_path: Path) -> None:
+    result = run("caption", made / "photos", "--model", made / "model1", "--output", tmp_path / "c.csv", *CPU)
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "c.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = {row["path"]: row for row in csv.DictReader(file) if row["status"] == "ok"}
+    store = FeatureStore.open(made / "f.h5")
+    machine = ExtractConfig(device="cpu", engine="torch")
+    for key, row in [*rows.items()][::2]:
+        explained = explain_picture(made / "photos" / key, made / "model1", machine=machine)
+        assert explained.explanation.features.tolist() == store[key].astype(np.float32).tolist()
+        assert explained.caption == row["caption"]
+        assert explained.explanation.caption.confidence == pytest.approx(float(row["confidence"]), abs=1e-4)
+        stored = explain_picture(made / "photos" / key, made / "model1", features=made / "f.h5", machine=machine)
+        assert stored.explanation.beam == explained.explanation.beam
+    assert len({row["caption"] for row in rows.values()}) > 1
+
+
+def test_text_shows_each_steps_words_with_index_logit_and_probability(made: Path) -> None:
+    photo = made / "photos" / "red_0.png"
+    result = run("explain", photo, "--model", made / "model1", *CPU)
+    assert result.exit_code == 0, result.output
+    captioner = Captioner.load(made / "model1", device="cpu")
+    features = torch.from_numpy(FeatureStore.open(made / "f.h5")["red_0.png"])[None].float()
+    with torch.inference_mode():
+        logits = captioner.decoder.step(torch.tensor([START]), captioner.decoder.start(features))[0][0]
+    lines = re.findall(r"^  [* ] +(\d+) +(\d+)  (\S.*?) +(-?[\d.]+) +([\d.e-]+)", result.stdout, re.M)[:10]
+    best = logits.topk(10)
+    probabilities = logits.softmax(0)[best.indices].tolist()
+    assert [int(rank) for rank, *_ in lines] == list(range(1, 11))
+    assert [int(index) for _, index, *_ in lines] == best.indices.tolist()
+    assert [float(logit) for *_, logit, _ in lines] == pytest.approx(best.values.tolist(), abs=6e-5)
+    assert [float(value) for *_, value in lines] == pytest.approx(probabilities, abs=6e-5)
+    assert "\x1b" not in result.stdout
+    assert r"\x1b[31mink" in result.stdout
+    assert "beam of 5" in result.stdout
+
+
+def test_the_page_holds_the_same_numbers_and_escapes_what_is_not_its_own(made: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "<i>red_0.png"
+    shutil.copy2(made / "photos" / "red_0.png", photo)
+    page = tmp_path / "out" / "page.html"
+    arguments = ["--captions", made / "captions.csv", "--key", "red_0.png", "--features", made / "f.h5"]
+    result = run("explain", photo, "--model", made / "model1", "--output", page, *arguments, *CPU)
+    assert result.exit_code == 0, result.output
+    explained = explain_picture(photo, made / "model1", features=made / "f.h5", key="red_0.png")
+    assert result.stdout.startswith(f"{page}: ")
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"<script|<i>red_0|<b>bold|https?://(?!www\.w3\.org/2000/svg)", text)
+    assert "&lt;script&gt;" in text
+    assert "&lt;i&gt;red_0.png" in text
+    assert "&lt;b&gt;bold&lt;/b&gt;" in text
+    assert text.count("data:image/") >= 5  # the picture, what the network sees, features, scaled, h0, c0
+    row = re.compile(
+        r'<tr class="[a-z]*"><td>(\d+)</td><td class="word">.*?</td><td>(\d+)</td><td>(.*?)</td><td .*?>(.*?)</td>'
+    )
+    shown = [(int(rank), int(index), logit, value) for rank, index, logit, value in row.findall(text)]
+    walks = [explained.explanation.greedy]
+    if explained.explanation.caption.words != walks[0].words:
+        walks.append(explained.explanation.caption)
+    captioner = Captioner.load(made / "model1", device="cpu")
+    features = torch.from_numpy(FeatureStore.open(made / "f.h5")["red_0.png"])[None].float()
+    expected = []
+    with torch.inference_mode():
+        for walk in walks:
+            state = captioner.decoder.start(features)
+            for fed in (START, *walk.words, END)[: len(walk.steps)]:
+                logits, state = captioner.decoder.step(torch.tensor([fed]), state)
+                for rank, index in enumerate(logits[0].topk(10).indices.tolist(), start=1):
+                    expected.append((rank, index, float(logits[0, index]), float(logits[0].softmax(0)[index])))
+    assert len(shown) >= len(expected)
+    within = [entry for entry in shown if entry[0] <= 10]
+    assert [entry[:2] for entry in within] == [entry[:2] for entry in expected]
+    assert [float(entry[2]) for entry in within] == pytest.approx([entry[2] for entry in expected], abs=6e-5)
+    assert [float(entry[3]) for entry in within] == pytest.approx([entry[3] for entry in expected], abs=6e-5)
+    for kept in explained.explanation.beam.steps:
+        for node in kept:
+            assert f"sum {node.total:.4f}, {node.length} words, score {node.score:.4f}" in text
+
+
+def test_references_show_the_cross_entropy_of_each_word_and_unknown_ones_as_unk(made: Path, tmp_path: Path) -> None:
+    photo = made / "photos" / "red_0.png"
+    arguments = ["explain", photo, "--model", made / "model1", "--captions", made / "captions.csv", *CPU]
+    text = run(*arguments).stdout
+    captioner = Captioner.load(made / "model1", device="cpu")
+    assert isinstance(captioner.decoder, Decoder)
+    features = torch.from_numpy(FeatureStore.open(made / "f.h5")["red_0.png"])[None].float()
+    with torch.inference_mode():
+        logits = captioner.decoder(features, torch.tensor([[START, 5]]))[0]
+        each = torch.nn.functional.cross_entropy(logits, torch.tensor([5, END]), reduction="none").tolist()
+    _, _, last = text.rpartition("reference (red_0.png in captions.csv): red\n")
+    lines = [line.split() for line in last.splitlines()]
+    assert [line[:2] for line in lines[1:3]] == [["5", "red"], ["2", "<end>"]]
+    assert [float(line[-1]) for line in lines[1:3]] == pytest.approx(each, abs=6e-5)
+    assert lines[3] == ["mean", f"{math.fsum(each) / 2:.4f}", "nats", "a", "word"]
+    assert re.search(r"^ +3  <unk> zebra ", text, re.M)
+    page = tmp_path / "page.html"
+    assert run(*arguments, "--output", page).exit_code == 0
+    shown = page.read_text(encoding="utf-8")
+    assert "&lt;unk&gt; <em>zebra</em>" in shown
+    assert f">{each[0]:.4f}</td>" in shown
+    assert "In training it is cut after 4 words." in shown
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("red_0.png", "the model was trained on it"),
+        ("blue_2.png", "the best epoch of the model was chosen with it"),
+        ("more/green_1.png", "the model has not seen it, it is in its test split"),
+        ("more/yellow_3.png", "the model does not know it"),
+    ],
+)
+def test_it_says_what_the_picture_was_to_the_model(made: Path, key: str, told: str) -> None:
+    photo = made / "photos" / key
+    result = run("explain", photo, "--model", made / "model1", "--features", made / "f.h5", *CPU)
+    assert f"note: this is {key}: {told}\n" in result.stdout
+
+
+def test_a_name_alone_is_no_proof_that_a_picture_was_trained_on(made: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "red_0.png")
+    result = run("explain", tmp_path / "red_0.png", "--model", made / "model1", *CPU)
+    assert "note: by its name, this may be red_0.png: the model was trained on it\n" in result.stdout
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "new.png")
+    assert "note:" not in run("explain", tmp_path / "new.png", "--model", made / "model1", *CPU).stdout
+
+
+def test_a_key_of_a_store_needs_no_file(made: Path) -> None:
+    result = run("explain", "more/green_1.png", "--model", made / "model1", "--features", made / "f.h5")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("more/green_1.png: ")
+    page = made / "no_picture.html"
+    run("explain", "more/green_1.png", "--model", made / "model1", "--features", made / "f.h5", "--output", page)
+    assert "data:image/jpeg" not in page.read_text(encoding="utf-8")
+
+
+def test_several_models_are_explained_as_an_ensemble(made: Path, tmp_path: Path) -> None:
+    arguments = ["explain", made / "photos" / "red_0.png", "--model", made / "model1", "--model", made / "model2", *CPU]
+    text = run(*arguments).stdout
+    assert "first state of model1: " in text
+    assert "first state of model2: " in text
+    assert "rank  index  word                    ln p  probability" in text
+    page = tmp_path / "page.html"
+    assert run(*arguments, "--output", page).exit_code == 0
+    shown = html.unescape(page.read_text(encoding="utf-8"))
+    assert "the natural logarithm of the mean of these probabilities" in shown
+    assert "Model model2" in shown
+
+
+def test_what_cannot_be_explained_is_one_line(made: Path, tmp_path: Path, thin_weights: Path) -> None:
+    model, photos, store = made / "model1", made / "photos", made / "f.h5"
+    broken = photos / "broken.jpg"
+    assert fail("explain", broken, "--model", model).startswith(f"Error: {broken}: not an image, or in a format other")
+    gone = photos / "gone.jpg"
+    assert fail("explain", gone, "--model", model) == f"Error: {gone}: no such file or directory"
+    missing = f"Error: {gone}: not in {store}, by its path or its name; say what it is called there with --key"
+    assert fail("explain", gone, "--model", model, "--features", store) == missing
+    red = photos / "red_0.png"
+    arguments = ["--model", model, "--features", store, "--key", "x.png"]
+    assert fail("explain", red, *arguments) == f"Error: x.png: not in {store}; pass another --key"
+    captions = made / "captions.csv"
+    assert fail("explain", photos / "blue_2.png", "--model", model, "--captions", captions) == (
+        f"Error: {photos / 'blue_2.png'}: not in {captions}, by its path or its name; "
+        "say what it is called there with --key"
+    )
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "red_0.png")
+    assert fail("explain", tmp_path / "red_0.png", "--model", model, "--features", store) == (
+        f"Error: {tmp_path / 'red_0.png'}: not what the row red_0.png of {store} was made from; leave out --features"
+    )
+    other = tmp_path / "other.h5"
+    assert run("extract", photos, "--output", other, *THIN[:-1], "48", "--weights", thin_weights).exit_code == 0
+    assert "do not fit" in fail("explain", red, "--model", model, "--features", other)
+    shutil.copy2(red, tmp_path / "own.png")
+    for output in (tmp_path / "own.png", Path(model) / "bundle.json"):
+        before = output.read_bytes()
+        message = fail("explain", tmp_path / "own.png", "--model", model, "--output", output, *CPU)
+        assert message.endswith("is an input of this command and would be overwritten; name another output")
+        assert output.read_bytes() == before
+
+
+def test_a_name_that_several_keys_have_needs_a_key(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("image,caption\na/new.png,red\nb/new.png,blue\n")
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "new.png")
+    arguments = ["explain", tmp_path / "new.png", "--model", made / "model1", "--captions", tmp_path / "c.csv", *CPU]
+    assert fail(*arguments) == (
+        f"Error: {tmp_path / 'new.png'}: 2 keys of {tmp_path / 'c.csv'} end like this, a/new.png first; "
+        "choose one with --key"
+    )
+    assert "reference (b/new.png in c.csv): blue" in run(*arguments, "--key", "b/new.png").stdout
