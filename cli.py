@@ -28,14 +28,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="captionmill")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Caption images offline and in bulk.
 
     Features of a frozen ResNet are cached once (extract); a decoder is trained on them (train), scored (evaluate), and
     captions folders of pictures to CSV (caption). Start with: captionmill demo
     """
     logger = logging.getLogger("captionmill")
-    logger.handlers = [EchoHandler()]
+    logger.handlers = [EchoHandler(main.commands.get(context.invoked_subcommand or ""))]
     logger.setLevel(logging.WARNING)
     listen_to_signals()
 

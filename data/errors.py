@@ -1,5 +1,7 @@
 """Every error that a user can cause. The message is one line: which file, what is wrong, what to do next.
 
+Parameters are named in backticks, as Python calls them; the terminal shows the options that they are typed as.
+
 CaptionmillError
 ├── ImageError            one image that cannot be read: a row of failures.csv, never the end of a run
 ├── InputError            a path with nothing to work on, or arguments that contradict each other
@@ -16,9 +18,6 @@ CaptionmillError
 """
 
 import re
-from collections.abc import Callable
-
-_NAME = re.compile(r"`(\w+)`")
 
 
 class CaptionmillError(Exception):
@@ -39,11 +38,7 @@ class SettingError(InputError):
     @property
     def names(self) -> list[str]:
         """The settings that it is about, as the fields are called."""
-        return _NAME.findall(str(self))
-
-    def with_names(self, show: Callable[[str], str]) -> str:
-        """The message with each name, its backticks too, as `show` writes it."""
-        return _NAME.sub(lambda found: show(found[1]), str(self))
+        return re.findall(r"`(\w+)`", str(self))
 
 
 class AnnotationError(CaptionmillError, ValueError):

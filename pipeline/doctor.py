@@ -119,7 +119,7 @@ def _advise_on_cpu(facts: Facts) -> list[str]:
             "system for more"
         )
     if 0 < facts.memory_bytes < _LEAST_MEMORY:
-        lines.append(f"{facts.memory_bytes / 1e9:.1f} GB of memory: extract with --batch-size 8 if it runs out")
+        lines.append(f"{facts.memory_bytes / 1e9:.1f} GB of memory: extract with `batch_size` 8 if it runs out")
     return lines
 
 
@@ -138,7 +138,7 @@ def _advise_on_rates(facts: Facts, throughput: Throughput | None) -> list[str]:
         )
     elif not facts.gpus:
         lines.append(
-            "the network is slower than decoding: a GPU helps most, or more machines (extract --cluster, --shard)"
+            "the network is slower than decoding: a GPU or more machines help (extract with `cluster` or `shard`)"
         )
     return lines
 

@@ -53,7 +53,7 @@ def unlisted_line(summary: "ExtractSummary") -> str:
     rows = show_count(summary.unlisted, "row")
     if summary.pruned:
         return f"{rows} removed: no image is found here any more"
-    return f"{rows} of {summary.output}: no image is found here; --prune removes such rows"
+    return f"{rows} of {summary.output}: no image is found here; `prune` removes such rows"
 
 
 def splits_lines(splits: "Splits") -> str:

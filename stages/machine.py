@@ -22,20 +22,20 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as exc:
-        raise InputError(f"--device {name}: no such device; use auto, cpu, cuda, cuda:N or mps") from exc
+        raise InputError(f"`device` {name}: no such device; use auto, cpu, cuda, cuda:N or mps") from exc
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use --device cpu")
+        raise InputError(f"`device` {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use `device` cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError("--device mps: torch sees no Apple GPU here; use --device cpu")
+        raise InputError("`device` mps: torch sees no Apple GPU here; use `device` cpu")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise InputError(f"--device {name}: use auto, cpu, cuda, cuda:N or mps")
+        raise InputError(f"`device` {name}: use auto, cpu, cuda, cuda:N or mps")
     return device
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The arithmetic that `precision` means on `device`; InputError for fp16 on a CPU, which is slower than fp32."""
     if precision == "fp16" and device.type == "cpu":
-        raise InputError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
+        raise InputError("`precision` fp16 needs a GPU; on a CPU use bf16 or fp32")
     if precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if device.type == "cuda":  # as fast as bf16, and three bits more; features stay far below its largest number
@@ -54,7 +54,7 @@ def unused_gpu_note(device: str) -> str | None:
     """A warning if this machine has an NVIDIA GPU that `device`, or the torch installed, leaves unused."""
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
-        return f"--device cpu leaves {count} CUDA device(s) unused" if choose_device(device).type == "cpu" else None
+        return f"`device` cpu leaves {count} CUDA device(s) unused" if choose_device(device).type == "cpu" else None
     if Path("/proc/driver/nvidia/version").exists() and choose_device(device).type == "cpu":
         return "an NVIDIA GPU is here, but torch cannot use it: install a torch built for CUDA, or mend the driver"
     return None

@@ -66,8 +66,8 @@ def join_world(device: str) -> Iterator[tuple[World, torch.device]]:
         here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", size)), torch.cuda.device_count()
         if chosen.index is not None or here > gpus:
             raise InputError(
-                f"{here} processes were started here, and each needs a GPU of its own: torch sees {gpus}; "
-                f"pass --device cuda and at most --nproc-per-node {gpus}, or --device cpu"
+                f"{here} processes were started here, and each needs its own GPU: torch sees {gpus}; "
+                f"pass `device` cuda and start at most {gpus} processes, or pass `device` cpu"
             )
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)

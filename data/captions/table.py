@@ -96,9 +96,7 @@ def read_captions(path: Path) -> Iterator[CaptionRow]:
         with path.open("rb") as file:
             start = file.read(4)
     except OSError as exc:
-        raise InputError(
-            f"{path}: {exc.strerror}; `captionmill caption IMAGES --model MODEL --output {path}` makes it"
-        ) from exc
+        raise InputError(f"{path}: {exc.strerror}; `captionmill caption` makes one") from exc
     if start == _PARQUET_START:
         return read_parquet(path)
     return _read_json_lines(path) if start.startswith(b"{") else _read_csv(path)

@@ -42,7 +42,7 @@ def export_features(
     paths = (output, output.with_suffix(".csv")) if output.suffix == ".npy" else (output,)
     for written in paths:
         if written.exists() and not overwrite:
-            raise InputError(f"{written}: exists already; pass --overwrite to replace it")
+            raise InputError(f"{written}: exists already; pass `overwrite` to replace it")
     store = FeatureStore.open(path)
     writers[output.suffix](store, output, progress)
     return FeaturesExportSummary(len(store), paths)

@@ -41,7 +41,7 @@ def merge_stores(paths: Sequence[Path], output: Path, *, overwrite: bool = False
 
 def _merge(paths: Sequence[Path], output: Path, *, overwrite: bool) -> MergeSummary:
     if store_exists(output) and not overwrite:
-        raise StoreError(f"{output}: exists already; pass --overwrite to replace it")
+        raise StoreError(f"{output}: exists already; pass `overwrite` to replace it")
     stores = [FeatureStore.open(path) for path in paths]
     for store in stores[1:]:
         stores[0].spec.require(store.spec, mine=str(stores[0].path), others=str(store.path))

@@ -124,9 +124,7 @@ class FeatureStore:
             parts = part_paths(path)  # listed first: what is joined after that is in the main file, or gone
             paths = [*([path] if path.exists() else []), *parts]
             if not paths:
-                raise StoreError(
-                    f"{path}: no such feature store; make it with `captionmill extract IMAGES --output {path}`"
-                )
+                raise StoreError(f"{path}: no such feature store; `captionmill extract` makes one")
             try:
                 files = [read_store_file(file_path) for file_path in paths]
                 if parts == part_paths(path):

@@ -83,7 +83,7 @@ class PartWriter:
             )
         if not np.isfinite(rows).all() or (self._dtype == "float16" and np.abs(rows).max(initial=0) > 65504):
             raise StoreError(
-                f"features near {keys[0]} are not finite in {self._dtype}: use --dtype float32 or check the weights"
+                f"features near {keys[0]} are not finite in {self._dtype}: use `dtype` float32 or check the weights"
             )
         self._removed.difference_update(keys)
         self._keys += keys
@@ -187,7 +187,7 @@ class FeatureWriter:
         store.spec.require(self.spec, mine=str(self.path), others="this run")
         if store.dtype != self.dtype:
             raise StoreError(
-                f"{self.path} holds {store.dtype} rows, not {self.dtype}: pass --dtype {store.dtype}, or --overwrite"
+                f"{self.path} holds {store.dtype} rows, not {self.dtype}: pass `dtype` {store.dtype}, or `overwrite`"
             )
         return store
 

@@ -27,7 +27,7 @@ def require_metadata_library() -> Any:
     try:
         import exiv2
     except ImportError as exc:
-        raise InputError("--embed-metadata needs the package exiv2; run: pip install 'captionmill[metadata]'") from exc
+        raise InputError("`embed_metadata` needs the package exiv2; run: pip install 'captionmill[metadata]'") from exc
     exiv2.LogMsg.setLevel(exiv2.LogMsg.Level.mute)  # it writes to stderr about what cameras got wrong
     return exiv2
 

@@ -43,12 +43,12 @@ class Embedding:
         or two images would have one copy.
         """
         require_metadata_library()
-        self._sources = {image.key: image_path_of(image, "--embed-metadata") for image in found}
+        self._sources = {image.key: image_path_of(image, "`embed_metadata`") for image in found}
         self._targets = {key: _real_path(path) for key, path in self._sources.items()}
         if copies is None:
             return
         if isinstance(images, Path) and images.is_dir() and copies.resolve().is_relative_to(images.resolve()):
-            raise InputError(f"{copies}: copies among the images would be captioned too; name another folder: --copies")
+            raise InputError(f"{copies}: copies among the images would be captioned too; name another folder: `copies`")
         self._targets = {key: copies / _below(key) for key in self._sources}
         if len(set(self._targets.values())) < len(found):
             raise InputError(f"{copies}: two images would have one copy, since their names differ in .. or / alone")

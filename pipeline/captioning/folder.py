@@ -158,7 +158,7 @@ def caption_folder(
 
 def _require_replaceable(output: Path, *, overwrite: bool) -> None:
     if output.exists() and not (overwrite or is_caption_table(output)):
-        raise InputError(f"{output}: no table of captions; pass --overwrite to replace it, or another --output")
+        raise InputError(f"{output}: no table of captions; pass `overwrite` to replace it, or another `output`")
 
 
 def _update_table(
@@ -177,7 +177,7 @@ def _update_table(
     if low_confidence is None:
         low_confidence = usual_low_confidence(captioner.bundles)
         if low_confidence is None:
-            _logger.warning("the model does not say how sure it usually is; --low-confidence says what to flag")
+            _logger.warning("the model does not say how sure it usually is; `low_confidence` says what to flag")
     made_with = {
         "models": [bundle_digest(folder) for folder in models],
         "search": asdict(search),

@@ -38,7 +38,7 @@ def is_sidecar_suffix(suffix: str) -> bool:
 
 def count_missing(images: Path | str, suffix: str, table: Path) -> int:
     """How many of `images` have a caption in `table` and no sidecar with the ending `suffix`."""
-    paths = {image.key: image_path_of(image, "--sidecar").with_suffix(suffix) for image in find_images(images)}
+    paths = {image.key: image_path_of(image, "`sidecar`").with_suffix(suffix) for image in find_images(images)}
     captioned = (row.path for row in read_captions(table) if row.status == "ok")
     return sum(key in paths and not paths[key].exists() for key in captioned)
 
@@ -61,24 +61,24 @@ class Sidecars:
         one exists that no run into `table` wrote, unless `overwrite`.
         """
         if not is_sidecar_suffix(suffix):
-            raise InputError(f"--sidecar {suffix}: is to be the ending of a text file, such as .txt")
+            raise InputError(f"`sidecar` {suffix}: must be the ending of a text file, such as .txt")
         self._record_path = made_dir(table) / "sidecars"
         self._known = self._read_known()
         self._paths: dict[str, Path] = {}
         owners: dict[Path, str] = {}
         spared = {os.path.realpath(path) for path in (table, *others)}
         for image in found:
-            path = self._paths[image.key] = image_path_of(image, "--sidecar").with_suffix(suffix)
+            path = self._paths[image.key] = image_path_of(image, "`sidecar`").with_suffix(suffix)
             if image.problem:  # it gets none, and what is called so may be another's
                 continue
             if path in owners:
-                raise InputError(f"--sidecar: {owners[path]} and {image.key} would share {path}; rename one of them")
+                raise InputError(f"`sidecar`: {owners[path]} and {image.key} would share {path}; rename one of them")
             if os.path.realpath(path) in spared:
-                raise InputError(f"--sidecar: {path} is another file of this command; choose another ending")
+                raise InputError(f"`sidecar`: {path} is another file of this command; choose another ending")
             if not overwrite and path.exists() and self._hash(image.key, path.read_bytes()) not in self._known:
                 raise InputError(
                     f"{path}: exists already, and is not as a run into {table} wrote it; "
-                    "move it away, or pass --overwrite to replace all such files"
+                    "move it away, or pass `overwrite` to replace all such files"
                 )
             owners[path] = image.key
 

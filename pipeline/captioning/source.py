@@ -59,7 +59,7 @@ class CaptionSource:
 def open_source(path: Path, features: Path | None, spec: FeatureSpec) -> CaptionSource:
     """The store at `path`, which is to hold what `spec` says; InputError if `features` names another cache."""
     if features is not None:
-        raise InputError(f"{path}: holds features already; leave out --features {features}")
+        raise InputError(f"{path}: holds features already; leave out `features` {features}")
     store = FeatureStore.open(path)
     spec.require(store.spec, mine="the model", others=str(path))
     return CaptionSource(store.keys, path, store, None)

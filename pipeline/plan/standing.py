@@ -84,7 +84,7 @@ def find_standing(task: Task, workspace: Workspace, *, before: Sequence[Task] = 
         if source not in yet_to_be_made
     }
     settings = plain(task.job.settings())
-    reasons = ["forced by --from"] if forced else []
+    reasons = ["forced by `from`"] if forced else []
     if record is None:
         reasons.append("never made by this pipeline" if made else "never run")
     elif record.made is None:

@@ -3,6 +3,8 @@
 import click
 
 from captionmill.pipeline import summaries
+from captionmill.pipeline.terminal.extract import extract
+from captionmill.pipeline.terminal.names import as_typed
 from captionmill.pipeline.terminal.options import quiet_option
 from captionmill.pipeline.terminal.progress import ProgressBars
 
@@ -30,4 +32,5 @@ def doctor(seconds: float, quiet: bool) -> None:
     facts = gather_facts()
     with ProgressBars(quiet=quiet) as progress:
         throughput = measure_throughput(seconds / 3, progress=progress) if seconds else None
-    click.echo(summaries.doctor_lines(facts, throughput, advise(facts, throughput)))
+    advice = [as_typed(line, extract) for line in advise(facts, throughput)]
+    click.echo(summaries.doctor_lines(facts, throughput, advice))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from captionmill.data.errors import CaptionmillError, SettingError
+from captionmill.data.errors import CaptionmillError
 from captionmill.pipeline.terminal.json_lines import asks_for_json, begin_json, json_errors, streams_put_back
+from captionmill.pipeline.terminal.names import as_typed
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -109,10 +110,8 @@ class ErrorGroup(click.Group):
             if isinstance(exc, _Terminated):
                 ctx.exit(128 + signal.SIGTERM)
             raise
-        except SettingError as exc:  # names the options as they are typed
-            raise click.ClickException(exc.with_names(lambda name: f"--{name.replace('_', '-')}")) from exc
         except CaptionmillError as exc:
-            raise click.ClickException(str(exc)) from exc
+            raise click.ClickException(as_typed(str(exc), self.commands.get(ctx.invoked_subcommand or ""))) from exc
         except BrokenPipeError:  # click ends the command in silence
             raise
         except OSError as exc:

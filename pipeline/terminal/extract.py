@@ -7,6 +7,7 @@ import click
 
 from captionmill.data.errors import InputError
 from captionmill.pipeline import summaries
+from captionmill.pipeline.terminal.names import as_typed
 from captionmill.pipeline.terminal.options import (
     ANY_OR_URL,
     FILE_PATH_OR_URL,
@@ -91,9 +92,9 @@ def extract(
         )
     click.echo(f"{summary.output}: {summaries.extract_line(summary)}")
     if summary.extracted and not quiet:
-        click.echo(summaries.meter_line(summary), err=True)
+        click.echo(as_typed(summaries.meter_line(summary)), err=True)
     if summary.unlisted:
-        click.echo(summaries.unlisted_line(summary), err=True)
+        click.echo(as_typed(summaries.unlisted_line(summary)), err=True)
     if summary.failures:
         click.echo(f"Not readable, listed in {summary.failures_name} beside {summary.output}:", err=True)
         click.echo(show_list([f"{failure.key}: {failure.reason}" for failure in summary.failures]), err=True)

@@ -9,6 +9,7 @@ import click
 
 from captionmill.pipeline import words
 from captionmill.pipeline.terminal.json_lines import json_errors
+from captionmill.pipeline.terminal.names import as_typed
 
 SECONDS_BETWEEN_LINES = 30
 SECONDS_BETWEEN_OBJECTS = 5
@@ -120,10 +121,16 @@ class EchoHandler(logging.Handler):
 
     progress: ProgressBars | None = None
 
+    def __init__(self, command: click.Command | None = None) -> None:
+        """Names of parameters are shown as `command` has them typed."""
+        super().__init__()
+        self._command = command
+
     def emit(self, record: logging.LogRecord) -> None:
+        message = as_typed(record.getMessage(), self._command)
         if (stream := json_errors()) is not None:
-            stream.say(record.levelname.lower(), "log", record.getMessage(), logger=record.name)
+            stream.say(record.levelname.lower(), "log", message, logger=record.name)
             return
         if self.progress is not None:
             self.progress.clear()
-        click.echo(f"{record.levelname.capitalize()}: {record.getMessage()}", err=True)
+        click.echo(f"{record.levelname.capitalize()}: {message}", err=True)

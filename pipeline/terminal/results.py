@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from captionmill.pipeline import summaries, words
+from captionmill.pipeline.terminal.names import as_typed
 from captionmill.pipeline.terminal.progress import ProgressBars
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def show_standings(standings: Sequence["Standing"]) -> None:
     """A line for each task: up to date, or why it would run."""
     width = max(len(standing.task.id) for standing in standings)
     for standing in standings:
-        click.echo(f"{standing.task.id:{width}}  {standing.text}")
+        click.echo(f"{standing.task.id:{width}}  {as_typed(standing.text)}")
 
 
 def show_graph(graph: "Graph", standings: Sequence["Standing"]) -> None:

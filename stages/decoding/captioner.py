@@ -123,7 +123,7 @@ def decode_features(
             if not is_out_of_memory(exc):
                 raise
             if len(block) == 1:
-                raise InputError("not enough memory for one image: use a smaller --beam-size or --device cpu") from exc
+                raise InputError("not enough memory for one image: use a smaller `beam_size` or `device` cpu") from exc
             block_size = len(block) // 2
             _log.warning("not enough memory: going on with %d images at once", block_size)
             continue
@@ -168,5 +168,5 @@ def _require_same_words(first: Path, mine: Vocabulary, other: Path, others: Voca
         if my_word != other_word:
             raise InputError(
                 f"{first} and {other} have different vocabularies: index {index} is {my_word or 'no word'} in {first}, "
-                f"{other_word or 'no word'} in {other}; train both on the same captions, splits and --min-count"
+                f"{other_word or 'no word'} in {other}; train both on the same captions, splits and `min_count`"
             )

@@ -101,7 +101,7 @@ def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> E
     Raises WeightsError if the weights cannot be had, cannot be read, or belong to another network.
     """
     if config.preprocess == "whole" and config.image_size % STRIDE:
-        raise InputError(f"--image-size {config.image_size}: --preprocess whole needs a multiple of {STRIDE}")
+        raise InputError(f"`image_size` {config.image_size}: `preprocess` whole needs a multiple of {STRIDE}")
     state, weights, resize_ratio = read_weights(config)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     with torch.device("meta"):  # no memory and no random numbers for what the weights replace
@@ -143,7 +143,9 @@ def encoder_for_spec(spec: FeatureSpec, machine: ExtractConfig, weights: Path | 
     try:
         encoder = build_encoder(config, resize_size=spec.resize_size)
     except WeightsError as exc:
-        raise WeightsError(f"{exc}; the model's features were made with {spec.weights}: pass --weights FILE") from exc
+        raise WeightsError(
+            f"{exc}; the model's features were made with {spec.weights}: pass that `weights` file"
+        ) from exc
     spec.require(encoder.spec, mine="the model", others=config.weights)
     return encoder
 

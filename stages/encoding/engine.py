@@ -39,11 +39,11 @@ def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
     device = choose_device(config.device)
     has_openvino = importlib.util.find_spec("openvino") is not None
     if config.engine == "openvino" and device.type != "cpu":
-        raise InputError(f"--engine openvino runs on the CPU: pass --device cpu, or --engine torch for {device}")
+        raise InputError(f"`engine` openvino runs on the CPU: pass `device` cpu, or `engine` torch for {device}")
     if config.engine == "openvino" and not has_openvino:
-        raise InputError("--engine openvino: the package is not installed; pip install openvino, or --engine torch")
+        raise InputError("`engine` openvino: the package is not installed; pip install openvino, or use `engine` torch")
     if config.engine == "openvino" and config.compile:
-        raise InputError("--engine openvino compiles by itself: leave --compile out, or use --engine torch")
+        raise InputError("`engine` openvino compiles by itself: leave `compile` out, or use `engine` torch")
     if config.engine == "auto" and device.type == "cpu" and not has_openvino:
         _logger.warning("openvino is not installed: torch runs the network, noticeably slower on a CPU")
     use_openvino = config.engine == "openvino" or (config.engine == "auto" and device.type == "cpu" and has_openvino)
@@ -101,10 +101,10 @@ def _encode_split(engine: Engine, pixels: Pixels, *, too_large: int | None = Non
     """The rows of a batch in smaller ones, one after the other; batches of `too_large` pictures do not fit."""
     while True:
         if too_large == 1:
-            raise InputError("not enough memory for one picture: use a smaller --image-size or another --device")
+            raise InputError("not enough memory for one image: use a smaller `image_size` or another `device`")
         if too_large is not None and engine.batch_size >= too_large:
             engine.batch_size = too_large // 2
-            _logger.warning("not enough memory: going on with --batch-size %d", engine.batch_size)
+            _logger.warning("not enough memory: continuing with `batch_size` %d", engine.batch_size)
         size = engine.batch_size
         try:
             parts = [engine.submit(pixels[start : start + size])() for start in range(0, len(pixels), size)]

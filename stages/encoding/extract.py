@@ -111,7 +111,7 @@ def extract(
     """
     output = local_path(output)
     if prune and (shard or limit):
-        raise InputError("--prune needs the whole list of images: run it without --limit and --shard")
+        raise InputError("`prune` needs the whole list of images: leave out `limit` and `shard`")
     if spread is not None and not spread.this_machine and is_url(output):
         raise InputError(f"{output}: a cluster writes to storage that its machines share; name a path, not a URL")
     if not is_url(images) and not is_url(output):

@@ -80,11 +80,11 @@ class Meter:
         if shares["writing"] > _BOUND:
             return "writing-bound: put the output on a faster disk"
         if shares["reading"] > _BOUND and shares["reading"] > shares["decoding"]:
-            return f"reading-bound: bring the pictures nearer, or raise --workers (now {self.workers})"
+            return f"reading-bound: bring the images nearer, or raise `workers` (now {self.workers})"
         if shares["decoding"] > _BOUND and self.workers < cores:
-            return f"decoding-bound: raise --workers (now {self.workers}, {cores} cores)"
+            return f"decoding-bound: raise `workers` (now {self.workers}, {cores} cores)"
         if shares["decoding"] > _BOUND:
-            return f"decoding-bound: all {cores} cores decode; more cores help, or smaller pictures"
+            return f"decoding-bound: all {cores} cores decode; more cores help, or smaller images"
         if on_gpu:
-            return "forward-bound: the network is the limit; where the GPU is not busy all the time, more --jobs help"
-        return "forward-bound: the network is the limit; a GPU or more processes on more machines (--cluster) help"
+            return "forward-bound: the network is the limit; where the GPU is not busy all the time, more `jobs` help"
+        return "forward-bound: the network is the limit; a GPU or more processes on more machines (`cluster`) help"

@@ -37,7 +37,7 @@ def read_weights(config: ExtractConfig) -> tuple[dict[str, Tensor], str, float]:
         path = Path(config.weights)
         if not path.is_file():
             raise WeightsError(
-                f"{path}: no such file; --weights takes {', '.join(_NAMED_WEIGHTS)} or a .pth or .safetensors"
+                f"{path}: no such file; `weights` takes {', '.join(_NAMED_WEIGHTS)} or a .pth or .safetensors"
             )
         state, weights, resize_ratio = _read_state(path), str(path.resolve()), 256 / 224
     return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}, weights, resize_ratio
@@ -84,7 +84,7 @@ def _download(named: Any) -> dict[str, Tensor]:
     except (URLError, OSError) as exc:
         raise WeightsError(
             f"cannot download {name} ({exc}); fetch {named.url} elsewhere and put it in {path.parent}, "
-            "or pass --weights FILE"
+            "or pass `weights`, a file"
         ) from exc
     except RuntimeError as exc:  # the hash of what came is wrong
         raise WeightsError(f"the download of {name} came damaged; run again") from exc

@@ -161,13 +161,13 @@ def _read_splits(
         }
     if captions is None:
         raise InputError(
-            "nothing says which image is in which split: pass --model, --captions with splits, or split lists"
+            "nothing says which image is in which split: pass `model`, `captions` with splits, or split lists"
         )
     annotations = read_annotations(captions, known_keys=store.keys)
     if not annotations.splits:
         raise InputError(
-            f"{captions}: names no splits; pass two or more of --train-list, --val-list and --test-list, "
-            "or the --model whose training drew them"
+            f"{captions}: names no splits; pass two or more of `train_list`, `val_list` and `test_list`, "
+            "or the `model` whose training drew them"
         )
     return {name: annotations.keys_of(name) for name in SPLIT_NAMES if annotations.keys_of(name)}
 
@@ -177,7 +177,7 @@ def _require_something_to_compare(places: Mapping[str, Places], config: LeakConf
     if len(with_images) < (1 if config.within else 2):
         raise InputError(
             f"nothing to compare: {features} has images of {f'{with_images[0]} alone' if with_images else 'no split'}; "
-            "name the splits' images by their paths in the store, and two splits or --within"
+            "name the splits' images by their paths in the store, and two splits or `within`"
         )
 
 

@@ -287,7 +287,7 @@ def test_a_foreign_hdf5_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_missing_store_names_the_command_that_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="captionmill extract IMAGES --output"):
+    with pytest.raises(StoreError, match="no such feature store; `captionmill extract` makes one"):
         FeatureStore.open(tmp_path / "f.h5")
 
 

@@ -152,7 +152,7 @@ def test_a_file_that_exists_is_replaced_only_with_overwrite(tmp_path: Path, outp
     (tmp_path / there).write_text("mine")
     with pytest.raises(InputError) as error:
         export_features(tmp_path / "f.h5", tmp_path / output)
-    assert str(error.value) == f"{tmp_path / there}: exists already; pass --overwrite to replace it"
+    assert str(error.value) == f"{tmp_path / there}: exists already; pass `overwrite` to replace it"
     assert (tmp_path / there).read_text() == "mine"
     assert names_in(tmp_path) == sorted({"f.h5", there})
     export_features(tmp_path / "f.h5", tmp_path / output, overwrite=True)

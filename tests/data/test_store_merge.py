@@ -236,7 +236,7 @@ def test_an_output_that_exists_is_replaced_only_with_overwrite(tmp_path: Path) -
     paths = write_shards(tmp_path, 2)
     with pytest.raises(StoreError) as error:
         merge_stores(paths, output)
-    assert str(error.value) == f"{output}: exists already; pass --overwrite to replace it"
+    assert str(error.value) == f"{output}: exists already; pass `overwrite` to replace it"
     assert output.read_bytes() == before
     merge_stores(paths, output, overwrite=True)
     assert FeatureStore.open(output).keys == KEYS

@@ -69,7 +69,7 @@ CPU_ONLY = {"gpus": (), "nvidia_driver": False, "torch_cuda": ""}
             {"cores": 2},
             "2 of the machine's 8 cores may be used: ask the container or the batch system for more",
         ),
-        ({"memory_bytes": 2_500_000_000}, "2.5 GB of memory: extract with --batch-size 8 if it runs out"),
+        ({"memory_bytes": 2_500_000_000}, "2.5 GB of memory: extract with `batch_size` 8 if it runs out"),
         ({"weights_here": False}, WEIGHTS_ADVICE),
         ({"java": False}, "pycocoevalcap is installed, Java is not: METEOR and SPICE need a Java on the PATH"),
     ],
@@ -94,7 +94,7 @@ def test_advice_on_rates_names_the_slower_part_and_says_when_they_were_disturbed
     ]
     on_cpu = replace(HEALTHY, gpus=(), nvidia_driver=False)
     assert advise(on_cpu, FAST) == [
-        "the network is slower than decoding: a GPU helps most, or more machines (extract --cluster, --shard)"
+        "the network is slower than decoding: a GPU or more machines help (extract with `cluster` or `shard`)"
     ]
     assert advise(replace(HEALTHY, load=12.5), FAST) == [
         "other programs keep the machine busy (load 12.5 on 8 cores): the rates above are lower than they could be"

@@ -74,7 +74,7 @@ def test_another_model_or_search_makes_the_table_anew(model: Path, photos: Path,
 def test_a_file_of_another_kind_is_not_replaced_unasked(model: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "captions.csv"
     output.write_text("image,caption\nred_0.png,my own words\n")
-    with pytest.raises(InputError, match=r"captions\.csv: no table of captions; pass --overwrite to replace it"):
+    with pytest.raises(InputError, match=r"captions\.csv: no table of captions; pass `overwrite` to replace it"):
         caption(photos, model, output)
     assert output.read_text() == "image,caption\nred_0.png,my own words\n"
     assert caption(photos, model, output, overwrite=True).made == 9
@@ -199,7 +199,7 @@ class TestSidecars:
     def test_need_images_that_are_files(self, model: Path, photos: Path, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "a.tar", "w") as tar:
             tar.add(photos / "red_0.png", "red_0.png")
-        with pytest.raises(InputError, match="--sidecar needs images that are files here"):
+        with pytest.raises(InputError, match="`sidecar` needs images that are files here"):
             caption(tmp_path / "a.tar", model, tmp_path / "t.csv", sidecar=".txt")
 
 

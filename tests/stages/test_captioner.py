@@ -78,7 +78,7 @@ def test_when_memory_runs_out_the_block_is_halved_and_no_caption_changes(
 def test_memory_that_does_not_hold_one_image_is_one_line(decoder: SmallMemoryDecoder, store: FeatureStore) -> None:
     decoder.capacity = 0
     with pytest.raises(
-        InputError, match=r"^not enough memory for one image: use a smaller --beam-size or --device cpu$"
+        InputError, match=r"^not enough memory for one image: use a smaller `beam_size` or `device` cpu$"
     ):
         list(decode_features(decoder, store, store.keys, VOCABULARY, SearchConfig()))
 

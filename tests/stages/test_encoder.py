@@ -155,7 +155,7 @@ def test_a_pickle_that_could_run_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_weights_file_says_what_may_be_passed(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"no such file; --weights takes imagenet1k_v1, imagenet1k_v2 or a \.pth"):
+    with pytest.raises(WeightsError, match=r"no such file; `weights` takes imagenet1k_v1, imagenet1k_v2 or a \.pth"):
         build_encoder(ExtractConfig(weights=str(tmp_path / "gone.pth")))
 
 
@@ -168,7 +168,7 @@ def test_without_a_network_the_error_says_which_file_goes_where(
         build_encoder(ExtractConfig())
     message = str(error.value)
     assert message.startswith("cannot download resnet50-0676ba61.pth")
-    assert f"put it in {tmp_path / 'checkpoints'}, or pass --weights FILE" in message
+    assert f"put it in {tmp_path / 'checkpoints'}, or pass `weights`, a file" in message
     assert "\n" not in message
 
 

@@ -156,13 +156,13 @@ def test_out_of_memory_halves_the_batch_and_goes_on_in_order(
     np.testing.assert_array_equal(encode(engine, pixels, 8), pixels[:, 0, 0, :])
     assert engine.batch_size == 2
     assert [record.getMessage() for record in caplog.records] == [
-        "not enough memory: going on with --batch-size 4",
-        "not enough memory: going on with --batch-size 2",
+        "not enough memory: continuing with `batch_size` 4",
+        "not enough memory: continuing with `batch_size` 2",
     ]
 
 
 def test_a_picture_too_large_for_the_device_is_a_one_line_error() -> None:
-    with pytest.raises(InputError, match="not enough memory for one picture: use a smaller --image-size"):
+    with pytest.raises(InputError, match="not enough memory for one image: use a smaller `image_size`"):
         encode(ScarceEngine(room=0, batch_size=4), make_pixels(4, side=8), 4)
 
 
@@ -196,14 +196,14 @@ def test_the_engine_is_chosen_for_the_machine(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert build_engine(encoder, config).description == "cpu torch float32"
     assert caplog.messages == ["openvino is not installed: torch runs the network, noticeably slower on a CPU"]
-    with pytest.raises(InputError, match="--engine openvino: the package is not installed"):
+    with pytest.raises(InputError, match="`engine` openvino: the package is not installed"):
         build_engine(encoder, replace(config, engine="openvino"))
 
 
 def test_openvino_is_refused_on_a_gpu(config: ExtractConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = build_encoder(config)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match="--engine openvino runs on the CPU"):
+    with pytest.raises(InputError, match="`engine` openvino runs on the CPU"):
         build_engine(encoder, replace(config, engine="openvino", device="cuda"))
 
 

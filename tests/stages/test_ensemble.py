@@ -163,7 +163,7 @@ def test_models_with_other_words_are_refused_with_the_first_difference(
         Captioner.load(models, device="cpu")
     assert str(caught.value) == (
         f"{models[0]} and {models[1]} have different vocabularies: {difference.format(*models)}; "
-        "train both on the same captions, splits and --min-count"
+        "train both on the same captions, splits and `min_count`"
     )
 
 

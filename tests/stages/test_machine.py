@@ -19,7 +19,7 @@ def test_a_gpu_that_is_left_unused_is_said_loudly(
         "scenes-resnet14", weights=str(thin_weights), preprocess="squash", image_size=32, device="cpu", engine="torch"
     )
     extract(photos, tmp_path / "f.h5", config)
-    assert "--device cpu leaves 2 CUDA device(s) unused" in caplog.messages
+    assert "`device` cpu leaves 2 CUDA device(s) unused" in caplog.messages
     assert unused_gpu_note("auto") is None
 
 

@@ -137,6 +137,6 @@ def test_processes_that_would_share_a_gpu_are_refused(device: str, gpus: int, mo
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    refused = f"2 processes were started here.* torch sees {gpus}; .*at most --nproc-per-node {gpus}"
+    refused = f"2 processes were started here.* torch sees {gpus}; .*start at most {gpus} processes"
     with pytest.raises(InputError, match=refused), join_world(device):
         pass
