@@ -7,6 +7,7 @@ import click
 
 from captionmill.pipeline.terminal.caption import caption
 from captionmill.pipeline.terminal.completion import completion
+from captionmill.pipeline.terminal.demo import demo
 from captionmill.pipeline.terminal.doctor import doctor
 from captionmill.pipeline.terminal.endings import ErrorGroup, listen_to_signals
 from captionmill.pipeline.terminal.evaluate import evaluate
@@ -14,10 +15,12 @@ from captionmill.pipeline.terminal.explain import explain
 from captionmill.pipeline.terminal.export import export
 from captionmill.pipeline.terminal.extract import extract
 from captionmill.pipeline.terminal.features import features
+from captionmill.pipeline.terminal.init import init
 from captionmill.pipeline.terminal.leaks import leaks
 from captionmill.pipeline.terminal.progress import EchoHandler
 from captionmill.pipeline.terminal.report import report
-from captionmill.pipeline.terminal.run import demo, init, run, status
+from captionmill.pipeline.terminal.run import run
+from captionmill.pipeline.terminal.status import status
 from captionmill.pipeline.terminal.train import train
 from captionmill.pipeline.terminal.vocabulary import vocabulary
 

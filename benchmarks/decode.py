@@ -19,11 +19,12 @@ import simplejpeg
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import center_crop, resize
 
+from captionmill.data.features.spec import Preprocess
 from captionmill.data.images.decode import Pixels, decode_pixels
 from captionmill.data.images.find import find_images
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.engine import build_engine
-from captionmill.stages.settings import ExtractConfig, Preprocess
+from captionmill.stages.settings import ExtractConfig
 
 Prepare = Callable[[bytes], Pixels]
 

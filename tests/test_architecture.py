@@ -42,6 +42,7 @@ ALLOWED[TERMINAL] |= {"pipeline/pages", "pipeline/captioning", "pipeline/plan", 
 ALLOWED[""] = {TERMINAL}
 MOST_MODULES = 12
 MOST_LINES, LEAST_LINES = 300, 20
+MOST_PARAMETERS = 9
 SHORT = ("data/progress",)  # a contract
 
 
@@ -105,6 +106,18 @@ def test_help_needs_no_heavy_import() -> None:
 def test_no_flat_room_but_the_terminal_has_more_than_twelve_modules() -> None:
     sizes = Counter(room_of(path) for path in CODE)
     assert {room: size for room, size in sizes.items() if size > MOST_MODULES and room != TERMINAL} == {}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_function_takes_more_than_nine_parameters(path: Path) -> None:
+    wrong = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            parameters = [one for one in ast.walk(node.args) if isinstance(one, ast.arg)]
+            count = len([one for one in parameters if one.arg not in ("self", "cls")])
+            if count > MOST_PARAMETERS:
+                wrong[node.name] = count
+    assert not wrong
 
 
 @pytest.mark.parametrize("path", CODE, ids=name_of)

@@ -1,13 +1,13 @@
 """What made a feature vector: the one thing that a feature store, and every model trained on it, is bound to."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from captionmill.data.errors import SpecMismatchError
 
 StoredDtype = Literal["float16", "float32"]
-PREPROCESSES = ("crop", "squash", "whole")
-VIEWS = ("one", "flip")
+Preprocess = Literal["crop", "squash", "whole"]
+Views = Literal["one", "flip"]
 _UNCOMPARED = ("weights",)  # two machines call the same weights differently, their hash is what counts
 
 
@@ -43,10 +43,9 @@ class FeatureSpec:
         for field in fields(cls):
             if type(getattr(spec, field.name)) is not field.type:
                 raise TypeError(f"{field.name} is {getattr(spec, field.name)!r}")
-        if spec.preprocess not in PREPROCESSES:
-            raise ValueError(f"preprocess is {spec.preprocess!r}, not one of {', '.join(PREPROCESSES)}")
-        if spec.views not in VIEWS:
-            raise ValueError(f"views is {spec.views!r}, not one of {', '.join(VIEWS)}")
+        for name, known in (("preprocess", get_args(Preprocess)), ("views", get_args(Views))):
+            if (value := getattr(spec, name)) not in known:
+                raise ValueError(f"{name} is {value!r}, not one of {', '.join(known)}")
         return spec
 
     def differences(self, other: "FeatureSpec") -> list[str]:

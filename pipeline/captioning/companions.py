@@ -4,7 +4,6 @@ Prepared before any work, so that what cannot be written is known at once; writt
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,33 +16,32 @@ from captionmill.data.urls import is_url
 from captionmill.pipeline.captioning.embedding import Embedding, EmbedSummary
 from captionmill.pipeline.captioning.sidecars import Sidecars
 from captionmill.pipeline.pages.gallery import write_gallery
+from captionmill.stages.settings import TableConfig
 
 EmbedInto = Path | Literal["images"]
-
-
-@dataclass(frozen=True)
-class CompanionConfig:
-    """Which of them are asked for."""
-
-    sidecar: str | None = None
-    """Ending of a text file beside each image."""
-    embed_into: EmbedInto | None = None
-    """A folder for copies of the images that hold their captions, or "images" to write into these themselves."""
-    gallery: Path | None = None
-    """A page of all pictures and captions."""
-    overwrite: bool = False
-    """Replace sidecars and descriptions that somebody else wrote."""
 
 
 class Companions:
     """Those of one table."""
 
     def __init__(
-        self, images: Path | str, found: Sequence[ImageFile], table: Path, store: Path, config: CompanionConfig
+        self,
+        images: Path | str,
+        found: Sequence[ImageFile],
+        table: Path,
+        store: Path,
+        config: TableConfig,
+        *,
+        embed_into: EmbedInto | None,
+        overwrite: bool,
     ) -> None:
-        """Of `found` under `images`, whose features are in `store`; InputError if one would overwrite another file."""
+        """Of `found` under `images`, whose features are in `store`; InputError if one would overwrite another file.
+
+        Captions go into copies of the images in the folder `embed_into`, or into these themselves. `overwrite` replaces
+        sidecars and descriptions that somebody else wrote.
+        """
         local = None if is_url(images) else Path(images)
-        self._found, self._table, self._config = found, table, config
+        self._found, self._table, self._config, self._overwrite = found, table, config, overwrite
         self._title = f"Captions of {local.resolve().name if local else images}"
         if config.gallery is not None:
             if config.gallery in (table, store):
@@ -53,9 +51,9 @@ class Companions:
         self._embedding: Embedding | None = None
         if config.sidecar is not None:
             others = [path for path in (store, local) if path]
-            self._sidecars = Sidecars(found, config.sidecar, table, others=others, overwrite=config.overwrite)
-        if config.embed_into is not None:
-            folder = None if config.embed_into == "images" else Path(config.embed_into)
+            self._sidecars = Sidecars(found, config.sidecar, table, others=others, overwrite=overwrite)
+        if embed_into is not None:
+            folder = None if embed_into == "images" else Path(embed_into)
             self._embedding = Embedding(images, found, folder)
 
     def write_gallery(self, *, workers: int, progress: Progress) -> None:
@@ -72,4 +70,4 @@ class Companions:
         """What became of the image files; None if captions are not to be written into them."""
         if self._embedding is None:
             return None
-        return self._embedding.write(read_captions(self._table), overwrite=self._config.overwrite, progress=progress)
+        return self._embedding.write(read_captions(self._table), overwrite=self._overwrite, progress=progress)

@@ -3,11 +3,12 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
-from captionmill.data.captions.table import CaptionRow, TableFormat, format_of, is_caption_table
+from captionmill.data.captions.table import CaptionRow, format_of, is_caption_table
 from captionmill.data.captions.update import update_captions
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import append_record
@@ -17,13 +18,13 @@ from captionmill.data.images.find import find_images
 from captionmill.data.model import bundle_digest
 from captionmill.data.progress import Progress, no_progress
 from captionmill.data.urls import is_url
-from captionmill.pipeline.captioning.companions import CompanionConfig, Companions, EmbedInto
+from captionmill.pipeline.captioning.companions import Companions, EmbedInto
 from captionmill.pipeline.captioning.embedding import EmbedSummary
 from captionmill.pipeline.captioning.flags import find_flags, usual_low_confidence
-from captionmill.pipeline.captioning.source import CaptionSource, extract_source, open_source
+from captionmill.pipeline.captioning.source import CacheConfig, CaptionSource, extract_source, open_source
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.encoding.loader import Failure
-from captionmill.stages.settings import ExtractConfig, SearchConfig
+from captionmill.stages.settings import SearchConfig, TableConfig
 
 _logger = logging.getLogger(__name__)
 
@@ -52,37 +53,27 @@ def caption_folder(
     images: Path | str,
     model: Path | Sequence[Path],
     output: Path,
-    *,
-    features: Path | None = None,
-    gallery: Path | None = None,
     search: SearchConfig = SearchConfig(),
-    low_confidence: float | None = None,
-    table_format: TableFormat | None = None,
-    machine: ExtractConfig = ExtractConfig(),
-    weights: Path | None = None,
-    sidecar: str | None = None,
+    *,
+    table: TableConfig = TableConfig(),
+    cache: CacheConfig = CacheConfig(),
     embed_into: EmbedInto | None = None,
-    overwrite: bool = False,
-    replace_made: bool = False,
+    overwrite: bool | Literal["made"] = False,
     progress: Progress = no_progress,
 ) -> FolderSummary:
     """Caption every image of `images`, as `extract` takes them, with `model` and write the table `output`.
 
     `images` may be a feature store: then its rows are captioned, and no image is opened. Several folders in `model`
     are an ensemble. Rows of an earlier table are kept if model, settings and image are what they were; a table that was
-    edited since is kept beside the new one. Captions less sure than `low_confidence` are flagged, by default those as
-    unsure as a tenth of the model's validation captions. The format is that of the suffix of `output`, CSV if it says
-    nothing.
+    edited since is kept beside the new one.
 
-    Features are cached in `features`, by default beside the table. The model knows its backbone and preprocessing; of
-    `machine` only batch size, workers, device and precision are used. `weights` says where the backbone's weights file
-    is now, if it was moved since the model was trained.
+    `table` is the table's format, which captions are flagged, and which files are written besides: a gallery, and a
+    text file beside each image. `embed_into` is a folder for copies of the images that hold their captions, or "images"
+    to write into these themselves. `cache` is where features are kept, and how those that it lacks are extracted.
 
-    `sidecar` is the ending of a text file to write beside each image. `embed_into` is a folder for copies of the images
-    that hold their captions, or "images" to write into these themselves. `gallery` is a page of all pictures and
-    captions to write as well. `replace_made` replaces what an earlier run made for something else: an `output` that is
-    no table of captions any more, a cache of other features than the model needs. `overwrite` replaces these whoever
-    made them, and sidecars and descriptions that somebody else wrote.
+    `overwrite` replaces an `output` that is no table of captions or was edited, a cache of other features than the
+    model needs, and sidecars and descriptions that somebody else wrote; "made" only an `output` and a cache that an
+    earlier run made for something else.
 
     Raises InputError if there is no image or none can be read (the table is written all the same), or `output` is
     another kind of file or named like one; WeightsError if the backbone's weights are not the model's,
@@ -91,34 +82,28 @@ def caption_folder(
     """
     started = time.monotonic()
     images = images if is_url(images) else Path(images)
-    table_format = table_format or format_of(output)
+    table = replace(table, format=table.format or format_of(output))
+    machine = cache.machine
     models = [model] if isinstance(model, Path) else list(model)
     captioner = Captioner.load(models, device=machine.device)
     companions: Companions | None = None
     if isinstance(images, Path) and images.is_file() and is_store_file(images):
-        if sidecar is not None or embed_into is not None or gallery is not None:
+        if table.sidecar is not None or embed_into is not None or table.gallery is not None:
             raise InputError(f"{images}: holds features and no images to write captions to; name the images themselves")
         require_other_file(output, images)
-        _require_replaceable(output, overwrite=overwrite or replace_made)
-        source = open_source(images, features, captioner.spec)
+        _require_replaceable(output, overwrite=bool(overwrite))
+        source = open_source(images, cache.features, captioner.spec)
     else:
         found = find_images(images)
-        store_path = features or cache_path_for(output)
+        store_path = cache.features or cache_path_for(output)
         require_other_file(output, images if isinstance(images, Path) else None, store_path)
         if store_path == output:
             raise InputError(f"{output}: cannot be the table and the cache of features at once")
-        _require_replaceable(output, overwrite=overwrite or replace_made)
-        wanted = CompanionConfig(sidecar, embed_into, gallery, overwrite=overwrite)
-        companions = Companions(images, found, output, store_path, wanted)
-        source = extract_source(
-            found,
-            store_path,
-            captioner.spec,
-            machine,
-            weights,
-            replaces=overwrite or replace_made,
-            progress=progress,
+        _require_replaceable(output, overwrite=bool(overwrite))
+        companions = Companions(
+            images, found, output, store_path, table, embed_into=embed_into, overwrite=overwrite is True
         )
+        source = extract_source(found, store_path, captioner.spec, cache, replaces=bool(overwrite), progress=progress)
     captioning_started = time.monotonic()
     made = _update_table(
         output,
@@ -126,9 +111,8 @@ def caption_folder(
         models,
         captioner,
         search=search,
-        low_confidence=low_confidence,
-        table_format=table_format,
-        keep_edited=not overwrite,
+        table=table,
+        keep_edited=overwrite is not True,
         progress=progress,
     )
     captioned = len(source.keys) - len(source.failures)
@@ -168,12 +152,12 @@ def _update_table(
     captioner: Captioner,
     *,
     search: SearchConfig,
-    low_confidence: float | None,
-    table_format: TableFormat,
+    table: TableConfig,
     keep_edited: bool,
     progress: Progress,
 ) -> int:
-    """Bring the table up to date; how many of its rows are made anew."""
+    """Bring the table up to date; how many of its rows were made."""
+    low_confidence = table.low_confidence
     if low_confidence is None:
         low_confidence = usual_low_confidence(captioner.bundles)
         if low_confidence is None:
@@ -191,7 +175,7 @@ def _update_table(
         source.row_sources(),
         made_with,
         make_rows,
-        table_format=table_format,
+        table_format=table.format or "csv",
         with_alternatives=search.alternatives > 0,
         keep_edited=keep_edited,
     )

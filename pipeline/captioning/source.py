@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,18 @@ from captionmill.stages.encoding.encoder import encoder_for_spec
 from captionmill.stages.encoding.extract import ExtractSummary, extract_images, find_missing
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.settings import ExtractConfig
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """The cache of features that images are captioned from, and how those that it lacks are extracted."""
+
+    features: Path | None = None
+    """Where it is; None is beside the table."""
+    weights: Path | None = None
+    """The file of the backbone's weights, if it was moved since the model was trained."""
+    machine: ExtractConfig = field(default_factory=ExtractConfig)
+    """Of these only `MACHINE_SETTINGS` count: the model knows its backbone and preprocessing."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +81,7 @@ def extract_source(
     found: Sequence[ImageFile],
     path: Path,
     spec: FeatureSpec,
-    machine: ExtractConfig,
-    weights: Path | None,
+    cache: CacheConfig,
     *,
     replaces: bool,
     progress: Progress,
@@ -79,7 +90,7 @@ def extract_source(
 
     Raises SpecMismatchError if it holds other features than `spec` says; with `replaces` it is made anew then.
     """
-    missing = len(found)
+    missing, machine = len(found), cache.machine
     replaced = False
     if store_exists(path):
         store = FeatureStore.open(path)
@@ -91,7 +102,7 @@ def extract_source(
             missing = len(find_missing(found, store))
     extraction = ExtractSummary(len(found), len(found), 0, (), engine="", duration_s=0.0)
     if missing:
-        encoder = encoder_for_spec(spec, machine, weights)
+        encoder = encoder_for_spec(spec, machine, cache.weights)
         if replaced:
             with lock_store(path):
                 delete_store(path)

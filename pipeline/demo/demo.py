@@ -14,7 +14,7 @@ from captionmill.pipeline.demo.scene_captions import Scene, describes
 from captionmill.pipeline.demo.scenes import draw_samples
 from captionmill.pipeline.pages.demo import PageEntry, write_page
 from captionmill.pipeline.plan.report import report_path_for
-from captionmill.pipeline.plan.run import TaskOutcome, run_pipeline
+from captionmill.pipeline.plan.run import RunEvents, TaskOutcome, run_pipeline
 from captionmill.stages.training.state import EpochResult
 
 PICTURES_DIR, HELD_OUT_DIR = "pictures", "held_out"
@@ -93,9 +93,8 @@ def run_demo(
     draw_samples(folder / PICTURES_DIR, picture_count, seed=_SEED, captions_path=folder / "references.csv")
     scenes = draw_samples(folder / HELD_OUT_DIR, held_out_count, seed=_SEED + 1)
     written: list[Path] = []
-    outcomes = run_pipeline(
-        plan_path, on_stage=on_stage, on_epoch=on_epoch, on_report=written.append, progress=progress
-    )
+    events = RunEvents(on_stage=on_stage, on_epoch=on_epoch, on_report=written.append)
+    outcomes = run_pipeline(plan_path, events=events, progress=progress)
     is_as_before = not any(outcome.summary for outcome in outcomes)
     rows = [row for row in read_captions(folder / CAPTIONS_NAME) if row.path in scenes]
     right = {row.path: describes(row.caption, scenes[row.path]) for row in rows}

@@ -3,11 +3,11 @@
 import os
 import shlex
 from collections.abc import Collection
-from dataclasses import fields
 from pathlib import Path
 
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, Job, TrainJob
-from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TableConfig, TrainConfig
+from captionmill.stages.fields import Configuration, settings_of
+from captionmill.stages.settings import MACHINE_SETTINGS
 
 
 def command_line(job: Job) -> str:
@@ -27,7 +27,7 @@ def command_line(job: Job) -> str:
             words += _options(job.search) + ([] if job.device == "auto" else ["--device", job.device])
         case CaptionJob():
             words = [show_path(job.images), *_models(job.models), *_path_option("--output", job.output)]
-            words += _path_option("--gallery", job.gallery) + _options(job.table)
+            words += _options(job.table)
             words += _options(job.search) + _options(job.machine, MACHINE_SETTINGS)
     return shlex.join(["captionmill", job.kind, *words])
 
@@ -48,15 +48,21 @@ def _models(models: tuple[Path, ...]) -> list[str]:
     return [word for model in models for word in _path_option("--model", model)]
 
 
-def _options(
-    config: ExtractConfig | TrainConfig | SearchConfig | TableConfig, names: Collection[str] | None = None
-) -> list[str]:
-    """The settings, of all or of `names`, that differ from their defaults, as options."""
+def _options(config: Configuration, names: Collection[str] = ()) -> list[str]:
+    """The settings, all or those called `names`, that differ from their defaults, as options."""
     words = []
-    for field in fields(config):
-        value = getattr(config, field.name)
-        is_chosen = names is None or field.name in names
-        if is_chosen and value != field.default and not isinstance(value, SearchConfig):
-            option = field.name.replace("_", "-")
-            words += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
+    for name, setting in settings_of(type(config)).items():
+        value = getattr(config, name)
+        if value == setting.default or (names and name not in names):
+            continue
+        option = name.replace("_", "-")
+        if setting.type.kind is bool:
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            values = value if setting.type.is_list else [value]
+            words += [word for one in values for word in (f"--{option}", _show(one))]
     return words
+
+
+def _show(value: object) -> str:
+    return show_path(value) if isinstance(value, Path) else str(value)

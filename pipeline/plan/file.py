@@ -7,17 +7,15 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from captionmill.data.errors import PipelineError, SettingError
 from captionmill.data.urls import is_url
-from captionmill.stages.settings import ExtractConfig, SearchConfig, TableConfig, TrainConfig
+from captionmill.stages.fields import Configuration, Setting, settings_of
 
-Config = TypeVar("Config", ExtractConfig, TrainConfig, SearchConfig, TableConfig)
+Config = TypeVar("Config", bound=Configuration)
 GRID = "grid"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-_WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text in quotes"}
 
 
 class PlanFile:
@@ -49,7 +47,7 @@ class PlanFile:
             return []
         if not isinstance(table, dict):
             hint = f"for several, write [{kind}.NAME] for each" if isinstance(table, list) else f"write [{kind}]"
-            raise self.error([kind], f"`{kind}` is to be a table: {hint}")
+            raise self.error([kind], f"`{kind}` must be a table: {hint}")
         named = {name: values for name, values in table.items() if isinstance(values, dict) and name != GRID}
         shared = {name: values for name, values in table.items() if name not in named}
         if not named:
@@ -101,7 +99,7 @@ class Section:
         value = self.take(key)
         values = [] if value is None else value if isinstance(value, list) else [value]
         if not all(isinstance(item, str) for item in values):
-            raise self._wrong(key, value, "a text in quotes, or a list of such")
+            raise self._wrong(key, value, "a text in quotes, or a list of texts")
         return values
 
     def path(self, key: str, default: str | None = None) -> Path:
@@ -137,19 +135,19 @@ class Section:
             raise self._wrong(key, value, "one of " + ", ".join(choices))
         return str(choices[0] if value is None else value)
 
-    def grid(self, kind: type[TrainConfig]) -> dict[str, list[Any]]:
+    def grid(self, kind: type[Configuration]) -> dict[str, list[Any]]:
         """The lists of the table's own [grid]: for each setting of `kind` the values to try."""
         table = self.take(GRID) or {}
         if not isinstance(table, dict):
             raise self._wrong(GRID, table, f"a table, [{'.'.join([*self._place, GRID])}]")
-        hints = setting_types(kind)
+        known = settings_of(kind)
         for key, values in table.items():
-            if key not in hints:
-                raise self.error(f"{GRID}.{key}", f"{GRID} has no key `{key}`{_nearest(key, [*hints])}")
+            if key not in known:
+                raise self.error(f"{GRID}.{key}", f"{GRID} has no key `{key}`{_nearest(key, [*known])}")
             if not isinstance(values, list) or not values:
-                raise self.error(f"{GRID}.{key}", f"{GRID}.{key} = {_show(values)}: is to be a list of values to try")
+                raise self._wrong(f"{GRID}.{key}", values, "a list of values to try")
         return {
-            key: [self._convert(f"{GRID}.{key}", value, hints[key]) for value in values]
+            key: [self._convert(f"{GRID}.{key}", value, known[key]) for value in values]
             for key, values in table.items()
         }
 
@@ -158,12 +156,11 @@ class Section:
 
         Without `names` whatever is left and is no setting is an error.
         """
-        known: dict[str, Any] = setting_types(type(base))
-        hints = {name: hint for name, hint in known.items() if names is None or name in names}
-        self._known += hints
+        known = {name: one for name, one in settings_of(type(base)).items() if names is None or name in names}
+        self._known += known
         if names is None:
             self._refuse_unknown()
-        values = {key: self._convert(key, self._left.pop(key), hints[key]) for key in list(self._left) if key in hints}
+        values = {key: self._convert(key, self._left.pop(key), known[key]) for key in list(self._left) if key in known}
         if "weights" in values and (file := self.resolve(values["weights"])).is_file():
             values["weights"] = str(file)
         return self.changed(base, values)
@@ -180,35 +177,26 @@ class Section:
             if key not in self._known:
                 raise self.error(key, f"has no key `{key}`{_nearest(key, self._known)}")
 
-    def _convert(self, key: str, value: Any, hint: Any) -> Any:
-        if (key, value) == ("workers", "auto"):  # as the option has it
-            return 0
-        if get_origin(hint) in (Union, UnionType):
-            (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)  # a setting that can be left out
-        if get_origin(hint) is Literal:
-            if value not in get_args(hint):
-                raise self._wrong(key, value, "one of " + ", ".join(map(str, get_args(hint))))
-            return value
-        if get_origin(hint) is tuple:
-            if not isinstance(value, list):
-                raise self._wrong(key, value, "a list")
-            return tuple(self._convert(key, item, get_args(hint)[0]) for item in value)
-        if hint is Path:
-            return self.resolve(self._convert(key, value, str))
-        if hint is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if type(value) is not hint:
-            several = f"; to try several, write them in [{'.'.join([*self._place, GRID])}]"
-            raise self._wrong(key, value, _WANTED[hint] + (several if isinstance(value, list) else ""))
-        return value
+    def _convert(self, key: str, value: Any, setting: Setting) -> Any:
+        """The value of a TOML file as `setting` keeps it; paths start at the file's folder."""
+        try:
+            if isinstance(value, list) and setting.type.is_list:
+                return setting.accept([self._read(item, setting) for item in value])
+            return setting.accept(self._read(value, setting))
+        except SettingError as exc:
+            several = isinstance(value, list) and not setting.type.is_list
+            hint = f"; to try several, write them in [{'.'.join([*self._place, GRID])}]" if several else ""
+            raise self.error(key, f"{exc}{hint}") from exc
+
+    def _read(self, value: Any, setting: Setting) -> Any:
+        if isinstance(value, str):
+            is_path = setting.type.kind is Path and not is_url(value)
+            return self.resolve(value) if is_path else setting.words.get(value, value)
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        return float(value) if is_whole and setting.type.kind is float else value
 
     def _wrong(self, key: str, value: object, wanted: str) -> PipelineError:
-        return self.error(key, f"{key} = {_show(value)}: is to be {wanted}")
-
-
-def setting_types(kind: type[Config]) -> dict[str, Any]:
-    """The settings of `kind` that a table can hold, with their types."""
-    return {name: hint for name, hint in get_type_hints(kind).items() if hint is not SearchConfig}
+        return self.error(key, f"{key} = {_show(value)}: must be {wanted}")
 
 
 def refuse_unknown_tables(file: PlanFile, known: Sequence[str]) -> None:

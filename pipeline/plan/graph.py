@@ -112,12 +112,10 @@ class Graph:
 def _require_own_galleries(tasks: Sequence[Task], by_output: Mapping[Path, Task]) -> None:
     writers = dict(by_output)
     for task in tasks:
-        if isinstance(task.job, CaptionJob) and task.job.gallery:
-            if other := writers.get(task.job.gallery):
-                raise PipelineError(
-                    f"{other.id} and {task.id} both write {task.job.gallery}; give one another `gallery`"
-                )
-            writers[task.job.gallery] = task
+        if isinstance(task.job, CaptionJob) and (gallery := task.job.table.gallery):
+            if other := writers.get(gallery):
+                raise PipelineError(f"{other.id} and {task.id} both write {gallery}; give one another `gallery`")
+            writers[gallery] = task
 
 
 def _needs(task: Task, by_output: dict[Path, Task]) -> list[Task]:

@@ -27,8 +27,6 @@ class ExtractJob:
     images: Path | str
     output: Path
     config: ExtractConfig
-    failures_name: str | None = None
-    """Name of the table of failures where several stores share a folder."""
 
     def settings(self) -> dict[str, Any]:
         """What makes a row; how the machine runs the network does not."""
@@ -117,14 +115,13 @@ class CaptionJob:
     several: Several = "best"
     machine: ExtractConfig = field(default_factory=ExtractConfig)
     """Of these only `MACHINE_SETTINGS` count."""
-    gallery: Path | None = None
-    """A page of all pictures and captions."""
     table: TableConfig = field(default_factory=TableConfig)
 
     def settings(self) -> dict[str, Any]:
         """All that changes the captions and their table, and what is written besides."""
-        gallery = Path(os.path.relpath(self.gallery, self.output.parent)).as_posix() if self.gallery else None
-        beside = {name: value for name, value in (("gallery", gallery), ("sidecar", self.table.sidecar)) if value}
+        gallery, sidecar = self.table.gallery, self.table.sidecar
+        where = Path(os.path.relpath(gallery, self.output.parent)).as_posix() if gallery else None
+        beside = {name: value for name, value in (("gallery", where), ("sidecar", sidecar)) if value}
         return asdict(self.search) | _several(self.models, self.several) | self._rows(self.table) | beside
 
     def default_settings(self) -> dict[str, Any]:

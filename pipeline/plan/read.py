@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -13,9 +13,9 @@ from captionmill.pipeline.captioning.sidecars import is_sidecar_suffix
 from captionmill.pipeline.plan.file import PlanFile, Section, refuse_unknown_tables, unknown_name
 from captionmill.pipeline.plan.graph import Graph, Task
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, Several, TrainJob
+from captionmill.stages.fields import settings_of
 from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TableConfig, TrainConfig
 
-TABLE_SETTINGS = tuple(field.name for field in fields(TableConfig))
 KINDS = ("extract", "train", "evaluate", "caption")
 Value = TypeVar("Value")
 
@@ -55,8 +55,8 @@ def read_plan(path: Path) -> Graph:
 def _read_extract(section: Section, *, several: bool) -> ExtractJob:
     images = section.images("images")
     output = section.path("output", f"features/{section.name}.h5" if section.name else "features.h5")
-    failures_name = f"{output.stem}.failures.csv" if several else None
-    return ExtractJob(images, output, section.settings(ExtractConfig()), failures_name)
+    config = section.settings(ExtractConfig())
+    return ExtractJob(images, output, replace(config, own_failures=several or config.own_failures))
 
 
 def _read_train(section: Section, extractions: Sequence[Task]) -> list[Task]:
@@ -116,9 +116,11 @@ def _read_evaluate(section: Section, extractions: Sequence[Task], trainings: Seq
 def _read_caption(section: Section, extractions: Sequence[Task], trainings: Sequence[Task]) -> Task:
     images, models = section.images("images"), _read_models(section, trainings)
     several = cast(Several, section.choice("several", ("best", "ensemble")))
-    gallery, table = section.optional_path("gallery"), section.settings(TableConfig(), TABLE_SETTINGS)
+    table = section.settings(TableConfig(), [*settings_of(TableConfig)])
     if table.sidecar is not None and not is_sidecar_suffix(table.sidecar):
-        raise section.error("sidecar", f"sidecar = {table.sidecar!r}: is to be the ending of a text file, such as .txt")
+        raise section.error(
+            "sidecar", f"`sidecar` must be the ending of a text file, such as .txt, not {table.sidecar!r}"
+        )
     suffix = f".{table.format or 'csv'}"
     output = section.path("output", _default_output("captions", section.name, suffix, is_folder=False))
     if table.format is None:
@@ -131,7 +133,7 @@ def _read_caption(section: Section, extractions: Sequence[Task], trainings: Sequ
     used = {name: getattr(made_by[0], name) for name in MACHINE_SETTINGS} if made_by else {}
     machine = section.settings(section.changed(ExtractConfig(), used), MACHINE_SETTINGS)
     paths = tuple(model.path for model in models)
-    job = CaptionJob(images, paths, output, section.settings(SearchConfig()), several, machine, gallery, table)
+    job = CaptionJob(images, paths, output, section.settings(SearchConfig()), several, machine, table)
     return Task(section.name, job)
 
 

@@ -46,12 +46,28 @@ class TaskOutcome:
     missing: tuple[str, ...] = ()
     """The tasks that it needs and that failed or were not run, for which reason it was not run."""
     warnings: tuple[str, ...] = ()
-    """What it told while it ran aside."""
+    """Its warnings, if it ran aside."""
 
     @property
     def is_made(self) -> bool:
         """Whether the output is there as the plan wants it."""
         return not self.error and not self.missing
+
+
+@dataclass(frozen=True)
+class RunEvents:
+    """What is called while a pipeline runs."""
+
+    on_stage: Callable[[str, str], None] = lambda task, command: None
+    """With the id of each task that runs, and the command that does the same by hand."""
+    on_outcome: Callable[[TaskOutcome], None] = lambda outcome: None
+    """With each task that has ended."""
+    on_splits: "Callable[[Splits], None]" = lambda splits: None
+    """With the images of each training that runs in this process."""
+    on_epoch: "Callable[[EpochResult], None]" = lambda result: None
+    """With each epoch of these."""
+    on_report: Callable[[Path], None] = lambda path: None
+    """With the path of the report of all outputs, written after each run that made something."""
 
 
 def run_pipeline(
@@ -60,20 +76,14 @@ def run_pipeline(
     jobs: int = 1,
     cluster: str | None = None,
     start: str | None = None,
-    on_stage: Callable[[str, str], None] = lambda task, command: None,
-    on_outcome: Callable[[TaskOutcome], None] = lambda outcome: None,
-    on_splits: "Callable[[Splits], None]" = lambda splits: None,
-    on_epoch: "Callable[[EpochResult], None]" = lambda result: None,
-    on_report: Callable[[Path], None] = lambda path: None,
+    events: RunEvents = RunEvents(),
     progress: "Progress | None" = None,
 ) -> list[TaskOutcome]:
     """Run the tasks that the TOML file `plan_path` describes; those whose output is up to date are skipped.
 
     `jobs` processes, or those of a `cluster` (as for `open_spread`), do independent tasks side by side, and an
     extraction together. `start` names tasks as `Graph.find` takes them: these and what depends on them are run in any
-    case. `on_stage` hears the id of each task that runs and the command that does the same by hand, `on_outcome` each
-    task that is done with; `on_report` hears where the report of all outputs is, if it was
-    written, as after each run that made something; the others hear of tasks that run in this process alone.
+    case.
 
     Raises PipelineError for a file that cannot be understood or that another process runs, and, when all that can be
     made is made, for tasks that failed; ClusterError if processes keep dying.
@@ -88,14 +98,12 @@ def run_pipeline(
             from captionmill.pipeline.plan.work import Listeners
 
             stop_path = plan_path.absolute().with_name(f".{plan_path.stem}.stop")
-            listeners = Listeners(on_splits, on_epoch, progress or no_progress)
+            listeners = Listeners(events.on_splits, events.on_epoch, progress or no_progress)
             return stack.enter_context(open_crew(0 if cluster else jobs, cluster, stop_path, listeners))
 
-        outcomes = _Run(
-            graph, Workspace(plan_path), forced, hire, on_stage=on_stage, on_outcome=on_outcome
-        ).to_the_end()
+        outcomes = _Run(graph, Workspace(plan_path), forced, hire, events).to_the_end()
         if any(outcome.summary for outcome in outcomes) or not report_path_for(plan_path).exists():
-            _write_report(plan_path, outcomes, on_report)
+            _write_report(plan_path, outcomes, events.on_report)
     require_made(plan_path, outcomes)
     return outcomes
 
@@ -129,12 +137,10 @@ class _Run:
         workspace: Workspace,
         forced: frozenset[str],
         hire: "Callable[[], Crew]",
-        *,
-        on_stage: Callable[[str, str], None],
-        on_outcome: Callable[[TaskOutcome], None],
+        events: RunEvents,
     ) -> None:
         self._graph, self._workspace, self._forced = graph, workspace, forced
-        self._hire, self._on_stage, self._on_outcome = hire, on_stage, on_outcome
+        self._hire, self._events = hire, events
         self._crew: Crew | None = None
         self._waiting = list(graph.tasks)
         self._ready: dict[str, Standing] = {}
@@ -198,7 +204,7 @@ class _Run:
 
         standing = self._ready.pop(task.id)
         replaces = _replaces(standing, forced=task.id in self._forced)
-        self._on_stage(task.id, self._commands[task.id])
+        self._events.on_stage(task.id, self._commands[task.id])
         self._workspace.begin(task.id, task.output, standing.ingredients, replaces=replaces)
         self._begun[task.id] = standing
         return JobCall(task, replaces)
@@ -219,7 +225,7 @@ class _Run:
 
     def _settle(self, outcome: TaskOutcome) -> None:
         self._outcomes[outcome.task.id] = outcome
-        self._on_outcome(outcome)
+        self._events.on_outcome(outcome)
 
 
 def _require_ours(standing: Standing) -> None:

@@ -139,7 +139,8 @@ def _missing_companions(job: Job) -> list[str]:
     """What is not there any more of the files that a job makes besides its output, which is up to date."""
     if not isinstance(job, CaptionJob):
         return []
-    missing = [f"{job.gallery.name} is not there"] if job.gallery and not job.gallery.exists() else []
+    gallery = job.table.gallery
+    missing = [f"{gallery.name} is not there"] if gallery and not gallery.exists() else []
     if job.table.sidecar and (count := count_missing(job.images, job.table.sidecar, job.output)):
         missing.append(f"{count} sidecar{'s are' if count > 1 else ' is'} not there")
     return missing

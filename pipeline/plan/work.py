@@ -9,10 +9,12 @@ from captionmill.data.errors import UnfinishedRunError
 from captionmill.data.progress import Progress, no_progress
 from captionmill.pipeline import summaries
 from captionmill.pipeline.captioning.folder import FolderSummary, caption_folder
+from captionmill.pipeline.captioning.source import CacheConfig
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, Job, TrainJob, with_chosen_models
 from captionmill.stages.encoding.extract import ExtractSummary, extract
 from captionmill.stages.encoding.spread import Spread
 from captionmill.stages.scoring.evaluate import Evaluation, evaluate
+from captionmill.stages.settings import EvaluateConfig
 from captionmill.stages.training.state import EpochResult
 from captionmill.stages.training.train import TrainSummary, train
 
@@ -44,7 +46,6 @@ def do_job(
                 job.output,
                 job.config,
                 overwrite=replaces,
-                failures_name=job.failures_name,
                 spread=spread,
                 progress=progress,
             )
@@ -70,10 +71,9 @@ def do_job(
                 job.features,
                 job.models,
                 job.captions,
+                EvaluateConfig(device=job.device, search=job.search),
                 image_list=job.image_list,
                 output=job.output,
-                search=job.search,
-                device=job.device,
                 progress=progress,
             )
         case CaptionJob():
@@ -81,13 +81,10 @@ def do_job(
                 job.images,
                 job.models,
                 job.output,
-                gallery=job.gallery,
-                search=job.search,
-                low_confidence=job.table.low_confidence,
-                table_format=job.table.format,
-                machine=job.machine,
-                sidecar=job.table.sidecar,
-                replace_made=replaces,
+                job.search,
+                table=job.table,
+                cache=CacheConfig(machine=job.machine),
+                overwrite="made" if replaces else False,
                 progress=progress,
             )
 

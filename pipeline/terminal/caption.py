@@ -8,38 +8,29 @@ import click
 from captionmill.pipeline import summaries
 from captionmill.pipeline.terminal.options import (
     ANY_OR_URL,
-    FILE,
     FILE_PATH,
     FOLDER_PATH,
     machine_options,
     models_option,
+    moved_weights_option,
     quiet_option,
     search_options,
-    setting,
+    setting_options,
     take_settings,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
-from captionmill.stages.settings import ExtractConfig, SearchConfig, TableConfig
+from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TableConfig
 
 
 @click.command()
 @click.argument("images", type=ANY_OR_URL)
 @models_option
 @click.option("--output", type=FILE_PATH, required=True, help="Table to write.")
-@setting(TableConfig, "format", "Of the table.  [default: by the suffix of OUTPUT, else csv]")
+@setting_options(TableConfig)
 @click.option("--features", type=FILE_PATH, help="Cache of the features.  [default: OUTPUT with .features.h5]")
-@click.option("--gallery", type=FILE_PATH, help="Page to write as well: every picture with its caption (HTML).")
-@click.option("--weights", type=FILE, help="The backbone's weights file, if it was moved since training.")
+@moved_weights_option
 @search_options
-@setting(
-    TableConfig,
-    "low_confidence",
-    "Flag captions less sure than this.  [default: what a tenth of the model's validation captions are below]",
-)
 @machine_options
-@setting(
-    TableConfig, "sidecar", "Write each caption beside its image too, such as .txt: a.jpg, a.txt.", metavar="SUFFIX"
-)
 @click.option(
     "--embed-metadata", is_flag=True, help="Write each caption into a copy of its image, as XMP and IPTC description."
 )
@@ -49,23 +40,10 @@ from captionmill.stages.settings import ExtractConfig, SearchConfig, TableConfig
     "--overwrite",
     is_flag=True,
     help="Replace an OUTPUT that is no table of captions or was edited, a cache of other features than the model "
-    "needs, and others' sidecars and descriptions.",
+    "needs, and sidecars and descriptions that somebody else wrote.",
 )
 @quiet_option
-def caption(
-    images: Path | str,
-    models: tuple[Path, ...],
-    output: Path,
-    features: Path | None,
-    gallery: Path | None,
-    weights: Path | None,
-    embed_metadata: bool,
-    copies: Path | None,
-    in_place: bool,
-    overwrite: bool,
-    quiet: bool,
-    **settings: Any,
-) -> None:
+def caption(images: Path | str, models: tuple[Path, ...], output: Path, quiet: bool, **options: Any) -> None:
     """Caption each image of IMAGES to a table: a folder, a list of paths, a .tar, or a URL, as for `extract`.
 
     A feature store as IMAGES has its rows captioned. Columns: path, caption, confidence (0 to 1), flags (cut, repeated,
@@ -76,28 +54,21 @@ def caption(
     Example: captionmill caption photos --model model --output captions.csv
     """
     from captionmill.pipeline.captioning.folder import caption_folder
+    from captionmill.pipeline.captioning.source import CacheConfig
 
-    search, table = take_settings(SearchConfig, settings), take_settings(TableConfig, settings)
-    if (in_place or copies is not None) and not embed_metadata:
-        raise click.UsageError("--in-place and --copies belong to --embed-metadata")
-    if in_place and copies is not None:
-        raise click.UsageError("--in-place makes no copies: leave out one of --in-place and --copies")
-    embed_into: Path | Literal["images"] | None = None
-    if embed_metadata:
-        embed_into = "images" if in_place else copies or output.with_suffix(".images")
+    search, table = take_settings(SearchConfig, options), take_settings(TableConfig, options)
+    machine = take_settings(ExtractConfig, options, *MACHINE_SETTINGS)
+    cache = CacheConfig(options.pop("features"), options.pop("weights"), machine)
+    overwrite = options.pop("overwrite")
+    embed_into = _embed_into(output, **options)
     with ProgressBars(quiet=quiet) as progress:
         summary = caption_folder(
             images,
             models,
             output,
-            features=features,
-            gallery=gallery,
-            search=search,
-            low_confidence=table.low_confidence,
-            table_format=table.format,
-            machine=ExtractConfig(**settings),
-            weights=weights,
-            sidecar=table.sidecar,
+            search,
+            table=table,
+            cache=cache,
             embed_into=embed_into,
             overwrite=overwrite,
             progress=progress,
@@ -105,5 +76,18 @@ def caption(
     click.echo(f"{output}: {summaries.folder_line(summary)}")
     for line in summaries.written_lines(summary):
         click.echo(line)
-    if gallery is not None:
-        click.echo(f"{gallery}: the gallery, open it in a browser")
+    if table.gallery is not None:
+        click.echo(f"{table.gallery}: the gallery, open it in a browser")
+
+
+def _embed_into(
+    output: Path, *, embed_metadata: bool, copies: Path | None, in_place: bool
+) -> Path | Literal["images"] | None:
+    """Where images that hold their captions go: a folder of copies, the images themselves, or nowhere."""
+    if (in_place or copies is not None) and not embed_metadata:
+        raise click.UsageError("--in-place and --copies belong to --embed-metadata")
+    if in_place and copies is not None:
+        raise click.UsageError("--in-place makes no copies: leave out one of --in-place and --copies")
+    if not embed_metadata:
+        return None
+    return "images" if in_place else copies or output.with_suffix(".images")

@@ -1,5 +1,6 @@
 """`captionmill evaluate`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,52 +11,39 @@ from captionmill.pipeline.terminal.options import (
     FILE,
     FILE_PATH,
     FOLDER_PATH,
-    device_option,
+    captions_option,
     models_option,
     quiet_option,
     search_options,
-    setting,
+    setting_options,
     take_settings,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.words import show_list
-from captionmill.stages.settings import BootstrapConfig, SearchConfig
+from captionmill.stages.settings import BootstrapConfig, EvaluateConfig, SearchConfig
 
 
 @click.command()
 @click.argument("features", type=FILE_PATH)
 @models_option
-@click.option("--captions", type=FILE, required=True, help="Reference captions, in any format that `train` reads.")
+@captions_option
 @click.option(
     "--list",
     "image_list",
     type=FILE,
-    help="Images to score, one a line.  [default: the test split, else all the model has not seen]",
+    help="Images to score, one per line.  [default: the test split, else all that the model has not seen]",
 )
-@click.option("--output", type=FILE_PATH, help="Scores and captions as JSON.")
+@click.option("--output", type=FILE_PATH, help="File for scores and captions (JSON).")
 @click.option("--per-image", type=FILE_PATH, help="Table of each image's caption, scores and traits (CSV).")
 @click.option(
     "--against", metavar="MODEL", type=FOLDER_PATH, help="Another model for the same images; show the differences."
 )
-@click.option("--java-metrics", is_flag=True, help="METEOR and SPICE too; needs Java and captionmill[java].")
-@setting(BootstrapConfig, "resamples", "Times the images are drawn anew for the 95 % intervals.")
+@setting_options(EvaluateConfig, "java_metrics")
+@setting_options(BootstrapConfig, "resamples")
 @search_options
-@device_option
+@setting_options(EvaluateConfig, "device")
 @quiet_option
-def evaluate(
-    features: Path,
-    models: tuple[Path, ...],
-    captions: Path,
-    image_list: Path | None,
-    output: Path | None,
-    per_image: Path | None,
-    against: Path | None,
-    java_metrics: bool,
-    resamples: int,
-    device: str,
-    quiet: bool,
-    **settings: Any,
-) -> None:
+def evaluate(features: Path, models: tuple[Path, ...], captions: Path, quiet: bool, **options: Any) -> None:
     """Caption images of the feature store FEATURES and score the captions against all references.
 
     Each score comes with its 95 % bootstrap interval over the images. Columns of --per-image: key, caption, confidence,
@@ -67,22 +55,11 @@ def evaluate(
     """
     from captionmill.stages.scoring.evaluate import evaluate
 
-    search = take_settings(SearchConfig, settings)
+    search = take_settings(SearchConfig, options)
+    bootstrap = replace(take_settings(BootstrapConfig, options, "resamples"), seed=search.seed)
+    config = replace(take_settings(EvaluateConfig, options), search=search, bootstrap=bootstrap)
     with ProgressBars(quiet=quiet) as progress:
-        evaluation = evaluate(
-            features,
-            models,
-            captions,
-            image_list=image_list,
-            output=output,
-            per_image=per_image,
-            against=against,
-            java_metrics=java_metrics,
-            bootstrap=BootstrapConfig(resamples=resamples, seed=search.seed),
-            search=search,
-            device=device,
-            progress=progress,
-        )
+        evaluation = evaluate(features, models, captions, config, progress=progress, **options)
     click.echo(summaries.score_table(evaluation))
     for line in evaluation.left_out:
         click.echo(f"Note: {line}", err=True)

@@ -8,12 +8,16 @@ import click
 from captionmill.pipeline.terminal.options import (
     FILE,
     FILE_PATH,
-    device_option,
     log_format_option,
     models_option,
-    setting,
+    moved_weights_option,
+    setting_options,
+    take_settings,
 )
 from captionmill.stages.settings import ExtractConfig, SearchConfig
+
+_SEARCH = ("beam_size", "length_penalty", "max_length")
+_MACHINE = ("device", "engine", "precision")
 
 
 @click.command()
@@ -25,27 +29,11 @@ from captionmill.stages.settings import ExtractConfig, SearchConfig
     "--features", type=FILE_PATH, help="Take the numbers from this store; IMAGE may then be a key without a file."
 )
 @click.option("--key", help="What IMAGE is called in these two.  [default: the end of its path that is a key]")
-@click.option("--weights", type=FILE, help="The backbone's weights file, if it was moved since training.")
-@setting(SearchConfig, "beam_size", "Captions kept at each step; 1 is greedy search.")
-@setting(SearchConfig, "length_penalty", "Power of a caption's length that divides its score; 0 favours short ones.")
-@setting(SearchConfig, "max_length", "Words a caption at most.")
-@device_option
-@setting(ExtractConfig, "engine", "What runs the network; auto is openvino on a CPU where it is installed.")
-@setting(ExtractConfig, "precision", "Arithmetic of the network.")
+@moved_weights_option
+@setting_options(SearchConfig, *_SEARCH)
+@setting_options(ExtractConfig, *_MACHINE)
 @log_format_option
-def explain(
-    image: Path,
-    models: tuple[Path, ...],
-    output: Path | None,
-    captions: Path | None,
-    features: Path | None,
-    key: str | None,
-    weights: Path | None,
-    beam_size: int,
-    length_penalty: float,
-    max_length: int,
-    **machine: Any,
-) -> None:
+def explain(image: Path, models: tuple[Path, ...], output: Path | None, **options: Any) -> None:
     """Show how the picture IMAGE becomes its caption, with the network's own numbers at each step.
 
     The 2048 numbers, the first state, the ten best words of each step with index, score and probability, the beam as a
@@ -56,17 +44,8 @@ def explain(
     from captionmill.pipeline.explain import explain_picture
     from captionmill.pipeline.terminal.texts import render_text
 
-    explained = explain_picture(
-        image,
-        models,
-        output=output,
-        features=features,
-        captions=captions,
-        key=key,
-        search=SearchConfig(beam_size=beam_size, length_penalty=length_penalty, max_length=max_length),
-        machine=ExtractConfig(**machine),
-        weights=weights,
-    )
+    search, machine = take_settings(SearchConfig, options, *_SEARCH), take_settings(ExtractConfig, options, *_MACHINE)
+    explained = explain_picture(image, models, output=output, search=search, machine=machine, **options)
     if output:
         click.echo(f"{output}: {explained.caption} (confidence {explained.explanation.caption.confidence:.4f})")
     else:

@@ -1,11 +1,20 @@
 """`captionmill leaks`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from captionmill.pipeline import summaries
-from captionmill.pipeline.terminal.options import FILE, FILE_PATH, FOLDER_PATH, device_option, quiet_option, setting
+from captionmill.pipeline.terminal.options import (
+    FILE,
+    FILE_PATH,
+    FOLDER_PATH,
+    device_option,
+    quiet_option,
+    setting_options,
+    take_settings,
+)
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.words import show_count, show_list
 from captionmill.stages.settings import LeakConfig
@@ -15,27 +24,14 @@ from captionmill.stages.settings import LeakConfig
 @click.argument("features", type=FILE_PATH)
 @click.option("--model", type=FOLDER_PATH, help="Model whose splits are meant, those that `train` drew included.")
 @click.option("--captions", type=FILE, help="Captions file that names splits; not needed with lists.")
-@click.option("--train-list", type=FILE, help="Images of the split train, one a line.")
-@click.option("--val-list", type=FILE, help="Images of the split val, one a line.")
-@click.option("--test-list", type=FILE, help="Images of the split test, one a line.")
-@setting(LeakConfig, "threshold", "Least cosine of the features of a pair, 0 to 1.")
-@click.option("--within", is_flag=True, default=LeakConfig.within, help="Compare within each split too.")
-@click.option("--output", type=FILE_PATH, help="The pairs as CSV, the closest first.")
+@click.option("--train-list", type=FILE, help="Images of the split train, one per line.")
+@click.option("--val-list", type=FILE, help="Images of the split val, one per line.")
+@click.option("--test-list", type=FILE, help="Images of the split test, one per line.")
+@setting_options(LeakConfig)
+@click.option("--output", type=FILE_PATH, help="Table for the pairs (CSV), the closest first.")
 @device_option
 @quiet_option
-def leaks(
-    features: Path,
-    model: Path | None,
-    captions: Path | None,
-    train_list: Path | None,
-    val_list: Path | None,
-    test_list: Path | None,
-    threshold: float,
-    within: bool,
-    output: Path | None,
-    device: str,
-    quiet: bool,
-) -> None:
+def leaks(features: Path, captions: Path | None, quiet: bool, **options: Any) -> None:
     """Report identical and nearly identical images across splits, by the features in the store FEATURES.
 
     Splits are those of the model, or those of the lists given, or else those of the captions file. Identical are images
@@ -43,20 +39,12 @@ def leaks(
 
     Example: captionmill leaks features.h5 --model model --output leaks.csv
     """
-    from captionmill.stages.scoring.leaks import find_leaks
+    from captionmill.stages.scoring.leaks import SPLIT_NAMES, find_leaks
 
-    lists = {"train": train_list, "val": val_list, "test": test_list}
+    config = take_settings(LeakConfig, options)
+    lists = {name: path for name in SPLIT_NAMES if (path := options.pop(f"{name}_list"))}
     with ProgressBars(quiet=quiet) as progress:
-        report = find_leaks(
-            features,
-            captions,
-            LeakConfig(threshold=threshold, within=within),
-            lists={name: path for name, path in lists.items() if path},
-            model=model,
-            output=output,
-            device=device,
-            progress=progress,
-        )
+        report = find_leaks(features, captions, config, lists=lists, progress=progress, **options)
     click.echo(summaries.leak_lines(report))
     if report.without_features:
         click.echo(f"Not compared, without features: {len(report.without_features):,}", err=True)

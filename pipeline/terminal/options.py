@@ -1,19 +1,18 @@
-"""Kinds of arguments, and options that several commands share. A default stands in stages/settings.py alone."""
+"""Types of arguments, the options made from settings (`setting_options`), and others that several commands share."""
 
 import math
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import click
 
 from captionmill.data.urls import is_url
-from captionmill.stages.settings import RANGES, ExtractConfig, SearchConfig, TableConfig
+from captionmill.stages.fields import Configuration, Setting, settings_of
+from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Settings = TypeVar("Settings", ExtractConfig, SearchConfig, TableConfig)
+Config = TypeVar("Config", bound=Configuration)
 Decorator = Callable[[Command], Command]
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -54,38 +53,54 @@ class ShardType(click.ParamType[tuple[int, int]]):
         return int(index), int(count)
 
 
-class Workers(click.ParamType[int]):
-    """A number of threads; auto is 0, which leaves it to the machine."""
+class ValueOrWord(click.ParamType[Any]):
+    """A value of another type, or a word that means one."""
 
-    name = "INTEGER|auto"
+    def __init__(self, value_type: click.ParamType[Any], words: Mapping[str, Any]) -> None:
+        self._value_type, self._words = value_type, words
+        self.name = "|".join([value_type.name.split()[0].upper(), *words])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "auto":
-            return 0
-        low, high = RANGES["workers"]
-        return click.IntRange(int(low), int(high or 0)).convert(value, param, ctx)
+        return self._words[value] if value in self._words else self._value_type.convert(value, param, ctx)
 
 
-def setting(kind: type, name: str, help_text: str, *, metavar: str | None = None) -> Decorator[Any]:
-    """An option whose default and type come from the field `name` of the dataclass `kind`."""
-    hint, default = get_type_hints(kind)[name], getattr(kind, name)
-    value_type: Any
-    if get_origin(hint) in (Union, UnionType):
-        (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)  # a setting that can be left out
-    if get_origin(hint) is Literal:
-        value_type = click.Choice(get_args(hint))
-    else:
-        low, high = RANGES.get(name, (1, None))
-        ranges: dict[Any, Any] = {int: click.IntRange, float: FiniteFloat}
-        value_type = ranges[hint](min=low, max=high) if hint in ranges else hint
-    flag = f"--{name.replace('_', '-')}"
-    if hint is bool:
-        return click.option(
-            f"{flag}/--no-{flag[2:]}" if default else flag, name, is_flag=True, default=default, help=help_text
-        )
+def setting_options(kind: type[Configuration], *names: str, note: str = "") -> Decorator[Any]:
+    """The options of the settings of `kind`, all or those called `names`; `note` ends the help of each."""
+    known = settings_of(kind)
+    return options(*(_setting_option(known[name], note) for name in names or known))
+
+
+def _setting_option(setting: Setting, note: str) -> Decorator[Any]:
+    name = setting.name.replace("_", "-")
+    is_flag = setting.type.kind is bool
     return click.option(
-        flag, name, type=value_type, default=default, show_default=True, metavar=metavar, help=help_text
+        f"--{name}/--no-{name}" if is_flag else f"--{name}",
+        setting.name,
+        type=None if is_flag else _value_type(setting),
+        is_flag=is_flag,
+        multiple=setting.type.is_list,
+        default=setting.shown_default,
+        show_default=setting.unset or True,
+        metavar=setting.metavar,
+        help=f"{setting.help} {note}".rstrip(),
     )
+
+
+def _value_type(setting: Setting) -> click.ParamType[Any]:
+    ends: dict[str, Any] = {"min": setting.least, "max": setting.most}
+    kinds: dict[type, click.ParamType[Any]] = {
+        int: click.IntRange(**ends),
+        float: FiniteFloat(**ends),
+        str: click.STRING,
+        Path: FILE_PATH,
+    }
+    value_type = click.Choice(setting.type.choices) if setting.type.choices else kinds[setting.type.kind]
+    return ValueOrWord(value_type, setting.words) if setting.words else value_type
+
+
+def take_settings(kind: type[Config], options: dict[str, Any], *names: str) -> Config:
+    """The configuration `kind` with its settings, all or those called `names`, taken out of a command's `options`."""
+    return kind(**{name: options.pop(name) for name in names or settings_of(kind)})
 
 
 def options(*decorators: Decorator[Any]) -> Decorator[Any]:
@@ -104,8 +119,8 @@ log_format_option = click.option(
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    expose_value=False,  # `ErrorGroup` has seen it: what is wrong with other options is said in it too
-    help="json: all that is said, on stdout and stderr, is one JSON object a line.",
+    expose_value=False,  # `ErrorGroup` has seen it: errors about other options use the format too
+    help="Format of all output. json: one JSON object per line, on stdout and stderr.",
 )
 quiet_option = options(
     click.option("--quiet", is_flag=True, help="Show no progress, only the summary and warnings."),
@@ -114,47 +129,20 @@ quiet_option = options(
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace an output that exists, once the new one is complete."
 )
-device_option = setting(ExtractConfig, "device", "auto, cpu, cuda, cuda:N or mps.")
-machine_options = options(
-    setting(ExtractConfig, "batch_size", "Images a forward pass of the network.  [default: 8 with openvino, else 32]"),
-    click.option(
-        "--workers",
-        type=Workers(),
-        default="auto",
-        show_default=True,
-        help="Threads that decode images; auto is one a core that this process may use.",
-    ),
-    device_option,
-    setting(ExtractConfig, "engine", "What runs the network; auto is openvino on a CPU where it is installed."),
-    setting(ExtractConfig, "precision", "Arithmetic of the network."),
-)
+device_option = setting_options(ExtractConfig, "device")
+machine_options = setting_options(ExtractConfig, *MACHINE_SETTINGS)
+search_options = setting_options(SearchConfig)
 models_option = click.option(
     "--model",
     "models",
     type=FOLDER_PATH,
     multiple=True,
     required=True,
-    help="Folder that `train` wrote; given several times: the mean of their probabilities.",
+    help="Folder that `train` wrote; if given several times, the mean of their probabilities is used.",
 )
-search_options = options(
-    setting(SearchConfig, "beam_size", "Captions kept at each step; 1 is greedy search."),
-    setting(
-        SearchConfig, "length_penalty", "Power of a caption's length that divides its score; 0 favours short ones."
-    ),
-    setting(SearchConfig, "min_length", "Words a caption at least."),
-    setting(SearchConfig, "max_length", "Words a caption at most."),
-    setting(SearchConfig, "no_repeat_ngram", "Words in a row that must not come twice in a caption; 0 lets all."),
-    setting(SearchConfig, "alternatives", "Further captions an image, the next best of the beam."),
-    setting(SearchConfig, "diversity_groups", "Groups that the beam is cut into; each avoids the earlier ones' words."),
-    setting(SearchConfig, "diversity_strength", "What a word loses, in log probability, for each such caption."),
-    setting(SearchConfig, "sample", "Draw words at random by their probability; --beam-size does not count."),
-    setting(SearchConfig, "temperature", "With --sample: below 1 the likely words gain, above it the others."),
-    setting(SearchConfig, "top_k", "With --sample: draw only from so many of the likeliest words; 0 is all."),
-    setting(SearchConfig, "top_p", "With --sample: draw only from the likeliest words that together reach this."),
-    setting(SearchConfig, "seed", "Of whatever is drawn at random."),
+captions_option = click.option(
+    "--captions", type=FILE, required=True, help="Reference captions: Flickr token file, COCO or Karpathy JSON, or CSV."
 )
-
-
-def take_settings(kind: type[Settings], options: dict[str, Any]) -> Settings:
-    """The settings of the dataclass `kind`, taken out of the `options` of a command."""
-    return kind(**{field.name: options.pop(field.name) for field in fields(kind)})
+moved_weights_option = click.option(
+    "--weights", type=FILE, help="File of the backbone's weights, if it was moved since training."
+)

@@ -14,11 +14,11 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from captionmill.data.errors import InputError, WeightsError
-from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.features.spec import FeatureSpec, Preprocess, Views
 from captionmill.data.images.decode import Pixels
 from captionmill.stages.encoding.network import STRIDE, FeatureNetwork, build_resnet, fuse_batch_norm
 from captionmill.stages.encoding.weights import hash_weights, read_weights
-from captionmill.stages.settings import Backbone, ExtractConfig, Preprocess, Views
+from captionmill.stages.settings import Backbone, ExtractConfig
 
 _RESIZED_LIMIT = 4_000_000  # pixels: a picture of 1 x 30,000 would become one of 256 x 7,680,000
 _LONGEST_SHAPE = 4  # longer side to shorter side

@@ -82,6 +82,18 @@ class ExtractSummary:
         )
 
 
+@dataclass(frozen=True)
+class StoreLayout:
+    """How the files of a store are written."""
+
+    shard: Shard | None = None
+    """The piece of a list of images that the store holds; None for all of them."""
+    in_one_file: bool = False
+    """Whether all parts are joined into the main file, however few they are."""
+    on_change: Callable[[Path], None] | None = None
+    """Called with each file of the store that was written or deleted."""
+
+
 def extract(
     images: Path | str,
     output: Path | str,
@@ -91,15 +103,14 @@ def extract(
     limit: int | None = None,
     shard: tuple[int, int] | None = None,
     prune: bool = False,
-    failures_name: str | None = None,
     spread: Spread | None = None,
     progress: Progress = no_progress,
 ) -> ExtractSummary:
     """Cache the features of every image of `images` in the store `output`; either may be a URL.
 
     `images` is a folder, a list of paths or URLs, a tar of images, or a folder of such tars. Images already in the
-    store are skipped unless their file has changed. Unreadable ones are listed in `failures.csv`, or a table called
-    `failures_name`, beside the store.
+    store are skipped unless their file has changed. Unreadable ones are listed in `failures.csv` beside the
+    store, or STORE.failures.csv for a shard and with `config.own_failures`.
 
     `overwrite` makes the store anew; the old one stays until the new one is complete. `limit` stops after that many
     images of the sorted list. `shard` (I, N) does the I-th of N parts of the list and writes a store of its own, named
@@ -132,14 +143,12 @@ def extract(
             target,
             encoder,
             config,
-            shard=part_of,
+            layout=StoreLayout(part_of, overwrite, mirror.push if mirror and not overwrite else None),
             prune=prune,
-            in_one_file=overwrite,
             spread=spread,
-            on_change=mirror.push if mirror and not overwrite else None,
             progress=progress,
         )
-        failures_path = path.with_name(failures_name or _failures_name(path, is_shard=shard is not None))
+        failures_path = path.with_name(_failures_name(path, is_own=config.own_failures or shard is not None))
         if summary.failures or failures_path.exists() or mirror:  # what lies at the mirror is not known here
             write_failures(failures_path, [(failure.key, failure.reason) for failure in summary.failures])
             if mirror:
@@ -186,22 +195,17 @@ def extract_images(
     encoder: Encoder,
     config: ExtractConfig,
     *,
-    shard: Shard | None = None,
+    layout: StoreLayout = StoreLayout(),
     prune: bool = False,
-    in_one_file: bool = False,
     spread: Spread | None = None,
-    on_change: Callable[[Path], None] | None = None,
     progress: Progress = no_progress,
 ) -> ExtractSummary:
-    """Add the features of the images of `found` that the store `output` lacks; arguments and errors as in `extract`.
-
-    `in_one_file` joins all parts into the main file, however few they are. `on_change` is told of each file of the
-    store that was written or deleted.
-    """
+    """Add the features of the images of `found` that the store `output` lacks; arguments and errors as in `extract`."""
     if note := unused_gpu_note(config.device):
         _logger.warning(note)
     started = time.monotonic()
     results: list[PartResult] = []
+    shard = layout.shard
     with FeatureWriter(
         output,
         encoder.spec,
@@ -209,8 +213,8 @@ def extract_images(
         made_by=versions(),
         flush_every=config.flush_every,
         shard=shard,
-        in_one_file=in_one_file or shard is not None,
-        on_change=on_change,
+        in_one_file=layout.in_one_file or shard is not None,
+        on_change=layout.on_change,
     ) as writer:
         missing = find_missing(found, writer.store)
         unlisted = _find_unlisted(writer.store.keys, found) if writer.store else set()
@@ -264,8 +268,8 @@ def _local_store(output: Path | str) -> Iterator[tuple[Path, StoreMirror | None]
         yield mirror.pull(), mirror
 
 
-def _failures_name(path: Path, *, is_shard: bool) -> str:
-    return path.with_suffix(f".{FAILURES_NAME}").name if is_shard else FAILURES_NAME
+def _failures_name(path: Path, *, is_own: bool) -> str:
+    return path.with_suffix(f".{FAILURES_NAME}").name if is_own else FAILURES_NAME
 
 
 def _take_place(target: Path, path: Path, mirror: StoreMirror | None) -> None:

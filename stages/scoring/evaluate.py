@@ -23,7 +23,7 @@ from captionmill.stages.scoring.bootstrap import LEVEL, Estimate, compare, estim
 from captionmill.stages.scoring.java import JAVA_METRICS, measure_with_java
 from captionmill.stages.scoring.metrics import Metric, Scores, measure_captions
 from captionmill.stages.scoring.statistics import CaptionStatistics, CaptionTraits, describe_captions, find_traits
-from captionmill.stages.settings import BootstrapConfig, SearchConfig
+from captionmill.stages.settings import BootstrapConfig, EvaluateConfig, SearchConfig
 
 _YES_NO = {True: "yes", False: "no", None: ""}
 
@@ -76,15 +76,12 @@ def evaluate(
     features: Path,
     model: Path | Sequence[Path],
     captions: Path,
+    config: EvaluateConfig = EvaluateConfig(),
     *,
     image_list: Path | None = None,
     output: Path | None = None,
     per_image: Path | None = None,
     against: Path | None = None,
-    java_metrics: bool = False,
-    bootstrap: BootstrapConfig = BootstrapConfig(),
-    search: SearchConfig = SearchConfig(),
-    device: str = "auto",
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Caption images of the store `features`, score them against `captions`, write the scores to `output` (JSON).
@@ -102,8 +99,8 @@ def evaluate(
     models = [model] if isinstance(model, Path) else list(model)
     model_files = bundle_files(*models, *([against] if against else []))
     _check_outputs(output, per_image, inputs=(features, captions, image_list, *model_files))
-    captioner = Captioner.load(models, device=device)
-    other = Captioner.load(against, device=device) if against else None
+    captioner = Captioner.load(models, device=config.device)
+    other = Captioner.load(against, device=config.device) if against else None
     store = FeatureStore.open(features)
     if other:
         other.spec.require(store.spec, mine=str(against), others=str(features))
@@ -116,24 +113,24 @@ def evaluate(
     _warn_of_training_images(splits, scored, "the model")
     if len(scored) == 1:
         _log.warning("one image: its CIDEr-D is 0 whatever its caption, since all words are equally rare in one image")
-    decoded = dict(captioner.captions(store, scored, search, progress=progress))
+    decoded = dict(captioner.captions(store, scored, config.search, progress=progress))
     references = {key: annotations.captions[key] for key in scored}
     texts = {key: caption.text for key, caption in decoded.items()}
-    metrics, left_out = _measure(texts, references, JAVA_METRICS if java_metrics else ())
+    metrics, left_out = _measure(texts, references, JAVA_METRICS if config.java_metrics else ())
     comparison = None
     if against and other:
         _warn_of_training_images(_splits_of(other, store), scored, str(against))
-        others = {key: caption.text for key, caption in other.captions(store, scored, search, progress=progress)}
+        others = {key: caption.text for key, caption in other.captions(store, scored, config.search, progress=progress)}
         had = [metric.name for metric in metrics if metric.name in JAVA_METRICS]
         other_metrics, other_left_out = _measure(others, references, had)
         left_out += other_left_out
-        differences = compare(metrics, other_metrics, bootstrap)
-        comparison = ModelComparison(against.name, estimate(other_metrics, bootstrap), differences)
+        differences = compare(metrics, other_metrics, config.bootstrap)
+        comparison = ModelComparison(against.name, estimate(other_metrics, config.bootstrap), differences)
     trained_on = _keys_of(splits, "train")
     training = [annotations.captions[key] for key in trained_on if key in annotations.captions]
     traits = find_traits(texts, itertools.chain.from_iterable(training))
     evaluation = Evaluation(
-        estimates=estimate(metrics, bootstrap),
+        estimates=estimate(metrics, config.bootstrap),
         statistics=describe_captions(
             texts,
             traits,
@@ -147,14 +144,15 @@ def evaluate(
         references=references,
         chosen_by=chosen_by,
         missing=tuple(sorted(set(keys) - set(scored))),
-        bootstrap=bootstrap,
+        bootstrap=config.bootstrap,
     )
     if per_image:
         _write_per_image(per_image, decoded, metrics, traits)
     if output:
         write_text(
             output,
-            json.dumps(_to_json(evaluation, metrics, models, features, search), indent=1, ensure_ascii=False) + "\n",
+            json.dumps(_to_json(evaluation, metrics, models, features, config.search), indent=1, ensure_ascii=False)
+            + "\n",
         )
     return evaluation
 

@@ -12,12 +12,13 @@ import simplejpeg
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from captionmill.data.errors import ImageError, InputError
+from captionmill.data.features.spec import Preprocess
 from captionmill.data.images.decode import PIXEL_LIMIT, REDUCING_GAP, decode_image, decode_pixels
 from captionmill.data.images.find import find_images
 from captionmill.data.images.keys import image_key
 from captionmill.data.images.read import load_image, read_image
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
-from captionmill.stages.settings import ExtractConfig, Preprocess
+from captionmill.stages.settings import ExtractConfig
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 ORIENTATION = 0x0112

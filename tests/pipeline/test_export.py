@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from captionmill.cli import main
 from captionmill.data.errors import ExportError
+from captionmill.data.features.spec import Preprocess, Views
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.encoding.encoder import build_encoder
 from captionmill.stages.portable.file import Port, PortableNetwork, open_network, write_network
 from captionmill.stages.portable.networks import portable_decoder, portable_encoder
-from captionmill.stages.settings import ExportFormat, ExtractConfig, FeatureScaling, ImageInput, Preprocess, Views
+from captionmill.stages.settings import ExportFormat, ExtractConfig, FeatureScaling, ImageInput
 
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
 needs_onnx = pytest.mark.skipif(

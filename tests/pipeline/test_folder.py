@@ -5,7 +5,7 @@ import shutil
 import signal
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,8 +20,9 @@ from captionmill.data.images.description import check_description, read_descript
 from captionmill.data.model import LOW_CONFIDENCE, read_bundle
 from captionmill.pipeline.captioning.embedding import EmbedSummary
 from captionmill.pipeline.captioning.folder import FolderSummary, caption_folder
+from captionmill.pipeline.captioning.source import CacheConfig
 from captionmill.stages.encoding.encoder import build_encoder
-from captionmill.stages.settings import ExtractConfig, SearchConfig
+from captionmill.stages.settings import ExtractConfig, SearchConfig, TableConfig
 
 MACHINE = ExtractConfig(
     backbone="scenes-resnet14", preprocess="squash", image_size=32, engine="torch", precision="fp32", device="cpu"
@@ -35,8 +36,26 @@ def model(thin_weights: Path, tmp_path: Path) -> Path:
     return make_model(tmp_path / "model", encoder.spec, scores={LOW_CONFIDENCE: 0.5})
 
 
-def caption(images: Path | str, model: Path, output: Path, **options: Any) -> FolderSummary:
-    return caption_folder(images, model, output, **{"search": SEARCH, "machine": MACHINE} | options)
+def caption(
+    images: Path | str,
+    model: Path,
+    output: Path,
+    search: SearchConfig = SEARCH,
+    *,
+    embed_into: Path | Literal["images"] | None = None,
+    overwrite: bool = False,
+    **table: Any,
+) -> FolderSummary:
+    return caption_folder(
+        images,
+        model,
+        output,
+        search,
+        table=TableConfig(**table),
+        cache=CacheConfig(machine=MACHINE),
+        embed_into=embed_into,
+        overwrite=overwrite,
+    )
 
 
 def rows_of(table: Path) -> dict[str, CaptionRow]:
@@ -79,7 +98,7 @@ def test_a_file_of_another_kind_is_not_replaced_unasked(model: Path, photos: Pat
     assert output.read_text() == "image,caption\nred_0.png,my own words\n"
     assert caption(photos, model, output, overwrite=True).made == 9
     for table_format in ("jsonl", "csv"):
-        assert caption(photos, model, output, table_format=table_format).made == 9
+        assert caption(photos, model, output, format=table_format).made == 9
 
 
 def test_captions_less_sure_than_usual_are_flagged(model: Path, photos: Path, tmp_path: Path) -> None:
@@ -126,11 +145,13 @@ def test_a_run_killed_while_it_decodes_goes_on_and_ends_as_if_it_had_not_been(tm
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from captionmill.pipeline.captioning.folder import caption_folder\n"
-        "from captionmill.stages.settings import ExtractConfig; from captionmill.stages.settings import SearchConfig\n"
+        "from captionmill.pipeline.captioning.source import CacheConfig\n"
+        "from captionmill.stages.settings import ExtractConfig, SearchConfig\n"
         "def progress(label, done, total, **_):\n"
         "    if label == 'caption' and done == int(sys.argv[4]): os.kill(os.getpid(), signal.SIGKILL)\n"
         "caption_folder(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), progress=progress,\n"
-        "               search=SearchConfig(beam_size=3, max_length=5), machine=ExtractConfig(device='cpu'))\n"
+        "               search=SearchConfig(beam_size=3, max_length=5),\n"
+        "               cache=CacheConfig(machine=ExtractConfig(device='cpu')))\n"
     )
     table = tmp_path / "t.csv"
     lengths = []

@@ -21,7 +21,7 @@ from captionmill.cli import main
 from captionmill.data.errors import PipelineError
 from captionmill.data.features.store import FeatureStore
 from captionmill.pipeline.plan.records import claim_pipeline
-from captionmill.pipeline.plan.run import run_pipeline
+from captionmill.pipeline.plan.run import RunEvents, run_pipeline
 from captionmill.stages.training.state import EpochResult
 
 PLAN = """
@@ -154,11 +154,11 @@ def test_a_run_cut_short_in_training_is_made_again_by_the_next(plan_path: Path) 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_pipeline(plan_path, on_epoch=interrupt)
+        run_pipeline(plan_path, events=RunEvents(on_epoch=interrupt))
     assert stages_run(plan_path) == ["train", "evaluate", "caption"]
     plan_path.write_text(PLAN.replace("hidden_dim = 16", "hidden_dim = 12"))
     with pytest.raises(KeyboardInterrupt):
-        run_pipeline(plan_path, on_epoch=interrupt)
+        run_pipeline(plan_path, events=RunEvents(on_epoch=interrupt))
     plan_path.write_text(PLAN)
     assert stages_run(plan_path) == ["train"]
 

@@ -20,12 +20,13 @@ from captionmill.data.features.log import log_path, read_records
 from captionmill.data.images.find import find_images
 from captionmill.data.model import read_bundle
 from captionmill.pipeline.captioning.folder import caption_folder
+from captionmill.pipeline.captioning.source import CacheConfig
 from captionmill.pipeline.pages.run_files import ScoredCaption, read_model, read_scores, read_table
 from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
 from captionmill.pipeline.pages.run_results import pick_captions
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.scoring.evaluate import evaluate
-from captionmill.stages.settings import ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.settings import EvaluateConfig, ExtractConfig, SearchConfig, TrainConfig
 from captionmill.stages.training.train import train
 
 PHONE_WIDTH = 375
@@ -53,11 +54,11 @@ def run(tmp_path_factory: pytest.TempPathFactory, thin_weights: Path) -> ReportS
         folder / "features.h5",
         folder / "model",
         folder / "references.csv",
+        EvaluateConfig(search=SearchConfig(beam_size=2)),
         image_list=folder / "all.txt",
         output=folder / "scores.json",
-        search=SearchConfig(beam_size=2),
     )
-    caption_folder(photos, folder / "model", folder / "captions.csv", machine=config)
+    caption_folder(photos, folder / "model", folder / "captions.csv", cache=CacheConfig(machine=config))
     return ReportSources(
         models=[folder / "model"],
         features=[folder / "features.h5"],

@@ -12,10 +12,11 @@ from torchvision.models import resnet50
 from torchvision.transforms import v2
 
 from captionmill.data.errors import InputError, WeightsError
+from captionmill.data.features.spec import Preprocess
 from captionmill.stages.encoding import encoder as encoder_module
 from captionmill.stages.encoding.encoder import build_encoder, prepare_image
 from captionmill.stages.encoding.torch_engine import TorchEngine
-from captionmill.stages.settings import ExtractConfig, Precision, Preprocess
+from captionmill.stages.settings import ExtractConfig, Precision
 
 
 @pytest.fixture(scope="module")

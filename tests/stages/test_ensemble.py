@@ -23,7 +23,7 @@ from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.search import search_captions
 from captionmill.stages.scoring.evaluate import evaluate
-from captionmill.stages.settings import SearchConfig
+from captionmill.stages.settings import EvaluateConfig, SearchConfig
 
 WORDS = [*SPECIAL_WORDS, *(f"word{index}" for index in range(4, 20))]
 MAX_LENGTH = 6
@@ -186,11 +186,11 @@ def test_what_any_model_was_trained_on_or_chosen_by_is_no_test_image(tmp_path: P
         make_model(tmp_path / "m", 1, splits={"train": ["a"], "val": ["b"], "test": ["c", "d", "e"]}),
         make_model(tmp_path / "n", 2, splits={"train": ["c"], "val": ["d"], "test": ["b", "e", "f"]}),
     ]
-    evaluation = evaluate(store, models, captions, device="cpu", output=tmp_path / "scores.json")
+    evaluation = evaluate(store, models, captions, EvaluateConfig(device="cpu"), output=tmp_path / "scores.json")
     assert (list(evaluation.captions), evaluation.chosen_by) == (["e", "f"], "the model's own test split")
     assert json.loads((tmp_path / "scores.json").read_text())["model"] == ["m", "n"]
     models[1] = make_model(tmp_path / "n", 2, splits={"train": ["c", "e"], "val": ["d"], "test": ["a"]})
-    evaluation = evaluate(store, models, captions, device="cpu")
+    evaluation = evaluate(store, models, captions, EvaluateConfig(device="cpu"))
     assert (list(evaluation.captions), evaluation.chosen_by) == (["f", "g"], "images that the model has not seen")
 
 
@@ -200,9 +200,10 @@ def test_scoring_what_the_second_model_was_trained_on_is_told(
     store = make_store(tmp_path / "f.h5", list("abcdefg"), make_rows(7))
     (tmp_path / "list.txt").write_text("a\nb\nc\n")
     models = [make_model(tmp_path / "m", 1, splits={"train": ["a"]}), make_model(tmp_path / "n", 2)]
-    evaluate(store, models, captions, image_list=tmp_path / "list.txt", device="cpu", search=SearchConfig(beam_size=1))
+    config = EvaluateConfig(device="cpu", search=SearchConfig(beam_size=1))
+    evaluate(store, models, captions, config, image_list=tmp_path / "list.txt")
     make_model(tmp_path / "n", 2, splits={"train": ["c"]})
-    evaluate(store, models, captions, image_list=tmp_path / "list.txt", device="cpu", search=SearchConfig(beam_size=1))
+    evaluate(store, models, captions, config, image_list=tmp_path / "list.txt")
     assert [record.getMessage() for record in caplog.records] == [
         "1 of the 3 images scored are ones that the model was trained on",
         "2 of the 3 images scored are ones that the model was trained on",

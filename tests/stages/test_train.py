@@ -13,7 +13,7 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.model import read_bundle
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.scoring.evaluate import evaluate
-from captionmill.stages.settings import SearchConfig, TrainConfig
+from captionmill.stages.settings import EvaluateConfig, SearchConfig, TrainConfig
 from captionmill.stages.training.state import EpochResult
 from captionmill.stages.training.train import train
 from captionmill.stages.training.trainer import Trainer
@@ -163,7 +163,11 @@ def test_evaluate_scores_the_list_it_is_given_and_names_what_it_cannot(
     train(features, captions, tmp_path / "model", TrainConfig(**{**vars(CONFIG), "max_epochs": 1}))
     (tmp_path / "list.txt").write_text("a.jpg\nnowhere.jpg\n")
     evaluation = evaluate(
-        features, tmp_path / "model", captions, image_list=tmp_path / "list.txt", search=SearchConfig(beam_size=1)
+        features,
+        tmp_path / "model",
+        captions,
+        EvaluateConfig(search=SearchConfig(beam_size=1)),
+        image_list=tmp_path / "list.txt",
     )
     assert (list(evaluation.captions), evaluation.missing) == (["a.jpg"], ("nowhere.jpg",))
     (tmp_path / "list.txt").write_text("nowhere.jpg\n")

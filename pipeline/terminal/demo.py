@@ -1,0 +1,37 @@
+"""`captionmill demo`."""
+
+from pathlib import Path
+
+import click
+
+from captionmill.pipeline import words
+from captionmill.pipeline.terminal.options import FOLDER_PATH, quiet_option
+from captionmill.pipeline.terminal.progress import ProgressBars
+from captionmill.pipeline.terminal.results import epoch_printer, show_outcomes, stage_printer
+
+
+@click.command()
+@click.argument("folder", metavar="[DIR]", type=FOLDER_PATH, default=Path("captionmill-demo"))
+@quiet_option
+def demo(folder: Path, quiet: bool) -> None:
+    """Draw pictures into DIR, extract, train, caption pictures held out, score, and write a page. Offline.
+
+    DIR is captionmill-demo unless given. The commands are shown, to be repeated on photographs.
+
+    Example: captionmill demo
+    """
+    from captionmill.pipeline.demo.demo import run_demo
+
+    with ProgressBars(quiet=quiet) as progress:
+        summary = run_demo(
+            folder, on_stage=stage_printer(quiet), on_epoch=epoch_printer(quiet, progress), progress=progress
+        )
+    show_outcomes(summary.outcomes)
+    click.echo(
+        f"\n{summary.right_count} of {summary.held_out_count} held-out captions are right in every object, colour, "
+        f"size and background ({words.show_duration(summary.duration_s)})\n"
+        f"  captions  {summary.captions_path}\n  page      {summary.page_path}"
+    )
+    if summary.report_path:
+        click.echo(f"  report    {summary.report_path}")
+    click.echo(f"  repeat    captionmill run {folder / 'pipeline.toml'}")

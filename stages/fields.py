@@ -1,0 +1,181 @@
+"""What one setting is: its field holds default, type, range, unit and meaning, and all that shows it reads them there.
+
+The options of the commands, the file that `init` writes, the reading of pipeline files, the refusal of wrong values and
+the API page are made from `settings_of`.
+"""
+
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from captionmill.data.errors import SettingError
+from captionmill.data.urls import is_url
+
+Value = TypeVar("Value")
+
+_KEY = "setting"  # of a field's metadata
+_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", Path: "a path"}
+
+
+def setting(
+    default: Value,
+    help_text: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    unset: str = "",
+    example: object = None,
+    metavar: str | None = None,
+    words: Mapping[str, object] | None = None,
+) -> Value:
+    """The field of a setting in a `Configuration`; arguments as in `Setting`."""
+    known = {"help": help_text, "least": least, "most": most, "unset": unset, "example": example, "metavar": metavar}
+    return field(default=default, metadata={_KEY: known | {"words": words or {}}})
+
+
+@dataclass(frozen=True)
+class SettingType:
+    """The annotation of a setting, read."""
+
+    kind: type
+    """bool, int, float, str or Path; of a list, that of its items."""
+    choices: tuple[str, ...] = ()
+    """The only strings that there are; () for any."""
+    is_optional: bool = False
+    """Whether it may be None."""
+    is_list: bool = False
+
+
+def read_type(annotation: Any) -> SettingType:
+    """What `annotation` allows: a Literal of strings, bool, int, float, str, Path, a tuple of these, or one | None.
+
+    Raises TypeError for any other.
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        others = [argument for argument in arguments if argument is not types.NoneType]
+        if len(others) == 1:
+            inner = read_type(others[0])
+            return SettingType(inner.kind, inner.choices, is_optional=True, is_list=inner.is_list)
+    if origin is tuple and arguments[1:] == (...,):
+        inner = read_type(arguments[0])
+        return SettingType(inner.kind, inner.choices, is_list=True)
+    if origin is Literal:
+        return SettingType(str, arguments)
+    if annotation in _WANTED:
+        return SettingType(annotation)
+    raise TypeError(f"{annotation} is no type of a setting")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a configuration."""
+
+    name: str
+    default: Any
+    type: SettingType
+    help: str
+    """What it means, with its unit: one or two sentences."""
+    least: float | None = None
+    most: float | None = None
+    unset: str = ""
+    """What holds where the default is None."""
+    example: Any = None
+    """A value to show where the default is None."""
+    metavar: str | None = None
+    """What stands for the value in the help of a command."""
+    words: Mapping[str, Any] = field(default_factory=dict)
+    """Values that can be given as a word, such as {"auto": 0}."""
+
+    @property
+    def limits(self) -> str:
+        """The range of a number, in words; "" without one."""
+        ends = (("least", self.least), ("most", self.most))
+        return " and ".join(f"at {name} {end}" for name, end in ends if end is not None)
+
+    @property
+    def shown_default(self) -> Any:
+        """The default, as the word for it where there is one."""
+        return next((word for word, value in self.words.items() if value == self.default), self.default)
+
+    @property
+    def unnamed_choices(self) -> tuple[str, ...]:
+        """The choices, or () if the help names them all."""
+        return () if all(choice in self.help for choice in self.type.choices) else self.type.choices
+
+    def description(self) -> str:
+        """Help, choices, range and what holds where it is None, as one paragraph."""
+        parts = [self.help]
+        if self.unnamed_choices:
+            parts.append(f"One of {', '.join(self.unnamed_choices)}.")
+        if self.limits:
+            parts.append(f"{self.limits.capitalize()}.")
+        if self.words:
+            parts.append(" ".join(f"{value} is the command's {word}." for word, value in self.words.items()))
+        if self.unset:
+            parts.append(f"Default: {self.unset}.")
+        return " ".join(parts)
+
+    def accept(self, value: object) -> Any:
+        """`value` as the configuration keeps it: a path for a string and the other way round, a tuple for a list.
+
+        Raises SettingError for a value of another type or out of range.
+        """
+        if value is None and self.type.is_optional:
+            return None
+        if not self.type.is_list:
+            return self._accept_one(value)
+        if not isinstance(value, list | tuple):
+            raise self._wrong("a list", value)
+        return tuple(self._accept_one(item) for item in value)
+
+    def _accept_one(self, value: object) -> Any:
+        kind, choices = self.type.kind, self.type.choices
+        if kind in (str, Path) and isinstance(value, str | Path):
+            if kind is Path and is_url(value):
+                raise self._wrong("a local path", value)
+            value = kind(value)
+        elif kind in (int, float):
+            if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+                raise self._wrong(_WANTED[kind], value)
+            return self._within(value)
+        if choices and value not in choices:
+            raise self._wrong(f"one of {', '.join(choices)}", value)
+        if not isinstance(value, kind):
+            raise self._wrong(_WANTED[kind], value)
+        return value
+
+    def _within(self, value: Any) -> Any:
+        if self.type.kind is float and not math.isfinite(value):
+            raise self._wrong("a finite number", value)
+        if (self.least is not None and value < self.least) or (self.most is not None and value > self.most):
+            raise self._wrong(self.limits, value)
+        return value
+
+    def _wrong(self, wanted: str, value: object) -> SettingError:
+        return SettingError(f"`{self.name}` must be {wanted}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Settings that travel together. Those that do not fit their fields are refused with SettingError."""
+
+    def __post_init__(self) -> None:
+        for name, known in settings_of(type(self)).items():
+            object.__setattr__(self, name, known.accept(getattr(self, name)))
+
+
+def settings_of(kind: type[Configuration]) -> Mapping[str, Setting]:
+    """The settings of the configuration `kind` by name, in order; a configuration inside it is none."""
+    hints = get_type_hints(kind)
+    return types.MappingProxyType(
+        {
+            one.name: Setting(one.name, one.default, read_type(hints[one.name]), **one.metadata[_KEY])
+            for one in fields(kind)
+            if _KEY in one.metadata
+        }
+    )
