@@ -15,14 +15,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from captionmill.data.errors import SettingError
 from captionmill.data.urls import is_url
 
-Value = TypeVar("Value")
+Default = TypeVar("Default")
 
 _KEY = "setting"  # of a field's metadata
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", Path: "a path"}
 
 
 def setting(
-    default: Value,
+    default: Default,
     help_text: str,
     *,
     least: float | None = None,
@@ -31,7 +31,7 @@ def setting(
     example: object = None,
     metavar: str | None = None,
     words: Mapping[str, object] | None = None,
-) -> Value:
+) -> Default:
     """The field of a setting in a `Configuration`; arguments as in `Setting`."""
     known = {"help": help_text, "least": least, "most": most, "unset": unset, "example": example, "metavar": metavar}
     return field(default=default, metadata={_KEY: known | {"words": words or {}}})

@@ -59,7 +59,7 @@ class Confidence:
 
 
 @dataclass(frozen=True)
-class Setting:
+class ShownSetting:
     """A setting with the value that it has in each of several outputs."""
 
     name: str
@@ -78,7 +78,7 @@ class SettingsTable:
 
     stage: str
     names: Sequence[str]
-    settings: Sequence[Setting]
+    settings: Sequence[ShownSetting]
 
 
 def curves(models: Sequence[ModelFiles]) -> list[Curve]:
@@ -221,7 +221,7 @@ def _settings_table(
 ) -> SettingsTable:
     known = dict.fromkeys(name for some in values for name in some)
     settings = [
-        Setting(
+        ShownSetting(
             name,
             _show_value(defaults.get(name)),
             [_show_value(some[name]) if name in some else NOT_RECORDED for some in values],

@@ -12,7 +12,7 @@ from captionmill.stages.fields import Configuration, Setting, settings_of
 from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Config = TypeVar("Config", bound=Configuration)
+Settings = TypeVar("Settings", bound=Configuration)
 Decorator = Callable[[Command], Command]
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -98,7 +98,7 @@ def _value_type(setting: Setting) -> click.ParamType[Any]:
     return ValueOrWord(value_type, setting.words) if setting.words else value_type
 
 
-def take_settings(kind: type[Config], options: dict[str, Any], *names: str) -> Config:
+def take_settings(kind: type[Settings], options: dict[str, Any], *names: str) -> Settings:
     """The configuration `kind` with its settings, all or those called `names`, taken out of a command's `options`."""
     return kind(**{name: options.pop(name) for name in names or settings_of(kind)})
 

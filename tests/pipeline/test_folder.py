@@ -195,7 +195,7 @@ class TestSidecars:
 
     @pytest.mark.parametrize("suffix", ["txt", ".png", ".", "./x", ".tar"])
     def test_have_the_ending_of_a_text_file(self, suffix: str, model: Path, photos: Path, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"is to be the ending of a text file, such as \.txt"):
+        with pytest.raises(InputError, match=r"must be the ending of a text file, such as \.txt"):
             caption(photos, model, tmp_path / "t.csv", sidecar=suffix)
 
     def test_are_refused_where_two_images_would_share_one(self, model: Path, photos: Path, tmp_path: Path) -> None:

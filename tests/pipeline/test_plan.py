@@ -57,26 +57,30 @@ def job_of(graph: Graph, task_id: str) -> ExtractJob | TrainJob | EvaluateJob | 
     [
         (("[evaluate]", "[evaluat]"), 11, "there is no table [evaluat]; did you mean `evaluate`?"),
         (("hidden_dim", "hiden_dim"), 9, "[train] has no key `hiden_dim`; did you mean `hidden_dim`?"),
-        (("image_size = 32", 'image_size = "32"'), 5, "[extract] image_size = '32': is to be a whole number"),
-        (("image_size = 32", 'compile = "yes"'), 5, "[extract] compile = 'yes': is to be true or false"),
-        (('"squash"', '"stretch"'), 4, "[extract] preprocess = 'stretch': is to be one of crop, squash"),
+        (("image_size = 32", 'image_size = "32"'), 5, "[extract] `image_size` must be a whole number, not '32'"),
+        (("image_size = 32", 'compile = "yes"'), 5, "[extract] `compile` must be true or false, not 'yes'"),
+        (('"squash"', '"stretch"'), 4, "[extract] `preprocess` must be one of crop, squash, whole, not 'stretch'"),
         (('images = "photos"', ""), 2, "[extract] needs `images`, a path"),
-        (('captions = "references.csv"', "captions = 3"), 8, "[train] captions = 3: is to be a path in quotes"),
-        (("hidden_dim = 16", "dropout = 1.5"), 9, "[train] `dropout` is to be at least 0 and at most 1, not 1.5"),
-        (("hidden_dim = 16", "learning_rate = inf"), 9, "[train] `learning_rate` is to be a finite number, not inf"),
+        (('captions = "references.csv"', "captions = 3"), 8, "[train] captions = 3: must be a path in quotes"),
+        (("hidden_dim = 16", "dropout = 1.5"), 9, "[train] `dropout` must be at least 0 and at most 1, not 1.5"),
+        (("hidden_dim = 16", "learning_rate = inf"), 9, "[train] `learning_rate` must be a finite number, not inf"),
         (("hidden_dim = 16", "hidden_dim = [8, 16]"), 9, "to try several, write them in [train.grid]"),
         (("hidden_dim = 16", "grid.hiden_dim = [8]"), 9, "grid has no key `hiden_dim`; did you mean `hidden_dim`?"),
-        (("hidden_dim = 16", "grid.hidden_dim = 8"), 9, "grid.hidden_dim = 8: is to be a list of values to try"),
+        (("hidden_dim = 16", "grid.hidden_dim = 8"), 9, "grid.hidden_dim = 8: must be a list of values to try"),
         (("hidden_dim = 16", "[train.b]\n[train.b.grid]\nsee = [1]"), 11, "[train.b] grid has no key `see`"),
         (("hidden_dim = 16", 'features = "phots"'), 9, "[train] there is no extraction `phots`; known are none"),
         (("[evaluate]", '[evaluate]\nmodel = "bas"'), 12, "[evaluate] there is no training `bas`"),
         (('"new"', '"new"\nformt = "csv"'), 15, "[caption] has no key `formt`; did you mean `format`?"),
-        (('"new"', '"new"\nformat = "xlsx"'), 15, "format = 'xlsx': is to be one of csv, jsonl, parquet"),
+        (('"new"', '"new"\nformat = "xlsx"'), 15, "`format` must be one of csv, jsonl, parquet, not 'xlsx'"),
         (('"new"', '"new"\noutput = "new.xlsx"'), 15, "new.xlsx: a table of captions ends in .csv"),
-        (('"new"', '"new"\nlow_confidence = 2'), 15, "`low_confidence` is to be at least 0 and at most 1, not 2"),
-        (('"new"', '"new"\nsidecar = "txt"'), 15, "sidecar = 'txt': is to be the ending of a text file, such as .txt"),
-        (('"new"', '"new"\nbeam_size = 3\ntop_k = 5'), 16, "[caption] `top_k` is of sampling: set `sample` too"),
-        (("[caption]", "[[caption]]"), 13, "`caption` is to be a table: for several, write [caption.NAME] for each"),
+        (('"new"', '"new"\nlow_confidence = 2'), 15, "`low_confidence` must be at least 0 and at most 1, not 2"),
+        (
+            ('"new"', '"new"\nsidecar = "txt"'),
+            15,
+            "`sidecar` must be the ending of a text file, such as .txt, not 'txt'",
+        ),
+        (('"new"', '"new"\nbeam_size = 3\ntop_k = 5'), 16, "[caption] `top_k` belongs to sampling: set `sample` too"),
+        (("[caption]", "[[caption]]"), 13, "`caption` must be a table: for several, write [caption.NAME] for each"),
         (("[caption]", '[caption."my new"]'), 13, "[caption.my new]: a name has letters, digits, - and _"),
         (("[caption]", '[caption.a]\nimages = "a"\nbeam = 2\n[caption.b]'), 15, "[caption.a] has no key `beam`"),
     ],
@@ -263,7 +267,7 @@ def test_init_writes_a_file_that_works_and_whose_every_setting_is_the_default(tm
 def test_the_several_that_init_shows_are_read_as_it_says(tmp_path: Path) -> None:
     path = tmp_path / "pipeline.toml"
     CliRunner().invoke(main, ["init", str(path)], catch_exceptions=False)
-    shown = path.read_text().split("# Several of a kind")[1].split("\n", 1)[1]
+    shown = path.read_text().split("# Several tables of a kind")[1].split("\n", 1)[1]
     columns: list[str] = []
     for paragraph in re.split(r"^#$", shown, flags=re.M):
         lines = [re.split(r" {2,}", line[4:] + "  ", maxsplit=1) for line in paragraph.splitlines() if line]

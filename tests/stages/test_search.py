@@ -331,10 +331,13 @@ def test_diverse_beams_differ_more(decoder: Decoder, features: Tensor) -> None:
         ({"min_length": 9, "max_length": 8}, "`min_length` 9 is more than `max_length` 8"),
         ({"beam_size": 3, "alternatives": 3}, "`alternatives` 3 needs `beam_size` 4 or more, not 3"),
         ({"beam_size": 5, "diversity_groups": 2}, "`beam_size` 5 is no multiple of `diversity_groups` 2"),
-        ({"top_k": 5}, "`top_k` is of sampling: set `sample` too"),
-        ({"temperature": 0.5}, "`temperature` is of sampling: set `sample` too"),
-        ({"sample": True, "diversity_groups": 5}, "`diversity_groups` is of beam search: leave it or `sample` out"),
-        ({"sample": True, "top_p": 1.5}, "`top_p` is to be at least 0.001 and at most 1, not 1.5"),
+        ({"top_k": 5}, "`top_k` belongs to sampling: set `sample` too"),
+        ({"temperature": 0.5}, "`temperature` belongs to sampling: set `sample` too"),
+        (
+            {"sample": True, "diversity_groups": 5},
+            "`diversity_groups` belongs to beam search: leave it or `sample` out",
+        ),
+        ({"sample": True, "top_p": 1.5}, "`top_p` must be at least 0.001 and at most 1, not 1.5"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
