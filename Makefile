@@ -7,7 +7,7 @@ BIN := .venv/bin
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
 
-demo: .venv/installed  ## draw pictures, extract, train, caption, and write demo/page.html
+demo: .venv/installed  ## draw images, extract, train, caption, and write demo/page.html
 	$(BIN)/captionmill demo $(DEMO_DIR)
 
 test: .venv/installed-dev .mypy/captionmill  ## format check, lint, types and tests
@@ -16,7 +16,7 @@ test: .venv/installed-dev .mypy/captionmill  ## format check, lint, types and te
 	$(BIN)/mypy
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
-cli-docs: .venv/installed-dev  ## write docs/cli.md anew from the program's help
+cli-docs: .venv/installed-dev  ## write docs/cli.md again from the program's help
 	$(BIN)/python scripts/write_cli_docs.py
 
 site: .venv/installed-dev  ## build the documents as a site, in site/; a broken link is an error

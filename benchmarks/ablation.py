@@ -1,10 +1,10 @@
-"""What each choice of the decoder and its training does for validation CIDEr-D on Flickr8k, several seeds a row.
+"""What each choice of the decoder and its training does for validation CIDEr-D on Flickr8k, several seeds per row.
 
 python benchmarks/ablation.py FEATURES FLICKR8K --work DIR [--seeds 3] [--jobs 1] [--rows "default" "two layers" ...]
 
-FEATURES is the store that benchmarks/flickr8k.py makes, FLICKR8K as there. Each row is the default but for what its
-name says. The 1,000 dev images score it: a choice must not be made on the test images. With a GPU several trainings
-share it (`--jobs`). A second run goes on: DIR keeps each training's history. Rows like "1,500 images" train on so many
+FEATURES is the store that benchmarks/flickr8k.py makes, FLICKR8K as there. Each row changes the default only in what
+its name says. The 1,000 dev images score it: a choice must not be made on the test images. Several trainings can share
+a GPU (`--jobs`). A second run resumes: DIR keeps each training's history. Rows like "1,500 images" train on that many
 of the 6,000 images, drawn at random, the same in each seed.
 """
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("flickr8k", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings in parallel")
     parser.add_argument("--rows", nargs="+", default=[*ROWS, *FEWER_IMAGES])
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

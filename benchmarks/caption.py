@@ -3,12 +3,12 @@
 python benchmarks/caption.py FEATURES MODEL FLICKR8K [--images 2000] [--rounds 3]
 
 FEATURES is the store that benchmarks/flickr8k.py makes, MODEL what `captionmill train` made of it, FLICKR8K as there.
-Everything runs in one process, by turns; the fastest of the rounds counts. Core-seconds are what the process was given
-of all cores: where other programs run beside it they still compare, when seconds do not. The plain search is what
-tutorials write: a loop over images, each with its own beam, log_softmax and topk over all words, captions that have
-ended leaving the beam. The matrix products are those of the same decoder steps, with the same numbers of rows, and
-nothing else: all that the decoder's layers do, and those that are left when the search has folded it. The last table
-says what bf16 would change of the captions of the test images: weights, and what each layer takes and gives, rounded to
+Everything runs in one process, by turns; the fastest of the rounds counts. Core-seconds are the processor time of the
+process over all cores: they can be compared even when other programs run at the same time. The plain search is what
+tutorials write: a loop over images, each with its own beam, log_softmax and topk over all words; captions that have
+ended leave the beam. The matrix products are those of the same decoder steps, with the same numbers of rows, and
+nothing else: first all of the decoder's layers, then those that remain when the search has folded it. The last table
+shows what bf16 would change in the captions of the test images: weights, inputs and outputs of each layer rounded to
 bf16, sums in fp32, as AMX does; the logits rounded too, or left as they are summed.
 """
 
@@ -165,7 +165,7 @@ def main() -> None:
         for name, (count, work) in works.items():
             rates = [count / spent for spent in measure(work)]
             best[name] = (max(best[name][0], rates[0]), max(best[name][1], rates[1]))
-    print("| | images/s | x plain | images a core-second | x plain |\n|---|---|---|---|---|")
+    print("| | images/s | x plain | images per core-second | x plain |\n|---|---|---|---|---|")
     for name, rate in best.items():
         times = [mine / plain for mine, plain in zip(rate, best["plain, beam 3"], strict=True)]
         print(f"| {name} | {rate[0]:,.0f} | {times[0]:.1f} | {rate[1]:,.0f} | {times[1]:.1f} |", flush=True)

@@ -3,7 +3,7 @@
 python benchmarks/caption_scale.py [--rows 20000 1000000] [--store FEATURES] [--formats csv] [--work DIR]
 
 The decoder is a small one with random weights, so that the table and not the network is measured. Rows are random, or
-the first ones of FEATURES. Each run is the command line in a process of its own.
+the first ones of FEATURES. Each run is the command line in its own process.
 """
 
 import argparse

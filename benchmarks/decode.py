@@ -1,11 +1,11 @@
-"""Decoding pictures: Pillow against what `extract` uses, whole and at reduced size, in one run.
+"""Decoding images: Pillow against what `extract` uses, whole and at reduced size, in one run.
 
 python benchmarks/decode.py PHOTOS --weights resnet50.pth [--count 60]
 
-Rates are of one thread, from bytes in memory to the 224 x 224 picture that the network sees. The large pictures are the
+Rates are of one thread, from bytes in memory to the 224 x 224 image that the network sees. The large images are the
 photographs enlarged to 4000 pixels with Lanczos and saved as JPEG again: their decoding costs what a camera's does.
-What the reduced size changes is told twice, in levels of the prepared picture and as the cosine of the features; beside
-it stands what as little does that changes 14 % of the picture's levels by one at random.
+The effect of the reduced size is shown twice, in levels of the prepared image and as the cosine of the features, next
+to the effect of changing 14 % of the image's levels by one at random.
 """
 
 import argparse
@@ -30,7 +30,7 @@ Prepare = Callable[[bytes], Pixels]
 
 
 def best_rates(ways: tuple[Prepare, Prepare], contents: list[bytes]) -> list[float]:
-    """Pictures/s of each way, the best of five rounds; the ways take turns, so that both see the machine's moods."""
+    """Images/s of each way, the best of five rounds; the ways take turns, so that both see the machine's moods."""
     best = [0.0] * len(ways)
     for _ in range(5):
         for number, prepare in enumerate(ways):
@@ -60,17 +60,17 @@ def enlarge(content: bytes, longer: int) -> bytes:
     return buffer.getvalue()
 
 
-def features(encoder: Encoder, config: ExtractConfig, pictures: list[Pixels]) -> np.ndarray:
+def features(encoder: Encoder, config: ExtractConfig, images: list[Pixels]) -> np.ndarray:
     engine = build_engine(encoder, config)
     size = engine.batch_size
-    rows = [engine.submit(np.stack(pictures[start : start + size]))() for start in range(0, len(pictures), size)]
+    rows = [engine.submit(np.stack(images[start : start + size]))() for start in range(0, len(images), size)]
     return np.concatenate(rows).astype(np.float64)
 
 
-def shake(picture: Pixels) -> Pixels:
-    """`picture` with 14 % of its levels changed by one: what rounding otherwise would do."""
-    chances = np.random.default_rng(0).random(picture.shape)
-    shaken: Pixels = np.clip(picture + (chances < 0.07).astype(int) - (chances > 0.93), 0, 255).astype(np.uint8)
+def shake(image: Pixels) -> Pixels:
+    """`image` with 14 % of its levels changed by one, as another rounding would."""
+    chances = np.random.default_rng(0).random(image.shape)
+    shaken: Pixels = np.clip(image + (chances < 0.07).astype(int) - (chances > 0.93), 0, 255).astype(np.uint8)
     return shaken
 
 
@@ -105,14 +105,14 @@ def main() -> None:
         f"differ, by {apart.max()} at most\n"
     )
     large = [enlarge(content, 4000) for content in contents]
-    print("| pictures | Pillow, images/s | extract, images/s | ratio |\n|---|---|---|---|")
+    print("| images | Pillow, images/s | extract, images/s | ratio |\n|---|---|---|---|")
     measured: list[tuple[str, list[bytes], tuple[Prepare, Prepare]]] = [
-        ("photographs, decoded and no more", contents, (decode_with_pillow, decode_strictly)),
+        ("photographs, decoded only", contents, (decode_with_pillow, decode_strictly)),
         ("photographs, prepared", contents, (with_pillow, reduced)),
         ("enlarged to 4000 pixels, prepared", large, (with_pillow, reduced)),
     ]
-    for name, pictures, ways in measured:
-        rates = best_rates(ways, pictures)
+    for name, images, ways in measured:
+        rates = best_rates(ways, images)
         print(f"| {name} | {rates[0]:,.0f} | {rates[1]:,.0f} | {rates[1] / rates[0]:.1f} |", flush=True)
     print("\n| 4000 pixels, reduced | mean difference, levels | largest | least cosine | of random levels |")
     print("|---|---|---|---|---|")
@@ -125,8 +125,8 @@ def main() -> None:
         mean, largest = np.mean([d.mean() for d in differences]), max(int(d.max()) for d in differences)
         shaken = [shake(left) for left, _ in pairs]
         sides = [[left for left, _ in pairs], [right for _, right in pairs], shaken]
-        if preprocess == "whole":  # pictures of many shapes: one at a time
-            rows = [np.concatenate([features(encoder, config, [picture]) for picture in side[:8]]) for side in sides]
+        if preprocess == "whole":  # images of many shapes: one at a time
+            rows = [np.concatenate([features(encoder, config, [image]) for image in side[:8]]) for side in sides]
         else:
             rows = [features(encoder, config, side) for side in sides]
         cosine, control = least_cosine(rows[0], rows[1]), least_cosine(rows[0], rows[2])

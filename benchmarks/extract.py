@@ -1,10 +1,10 @@
 """Stage one against the loop that tutorials write, in one run: speed, the engine's own limit, likeness, memory.
 
 python benchmarks/extract.py PHOTOS --weights resnet50.pth [--images 2000] [--plain-images 500] [--memory-images 50000]
-python benchmarks/extract.py PHOTOS --weights resnet50.pth --engines torch "torch --jobs 1"    where a GPU is
+python benchmarks/extract.py PHOTOS --weights resnet50.pth --engines torch "torch --jobs 1"    on a GPU
 python benchmarks/extract.py PHOTOS --weights resnet50.pth --image-size 64    the network as fast as on a faster machine
 
-PHOTOS is a folder of pictures, used over and over by symbolic links until there are enough. Prints the table of
+PHOTOS is a folder of images, used over and over by symbolic links until there are enough. Prints the table of
 docs/benchmarks.md. Nothing else should run on the machine.
 """
 
@@ -35,7 +35,7 @@ from captionmill.stages.settings import ExtractConfig
 
 
 class PlainDataset(torch.utils.data.Dataset[torch.Tensor]):
-    """Pictures as a tutorial reads them."""
+    """Images as a tutorial reads them."""
 
     def __init__(self, paths: list[Path], image_size: int) -> None:
         self.paths = paths
@@ -95,7 +95,7 @@ def run_forward_only(folder: Path, config: ExtractConfig, count: int) -> float:
 
 
 def measure_forward_only(folder: Path, arguments: argparse.Namespace, engine: str) -> float:
-    """`run_forward_only` in a process of its own, where nothing was done before."""
+    """`run_forward_only` in its own process, where nothing was done before."""
     words = [str(folder), "--weights", str(arguments.weights), "--images", str(arguments.images)]
     words += ["--image-size", str(arguments.image_size)]
     command = [sys.executable, __file__, *words, "--forward-only", engine]
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--weights", type=Path, required=True, help="state_dict of a ResNet-50")
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--plain-images", type=int, default=500, help="pictures for the plain loop, a steady rate")
+    parser.add_argument("--plain-images", type=int, default=500, help="images for the plain loop, whose rate is steady")
     parser.add_argument("--memory-images", type=int, default=50_000, help="0 leaves the memory test out")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--engines", nargs="+", default=["openvino", "torch"], help="each with its options")
@@ -142,7 +142,7 @@ def main() -> None:
         plain_images = min(arguments.plain_images, arguments.images)
         plain_rate, exact = run_plain(folder, arguments.weights, plain_images, arguments.image_size)
         print(
-            "| | images/s | x plain | share of forward alone | least cosine to fp32 | mean |\n|---|---|---|---|---|---|"
+            "| | images/s | x plain | share of forward only | least cosine to fp32 | mean |\n|---|---|---|---|---|---|"
         )
         print(f"| plain loop | {plain_rate:.1f} | 1 | | 1 | 1 |", flush=True)
         for number, engine in enumerate(arguments.engines):
@@ -162,7 +162,7 @@ def main() -> None:
             forward_rate = max(forward_rates)
             store = FeatureStore.open(output)
             likeness = cosines(store.read(range(len(exact))), exact)
-            print(f"| {engine}, forward alone | {forward_rate:.1f} | {forward_rate / plain_rate:.1f} | 1 | | |")
+            print(f"| {engine}, forward only | {forward_rate:.1f} | {forward_rate / plain_rate:.1f} | 1 | | |")
             print(
                 f"| {engine}, extract | {rate:.1f} | {rate / plain_rate:.1f} | {rate / forward_rate:.2f} "
                 f"| {likeness.min():.5f} | {likeness.mean():.5f} |",

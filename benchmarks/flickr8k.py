@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="trainings, with seeds 0, 1, ...")
     parser.add_argument("--max-epochs", type=int, help="of cross entropy; left out, the command's own default")
     parser.add_argument("--self-critical-epochs", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, on a GPU")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings in parallel, on a GPU")
     parser.add_argument("--work", type=Path, default=Path("flickr8k-work"))
     arguments = parser.parse_args()
     flickr8k, work = arguments.flickr8k, arguments.work

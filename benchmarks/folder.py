@@ -2,9 +2,9 @@
 
 python benchmarks/folder.py PHOTOS MODEL [--weights FILE] [--images 500] [--rounds 2] [--options --beam-size 5]
 
-`extract` alone and `caption`, each of the same pictures into a fresh cache, as a user runs them, one after the other,
-`--rounds` times; then `caption` again, on the finished folder and with one picture more. CPU seconds hang less than
-seconds on what else the machine does.
+`extract` only and `caption`, each of the same images into a fresh cache, as a user runs them, one after the other,
+`--rounds` times; then `caption` again, on the finished folder and with one image more. CPU seconds depend less than
+seconds on other programs.
 """
 
 import argparse

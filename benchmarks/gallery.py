@@ -1,11 +1,11 @@
-"""The gallery of many pictures: how long it takes to write, and how quick a browser is with it.
+"""The gallery of many images: how long it takes to write, and how quick a browser is with it.
 
 python benchmarks/gallery.py IMAGES captions.csv --work DIR [--chromium chromium]
 
-CAPTIONS is what `captionmill caption IMAGES` wrote. Chromium runs without a window and is told what to do over its
+CAPTIONS is what `captionmill caption IMAGES` wrote. Chromium runs without a window and is controlled over its
 DevTools protocol. A "long task" is 50 ms and more for which the page could not react (W3C, Long Tasks API). `ready` is
 when the first cards can be seen and filtered; `loaded` when the last thumbnail is there. "Of a core" is processor
-time, of the page's main thread where a browser is meant: beside other programs it tells more than a clock.
+time, in the browser that of the page's main thread: beside other programs it is more reliable than a clock.
 Screenshots go to DIR.
 """
 
@@ -85,8 +85,8 @@ async def measure(send: Send, page_path: Path, shots_dir: Path) -> None:
         feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await send("Emulation.setEmulatedMedia", features=[feature])
         await asyncio.sleep(1)
-        picture = await send("Page.captureScreenshot")
-        (shots_dir / f"{name}.png").write_bytes(base64.b64decode(picture["data"]))
+        image = await send("Page.captureScreenshot")
+        (shots_dir / f"{name}.png").write_bytes(base64.b64decode(image["data"]))
 
     async def go(fragment: str) -> None:
         await evaluate(f"location.hash = {json.dumps(fragment)}; scrollTo(0, 0)")
@@ -115,7 +115,7 @@ async def measure(send: Send, page_path: Path, shots_dir: Path) -> None:
         before = await main_thread_s()
         seen = await evaluate(SCROLL.replace("STEP", str(step)))
         cost_ms = 1000 * (await main_thread_s() - before) / seen["frames"]
-        what = f"{seen['frames']:,} frames of {step:,} pixels, of a core {cost_ms:.0f} ms a frame"
+        what = f"{seen['frames']:,} frames of {step:,} pixels, of a core {cost_ms:.0f} ms per frame"
         print(f"| scrolled | {what}, at most {seen['most']} cards | {await longest_task()} |", flush=True)
     await send("HeapProfiler.collectGarbage")
     heap = await send("Runtime.getHeapUsage")

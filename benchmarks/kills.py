@@ -2,10 +2,10 @@
 
 python benchmarks/kills.py PHOTOS [--kills 200] [--longest 4] [--images 60000] [--seed 0] [--small-disk DIR]
 
-PHOTOS is a folder of pictures, used over and over by symbolic links. The demo's small network keeps it short; the
+PHOTOS is a folder of images, used over and over by symbolic links. The demo's small network keeps it short; the
 store does not know the difference. Each life is a real process that runs `extract`, started by a fork server that has
 imported torch already, and killed with SIGKILL. DIR is a folder on a file system too small for the store, such as one
-made with `mount -t tmpfs -o size=40m tmpfs DIR`: the extraction fills it, and goes on where there is room.
+made with `mount -t tmpfs -o size=40m tmpfs DIR`: the extraction fills it, and resumes where there is room.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def fill_disk(folder: Path, small: Path, large: Path, whole: FeatureStore) -> None:
-    """Extract to `small` until its disk is full, look at what is there, move it to `large` and go on."""
+    """Extract to `small` until its disk is full, look at what is there, move it to `large` and resume."""
     try:
         live(folder, small)
         raise SystemExit("the small disk is not too small")

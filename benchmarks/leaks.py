@@ -1,10 +1,10 @@
-"""Which cosine tells a picture that was changed a little from another picture, and whether centring features helps.
+"""Which cosine separates a slightly changed image from a different one, and whether centring features helps.
 
 python benchmarks/leaks.py FLICKR8K --features features.h5 --weights resnet50.pth --work DIR [--images 150]
 
-FEATURES are those of FLICKR8K/images, made with --preprocess squash. Some of these pictures are changed in seven ways;
-each row of the tables is a threshold, with how many pairs of the pictures as they are reach it, and what share of the
-changed pictures reach it with their original. DIR keeps the changed pictures and their features.
+FEATURES are those of FLICKR8K/images, made with --preprocess squash. Some of these images are changed in seven ways;
+each row of the tables is a threshold, with how many pairs of the images as they are reach it, and what share of the
+changed images reach it with their original. DIR keeps the changed images and their features.
 """
 
 import argparse
@@ -22,24 +22,22 @@ from torch import Tensor
 from captionmill.data.features.store import FeatureStore
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "a quarter brighter": lambda picture: ImageEnhance.Brightness(picture).enhance(1.25),
-    "6 pixels cut off": lambda picture: picture.crop((6, 6, picture.width - 6, picture.height - 6)),
+    "a quarter brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.25),
+    "6 pixels cut off": lambda image: image.crop((6, 6, image.width - 6, image.height - 6)),
     "mirrored": ImageOps.mirror,
-    "17 pixels cut off": lambda picture: picture.crop((17, 17, picture.width - 17, picture.height - 17)),
-    "JPEG quality 40": lambda picture: picture,
-    "half the size": lambda picture: picture.resize(
-        (picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS
-    ),
-    "grey": lambda picture: ImageOps.grayscale(picture).convert("RGB"),
+    "17 pixels cut off": lambda image: image.crop((17, 17, image.width - 17, image.height - 17)),
+    "JPEG quality 40": lambda image: image,
+    "half the size": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS),
+    "grey": lambda image: ImageOps.grayscale(image).convert("RGB"),
 }
 THRESHOLDS = (0.95, 0.92, 0.9, 0.88, 0.86, 0.84, 0.82, 0.8)
 
 
-def change_pictures(images: Path, output: Path, count: int) -> None:
+def change_images(images: Path, output: Path, count: int) -> None:
     names = sorted(path.name for path in images.glob("*.jpg"))
     for name in random.Random(0).sample(names, count):
-        with Image.open(images / name) as picture:
-            original = picture.convert("RGB")
+        with Image.open(images / name) as image:
+            original = image.convert("RGB")
         for change, apply in CHANGES.items():
             (output / change).mkdir(parents=True, exist_ok=True)
             apply(original).save(output / change / name, quality=40 if "JPEG" in change else 90)
@@ -59,7 +57,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=150)
     arguments = parser.parse_args()
     changed_path = arguments.work / "changed.h5"
-    change_pictures(arguments.flickr8k / "images", arguments.work / "changed", arguments.images)
+    change_images(arguments.flickr8k / "images", arguments.work / "changed", arguments.images)
     run_command(
         *("extract", arguments.work / "changed", "--output", changed_path),
         *("--weights", arguments.weights, "--preprocess", "squash"),

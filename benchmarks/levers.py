@@ -2,9 +2,9 @@
 
 python benchmarks/levers.py FLICKR8K --weights resnet50.pth --work DIR [--rate-images 256] [--max-epochs 4]
 
-FLICKR8K is as for benchmarks/flickr8k.py, with some photographs at full size in `originals/`: the cost is measured on
+FLICKR8K is as for benchmarks/flickr8k.py, with some images at full size in `originals/`: the cost is measured on
 these. The captions are scored on the 1,000 dev images, since a lever is a choice; the test images are left for the
-finished one. DIR keeps the features, so that a second run goes on.
+finished one. DIR keeps the features, so that a second run resumes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("flickr8k", type=Path)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--rate-images", type=int, default=256, help="pictures to measure a rate with; 0: no rates")
+    parser.add_argument("--rate-images", type=int, default=256, help="images to measure a rate with; 0: no rates")
     parser.add_argument("--max-epochs", type=int, default=4, help="0: no captions")
     arguments = parser.parse_args()
     flickr8k, work = arguments.flickr8k, arguments.work

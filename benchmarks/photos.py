@@ -1,4 +1,4 @@
-"""What several benchmarks need: many pictures out of few, and a command run as a user runs it."""
+"""Helpers of several benchmarks: many images out of few, and a command run as a user runs it."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from captionmill.data.images.find import find_images
 
 
 def link_photos(photos: Path, folder: Path, count: int) -> Path:
-    """A folder of `count` links to the pictures of `photos`, each used as often as needed."""
+    """A folder of `count` links to the images of `photos`, each used as often as needed."""
     sources = [Path(image.path) for image in find_images(photos)]
     folder.mkdir(parents=True)
     for number in range(count):
@@ -33,12 +33,12 @@ class Command:
     @property
     def rate(self) -> float:
         """Images/s as `extract` prints them."""
-        told = re.findall(r"\(([\d,.]+) images/s", self.output)
-        return float(told[-1].replace(",", ""))
+        rates = re.findall(r"\(([\d,.]+) images/s", self.output)
+        return float(rates[-1].replace(",", ""))
 
 
 def run_command(*words: object) -> Command:
-    """Run `captionmill WORDS` in a process of its own; its output ends the benchmark if it fails."""
+    """Run `captionmill WORDS` in its own process; its output ends the benchmark if it fails."""
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "captionmill", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -2,8 +2,8 @@
 
 python benchmarks/store.py PHOTOS [--rows 1000000] [--images 100000] [--work DIR]
 
-The rows are random numbers, 2048 float16 each (4.1 GB at a million; DIR needs three times that). Each line is a process
-of its own. PHOTOS is a folder of pictures, used over and over by symbolic links for the finished folder.
+The rows are random numbers, 2048 float16 each (4.1 GB at a million; DIR needs three times that). Each line is its own
+process. PHOTOS is a folder of images, used over and over by symbolic links for the finished folder.
 """
 
 import argparse
@@ -96,23 +96,23 @@ STEPS: dict[str, Callable[[Path], str]] = {
 
 
 def run_step(path: Path, name: str, rows: int) -> None:
-    """In a process of its own: print what it did, how long it took, its peak memory."""
+    """Run one step in this process: print what it did, how long it took, its peak memory."""
     started = time.perf_counter()
     if name == "write":
-        told = write(path, 0, rows)
+        result = write(path, 0, rows)
     elif name == "write another":
-        told = write(path.with_name("other.h5"), 10_000_000, rows // 10)
+        result = write(path.with_name("other.h5"), 10_000_000, rows // 10)
     else:
-        told = STEPS[name](path)
+        result = STEPS[name](path)
     seconds = time.perf_counter() - started
-    print(json.dumps([told, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6]))
+    print(json.dumps([result, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--images", type=int, default=100_000, help="pictures in the finished folder; 0 leaves it out")
+    parser.add_argument("--images", type=int, default=100_000, help="images in the finished folder; 0 leaves it out")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -125,16 +125,16 @@ def main() -> None:
         for step in ("write", "write another", *STEPS):
             command = [sys.executable, __file__, str(arguments.photos), "--rows", str(arguments.rows)]
             command += ["--step", str(work / "f.h5"), step]
-            told, seconds, memory = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-            print(f"| {step} | {told} | {seconds:.1f} | {memory:.2f} |", flush=True)
+            result, seconds, memory = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            print(f"| {step} | {result} | {seconds:.1f} | {memory:.2f} |", flush=True)
         if arguments.images:
             folder = link_photos(arguments.photos, work / "photos", arguments.images)
             words = ["extract", folder, "--output", work / "photos.h5", "--backbone", "scenes-resnet14"]
             words += ["--preprocess", "squash", "--image-size", 32, "--batch-size", 128]
             for step in ("extract a folder, small network", "extract it again"):
                 run = run_command(*words)
-                told = run.output.split(": ", 1)[1].split(";")[0].strip()
-                print(f"| {step} | {told} | {run.seconds:.1f} | {run.peak_rss_gb:.2f} |", flush=True)
+                result = run.output.split(": ", 1)[1].split(";")[0].strip()
+                print(f"| {step} | {result} | {run.seconds:.1f} | {run.peak_rss_gb:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

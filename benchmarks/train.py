@@ -32,7 +32,7 @@ from captionmill.stages.settings import TrainConfig
 from captionmill.stages.training.train import build_vocabulary
 from captionmill.stages.training.trainer import Trainer
 
-_PLAIN_BATCH_SIZE = 128  # captions a step, of the same network in captionmill too
+_PLAIN_BATCH_SIZE = 128  # captions per step, of the same network in captionmill too
 
 
 class PlainDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
@@ -78,7 +78,7 @@ class PlainDecoder(nn.Module):
 def run_plain(
     store: FeatureStore, captions: dict[str, tuple[str, ...]], keys: list[str], vocabulary: Vocabulary, size: int
 ) -> Iterator[int]:
-    """Captions a step of the plain trainer, step after step."""
+    """The number of captions in each step of the plain trainer."""
     device = choose_device("auto")
     pairs = [(store.position(key), vocabulary.encode(caption)[:20]) for key in keys for caption in captions[key]]
     dataset = PlainDataset(store.path, [row for row, _ in pairs], [words for _, words in pairs])

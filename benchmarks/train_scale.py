@@ -2,8 +2,8 @@
 
 python benchmarks/train_scale.py [--rows 1000000] [--small-rows 8000] [--seconds 60] [--work DIR]
 
-Rows are random and captions are made of Zipf-distributed words, five an image of 10 to 14 words; the network is the
-default one. Each run is a process of its own, which reads everything as `captionmill train` does, trains for some
+Rows are random and captions are made of Zipf-distributed words, five per image, of 10 to 14 words; the network is the
+default one. Each run is its own process, which reads everything as `captionmill train` does, trains for some
 seconds and says how fast, and how much memory it took at most, the network included.
 """
 

@@ -42,22 +42,22 @@ def main() -> None:
     """Draw, train, write, and print the share of held-out scenes that a linear head reads wholly right."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ASSET_PATH, help="safetensors file to write")
-    parser.add_argument("--seed", type=int, default=20_000, help="of weights and pictures; the demo's must differ")
+    parser.add_argument("--seed", type=int, default=20_000, help="of weights and images; the demo's must differ")
     parser.add_argument("--steps", type=int, default=3600, help="batches, the first third of them at half the size")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures a step")
-    parser.add_argument("--pictures", type=int, default=16_000, help="training pictures, 49 KB of memory each")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per step")
+    parser.add_argument("--images", type=int, default=16_000, help="training images, 49 KB of memory each")
     parser.add_argument("--threads", type=int, default=2, help="processor threads, and processes that draw")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     started_s = time.perf_counter()
-    pictures, answers = draw_pictures(options.pictures, options.seed, options.threads)
-    print(f"drew {len(pictures)} pictures in {time.perf_counter() - started_s:.0f} s", flush=True)
+    images, answers = draw_images(options.images, options.seed, options.threads)
+    print(f"drew {len(images)} images in {time.perf_counter() - started_s:.0f} s", flush=True)
     network, head = build_network(), nn.Linear(2048, sum(ANSWER_COUNTS))
-    train(network, head, pictures, answers, steps=options.steps, batch_size=options.batch_size)
+    train(network, head, images, answers, steps=options.steps, batch_size=options.batch_size)
     print(f"trained {options.steps} steps, {time.perf_counter() - started_s:.0f} s since the start", flush=True)
 
-    held_out, held_out_answers = draw_pictures(2000, options.seed + 1, options.threads)
+    held_out, held_out_answers = draw_images(2000, options.seed + 1, options.threads)
     print(f"held-out scenes wholly right, fp32: {measure(network, head, held_out, held_out_answers):.4f}")
     write_weights(network, options.output)
     network = build_network()
@@ -82,40 +82,40 @@ def write_weights(network: nn.Module, path: Path) -> None:
         partial_path.write_bytes(save({name: value.contiguous() for name, value in weights.items()}))
 
 
-def draw_pictures(count: int, seed: int, workers: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures as the encoder sees them before scaling, (N, 3, 128, 128) uint8, and their answers, (N, 5)."""
+def draw_images(count: int, seed: int, workers: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images as the encoder sees them before scaling, (N, 3, 128, 128) uint8, and their answers, (N, 5)."""
     chunk = 200
     drawn = Parallel(n_jobs=workers)(
         delayed(_draw_chunk)(seed, start, min(start + chunk, count)) for start in range(0, count, chunk)
     )
-    pictures = torch.cat([torch.from_numpy(pixels) for pixels, _ in drawn])  # (N, 128, 128, 3)
-    return pictures.permute(0, 3, 1, 2), torch.cat([torch.tensor(answers) for _, answers in drawn])
+    images = torch.cat([torch.from_numpy(pixels) for pixels, _ in drawn])  # (N, 128, 128, 3)
+    return images.permute(0, 3, 1, 2), torch.cat([torch.tensor(answers) for _, answers in drawn])
 
 
 def train(
     network: nn.Module,
     head: nn.Module,
-    pictures: torch.Tensor,
+    images: torch.Tensor,
     answers: torch.Tensor,
     *,
     steps: int,
     batch_size: int,
 ) -> None:
-    """Train both on cross-entropy over the five answers; half of the pictures are mirrored, which changes no answer."""
+    """Train both on cross-entropy over the five answers; half of the images are mirrored, which changes no answer."""
     parameters = [*network.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.02, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.2)
     network.train()
     started_s = time.perf_counter()
     for step in range(steps):
-        if step * batch_size % len(pictures) < batch_size:
-            order = torch.randperm(len(pictures))
-        offset = step * batch_size % (len(pictures) - batch_size + 1)
+        if step * batch_size % len(images) < batch_size:
+            order = torch.randperm(len(images))
+        offset = step * batch_size % (len(images) - batch_size + 1)
         chosen = order[offset : offset + batch_size]
-        batch = _normalise(pictures[chosen])
+        batch = _normalise(images[chosen])
         if torch.rand(()) < 0.5:
             batch = batch.flip(3)
-        if step < steps // 3:  # a third of the time a step
+        if step < steps // 3:  # a third of the time per step
             batch = avg_pool2d(batch, 2)
         with torch.autocast("cpu", torch.bfloat16):
             logits = head(network(batch)).float()
@@ -138,12 +138,12 @@ def sum_losses(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def measure(network: nn.Module, head: nn.Module, pictures: torch.Tensor, answers: torch.Tensor) -> float:
-    """The share of pictures with all five answers right, in fp32."""
+def measure(network: nn.Module, head: nn.Module, images: torch.Tensor, answers: torch.Tensor) -> float:
+    """The share of images with all five answers right, in fp32."""
     network.eval()
     right = [
         _find_right(head(network(_normalise(batch))), batch_answers)
-        for batch, batch_answers in zip(pictures.split(32), answers.split(32), strict=True)
+        for batch, batch_answers in zip(images.split(32), answers.split(32), strict=True)
     ]
     return torch.cat(right).float().mean().item()
 
@@ -153,8 +153,8 @@ def _find_right(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
     return (said == answers).all(1)
 
 
-def _normalise(pictures: torch.Tensor) -> torch.Tensor:
-    scaled = pictures.float().div(255).sub(MEAN).div(STD)
+def _normalise(images: torch.Tensor) -> torch.Tensor:
+    scaled = images.float().div(255).sub(MEAN).div(STD)
     return scaled.contiguous(memory_format=torch.channels_last)
 
 
@@ -163,18 +163,18 @@ def _draw_chunk(seed: int, start: int, stop: int) -> tuple[npt.NDArray[np.uint8]
     for index in range(start, stop):
         rng = np.random.default_rng([seed, index])
         scene = random_scene(rng)
-        picture = draw_scene(scene, rng)
+        image = draw_scene(scene, rng)
         if index % 2:
-            picture = _compress(picture)
-        pixels.append(np.asarray(picture.resize((INPUT_SIZE, INPUT_SIZE), Image.Resampling.BILINEAR)))
+            image = _compress(image)
+        pixels.append(np.asarray(image.resize((INPUT_SIZE, INPUT_SIZE), Image.Resampling.BILINEAR)))
         answers.append(_answer(scene))
     return np.stack(pixels), answers
 
 
-def _compress(picture: Image.Image) -> Image.Image:
-    """The picture after it was a JPEG file, as half of the demo's are."""
+def _compress(image: Image.Image) -> Image.Image:
+    """The image after it was a JPEG file, as half of the demo's are."""
     packed = io.BytesIO()
-    picture.save(packed, "JPEG", quality=JPEG_QUALITY)
+    image.save(packed, "JPEG", quality=JPEG_QUALITY)
     return Image.open(packed).convert("RGB")
 
 
