@@ -17,6 +17,11 @@ from captionmill.data.model import Bundle, write_bundle
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.settings import SearchConfig, TrainConfig
 
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+"""The checkout."""
+FLICKR8K = ROOT.resolve().parent / "shared" / "flickr8k"
+"""The data set, where somebody has put it."""
 OpenPage = Callable[..., subprocess.CompletedProcess[str]]
 """Opens an address in a browser, with options."""
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "yellow": (240, 220, 40)}
