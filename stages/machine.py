@@ -67,7 +67,7 @@ def has_fast_bf16() -> bool:
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether `error` says that the memory of the machine or of a device ran out."""
+    """Whether `error` means that the memory of the machine or of a device ran out."""
     says_so = any(words in str(error).lower() for words in _OUT_OF_MEMORY)
     return says_so or isinstance(error, torch.OutOfMemoryError | MemoryError)
 

@@ -64,7 +64,7 @@ def compare(
 def _resample(metrics: Sequence[Metric], config: BootstrapConfig) -> dict[str, Floats]:
     """Each metric's score in each resample, by name: R numbers. The same draws for the same seed and image count."""
     count = _require_same_images(metrics)
-    rows = np.hstack([metric.rows for metric in metrics])  # [N, C], the columns of all metrics side by side
+    rows = np.hstack([metric.rows for metric in metrics])  # [N, C], the columns of all metrics
     generator = np.random.default_rng(config.seed)
     sums = np.empty((config.resamples, rows.shape[1]))  # [R, C]
     for resample in range(config.resamples):

@@ -161,7 +161,7 @@ def _read_splits(
         }
     if captions is None:
         raise InputError(
-            "nothing says which image is in which split: pass `model`, `captions` with splits, or split lists"
+            "it is unknown which image is in which split: pass `model`, `captions` with splits, or split lists"
         )
     annotations = read_annotations(captions, known_keys=store.keys)
     if not annotations.splits:

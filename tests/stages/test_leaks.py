@@ -228,7 +228,7 @@ def test_nothing_to_compare_is_said_in_one_line(store: Path, lists: dict[str, Pa
         f"Error: {tmp_path / 'plain.csv'}: names no splits; "
         "pass two or more of --train-list, --val-list and --test-list, or the --model whose training drew them\n"
     )
-    assert "Error: nothing says which image is in which split: pass --model, --captions" in run(store).stderr
+    assert "Error: it is unknown which image is in which split: pass --model, --captions" in run(store).stderr
     for options in (
         ["--train-list", lists["train"]],
         ["--train-list", lists["train"], "--val-list", tmp_path / "other.txt"],
