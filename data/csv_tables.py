@@ -1,4 +1,4 @@
-"""The tables that people open in a spreadsheet: UTF-8 CSV, with cells that a spreadsheet would run guarded."""
+"""Tables for spreadsheets: UTF-8 CSV, with a guard on cells that a spreadsheet would run as formulas."""
 
 import csv
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ _STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 
 def guard_formula(cell: str) -> str:
-    """The text with a ' in front if a spreadsheet could take it for a formula.
+    """The text, with a ' in front if a spreadsheet could read it as a formula.
 
-    That is if it begins with one of = + - @, a tab or a line break (OWASP, "CSV Injection"), or with a ' already: so
-    `unguard_formula` gives back what was given.
+    This applies if it begins with one of = + - @, a tab or a line break (OWASP, "CSV Injection"), or with a '; so
+    `unguard_formula` restores every text.
     """
     return f"'{cell}" if cell.startswith(_STARTS) else cell
 
@@ -28,15 +28,15 @@ def unguard_formula(cell: str) -> str:
 
 
 def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> None:
-    """Write failures.csv (key, reason) in place of what was there."""
+    """Write failures.csv (key, reason), replacing any old one."""
     import pandas as pd
 
     write_table(path, pd.DataFrame(list(failures), columns=["key", "reason"]))
 
 
 def write_table(path: Path, frame: "pd.DataFrame") -> None:
-    """Write any table as UTF-8 CSV, four decimals, in place of what was there."""
+    """Write a table as UTF-8 CSV with four decimals, replacing any old one."""
     text = frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
-    if "\r" in text:  # the csv module leaves a lone carriage return unquoted, and readers take it for a line's end
+    if "\r" in text:  # csv leaves a single carriage return unquoted, and readers take it for a line end
         text = frame.to_csv(index=False, float_format="%.4f", lineterminator="\n", quoting=csv.QUOTE_ALL)
     write_text(path, text)

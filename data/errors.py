@@ -1,9 +1,9 @@
 """Every error that a user can cause. The message is one line: which file, what is wrong, what to do next.
 
-Parameters are named in backticks, as Python calls them; the terminal shows the options that they are typed as.
+Parameters are named in backticks, as Python calls them; the terminal shows them as options.
 
 CaptionmillError
-├── ImageError            one image that cannot be read: a row of failures.csv, never the end of a run
+├── ImageError            one image that cannot be read: a row in failures.csv; the run continues
 ├── InputError            a path with nothing to work on, or arguments that contradict each other
 │   └── SettingError       a setting out of its range, or settings that contradict each other
 ├── AnnotationError       a captions file or a split list that cannot be understood
@@ -11,8 +11,8 @@ CaptionmillError
 ├── StoreError            a feature store that cannot be opened, read or written
 │   └── SpecMismatchError  features of another network or preprocessing than asked for
 ├── BundleError           a model bundle that cannot be opened
-├── ExportError           a network that computes something else in the file it was exported to
-├── TrainingError         a training run that cannot start or go on
+├── ExportError           an exported network whose results differ from the model's
+├── TrainingError         a training run that cannot start or continue
 ├── ClusterError          processes or machines that do not answer or keep dying
 └── PipelineError         a pipeline file that cannot be understood
 """
@@ -33,11 +33,11 @@ class InputError(CaptionmillError, ValueError):
 
 
 class SettingError(InputError):
-    """A setting is out of its range, or settings contradict each other; the message has their names in backticks."""
+    """A setting is out of its range, or settings contradict each other; the message names them in backticks."""
 
     @property
     def names(self) -> list[str]:
-        """The settings that it is about, as the fields are called."""
+        """The field names of the settings that it is about."""
         return re.findall(r"`(\w+)`", str(self))
 
 
@@ -62,11 +62,11 @@ class BundleError(CaptionmillError, ValueError):
 
 
 class ExportError(CaptionmillError, ValueError):
-    """A network computes something else in the file that it was exported to."""
+    """The results of an exported network differ from the model's."""
 
 
 class TrainingError(CaptionmillError, ValueError):
-    """A training run cannot start or go on."""
+    """A training run cannot start or continue."""
 
 
 class UnfinishedRunError(TrainingError):

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all (written aside, flushed, renamed), and locks that one process holds."""
+"""Atomic file writes (written beside, flushed, renamed), and lock files."""
 
 import os
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ import filelock
 
 from captionmill.data.errors import CaptionmillError, InputError
 
-_NAME_BYTES = 255  # at most, on all common file systems
+_NAME_BYTES = 255  # the limit of all common file systems
 
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place when the block ends without an error.
+    """A path beside `path` to write to; it replaces `path` when the block ends without an error.
 
-    An error removes what was written and leaves `path` as it was. A kill can leave the file beside it
-    (`.NAME.partial`), which no reader looks at and the next write replaces.
+    After an error, the partial file is removed and `path` is unchanged. A killed process can leave `.NAME.partial`
+    behind: no reader opens it, and the next write replaces it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = partial_path_of(path)
@@ -33,7 +33,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def errors_named(path: Path) -> Iterator[None]:
-    """Let an error of the system that names no file, as of a full disk, name `path`."""
+    """Add `path` to a system error that names no file, such as that of a full disk."""
     try:
         yield
     except OSError as exc:
@@ -43,35 +43,35 @@ def errors_named(path: Path) -> Iterator[None]:
 
 
 def partial_path_of(path: Path) -> Path:
-    """Where `path` is written before it takes its place: `.NAME.partial`, NAME cut short where it is too long."""
+    """The partial file of `path`: `.NAME.partial`, with NAME shortened if it is too long."""
     return path.with_name(fit_name(f".{path.name}", ".partial"))
 
 
 def fit_name(start: str, ending: str) -> str:
-    """The name of a file that begins and ends so; `start` is cut short where that is too long."""
+    """The file name `start` + `ending`, with `start` shortened if the name is too long."""
     while start and len(os.fsencode(start + ending)) > _NAME_BYTES:
         start = start[:-1]
     return start + ending
 
 
 def require_other_file(output: Path, *inputs: Path | None) -> None:
-    """Raise InputError if `output` is one of the `inputs`, which writing it would destroy."""
+    """Raise InputError if `output` is one of the `inputs`, because writing it would destroy that input."""
     for path in inputs:
         if path is not None and output.exists() and path.exists() and output.samefile(path):
             raise InputError(f"{output}: is an input of this command and would be overwritten; name another output")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 in place of whatever `path` held."""
+    """Write `text` as UTF-8 to `path`, atomically, replacing any old content."""
     with replace_atomically(path) as partial_path:
         partial_path.write_text(text, encoding="utf-8", newline="")
 
 
 def flush_to_disk(path: Path) -> None:
-    """Ask the system to put a file, or a folder's list of names, on the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folder
+    """Flush a file, or a folder's list of names, to the disk (fsync)."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
         return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # elsewhere of read-only files too
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # elsewhere, read-only files too
     try:
         os.fsync(descriptor)
     finally:
@@ -80,7 +80,7 @@ def flush_to_disk(path: Path) -> None:
 
 @contextmanager
 def hold_lock(path: Path, otherwise: CaptionmillError) -> Iterator[None]:
-    """Hold the lock file `path`, in a folder that is there, for a block; raise `otherwise` if another process does."""
+    """Hold the lock file `path`, in an existing folder, for a block; raise `otherwise` if another process holds it."""
     lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)

@@ -1,7 +1,7 @@
 """A trained decoder on disk: a folder with `bundle.json` (everything but the weights) and one safetensors file.
 
-`bundle.json` names the weights file and its SHA-256 and is written last, in one rename: a bundle is the old one or the
-new one, and its vocabulary always belongs to its weights. Nothing in it can run code.
+`bundle.json` names the weights file and its SHA-256 and is written last, in one rename: a reader finds either the old
+bundle or the new one, and the vocabulary always belongs to the weights. Loading a bundle never runs code from it.
 """
 
 import hashlib
@@ -29,22 +29,22 @@ BUNDLE_NAME = "bundle.json"
 FORMAT = "captionmill-bundle"
 FORMAT_VERSION = 1
 LOW_CONFIDENCE = "val_confidence_p10"
-"""Among the scores: a tenth of the validation captions have a confidence below this."""
+"""Key in `scores`: a tenth of the validation captions have a confidence below this value."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """All that captioning needs besides features."""
+    """Everything that captioning needs besides features."""
 
     decoder_config: dict[str, Any]
     """Sizes of the decoder, the fields of `DecoderConfig`."""
     vocabulary: Vocabulary
     spec: FeatureSpec
-    """What made the features that the decoder was trained on."""
+    """The network and the preprocessing that made the features of the training images."""
     training: dict[str, Any]
     """The settings of the training run."""
     splits: dict[str, list[str]]
-    """The keys of the images it was trained on ("train"), chosen by ("val") and has not seen ("test")."""
+    """Image keys: trained on ("train"), used to choose the best epoch ("val"), held out ("test")."""
     scores: dict[str, float]
     """Validation scores of the epoch that was kept."""
     versions: dict[str, str]
@@ -53,7 +53,7 @@ class Bundle:
     """The weights by name."""
 
     def splits_in(self, known_keys: Collection[str]) -> dict[str, list[str]]:
-        """Its splits, in which an image that is one of `known_keys` in another form of Unicode has that key."""
+        """The splits; an image that differs from one of `known_keys` only in its Unicode form gets that key."""
         forms = match_forms(itertools.chain.from_iterable(self.splits.values()), known_keys)
         return {name: [forms.get(key, key) for key in keys] for name, keys in self.splits.items()}
 
@@ -64,12 +64,12 @@ def bundle_exists(folder: Path) -> bool:
 
 
 def bundle_digest(folder: Path) -> str:
-    """SHA-256, in hex, of what the bundle in `folder` says of itself, the hash of its weights included."""
+    """SHA-256, in hex, of the `bundle.json` in `folder`, which contains the hash of the weights."""
     return hashlib.sha256((folder / BUNDLE_NAME).read_bytes()).hexdigest()
 
 
 def write_bundle(folder: Path, bundle: Bundle) -> None:
-    """Write `bundle` into `folder`, in place of the bundle that it held."""
+    """Write `bundle` into `folder`, replacing any bundle there."""
     content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in bundle.tensors.items()})
     digest = hashlib.sha256(content).hexdigest()
     replaced_name = _read_weights_name(folder)
@@ -94,18 +94,18 @@ def write_bundle(folder: Path, bundle: Bundle) -> None:
 
 
 def bundle_files(*folders: Path) -> list[Path]:
-    """The files of the bundles in `folders`, which need not be there: no output may be written over them."""
+    """The files of the bundles in `folders`, which need not exist; no output may overwrite them."""
     return [folder / name for folder in folders for name in (BUNDLE_NAME, _read_weights_name(folder)) if name]
 
 
 def _image_keys(values: object) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError("a split is no list of texts")
+        raise TypeError("a split is not a list of strings")
     return values
 
 
 def _read_weights_name(folder: Path) -> str | None:
-    """The file name of the weights of the bundle in `folder`, if there is one: no other file may be removed."""
+    """The name of the weights file of the bundle in `folder`, if there is one; only this file may be removed."""
     try:
         return Path(json.loads((folder / BUNDLE_NAME).read_text(encoding="utf-8"))["weights"]["file"]).name
     except (OSError, ValueError, KeyError, TypeError):
@@ -134,7 +134,7 @@ def read_bundle(folder: Path) -> Bundle:
             spec=FeatureSpec.from_json(values["features"]),
             training=values["training"],
             splits={name: _image_keys(values["splits"][name]) for name in ("train", "val", "test")},
-            scores={name: score + 0 for name, score in values["scores"].items()},  # a TypeError if it is no number
+            scores={name: score + 0 for name, score in values["scores"].items()},  # a TypeError if it is not a number
             versions=values["versions"],
             tensors=safetensors.numpy.load(content),
         )

@@ -4,15 +4,15 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called by a stage as it goes on: `done` of `total` steps of the work that `label` names."""
+    """Called by a stage while it works: `done` of `total` steps of the work that `label` names."""
 
     def __call__(self, label: str, done: int, total: int, *, note: str = "", left_s: float | None = None) -> None:
-        """Take note; `done == total` is the last call for a label.
+        """Report progress; the last call for a label has `done == total`.
 
-        `note` is what else there is to see now, such as the loss so far. `left_s` is the time until the whole work is
-        done, in seconds, where the stage knows better than the pace of this label tells.
+        `note` is further information, such as the loss so far. `left_s` is the time left for the whole work, in
+        seconds, if the stage can estimate it better than from the pace of this label.
         """
 
 
 def no_progress(label: str, done: int, total: int, *, note: str = "", left_s: float | None = None) -> None:
-    """Tell nobody."""
+    """Report nothing."""

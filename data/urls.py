@@ -1,4 +1,4 @@
-"""What is a URL, and reading one through fsspec, which is imported only then."""
+"""Recognises URLs and reads them through fsspec, which is imported only when needed."""
 
 import importlib
 import posixpath
@@ -9,7 +9,7 @@ from typing import Any
 
 from captionmill.data.errors import ImageError, InputError
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: C:// is a drive
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # at least two letters: C:// is a drive
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 _ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.5
@@ -21,19 +21,19 @@ def is_url(text: object) -> bool:
 
 
 def local_path(location: Path | str) -> Path | str:
-    """`location`; where it is a file:// URL the path that it names, at which a file can appear whole or not at all."""
+    """`location`, or the local path that a file:// URL names, where a file can be replaced atomically."""
     if not is_url(location) or str(location).partition("://")[0] not in ("file", "local"):
         return location
     return Path(open_filesystem(str(location))[1])
 
 
 def parent_of(url: str) -> str:
-    """`url` up to its last slash, left out."""
+    """`url` up to its last slash, without it."""
     return url.rstrip("/").rpartition("/")[0]
 
 
 def join_url(url: str, relative: str) -> str:
-    """What `relative` names beside `url`: `../a.png` beside s3://bucket/lists/all.txt is s3://bucket/a.png."""
+    """The URL of `relative` beside `url`: `../a.png` beside s3://bucket/lists/all.txt is s3://bucket/a.png."""
     protocol, _, path = url.partition("://")
     return f"{protocol}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), relative))}"
 
@@ -54,19 +54,19 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 
 def read_url(url: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes of `url` from `start` up to `end`; ImageError if they cannot be had, after a few attempts."""
+    """The bytes of `url` from `start` up to `end`; ImageError if they cannot be read after a few attempts."""
     pause_s = _FIRST_PAUSE_S
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             filesystem, path = open_filesystem(url)
             content: bytes = filesystem.cat_file(path, start=start, end=end)
-            is_whole = end is not None and len(content) > end - (start or 0)  # a server that knows no ranges
+            is_whole = end is not None and len(content) > end - (start or 0)  # the server ignores ranges
             return content[start:end] if is_whole else content
         except (FileNotFoundError, PermissionError) as exc:
             raise ImageError("no such file" if isinstance(exc, FileNotFoundError) else "permission denied") from exc
         except InputError as exc:
             raise ImageError(str(exc)) from exc
-        except Exception as exc:  # each filesystem has errors of its own, and any may pass
+        except Exception as exc:  # each filesystem raises its own errors, and any may be temporary
             if attempt == _ATTEMPTS:
                 reason = " ".join(str(exc).split()) or type(exc).__name__
                 raise ImageError(f"cannot be fetched ({reason[:100]})") from exc

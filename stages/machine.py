@@ -1,4 +1,4 @@
-"""What a stage needs of the machine: a device, a precision, a number of workers, versions, a way to tell progress."""
+"""What a stage must know about the machine: device, precision, number of workers, versions, memory errors."""
 
 import importlib.metadata
 import platform
@@ -14,7 +14,7 @@ _OUT_OF_MEMORY = ("out of memory", "not enough memory", "bad_alloc", "bad alloca
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `name` (auto, cpu, cuda, cuda:N, mps) means here; InputError if this machine has none such."""
+    """The device that `name` (auto, cpu, cuda, cuda:N, mps) means here; InputError if this machine does not have it."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -33,18 +33,18 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The arithmetic that `precision` means on `device`; InputError for fp16 on a CPU, which is slower than fp32."""
+    """The dtype that `precision` means on `device`; InputError for fp16 on a CPU, where it is slower than fp32."""
     if precision == "fp16" and device.type == "cpu":
         raise InputError("`precision` fp16 needs a GPU; on a CPU use bf16 or fp32")
     if precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    if device.type == "cuda":  # as fast as bf16, and three bits more; features stay far below its largest number
+    if device.type == "cuda":  # as fast as bf16, with three more bits; features stay far below its maximum
         return torch.float16
     return torch.bfloat16 if device.type == "cpu" and has_fast_bf16() else torch.float32
 
 
 def choose_training_dtype(device: torch.device) -> torch.dtype:
-    """The arithmetic to train in on `device`: bf16, whose range needs no scaling of the loss, where it is fast."""
+    """The dtype to train in on `device`: bf16 where it is fast, since its range needs no loss scaling."""
     if device.type == "cuda" or (device.type == "cpu" and has_fast_bf16()):
         return torch.bfloat16
     return torch.float32
@@ -56,7 +56,7 @@ def unused_gpu_note(device: str) -> str | None:
         count = torch.cuda.device_count()
         return f"`device` cpu leaves {count} CUDA device(s) unused" if choose_device(device).type == "cpu" else None
     if Path("/proc/driver/nvidia/version").exists() and choose_device(device).type == "cpu":
-        return "an NVIDIA GPU is here, but torch cannot use it: install a torch built for CUDA, or mend the driver"
+        return "an NVIDIA GPU is here, but torch cannot use it: install a torch built for CUDA, or fix the driver"
     return None
 
 
@@ -67,17 +67,17 @@ def has_fast_bf16() -> bool:
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether `error` says that the memory of the machine or of a device ran out."""
+    """Whether `error` means that the memory of the machine or of a device ran out."""
     says_so = any(words in str(error).lower() for words in _OUT_OF_MEMORY)
     return says_so or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def choose_workers(workers: int) -> int:
-    """`workers`, or for 0 one for each core that this process may use."""
+    """`workers`, or if 0, one per core that this process may use."""
     return workers or int(joblib.cpu_count())
 
 
 def versions() -> dict[str, str]:
-    """The versions of captionmill and of what makes its numbers."""
+    """The versions of captionmill and of the software that its results depend on."""
     packages = ("captionmill", "torch", "torchvision", "pillow", "h5py")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

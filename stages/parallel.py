@@ -1,4 +1,4 @@
-"""Several processes that do one job together, as `torchrun` starts them."""
+"""Several processes that share one job, started by `torchrun`."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """The processes that work together; one of one where nobody started several."""
+    """The processes that work together; by default, only this one."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+        """Whether this process is the one that writes files and reports progress."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
@@ -32,7 +32,7 @@ class World:
         return items[self.rank :: self.size]
 
     def gather(self, items: list[T]) -> list[T]:
-        """The items of all processes, one process's after the other's; the same list in each."""
+        """The items of all processes, in the order of their ranks; the same list in each."""
         if self.size == 1:
             return items
         gathered: list[Any] = [None] * self.size
@@ -40,20 +40,20 @@ class World:
         return [item for part in gathered for item in part]
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`tensor`, added up over the processes."""
+        """`tensor`, summed over the processes, in place."""
         if self.size > 1:
             distributed.all_reduce(tensor)
         return tensor
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.size > 1:
             distributed.barrier()
 
 
 @contextmanager
 def join_world(device: str) -> Iterator[tuple[World, torch.device]]:
-    """The world that `torchrun` made this process part of, and its device; gloo between CPUs, NCCL between GPUs.
+    """The processes that `torchrun` started together, and this process's device; gloo for CPUs, NCCL for GPUs.
 
     Raises InputError if this machine has no such device, or fewer GPUs than processes were started on it.
     """

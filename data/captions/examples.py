@@ -1,4 +1,4 @@
-"""Training examples: the captions of some images as word indices, in batches of like length."""
+"""Training examples: the captions of some images as word indices, in batches of similar length."""
 
 from array import array
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ _BLOCK_ROWS = 4096
 
 
 class CaptionDataset:
-    """Every caption of some images with its words as indices, compactly; features stay where they are."""
+    """The captions of some images as word indices, compact in memory; features are not loaded."""
 
     def __init__(
         self, captions: Mapping[str, Sequence[str]], keys: Sequence[str], vocabulary: Vocabulary, *, max_length: int
     ) -> None:
-        """All captions of the images `keys`, cut after `max_length` words; captions without a word are left out."""
+        """All captions of the images `keys`, cut after `max_length` words; captions without words are left out."""
         words = array("H" if len(vocabulary) <= 2**16 else "i")
         lengths, images = array("i"), array("q")
         for image, key in enumerate(keys):
@@ -29,7 +29,7 @@ class CaptionDataset:
                     lengths.append(len(indices) + 2)
                     images.append(image)
         self.images: Indices = np.frombuffer(images, dtype=np.int64) if images else np.empty(0, dtype=np.int64)
-        """For each caption the number of its image in `keys`."""
+        """For each caption, the position of its image in `keys`."""
         self._words = np.frombuffer(words, dtype=words.typecode) if words else np.empty(0, dtype=np.int32)
         self._lengths = np.frombuffer(lengths, dtype=np.int32) if lengths else np.empty(0, dtype=np.int32)
         self._starts = np.cumsum(self._lengths, dtype=np.int64) - self._lengths
@@ -39,11 +39,11 @@ class CaptionDataset:
         return len(self.images)
 
     def plan_epoch(self, batch_size: int, generator: np.random.Generator) -> list[Indices]:
-        """All captions once, as batches of their numbers, in an order drawn from `generator`.
+        """All captions once, as batches of caption numbers, in an order drawn from `generator`.
 
-        Captions of like length share a batch, so that little of it is padding: of each BUCKET_BATCHES batches' worth of
-        shuffled captions, the shortest go together, and so on; then the batches are shuffled. A batch may be smaller at
-        the end of a bucket.
+        Captions of similar length share a batch, so that it has little padding: the shuffled captions are cut into
+        buckets of BUCKET_BATCHES batches, each bucket is sorted by length and cut into batches, then all batches are
+        shuffled. The last batch of a bucket may be smaller.
         """
         order = generator.permutation(len(self))
         planned: list[Indices] = []
@@ -54,7 +54,7 @@ class CaptionDataset:
         return [planned[place] for place in generator.permutation(len(planned))]
 
     def count_words(self, chosen: Indices) -> int:
-        """Words to be predicted in the captions `chosen`, each one's `<end>` included."""
+        """Number of words to predict in the captions `chosen`, including each `<end>`."""
         return int(self._lengths[chosen].sum()) - len(chosen)
 
     def words(self, chosen: Indices) -> Indices:

@@ -25,7 +25,7 @@ _BLOCK_ROWS = 100_000
 
 @dataclass(frozen=True)
 class ReferenceRow:
-    """One caption as the file has it."""
+    """One caption as read from the file."""
 
     where: str
     image: str
@@ -34,7 +34,7 @@ class ReferenceRow:
 
 
 def read_start(file: TextIO) -> str:
-    """The first characters of `file`, enough to tell its kind; the file is at its beginning again after that."""
+    """The first characters of `file`, enough to recognise its layout; then the file is at its beginning again."""
     start = file.read(_START_CHARACTERS)
     while start.isspace() and (more := file.read(_START_CHARACTERS)):
         start += more
@@ -43,7 +43,7 @@ def read_start(file: TextIO) -> str:
 
 
 def read_rows(file: TextIO) -> Iterator[ReferenceRow]:
-    """The captions of `file` one by one, in whichever layout it has; AnnotationError if it has none that is known."""
+    """The captions of `file` one by one, in any known layout; AnnotationError if its layout is unknown."""
     start = read_start(file)
     if start.lstrip().startswith(("{", "[")):
         return _read_json(file.read())
@@ -106,7 +106,7 @@ def _split_cells(line: str, mark: str) -> list[str]:
     try:
         return next(csv.reader([line], delimiter=mark, skipinitialspace=True))
     except csv.Error as exc:
-        raise AnnotationError(f"no table: its first line cannot be read ({exc}); expected {FORMATS}") from exc
+        raise AnnotationError(f"not a table: its first line cannot be read ({exc}); expected {FORMATS}") from exc
 
 
 def _read_json(text: str) -> Iterator[ReferenceRow]:

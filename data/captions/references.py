@@ -1,8 +1,8 @@
-"""Reference captions and splits by image key, from every layout in which caption data sets are published.
+"""Reference captions and splits by image key, from every common layout of caption data sets.
 
-A layout is recognised by content, never by the file's name. Captions keep their text apart from space at both ends, and
-apart from accents, which are put together with their letters (Unicode's NFC), so that a word is one word however it was
-typed: tokenizing is the vocabulary's job, and a caption that reads "None" or "NA" is a caption.
+A layout is recognised by content, never by the file's name. Captions keep their text, with two exceptions: space at
+both ends is removed, and accents are combined with their letters (Unicode NFC), so that a word is the same however it
+was typed. Tokenizing is the vocabulary's job. "None" and "NA" are valid captions.
 """
 
 import io
@@ -26,12 +26,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Annotations:
-    """What people wrote about each image, and what each image is for."""
+    """The reference captions and the split of each image."""
 
     captions: Mapping[str, tuple[str, ...]]
     """Image key -> its reference captions in file order; never empty."""
     splits: dict[str, str]
-    """Image key -> "train", "val" or "test", for every image with captions; empty when the file names no splits."""
+    """Image key -> "train", "val" or "test", for every image with captions; empty if the file names no splits."""
 
     def keys_of(self, split: str) -> list[str]:
         """The keys of one split, sorted."""
@@ -41,10 +41,10 @@ class Annotations:
 def read_annotations(path: Path, *, restval: str = "train", known_keys: Collection[str] = ()) -> Annotations:
     """The captions and splits of one file: Flickr token file, COCO or Karpathy JSON, CSV or TSV.
 
-    Images of the split "restval" (Karpathy's rest of the COCO validation set) go to "train", or are left out when
-    `restval` is "drop". Captions without text are left out and counted in a warning. An image that one of `known_keys`
-    names in another form of Unicode gets that key. Raises AnnotationError naming the line, row or entry that cannot be
-    understood.
+    Images of the split "restval" (Karpathy's rest of the COCO validation set) go to "train", or are left out if
+    `restval` is "drop". Captions without text are left out and counted in a warning. An image that differs from one of
+    `known_keys` only in its Unicode form gets that key. Raises AnnotationError naming the line, row or entry that
+    cannot be understood.
     """
     if restval not in RESTVAL_CHOICES:
         raise AnnotationError(f"restval is {restval!r}; choose one of {', '.join(RESTVAL_CHOICES)}")
@@ -56,9 +56,9 @@ def read_annotations(path: Path, *, restval: str = "train", known_keys: Collecti
 
 
 def read_split_list(path: Path, *, known_keys: Collection[str] = ()) -> list[str]:
-    """The image keys of one split in the order of the file, one a line; a repeated key counts once.
+    """The image keys of one split in the order of the file, one per line; a repeated key counts once.
 
-    One that is one of `known_keys` in another form of Unicode becomes that key.
+    A key that differs from one of `known_keys` only in its Unicode form becomes that key.
     """
     with _opened(path) as file:
         keys = dict.fromkeys(image_key(line.strip()) for line in file if line.strip())
@@ -68,10 +68,10 @@ def read_split_list(path: Path, *, known_keys: Collection[str] = ()) -> list[str
 
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
-    """The file at its beginning; AnnotationError if it is empty, or, while the block lasts, cannot be read."""
+    """The file, opened at its beginning; AnnotationError if it is empty or, during the block, cannot be read."""
     try:
         with path.open(encoding="utf-8-sig") as opened:
-            file: TextIO = opened if opened.seekable() else io.StringIO(opened.read())  # of a pipe
+            file: TextIO = opened if opened.seekable() else io.StringIO(opened.read())  # a pipe
             if not read_start(file).strip():
                 raise AnnotationError(f"{path}: the file is empty")
             yield file

@@ -1,4 +1,4 @@
-"""Which images train, choose and test, and which are left out, and why."""
+"""Splits images into train, val and test, and lists those that are left out with the reason."""
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,12 +17,12 @@ IN_NO_SPLIT = "in no split"
 def split_by_image(
     keys: Iterable[str], *, seed: int, val_fraction: float = 0.05, test_fraction: float = 0.05
 ) -> dict[str, str]:
-    """Each key's split, drawn by image so that no image has captions in two splits.
+    """The split of each key, drawn by image so that no image has captions in two splits.
 
-    Each split has at least one image, and of ten images and more two: the CIDEr-D of one alone is always 0.
+    Each split has at least one image, and at least two if there are ten or more: the CIDEr-D of one image is always 0.
 
-    The order of drawing is that of SHA-256 over seed and key: the same keys and seed give the same splits, on every
-    machine and in whatever order the keys come. Raises AnnotationError when there are too few images.
+    Keys are drawn in the order of SHA-256 over seed and key: the same keys and seed give the same splits, on every
+    machine and for any order of the keys. Raises AnnotationError if there are too few images.
     """
     unique_keys = sorted(set(keys))
     if len(unique_keys) < 3:
@@ -42,13 +42,13 @@ def split_by_image(
 
 @dataclass(frozen=True)
 class Splits:
-    """Image keys of each split, sorted; every one has captions and features."""
+    """Image keys of each split, sorted; all have captions and features."""
 
     train: list[str]
     val: list[str]
     test: list[str]
     unmatched: dict[str, list[str]] = field(default_factory=dict)
-    """Keys that are left out, by the reason; only reasons that occur."""
+    """Keys that are left out, by reason; only reasons that occur."""
 
 
 def choose_splits(
@@ -59,10 +59,10 @@ def choose_splits(
     val_list: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Splits by the two lists, or else by the annotations' own, or else 90/5/5 by image, drawn from `seed`.
+    """Splits from the two lists, or else the annotations' own splits, or else 90/5/5 by image, drawn from `seed`.
 
     Raises AnnotationError if an image is in both lists, only one list is given, or no image is left to train on or to
-    choose the best epoch by.
+    choose the best epoch with.
     """
     with_features = set(feature_keys)
     wanted = _wanted_splits(annotations, with_features, train_list, val_list, seed)
@@ -77,8 +77,8 @@ def choose_splits(
     for key in sorted(usable & wanted.keys()):
         keys[wanted[key]].append(key)
     if not usable:
-        raise AnnotationError(_say_nothing_fits(sorted(annotations.captions), sorted(with_features)))
-    for name, purpose in (("train", "to train on"), ("val", "to choose the best epoch by")):
+        raise AnnotationError(_no_match_message(sorted(annotations.captions), sorted(with_features)))
+    for name, purpose in (("train", "to train on"), ("val", "to choose the best epoch with")):
         if not keys[name]:
             raise AnnotationError(
                 f"no image {purpose}: none of the {len(usable)} with captions and features is in split {name}"
@@ -107,7 +107,7 @@ def _wanted_splits(
     return split_by_image(usable, seed=seed) if usable else {}
 
 
-def _say_nothing_fits(captioned: Sequence[str], with_features: Sequence[str]) -> str:
+def _no_match_message(captioned: Sequence[str], with_features: Sequence[str]) -> str:
     if not with_features:
         return "the feature store is empty"
     by_file_name = {PurePosixPath(key).name: key for key in with_features}
@@ -117,5 +117,5 @@ def _say_nothing_fits(captioned: Sequence[str], with_features: Sequence[str]) ->
     named, stored = next(alike, (captioned[0], with_features[0]))
     return (
         f"none of the {len(captioned)} captioned images has features: the captions name {named}, the feature store "
-        f"{stored}; write paths below the folder that was extracted, or extract from the folder that they start at"
+        f"{stored}; write paths relative to the extracted folder, or extract from the folder that they start at"
     )

@@ -1,7 +1,8 @@
-"""The table of captions, a row an image: as CSV for spreadsheets, as JSON lines or Parquet for programs.
+"""The table of captions, one row per image: CSV for spreadsheets, JSON lines or Parquet for programs.
 
-CSV begins with the mark by which Excel knows UTF-8 (pandas and R's readr pass over it; Python reads it as "utf-8-sig"),
-and no text in it is a formula (`guard_formula`). In all three, `read_captions` gives back what was written.
+CSV begins with a byte order mark, by which Excel recognises UTF-8 (pandas and R's readr skip it; Python reads it as
+"utf-8-sig"), and no text in it is a formula (`guard_formula`). From each format, `read_captions` returns exactly what
+was written.
 """
 
 import csv
@@ -19,12 +20,12 @@ TableFormat = Literal["csv", "jsonl", "parquet"]
 
 _COLUMNS = ("path", "caption", "confidence", "alternatives", "flags", "status", "error")
 _NO_TABLE = frozenset({".xlsx", ".xls", ".ods", ".json", ".html", ".htm", ".tsv", ".gz", ".zip"})
-_BETWEEN_ALTERNATIVES = " | "  # a word of a vocabulary has no such character
+_BETWEEN_ALTERNATIVES = " | "  # no word of a vocabulary contains this
 _MARK = b"\xef\xbb\xbf"
 _NEEDED_COLUMNS = frozenset(_COLUMNS) - {"alternatives", "flags"}
 _JSON_START = b'{"path": '
 _PARQUET_START = b"PAR1"
-_PARQUET_ROWS = 16_384  # a row group
+_PARQUET_ROWS = 16_384  # in a row group
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class CaptionRow:
     confidence: float | None
     """Geometric mean of the probabilities of the caption's words, 0 to 1, four decimals; None if the image failed."""
     alternatives: tuple[str, ...] = ()
-    """The next best captions, the best of them first, if they were asked for."""
+    """The next best captions, best first, if requested."""
     flags: tuple[str, ...] = ()
     """What is suspicious about the caption."""
     status: Literal["ok", "failed"] = "ok"
@@ -48,30 +49,28 @@ class CaptionRow:
 
 @dataclass(frozen=True)
 class RowText:
-    """How rows are written as text, each on its own; Parquet is made of JSON lines when all are there."""
+    """How each row is written as text; Parquet is made from JSON lines when all rows are complete."""
 
     header: bytes
-    """What a file begins with."""
+    """The beginning of a file."""
     encode: Callable[[CaptionRow], bytes]
     decode: Callable[[bytes], CaptionRow]
 
 
 def format_of(path: Path) -> TableFormat:
-    """The format that the suffix of a table says: .jsonl, .parquet, and CSV for any other.
+    """The format of a table by its suffix: .jsonl, .parquet, and CSV for any other.
 
-    Raises InputError for a suffix by which programs would take the CSV for something else.
+    Raises InputError for a suffix of another file type, which programs would not read as CSV.
     """
     formats: dict[str, TableFormat] = {".jsonl": "jsonl", ".parquet": "parquet"}
     if path.suffix.lower() in _NO_TABLE:
         others = " or ".join(formats)
-        raise InputError(
-            f"{path}: a table of captions ends in .csv, which spreadsheets open, {others}; or set its format"
-        )
+        raise InputError(f"{path}: a table of captions ends in .csv (for spreadsheets), {others}; or set its format")
     return formats.get(path.suffix.lower(), "csv")
 
 
 def row_text(table_format: TableFormat, *, with_alternatives: bool) -> RowText:
-    """How a table of this format is written row by row; `with_alternatives` gives CSV the column."""
+    """How a table of this format is written row by row; `with_alternatives` adds that column to CSV."""
     if table_format != "csv":
         return RowText(b"", _encode_json, _decode_json)
     columns = [name for name in _COLUMNS if with_alternatives or name != "alternatives"]
@@ -88,9 +87,9 @@ def row_text(table_format: TableFormat, *, with_alternatives: bool) -> RowText:
 
 
 def read_captions(path: Path) -> Iterator[CaptionRow]:
-    """The rows of a finished table of captions in any of the formats, known by its content; flat in memory.
+    """The rows of a finished table of captions in any format (recognised by content), in constant memory.
 
-    Raises InputError if there is no such file or it is no table of captions.
+    Raises InputError if there is no such file or it is not a table of captions.
     """
     try:
         with path.open("rb") as file:
@@ -103,7 +102,7 @@ def read_captions(path: Path) -> Iterator[CaptionRow]:
 
 
 def is_caption_table(path: Path) -> bool:
-    """Whether the file at `path` begins as a table of captions does, in any of the formats; so does an empty one."""
+    """Whether the file at `path` begins like a table of captions in any of the formats; an empty file does."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -120,7 +119,7 @@ def is_caption_table(path: Path) -> bool:
 
 
 def read_parquet(path: Path) -> Iterator[CaptionRow]:
-    """The rows of a Parquet table, a row group at a time."""
+    """The rows of a Parquet table, read one row group at a time."""
     _, parquet = _require_pyarrow()
     with parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(_PARQUET_ROWS):
@@ -129,7 +128,7 @@ def read_parquet(path: Path) -> Iterator[CaptionRow]:
 
 
 def write_parquet(path: Path, rows: Iterable[CaptionRow]) -> None:
-    """Write `rows` to `path` as Parquet, a row group at a time."""
+    """Write `rows` to `path` as Parquet, one row group at a time."""
     arrow, parquet = _require_pyarrow()
     texts = arrow.list_(arrow.string())
     schema = arrow.schema(
@@ -183,7 +182,7 @@ def _row_of_cells(cells: dict[str, str]) -> CaptionRow:
 
 
 def _csv_line(cells: Iterable[str]) -> bytes:
-    """One record after RFC 4180, but for its end: a line feed alone, which every reader of CSV takes."""
+    """One record as in RFC 4180, except that it ends with only a line feed, which every CSV reader accepts."""
     quoted = ['"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\r\n') else cell for cell in cells]
     return (",".join(quoted) + "\n").encode("utf-8", "backslashreplace")
 
@@ -231,4 +230,4 @@ def _row_of_values(path: Path | None, values: dict[str, Any]) -> CaptionRow:
 
 
 def _damaged(path: Path, where: str) -> InputError:
-    return InputError(f"{path}: {where} is no whole row of captions; if its run was cut short, run it again")
+    return InputError(f"{path}: {where} is not a complete row of captions; if its run was interrupted, run it again")

@@ -1,4 +1,4 @@
-"""The captions of many images, compactly in memory: five million take half a gigabyte and leave no trace when gone."""
+"""The captions of many images, compactly in memory: five million take half a gigabyte, which is freed completely."""
 
 from array import array
 from collections.abc import Iterator, Mapping
@@ -6,25 +6,25 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-_ANY = "surrogatepass"  # JSON may hold half a character
+_ANY = "surrogatepass"  # JSON may hold half of a surrogate pair
 
 
 class CaptionTexts(Mapping[str, tuple[str, ...]]):
-    """Image key -> its captions in the order they were added, which may come in any order of the images.
+    """Image key -> its captions in the order they were added; the images may come in any order.
 
-    All text is one block of UTF-8: as strings of their own, captions take half as much again, and memory that was full
-    of them is not given back to the system.
+    All text is one block of UTF-8: as separate strings, captions take 1.5 times as much memory, and the memory is not
+    returned to the system.
     """
 
     def __init__(self) -> None:
-        """Without any caption."""
-        self._numbers: dict[str, int] = {}  # of the images
-        self._image_count = 0  # with those that were dropped
+        """Start without captions."""
+        self._numbers: dict[str, int] = {}  # image key -> number of the image
+        self._image_count = 0  # including dropped ones
         self._text = bytearray()
-        self._images = array("i")  # of each caption
-        self._starts = array("q", [0])  # of each caption in the text, and the end of the last
-        self._places: npt.NDArray[np.int64] | None = None  # captions by image; made when first asked for
-        self._firsts: npt.NDArray[np.int64] = np.empty(0, np.int64)  # of each image's captions among these
+        self._images = array("i")  # of each caption, the number of its image
+        self._starts = array("q", [0])  # where each caption starts in the text; the end of the last
+        self._places: npt.NDArray[np.int64] | None = None  # captions sorted by image; made on first use
+        self._firsts: npt.NDArray[np.int64] = np.empty(0, np.int64)  # where each image's captions start among these
 
     def add(self, key: str, caption: str) -> None:
         """Add a caption of the image `key`."""
@@ -37,7 +37,7 @@ class CaptionTexts(Mapping[str, tuple[str, ...]]):
         self._places = None
 
     def rename(self, key: str, new_key: str) -> None:
-        """Call the image `key` `new_key` from now on, which no other image may be called."""
+        """Rename the image `key` to `new_key`, which must not be another image's key."""
         self._numbers[new_key] = self._numbers.pop(key)
 
     def drop(self, key: str) -> None:

@@ -1,7 +1,7 @@
-"""Brings a table of captions up to date: rows are appended block by block, and no row that is still true is made again.
+"""Brings a table of captions up to date: rows are appended in blocks, and rows that are up to date are not made again.
 
-A new table grows under its own name. A finished one is never changed: the rows of the next grow beside it, and take its
-place when they are complete. Whatever a kill leaves, the next run goes on from it (`caption_journal.py`).
+A new table grows under its own name. A finished one is never changed: the next table grows beside it and replaces it
+when it is complete. The next run resumes what an interrupted one left (`journal.py`).
 """
 
 import bisect
@@ -41,12 +41,12 @@ def update_captions(
     with_alternatives: bool = False,
     keep_edited: bool = True,
 ) -> int:
-    """Make `path` the table of the images `keys`, sorted, a row each; the number of rows that had to be made.
+    """Make `path` the table of the images `keys` (sorted), one row each; returns how many rows were made.
 
-    `sources` [N] are numbers that change with what a row is made from, its key included; `made_with` (JSON) is what
-    all rows are made with. A row is kept if both are as they were. `make_rows` gets the other keys, and gives their
-    rows in that order. A table that is to be replaced and is not as it was written (mended by hand, say) is kept
-    under another name, with a warning, if `keep_edited`. Raises InputError if another process writes to the table.
+    `sources` [N] are checksums of what each row is made from, including its key; `made_with` (JSON) are the settings
+    that all rows are made with. A row is kept if both are unchanged. `make_rows` gets the other keys and returns their
+    rows in that order. If `keep_edited`, a table that is replaced but was changed since it was written (by hand, for
+    example) is kept under another name, with a warning. Raises InputError if another process writes to the table.
     """
     text = row_text(table_format, with_alternatives=with_alternatives)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "table": table_format}
@@ -76,7 +76,7 @@ def update_captions(
                 if kept[position]:
                     line = next((line for place_of_line, line in kept_lines if place_of_line == position), None)
                     if line is None:
-                        raise InputError(f"{path}: was changed while the new one was made from it; run this again")
+                        raise InputError(f"{path}: was changed while the new table was made from it; run again")
                 else:
                     line = text.encode(next(made))
                 add(int(sources[position]), line)
@@ -85,7 +85,7 @@ def update_captions(
         else:
             if keep_edited and (kept_path := place.keep_edited()):
                 _logger.warning(
-                    "%s: was changed since it was written; as it was it is kept as %s", path, kept_path.name
+                    "%s: was changed since it was written; the changed table is kept as %s", path, kept_path.name
                 )
             place.take_new()
         flush_to_disk(path.parent)
@@ -111,7 +111,7 @@ def _compare(rows: Iterable[Line], keys: Sequence[str], sources: SourceChecksums
 def _kept_lines(
     rows: Iterable[Line], keys: Sequence[str], sources: SourceChecksums, text: RowText
 ) -> Generator[tuple[int, bytes], None, None]:
-    """The rows that are true, each with the place of its key."""
+    """The rows that are up to date, each with the position of its key."""
     for place, line in _find_places(rows, keys, sources, text):
         if place is not None and line is not None:
             yield place, line
@@ -120,12 +120,12 @@ def _kept_lines(
 def _find_places(
     rows: Iterable[Line], keys: Sequence[str], sources: SourceChecksums, text: RowText
 ) -> Iterator[tuple[int | None, bytes | None]]:
-    """Each row with the place of its key among the sorted `keys`; None if it is not true, or not where it belongs."""
+    """Each row with the position of its key in the sorted `keys`; None if it is outdated or out of order."""
     following = 0
     for source, line in rows:
         place = None
         if line is not None:
-            if following < len(keys) and sources[following] == source:  # a source is of one key: no need to look
+            if following < len(keys) and sources[following] == source:  # a source belongs to one key: no search needed
                 place = following
             else:
                 key = text.decode(line).path

@@ -1,1 +1,1 @@
-"""Feature stores: rows of numbers by image key, in HDF5."""
+"""Feature stores: one feature vector per image key, in HDF5."""

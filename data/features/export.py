@@ -1,4 +1,4 @@
-"""Writes the rows of a feature store for other tools: NumPy with a table of keys, or Parquet."""
+"""Exports the rows of a feature store for other tools: NumPy with a table of keys, or Parquet."""
 
 import importlib
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def export_features(
     """
     writers = {".npy": _write_npy, ".parquet": _write_parquet}
     if output.suffix not in writers:
-        raise InputError(f"{output}: can be written as .npy or .parquet")
+        raise InputError(f"{output}: features are exported as .npy or .parquet")
     paths = (output, output.with_suffix(".csv")) if output.suffix == ".npy" else (output,)
     for written in paths:
         if written.exists() and not overwrite:
@@ -55,7 +55,7 @@ def _write_npy(store: FeatureStore, output: Path, progress: Callable[[str, int, 
         "shape": (len(store), store.spec.feature_dim),
     }
     table_path = output.with_suffix(".csv")
-    # not through a memory map, where a full disk ends the process with SIGBUS
+    # no memory map: with one, a full disk ends the process with SIGBUS
     with replace_atomically(output) as partial_path, partial_path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         done = 0
@@ -64,7 +64,7 @@ def _write_npy(store: FeatureStore, output: Path, progress: Callable[[str, int, 
             done += len(keys)
             progress("export", done, len(store))
         file.flush()
-        table_path.unlink(missing_ok=True)  # a kill or a full disk must not leave an older one beside the new rows
+        table_path.unlink(missing_ok=True)  # a kill or a full disk must not leave the old table beside the new rows
     write_table(table_path, pd.DataFrame({"row": range(len(store)), "key": store.keys}))
 
 

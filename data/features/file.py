@@ -1,10 +1,10 @@
-"""One file of a feature store: what it holds, how it is read and written. It is never changed once it has its name.
+"""One file of a feature store: its layout, reading and writing. A file is never changed after it has its final name.
 
 Layout of each file: attributes `format`, `format_version`, `spec` (JSON), `made_by` (JSON), and for a finished shard
 `shard` (JSON); datasets `keys` (N UTF-8 strings, sorted), `features` (N x D, little-endian float16 or float32,
 contiguous), `checksums` (N x uint32: CRC-32 of the key's UTF-8 bytes, a zero byte, the row's bytes and the source's
 bytes), `sources` (N x 3 uint64: the fields of `ImageSource`), and in a part `removed` (UTF-8 strings): keys whose rows
-in the files before it do not count. Where a key is in several files, the last part in the order of names counts.
+in earlier files no longer count. If a key is in several files, the last part in the order of names counts.
 """
 
 import json
@@ -36,12 +36,12 @@ FORMAT_VERSION = 2
 PART_PREFIX = "part-"
 
 Block = tuple[list[str], Features, npt.NDArray[np.uint32], Sources]
-"""Keys, their rows [N, D], checksums [N] and sources [N, 3], as they stand in a file."""
+"""Keys, their rows [N, D], checksums [N] and sources [N, 3], as stored in a file."""
 
 
 @dataclass(frozen=True)
 class StoreFile:
-    """One HDF5 file of a store. No HDF5 handle stays open, and no row is in memory: safe under fork."""
+    """One HDF5 file of a store. No HDF5 handle stays open and no row is in memory: safe to fork."""
 
     path: Path
     spec: FeatureSpec
@@ -66,9 +66,9 @@ def write_store_file(
     removed: Sequence[str] = (),
     shard: Shard | None = None,
 ) -> None:
-    """Write one file of a store whole, or, at an error, not at all; `blocks` in the order of their keys.
+    """Write one file of a store atomically; `blocks` must be in the order of their keys.
 
-    Raises StoreError if there is no room or no permission.
+    Raises StoreError if the disk is full or there is no permission.
     """
     try:
         with replace_atomically(path) as partial_path, _create(partial_path) as file:
@@ -90,20 +90,21 @@ def write_store_file(
                 all_keys[block], all_rows[block] = keys, rows
                 all_checksums[block], all_sources[block] = checksums, sources
                 start += len(keys)
-    except (OSError, RuntimeError) as exc:  # h5py reports a full disk as either, with pages of particulars
+    except (OSError, RuntimeError) as exc:  # h5py reports a full disk as either, with pages of detail
         said = re.search(r"error message = '([^']+)'", str(exc))
         reason = said[1].lower() if said else _first_words(exc)
         raise StoreError(
-            f"{path}: cannot be written ({reason}); rows already in parts are safe, run again to go on"
+            f"{path}: cannot be written ({reason}); rows already in parts are safe, run again to resume"
         ) from exc
 
 
 @contextmanager
 def _create(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file, whole on disk when the block ends; closed after an error too.
+    """A new HDF5 file, complete on disk when the block ends; closed after an error too.
 
-    HDF5 2.0 cannot close a file that it cannot write to: it would keep its room on the full disk, though without a name
-    any more, and end the process in a segmentation fault. So after an error what is still to be written goes nowhere.
+    HDF5 2.0 cannot close a file that it cannot write to: the file would still occupy the full disk after its name is
+    removed, and the process would end in a segmentation fault. So after an error, the remaining writes go to the null
+    device.
     """
     file = h5py.File(path, "w")
     try:
@@ -111,7 +112,7 @@ def _create(path: Path) -> Iterator[h5py.File]:
         file.flush()
     except BaseException:
         with suppress(OSError, RuntimeError):
-            if os.name != "nt":  # where HDF5's numbers of open files may not be Python's
+            if os.name != "nt":  # on Windows, HDF5's descriptors may not be Python's
                 nowhere = os.open(os.devnull, os.O_RDWR)
                 os.dup2(nowhere, file.id.get_vfd_handle(), inheritable=False)
                 os.close(nowhere)
@@ -152,12 +153,12 @@ def read_store_file(path: Path) -> StoreFile:
             if shapes != ((len(keys), spec.feature_dim), (len(keys),), (len(keys), 3)):
                 raise StoreError(f"{path}: {len(keys)} keys but features of shape {rows.shape}; extract it again")
             dtype: StoredDtype = "float16" if rows.dtype.itemsize == 2 else "float32"
-            if (offset := rows.id.get_offset()) is None:  # no row, or another tool wrote it anew in chunks
+            if (offset := rows.id.get_offset()) is None:  # no rows, or another tool rewrote it in chunks
                 take_rows = rows[:].__getitem__
             else:
-                is_main = not path.name.startswith(PART_PREFIX)  # parts' names are never used again
+                is_main = not path.name.startswith(PART_PREFIX)  # names of parts are never reused
                 take_rows = RowFile(path, rows.dtype, spec.feature_dim, offset, keep_open=is_main).take
-            if path.stat().st_ino != inode:  # a writer has just put a new file in its place
+            if path.stat().st_ino != inode:  # a writer has just replaced it
                 return read_store_file(path)
             return StoreFile(path, spec, made_by, keys, dtype, take_rows, checksums, sources, removed, shard)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as exc:
@@ -167,5 +168,5 @@ def read_store_file(path: Path) -> StoreFile:
 
 
 def _first_words(exc: BaseException) -> str:
-    """HDF5's reason without its pages of particulars."""
+    """The start of HDF5's reason, which can be pages long."""
     return " ".join(str(exc).split())[:120]

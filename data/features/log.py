@@ -1,6 +1,6 @@
-"""What each extraction into a store did and how fast, a row a run, in a table beside the store.
+"""The log of the extractions into a store: a table beside it, one row per run, with counts and times.
 
-The store itself cannot tell: it knows its rows, not how many images were looked at for them, nor how long that took.
+The store itself holds only rows, not how many images were examined for them or how long that took.
 """
 
 import csv
@@ -18,7 +18,7 @@ class ExtractionRecord:
     finished: str
     """UTC, ISO 8601."""
     images: str
-    """The folder, list, tar or URL that was looked through."""
+    """The folder, list, tar or URL that was searched."""
     found: int
     cached: int
     """Images that had a row already."""
@@ -26,16 +26,16 @@ class ExtractionRecord:
     failed: int
     duration_s: float
     engine: str
-    """Device, engine and arithmetic; empty if nothing was left to do."""
+    """Device, engine and precision; empty if there was nothing to do."""
     reading: float
-    """Share of the time that the pictures' way to the store waited for this, 0 to 1; so are the next three."""
+    """Share of the time spent waiting for this step, 0 to 1; likewise the next three."""
     decoding: float
     forward: float
     writing: float
     advice: str
-    """What bounded the speed."""
+    """What limited the speed."""
     captioned: int | None = None
-    """Images captioned from the store in the same run; None where the run was to extract alone."""
+    """Images captioned from the store in the same run; None if the run only extracted."""
     captioning_s: float | None = None
 
 
@@ -50,7 +50,7 @@ def log_path(store_path: Path) -> Path:
 
 
 def append_record(store_path: Path, record: ExtractionRecord) -> None:
-    """Append a row to the log of the store. The rows before it are not read: a damaged log ends no extraction."""
+    """Append a row to the log of the store. Earlier rows are not read: a damaged log stops no extraction."""
     path = log_path(store_path)
     text = io.StringIO()
     writer = csv.DictWriter(text, _NAMES, lineterminator="\n")
@@ -61,13 +61,13 @@ def append_record(store_path: Path, record: ExtractionRecord) -> None:
     with path.open("a+b") as file:
         if file.tell():
             file.seek(-1, io.SEEK_END)
-            if file.read(1) != b"\n":  # a kill cut the last row short: it must not take this one with it
+            if file.read(1) != b"\n":  # a kill cut the last row short: keep this one apart from it
                 file.write(b"\n")
-        file.write(text.getvalue().encode("utf-8", "backslashreplace"))  # a path may be of any bytes
+        file.write(text.getvalue().encode("utf-8", "backslashreplace"))  # a path may contain any bytes
 
 
 def read_records(store_path: Path) -> list[ExtractionRecord]:
-    """The rows of the store's log, oldest first; none without a log. A row that a kill cut short is left out."""
+    """The rows of the store's log, oldest first; none without a log. An incomplete row is left out."""
     try:
         with log_path(store_path).open(encoding="utf-8", errors="replace", newline="") as file:
             rows = [row for row in csv.DictReader(file) if None not in row]

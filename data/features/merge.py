@@ -1,4 +1,4 @@
-"""Joins feature stores into one: the shards of an array job, or any stores of one network."""
+"""Merges feature stores into one: the shards of an array job, or any stores of the same network."""
 
 import heapq
 import itertools
@@ -20,18 +20,18 @@ _BLOCK_ROWS = 1024
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """What was joined."""
+    """What was merged."""
 
     rows: int
     stores: int
 
 
 def merge_stores(paths: Sequence[Path], output: Path, *, overwrite: bool = False) -> MergeSummary:
-    """Write the rows of the stores at `paths` as one store `output`, which appears when it is complete.
+    """Write the rows of the stores at `paths` as one store `output`, which appears only when it is complete.
 
     Raises SpecMismatchError for stores of differing networks or preprocessing; StoreError for differing dtypes, for an
-    image in two stores, for shards that are missing, unfinished or of different lists, and for an `output` that exists
-    (unless `overwrite`) or is one of the stores.
+    image in two stores, for shards that are missing, unfinished or from different lists, and for an `output` that
+    exists (unless `overwrite`) or is one of the stores.
     """
     if output.resolve() in {path.resolve() for path in paths}:
         raise StoreError(f"{output}: is one of the stores to merge; name another output")
@@ -58,7 +58,7 @@ def _merge(paths: Sequence[Path], output: Path, *, overwrite: bool) -> MergeSumm
 
 
 def _require_whole(stores: Sequence[FeatureStore]) -> None:
-    """Raise StoreError unless the shards among `stores` are all there are, of one list, and finished."""
+    """Raise StoreError unless the shards among `stores` are finished, from one list, and none is missing."""
     shards = [store.shard for store in stores if store.shard is not None]
     if not shards:
         return
@@ -87,7 +87,7 @@ def _require_apart(stores: Sequence[FeatureStore]) -> None:
 
 
 def _blocks(stores: Sequence[FeatureStore]) -> Iterator[Block]:
-    """All rows in the order of their keys, as they stand in the files."""
+    """All rows in the order of their keys, as stored in the files."""
     tagged = heapq.merge(*(zip(store.keys, itertools.repeat(number)) for number, store in enumerate(stores)))
     while merged := list(itertools.islice(tagged, _BLOCK_ROWS)):
         keys = [key for key, _ in merged]

@@ -1,4 +1,4 @@
-"""A feature store at a URL, kept as local files while it is worked on."""
+"""Local copies of feature stores at URLs."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from captionmill.data.urls import open_filesystem, parent_of
 
 
 class StoreMirror:
-    """A feature store at a URL, worked on as local files: fetched once, then each change sent there."""
+    """A local copy of a feature store at a URL: downloaded once, then each change is uploaded."""
 
     def __init__(self, url: str, staging: Path) -> None:
         """The store at `url`, with the local folder `staging` for its files."""
@@ -16,9 +16,9 @@ class StoreMirror:
         self._local = staging / url.rstrip("/").rpartition("/")[2]
 
     def pull(self) -> Path:
-        """Fetch the store, if there is one, parts included; the local path of its main file, there or not.
+        """Download the store with its parts, if it exists; returns the local path of its main file.
 
-        Raises InputError if the place cannot be read.
+        Raises InputError if the URL cannot be read.
         """
         filesystem, parent = open_filesystem(self._parent)
         name = self._local.name
@@ -31,14 +31,14 @@ class StoreMirror:
                 if local.name.startswith("part-"):
                     local.parent.mkdir(exist_ok=True)
                     filesystem.get_file(part, str(local))
-        except Exception as exc:  # each filesystem has errors of its own
+        except Exception as exc:  # each filesystem raises its own errors
             raise InputError(f"{self._parent}/{name}: cannot be read ({' '.join(str(exc).split())[:150]})") from exc
         return self._local
 
     def push(self, path: Path) -> None:
-        """Send the file `path` of the staging folder to its place, or delete it there if it is gone here.
+        """Upload the file `path` of the staging folder, or delete the remote file if `path` is gone.
 
-        Raises InputError if the place cannot be written. A store's objects appear whole or not at all on s3 and gs.
+        Raises InputError if the URL cannot be written. On s3 and gs, each upload is atomic.
         """
         filesystem, parent = open_filesystem(self._parent)
         remote = f"{parent}/{path.relative_to(self._staging).as_posix()}"
@@ -48,5 +48,5 @@ class StoreMirror:
                 filesystem.put_file(str(path), remote)
             elif filesystem.exists(remote):
                 filesystem.rm_file(remote)
-        except Exception as exc:  # each filesystem has errors of its own
+        except Exception as exc:  # each filesystem raises its own errors
             raise InputError(f"{remote}: cannot be written ({' '.join(str(exc).split())[:150]})") from exc

@@ -1,4 +1,4 @@
-"""Takes what is damaged out of a feature store, so that the next extraction makes just that again."""
+"""Removes damaged rows and files from a feature store; the next extraction makes only these again."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ class RepairSummary:
     """What was damaged."""
 
     rows_dropped: tuple[str, ...]
-    """Keys whose rows were not as written."""
+    """Keys whose rows differed from what was written."""
     files_set_aside: tuple[Path, ...]
     """Files that could not be opened at all, under their new names."""
 
@@ -24,10 +24,10 @@ class RepairSummary:
 def repair_store(path: Path) -> RepairSummary:
     """Drop the damaged rows of the store at `path`; rename its files that cannot be opened to NAME.damaged.
 
-    Raises StoreError if there is no store, if nothing of it can be read, or if another process is writing to it.
+    Raises StoreError if there is no store, if none of its files can be read, or if another process is writing to it.
     """
     if not store_exists(path):
-        FeatureStore.open(path)  # says that there is none
+        FeatureStore.open(path)  # raises: there is none
     with lock_store(path):
         set_aside = _set_unreadable_aside(path)
     store = FeatureStore.open(path)
@@ -38,7 +38,7 @@ def repair_store(path: Path) -> RepairSummary:
 
 
 def _set_unreadable_aside(path: Path) -> tuple[Path, ...]:
-    """The new names of the files that cannot be opened; StoreError if there is no other."""
+    """Rename the files that cannot be opened, and return the new names; StoreError if no file can be opened."""
     files = [*([path] if path.exists() else []), *part_paths(path)]
     unreadable = []
     for file_path in files:
@@ -50,9 +50,9 @@ def _set_unreadable_aside(path: Path) -> tuple[Path, ...]:
         try:
             read_store_file(file_path)
         except StoreError as exc:
-            if exc.__cause__ is None:  # sound, and of another program or version
+            if exc.__cause__ is None:  # undamaged, but of another program or version
                 raise
             unreadable.append(file_path)
     if len(unreadable) == len(files):
-        FeatureStore.open(path)  # says what is wrong
+        FeatureStore.open(path)  # raises with the reason
     return tuple(file_path.replace(file_path.with_name(file_path.name + DAMAGED_SUFFIX)) for file_path in unreadable)

@@ -1,4 +1,4 @@
-"""Reads rows of a file that is never changed once it has its name: flat in memory, safe under threads and forks."""
+"""Reads rows of a file that never changes, in constant memory; safe with threads and forks."""
 
 import os
 import weakref
@@ -17,13 +17,13 @@ Rows = npt.NDArray[Any]
 
 
 class RowFile:
-    """A matrix [N, D] that lies in one piece in a file."""
+    """A matrix [N, D] that is stored contiguously in a file."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], row_length: int, offset: int, *, keep_open: bool) -> None:
-        """Of rows of `row_length` numbers that begin `offset` bytes into the file at `path`.
+        """Rows of `row_length` numbers, starting `offset` bytes into the file at `path`.
 
-        `keep_open` is for a file whose name another one may take: the rows stay those of the file that it is now. A
-        file that is not kept open costs no descriptor, and a store may have thousands.
+        `keep_open` is for a file that may be replaced: the rows stay those of the present file. A file that is not kept
+        open uses no descriptor, and a store may have thousands of files.
         """
         self._path, self._dtype, self._row_length, self._offset = path, dtype, row_length, offset
         self._descriptor: int | None = None
@@ -32,10 +32,10 @@ class RowFile:
             weakref.finalize(self, os.close, self._descriptor)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Rows:
-        """The rows with the numbers `rows`, in that order, [M, D]; StoreError if the file became shorter."""
+        """The rows at the positions `rows`, in that order, [M, D]; StoreError if the file became shorter."""
         taken = np.empty((len(rows), self._row_length), self._dtype)
         row_bytes = self._row_length * self._dtype.itemsize
-        bounds = np.flatnonzero(np.diff(rows, prepend=-2, append=-2) != 1)  # where a run of neighbours begins
+        bounds = np.flatnonzero(np.diff(rows, prepend=-2, append=-2) != 1)  # where a run of consecutive rows begins
         with self._opened() as descriptor:
             for start, stop in pairwise(bounds):
                 buffer = taken[start:stop].reshape(-1).view(np.uint8)
@@ -51,7 +51,7 @@ class RowFile:
         try:
             descriptor = _open(self._path)
         except FileNotFoundError as exc:
-            raise StoreError(f"{self._path}: another process joined it into its store; open the store anew") from exc
+            raise StoreError(f"{self._path}: another process joined it into its store; open the store again") from exc
         try:
             yield descriptor
         finally:
@@ -63,7 +63,7 @@ def _open(path: Path) -> int:
 
 
 def _read_at(descriptor: int, buffer: npt.NDArray[np.uint8], offset: int) -> bool:
-    """Fill `buffer` from `offset` on, without moving any shared position; False if the file ends before."""
+    """Fill `buffer` from `offset` without moving a shared file position; False if the file ends too early."""
     done = 0
     while done < len(buffer):
         count = os.preadv(descriptor, [buffer[done:].data], offset + done)

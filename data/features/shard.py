@@ -1,4 +1,4 @@
-"""Which part of a list of images an array job's task does."""
+"""The part of a list of images that one task of an array job processes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class Shard:
     """1 to `count`."""
     count: int
     list_sha256: str
-    """Hexadecimal SHA-256 over the keys of the whole list: shards of other lists do not belong together."""
+    """Hexadecimal SHA-256 over the keys of the whole list: shards of different lists do not belong together."""
     images: int
     """Images of this part."""
     failed: int = 0
@@ -30,5 +30,5 @@ class Shard:
 
 
 def shard_of(items: Sequence[T], index: int, count: int) -> Sequence[T]:
-    """Part `index` (from 1) of `count` of `items`: neighbours, as many as in any other part, or one more."""
+    """Part `index` (from 1) of `count` of `items`: consecutive ones; the sizes of parts differ by at most one."""
     return items[len(items) * (index - 1) // count : len(items) * index // count]

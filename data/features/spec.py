@@ -1,4 +1,4 @@
-"""What made a feature vector: the one thing that a feature store, and every model trained on it, is bound to."""
+"""What made a feature vector. A feature store, and every model trained on it, is bound to one such spec."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -8,29 +8,29 @@ from captionmill.data.errors import SpecMismatchError
 StoredDtype = Literal["float16", "float32"]
 Preprocess = Literal["crop", "squash", "whole"]
 Views = Literal["one", "flip"]
-_UNCOMPARED = ("weights",)  # two machines call the same weights differently, their hash is what counts
+_UNCOMPARED = ("weights",)  # the same weights may have different names on two machines; the hash counts
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """The network and the preprocessing that turn an image into numbers."""
+    """The network and the preprocessing that turn an image into features."""
 
     backbone: str
     """Architecture: resnet50, resnet101, resnet152, ..."""
     weights: str
-    """What the user called the weights: a torchvision name or a path."""
+    """The weights as the user named them: a torchvision name or a path."""
     weights_sha256: str
-    """SHA-256 over the names, shapes and values of the network's tensors, classifier left out."""
+    """SHA-256 over the names, shapes and values of the network's tensors, without the classifier."""
     preprocess: str
-    """"crop": shorter side to `resize_size`, centre cut out; "squash": whole picture made square; "whole": as is."""
+    """"crop": shorter side to `resize_size`, centre cut out; "squash": made square; "whole": shape kept."""
     image_size: int
-    """Side of the square that the network sees, for "whole" the shorter side, pixels."""
+    """Side of the square that the network sees, or its shorter side for "whole", pixels."""
     resize_size: int
     """Length of the shorter side before the crop, pixels; equal to `image_size` for "squash" and "whole"."""
     feature_dim: int = 2048
-    """Numbers an image: the mean of the last feature map over its positions."""
+    """Numbers per image: the mean of the last feature map over its positions."""
     views: str = "one"
-    """"one", or "flip": the mean of the features of the picture and its mirror."""
+    """"one", or "flip": the mean of the features of the image and its mirror image."""
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -38,7 +38,7 @@ class FeatureSpec:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "FeatureSpec":
-        """The spec that `to_json` wrote; TypeError or ValueError if a field is missing, unknown or of another kind."""
+        """The spec that `to_json` wrote; TypeError or ValueError if a field is missing, unknown or of a wrong type."""
         spec = cls(**values)
         for field in fields(cls):
             if type(getattr(spec, field.name)) is not field.type:
@@ -49,7 +49,7 @@ class FeatureSpec:
         return spec
 
     def differences(self, other: "FeatureSpec") -> list[str]:
-        """The fields that make features of the two unfit for each other, as "name: MINE, not OTHER"."""
+        """The fields in which the features of the two do not match, as "name: MINE, not OTHER"."""
         found = []
         for field in fields(self):
             mine, others = getattr(self, field.name), getattr(other, field.name)
@@ -61,7 +61,7 @@ class FeatureSpec:
         return found
 
     def require(self, other: "FeatureSpec", *, mine: str, others: str) -> None:
-        """Raise SpecMismatchError naming both values of each difference; `mine`, `others` say whose."""
+        """Raise SpecMismatchError with both values of each difference; `mine` and `others` name the owners."""
         found = self.differences(other)
         if found:
             raise SpecMismatchError(f"{mine} and {others} do not fit: {mine} has {'; '.join(found)}")

@@ -1,11 +1,11 @@
-"""The feature store: one row of numbers an image in HDF5, by key, bound to one `FeatureSpec` for life.
+"""The feature store: one feature vector per image key in HDF5, bound to one `FeatureSpec` for life.
 
-A store is the file `features.h5` and part files of the same layout in the folder `features.h5.parts/`: those of an
-extraction that is under way or was interrupted, and those of later extractions that are small beside the main file. No
-HDF5 file is ever changed once it has its name: each is written aside and renamed. So a process killed at any instant
-leaves a store that opens, and loses only rows not yet in a part.
+A store is the file `features.h5` and part files of the same layout in the folder `features.h5.parts/`. Parts come from
+an extraction that is running or was interrupted, and from later extractions that are small compared with the main file.
+An HDF5 file is never changed in place: each is written beside it and renamed. So a process killed at any moment leaves
+a store that opens, and loses only rows that are not yet in a part.
 
-`store_file.py` tells the layout of each file.
+`file.py` describes the layout of each file.
 """
 
 import bisect
@@ -36,7 +36,7 @@ Column = TypeVar("Column", bound=npt.NDArray[Any])
 
 _BLOCK_ROWS = 4096
 _HDF5_START = b"\x89HDF\r\n\x1a\n"
-_LISTINGS = 3  # a writer may join parts between the listing and the reading of them
+_LISTINGS = 3  # a writer may join parts between listing and reading them
 
 
 def parts_dir(path: Path) -> Path:
@@ -45,7 +45,7 @@ def parts_dir(path: Path) -> Path:
 
 
 def part_paths(path: Path) -> list[Path]:
-    """The part files of the store at `path`, in the order in which they count."""
+    """The part files of the store at `path`; later ones override earlier ones."""
     return sorted(parts_dir(path).glob(f"{PART_PREFIX}*.h5"))
 
 
@@ -55,7 +55,7 @@ def store_exists(path: Path) -> bool:
 
 
 def cache_path_for(table: Path) -> Path:
-    """Where the features of the images in a table of captions are cached unless the user says otherwise."""
+    """The default path of the cached features of the images in a table of captions."""
     return table.with_suffix(".features.h5")
 
 
@@ -66,21 +66,21 @@ def is_store_file(path: Path) -> bool:
 
 
 def delete_store(path: Path) -> None:
-    """Remove the store at `path`, parts and all; for whoever holds its lock, which stays."""
+    """Remove the store at `path` and its parts; the caller holds its lock, which stays."""
     path.unlink(missing_ok=True)
     for part in part_paths(path):
         part.unlink()
 
 
 def replace_store(new: Path, path: Path) -> None:
-    """Put the finished file `new`, a store without parts, where the store `path` is."""
+    """Replace the store `path` by the finished file `new`, a store without parts."""
     for part in part_paths(path):
         part.unlink()
     new.replace(path)
 
 
 class FeatureStore:
-    """A store opened for reading: rows by key, or by position in `keys`. Cheap to open, flat in memory."""
+    """A store opened for reading: rows by key, or by position in `keys`. Cheap to open; rows stay on disk."""
 
     def __init__(self, path: Path, files: Sequence[StoreFile]) -> None:
         """Use `FeatureStore.open`."""
@@ -92,7 +92,7 @@ class FeatureStore:
         self.shard = files[0].shard if len(files) == 1 else None
         """Which part of a sharded extraction this is, if it was finished."""
         self._files = files
-        self._ambiguous: list[str] = []  # keys that stand twice in one file: a damaged one became its neighbour's
+        self._ambiguous: list[str] = []  # keys that are twice in one file: damage made one equal its neighbour
         keys = files[0].keys
         if len(files) == 1 and all(map(str.__lt__, keys, keys[1:])):  # a finished store: nothing to look up
             self.keys = keys
@@ -114,14 +114,14 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: Path) -> "FeatureStore":
-        """The store at `path`, the rows of an interrupted extraction included.
+        """The store at `path`, with the rows of an interrupted extraction.
 
         Raises StoreError if there is none or it cannot be read, SpecMismatchError if its parts do not belong together.
         """
         path = Path(path)
         files: list[StoreFile] = []
         for attempt in range(_LISTINGS):
-            parts = part_paths(path)  # listed first: what is joined after that is in the main file, or gone
+            parts = part_paths(path)  # listed first: a part joined after that is in the main file, or gone
             paths = [*([path] if path.exists() else []), *parts]
             if not paths:
                 raise StoreError(f"{path}: no such feature store; `captionmill extract` makes one")
@@ -138,11 +138,11 @@ class FeatureStore:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes on disk, parts included."""
+        """Bytes on disk, including parts."""
         return sum(file.path.stat().st_size for file in self._files)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to another process as a path."""
+        """Pickle as a path, which the other process opens."""
         return FeatureStore.open, (self.path,)
 
     def __len__(self) -> int:
@@ -160,7 +160,7 @@ class FeatureStore:
         return row
 
     def position(self, key: str) -> int:
-        """Where `key` stands in `keys`; KeyError if it has no row."""
+        """The position of `key` in `keys`; KeyError if it has no row."""
         place = bisect.bisect_left(self.keys, key)
         if place == len(self.keys) or self.keys[place] != key:
             raise KeyError(key)
@@ -172,11 +172,11 @@ class FeatureStore:
         return self._gather(positions, [file.take_rows for file in self._files], rows)
 
     def sources(self) -> Sources:
-        """What each row was read from, in the order of `keys`: [N, 3], the fields of `ImageSource`."""
+        """The source of each row, in the order of `keys`: [N, 3], the fields of `ImageSource`."""
         return self._sources(np.arange(len(self)))
 
     def source(self, key: str) -> ImageSource:
-        """What the row of `key` was read from; KeyError if there is none."""
+        """The source of the row of `key`; KeyError if there is none."""
         return ImageSource(*self._sources([self.position(key)])[0].tolist())
 
     def blocks(self, block_rows: int = _BLOCK_ROWS) -> Iterator[tuple[list[str], Features]]:
@@ -186,7 +186,7 @@ class FeatureStore:
             yield self.keys[start:stop], self.read(np.arange(start, stop))
 
     def digest(self) -> bytes:
-        """SHA-256 over the spec, the keys and the rows' checksums: equal for stores of equal content."""
+        """SHA-256 over the spec, the keys and the rows' checksums: equal for stores with the same content."""
         digest = hashlib.sha256(json.dumps(self.spec.to_json()).encode())
         checksums = self.row_checksums(np.arange(len(self))).tolist()
         for key, checksum in zip(self.keys, checksums, strict=True):
@@ -194,7 +194,7 @@ class FeatureStore:
         return digest.digest()
 
     def verify(self) -> list[str]:
-        """The keys, sorted, of rows whose bytes are not those that were written."""
+        """The sorted keys of rows whose bytes differ from what was written."""
         damaged, start = set(self._ambiguous), 0
         for keys, rows in self.blocks():
             positions = np.arange(start, start + len(keys))
@@ -204,7 +204,7 @@ class FeatureStore:
         return sorted(damaged)
 
     def stored_blocks(self, keys: Sequence[str]) -> Iterator[Block]:
-        """The rows of `keys` as they stand in the files, checksums included: a damaged row stays known as damaged."""
+        """The rows of `keys` as stored, with their checksums, so that a damaged row is still recognised later."""
         for start in range(0, len(keys), _BLOCK_ROWS):
             block_keys = list(keys[start : start + _BLOCK_ROWS])
             positions = [self.position(key) for key in block_keys]
@@ -215,13 +215,13 @@ class FeatureStore:
         return self._gather(positions, [file.sources.__getitem__ for file in self._files], sources)
 
     def row_checksums(self, positions: Positions) -> npt.NDArray[np.uint32]:
-        """The checksums of the rows at `positions`: each of its key, its numbers and what it was read from."""
+        """The checksums of the rows at `positions`; each covers the key, the features and the source."""
         return self._gather(
             positions, [file.checksums.__getitem__ for file in self._files], np.empty(len(positions), dtype=np.uint32)
         )
 
     def _gather(self, positions: Positions, columns: Sequence[Callable[[Any], Column]], gathered: Column) -> Column:
-        """`gathered` filled with the entries at `positions`, each from its file's column: numbers -> entries."""
+        """`gathered`, filled with the entries at `positions`, each from its file's column: row numbers -> entries."""
         wanted = np.asarray(positions, dtype=np.int64)
         file_numbers, file_rows = self._file_numbers[wanted], self._file_rows[wanted]
         for number in np.unique(file_numbers):

@@ -1,9 +1,8 @@
-"""Adds rows to a feature store: part files while it works, as few files as is cheap when it is done.
+"""Adds rows to a feature store: in part files while it works, joined into few files when it is done.
 
-Part files count in the order of their names, and joining them keeps the result the same at every instant. Joined into
-the main file, each part that is still there repeats what the main file says already. Joined into one part, the joined
-one counts after them, and they, deleted in order, only repeat or precede what it says. So a kill between two of these
-steps changes no row.
+Part files apply in the order of their names, and joining them never changes the content of the store. After joining
+into the main file, a part that still exists only repeats rows of the main file. After joining into one part, the joined
+part overrides the others, which are deleted in order. So an interruption between two of these steps changes no row.
 """
 
 import contextlib
@@ -30,11 +29,11 @@ from captionmill.data.features.store import FeatureStore, part_paths, parts_dir,
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageSource
 
 ROWS_PER_PART = 1024
-_JOIN_SHARE = 0.25  # parts this large beside the main file are joined into it: a row is rewritten a few times at most
-_SMALL_ROWS = 20_000  # a main file of so few is rewritten in a second: it is joined always
+_JOIN_SHARE = 0.25  # parts with this share of the main file's rows are joined into it: each row is rewritten few times
+_SMALL_ROWS = 20_000  # parts always join a main file this small: rewriting it takes a second
 
 FileChanged = Callable[[Path], None]
-"""Called after a file of a store was written, or deleted."""
+"""Called after a file of a store was written or deleted."""
 
 
 class PartWriter:
@@ -51,11 +50,11 @@ class PartWriter:
         flush_every: int = ROWS_PER_PART,
         on_change: FileChanged | None = None,
     ) -> None:
-        """Prepare parts of the store at `path`, with names that begin with `prefix` (`FeatureWriter.part_prefix`)."""
+        """Prepare parts of the store at `path`, whose names begin with `prefix` (`FeatureWriter.part_prefix`)."""
         self._path, self._spec, self._dtype, self._made_by = path, spec, dtype, made_by
         self._flush_every, self._on_change = flush_every, on_change
         self._prefix = prefix
-        self._token = secrets.token_hex(4)  # a task that runs twice must not write over its own parts
+        self._token = secrets.token_hex(4)  # a task that runs twice must not overwrite its own parts
         self._part_count = 0
         self._keys: list[str] = []
         self._rows: list[Features] = []
@@ -69,13 +68,13 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Keep what was added, whatever ended the block."""
+        """Keep what was added, also after an error."""
         self.flush()
 
     def add(self, keys: Sequence[str], rows: Features, sources: Sequence[ImageSource] | None = None) -> None:
-        """Add one row [D] a key, and what it was read from.
+        """Add one row [D] per key, and its source.
 
-        A key that has a row already gets the new one in its place. Raises StoreError for rows that are not finite.
+        The new row of a key replaces its old one. Raises StoreError for rows that are not finite.
         """
         if rows.shape != (len(keys), self._spec.feature_dim):
             raise ValueError(
@@ -93,11 +92,11 @@ class PartWriter:
             self.flush()
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Let the rows that `keys` have in earlier files not count any more."""
+        """Remove the rows that `keys` have in earlier files."""
         self._removed.update(keys)
 
     def flush(self) -> None:
-        """Put what was added and dropped so far on disk, as a part of its own."""
+        """Write what was added and dropped so far to disk, as a new part."""
         if not self._keys and not self._removed:
             return
         last = {key: place for place, key in enumerate(self._keys)}
@@ -123,9 +122,9 @@ class PartWriter:
 
 
 class FeatureWriter:
-    """Adds rows to a store, alone: other writers are refused. Leaving the block joins the parts.
+    """Adds rows to a store that is locked against other writers. Leaving the block joins the parts.
 
-    A block left by an error, Ctrl-C included, keeps all rows added so far as parts; the next writer goes on from there.
+    After an error or Ctrl-C, all rows added so far stay in parts, and the next writer resumes from there.
     """
 
     def __init__(
@@ -142,14 +141,13 @@ class FeatureWriter:
     ) -> None:
         """Prepare to add rows made by `spec` to the store at `path`, which may exist.
 
-        `shard` says which part of a sharded extraction this is; it is written when the block ends without an error.
-        `in_one_file` joins all into the main file then, however few rows are new.
-        Raises SpecMismatchError if the store holds rows of another spec, StoreError if they have another dtype or if
-        another process is writing to it.
+        `shard` is this part of a sharded extraction; it is written when the block ends without an error. With
+        `in_one_file`, all rows are then joined into the main file, however few are new. Raises SpecMismatchError if the
+        store holds rows of another spec, StoreError if they have another dtype or if another process is writing to it.
         """
         self.path, self.spec, self.dtype, self.shard = path, spec, dtype, shard
         self.made_by = made_by
-        """What is written as the maker of the files; may be added to until the block ends."""
+        """Written into the files as their maker; entries may be added until the block ends."""
         self.on_change = on_change
         self._in_one_file = in_one_file
         self._lock = contextlib.ExitStack()
@@ -157,7 +155,7 @@ class FeatureWriter:
             stack.enter_context(lock_store(path))
             self.store = self._check_store()
             self._remove_partials()
-            self._lock = stack.pop_all()  # without an error so far: until the block ends
+            self._lock = stack.pop_all()  # no error so far: keep the lock until the block ends
         self._first_number = 1 + max((int(part.stem.split("-")[1]) for part in part_paths(path)), default=0)
         self._parts = PartWriter(
             path,
@@ -171,16 +169,16 @@ class FeatureWriter:
         self.add, self.drop, self.flush = self._parts.add, self._parts.drop, self._parts.flush
 
     def part_prefix(self, number: int) -> str:
-        """Begins the names of the parts of this writer's task `number`: they sort after every part there was before."""
+        """Prefix of the part names of this writer's task `number`; they sort after all older parts."""
         return f"{PART_PREFIX}{self._first_number:06d}-{number:06d}"
 
     def _remove_partials(self) -> None:
-        """Remove what writers that were killed had not finished."""
+        """Remove unfinished files of writers that were killed."""
         for partial_path in parts_dir(self.path).glob(f".{PART_PREFIX}*.partial"):
             partial_path.unlink(missing_ok=True)
 
     def _check_store(self) -> FeatureStore | None:
-        """The rows that are there already."""
+        """The existing store, if there is one; StoreError if its rows are of another spec or dtype."""
         if not store_exists(self.path):
             return None
         store = FeatureStore.open(self.path)
@@ -198,7 +196,7 @@ class FeatureWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Keep what was added and, unless an error ended the block, join the parts."""
+        """Keep what was added and, without an error, join the parts."""
         try:
             self.flush()
             if error is None:
@@ -208,12 +206,12 @@ class FeatureWriter:
             self._lock.close()
 
     def _join(self) -> None:
-        """Join all parts into the main file, or, if they are few beside it, into one part."""
+        """Join all parts into the main file, or into one part if they are small compared with it."""
         parts = part_paths(self.path)
         main = read_store_file(self.path) if self.path.exists() else None
         if not parts and (main.shard if main else None) == self.shard:
             return
-        if not parts and main is None:  # a shard without a row: it has a place in the whole all the same
+        if not parts and main is None:  # a shard without rows: merging needs its file all the same
             self._write(self.path, 0, ())
             return
         files = [read_store_file(part) for part in parts]
@@ -226,7 +224,7 @@ class FeatureWriter:
         elif len(parts) > 1:
             joined = FeatureStore(parts[-1], files)
             removed = {key for file in files for key in (*file.removed, *file.keys)}.difference(joined.keys)
-            # a name of its own, next in order: a part's name is never used again, and a reader may still open it
+            # a new name, next in order: names of parts are never reused, as a reader may still open an old one
             joined_path = parts[-1].with_name(f"{parts[-1].stem}_joined.h5")
             self._write(joined_path, len(joined), joined.stored_blocks(joined.keys), removed=sorted(removed))
             stale = parts
@@ -255,7 +253,7 @@ class FeatureWriter:
 
 @contextlib.contextmanager
 def lock_store(path: Path) -> Iterator[None]:
-    """Keep every other writer from the store at `path` while the block lasts.
+    """Lock the store at `path` against other writers during the block.
 
     Raises StoreError if another process is writing to it. The system frees the lock of a process that dies.
     """
@@ -263,7 +261,7 @@ def lock_store(path: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise StoreError(f"{folder}: cannot be made ({exc.strerror})") from exc
+        raise StoreError(f"{folder}: cannot be created ({exc.strerror})") from exc
     lock = filelock.FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -277,7 +275,7 @@ def lock_store(path: Path) -> Iterator[None]:
         yield
     finally:
         if not part_paths(path):
-            with contextlib.suppress(OSError):  # files that are not ours may lie there
+            with contextlib.suppress(OSError):  # files of other programs may lie there
                 (folder / ".lock").unlink()
                 folder.rmdir()
         lock.release()

@@ -1,7 +1,7 @@
-"""Decode the bytes of an image file to upright RGB.
+"""Decodes the bytes of an image file to upright RGB.
 
 A format is recognised by a file's first bytes, never by its name. Importing this module sets Pillow's pixel limit and
-silences Pillow's warnings about damaged metadata for the whole process: a thread cannot do either for itself alone.
+silences Pillow's warnings about damaged metadata for the whole process: neither can be done per thread.
 """
 
 import io
@@ -31,7 +31,7 @@ Pixels = npt.NDArray[np.uint8]
 PIXEL_LIMIT = 300_000_000  # 1.2 GB as RGB, more while transparency is resolved; a panorama of 100 million is fine
 
 REDUCING_GAP = 3.0
-"""How many times larger than needed a picture is decoded at least where it is decoded at reduced size."""
+"""An image that is decoded at reduced size is still at least this many times larger than needed."""
 
 _AtLeast = Callable[[int, int], tuple[int, int]]
 
@@ -40,7 +40,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class _PlainJpegFile(JpegImageFile):
-    """A JPEG, or the first picture of an MPO, whose EXIF Pillow leaves unread: all it would take from it is the dpi."""
+    """A JPEG, or the first image of an MPO, without Pillow's reading of the EXIF, which would only set the dpi."""
 
     def _read_dpi_from_exif(self) -> None:
         pass
@@ -54,7 +54,7 @@ _DECODERS: tuple[tuple[bytes, type[PillowFile]], ...] = (
     (rb"II[*+]\0|MM\0[*+]", TiffImageFile),
     (rb"BM.{13}\0\0\0", BmpImageFile),
 )
-HEADER_BYTES = 18  # enough to tell any of the formats
+HEADER_BYTES = 18  # enough to recognise any of the formats
 
 # What Pillow may raise on a damaged file; Warning is for a caller who turns warnings into errors.
 _DAMAGE = (
@@ -63,7 +63,7 @@ _DAMAGE = (
 )
 
 _ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 0x0112, 0x0102, 0x0106
-_UPRIGHT = {  # EXIF orientation -> what turns the picture upright (Exif 2.32, 4.6.4 A)
+_UPRIGHT = {  # EXIF orientation -> the operation that makes the image upright (Exif 2.32, 4.6.4 A)
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -80,7 +80,7 @@ def is_image_header(header: bytes) -> bool:
 
 
 def decode_image(data: bytes, *, at_least: Callable[[int, int], tuple[int, int]] | None = None) -> Image.Image:
-    """What `decode_pixels` gives, as Pillow's image in mode RGB."""
+    """The result of `decode_pixels` as a Pillow image in mode RGB."""
     try:
         return Image.fromarray(decode_pixels(data, at_least=at_least))
     except MemoryError as exc:
@@ -88,16 +88,16 @@ def decode_image(data: bytes, *, at_least: Callable[[int, int], tuple[int, int]]
 
 
 def decode_pixels(data: bytes, *, at_least: Callable[[int, int], tuple[int, int]] | None = None) -> Pixels:
-    """The image upright, [H, W, 3] uint8 RGB, on white where it is transparent; the first of several frames or pages.
+    """The upright image, [H, W, 3] uint8 RGB, on white where it is transparent; the first of several frames or pages.
 
-    16-bit grey is scaled to 8 bits. Float grey takes as white the first of 1, 255 and 65535 that no pixel exceeds, else
-    the largest pixel, and as black 0 and what is no number. Colour profiles are not applied.
+    16-bit grey is scaled to 8 bits. In float grey, white is the first of 1, 255 and 65535 that no pixel exceeds, or
+    else the largest pixel; 0, NaN and infinity are black. Colour profiles are not applied.
 
-    `at_least` tells, for an upright picture of (width, height), the size to which it will be resized; a JPEG that is at
-    least 2 * REDUCING_GAP times as large comes at a half, a quarter or an eighth of its size, never smaller than
-    REDUCING_GAP times that size: several times faster, and the resized picture is all but the same.
+    `at_least` returns, for an upright image of (width, height), the size to which it will be resized. A JPEG that is 2
+    * REDUCING_GAP times as large or larger is decoded at a half, a quarter or an eighth of its size, but never below
+    REDUCING_GAP times that size. This is several times faster, and the resized image is nearly the same.
 
-    Raises ImageError with the reason when it is not an image, damaged or over PIXEL_LIMIT.
+    Raises ImageError with the reason if it is not an image, is damaged or exceeds PIXEL_LIMIT.
     """
     try:
         return _decode(data, at_least)
@@ -121,7 +121,7 @@ def _decode(data: bytes, at_least: _AtLeast | None) -> Pixels:
         width, height = image.size
         if width * height > PIXEL_LIMIT:
             raise ImageError(f"{width:,} x {height:,} pixels, over the limit of {PIXEL_LIMIT:,} pixels")
-        orientation = _read_orientation(image.info.get("exif", b""))  # Pillow turns a TIFF itself
+        orientation = _read_orientation(image.info.get("exif", b""))  # Pillow rotates a TIFF itself
         if isinstance(image, JpegImageFile):
             pixels = _decode_jpeg(data, image, _reduction(image.size, orientation, at_least))
         else:
@@ -135,9 +135,9 @@ def _decode(data: bytes, at_least: _AtLeast | None) -> Pixels:
 
 
 def _decode_jpeg(data: bytes, image: JpegImageFile, reduction: int) -> Pixels:
-    """RGB at 1/`reduction` of the size: by libjpeg-turbo straight into RGB, by Pillow whatever that refuses.
+    """RGB at 1/`reduction` of the size, by libjpeg-turbo, or by Pillow for files that libjpeg-turbo refuses.
 
-    Bit for bit the same for undamaged files, and for those whose damage shows in no pixel.
+    Both return the same bits for undamaged files, and for files whose damage affects no pixel.
     """
     width, height = (-(-side // reduction) for side in image.size)
     ends_early = None
@@ -153,13 +153,13 @@ def _decode_jpeg(data: bytes, image: JpegImageFile, reduction: int) -> Pixels:
     if reduction > 1:
         image.draft(None, (width, height))
     image.load()
-    if ends_early is not None:  # Pillow fills what is missing with grey
+    if ends_early is not None:  # Pillow fills the missing part with grey
         raise ends_early
     return np.array(_to_rgb(image))
 
 
 def _reduction(size: tuple[int, int], orientation: int, at_least: _AtLeast | None) -> int:
-    """The power of two by which a JPEG of `size` is decoded smaller."""
+    """The factor, a power of two, by which the sides of a JPEG of `size` are reduced in decoding."""
     if at_least is None:
         return 1
     width, height = size if orientation < 5 else size[::-1]
@@ -200,7 +200,7 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (4095.0 if tags.get(_BITS_TAG) == (12,) else 65535.0,)
     white = next((level for level in usual if peak <= level), peak)
     grey = np.rint(np.clip(levels / white, 0, 1) * 255).astype(np.uint8)
-    if tags.get(_PHOTOMETRIC_TAG) == 0:  # 0 is white; Pillow turns such pictures over only up to 8 bits
+    if tags.get(_PHOTOMETRIC_TAG) == 0:  # 0 is white; Pillow inverts such images only up to 8 bits
         grey = 255 - grey
     grey[values == image.info.get("transparency", np.nan)] = 255  # the level that a PNG declares transparent
     return Image.fromarray(grey)

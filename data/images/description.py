@@ -1,7 +1,7 @@
-"""The description inside an image file: XMP, and IPTC where the format has it. The picture's bytes are not touched.
+"""The description inside an image file: XMP, and IPTC where the format has it. The pixels are not touched.
 
-XMP `dc:description` and IPTC `Caption/Abstract` are one property of two standards (IPTC Photo Metadata Standard), and
-"description writer" is the property that says who wrote it: so a person's description is known from ours.
+XMP `dc:description` and IPTC `Caption/Abstract` are the same property in two standards (IPTC Photo Metadata Standard).
+The property "description writer" records who wrote it, which distinguishes a person's description from ours.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from captionmill.data.errors import ImageError, InputError
 WRITER = "captionmill"
 
 DescriptionState = Literal["missing", "same", "described", "unsupported"]
-"""To be written; there already; there is one that a person or another program wrote; the format takes none."""
+"""Must be written; is there already; a person or another program wrote one; the format cannot hold one."""
 
 _XMP_TEXT = "Xmp.dc.description"
 _XMP_WRITER = "Xmp.photoshop.CaptionWriter"
@@ -28,17 +28,17 @@ def require_metadata_library() -> Any:
         import exiv2
     except ImportError as exc:
         raise InputError("`embed_metadata` needs the package exiv2; run: pip install 'captionmill[metadata]'") from exc
-    exiv2.LogMsg.setLevel(exiv2.LogMsg.Level.mute)  # it writes to stderr about what cameras got wrong
+    exiv2.LogMsg.setLevel(exiv2.LogMsg.Level.mute)  # it prints warnings about camera errors to stderr
     return exiv2
 
 
 def read_description(path: Path) -> str | None:
-    """The description in the image at `path`: of XMP, else of IPTC; None if there is none."""
+    """The description in the image at `path`, from XMP or else from IPTC; None if it has neither."""
     return _description(_open(path))
 
 
 def check_description(path: Path, text: str, *, overwrite: bool = False) -> DescriptionState:
-    """How the image at `path` stands to the description `text`; `overwrite` makes another's description count as none.
+    """Whether the image at `path` needs the description `text`; with `overwrite`, one by others counts as missing.
 
     Raises ImageError if the file's metadata cannot be read.
     """
@@ -53,7 +53,7 @@ def check_description(path: Path, text: str, *, overwrite: bool = False) -> Desc
 
 
 def write_description(path: Path, text: str) -> None:
-    """Put `text` into the image at `path` in place of any description; ImageError if that cannot be done."""
+    """Write `text` into the image at `path`, replacing any description; ImageError if that fails."""
     exiv2 = require_metadata_library()
     image = _open(path)
     xmp, iptc = image.xmpData(), image.iptcData()
@@ -81,7 +81,7 @@ def _open(path: Path) -> Any:
     exiv2 = require_metadata_library()
     try:
         content = path.read_bytes()
-        image = exiv2.ImageFactory.open(content)  # not the path: exiv2 takes none that is not UTF-8
+        image = exiv2.ImageFactory.open(content)  # not the path: exiv2 accepts only UTF-8 paths
         image.readMetadata()
     except OSError as exc:
         raise ImageError(exc.strerror.lower() if exc.strerror else str(exc)) from exc
@@ -103,5 +103,5 @@ def _value(data: Any, name: str) -> str | None:
 
 
 def _is_utf_8(iptc: Any) -> bool:
-    """Whether texts that are there already mean the same as UTF-8."""
+    """Whether the existing texts read the same as UTF-8."""
     return _value(iptc, _IPTC_CHARSET) == _UTF_8 or all(datum.toString().isascii() for datum in iptc)

@@ -1,4 +1,4 @@
-"""Find the images in a folder, a list, tars or behind a URL."""
+"""Finds the images in a folder, a list, a tar or at a URL."""
 
 import logging
 import os
@@ -23,12 +23,15 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".g
 def find_images(images: Path | str) -> list[ImageFile]:
     """The images that `images` names, sorted by key.
 
-    A folder: its images and those below it, and the images in every .tar there; hidden entries are left out, and a file
-    without suffix counts when its first bytes are an image's. A .tar: its images. Any other file: a UTF-8 list with one
-    path or URL a line; relative paths start at the list's own folder. A URL of any of these; of a list, one in .txt.
-    A listed file that does not exist is kept, so that reading it fails and is reported; so are a folder below the one
-    named that cannot be listed, and a tar among others that is damaged. Raises InputError when there is nothing to
-    work on.
+    `images` is one of these, or the URL of one (a list at a URL must end in .txt):
+
+    - a folder: its images and those below it, and the images in every .tar there. Hidden entries are left out. A file
+      without a suffix counts if its first bytes are those of an image.
+    - a .tar: its images.
+    - any other file: a UTF-8 list with one path or URL per line. Relative paths start at the folder of the list.
+
+    A listed file that does not exist is kept, so that reading it fails and is reported. So are a subfolder that cannot
+    be listed, and a damaged tar among other files. Raises InputError if there is nothing to work on.
     """
     location = images if is_url(images) else Path(images)
     refuse_compressed(location)
@@ -43,7 +46,7 @@ def find_images(images: Path | str) -> list[ImageFile]:
         found = [image for listed in _walk(location, location, ()) for image in _expand(listed)]
     else:
         found = [image for listed in _read_list(location) for image in _expand(listed)]
-        nothing = "the list is empty; write one image path a line"
+        nothing = "the list is empty; write one image path per line"
         names_are_files = False
     if not found:
         raise InputError(f"{images}: {nothing}")
@@ -59,7 +62,7 @@ def _suffix(location: Path | str) -> str:
 
 
 def _expand(image: ImageFile) -> Iterator[ImageFile]:
-    """`image` itself, or the images inside it if it is a tar; InputError for a damaged one without a key."""
+    """`image` itself, or the images inside it if it is a tar; InputError for a damaged tar without a key."""
     refuse_compressed(image.path)
     if image.problem or _suffix(image.path) != TAR_SUFFIX:
         yield image
@@ -80,7 +83,7 @@ def _expand(image: ImageFile) -> Iterator[ImageFile]:
 
 
 def _walk(root: Path, folder: Path, ancestors: tuple[tuple[int, int], ...]) -> Iterator[ImageFile]:
-    """Images and tars at and below `folder`, which is below `root`, and folders that cannot be listed.
+    """Images and tars in and below `folder`, which lies below `root`, and folders that cannot be listed.
 
     A link back to one of its `ancestors` (device, inode) is not followed.
     """
@@ -111,11 +114,11 @@ def _key_below(root: Path, path: Path) -> str:
 
 
 def _walk_url(url: str) -> Iterator[ImageFile]:
-    """Images and tars at and below the remote folder `url`."""
+    """Images and tars in and below the remote folder `url`."""
     filesystem, root = open_filesystem(url.rstrip("/"))
     try:
         listed = filesystem.find(root, detail=True)
-    except Exception as exc:  # each filesystem has errors of its own
+    except Exception as exc:  # each filesystem raises its own errors
         raise InputError(f"{url}: cannot be listed ({' '.join(str(exc).split())[:150]})") from exc
     for path, details in listed.items():
         name = posixpath.relpath(path, root)
@@ -126,7 +129,7 @@ def _walk_url(url: str) -> Iterator[ImageFile]:
 
 
 def _modified_ns(details: dict[str, object]) -> int:
-    """The time that a server tells of a file under one of the names in use, 0 if it tells none."""
+    """The time of a file's last change in nanoseconds, under any of the names that servers use; 0 if missing."""
     for name in ("LastModified", "mtime", "updated", "last_modified", "created"):
         value = details.get(name)
         if isinstance(value, int | float):
@@ -141,13 +144,13 @@ def _is_folder(entry: Path | str | os.DirEntry[str]) -> bool:
         return False
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or into a folder that is closed to us: a file that cannot be read
+    except OSError:  # a link to itself, or into a folder without access: treated as an unreadable file
         return False
 
 
 def _read_list(location: Path | str) -> Iterator[ImageFile]:
     """The images that the lines of a list name."""
-    expected = "expected a folder of images, a .tar, or a UTF-8 text file with one image path a line"
+    expected = "expected a folder of images, a .tar, or a UTF-8 text file with one image path per line"
     if isinstance(location, Path) and _suffix(location) in IMAGE_SUFFIXES and _has_image_header(location):
         raise InputError(f"{location}: one image; {expected}")
     try:
@@ -171,8 +174,8 @@ def _read_list(location: Path | str) -> Iterator[ImageFile]:
 
 
 def _has_image_header(path: Path) -> bool:
-    with suppress(OSError):  # without a suffix and unreadable, nothing says that it is an image
-        if path.is_file():  # opening a pipe would wait for ever
+    with suppress(OSError):  # an unreadable file without a suffix does not count as an image
+        if path.is_file():  # opening a pipe would wait forever
             with path.open("rb") as file:
                 return is_image_header(file.read(HEADER_BYTES))
     return False

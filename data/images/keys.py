@@ -11,7 +11,7 @@ from captionmill.data.urls import is_url
 def image_key(name: str) -> str:
     r"""The key of an image called `name`: forward slashes, no `./`, bytes that are not UTF-8 escaped as `\udce9`.
 
-    A URL stays as it is.
+    A URL is left unchanged.
     """
     if is_url(name):
         return name
@@ -20,10 +20,10 @@ def image_key(name: str) -> str:
 
 
 def match_forms(names: Iterable[str], keys: Collection[str]) -> dict[str, str]:
-    """Those of `names` that are none of `keys` but differ from one in their form alone, each with that key.
+    """Maps each of `names` that is not in `keys`, but differs from a key only in its Unicode form, to that key.
 
-    Two texts of one form are equal in NFC. Nothing is guessed: where two names have one form, or two keys that no name
-    is already, none of them is matched.
+    Two texts differ only in form if they are equal in NFC. Nothing is guessed: if two names, or two keys that are not
+    among the names, have the same NFC, none of them is matched.
     """
     accented_names = {name for name in names if not name.isascii()}
     accented_keys = {key for key in keys if not key.isascii()} if accented_names else set()

@@ -1,4 +1,4 @@
-"""Read the bytes of one image, and remember which content they were: a changed image must not keep its old row."""
+"""Reads the bytes of an image and records their hash, so that a changed image does not keep its old row."""
 
 import hashlib
 import stat
@@ -14,12 +14,12 @@ from captionmill.data.urls import read_url
 
 
 class ImageSource(NamedTuple):
-    """An image as it was when it was read."""
+    """The state of an image file when it was read."""
 
     size: int
     """Bytes."""
     modified_ns: int
-    """Time of the last change, nanoseconds since 1970; 0 where nobody knows."""
+    """Time of the last change, nanoseconds since 1970; 0 if unknown."""
     content_hash: int
     """The first 8 bytes of the SHA-256 of the content, little-endian."""
 
@@ -29,7 +29,7 @@ UNKNOWN_SOURCE = ImageSource(0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image that may turn out to be unreadable."""
+    """An image file that may turn out to be unreadable."""
 
     key: str
     """Relative POSIX path, or the line of a list; always valid UTF-8."""
@@ -38,15 +38,15 @@ class ImageFile:
     offset: int | None = None
     """Where the member begins in its tar, bytes."""
     size: int | None = None
-    """Bytes of the member, or of a remote file whose server told them."""
+    """Bytes of the member, or of a remote file if its server reports them."""
     modified_ns: int = 0
-    """Time of the last change as a tar or a server told it, nanoseconds since 1970; 0 for local files and unknown."""
+    """Time of the last change from a tar or a server, nanoseconds since 1970; 0 for local files and if unknown."""
     problem: str = ""
-    """Why it is no image to read: a folder that cannot be listed, or a damaged tar. What is inside is not known."""
+    """Why it cannot be read: a folder that cannot be listed, or a damaged tar. Its content is not known."""
 
 
 def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
-    """The bytes of `image`, and what they are known by; ImageError if they cannot be read."""
+    """The bytes of `image` and their source; ImageError if they cannot be read."""
     if image.problem:
         raise ImageError(image.problem)
     if isinstance(image.path, str):
@@ -58,7 +58,7 @@ def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
         return data, ImageSource(len(data), image.modified_ns, hash_content(data))
     try:
         status = image.path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
             raise ImageError("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
         with image.path.open("rb", buffering=0) as file:
             if image.offset is None or image.size is None:
@@ -76,15 +76,15 @@ def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
 
 
 def load_image(path: Path) -> Image.Image:
-    """The image in the file at `path`, as `decode_image` makes it; ImageError if it cannot be read or decoded."""
+    """The image in the file at `path`, as `decode_image` returns it; ImageError if it cannot be read or decoded."""
     return decode_image(read_image(ImageFile(path.name, path))[0])
 
 
 def is_unchanged(image: ImageFile, source: ImageSource) -> bool:
-    """Whether `image` still holds what `source` was read from; only a file of another time is read, for its hash.
+    """Whether `image` still has the content of `source`; it is read and hashed only if its time has changed.
 
-    True for UNKNOWN_SOURCE: what is not known cannot have changed. False for a file that is gone. A remote file whose
-    server tells neither size nor time is taken for unchanged.
+    True for UNKNOWN_SOURCE, False for a file that is gone. A remote file counts as unchanged if its server reports
+    neither size nor time.
     """
     if source == UNKNOWN_SOURCE:
         return True

@@ -1,4 +1,4 @@
-"""Lists the members of a tar, so that each can be read where it lies: webdataset's shards as input."""
+"""Lists the members of a tar with their offsets, so that webdataset shards are read without unpacking."""
 
 import posixpath
 import tarfile
@@ -19,15 +19,15 @@ class TarMember(NamedTuple):
 
     name: str
     offset: int
-    """Where its bytes begin, from the tar's start."""
+    """Where its bytes begin, from the start of the tar."""
     size: int
     """Bytes."""
     modified_ns: int
-    """Time of its last change as the tar tells it, or else of the tar's own, nanoseconds since 1970."""
+    """Time of its last change in the tar, or else that of the tar itself, nanoseconds since 1970."""
 
 
 def is_compressed_tar(path: Path | str) -> bool:
-    """Whether `path` is called as compressed tars are."""
+    """Whether `path` has the suffix of a compressed tar."""
     return str(path).lower().endswith(_COMPRESSED_SUFFIXES)
 
 
@@ -38,9 +38,9 @@ def refuse_compressed(path: Path | str) -> None:
 
 
 def list_members(path: Path | str) -> Collection[TarMember]:
-    """The regular files in the tar at `path`, a file or a URL; of two members of one name the last, as when unpacked.
+    """The regular files in the tar at `path`, a file or a URL. Of members with the same name, the last.
 
-    Raises ImageError if it is no tar, is cut short or cannot be read; InputError if a package is missing.
+    Raises ImageError if it is not a tar, is cut short or cannot be read; InputError if a package is missing.
     """
     members: dict[str, TarMember] = {}
     try:
@@ -54,12 +54,12 @@ def list_members(path: Path | str) -> Collection[TarMember]:
                 elif info.isreg() and not info.issparse():
                     modified_ns = max(0, int(info.mtime * 1_000_000_000)) or own_ns
                     members[name] = TarMember(name, info.offset_data, info.size, modified_ns)
-                archive.members = []  # tarfile keeps them all; a shard may have a million
+                archive.members = []  # tarfile would keep them all; a shard may have a million
             file.seek(archive.offset)
-            is_whole = file.read(_BLOCK) == bytes(_BLOCK)  # tarfile stops at a damaged header as at an end
+            is_whole = file.read(_BLOCK) == bytes(_BLOCK)  # tarfile takes a damaged header for the end
     except InputError:
         raise
-    except Exception as exc:  # each remote filesystem has errors of its own
+    except Exception as exc:  # each remote filesystem raises its own errors
         raise ImageError(f"not a readable tar ({' '.join(str(exc).split())[:100]})") from exc
     if not is_whole or any(member.offset + member.size > size for member in members.values()):
         raise ImageError("the tar is cut short or damaged; copy it again")
@@ -67,7 +67,7 @@ def list_members(path: Path | str) -> Collection[TarMember]:
 
 
 def _unpacked_name(name: str) -> str:
-    """Where a member called `name` is unpacked to: `./a.jpg` and `/a.jpg` are both `a.jpg`."""
+    """The path that a member called `name` is unpacked to: `./a.jpg` and `/a.jpg` are both `a.jpg`."""
     return posixpath.normpath(name.lstrip("/"))
 
 

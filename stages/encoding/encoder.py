@@ -1,7 +1,7 @@
-"""A torchvision ResNet without its classifier, with its own preprocessing: uint8 squares in, 2048 numbers out.
+"""A torchvision ResNet without its classifier, with its preprocessing: uint8 images in, 2048 numbers per image out.
 
-torchvision takes as long to be imported as torch does, so only what builds a network imports it: a process that
-captions from stored features does not wait for it.
+torchvision takes as long to import as torch, so it is imported only to build a network: captioning from stored features
+does not wait for it.
 """
 
 from dataclasses import dataclass, replace
@@ -20,24 +20,24 @@ from captionmill.stages.encoding.network import STRIDE, FeatureNetwork, build_re
 from captionmill.stages.encoding.weights import hash_weights, read_weights
 from captionmill.stages.settings import Backbone, ExtractConfig
 
-_RESIZED_LIMIT = 4_000_000  # pixels: a picture of 1 x 30,000 would become one of 256 x 7,680,000
+_RESIZED_LIMIT = 4_000_000  # pixels: an image of 1 x 30,000 would become one of 256 x 7,680,000
 _LONGEST_SHAPE = 4  # longer side to shorter side
 _TORCH_RESIZES_FAST = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # elsewhere slowly, on all cores
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A network in evaluation mode, what prepares an image for it, and the spec that names both."""
+    """A network in evaluation mode, with its preprocessing, and the spec that names both."""
 
     network: "FeatureNetwork"
     spec: FeatureSpec
 
     def prepare(self, image: Pixels) -> Pixels:
-        """What the network sees of an RGB image; both are [H, W, 3]. All have the image size, except for "whole"."""
+        """The network's input for an RGB image; both are [H, W, 3]. It has the image size, except for "whole"."""
         return prepare_image(image, self.spec)
 
     def least_size(self, width: int, height: int) -> tuple[int, int]:
-        """The size to which an image of (width, height) is resized, in pixels, before anything is cut off."""
+        """The size to which an image of (width, height) is resized, in pixels, before the crop."""
         if self.spec.preprocess == "squash":
             return self.spec.image_size, self.spec.image_size
         if self.spec.preprocess == "whole":
@@ -46,12 +46,12 @@ class Encoder:
 
 
 def prepare_image(image: Pixels, spec: FeatureSpec) -> Pixels:
-    """Resize (bilinear, antialiased) and crop as `spec` says: [H, W, 3] uint8, before and after.
+    """Resize (bilinear, antialiased) and crop by `spec`: [H, W, 3] uint8, before and after.
 
-    "crop" is torchvision's recipe: the shorter side to `resize_size`, the centre `image_size` square of that.
-    "squash" makes the whole picture a square, whatever its shape. "whole" makes the shorter side `image_size` and the
-    longer one what keeps the shape, to the nearest multiple of 32; at most 4 times as long: a longer panorama is
-    squeezed.
+    "crop" is torchvision's recipe: resize the shorter side to `resize_size`, then take the centre `image_size` square.
+    "squash" makes the whole image a square, whatever its shape. "whole" resizes the shorter side to `image_size` and
+    keeps the aspect ratio; the longer side is rounded to a multiple of 32 and at most 4 times as long, so a longer
+    panorama is squeezed.
     """
     size = spec.image_size
     height, width, _ = image.shape
@@ -63,14 +63,14 @@ def prepare_image(image: Pixels, spec: FeatureSpec) -> Pixels:
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
     if resized[0] * resized[1] <= _RESIZED_LIMIT:
         return _resize(image, *resized)[top : top + size, left : left + size].copy()
-    # of a long panorama only what the crop keeps is resized: Pillow rounds the box, and pixels differ by a level
+    # of a long panorama, only the cropped part is resized: Pillow rounds the box, and pixels differ by one level
     scale_x, scale_y = width / resized[0], height / resized[1]
     box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def _resize(image: Pixels, width: int, height: int) -> Pixels:
-    """By torch where it has vector instructions for it, else by Pillow; some pixels differ by a level between them."""
+    """Resize with torch if it has vector instructions, else with Pillow; some pixels differ by one level."""
     if image.shape[:2] == (height, width):  # torch would copy it, on all cores from each decoding thread
         return image
     if not _TORCH_RESIZES_FAST:
@@ -81,7 +81,7 @@ def _resize(image: Pixels, width: int, height: int) -> Pixels:
 
 
 def _resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
-    """(width, height) with the shorter side made `shorter`; the longer truncated, as torchvision.transforms does."""
+    """(width, height) with the shorter side made `shorter`; the longer truncated, as in torchvision.transforms."""
     if width <= height:
         return shorter, int(shorter * height / width)
     return int(shorter * width / height), shorter
@@ -96,15 +96,15 @@ def _whole_size(width: int, height: int, shorter: int) -> tuple[int, int]:
 def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> Encoder:
     """The encoder that `config` names; named weights are downloaded once.
 
-    `resize_size` is the length of the shorter side before the crop, where it is not to be that of the weights' recipe.
+    `resize_size` is the length of the shorter side before the crop, if it is not that of the weights' recipe.
 
-    Raises WeightsError if the weights cannot be had, cannot be read, or belong to another network.
+    Raises WeightsError if the weights are unavailable, cannot be read, or belong to another network.
     """
     if config.preprocess == "whole" and config.image_size % STRIDE:
         raise InputError(f"`image_size` {config.image_size}: `preprocess` whole needs a multiple of {STRIDE}")
     state, weights, resize_ratio = read_weights(config)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    with torch.device("meta"):  # no memory and no random numbers for what the weights replace
+    with torch.device("meta"):  # no memory and no random numbers for tensors that are replaced
         resnet = build_resnet(config.backbone)
     try:
         resnet.load_state_dict(state, assign=True)
@@ -126,7 +126,7 @@ def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> E
 
 
 def build_untrained_encoder(config: ExtractConfig) -> Encoder:
-    """An encoder with random weights: as fast as the one that `config` names, and good for nothing else."""
+    """An encoder with random weights, only for measuring the speed of the one that `config` names."""
     size = config.image_size
     spec = FeatureSpec(config.backbone, "random", "", config.preprocess, size, size, views=config.views)
     return Encoder(FeatureNetwork(fuse_batch_norm(build_resnet(config.backbone).eval())), spec)
@@ -135,7 +135,7 @@ def build_untrained_encoder(config: ExtractConfig) -> Encoder:
 def encoder_for_spec(spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Encoder:
     """The encoder that makes features of `spec`, its weights read from `weights` if given.
 
-    Raises WeightsError or SpecMismatchError if its weights are not here.
+    Raises WeightsError or SpecMismatchError if its weights are not available.
     """
     config = _config_for_spec(spec, machine)
     if weights:
@@ -144,7 +144,7 @@ def encoder_for_spec(spec: FeatureSpec, machine: ExtractConfig, weights: Path | 
         encoder = build_encoder(config, resize_size=spec.resize_size)
     except WeightsError as exc:
         raise WeightsError(
-            f"{exc}; the model's features were made with {spec.weights}: pass that `weights` file"
+            f"{exc}; the model's features were made with {spec.weights}: pass that file as `weights`"
         ) from exc
     spec.require(encoder.spec, mine="the model", others=config.weights)
     return encoder

@@ -1,4 +1,4 @@
-"""Runs an encoder's network fast on this machine: batches of uint8 pictures in, rows of features out."""
+"""Runs an encoder's network fast on this machine: batches of uint8 images in, rows of features out."""
 
 import importlib.util
 import logging
@@ -21,17 +21,17 @@ _logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
-    """Runs one network on one device, in batches of one size: a row does not depend on its companions."""
+    """Runs one network on one device, in batches of one size: a row does not depend on the rest of its batch."""
 
     description: str
-    """Device, engine and arithmetic, for people: "cpu openvino bfloat16"."""
+    """Device, engine and precision, for people: "cpu openvino bfloat16"."""
     depth: int
-    """Batches that are worth having under way."""
+    """Number of batches to keep in flight."""
     batch_size: int
-    """Pictures a forward pass; smaller batches are filled up. May be lowered between two calls of `submit`."""
+    """Images per forward pass; smaller batches are padded. May be lowered between two calls of `submit`."""
 
     def submit(self, pixels: Pixels) -> Callable[[], Features]:
-        """Begin on [B, H, W, 3] uint8 pictures, B up to `batch_size`; what it gives waits for their rows [B, D]."""
+        """Start on [B, H, W, 3] uint8 images, B up to `batch_size`; the result waits for their rows [B, D]."""
 
 
 def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
@@ -58,9 +58,10 @@ def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
 
 
 def encode_batches(engine: Engine, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Features]]:
-    """Each batch with its rows, in order; several are under way at once. A batch without pictures has no rows.
+    """Each batch with its rows, in order; several are in flight at once. A batch without images has no rows.
 
-    When memory runs out, the batch is halved for the rest of the run. Raises InputError if one picture is too much.
+    When memory runs out, the batch size is halved for the rest of the run. Raises InputError if even one image is too
+    large.
     """
     under_way: deque[tuple[Batch, Callable[[], Features]]] = deque()
     for batch in batches:
@@ -98,7 +99,7 @@ def _begin(engine: Engine, batch: Batch) -> Callable[[], Features]:
 
 
 def _encode_split(engine: Engine, pixels: Pixels, *, too_large: int | None = None) -> Features:
-    """The rows of a batch in smaller ones, one after the other; batches of `too_large` pictures do not fit."""
+    """The rows of a batch, computed in smaller batches; `too_large` images at once do not fit in memory."""
     while True:
         if too_large == 1:
             raise InputError("not enough memory for one image: use a smaller `image_size` or another `device`")
@@ -116,7 +117,7 @@ def _encode_split(engine: Engine, pixels: Pixels, *, too_large: int | None = Non
 
 
 class _FlipEngine:
-    """The mean over a picture and its mirror."""
+    """The mean of the features of an image and its mirror image."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -40,32 +40,32 @@ class ExtractSummary:
     found: int
     """Images under the folder, or in the list."""
     cached: int
-    """Images that were in the store already, and have not changed since."""
+    """Images that were already in the store and have not changed since."""
     extracted: int
     """Images added to the store."""
     failures: tuple[Failure, ...]
     """Images that could not be read, with reasons."""
     engine: str
-    """Device, engine and arithmetic; "" if nothing was left to do."""
+    """Device, engine and precision; "" if there was nothing to do."""
     duration_s: float
-    """Seconds from the first image read to the store closed."""
+    """Seconds from reading the first image to closing the store."""
     unlisted: int = 0
-    """Rows of the store whose image is not among those found, nor in a folder or tar that cannot be looked into."""
+    """Rows whose image was not found and is not in a folder or tar that cannot be read now."""
     pruned: int = 0
-    """Rows of these that were removed."""
+    """How many of these were removed."""
     meter: Meter = field(default_factory=Meter)
     """Where the time went."""
     advice: str = ""
-    """What bounds the speed, and what to do about it."""
+    """What limits the speed, and what to do about it."""
     output: Path | str = ""
-    """The store that was written: for a shard, a name of its own."""
+    """The store that was written; a shard has its own name."""
     failures_name: str = ""
     """The table of failures, beside the store."""
 
     def record(
         self, images: Path | str, *, captioned: int | None = None, captioning_s: float | None = None
     ) -> ExtractionRecord:
-        """What the log beside the store keeps of this extraction of `images`, which ends now."""
+        """The record of this extraction of `images`, ending now, for the log beside the store."""
         return ExtractionRecord(
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             images=str(images) if is_url(images) else str(Path(images).resolve()),
@@ -112,12 +112,12 @@ def extract(
     store are skipped unless their file has changed. Unreadable ones are listed in `failures.csv` beside the
     store, or STORE.failures.csv for a shard and with `config.own_failures`.
 
-    `overwrite` makes the store anew; the old one stays until the new one is complete. `limit` stops after that many
-    images of the sorted list. `shard` (I, N) does the I-th of N parts of the list and writes a store of its own, named
-    by `shard_path`, for `merge`. `prune` removes rows whose image is gone. `spread` uses several processes.
+    `overwrite` makes the store from scratch; the old one stays until the new one is complete. `limit` stops after that
+    many images of the sorted list. `shard` (I, N) extracts part I of N of the list into its own store, named by
+    `shard_path`, for `merge`. `prune` removes rows whose image is gone. `spread` uses several processes.
 
-    Raises InputError if there is no image or none can be read (a shard is done all the same, unless it reached none of
-    its files), WeightsError for weights that cannot be had, SpecMismatchError if the store was made with other weights
+    Raises InputError if there is no image or none can be read (a shard succeeds even then, unless none of its files
+    could be reached), WeightsError for unavailable weights, SpecMismatchError if the store was made with other weights
     or preprocessing.
     """
     output = local_path(output)
@@ -136,7 +136,7 @@ def extract(
     encoder = build_encoder(config)
     with _local_store(output) as (path, mirror), lock_store(path) if overwrite else nullcontext():
         target = path.with_name(f".{path.name}.new") if overwrite else path
-        if overwrite and not _can_go_on(target, encoder, config, {image.key for image in found}):
+        if overwrite and not _can_resume(target, encoder, config, {image.key for image in found}):
             delete_store(target)
         summary = extract_images(
             found,
@@ -149,14 +149,14 @@ def extract(
             progress=progress,
         )
         failures_path = path.with_name(_failures_name(path, is_own=config.own_failures or shard is not None))
-        if summary.failures or failures_path.exists() or mirror:  # what lies at the mirror is not known here
+        if summary.failures or failures_path.exists() or mirror:  # an old one may exist at the URL
             write_failures(failures_path, [(failure.key, failure.reason) for failure in summary.failures])
             if mirror:
                 mirror.push(failures_path)
-        if mirror is None:  # a log that only grows cannot be appended to at every kind of URL
+        if mirror is None:  # not every kind of URL can be appended to
             append_record(path, summary.record(images))
-        # a shard without a picture is done: an error would keep its job's merge waiting; where no file could even be
-        # reached, its machine may lack the storage
+        # a shard without readable images succeeds: an error would block the merge of its job. But if none of its files
+        # could be reached, its machine may lack the storage
         is_done_shard = shard is not None and any(failure.was_read for failure in summary.failures)
         if found and not summary.cached + summary.extracted and not is_done_shard:
             first = summary.failures[0]
@@ -170,7 +170,7 @@ def extract(
 
 
 def shard_path(output: Path | str, index: int, count: int) -> Path | str:
-    """Where shard `index` of `count` of the store `output` goes: features-00002-of-00008.h5."""
+    """The path of shard `index` of `count` of the store `output`: features-00002-of-00008.h5."""
     folder, slash, name = str(output).rpartition("/")
     stem, dot, suffix = name.rpartition(".") if "." in name else (name, "", "")
     named = f"{folder}{slash}{stem}-{index:05d}-of-{count:05d}{dot}{suffix}"
@@ -218,14 +218,13 @@ def extract_images(
     ) as writer:
         missing = find_missing(found, writer.store)
         unlisted = _find_unlisted(writer.store.keys, found) if writer.store else set()
-        if prune or shard is not None:  # a shard's store is its share of the list as it is now
+        if prune or shard is not None:  # a shard's store holds only its part of the present list
             writer.drop(unlisted)
         for result in run_tasks(missing, writer, encoder, config, spread=spread, progress=progress):
             results.append(result)
             writer.made_by["engine"] = result.engine
-            if (
-                writer.store is not None
-            ):  # what cannot be reached now keeps its row; what is no picture any more does not
+            # an image that cannot be reached now keeps its row; a file that is no longer an image loses it
+            if writer.store is not None:
                 gone = (failure.key for failure in result.failures if failure.was_read)
                 writer.drop(key for key in gone if key in writer.store)
         if shard is not None:
@@ -252,14 +251,14 @@ def extract_images(
 
 
 def _find_unlisted(keys: Sequence[str], found: Sequence[ImageFile]) -> set[str]:
-    """Those of `keys` whose image is gone: not what may be in a folder or a tar that cannot be looked into now."""
+    """Those of `keys` whose image is gone, without those in a folder or tar that cannot be read now."""
     closed = tuple(f"{image.key}/" for image in found if image.problem)
     return {key for key in set(keys).difference(image.key for image in found) if not key.startswith(closed)}
 
 
 @contextmanager
 def _local_store(output: Path | str) -> Iterator[tuple[Path, StoreMirror | None]]:
-    """A local path for the store `output`; for a URL a mirror of what is there, whose changes are pushed."""
+    """A local path for the store `output`; for a URL, a downloaded copy and the mirror that uploads its changes."""
     if not is_url(output):
         yield Path(output), None
         return
@@ -273,7 +272,7 @@ def _failures_name(path: Path, *, is_own: bool) -> str:
 
 
 def _take_place(target: Path, path: Path, mirror: StoreMirror | None) -> None:
-    """Put the finished store `target` where the old one is."""
+    """Replace the old store by the finished store `target`."""
     old_parts = part_paths(path)
     replace_store(target, path)
     if mirror:
@@ -281,8 +280,8 @@ def _take_place(target: Path, path: Path, mirror: StoreMirror | None) -> None:
             mirror.push(changed)
 
 
-def _can_go_on(target: Path, encoder: Encoder, config: ExtractConfig, keys: set[str]) -> bool:
-    """Whether an earlier `overwrite` run, cut short, left rows of this very kind and of no other image."""
+def _can_resume(target: Path, encoder: Encoder, config: ExtractConfig, keys: set[str]) -> bool:
+    """Whether an interrupted `overwrite` run left rows of the same kind, and only of these images."""
     try:
         store = FeatureStore.open(target)
     except StoreError:

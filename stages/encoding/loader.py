@@ -1,7 +1,6 @@
 """Reads and prepares images on threads, ahead of the network, with bounded memory.
 
-Threads suffice: libjpeg, Pillow and the file system work without the interpreter lock, and threads have nothing to
-pickle.
+Threads are enough: libjpeg, Pillow and the file system release the interpreter lock, and nothing must be pickled.
 """
 
 import time
@@ -21,8 +20,8 @@ from captionmill.stages.machine import is_out_of_memory
 Prepare = Callable[[Pixels], Pixels]
 LeastSize = Callable[[int, int], tuple[int, int]]
 
-_WAITING_BATCHES = 8  # pictures of many shapes wait for company, these many batches' worth at most
-_THREADS_A_REMOTE_WORKER = 8  # a thread that waits for a server needs no core
+_WAITING_BATCHES = 8  # at most so many batches of images wait for others of their shape
+_THREADS_PER_REMOTE_WORKER = 8  # a thread that waits for a server needs no core
 
 
 @dataclass(frozen=True)
@@ -32,21 +31,21 @@ class Failure:
     key: str
     reason: str
     was_read: bool = False
-    """The file could be read, and what it holds is no picture (any more)."""
+    """The file could be read, but is not (or no longer) an image."""
 
 
 @dataclass
 class Batch:
-    """Images of one shape that were read, and images that could not be."""
+    """Images of one shape that were read, and failures of images that could not be read."""
 
     keys: list[str] = field(default_factory=list)
     pictures: list[Pixels] = field(default_factory=list)
     sources: list[ImageSource] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     read_s: float = 0.0
-    """Seconds of the threads spent on reading bytes since the batch before."""
+    """Seconds that the threads spent on reading bytes since the previous batch."""
     decode_s: float = 0.0
-    """Seconds of the threads spent on decoding and resizing since the batch before."""
+    """Seconds that the threads spent on decoding and resizing since the previous batch."""
 
     @property
     def pixels(self) -> Pixels:
@@ -65,16 +64,17 @@ class _Loaded(NamedTuple):
 def load_batches(
     images: Sequence[ImageFile], prepare: Prepare, *, least_size: LeastSize, batch_size: int, workers: int
 ) -> Iterator[Batch]:
-    """Batches of `batch_size` readable images of one shape, in the order given for each shape; failures beside them.
+    """Batches of `batch_size` readable images of one shape, each shape in the given order; with the failures.
 
-    The last batch of a shape is smaller; so is the oldest of many when too many pictures wait. `prepare` makes an RGB
-    image what the network sees, [H, W, 3]; `least_size` tells the size to which it will resize one of (width, height).
+    The last batch of a shape may be smaller; so may the oldest batch when too many images wait. `prepare` turns an RGB
+    image into the network's input, [H, W, 3]; `least_size` returns the size to which it resizes an image of (width,
+    height).
     """
     ahead = 2 * batch_size + 2 * workers
     if any(isinstance(image.path, str) for image in images):
-        workers *= _THREADS_A_REMOTE_WORKER
+        workers *= _THREADS_PER_REMOTE_WORKER
     waiting: dict[tuple[int, ...], Batch] = {}
-    told = Batch()  # failures and seconds for the next batch
+    extras = Batch()  # failures and seconds for the next batch
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         pending: deque[tuple[str, Future[_Loaded]]] = deque()
         remaining = iter(images)
@@ -86,10 +86,10 @@ def load_batches(
                     break
                 key, future = pending.popleft()
                 loaded = future.result()
-                told.read_s += loaded.read_s
-                told.decode_s += loaded.decode_s
+                extras.read_s += loaded.read_s
+                extras.decode_s += loaded.decode_s
                 if loaded.pixels is None or loaded.source is None:
-                    told.failures.append(Failure(key, loaded.reason, was_read=loaded.source is not None))
+                    extras.failures.append(Failure(key, loaded.reason, was_read=loaded.source is not None))
                     continue
                 shape = loaded.pixels.shape
                 batch = waiting.setdefault(shape, Batch())
@@ -99,21 +99,21 @@ def load_batches(
                 if len(batch.keys) < batch_size:
                     if sum(len(others.keys) for others in waiting.values()) < _WAITING_BATCHES * batch_size:
                         continue
-                    shape = next(iter(waiting))  # dicts keep the order: the one that waits longest
-                yield _with(waiting.pop(shape), told)
-                told = Batch()
+                    shape = next(iter(waiting))  # dicts keep their order: this one has waited longest
+                yield _with(waiting.pop(shape), extras)
+                extras = Batch()
         finally:
             for _, future in pending:
                 future.cancel()
     for batch in waiting.values():
-        yield _with(batch, told)
-        told = Batch()
-    if told.failures or told.read_s:
-        yield told
+        yield _with(batch, extras)
+        extras = Batch()
+    if extras.failures or extras.read_s:
+        yield extras
 
 
-def _with(batch: Batch, told: Batch) -> Batch:
-    batch.failures, batch.read_s, batch.decode_s = told.failures, told.read_s, told.decode_s
+def _with(batch: Batch, extras: Batch) -> Batch:
+    batch.failures, batch.read_s, batch.decode_s = extras.failures, extras.read_s, extras.decode_s
     return batch
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_BOUND = 0.2  # a share of the time that is worth an advice
+_BOUND = 0.2  # share of the time above which advice is given
 
 
 @dataclass
@@ -16,24 +16,24 @@ class Meter:
     """Seconds of one extraction, or the sum over its processes."""
 
     images: int = 0
-    """Pictures turned into features."""
+    """Images turned into features."""
     wall_s: float = 0.0
-    """From the first picture asked for to the last row handed over; processes side by side count once each."""
+    """From requesting the first image to delivering the last row, summed over processes."""
     input_wait_s: float = 0.0
-    """The network stood still for want of pictures."""
+    """The network was idle, waiting for images."""
     forward_s: float = 0.0
     """Waiting for the network."""
     write_s: float = 0.0
-    """Handing rows to the store, checksums and flushes included."""
+    """Writing rows to the store, including checksums and flushes."""
     read_s: float = 0.0
     """Reading files, summed over the decoding threads."""
     decode_s: float = 0.0
     """Decoding and resizing, summed over the decoding threads."""
     workers: int = 0
-    """Decoding threads a process."""
+    """Decoding threads per process."""
 
     def __iadd__(self, other: "Meter") -> "Meter":
-        """Add another process's seconds and pictures."""
+        """Add another process's seconds and images."""
         workers = max(self.workers, other.workers)
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
@@ -42,13 +42,13 @@ class Meter:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Count what happens inside as writing."""
+        """Count the time inside the block as writing."""
         started = time.perf_counter()
         yield
         self.write_s += time.perf_counter() - started
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
-        """`batches`, the time that each takes to come counted as waiting for pictures."""
+        """`batches`, with the time until each one arrives counted as waiting for images."""
         remaining = iter(batches)
         while True:
             started = time.perf_counter()
@@ -59,9 +59,9 @@ class Meter:
             yield batch
 
     def shares(self) -> dict[str, float]:
-        """Shares of the time, 0 to 1, by what the pictures' way to the store waited for; they add up to 1.
+        """Shares of the time, 0 to 1, by the step that was waited for; they add up to 1.
 
-        Reading and decoding happen beside the network: they count only as far as the network waited for them.
+        Reading and decoding run in parallel with the network: they count only while the network waited for them.
         """
         busy_s = self.read_s + self.decode_s
         reading_s = self.input_wait_s * self.read_s / busy_s if busy_s else 0.0
@@ -75,16 +75,16 @@ class Meter:
         return {name: part / total_s if total_s else 0.0 for name, part in parts.items()}
 
     def advice(self, *, cores: int, on_gpu: bool = False) -> str:
-        """One line: what bounds the extraction, and what to do about it. `cores`: those that the process may use."""
+        """One line: what limits the extraction, and what to do about it. `cores` is how many the process may use."""
         shares = self.shares()
         if shares["writing"] > _BOUND:
             return "writing-bound: put the output on a faster disk"
         if shares["reading"] > _BOUND and shares["reading"] > shares["decoding"]:
-            return f"reading-bound: bring the images nearer, or raise `workers` (now {self.workers})"
+            return f"reading-bound: copy the images to faster storage, or raise `workers` (now {self.workers})"
         if shares["decoding"] > _BOUND and self.workers < cores:
             return f"decoding-bound: raise `workers` (now {self.workers}, {cores} cores)"
         if shares["decoding"] > _BOUND:
             return f"decoding-bound: all {cores} cores decode; more cores help, or smaller images"
         if on_gpu:
-            return "forward-bound: the network is the limit; where the GPU is not busy all the time, more `jobs` help"
+            return "forward-bound: the network is the limit; if the GPU is not always busy, more `jobs` help"
         return "forward-bound: the network is the limit; a GPU or more processes on more machines (`cluster`) help"

@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-STRIDE = 32  # pixels of the picture to one position of the last feature map
+STRIDE = 32  # pixels of the image per position of the last feature map
 
 
 class FeatureNetwork(nn.Module):
     """[B, H, W, 3] uint8 RGB -> [B, 2048] float32: normalisation, the ResNet, the mean over all positions.
 
-    In two halves, because they differ in what they can bear: rounding the first convolution and the first of the four
-    layers to bfloat16 costs more of the features' likeness to float32 than rounding the other three (ResNet-50, least
-    cosine over 128 photographs: 0.9919 with everything in bfloat16, 0.9997 with the stem in float32).
+    In two parts with different precision: bfloat16 in the first convolution and the first of the four layers moves the
+    features further from float32 than in the other three layers (ResNet-50, lowest cosine over 128 images: 0.9919 with
+    everything in bfloat16, 0.9997 with the stem in float32).
     """
 
     def __init__(self, resnet: "ResNet") -> None:
-        """The layers of `resnet`, its classifier left out."""
+        """The layers of `resnet`, without its classifier."""
         super().__init__()
         self.stem = _Stem(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool, resnet.layer1)
         """[B, H, W, 3] uint8 -> [B, 256, H/4, W/4]."""
@@ -33,7 +33,7 @@ class FeatureNetwork(nn.Module):
         """[B, 256, H/4, W/4] -> [B, 2048] float32."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The features of a batch of pictures of one shape."""
+        """The features of a batch of images of one shape."""
         features: Tensor = self.trunk(self.stem(pixels))
         return features
 
@@ -49,7 +49,7 @@ class _Stem(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalise as ImageNet's networks expect, in float32, whatever the layers' own precision is."""
+        """Normalise as ImageNet networks expect, in float32, whatever the precision of the layers."""
         dtype = next(self.layers.parameters()).dtype
         normalised = (pixels.permute(0, 3, 1, 2).float() - self.mean.float()) / self.std.float()
         maps: Tensor = self.layers(normalised.to(dtype))
@@ -68,7 +68,7 @@ class _Trunk(nn.Module):
 
 
 def build_resnet(backbone: str) -> "ResNet":
-    """A torchvision ResNet of this architecture with random weights, its classifier included."""
+    """A torchvision ResNet of this architecture with random weights, without its classifier."""
     from torchvision.models import ResNet, get_model
     from torchvision.models.resnet import Bottleneck
 

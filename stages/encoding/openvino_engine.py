@@ -20,8 +20,8 @@ from captionmill.stages.encoding.network import FeatureNetwork
 from captionmill.stages.machine import choose_device, choose_dtype
 from captionmill.stages.settings import ExtractConfig
 
-_BATCH_SIZE = 8  # on two cores as fast as 32, and a few pictures are done at once
-_STREAMS = 2  # two batches side by side leave no core idle between layers
+_BATCH_SIZE = 8  # on two cores as fast as 32, with less padding for a few images
+_STREAMS = 2  # two batches in parallel leave no core idle between layers
 
 
 class OpenVinoEngine:
@@ -42,7 +42,7 @@ class OpenVinoEngine:
         self._compiled_size = 0
 
     def submit(self, pixels: Pixels) -> Callable[[], Features]:
-        """Begin on [B, H, W, 3] uint8 pictures; what it gives waits for their rows, [B, D] float32."""
+        """Start on [B, H, W, 3] uint8 images; the result waits for their rows, [B, D] float32."""
         count = len(pixels)
         if self._compiled_size != self.batch_size:
             self._chains = self._model.compile(self.batch_size, min(_STREAMS, self._threads), self._threads)
@@ -54,7 +54,7 @@ class OpenVinoEngine:
 
 
 class _Chain:
-    """The network's halves, ready to run one batch after the other."""
+    """The compiled parts of the network, which run one batch at a time."""
 
     def __init__(self, compiled: Sequence[Any]) -> None:
         self._requests = [half.create_infer_request() for half in compiled]
@@ -78,7 +78,7 @@ def _run_on_a_free(chains: "queue.SimpleQueue[_Chain]", pixels: Pixels) -> Featu
 
 
 class _Model:
-    """The network converted: in one piece for float32, else its stem in float32 and its trunk in bfloat16."""
+    """The converted network: in one part for float32, else its stem in float32 and its trunk in bfloat16."""
 
     def __init__(self, network: FeatureNetwork, side: int, example_side: int, dtype: torch.dtype) -> None:
         pixels = torch.zeros((2, example_side, example_side, 3), dtype=torch.uint8)
@@ -94,7 +94,7 @@ class _Model:
         ]
 
     def compile(self, batch_size: int, streams: int, threads: int) -> "queue.SimpleQueue[_Chain]":
-        """As many chains as there are streams, for batches of one size."""
+        """One chain per stream, for batches of `batch_size`."""
         core = openvino.Core()
         compiled = []
         for model, hint, shape in self._halves:
@@ -104,7 +104,7 @@ class _Model:
                 "NUM_STREAMS": str(streams),
                 "INFERENCE_NUM_THREADS": str(threads),
                 "PERFORMANCE_HINT": "THROUGHPUT",
-                "ENABLE_CPU_PINNING": "NO",  # a thread bound to its core waits for whoever decodes there
+                "ENABLE_CPU_PINNING": "NO",  # a thread pinned to a core would wait for decoding threads there
             }
             compiled.append(core.compile_model(model, "CPU", settings))
         chains: queue.SimpleQueue[_Chain] = queue.SimpleQueue()
@@ -114,7 +114,7 @@ class _Model:
 
 
 def _convert(module: nn.Module, example: torch.Tensor) -> Any:
-    """An OpenVINO model of `module`; by its front end: `openvino.convert_model` reports each use to its makers."""
+    """An OpenVINO model of `module`; by the front end: `openvino.convert_model` reports each use to its makers."""
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # of torch's tracer
         decoder = TorchScriptPythonDecoder(torch.jit.trace(module, example, check_trace=False))

@@ -1,4 +1,4 @@
-"""A share of an extraction: its pictures through the network into part files of the store. Runs in any process."""
+"""One task of an extraction, in any process: runs its images through the network into part files of the store."""
 
 import functools
 import getpass
@@ -25,18 +25,18 @@ from captionmill.stages.encoding.meter import Meter
 from captionmill.stages.machine import choose_workers, versions
 from captionmill.stages.settings import ExtractConfig
 
-_one_at_a_time = threading.Lock()  # a dask worker runs tasks on threads, and an engine belongs to one
+_one_at_a_time = threading.Lock()  # a dask worker runs tasks on threads; only one may use an engine
 
 
 @dataclass(frozen=True)
 class PartTask:
-    """What one process is to do; it can be done twice without harm."""
+    """The work of one process; it can be done twice without harm."""
 
     images: tuple[ImageFile, ...]
     store: Path
     """The store that the parts belong to, on storage that all processes share."""
     prefix: str
-    """Begins the names of the part files: later ones count over earlier ones."""
+    """Prefix of the names of the part files; later parts override earlier ones."""
     spec: FeatureSpec
     config: ExtractConfig
 
@@ -49,11 +49,11 @@ class PartResult:
     failures: tuple[Failure, ...]
     meter: Meter = field(default_factory=Meter)
     engine: str = ""
-    """Device, engine and arithmetic."""
+    """Device, engine and precision."""
 
 
 def extract_part(task: PartTask) -> PartResult:
-    """Do `task` in this process, with a network that is built once and kept for the process's next tasks.
+    """Run `task` in this process, with a network that is built once and kept for the next tasks.
 
     Raises WeightsError or SpecMismatchError if this machine has other weights than the task was made with.
     """
@@ -71,7 +71,7 @@ def run_part(
     on_part: Callable[[Path], None] | None = None,
     progress: Progress = no_progress,
 ) -> PartResult:
-    """Do `task` with a network that is there already; `on_part` is told of each part file."""
+    """Run `task` with an existing network; `on_part` is called with each part file."""
     config = task.config
     failures: list[Failure] = []
     meter = Meter(workers=choose_workers(config.workers))
@@ -115,13 +115,13 @@ def _worker_engine(config: ExtractConfig, resize_size: int) -> tuple[Encoder, En
     return encoder, build_engine(encoder, config)
 
 
-_PLACES = 8  # processes that share one device, at most, before the next is chosen by chance
+_PLACES = 8  # at most so many processes claim one device; further ones choose by process ID
 _claims: list[filelock.FileLock] = []
 
 
 @functools.cache
 def claim_device(name: str) -> str:
-    """`name`, or, where it means any of several CUDA devices, one that no other worker of this machine has claimed.
+    """`name`; if it means any of several CUDA devices, the one that the fewest workers of this machine have claimed.
 
     A claim lasts as long as this process. More processes than devices share them evenly.
     """

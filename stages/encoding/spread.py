@@ -1,4 +1,4 @@
-"""Cuts what an extraction has to do into shares, and has them done: one here, or several in other processes."""
+"""Cuts an extraction into tasks and runs them: one in this process, or several in other processes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ from captionmill.stages.encoding.engine import build_engine
 from captionmill.stages.encoding.share import PartResult, PartTask, extract_part, run_part
 from captionmill.stages.settings import ExtractConfig
 
-TASK_IMAGES = 4096  # pictures a task at most: what the death of a process costs
-_TASKS_A_PROCESS = 4  # so that a slow process does not hold up the end
-_USUAL_BATCH = 32  # pictures: a multiple of each engine's own batch
+TASK_IMAGES = 4096  # images per task, at most: so many are lost when a process dies
+_TASKS_PER_PROCESS = 4  # so that a slow process does not delay the end
+_USUAL_BATCH = 32  # images: a multiple of each engine's default batch size
 
 RunTasks = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
-"""Runs a function on each task, anywhere; each task's result once, in any order. They may be a pipeline's."""
+"""Runs a function on each task, in any process; yields each result once, in any order. A pipeline may use it."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Spread:
     processes: int
     """About how many tasks run at once."""
     workers: int = 0
-    """Decoding threads a process where the config leaves them to the machine; 0: one a core of the worker's machine."""
+    """Decoding threads per process if the config does not set them; 0: one per core of the worker's machine."""
     least_images: int = 0
-    """With fewer to do than these, this process does them itself, before the others would have started."""
+    """Fewer images than this are processed here: starting other processes would take longer."""
     this_machine: bool = True
-    """Whether all processes run here, and so see all that this one sees."""
+    """Whether all processes run on this machine, and so see the same files."""
 
 
 def run_tasks(
@@ -56,7 +56,7 @@ def run_tasks(
     # other processes have other working folders
     config = replace(config, weights=encoder.spec.weights, workers=config.workers or spread.workers)
     images = [image if isinstance(image.path, str) else replace(image, path=image.path.absolute()) for image in missing]
-    share = -(-len(missing) // (_TASKS_A_PROCESS * spread.processes))
+    share = -(-len(missing) // (_TASKS_PER_PROCESS * spread.processes))
     batch = config.batch_size or _USUAL_BATCH
     size = -(-min(TASK_IMAGES, share) // batch) * batch  # whole batches
     tasks = [
@@ -70,19 +70,19 @@ def run_tasks(
         for number, start in enumerate(range(0, len(missing), size))
     ]
     done = 0
-    told = set(part_paths(writer.path))
+    reported = set(part_paths(writer.path))
 
-    def tell() -> None:
-        for part in set(part_paths(writer.path)).difference(told):
-            told.add(part)
+    def report_parts() -> None:
+        for part in set(part_paths(writer.path)).difference(reported):
+            reported.add(part)
             if writer.on_change is not None:
                 writer.on_change(part)
 
     try:
         for result in spread.run(extract_part, tasks):
-            tell()
+            report_parts()
             done += result.extracted + len(result.failures)
             progress("extract", done, len(missing))
             yield result
     finally:
-        tell()
+        report_parts()

@@ -1,4 +1,4 @@
-"""The network in torch: on CUDA and Apple GPUs, and on a CPU where nothing faster is installed."""
+"""The network in torch: on CUDA and Apple GPUs, and on a CPU if nothing faster is installed."""
 
 from collections.abc import Callable
 
@@ -18,11 +18,11 @@ _BATCH_SIZE = 32
 class TorchEngine:
     """An encoder's network on one device, channels last; an `Engine`.
 
-    On CUDA the copy of a batch overlaps with the network's work on the one before.
+    On CUDA, copying a batch overlaps with computing the previous one.
     """
 
     def __init__(self, encoder: Encoder, config: ExtractConfig) -> None:
-        """Move the network to the device that `config` names; InputError if this machine has none such."""
+        """Move the network to the device that `config` names; InputError if this machine does not have it."""
         self._device = choose_device(config.device)
         dtype = choose_dtype(config.precision, self._device)
         self.batch_size = config.batch_size or _BATCH_SIZE
@@ -35,7 +35,7 @@ class TorchEngine:
         self._copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     def submit(self, pixels: Pixels) -> Callable[[], Features]:
-        """Begin on [B, H, W, 3] uint8 pictures; what it gives waits for their rows, [B, D] float32."""
+        """Start on [B, H, W, 3] uint8 images; the result waits for their rows, [B, D] float32."""
         count = len(pixels)
         if count < self.batch_size:
             pixels = np.concatenate([pixels, np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)])

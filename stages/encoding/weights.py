@@ -1,4 +1,4 @@
-"""The weights of a ResNet, by name from torch's cache or the network, or from a file; no file can run code."""
+"""The weights of a ResNet, by name (cached or downloaded) or from a file. Loading a file never runs code from it."""
 
 import hashlib
 import pickle
@@ -24,7 +24,7 @@ _NAMED_WEIGHTS = ("imagenet1k_v1", "imagenet1k_v2")
 def read_weights(config: ExtractConfig) -> tuple[dict[str, Tensor], str, float]:
     """The tensors without the classifier, their name, and the ratio of resized shorter side to crop.
 
-    Named weights are downloaded once. Raises WeightsError if they cannot be had or read.
+    Named weights are downloaded once. Raises WeightsError if they are unavailable or cannot be read.
     """
     if config.backbone == SCENES_BACKBONE and config.weights in (*_NAMED_WEIGHTS, SCENES_WEIGHTS):
         state, weights, resize_ratio = _read_state(SCENES_WEIGHTS_PATH), SCENES_WEIGHTS, 1.0
@@ -44,7 +44,7 @@ def read_weights(config: ExtractConfig) -> tuple[dict[str, Tensor], str, float]:
 
 
 def find_named_weights(backbone: str, weights: str) -> tuple[Path, str]:
-    """Where torchvision's file of these weights lies on this machine, or will once downloaded; and its URL."""
+    """The path of torchvision's file of these weights on this machine, downloaded or not; and its URL."""
     named = _named_weights(backbone, weights)
     return _path_of(named), named.url
 
@@ -62,7 +62,7 @@ def hash_weights(state: Mapping[str, Tensor]) -> str:
 
 
 def _named_weights(backbone: str, weights: str) -> Any:
-    from torchvision.models import get_model_weights  # as slow to import as torch, and files need none of it
+    from torchvision.models import get_model_weights  # as slow to import as torch, and not needed for files
 
     return get_model_weights(backbone)[weights.upper()]
 
@@ -73,7 +73,7 @@ def _path_of(named: Any) -> Path:
 
 
 def _download(named: Any) -> dict[str, Tensor]:
-    """The tensors of torchvision's file, from torch's cache folder or, once, the network; the name holds the hash."""
+    """The tensors of torchvision's file, downloaded once to torch's cache folder; the name contains the hash."""
     path = _path_of(named)
     name = path.name
     hash_prefix = path.stem.rsplit("-", 1)[-1]
@@ -84,10 +84,10 @@ def _download(named: Any) -> dict[str, Tensor]:
     except (URLError, OSError) as exc:
         raise WeightsError(
             f"cannot download {name} ({exc}); fetch {named.url} elsewhere and put it in {path.parent}, "
-            "or pass `weights`, a file"
+            "or pass a file as `weights`"
         ) from exc
-    except RuntimeError as exc:  # the hash of what came is wrong
-        raise WeightsError(f"the download of {name} came damaged; run again") from exc
+    except RuntimeError as exc:  # the download has the wrong hash
+        raise WeightsError(f"the download of {name} is damaged; run again") from exc
     with path.open("rb") as file:
         if not hashlib.file_digest(file, "sha256").hexdigest().startswith(hash_prefix):
             raise WeightsError(f"{path}: damaged, or another file under this name; delete it and run again")

@@ -1,1 +1,1 @@
-"""What captions are worth: metrics against references, and pages that show them."""
+"""Scoring captions: metrics against references, intervals, caption statistics, leaks between splits."""

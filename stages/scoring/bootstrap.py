@@ -1,9 +1,9 @@
-"""How far a score may be trusted: bootstrap intervals over the images, and of the difference of two models.
+"""How reliable a score is: bootstrap intervals over the images, also for the difference of two models.
 
-The images that were scored are a sample of those that could have been. A resample draws as many images from them, with
-replacement, and scores what it drew; the middle 95 % of the scores of many resamples is the interval (the percentile
-interval of Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). It tells how the score hangs on
-the images, not on the seed that the model was trained with.
+The scored images are a sample of all that could have been scored. A resample draws the same number of images from them,
+with replacement, and scores these; the middle 95 % of the scores of many resamples is the interval (the percentile
+interval of Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). It shows how the score depends on
+the images, not on the random seed of training.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ class Estimate:
     """A score, or a difference of two scores, and its 95 % interval, in the unit of the metric."""
 
     value: float
-    """Of the images as they are, not the mean over resamples."""
+    """The score of the images themselves, not the mean over resamples."""
     low: float
     high: float
 
 
 def estimate(metrics: Sequence[Metric], config: BootstrapConfig = BootstrapConfig()) -> dict[str, Estimate]:
-    """The value of each metric with its interval, by name; every metric meets the same resamples.
+    """The value of each metric with its interval, by name; all metrics use the same resamples.
 
     A metric is recomputed from the sums over each resample, so BLEU pools counts there as it does over the corpus.
-    Raises InputError where the metrics are not of the same number of images.
+    Raises InputError if the metrics have different numbers of images.
     """
     resampled = _resample(metrics, config)
     return {metric.name: _interval(metric.value, resampled[metric.name]) for metric in metrics}
@@ -44,9 +44,9 @@ def compare(
     """For each metric that both have, `metrics` minus `others` on the same images, with its interval, by name.
 
     The bootstrap is paired (Koehn, "Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004):
-    a resample draws the same images for both, so that what is hard about an image cancels. An interval without 0 is a
-    difference beyond the choice of images. Rows are to be in the same order of images; raises InputError where their
-    number is not the same.
+    a resample draws the same images for both, so that the difficulty of an image cancels out. If the interval excludes
+    0, the choice of images does not explain the difference. Rows must be in the same order of images; raises InputError
+    if their numbers differ.
     """
     shared = {metric.name for metric in metrics} & {metric.name for metric in others}
     mine = [metric for metric in metrics if metric.name in shared]
@@ -64,7 +64,7 @@ def compare(
 def _resample(metrics: Sequence[Metric], config: BootstrapConfig) -> dict[str, Floats]:
     """Each metric's score in each resample, by name: R numbers. The same draws for the same seed and image count."""
     count = _require_same_images(metrics)
-    rows = np.hstack([metric.rows for metric in metrics])  # [N, C], the columns of all metrics side by side
+    rows = np.hstack([metric.rows for metric in metrics])  # [N, C], the columns of all metrics
     generator = np.random.default_rng(config.seed)
     sums = np.empty((config.resamples, rows.shape[1]))  # [R, C]
     for resample in range(config.resamples):

@@ -1,4 +1,4 @@
-"""What a decoder is worth: captions decoded from cached features, scored against every reference."""
+"""Evaluates a decoder: captions are decoded from cached features and scored against all references."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ _YES_NO = {True: "yes", False: "no", None: ""}
 
 _log = logging.getLogger(__name__)
 
-_Splits = Sequence[Mapping[str, Sequence[str]]]  # of each model its own
+_Splits = Sequence[Mapping[str, Sequence[str]]]  # one per model
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ModelComparison:
     estimates: dict[str, Estimate]
     """Its score by each metric, with the 95 % interval."""
     differences: dict[str, Estimate]
-    """The model's score minus this one's, with the 95 % interval of the paired bootstrap."""
+    """The evaluated model's score minus this one's, with the 95 % interval of the paired bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,26 @@ class Evaluation:
     """Scores of a model on some images, and what they were measured on."""
 
     estimates: dict[str, Estimate]
-    """The score by each metric with its 95 % interval: the fields of `Scores`, then meteor and spice where had."""
+    """The score by each metric with its 95 % interval: the fields of `Scores`, then meteor and spice if available."""
     statistics: CaptionStatistics
     against: ModelComparison | None
     """The other model, if one was named."""
     left_out: tuple[str, ...]
-    """The metrics that were asked for and cannot be had here, with the reason."""
+    """The requested metrics that are not available here, with the reason."""
     captions: dict[str, Caption]
     """The decoded caption of each image scored, by key."""
     references: dict[str, tuple[str, ...]]
-    """The captions that each was scored against."""
+    """The reference captions of each image."""
     chosen_by: str
-    """Why these images: the list, the captions file's test split, or what the model has not seen."""
+    """How the images were chosen: the list, the captions file's test split, or what the model has not seen."""
     missing: tuple[str, ...]
-    """Images that were to be scored, but have no features or no references."""
+    """Images that should be scored, but have no features or no references."""
     bootstrap: BootstrapConfig
-    """How the intervals were found."""
+    """How the intervals were computed."""
 
     @property
     def scores(self) -> Scores:
-        """The scores without Java, without their intervals."""
+        """The scores that need no Java, without their intervals."""
         return Scores(**{field.name: self.estimates[field.name].value for field in fields(Scores)})
 
 
@@ -86,15 +86,15 @@ def evaluate(
 ) -> Evaluation:
     """Caption images of the store `features`, score them against `captions`, write the scores to `output` (JSON).
 
-    Several folders in `model` are an ensemble. Its own test split is theirs without what any of them was trained on or
-    chosen by.
+    Several folders in `model` form an ensemble. Its own test split is the union of theirs, without images that any of
+    them was trained or validated on.
 
-    Scored are the images of `image_list`; without it those that the captions file puts in its test split; without that
-    those of the model's own test split; without that all that the model was neither trained on nor chosen by.
-    `per_image` is a table (CSV) with a row for each image; `against` is a second model to caption the same images.
+    The scored images are the first of these that exist: the images of `image_list`; the test split of the captions
+    file; the model's own test split; all images that the model was neither trained nor validated on. `per_image` is a
+    table (CSV) with one row per image; `against` is a second model that captions the same images.
 
-    Raises AnnotationError if no such image has both features and references, SpecMismatchError if the features are not
-    of the kind that either model was trained on, InputError if an output is an input or the other output.
+    Raises AnnotationError if no such image has both features and references, SpecMismatchError if the features do not
+    match those that a model was trained on, InputError if an output is an input or the other output.
     """
     models = [model] if isinstance(model, Path) else list(model)
     model_files = bundle_files(*models, *([against] if against else []))
@@ -183,7 +183,7 @@ def _splits_of(captioner: Captioner, store: FeatureStore) -> _Splits:
 
 
 def _keys_of(splits: _Splits, *names: str) -> dict[str, None]:
-    """The images that are in one of the splits `names` of any of the models, each once, in their order."""
+    """The images in one of the splits `names` of any of the models, each once, in order."""
     return dict.fromkeys(key for one in splits for name in names for key in one[name])
 
 
@@ -195,7 +195,7 @@ def _warn_of_training_images(splits: _Splits, scored: Sequence[str], whose: str)
 def _measure(
     captions: Mapping[str, str], references: Mapping[str, Sequence[str]], java_names: Collection[str]
 ) -> tuple[list[Metric], tuple[str, ...]]:
-    """All metrics, rows in the order of `captions`, and a line for each that cannot be had here."""
+    """All metrics, rows in the order of `captions`, and a line for each that is not available here."""
     metrics = measure_captions(captions, references)
     if not java_names:
         return metrics, ()

@@ -1,9 +1,8 @@
-"""METEOR and SPICE, from the Java programs that the PyPI package pycocoevalcap carries.
+"""METEOR and SPICE, from the Java programs in the PyPI package pycocoevalcap.
 
-Both are asked for, never needed: without Java, the package or the models that SPICE downloads at its first use, a
-metric is left out with a reason. Tokens are those of the other metrics. METEOR is version 1.5 with the English
-parameters for ranking (Denkowski & Lavie, "Meteor Universal", WMT 2014); SPICE is version 1.0 (Anderson et al.,
-"SPICE", ECCV 2016).
+Both are optional: without Java, the package or the models that SPICE downloads at its first use, a metric is left out
+with a reason. Tokens are those of the other metrics. METEOR is version 1.5 with the English parameters for ranking
+(Denkowski & Lavie, "Meteor Universal", WMT 2014); SPICE is version 1.0 (Anderson et al., "SPICE", ECCV 2016).
 """
 
 import contextlib
@@ -28,7 +27,7 @@ from captionmill.stages.scoring.tokens import tokenize_ptb
 PACKAGE = "pycocoevalcap"
 JAVA_METRICS = ("meteor", "spice")
 CONNECT_TIMEOUT_S = 30
-_METEOR_NUMBERS = 23  # that METEOR prints for a caption
+_METEOR_NUMBERS = 23  # that METEOR prints per caption
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75  # METEOR's `-l en`
 _MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # of exact, stem, synonym and paraphrase matches
 
@@ -38,15 +37,15 @@ Corpus = Sequence[tuple[str, Sequence[str]]]
 
 
 class _UnavailableError(Exception):
-    """A metric cannot be had here; the message is the reason."""
+    """A metric is not available here; the message is the reason."""
 
 
 def measure_with_java(
     captions: Mapping[str, str], references: Mapping[str, Sequence[str]], names: Collection[str] = JAVA_METRICS
 ) -> tuple[list[Metric], list[str]]:
-    """METEOR and SPICE of one caption an image, rows in the order of `captions`, each 0 to 1; and what was left out.
+    """METEOR and SPICE of one caption per image, rows in the order of `captions`, each 0 to 1; and those left out.
 
-    The second list has a line for each metric of `names` that cannot be had here, with the reason.
+    The second list has a line for each metric of `names` that is not available here, with the reason.
     """
     corpus = [(_prepare(caption), [_prepare(text) for text in references[key]]) for key, caption in captions.items()]
     metrics, left_out = [], []
@@ -60,7 +59,7 @@ def measure_with_java(
 
 
 def _prepare(caption: str) -> str:
-    """The tokens in one line, without METEOR's mark between sentences."""
+    """The tokens in one line, without METEOR's separator of sentences."""
     return " ".join(" ".join(tokenize_ptb(caption)).replace("|||", "|").split())
 
 
@@ -70,17 +69,17 @@ def _measure_meteor(corpus: Corpus) -> Metric:
     try:
         rows = np.array([line.split() for line in printed], np.float64)
     except ValueError as exc:
-        raise _UnavailableError("it printed something else than numbers") from exc
+        raise _UnavailableError("it printed something other than numbers") from exc
     if rows.shape != (len(corpus), _METEOR_NUMBERS):
         raise _UnavailableError(f"it printed {len(printed)} lines for {len(corpus)} captions")
-    # Java counts no chunk, so no penalty, for a caption that is the reference: it can be in no fewer pieces than one.
+    # A caption that equals the reference is in one piece: Java counts no chunk for it, so there is no penalty.
     perfect = (rows[:, 20] == 1) & (rows[:, 21] == rows[:, 0]) & (rows[:, 22] == rows[:, 1])
     rows[perfect, 20] = 0
     return Metric("meteor", rows, _meteor)
 
 
 def _meteor(sums: Floats, _: int) -> Floats:
-    """METEOR of sums of what the program prints for each caption, [..., 23] -> [...]; as its own EVAL computes it.
+    """METEOR from sums of the numbers that are printed per caption, [..., 23] -> [...]; as its own EVAL computes it.
 
     The numbers: words of caption and reference, function words of both; for each kind of match the content words
     matched in caption and reference and the function words in both; chunks; words matched in caption and reference.
@@ -118,14 +117,14 @@ def _measure_spice(corpus: Corpus) -> Metric:
             score_of = {item["image_id"]: float(item["scores"]["All"]["f"]) for item in results}
             scores = np.array([score_of[item["image_id"]] for item in items])
         except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise _UnavailableError("it wrote no scores that can be read") from exc
+            raise _UnavailableError("it wrote no readable scores") from exc
     if not np.isfinite(scores).all():
-        raise _UnavailableError(f"it has no number for {int((~np.isfinite(scores)).sum())} of {len(scores)} captions")
+        raise _UnavailableError(f"it has no score for {int((~np.isfinite(scores)).sum())} of {len(scores)} captions")
     return mean_metric("spice", scores)
 
 
 def _fetch_spice_models(folder: Path) -> None:
-    """Let the package download Stanford CoreNLP 3.6.0 (about 400 MB) into itself, if that was not done before."""
+    """Let the package download Stanford CoreNLP 3.6.0 (about 400 MB) into its folder, unless it is there already."""
     if any((folder / "lib").glob("stanford-corenlp-3.6.0-models.jar")):
         return
     _log.warning("SPICE downloads the models of Stanford CoreNLP (about 400 MB) at its first use")
@@ -140,7 +139,7 @@ def _fetch_spice_models(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _connect_timeout() -> Iterator[None]:
-    """The package downloads without a limit, and would wait for ever where packets are dropped."""
+    """A timeout for downloads: the package sets none, and would wait forever where packets are dropped."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
     try:
@@ -166,7 +165,7 @@ def _find_java() -> str:
 
 
 def _run_jar(jar_path: Path, heap: str, arguments: Sequence[str], lines: Sequence[str]) -> list[str]:
-    """What the program prints, line by line, when it is given `lines`."""
+    """The lines that the program prints for the input `lines`."""
     try:
         done = subprocess.run(
             [_find_java(), heap, "-Dfile.encoding=UTF-8", "-jar", str(jar_path), *arguments],

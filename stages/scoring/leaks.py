@@ -1,7 +1,7 @@
-"""Which images of one split are, or are nearly, images of another: scores on such test images are too good.
+"""Finds images of one split that are also, or nearly, in another: scores on such test images are too high.
 
-Images are compared by the cosine of their cached features as they are, and by the hash of their files' content. Taking
-the mean of all features away first was measured and is worse: docs/benchmarks.md tells.
+Images are compared by the cosine of their cached features, and by the hash of their files' content. Subtracting the
+mean of all features first was measured and is worse: see docs/benchmarks.md.
 """
 
 import itertools
@@ -27,23 +27,23 @@ from captionmill.stages.machine import choose_device
 from captionmill.stages.settings import LeakConfig
 
 SPLIT_NAMES = ("train", "val", "test")
-KEPT_PAIRS = 100_000  # the closest of them; all are counted
-RESIDENT_ROWS = 16_384  # of the smaller split on the device at once: 134 MB of 2048 float32
-BLOCK_ROWS = 1024  # of the larger one beside them; their cosines take 67 MB
+KEPT_PAIRS = 100_000  # only the closest are kept; all are counted
+RESIDENT_ROWS = 16_384  # rows of the smaller split on the device at once: 134 MB of 2048 float32
+BLOCK_ROWS = 1024  # rows of the larger one compared with them; the cosines take 67 MB
 
 Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class LeakPair:
-    """Two images that should not both be there."""
+    """Two images that are the same, or nearly."""
 
     key_a: str
     split_a: str
     key_b: str
     split_b: str
     cosine: float
-    """Of their features, at most 1; 1 for features of one direction."""
+    """Cosine of their features, at most 1; 1 for features of the same direction."""
     identical: bool
     """Their files had the same content when the features were made, or they are one image in two splits."""
 
@@ -67,7 +67,7 @@ class LeakReport:
     counts: dict[tuple[str, str], PairCount]
     """For each two splits that were compared, in the order train, val, test."""
     pairs: tuple[LeakPair, ...]
-    """Identical ones first, then by falling cosine; the first `KEPT_PAIRS` if there are more."""
+    """Identical ones first, then by decreasing cosine; the first `KEPT_PAIRS` if there are more."""
     without_features: tuple[str, ...]
     """Images of a split that have no row, sorted."""
     in_no_split: int
@@ -97,13 +97,13 @@ def find_leaks(
 ) -> LeakReport:
     """Pairs of images in two splits whose rows in the store `features` have a cosine of `config.threshold` or more.
 
-    The splits are those that the training of `model` used, whoever drew them; without it those of `lists` (a file for
-    each of "train", "val", "test" that is wanted), or else those of the captions file. Files of the same content are
-    reported whatever the cosine. `output` gets the pairs as CSV. Memory is flat: neither split is read at once, and no
-    more than `KEPT_PAIRS` pairs are kept.
+    The splits are those that the training of `model` used; without a model, those of `lists` (a file for each of
+    "train", "val", "test" that is wanted), or else those of the captions file. Files with the same content are reported
+    whatever their cosine. The pairs are written to `output` as CSV. Memory use is constant: no split is read as a
+    whole, and at most `KEPT_PAIRS` pairs are kept.
 
     Raises InputError if fewer than two splits have images with features (one is enough with `config.within`), or if
-    `model` is not all that says what the splits are; BundleError if it cannot be read.
+    `model` is combined with `captions` or `lists`; BundleError if the model cannot be read.
     """
     if output:
         model_files = bundle_files(model) if model else []
@@ -152,7 +152,7 @@ def _read_splits(
     """The keys of each split, each once, in the order train, val, test."""
     if model:
         if captions or lists:
-            raise InputError(f"{model}: the model knows its splits; pass no captions and no lists beside it")
+            raise InputError(f"{model}: the model knows its splits; do not pass captions or lists as well")
         splits = read_bundle(model).splits_in(store.keys)
         return {name: splits[name] for name in SPLIT_NAMES if splits[name]}
     if lists:
@@ -161,7 +161,7 @@ def _read_splits(
         }
     if captions is None:
         raise InputError(
-            "nothing says which image is in which split: pass `model`, `captions` with splits, or split lists"
+            "it is unknown which image is in which split: pass `model`, `captions` with splits, or split lists"
         )
     annotations = read_annotations(captions, known_keys=store.keys)
     if not annotations.splits:
@@ -176,15 +176,15 @@ def _require_something_to_compare(places: Mapping[str, Places], config: LeakConf
     with_images = [name for name, rows in places.items() if len(rows)]
     if len(with_images) < (1 if config.within else 2):
         raise InputError(
-            f"nothing to compare: {features} has images of {f'{with_images[0]} alone' if with_images else 'no split'}; "
+            f"nothing to compare: {features} has images of {f'{with_images[0]} only' if with_images else 'no split'}; "
             "name the splits' images by their paths in the store, and two splits or `within`"
         )
 
 
 def _content_hashes(store: FeatureStore) -> npt.NDArray[np.uint64]:
-    """The hash of each row's source, [N]; 0 where it is not known."""
+    """The hash of each row's source, [N]; 0 if unknown."""
     sources = store.sources()
-    return np.where(sources[:, 0] > 0, sources[:, 2], np.uint64(0))  # a source that is not known has no bytes
+    return np.where(sources[:, 0] > 0, sources[:, 2], np.uint64(0))  # an unknown source has 0 bytes
 
 
 @dataclass(frozen=True)
@@ -193,14 +193,14 @@ class _Comparison:
 
     store: FeatureStore
     hashes: npt.NDArray[np.uint64]
-    """The hash of each row's source, [N]; 0 where it is not known."""
+    """The hash of each row's source, [N]; 0 if unknown."""
     places: Mapping[str, Places]
     """Positions in the store of each split's images."""
     threshold: float
     device: torch.device
 
     def tiles(self, first_name: str, second_name: str, progress: Progress) -> Iterator[_Hits]:
-        """The pairs of two splits, tile by tile; of one split with itself each pair once."""
+        """The pairs of two splits, tile by tile; for one split with itself, each pair once."""
         first, second = self.places[first_name], self.places[second_name]
         within = first_name == second_name
         swapped = len(first) > len(second)
@@ -219,7 +219,7 @@ class _Comparison:
     def _tile(
         self, block: Places, chunk: Places, chunk_rows: Tensor, *, within: bool
     ) -> tuple[Places, Places, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """The pairs of `block` [B] and `chunk` [M]: where each stands, its cosine, whether it is identical."""
+        """The pairs of `block` [B] and `chunk` [M]: their positions, their cosine, whether they are identical."""
         cosines = self._unit_rows(block) @ chunk_rows.T  # [B, M]
         block_hashes = self._to_tensor(self.hashes[block]).unsqueeze(1)  # [B, 1]
         identical = (block_hashes == self._to_tensor(self.hashes[chunk])) & (block_hashes != 0)  # [B, M]
@@ -232,7 +232,7 @@ class _Comparison:
         return in_block, in_chunk, cosine, identical[rows, columns].cpu().numpy() | (in_block == in_chunk)
 
     def _unit_rows(self, places: Places) -> Tensor:
-        """The rows at `places`, each of length 1, [M, D]; a row of zeros stays one."""
+        """The rows at `places`, scaled to length 1, [M, D]; a row of zeros stays zero."""
         return F.normalize(torch.from_numpy(self.store.read(places)).to(self.device).float(), dim=1)
 
     def _to_tensor(self, values: npt.NDArray[np.uint64] | Places) -> Tensor:

@@ -3,8 +3,8 @@
 CIDEr here is CIDEr-D (clipped counts, Gaussian length penalty, factor 10), which is what the class `Cider` of the PyPI
 package pycocoevalcap computes. Its `Bleu(4)` (nearest reference length) and `Rouge` are the other two.
 
-Captions are looked at once, an image at a time, by `measure_captions`. What it counts is enough for the score of the
-whole corpus, of each image, and of every resample of the images (`bootstrap.py`).
+`measure_captions` examines each caption once. Its counts are enough for the score of the whole corpus, of each image,
+and of every resample of the images (`bootstrap.py`).
 """
 
 import math
@@ -33,7 +33,7 @@ class Scores:
     """The scores of a set of captions; higher is better."""
 
     bleu_1: float
-    """Share of the words that stand in a reference, after the brevity penalty; 0 to 1."""
+    """Share of the words that occur in a reference, after the brevity penalty; 0 to 1."""
     bleu_2: float
     """The same, as a geometric mean over one and two words in a row; 0 to 1."""
     bleu_3: float
@@ -48,10 +48,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Metric:
-    """A score that is a function of numbers summed over images: BLEU of pooled counts, the mean of a score an image."""
+    """A score that is a function of numbers summed over images: BLEU of pooled counts, or the mean of a score."""
 
     name: str
-    """As the fields of `Scores`."""
+    """Named like the fields of `Scores`."""
     rows: Floats
     """N x C: what each image adds to the sums."""
     combine: Callable[[Floats, int], Floats]
@@ -64,22 +64,22 @@ class Metric:
 
     @property
     def each(self) -> Floats:
-        """The score of each image alone, N numbers."""
+        """The score of each single image, [N]."""
         return self.combine(self.rows, 1)
 
 
 def mean_metric(name: str, scores: Floats) -> Metric:
-    """The metric that is the mean of one score an image; `scores` are N numbers."""
+    """The metric that is the mean of one score per image; `scores` is [N]."""
     return Metric(name, scores[:, None], lambda sums, count: sums[..., 0] / count)
 
 
 def measure_captions(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> list[Metric]:
-    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D of one caption an image, plain sentences; rows in the order of `captions`.
+    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D of one caption per image, plain sentences; rows in the order of `captions`.
 
-    References of images without a caption are ignored, so the rarity weights of CIDEr-D come from the captioned images
-    alone; they stay as they are in a resample. BLEU of one image is the formula of the corpus on that image's counts,
-    without smoothing: what `Bleu(4)` lists for each image, and 0 where no four words in a row are in a reference.
-    Raises InputError where a caption has no references, or there are no captions.
+    References of images without a caption are ignored, so the rarity weights of CIDEr-D come only from the captioned
+    images; a resample does not change them. BLEU of one image is the corpus formula on that image's counts, without
+    smoothing, as `Bleu(4)` lists it for each image: 0 if no four words in a row are in a reference. Raises InputError
+    if a caption has no references, or there are no captions.
     """
     if not captions:
         raise InputError("there are no captions to score; caption some images first")
@@ -98,17 +98,17 @@ def measure_captions(captions: Mapping[str, str], references: Mapping[str, Seque
 
 
 def score_captions(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Scores:
-    """The corpus scores of what `measure_captions` counts; the same errors."""
+    """The corpus scores from `measure_captions`, with the same errors."""
     return Scores(**{metric.name: metric.value for metric in measure_captions(captions, references)})
 
 
 def corpus_bleu(
     candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 ) -> tuple[float, float, float, float]:
-    """BLEU-1 to BLEU-4 of a corpus, each 0 to 1 (Papineni et al., "BLEU", ACL 2002); one list of references a caption.
+    """BLEU-1 to BLEU-4 of a corpus, each 0 to 1 (Papineni et al., "BLEU", ACL 2002); one reference list per caption.
 
-    Counts are pooled over the corpus before they are divided. The length to reach is that of the reference nearest in
-    length, the shorter of two that are equally near. Raises InputError where a caption has no references.
+    Counts are pooled over the corpus before they are divided. The target length is that of the reference closest in
+    length, the shorter of two equally close ones. Raises InputError if a caption has no references.
     """
     if not candidates or len(candidates) != len(references) or not all(references):
         raise InputError(
@@ -121,7 +121,7 @@ def corpus_bleu(
 
 
 def _count_bleu(tokens: Tokens, references: Sequence[Tokens]) -> list[int]:
-    """Of one image, for each order the n-grams matched, for each order those offered, both lengths: 10 numbers."""
+    """10 counts of one image: for each order the n-grams matched, for each order those in the caption, both lengths."""
     matched = [0] * MAX_ORDER
     ceiling: Counter[NGram] = Counter()
     for reference in references:
@@ -135,8 +135,8 @@ def _count_bleu(tokens: Tokens, references: Sequence[Tokens]) -> list[int]:
 
 
 def _bleu(sums: Floats, _: int = 1, *, order: int) -> Floats:
-    """BLEU up to `order` of sums of what `_count_bleu` gives, [..., 10] -> [...]."""
-    # The reference implementation adds these two, so that nothing offered or matched is a score near 0, never an error.
+    """BLEU up to `order` from sums of `_count_bleu`, [..., 10] -> [...]."""
+    # The reference implementation adds these two, so that counts of 0 give a score near 0, never an error.
     small, tiny = 1e-9, 1e-15
     matched, offered = sums[..., :order], sums[..., MAX_ORDER : MAX_ORDER + order]
     ratio = (sums[..., -2] + tiny) / (sums[..., -1] + small)
@@ -148,8 +148,8 @@ def _bleu(sums: Floats, _: int = 1, *, order: int) -> Floats:
 def rouge_l(tokens: Tokens, references: Sequence[Tokens]) -> float:
     """ROUGE-L of one image, 0 to 1 (Lin, "ROUGE", 2004): F-measure of the best precision and the best recall.
 
-    The best two may be of different references. As in pycocoevalcap an empty sentence counts as one empty token, so
-    that two empty ones score 1. Raises InputError where there are no references.
+    The two may come from different references. As in pycocoevalcap, an empty sentence counts as one empty token, so two
+    empty ones score 1. Raises InputError if there are no references.
     """
     if not references:
         raise InputError("ROUGE-L needs at least one reference")
@@ -167,13 +167,13 @@ def rouge_l(tokens: Tokens, references: Sequence[Tokens]) -> float:
 class CiderD:
     """CIDEr-D against one fixed set of references: Vedantam et al., "CIDEr", CVPR 2015; 0 to 10 for each image.
 
-    The weights and the vectors of the references are made once; a score then costs one pass over the n-grams of the
-    candidate. The rarity weights belong to the references given: the same caption scores otherwise against another
-    set. One image alone scores 0, as nothing is rare.
+    The weights and the vectors of the references are computed once; a score then takes one pass over the n-grams of the
+    candidate. The rarity weights depend on the references given: the same caption scores differently against another
+    set. A single image scores 0, as nothing is rare.
     """
 
     def __init__(self, references: Mapping[str, Sequence[Tokens]]) -> None:
-        """Take the tokens of all the references of each image; raises InputError where an image has none."""
+        """Take the tokens of all the references of each image; raises InputError if an image has none."""
         if not references or not all(references.values()):
             raise InputError("CIDEr-D needs at least one image, and at least one reference for each")
         counts = {key: [_count_ngrams(tokens) for tokens in token_lists] for key, token_lists in references.items()}
@@ -194,7 +194,7 @@ class CiderD:
             self._lengths[key] = [_count_bigrams(tokens) for tokens in references[key]]
 
     def score(self, key: str, tokens: Tokens) -> float:
-        """The CIDEr-D of one caption of the image `key`; raises InputError where the image is not of the corpus."""
+        """The CIDEr-D of one caption of the image `key`; raises InputError if the image is not in the corpus."""
         if key not in self._postings:
             raise InputError(f"{key} has no references; score only images that the references name")
         postings, lengths = self._postings[key], self._lengths[key]

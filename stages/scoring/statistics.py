@@ -1,4 +1,4 @@
-"""What captions and vocabularies are like: length, variety, copies, repetition, coverage, confidence."""
+"""Statistics of captions and vocabularies: length, variety, copies, repetition, coverage, confidence."""
 
 import itertools
 from collections import Counter
@@ -10,7 +10,7 @@ import pandas as pd
 
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary, tokenize
 
-REPEATED_ORDER = 3  # words in a row; decoders are kept from repeating these since Paulus et al. (arXiv 1705.04304)
+REPEATED_ORDER = 3  # words in a row; decoders often block their repetition since Paulus et al. (arXiv 1705.04304)
 _PARTS = 4
 
 
@@ -30,10 +30,10 @@ class CaptionTraits:
 
 @dataclass(frozen=True)
 class CaptionStatistics:
-    """All captions together. A share is 0 to 1, of the captions unless it says otherwise."""
+    """All captions together. Shares are 0 to 1, of the captions unless stated otherwise."""
 
     mean_length: float
-    """Words a caption."""
+    """Words per caption."""
     distinct: int
     """Captions that differ from each other in their words."""
     words_used: int
@@ -41,9 +41,9 @@ class CaptionStatistics:
     vocabulary_share: float
     """`words_used` as a share of the vocabulary, without its special words."""
     copied: float | None
-    """Share that are copied from a training caption; None if no training captions are known."""
+    """Share copied from a training caption; None if no training captions are known."""
     training_images: int
-    """Images of the model's train split whose captions are known, and were compared with."""
+    """Images of the model's train split whose captions are known and were compared."""
     training_images_missing: int
     """Images of the train split whose captions are not known: `copied` is a lower bound if there are any."""
     repeated_word: float
@@ -53,7 +53,7 @@ class CaptionStatistics:
 
 
 def find_traits(captions: Mapping[str, str], training_captions: Iterable[str]) -> dict[str, CaptionTraits]:
-    """The traits of each caption, by key; `training_captions` are plain sentences, none if they are not known."""
+    """The traits of each caption, by key; `training_captions` are plain sentences, empty if not known."""
     known = {tuple(_words(caption)) for caption in training_captions}
     return {key: _traits(_words(caption), known) for key, caption in captions.items()}
 
@@ -103,7 +103,7 @@ def _traits(words: Sequence[str], known: Collection[tuple[str, ...]]) -> Caption
 
 
 def _vocabulary_words(caption: str, vocabulary: Vocabulary) -> Iterable[str]:
-    """The words that the decoder chose: it may have made "man's" of "man" and "'s"."""
+    """The words that the decoder chose: it may have joined "man" and "'s" to "man's"."""
     for word in caption.split():
         pieces = [word.removesuffix("'s"), "'s"] if word.endswith("'s") and word not in vocabulary else [word]
         yield from (piece for piece in pieces if piece in vocabulary and piece not in SPECIAL_WORDS)
@@ -115,21 +115,21 @@ def _mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Quarter:
-    """A quarter of the captions: those of like confidence."""
+    """A quarter of the captions, of similar confidence."""
 
     count: int
     low: float
-    """The least confidence among them, 0 to 1."""
+    """Lowest confidence, 0 to 1."""
     high: float
-    """The greatest."""
+    """Highest confidence."""
     confidence: float
-    """The mean."""
+    """Mean confidence."""
     score: float
-    """The mean of their scores, in the unit of the metric."""
+    """Mean score, in the unit of the metric."""
 
 
 def quarter_by_confidence(confidences: Sequence[float], scores: Sequence[float]) -> list[Quarter]:
-    """Four parts of equal size, give or take one, the least confident first; fewer where there are not four captions.
+    """Four parts whose sizes differ by at most one, the least confident first; fewer for fewer than four captions.
 
     Captions of equal confidence stay in the order given.
     """
@@ -149,7 +149,7 @@ def quarter_by_confidence(confidences: Sequence[float], scores: Sequence[float])
 
 
 def rank_correlation(confidences: Sequence[float], scores: Sequence[float]) -> float | None:
-    """Spearman's correlation, -1 to 1, of equal values the mean rank; None where either is the same everywhere."""
+    """Spearman's correlation, -1 to 1, with mean ranks for equal values; None if either has only one value."""
     if len(set(confidences)) < 2 or len(set(scores)) < 2:
         return None
     sure, worth = (pd.Series(list(values), dtype=float).rank() for values in (confidences, scores))
@@ -158,24 +158,24 @@ def rank_correlation(confidences: Sequence[float], scores: Sequence[float]) -> f
 
 @dataclass(frozen=True)
 class VocabularyStatistics:
-    """Captions, counted in the words of a vocabulary. A share is 0 to 1."""
+    """How a vocabulary covers captions. Shares are 0 to 1."""
 
     tokens: int
-    """Words of the captions, each time that one occurs."""
+    """Words of the captions, with repetitions."""
     types: int
-    """Words that differ from each other."""
+    """Different words."""
     types_known: int
-    """Those of them that have an index of their own."""
+    """Different words that have their own index."""
     unknown: float
     """Share of the tokens that the decoder reads as `<unk>`."""
     frequent: tuple[tuple[str, int], ...]
-    """The words with an index that occur most, and how often, the most frequent first, ties by alphabet."""
+    """The most frequent words with an index, and their counts; the most frequent first, ties by alphabet."""
 
 
 def describe_vocabulary(
     vocabulary: Vocabulary, captions: Iterable[str], *, most_frequent: int = 30
 ) -> VocabularyStatistics:
-    """What `vocabulary` covers of `captions`, plain sentences; all is 0 where there are none."""
+    """How `vocabulary` covers `captions`, plain sentences; all values are 0 without captions."""
     counts = Counter(word for caption in captions for word in tokenize(caption))
     known = {word: count for word, count in counts.items() if word in vocabulary}
     tokens = counts.total()

@@ -1,25 +1,25 @@
 """Caption tokens as the COCO caption evaluation makes them, without Java.
 
-Published BLEU, ROUGE-L and CIDEr values hang on the tokens as much as on the formulas. The reference is the tokenizer
+Published BLEU, ROUGE-L and CIDEr values depend on the tokens as much as on the formulas. The reference is the tokenizer
 of pycocoevalcap: Stanford CoreNLP 3.4.1, `PTBTokenizer -preserveLines -lowerCase`, after which it drops the tokens
-'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ; only. That list is in capitals and single, so a bracket stays
-(as "-lrb-" and so on), and a run such as "?!" stays too.
+'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ; only. That list has capitals and single marks, so a bracket
+stays (as "-lrb-" and so on), and a run such as "?!" stays too.
 
-Compared with that program, line by line: the same on all 40,460 captions of Flickr8k (also in capitals, and with
-the spaces before punctuation taken out) and on 40,000 captions of random words of its vocabulary; on 99.9% of 120,000
-such captions with contractions, numbers, quotes, dashes, brackets, abbreviations and emoji put in at random; and on
+Compared with that program, line by line: the same on all 40,460 captions of Flickr8k (also in capitals, and
+without the spaces before punctuation) and on 40,000 captions of random words of its vocabulary; on 99.9% of 120,000
+such captions with contractions, numbers, quotes, dashes, brackets, abbreviations and emoji inserted at random; and on
 99.6% of 60,000 random strings of letters, digits, quotes and punctuation.
 
 Known to differ: a word of `_REWRITTEN` before 's ("cannot's"); curly quotes in a row (“‘ gives "```", here nothing);
 faces in brackets ("(--)"); HTML comments and entities other than the usual ones; odd web addresses; "a@b.c" between
-angle brackets; some symbols beyond the Latin script. A token of Java's with a no-break space in it ("2 1/2", <a b>) is
-two tokens here, as it is for BLEU and CIDEr there. Java lets the next line decide whether a period at the end of a line
-is part of "plan B." or "no."; here a caption ends where it ends.
+angle brackets; some symbols beyond the Latin script. A Java token with a no-break space in it ("2 1/2", <a b>) is
+two tokens here, as in pycocoevalcap's BLEU and CIDEr. In Java, the next line decides whether a period at the end of a
+line is part of "plan B." or "no."; here, it has no influence.
 """
 
 import re
 
-# Every rule below was tried on the Java program and kept for what that printed.
+# Every rule below was checked against the output of the Java program.
 _LETTERS = (
     r"A-Za-zªµºÀ-ÖØ-öø-\u037dΆΈ-\u0481\u048a-\u0587\u0591-\u0e3e\u0e40-\u17ff\u1810-\u1fbc\u1fc2-\u1ffcⁱⁿⰀ-\u2dff々-〇"
     r"\u3040-\u30fa\u30fc-\ua4cf\ua500-\ud7ff\uf900-\ufdfb\ufe70-\ufefc０-９Ａ-Ｚａ-ｚｦ-ￜ"
@@ -32,7 +32,7 @@ _CHARACTER = f"[{_LETTERS}0-9]"
 _QUOTE = "['’]"
 _SHORT_FORM = rf"(?:(?<!')'|(?<!’)’)(?i:[sdm]|ll|re|ve)(?![{_LETTERS}])"  # 's, 'll
 _INITIALS = r"(?:[A-Za-z]\.){2,}(?![A-Za-z])"  # U.S.
-# Keep their period wherever they stand. All words of up to four letters, and those of Flickr8k, were tried.
+# These keep their period everywhere. All words of up to four letters, and those of Flickr8k, were tried.
 _ABBREVIATIONS = """adj adm adv al ala alex apr ariz assn assoc asst atty aug ave bhd bldg blvd brig bros calif capt cf
     cie cmdr co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga
     gen gov govs hon inc ind insp intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md messrs mfg mich minn
@@ -41,7 +41,7 @@ _ABBREVIATIONS = """adj adm adv al ala alex apr ariz assn assoc asst atty aug av
     tues univ va vs vt wed wis wisc wm wyo"""
 _CAPITALIZED_ABBREVIATIONS = "ark az del ill la mass miss ore pa tex wash"
 _NUMBER_ABBREVIATIONS = "art ca figs? nos? op pp prop"  # only before a number
-# After "plan B." these begin a new sentence, so that the period is none of B's.
+# After "plan B." these words begin a new sentence, so the period is not part of "B.".
 _SENTENCE_STARTERS = r"""a about according additionally after an as at but earlier he her here however if in it last
     many more mr\. ms\. now once one other our she since so some such that the their then there these they this we what
     when while yet you"""
@@ -51,11 +51,11 @@ def _either(words: str) -> str:
     return "|".join(words.split())
 
 
-# Java takes the longest match; the order here has the longer alternatives first. What matches nothing is dropped.
+# Java takes the longest match; here the longer alternatives come first. Text that matches nothing is dropped.
 _TOKEN = re.compile(
     rf"""
     \s+ | [.,](?!\S) | (
-      (?:[A-Za-z]+\ )+                                                     # plain words: most of a caption at one go
+      (?:[A-Za-z]+\ )+                                                     # plain words: most of a caption in one match
     | (?i:https?://|(?:[A-Za-z0-9-]+\.)+(?:com|net|org|edu)/[^\s"<>()|])[^\s"<>()|]*[^\s"<>()|.,?!;:'-]
     | (?i:www)(?:\.[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*)+
     | [A-Za-z0-9][^\s"<>|(){{}}]*@(?:[^\s"<>|(){{}}.]+\.)*[^\s"<>|(){{}}.]+
@@ -101,7 +101,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 
-# Tokens that Java spells otherwise or cuts in two (a space is the cut), and entities of dropped punctuation.
+# Tokens that Java spells differently or splits at the space, and entities of dropped punctuation.
 _REWRITTEN = {
     "cannot": "can not",
     "gimme": "gim me",
@@ -125,7 +125,7 @@ _REWRITTEN = {
 
 
 def tokenize_ptb(caption: str) -> list[str]:
-    """The tokens of a caption in lower case, punctuation dropped, as pycocoevalcap's tokenizer gives them."""
+    """The tokens of a caption in lower case, without punctuation, as pycocoevalcap's tokenizer returns them."""
     text = " ".join(_TOKEN.findall(caption.replace("\xad", ""))).lower()
     words = text.replace("(", "-lrb-").replace(")", "-rrb-").replace("&amp;", "&").split()
     if _REWRITTEN.keys().isdisjoint(words):

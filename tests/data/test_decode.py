@@ -184,12 +184,15 @@ def test_list_resolves_against_its_own_folder_and_normalises_keys(tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (JPEG, "not UTF-8 text; expected a folder of images, a .tar, or a UTF-8 text file with one image path a line"),
+        (
+            JPEG,
+            "not UTF-8 text; expected a folder of images, a .tar, or a UTF-8 text file with one image path per line",
+        ),
         (
             b"a\0.jpg\n",
-            "not text; expected a folder of images, a .tar, or a UTF-8 text file with one image path a line",
+            "not text; expected a folder of images, a .tar, or a UTF-8 text file with one image path per line",
         ),
-        (b"\n \n", "the list is empty; write one image path a line"),
+        (b"\n \n", "the list is empty; write one image path per line"),
     ],
 )
 def test_file_that_is_no_list_says_what_is_expected(tmp_path: Path, content: bytes, message: str) -> None:

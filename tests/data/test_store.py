@@ -162,7 +162,7 @@ def test_a_process_whose_disk_is_full_keeps_no_file_open_and_ends_in_order(tmp_p
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(
-        "cannot be written (file too large); rows already in parts are safe, run again to go on 0\n"
+        "cannot be written (file too large); rows already in parts are safe, run again to resume 0\n"
     )
     assert list(tmp_path.rglob("*.h5")) == []
 

@@ -184,7 +184,7 @@ def test_another_suffix_is_refused(tmp_path: Path, name: str) -> None:
     before = (tmp_path / "f.h5").read_bytes()
     with pytest.raises(InputError) as error:
         export_features(tmp_path / "f.h5", tmp_path / name, overwrite=True)
-    assert str(error.value) == f"{tmp_path / name}: can be written as .npy or .parquet"
+    assert str(error.value) == f"{tmp_path / name}: features are exported as .npy or .parquet"
     assert names_in(tmp_path) == ["f.h5"]
     assert (tmp_path / "f.h5").read_bytes() == before
 

@@ -99,10 +99,10 @@ def test_a_table_without_the_newer_columns_is_read(tmp_path: Path) -> None:
     [
         (b"image,caption\na.jpg,a dog\n", "not a table of captions; it begins with 'image,caption'"),
         (b"", "not a table of captions; it begins with ''"),
-        (b"path,caption,confidence,status,error\na.jpg,a d", "line 2 is no whole row of captions"),
-        (b"path,caption,confidence,status,error\na.jpg,a dog,much,ok,\n", "line 2 is no whole row of captions"),
-        (b'{"path": "a.jpg", "capt', "line 1 is no whole row of captions"),
-        (b'{"path": "a.jpg"}\n', "line 1 is no whole row of captions"),
+        (b"path,caption,confidence,status,error\na.jpg,a d", "line 2 is not a complete row of captions"),
+        (b"path,caption,confidence,status,error\na.jpg,a dog,much,ok,\n", "line 2 is not a complete row of captions"),
+        (b'{"path": "a.jpg", "capt', "line 1 is not a complete row of captions"),
+        (b'{"path": "a.jpg"}\n', "line 1 is not a complete row of captions"),
     ],
 )
 def test_what_is_no_table_or_torn_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
@@ -155,5 +155,5 @@ def test_the_suffix_says_the_format(name: str, found: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.xlsx", "a.XLS", "a.ods", "a.json", "a.html", "a.tsv", "a.csv.gz"])
 def test_a_suffix_that_promises_something_else_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=r"ends in \.csv, which spreadsheets open, \.jsonl or \.parquet; or set"):
+    with pytest.raises(InputError, match=r"ends in \.csv \(for spreadsheets\), \.jsonl or \.parquet; or set"):
         format_of(Path(name))

@@ -146,7 +146,7 @@ def test_a_table_edited_by_hand_is_kept_beside_the_new_one(
     assert set(captions(path).values()) == {f"first 0 of {key}" for key in KEYS}
     assert (tmp_path / "t.edited.csv").read_bytes() == edited
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: was changed since it was written; as it was it is kept as t.edited.csv"
+        f"{path}: was changed since it was written; the changed table is kept as t.edited.csv"
     ]
 
 
@@ -236,7 +236,7 @@ def test_a_table_that_is_edited_while_the_new_one_is_made_of_it_is_left_alone(tm
         yield from (CaptionRow(key, f"first 0 of {key}", 0.5) for key in keys)
 
     sources = np.array([zlib.crc32(f"{key} 0".encode()) for key in KEYS], np.uint32)
-    with pytest.raises(InputError, match=r"t\.csv: was changed while the new one was made from it; run this again"):
+    with pytest.raises(InputError, match=r"t\.csv: was changed while the new table was made from it; run again"):
         update_captions(path, KEYS, sources, MODEL, make_rows)
     assert path.read_bytes() == edited
     update(path, KEYS)

@@ -207,7 +207,7 @@ def test_an_export_is_replaced_on_request_alone_and_whole(trained: Path, tmp_pat
     bundle = tmp_path / "model" / "bundle.json"
     bundle.write_text(re.sub(r'"weights": "[^"]*"', '"weights": "gone.pth"', bundle.read_text(), count=1))
     arguments[1] = tmp_path / "model"
-    assert "pass that --weights file" in fail(*arguments, "--overwrite")
+    assert "pass that file as --weights" in fail(*arguments, "--overwrite")
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert run(*arguments, "--overwrite", "--no-encoder").exit_code == 0
     assert "encoder.pt" not in {path.name for path in output.iterdir()}

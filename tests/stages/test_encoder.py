@@ -169,7 +169,7 @@ def test_without_a_network_the_error_says_which_file_goes_where(
         build_encoder(ExtractConfig())
     message = str(error.value)
     assert message.startswith("cannot download resnet50-0676ba61.pth")
-    assert f"put it in {tmp_path / 'checkpoints'}, or pass `weights`, a file" in message
+    assert f"put it in {tmp_path / 'checkpoints'}, or pass a file as `weights`" in message
     assert "\n" not in message
 
 

@@ -71,7 +71,7 @@ def test_without_the_package_both_are_left_out(monkeypatch: pytest.MonkeyPatch) 
     ("script", "reason"),
     [
         ("echo no heap >&2; exit 1", "its Java program failed (no heap)"),
-        ("echo hello", "it printed something else than numbers"),
+        ("echo hello", "it printed something other than numbers"),
         ("echo 1.0 2.0", "it printed 1 lines for 2 captions"),
     ],
 )

@@ -214,7 +214,7 @@ def test_a_models_own_splits_are_used(store: Path, lists: dict[str, Path], tmp_p
     assert len(report.pairs) == 5
     assert "train and test: 2 pairs of cosine 0.86 or more, 1 identical\n" in run(store, "--model", model).stdout
     beside = run(store, "--model", model, "--test-list", lists["test"])
-    assert beside.stderr == f"Error: {model}: the model knows its splits; pass no captions and no lists beside it\n"
+    assert beside.stderr == f"Error: {model}: the model knows its splits; do not pass captions or lists as well\n"
     no_model = run(store, "--model", tmp_path / "nothing")
     assert (no_model.exit_code, no_model.stderr.count("\n")) == (1, 1)
 
@@ -228,12 +228,12 @@ def test_nothing_to_compare_is_said_in_one_line(store: Path, lists: dict[str, Pa
         f"Error: {tmp_path / 'plain.csv'}: names no splits; "
         "pass two or more of --train-list, --val-list and --test-list, or the --model whose training drew them\n"
     )
-    assert "Error: nothing says which image is in which split: pass --model, --captions" in run(store).stderr
+    assert "Error: it is unknown which image is in which split: pass --model, --captions" in run(store).stderr
     for options in (
         ["--train-list", lists["train"]],
         ["--train-list", lists["train"], "--val-list", tmp_path / "other.txt"],
     ):
-        assert f"Error: nothing to compare: {store} has images of train alone; " in run(store, *options).stderr
+        assert f"Error: nothing to compare: {store} has images of train only; " in run(store, *options).stderr
     before = lists["val"].read_text()
     with pytest.raises(InputError, match="would be overwritten"):
         find_leaks(store, lists=lists, output=lists["val"])

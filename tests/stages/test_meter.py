@@ -29,7 +29,10 @@ def test_processes_add_their_seconds_and_keep_the_workers_of_one() -> None:
         (Meter(forward_s=9, input_wait_s=1, decode_s=9), "forward-bound: the network is the limit; a GPU or"),
         (Meter(forward_s=1, input_wait_s=9, decode_s=9, workers=2), "decoding-bound: raise `workers` (now 2, 8 cores)"),
         (Meter(forward_s=1, input_wait_s=9, decode_s=9, workers=8), "decoding-bound: all 8 cores decode; more cores"),
-        (Meter(forward_s=1, input_wait_s=9, read_s=9, workers=8), "reading-bound: bring the images nearer, or raise"),
+        (
+            Meter(forward_s=1, input_wait_s=9, read_s=9, workers=8),
+            "reading-bound: copy the images to faster storage, or raise",
+        ),
         (Meter(forward_s=1, write_s=1), "writing-bound: put the output on a faster disk"),
     ],
 )

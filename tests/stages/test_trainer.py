@@ -245,7 +245,7 @@ def test_the_least_that_can_be_trained_on_trains(
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (("0,a dog,train", "1,a cat,train"), "no image to choose the best epoch by"),
+        (("0,a dog,train", "1,a cat,train"), "no image to choose the best epoch with"),
         (("0,a dog,val", "1,a cat,val"), "no image to train on"),
         (("0,a dog,test",), "no image to train on"),
     ],

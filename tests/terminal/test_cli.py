@@ -263,7 +263,7 @@ def test_caption_finds_moved_weights_by_option_and_refuses_other_ones(
     bundle["features"]["weights"] = str(tmp_path / "gone.safetensors")
     bundle_path.write_text(json.dumps(bundle))
     arguments = ["caption", photos, "--model", model, "--output", tmp_path / "c.csv"]
-    assert "pass that --weights file" in fail(*arguments)
+    assert "pass that file as --weights" in fail(*arguments)
     assert run(*arguments, "--weights", thin_weights).exit_code == 0
 
 

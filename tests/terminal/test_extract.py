@@ -152,7 +152,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         assert process.wait() == 1
     error = told.read_text().strip().splitlines()[-1]
     assert error == (
-        f"Error: {output}: cannot be written (file too large); rows already in parts are safe, run again to go on"
+        f"Error: {output}: cannot be written (file too large); rows already in parts are safe, run again to resume"
     )
     store = FeatureStore.open(output)
     assert len(store) == 160  # each part is small enough, the joined file is not
