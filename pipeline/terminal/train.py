@@ -89,7 +89,8 @@ def train(
 
     Example: captionmill train features.h5 --captions captions.csv --output model
     """
-    from captionmill.stages.training.train import train
+    from captionmill.data.captions.splits import SplitLists
+    from captionmill.stages.training.train import TrainListener, train
 
     search = SearchConfig(beam_size=beam_size, length_penalty=length_penalty, max_length=settings["max_length"])
     with ProgressBars(quiet=quiet) as progress:
@@ -98,13 +99,10 @@ def train(
             captions,
             output,
             TrainConfig(**settings, search=search),
-            train_list=train_list,
-            val_list=val_list,
-            restval=restval,
+            data=SplitLists(train_list, val_list, restval),
             overwrite=overwrite,
             restart=restart,
-            on_splits=show_splits,
-            on_epoch=epoch_printer(quiet, progress),
+            listener=TrainListener(show_splits, epoch_printer(quiet, progress)),
             progress=progress,
         )
     if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun started, one speaks
