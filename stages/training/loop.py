@@ -26,7 +26,7 @@ from captionmill.stages.training.self_critical import Reward, sample_captions
 from captionmill.stages.training.state import EpochResult, Training, scheduled_share
 
 
-class Record(Protocol):
+class Recorder(Protocol):
     """What is shown, saved and drawn of a training; of several processes, only the first has its epochs recorded."""
 
     def show_step(self, training: Training, steps: int) -> None:
@@ -39,17 +39,17 @@ class Record(Protocol):
         """Go over to the second phase from the best weights that were kept, and save a checkpoint."""
 
 
-def run_training(training: Training, record: Record) -> None:
+def run_training(training: Training, recorder: Recorder) -> None:
     """Both phases, or what is left of them."""
     if training.state.phase == "cross entropy":
-        train_on_captions(training, record)
+        train_on_captions(training, recorder)
         if training.config.self_critical_epochs:
-            record.begin_self_critical(training)
+            recorder.begin_self_critical(training)
     if training.state.phase == "self-critical":
-        train_on_rewards(training, record)
+        train_on_rewards(training, recorder)
 
 
-def train_on_captions(training: Training, record: Record) -> None:
+def train_on_captions(training: Training, recorder: Recorder) -> None:
     """Phase one, cross entropy: make each word of the reference captions likely after the words before it."""
     config, state, world, optimizer = training.config, training.state, training.world, training.optimizer
     while not training.phase_is_over:
@@ -70,11 +70,11 @@ def train_on_captions(training: Training, record: Record) -> None:
             optimizer.step()
             sums += torch.stack([world.sum(entropy.detach()), sums.new_tensor(word_count)])
             if count_step(training, len(plan), started, sums):
-                record.show_step(training, len(plan))  # now and then a checkpoint
-        end_epoch(training, record)
+                recorder.show_step(training, len(plan))  # now and then a checkpoint
+        end_epoch(training, recorder)
 
 
-def train_on_rewards(training: Training, record: Record) -> None:
+def train_on_rewards(training: Training, recorder: Recorder) -> None:
     """Phase two, self-critical: make sampled captions likelier the more CIDEr-D they earn (`self_critical`)."""
     config, state, world, optimizer = training.config, training.state, training.world, training.optimizer
     rewards = Reward(training.captions, training.splits.train, training.vocabulary)
@@ -104,8 +104,8 @@ def train_on_rewards(training: Training, record: Record) -> None:
             earned = reward * len(sampled) + 0 * loss.detach()  # a loss that is not finite shows in the sum
             sums += world.sum(torch.stack([earned, sums.new_tensor(len(sampled))]))
             if count_step(training, len(plan), started, sums):
-                record.show_step(training, len(plan))  # now and then a checkpoint
-        end_epoch(training, record)
+                recorder.show_step(training, len(plan))  # now and then a checkpoint
+        end_epoch(training, recorder)
 
 
 def prepare_batch(training: Training, chosen: Indices) -> tuple[Tensor, Tensor, int]:
@@ -124,7 +124,7 @@ def prepare_batch(training: Training, chosen: Indices) -> tuple[Tensor, Tensor, 
 
 def plan_images(training: Training) -> list[Indices]:
     """The training images once, in this epoch's order, as steps of their numbers."""
-    order, size = training.epoch_generator().permutation(len(training.splits.train)), training.pace.images_per_step
+    order, size = training.epoch_generator().permutation(len(training.splits.train)), training.loop.images_per_step
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
@@ -159,7 +159,7 @@ def count_step(training: Training, steps: int, started: float, sums: Tensor) -> 
     state = training.state
     state.step += 1
     state.seconds = time.monotonic() - started
-    if state.step % training.pace.steps_per_look and state.step < steps:
+    if state.step % training.loop.steps_per_look and state.step < steps:
         return False
     state.sums = [total + recent for total, recent in zip(state.sums, sums.tolist(), strict=True)]
     sums.zero_()
@@ -167,8 +167,8 @@ def count_step(training: Training, steps: int, started: float, sums: Tensor) -> 
     return True
 
 
-def end_epoch(training: Training, record: Record) -> None:
-    """Validate by decoding, move on to the next epoch, and let `record` keep what this one gave."""
+def end_epoch(training: Training, recorder: Recorder) -> None:
+    """Validate by decoding, move on to the next epoch, and let `recorder` keep what this one gave."""
     state, trained_s, started = training.state, training.state.seconds, time.monotonic()
     is_finite = all(bool(tensor.isfinite().all()) for tensor in training.decoder.parameters())
     require_finite(training, is_finite, "network")
@@ -189,7 +189,7 @@ def end_epoch(training: Training, record: Record) -> None:
     state.epoch += 1
     state.step, state.sums, state.seconds = 0, [0.0, 0.0], 0.0
     if training.world.is_first:
-        record.end_epoch(training, result, captions)
+        recorder.end_epoch(training, result, captions)
     training.world.wait()
 
 

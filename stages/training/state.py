@@ -81,8 +81,8 @@ class TrainingState:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How large the steps are that are not of reference captions, and how often a training is looked at and saved."""
+class LoopConfig:
+    """How often the loop looks, saves and shows captions, and how large its self-critical steps are."""
 
     checkpoint_every_s: float = 60.0
     """Seconds of training that a kill loses at most."""
@@ -111,11 +111,11 @@ class Training:
         *,
         world: World = World(),
         device: torch.device = torch.device("cpu"),
-        pace: Pace = Pace(),
+        loop: LoopConfig = LoopConfig(),
     ) -> None:
         """Build everything from `config.seed`."""
         self.store, self.splits, self.vocabulary = store, splits, vocabulary
-        self.world, self.device, self.pace, self.state = world, device, pace, TrainingState()
+        self.world, self.device, self.loop, self.state = world, device, loop, TrainingState()
         kept = (*splits.val, *(splits.train if config.self_critical_epochs else ()))
         self.captions = {key: captions[key] for key in kept}  # of the others their indices suffice
         self.dataset = CaptionDataset(captions, splits.train, vocabulary, max_length=config.max_length)

@@ -32,24 +32,25 @@ from captionmill.stages.settings import TrainConfig
 from captionmill.stages.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from captionmill.stages.training.loop import run_training
 from captionmill.stages.training.run_folder import UNMATCHED_NAME, RunFolder, claim_folder, empty_folder, publish
-from captionmill.stages.training.state import EpochResult, Pace, Training
+from captionmill.stages.training.state import EpochResult, LoopConfig, Training
 
 _logger = logging.getLogger(__name__)
 
 _IMAGES_PER_STEP = "images per self-critical step"
 _NOT_PARAMETERS = ("number of processes", _IMAGES_PER_STEP, "features", "captions or splits")
-_ADDED = {_IMAGES_PER_STEP: str(Pace().images_per_step)}  # to fingerprints: what checkpoints without it were made with
+_BEFORE = {_IMAGES_PER_STEP: str(LoopConfig().images_per_step)}  # what checkpoints without it were made with
 
 
 @dataclass(frozen=True)
 class TrainListener:
-    """Who hears of a training, and how often it stops to be heard, looked at and saved."""
+    """Who hears of a training, and how often it is looked at and saved."""
 
     on_splits: Callable[[Splits], None] = lambda splits: None
     """Called before training starts: which images are used, and which are left out and why."""
     on_epoch: Callable[[EpochResult], None] = lambda result: None
     """Called after each epoch."""
-    pace: Pace = field(default_factory=Pace)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    """How often that is, and how large self-critical steps are."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def train(
 ) -> TrainSummary:
     """Train a decoder on the rows of the store `features` and the reference `captions`; write its bundle to `output`.
 
-    A training that was interrupted is resumed from its last checkpoint, at most `listener.pace.checkpoint_every_s`
+    A training that was interrupted is resumed from its last checkpoint, at most `listener.loop.checkpoint_every_s`
     seconds of training back; `restart` starts from scratch. `data` says which images train and choose, where the
     captions do not; the images that are left out are listed in `unmatched.csv` in the bundle's folder. Started by
     `torchrun`, several processes share the work, and the first of them writes and calls `listener` and `progress`.
@@ -104,10 +105,10 @@ def train(
     with _memory_named(), join_world(config.device) as (world, device), _claim(work_dir, world):
         if world.is_first:
             listener.on_splits(splits)
-        fingerprint = _fingerprint(store, annotations, splits, config, world=world, pace=listener.pace)
+        fingerprint = _fingerprint(store, annotations, splits, config, world=world, loop=listener.loop)
         unfinished = _open_work_dir(work_dir, fingerprint, splits, restart=restart, world=world)
         training = Training(
-            store, annotations.captions, splits, vocabulary, config, world=world, device=device, pace=listener.pace
+            store, annotations.captions, splits, vocabulary, config, world=world, device=device, loop=listener.loop
         )
         del annotations  # of five million captions half a gigabyte
         if unfinished:
@@ -118,7 +119,7 @@ def train(
             if world.is_first:
                 _write_config(folder, training, {"features": features, "captions": captions} | _lists_of(data))
             shown = progress if world.is_first else no_progress
-            run_training(training, _Record(folder, work_dir, fingerprint, listener.on_epoch, shown))
+            run_training(training, _FolderRecorder(folder, work_dir, fingerprint, listener.on_epoch, shown))
         if world.is_first:
             publish(work_dir, output)
         world.wait()
@@ -136,8 +137,8 @@ def build_vocabulary(captions: Mapping[str, Sequence[str]], train_keys: Sequence
     return vocabulary
 
 
-class _Record:
-    """What becomes of a training on disk and before whoever listens to it; see `loop.Record`."""
+class _FolderRecorder:
+    """Saves a training in its work folder, and shows it to whoever listens; see `loop.Recorder`."""
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ class _Record:
             note=training.describe_progress(steps),
             left_s=training.seconds_left(steps),
         )
-        if time.monotonic() - self._saved_at >= training.pace.checkpoint_every_s:
+        if time.monotonic() - self._saved_at >= training.loop.checkpoint_every_s:
             self._save(training)
 
     def end_epoch(self, training: Training, result: EpochResult, captions: Mapping[str, Caption]) -> None:
@@ -168,7 +169,7 @@ class _Record:
             write_bundle(self._work_dir, training.bundle(result, captions))
         self._folder.write_history(training.state.history)
         self._folder.add_epoch_events(training.state.history[-1])
-        shown = list(captions)[: training.pace.samples_shown]
+        shown = list(captions)[: training.loop.samples_shown]
         self._folder.write_samples(result.epoch, [(key, captions[key].text, training.captions[key]) for key in shown])
         self._save(training)
         self._on_epoch(result)
@@ -212,13 +213,19 @@ def _write_config(folder: RunFolder, training: Training, paths: Mapping[str, Pat
 
 
 def _fingerprint(
-    store: FeatureStore, annotations: Annotations, splits: Splits, config: TrainConfig, *, world: World, pace: Pace
+    store: FeatureStore,
+    annotations: Annotations,
+    splits: Splits,
+    config: TrainConfig,
+    *,
+    world: World,
+    loop: LoopConfig,
 ) -> dict[str, str]:
     """What must be the same for a training to be resumed, by name; where and how fast it runs is left out."""
     values = asdict(config.search) | asdict(config) | {"search_length": config.search.max_length}
     left_out = ("device", "search")
     settings = {f"--{name.replace('_', '-')}": str(value) for name, value in values.items() if name not in left_out}
-    settings |= {"number of processes": str(world.size), _IMAGES_PER_STEP: str(pace.images_per_step)}
+    settings |= {"number of processes": str(world.size), _IMAGES_PER_STEP: str(loop.images_per_step)}
     digest = hashlib.sha256()
     for name, keys in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         for key in keys:
@@ -262,7 +269,7 @@ def _open_work_dir(
 
 def _require_same(work_dir: Path, made_from: Mapping[str, Any], fingerprint: Mapping[str, str]) -> None:
     """Raise UnfinishedRunError, which names what is different, if a checkpoint was made from something else."""
-    before = _ADDED | dict(made_from)
+    before = _BEFORE | dict(made_from)
     name = next((name for name, value in fingerprint.items() if before.get(name) != value), None)
     if name is None:
         return

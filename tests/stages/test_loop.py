@@ -23,7 +23,7 @@ from captionmill.stages.settings import TrainConfig
 from captionmill.stages.training.checkpoint import read_checkpoint
 from captionmill.stages.training.losses import LENGTH_GROUPS, WordLogits, cross_entropy, weighted_cross_entropy
 from captionmill.stages.training.self_critical import forbid
-from captionmill.stages.training.state import EpochResult, Pace, Training, choose_epochs, scheduled_share
+from captionmill.stages.training.state import EpochResult, LoopConfig, Training, choose_epochs, scheduled_share
 from captionmill.stages.training.train import TrainListener, build_vocabulary, train
 
 
@@ -180,7 +180,7 @@ COLUMNS = ["key", "epoch", "caption", "references"]
 @pytest.mark.parametrize(("shown", "keys"), [(0, 0), (1, 1), (8, 3)])
 def test_as_many_sample_captions_are_written_down_as_asked_for(tmp_path: Path, shown: int, keys: int) -> None:
     features, captions = make_task(tmp_path, val=3)
-    listener = TrainListener(pace=Pace(samples_shown=shown))
+    listener = TrainListener(loop=LoopConfig(samples_shown=shown))
     train(features, captions, tmp_path / "model", TINY_TRAINING, listener=listener)
     samples = pd.read_csv(tmp_path / "model" / "samples.csv")
     assert (samples.columns.tolist(), len(samples), samples["key"].nunique()) == (COLUMNS, 2 * keys, keys)
@@ -215,7 +215,7 @@ def test_arithmetic_in_bf16_trains_every_kind_of_decoder(tmp_path: Path) -> None
 def test_a_network_that_is_not_finite_ends_the_training_with_advice(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    listener = TrainListener(pace=Pace(images_per_step=2))
+    listener = TrainListener(loop=LoopConfig(images_per_step=2))
     features, captions = make_task(tmp_path)
     config = dataclasses.replace(
         TINY_TRAINING, **{"hidden_dim": 256, "tie_weights": False, "weight_decay": 1e3} | changes

@@ -39,7 +39,7 @@ PROGRAM = """
 import dataclasses, os, runpy, signal, torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from captionmill.stages.training import train
-from captionmill.stages.training.state import Pace
+from captionmill.stages.training.state import LoopConfig
 
 for name, descriptor in (("out", 1), ("err", 2)):  # the server's own are those of the test that started it
     os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT), descriptor)
@@ -47,8 +47,8 @@ torch.set_num_threads(1)
 with_defaults = train.train
 
 def train_with_checkpoints(*paths, listener, **settings):
-    pace = Pace(checkpoint_every_s=0, steps_per_look=1)
-    return with_defaults(*paths, listener=dataclasses.replace(listener, pace=pace), **settings)
+    loop = LoopConfig(checkpoint_every_s=0, steps_per_look=1)
+    return with_defaults(*paths, listener=dataclasses.replace(listener, loop=loop), **settings)
 
 train.train = train_with_checkpoints
 steps = []

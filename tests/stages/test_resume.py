@@ -25,16 +25,16 @@ from captionmill.data.progress import Progress
 from captionmill.stages.settings import SearchConfig
 from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint, write_checkpoint
 from captionmill.stages.training.run_folder import HISTORY_NAME
-from captionmill.stages.training.state import EpochResult, Pace
+from captionmill.stages.training.state import EpochResult, LoopConfig
 from captionmill.stages.training.train import TrainListener, train
 
 CONFIG = dataclasses.replace(
     TINY_TRAINING, batch_size=8, self_critical_epochs=2, self_critical_learning_rate=0.05, search=TINY_TRAINING.search
 )
-MANY_STEPS = Pace(images_per_step=4, steps_per_look=1)
+MANY_STEPS = LoopConfig(images_per_step=4, steps_per_look=1)
 """Many steps, a look at each."""
 SAVE_EACH_STEP = dataclasses.replace(MANY_STEPS, checkpoint_every_s=0)
-LISTENER = TrainListener(pace=MANY_STEPS)
+LISTENER = TrainListener(loop=MANY_STEPS)
 TIMES = ["captions_per_s", "duration_s"]
 
 
@@ -71,7 +71,7 @@ def kill_at(place: str, step: int) -> Progress:
 def leave_unfinished(folder: Path) -> tuple[Path, Path, Path]:
     """A training of `CONFIG` that was killed in a step: features, captions, output."""
     features, captions = make_task(folder)
-    listener = TrainListener(pace=SAVE_EACH_STEP)
+    listener = TrainListener(loop=SAVE_EACH_STEP)
     with pytest.raises(Killed):
         train(features, captions, folder / "model", CONFIG, listener=listener, progress=kill_at("epoch 2", 2))
     return features, captions, folder / "model"
@@ -88,7 +88,7 @@ def test_a_training_killed_at_every_moment_ends_as_one_that_was_not(
         assert checkpoint
         last[name] = checkpoint.tensors
 
-    listener = TrainListener(on_epoch=lambda result: keep_last("whole"), pace=MANY_STEPS)
+    listener = TrainListener(on_epoch=lambda result: keep_last("whole"), loop=MANY_STEPS)
     whole = train(features, captions, tmp_path / "whole", CONFIG, listener=listener)
     assert [result.phase for result in whole.history] == 2 * ["cross entropy"] + 2 * ["self-critical"]
 
@@ -123,7 +123,7 @@ def test_a_training_killed_at_every_moment_ends_as_one_that_was_not(
                 tmp_path / "model",
                 CONFIG,
                 overwrite=True,  # also killed when the model is there and the rest is not
-                listener=TrainListener(on_epoch=on_epoch, pace=SAVE_EACH_STEP),
+                listener=TrainListener(on_epoch=on_epoch, loop=SAVE_EACH_STEP),
                 progress=progress,
             )
     assert len(deaths) > 20
@@ -187,11 +187,11 @@ def test_a_process_killed_in_the_middle_leaves_the_old_model_whole_and_is_gone_o
     program = (
         "import os, signal\n"
         "from captionmill.stages.settings import SearchConfig, TrainConfig\n"
-        "from captionmill.stages.training.state import Pace; from captionmill.stages.training.train import *\n"
+        "from captionmill.stages.training.state import LoopConfig; from captionmill.stages.training.train import *\n"
         "def kill(label, done, total, **_):\n"
         "    if label.startswith('epoch 2 ') and done == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"train({str(features)!r}, {str(captions)!r}, {str(tmp_path / 'model')!r},\n"
-        f"    {config!r}, overwrite=True, listener=TrainListener(pace={SAVE_EACH_STEP!r}), progress=kill)\n"
+        f"    {config!r}, overwrite=True, listener=TrainListener(loop={SAVE_EACH_STEP!r}), progress=kill)\n"
     )
     with Child(program) as process:
         assert process.wait() == -signal.SIGKILL
@@ -283,7 +283,7 @@ def test_a_checkpoint_that_does_not_know_the_size_of_self_critical_steps_is_resu
             captions,
             tmp_path / "model",
             config,
-            listener=TrainListener(pace=Pace(checkpoint_every_s=0)),
+            listener=TrainListener(loop=LoopConfig(checkpoint_every_s=0)),
             progress=kill_at("epoch 3", 1),
         )
     checkpoint = read_checkpoint(tmp_path / "model.training")

@@ -17,7 +17,7 @@ from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.tokens import tokenize_ptb
 from captionmill.stages.training.self_critical import Reward, sample_captions
-from captionmill.stages.training.state import Pace
+from captionmill.stages.training.state import LoopConfig
 from captionmill.stages.training.train import TrainListener, train
 
 CAPTIONS = {
@@ -119,7 +119,7 @@ def test_the_reward_rises_and_the_best_epoch_of_both_phases_is_kept(tmp_path: Pa
         self_critical_learning_rate=0.02,
         self_critical_samples=20,
     )
-    listener = TrainListener(pace=Pace(images_per_step=4))
+    listener = TrainListener(loop=LoopConfig(images_per_step=4))
     summary = train(features, captions, tmp_path / "model", config, listener=listener)
     rewards = [result.loss for result in summary.history if result.phase == "self-critical"]
     assert len(rewards) == 20
@@ -179,7 +179,7 @@ def test_the_reward_of_an_epoch_is_the_mean_over_its_samples(tmp_path: Path, mon
     monkeypatch.setattr(Reward, "advantages", advantages)
     features, captions = make_task(tmp_path)
     config = dataclasses.replace(TINY_TRAINING, max_epochs=8, self_critical_epochs=1)
-    listener = TrainListener(pace=Pace(images_per_step=7))  # of 8 images: the last step has one
+    listener = TrainListener(loop=LoopConfig(images_per_step=7))  # of 8 images: the last step has one
     result = train(features, captions, tmp_path / "model", config, listener=listener).history[-1]
     assert [samples for samples, _ in means] == [35, 5]
     assert result.loss == pytest.approx((35 * means[0][1] + 5 * means[1][1]) / 40, rel=1e-5)
