@@ -1,4 +1,4 @@
-"""Training speed: the trainer against the loop that tutorials write, and against its own network fed from memory.
+"""Training speed: the loop against the one that tutorials write, and against its own network fed from memory.
 
 python benchmarks/train.py FEATURES FLICKR8K [--seconds 30]
 
@@ -12,6 +12,7 @@ import argparse
 import os
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it
@@ -29,9 +30,12 @@ from captionmill.data.captions.vocabulary import END, PAD, START, Vocabulary
 from captionmill.data.features.store import FeatureStore
 from captionmill.stages.machine import choose_device
 from captionmill.stages.settings import TrainConfig
+from captionmill.stages.training.loop import prepare_batch, seed_step, train_on_captions
+from captionmill.stages.training.losses import cross_entropy
+from captionmill.stages.training.state import Training
 from captionmill.stages.training.train import build_vocabulary
-from captionmill.stages.training.trainer import Trainer
 
+_WARM_UP = 2  # steps, or looks of the loop
 _PLAIN_BATCH_SIZE = 128  # captions per step, of the same network in captionmill too
 
 
@@ -98,30 +102,67 @@ def run_plain(
             yield len(words)
 
 
-def run_trainer(trainer: Trainer) -> Iterator[int]:
-    """Captions between two looks of the trainer at its loss."""
-    before = 0
-    while True:
-        for _ in trainer.train_epoch():
-            yield (trainer.state.step - before) * trainer.config.batch_size
-            before = trainer.state.step
-        trainer.state.step = before = 0
+class TimeIsUp(BaseException):
+    """Ends a training that is measured."""
 
 
-def run_from_memory(trainer: Trainer) -> Iterator[int]:
-    """The trainer's network and optimizer, and nothing else: batches that were made before, no look at anything."""
-    plan = trainer.dataset.plan_epoch(trainer.config.batch_size, np.random.default_rng(0))
-    batches = [trainer._prepare(chosen) for chosen in plan]
-    trainer.decoder.train()
+class Stopwatch:
+    """Records nothing of a training but its captions; ends it when its time, after a warm-up, or an epoch is over."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.looks, self.captions, self.elapsed = seconds, 0, 0, 0.0
+        self.step, self.started = 0, 0.0
+
+    def show_step(self, training: Training, steps: int) -> None:
+        self.looks += 1
+        if self.looks > _WARM_UP:
+            self.captions += (training.state.step - self.step) * training.config.batch_size
+            self.elapsed = time.perf_counter() - self.started
+        else:
+            self.started = time.perf_counter()
+        self.step = training.state.step
+        if self.elapsed >= self.seconds or training.state.step == steps:
+            raise TimeIsUp
+
+    def end_epoch(self, *_: object, **__: object) -> None:
+        raise TimeIsUp
+
+    begin_self_critical = end_epoch
+
+
+def measure_training(training: Training, seconds: float) -> float:
+    """Captions/s of the loop, over one epoch after another, without validation."""
+    captions, elapsed = 0, 0.0
+    while elapsed < seconds:
+        training.state.step = 0
+        stopwatch = Stopwatch(seconds - elapsed)
+        try:
+            train_on_captions(training, stopwatch)
+        except TimeIsUp:
+            captions, elapsed = captions + stopwatch.captions, elapsed + stopwatch.elapsed
+    return captions / elapsed
+
+
+def run_from_memory(training: Training) -> Iterator[int]:
+    """The network and optimizer of a training, and nothing else: batches that were made before, no look at anything."""
+    plan = training.dataset.plan_epoch(training.config.batch_size, np.random.default_rng(0))
+    batches = [prepare_batch(training, chosen) for chosen in plan]
+    training.decoder.train()
+    seed_step(training)
     while True:
-        for features, words, total in batches:
-            trainer._update(trainer._losses(features, words)[0] / total)
+        for features, words, word_count in batches:
+            logits, targets, _ = training.network(features, words)
+            loss, _ = cross_entropy(logits, targets, label_smoothing=training.config.label_smoothing)
+            training.optimizer.zero_grad(set_to_none=True)
+            (loss / word_count).backward()
+            nn.utils.clip_grad_norm_(training.decoder.parameters(), training.config.clip_norm)
+            training.optimizer.step()
             yield len(words)
 
 
 def measure(steps: Iterator[int], seconds: float) -> float:
     """Captions/s, after a warm-up."""
-    for _ in range(2):
+    for _ in range(_WARM_UP):
         next(steps)
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
@@ -146,21 +187,22 @@ def main() -> None:
     splits = choose_splits(annotations, store.keys, train_list=lists[0], val_list=lists[1], seed=0)
     vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=5)
 
-    def trainer(config: TrainConfig) -> Trainer:
-        return Trainer(store, annotations.captions, splits, vocabulary, config, device=choose_device("auto"))
+    def build(config: TrainConfig) -> Training:
+        return Training(store, annotations.captions, splits, vocabulary, config, device=choose_device("auto"))
 
     same = TrainConfig(hidden_dim=512, tie_weights=False, label_smoothing=0.0, batch_size=_PLAIN_BATCH_SIZE)
+    plain_steps = run_plain(store, dict(annotations.captions), splits.train, vocabulary, 512)
     loops = {
-        "plain trainer, 512": run_plain(store, dict(annotations.captions), splits.train, vocabulary, 512),
-        "captionmill, 512": run_trainer(trainer(same)),
-        "its network from memory, 512": run_from_memory(trainer(same)),
-        "captionmill, default": run_trainer(trainer(TrainConfig())),
-        "its network from memory, default": run_from_memory(trainer(TrainConfig())),
+        "plain trainer, 512": partial(measure, plain_steps),
+        "captionmill, 512": partial(measure_training, build(same)),
+        "its network from memory, 512": partial(measure, run_from_memory(build(same))),
+        "captionmill, default": partial(measure_training, build(TrainConfig())),
+        "its network from memory, default": partial(measure, run_from_memory(build(TrainConfig()))),
     }
     rates = dict.fromkeys(loops, 0.0)
     for _ in range(arguments.rounds):
-        for name, steps in loops.items():
-            rates[name] = max(rates[name], measure(steps, arguments.seconds))
+        for name, measured in loops.items():
+            rates[name] = max(rates[name], measured(arguments.seconds))
     plain = rates["plain trainer, 512"]
     print("| | captions/s | x plain |\n|---|---|---|")
     for name, rate in rates.items():

@@ -27,8 +27,9 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
 from captionmill.stages.machine import choose_device
 from captionmill.stages.settings import TrainConfig
+from captionmill.stages.training.loop import train_on_captions
+from captionmill.stages.training.state import Training
 from captionmill.stages.training.train import build_vocabulary
-from captionmill.stages.training.trainer import Trainer
 
 WORDS = 2500
 CAPTIONS_AN_IMAGE = 5
@@ -61,6 +62,32 @@ def make_data(folder: Path, rows: int) -> None:
                     captions.write(f"{key},{' '.join(chosen[row, place, : lengths[row, place]])},{split}\n")
 
 
+class TimeIsUp(BaseException):
+    """Ends a training that is measured."""
+
+
+class Stopwatch:
+    """Records nothing of a training but when its first look and its last one were."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.first_step, self.began, self.elapsed = 0, 0.0, 0.0
+
+    def show_step(self, training: Training, steps: int) -> None:
+        if not self.first_step:
+            self.first_step, self.began = training.state.step, time.perf_counter()
+        self.elapsed = time.perf_counter() - self.began
+        if self.elapsed >= self.seconds:
+            raise TimeIsUp
+        if training.state.step == steps:
+            raise SystemExit("an epoch is over before these --seconds: pass fewer, or more --small-rows")
+
+    def end_epoch(self, *_: object, **__: object) -> None:
+        raise TimeIsUp
+
+    begin_self_critical = end_epoch
+
+
 def run_training(folder: Path, seconds: float) -> None:
     """Print captions/s, peak memory in GB, and seconds until the first step."""
     started = time.perf_counter()
@@ -68,18 +95,16 @@ def run_training(folder: Path, seconds: float) -> None:
     annotations = read_annotations(folder / "captions.csv")
     splits = choose_splits(annotations, store.keys, seed=0)
     vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=5)
-    trainer = Trainer(store, annotations.captions, splits, vocabulary, TrainConfig(), device=choose_device("auto"))
+    training = Training(store, annotations.captions, splits, vocabulary, TrainConfig(), device=choose_device("auto"))
     del annotations
-    steps = trainer.train_epoch()
-    next(steps)
-    ready_s = time.perf_counter() - started
-    first, began = trainer.state.step, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        if next(steps, "over") == "over":
-            raise SystemExit("an epoch is over before these --seconds: pass fewer, or more --small-rows")
-    rate = (trainer.state.step - first) * trainer.config.batch_size / (time.perf_counter() - began)
+    stopwatch = Stopwatch(seconds)
+    try:
+        train_on_captions(training, stopwatch)
+    except TimeIsUp:
+        ready_s = stopwatch.began - started
+    rate = (training.state.step - stopwatch.first_step) * training.config.batch_size / stopwatch.elapsed
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"{rate:.1f} {peak_gb:.3f} {ready_s:.1f} {len(trainer.dataset)}")
+    print(f"{rate:.1f} {peak_gb:.3f} {ready_s:.1f} {len(training.dataset)}")
 
 
 def main() -> None:

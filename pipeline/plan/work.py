@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from captionmill.data.captions.splits import Splits
+from captionmill.data.captions.splits import SplitLists, Splits
 from captionmill.data.errors import UnfinishedRunError
 from captionmill.data.progress import Progress, no_progress
 from captionmill.pipeline import summaries
@@ -16,7 +16,7 @@ from captionmill.stages.encoding.spread import Spread
 from captionmill.stages.scoring.evaluate import Evaluation, evaluate
 from captionmill.stages.settings import EvaluateConfig
 from captionmill.stages.training.state import EpochResult
-from captionmill.stages.training.train import TrainSummary, train
+from captionmill.stages.training.train import TrainListener, TrainSummary, train
 
 Summary = ExtractSummary | TrainSummary | Evaluation | FolderSummary
 
@@ -57,12 +57,9 @@ def do_job(
                     job.captions,
                     job.output,
                     job.config,
-                    train_list=job.train_list,
-                    val_list=job.val_list,
-                    restval=job.restval,
+                    data=SplitLists(job.train_list, job.val_list, job.restval),
                     overwrite=replaces,
-                    on_splits=listeners.on_splits,
-                    on_epoch=listeners.on_epoch,
+                    listener=TrainListener(listeners.on_splits, listeners.on_epoch),
                     progress=progress,
                 )
             )
@@ -103,7 +100,7 @@ def describe(summary: Summary) -> str:
 
 
 def _train_or_restart(run: Callable[..., TrainSummary]) -> TrainSummary:
-    """Go on with an unfinished run, or begin anew where the plan has changed since."""
+    """Resume an unfinished training, or start from scratch where the plan has changed since."""
     try:
         return run()
     except UnfinishedRunError:

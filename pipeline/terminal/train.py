@@ -48,19 +48,21 @@ def train(features: Path, captions: Path, output: Path, quiet: bool, **options: 
 
     Example: captionmill train features.h5 --captions captions.csv --output model
     """
-    from captionmill.stages.training.train import train
+    from captionmill.data.captions.splits import SplitLists
+    from captionmill.stages.training.train import TrainListener, train
 
     config = take_settings(TrainConfig, options)
     search = take_settings(SearchConfig, options, "beam_size", "length_penalty")
     config = replace(config, search=replace(search, max_length=config.max_length))
+    lists = SplitLists(options.pop("train_list"), options.pop("val_list"), options.pop("restval"))
     with ProgressBars(quiet=quiet) as progress:
         summary = train(
             features,
             captions,
             output,
             config,
-            on_splits=show_splits,
-            on_epoch=epoch_printer(quiet, progress),
+            data=lists,
+            listener=TrainListener(show_splits, epoch_printer(quiet, progress)),
             progress=progress,
             **options,
         )

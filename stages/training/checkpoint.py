@@ -1,7 +1,7 @@
-"""The state of a training run on disk: one safetensors file, replaced in one rename. Nothing in it can run code.
+"""The state of a training on disk: one safetensors file, replaced in one rename. Reading it never runs code from it.
 
-Random numbers need no state of their own: each step draws them from a seed made of the run's seed, the step's number
-and the process's rank, each epoch's order from the run's seed and the epoch's number.
+Random numbers need no saved state: each step draws them from a seed made of the training's seed, the epoch's and the
+step's number and the process's rank, each epoch's order from the training's seed and the epoch's number.
 """
 
 import json
@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run stands, and the tensors to go on with."""
+    """Where a training stands, and the tensors to resume it with."""
 
     state: dict[str, Any]
     """Counters and settings: what JSON can hold."""
@@ -56,9 +56,9 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
                 raise ValueError("not the bytes that were written")
             state = {} if is_foreign else json.loads(header["state"])
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as exc:
-        raise TrainingError(f"{path}: not a readable checkpoint; pass --restart to begin this training anew") from exc
+        raise TrainingError(f"{path}: not a readable checkpoint; pass `restart` to start from scratch") from exc
     if is_foreign:
-        raise TrainingError(f"{path}: of another version of captionmill; pass --restart to begin this training anew")
+        raise TrainingError(f"{path}: of another version of captionmill; pass `restart` to start from scratch")
     return Checkpoint(state, tensors)
 
 
@@ -78,7 +78,7 @@ def pack_tensors(decoder: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 
 
 def unpack_tensors(tensors: Mapping[str, Tensor], decoder: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put what `pack_tensors` gave into a decoder and a new optimizer of the same kind."""
+    """Put what `pack_tensors` returned into a decoder and a new optimizer of the same kind."""
     prefix = "decoder."
     load_weights(decoder, {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)})
     values: dict[int, dict[str, Tensor]] = {}

@@ -1,4 +1,4 @@
-"""What training makes smaller."""
+"""The logits of every word of whole captions, and the losses that training makes smaller."""
 
 import torch
 import torch.nn.functional as F
@@ -8,52 +8,41 @@ from captionmill.data.captions.vocabulary import PAD
 from captionmill.stages.decoding.decoder import Decoder, State
 from captionmill.stages.training.self_critical import forbid
 
-_LENGTH_GROUPS = 3  # of drawn captions, which differ in length: each padded to its group's longest
+LENGTH_GROUPS = 3
+"""Groups of sampled captions, which differ in length: each is padded to its group's longest caption."""
 _WORDS_MULTIPLE = 32  # that a step's words are filled up to: oneDNN makes and keeps kernels for each count it meets
 
 
-class Losses(nn.Module):
-    """A decoder and what training makes smaller; a module, so that data-parallel training can wrap it."""
+class WordLogits(nn.Module):
+    """A decoder that reads whole captions (teacher forcing); a module, so that data-parallel training can wrap it."""
 
-    def __init__(self, decoder: Decoder, label_smoothing: float, dtype: torch.dtype) -> None:
-        """`dtype`: the arithmetic of the network; the losses themselves are float32."""
+    def __init__(self, decoder: Decoder, dtype: torch.dtype) -> None:
+        """`dtype`: the arithmetic of the network; the logits are float32."""
         super().__init__()
         self.decoder = decoder
-        self._smoothing, self._dtype = label_smoothing, dtype
+        self._dtype = dtype
 
-    def forward(self, features: Tensor, words: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sums over the words of captions [B * S, T] of images [B, D]: smoothed cross entropy, and plain.
+    def forward(self, features: Tensor, words: Tensor, groups: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """The logits, the words to predict, and each one's caption, for captions [B * S, T] of images [B, D].
 
-        With `weights` [B * S], one a caption drawn by `sample_captions`, the first is the weighted cross entropy
-        without smoothing, of the probabilities that it was drawn with.
+        N words are predicted: targets [N], rows of `words` [N]. Padding has no logits, but for the rows that fill
+        them up to a multiple of 32: [N + 31 at most, V]. The captions are unrolled in `groups` of similar length.
         """
-        order = (words != PAD).sum(dim=1).argsort(descending=True)
+        order = (words != PAD).sum(dim=1).argsort(descending=True)  # [B * S], the longest caption first
         words = words[order]
-        inputs, targets = words[:, :-1], words[:, 1:]
-        is_word = targets != PAD  # [B * S, T - 1]
-        expected = targets[is_word]
-        word_count = len(expected)
-        filled = (0, -word_count % _WORDS_MULTIPLE)  # to N words; those added count nowhere
-        expected = F.pad(expected, filled, value=PAD)  # [N]
+        inputs, targets = words[:, :-1], words[:, 1:]  # [B * S, T - 1]
+        is_word = targets != PAD
+        places = is_word.nonzero(as_tuple=True)  # of N words
+        word_count = len(places[0])
         with torch.autocast(features.device.type, self._dtype, enabled=self._dtype != torch.float32):
             images = order // (len(words) // len(features))
-            state = tuple(part[:, images] for part in self.decoder.start(features))
-            outputs = self._unroll_in_groups(state, inputs, is_word, 1 if weights is None else _LENGTH_GROUPS)
-            logits = self.decoder.score(F.pad(outputs, (0, 0, *filled)))  # [N, V]: none for padding
-        logits = logits.float()
-        if weights is not None:
-            entropies = F.cross_entropy(forbid(logits), expected, ignore_index=PAD, reduction="none")
-            each = weights[order].unsqueeze(1).expand_as(targets)[is_word]
-            return (entropies[:word_count] * each).sum(), entropies.sum()
-        log_probabilities = logits.log_softmax(dim=-1)
-        entropy = F.nll_loss(log_probabilities, expected, ignore_index=PAD, reduction="sum")
-        if not self._smoothing:
-            return entropy, entropy
-        spread = -log_probabilities.mean(dim=-1)[:word_count].sum()
-        return (1 - self._smoothing) * entropy + self._smoothing * spread, entropy
+            state = tuple(part[:, images] for part in self.decoder.start(features))  # each [layers, B * S, H]
+            outputs = self._unroll_in_groups(state, inputs, is_word, groups)  # [N, H]
+            logits = self.decoder.score(F.pad(outputs, (0, 0, 0, -word_count % _WORDS_MULTIPLE)))
+        return logits.float(), targets[places], order[places[0]]
 
     def _unroll_in_groups(self, state: State, inputs: Tensor, is_word: Tensor, groups: int) -> Tensor:
-        """The LSTM's outputs at each word [words, H]; the captions are in the order of their lengths, longest first."""
+        """The LSTM's outputs at each word [N, H]; the captions are in the order of their lengths, longest first."""
         size = -(-len(inputs) // groups)
         outputs = []
         for start in range(0, len(inputs), size):
@@ -61,3 +50,27 @@ class Losses(nn.Module):
             unrolled = self.decoder.unroll(tuple(part[:, group] for part in state), inputs[group, :length])[0]
             outputs.append(unrolled[is_word[group, :length]])
         return torch.cat(outputs)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Sums over the targets [N], in nats: smoothed cross entropy, and plain; logits as `WordLogits` returns them."""
+    log_probabilities = logits.log_softmax(dim=-1)
+    entropy = F.nll_loss(log_probabilities, _fill(targets, logits), ignore_index=PAD, reduction="sum")
+    if not label_smoothing:
+        return entropy, entropy
+    spread = -log_probabilities.mean(dim=-1)[: len(targets)].sum()
+    return (1 - label_smoothing) * entropy + label_smoothing * spread, entropy
+
+
+def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """The sum over the targets [N] of sampled captions, each counted by its weight [N].
+
+    It is of the probabilities that the words were drawn with: those of the words that may be drawn.
+    """
+    entropies = F.cross_entropy(forbid(logits), _fill(targets, logits), ignore_index=PAD, reduction="none")
+    return (entropies[: len(targets)] * weights).sum()
+
+
+def _fill(targets: Tensor, logits: Tensor) -> Tensor:
+    """The targets, with `<pad>` for the logits that belong to no word."""
+    return F.pad(targets, (0, len(logits) - len(targets)), value=PAD)

@@ -1,10 +1,30 @@
-"""Where a training run stands: the epochs so far and the one under way, how many are made, the rate of a step."""
+"""A training: what it works with, and where it stands, which is all that it needs to be resumed."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from captionmill.data.captions.examples import CaptionDataset
+from captionmill.data.captions.splits import Splits
+from captionmill.data.captions.vocabulary import Vocabulary
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.model import LOW_CONFIDENCE, Bundle
+from captionmill.stages.decoding.captioner import Caption
+from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.machine import choose_training_dtype, versions
+from captionmill.stages.parallel import World
+from captionmill.stages.scoring.metrics import CiderD
+from captionmill.stages.scoring.tokens import tokenize_ptb
 from captionmill.stages.settings import TrainConfig
+from captionmill.stages.training.checkpoint import Checkpoint, load_weights, pack_tensors, unpack_tensors
+from captionmill.stages.training.features import FeatureFeeder, measure_features
+from captionmill.stages.training.losses import WordLogits
 
 Phase = Literal["cross entropy", "self-critical"]
 
@@ -22,7 +42,7 @@ class EpochResult:
     """Counted from 1, through both phases."""
     phase: Phase
     loss: float
-    """Mean cross entropy a word, in nats, with dropout; self-critical: the mean reward of the samples, CIDEr-D."""
+    """Mean cross entropy per word, in nats, with dropout; self-critical: the mean reward of the samples, CIDEr-D."""
     val_cider: float
     """CIDEr-D of the validation captions, decoded as captions are."""
     captions_per_s: float
@@ -37,7 +57,7 @@ class EpochResult:
 
 @dataclass
 class TrainingState:
-    """Where a run stands; together with the tensors all that a run needs to go on exactly."""
+    """Where a training stands; together with the tensors all that it needs to be resumed exactly."""
 
     epoch: int = 1
     phase: Phase = "cross entropy"
@@ -50,7 +70,7 @@ class TrainingState:
     learning_rate: float = 0.0
     """Of the last step."""
     seconds: float = 0.0
-    """Spent on this epoch before the run was cut short."""
+    """Spent on this epoch before the training was interrupted."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Finished epochs, the fields of `EpochResult`."""
 
@@ -58,6 +78,151 @@ class TrainingState:
     def best_cider(self) -> float:
         """Of all epochs so far."""
         return max((row["val_cider"] for row in self.history), default=-math.inf)
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How often the loop looks, saves and shows captions, and how large its self-critical steps are."""
+
+    checkpoint_every_s: float = 60.0
+    """Seconds of training that a kill loses at most."""
+    steps_per_look: int = 10
+    """Steps between two looks at the loss and the clock: a look waits for a GPU."""
+    images_per_step: int = 50
+    """Of self-critical training: with five samples each, as many captions as four default steps of the other phase."""
+    samples_shown: int = 8
+    """Validation images whose captions are written down after each epoch."""
+
+
+class Training:
+    """All that a training works with; its weights, its optimizer and its `state` change with each step.
+
+    Everything that is drawn at random depends only on the seed, the epoch, the step and the process's rank, so a
+    training that is resumed from a checkpoint ends bit for bit as it would have on the same CPU.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        captions: Mapping[str, Sequence[str]],
+        splits: Splits,
+        vocabulary: Vocabulary,
+        config: TrainConfig,
+        *,
+        world: World = World(),
+        device: torch.device = torch.device("cpu"),
+        loop: LoopConfig = LoopConfig(),
+    ) -> None:
+        """Build everything from `config.seed`."""
+        self.store, self.splits, self.vocabulary = store, splits, vocabulary
+        self.world, self.device, self.loop, self.state = world, device, loop, TrainingState()
+        kept = (*splits.val, *(splits.train if config.self_critical_epochs else ()))
+        self.captions = {key: captions[key] for key in kept}  # of the others their indices suffice
+        self.dataset = CaptionDataset(captions, splits.train, vocabulary, max_length=config.max_length)
+        epochs, patience = choose_epochs(config, len(self.dataset))
+        self.config = replace(config, max_epochs=epochs, patience=patience)
+        self.first_epochs, self._patience = epochs, patience
+        self.feeder = FeatureFeeder(store, splits.train, device)
+        torch.manual_seed(config.seed)
+        self.decoder = Decoder(DecoderConfig.of(config, feature_dim=store.spec.feature_dim, vocab_size=len(vocabulary)))
+        self.decoder.bias_forget_gates(config.forget_bias)
+        mean, std = measure_features(store, splits.train)
+        self.decoder.fit_features(torch.from_numpy(mean), torch.from_numpy(std))
+        self.decoder.to(device)
+        self.network: nn.Module = WordLogits(self.decoder, choose_training_dtype(device))
+        if world.size > 1:
+            self.network = DistributedDataParallel(self.network)
+        self.optimizer = self._new_optimizer()
+        self.val_scorer = CiderD({key: [tokenize_ptb(text) for text in captions[key]] for key in splits.val})
+
+    @property
+    def phase_is_over(self) -> bool:
+        """Whether the current phase has had its epochs, or has not become better for `patience` of them."""
+        done = self.state.epoch - 1 - self.state.phase_start
+        if self.state.phase == "self-critical":
+            return done >= self.config.self_critical_epochs
+        ciders = [row["val_cider"] for row in self.state.history]
+        best_epoch = 1 + ciders.index(max(ciders)) if ciders else 0
+        return done >= self.first_epochs or done - best_epoch >= self._patience
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of both phases, if none is left out."""
+        if self.state.phase == "self-critical":
+            return self.state.phase_start + self.config.self_critical_epochs
+        return self.first_epochs + self.config.self_critical_epochs
+
+    @property
+    def captions_per_epoch(self) -> int:
+        """Captions that an epoch of the current phase trains on."""
+        if self.state.phase == "self-critical":
+            return len(self.splits.train) * self.config.self_critical_samples
+        return len(self.dataset)
+
+    def describe_progress(self, steps: int) -> str:
+        """The loss of an epoch of `steps` so far, and the rate: "loss 3.01, best CIDEr-D 0.382, 1,900 captions/s"."""
+        name = "loss" if self.state.phase == "cross entropy" else "reward"
+        notes = [f"{name} {self.state.sums[0] / self.state.sums[1]:.2f}"]
+        if self.state.history:
+            notes.append(f"best CIDEr-D {self.state.best_cider:.3f}")
+        rate = self.captions_per_epoch * self.state.step / steps / max(self.state.seconds, 1e-9)
+        return ", ".join([*notes, f"{rate:,.0f} captions/s"])
+
+    def seconds_left(self, steps: int) -> float | None:
+        """Until training ends if no epoch is left out; not known before the last phase."""
+        if self.state.phase == "cross entropy" and self.config.self_critical_epochs:
+            return None
+        steps_left = steps - self.state.step + steps * (self.max_epochs - self.state.epoch)
+        return steps_left * self.state.seconds / self.state.step
+
+    def epoch_generator(self) -> np.random.Generator:
+        """What the order of this epoch is drawn from."""
+        return np.random.default_rng((self.config.seed, self.state.epoch))
+
+    def begin_self_critical(self, best: Mapping[str, Tensor]) -> None:
+        """Go over to the second phase, from the weights `best`."""
+        load_weights(self.decoder, best)
+        self.state.phase, self.state.phase_start = "self-critical", self.state.epoch - 1
+        self.optimizer = self._new_optimizer()
+
+    def checkpoint(self) -> Checkpoint:
+        """All that `restore` needs."""
+        return Checkpoint(asdict(self.state), pack_tensors(self.decoder, self.optimizer))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Resume from `checkpoint`, made by a training of the same settings and data."""
+        self.state = TrainingState(**checkpoint.state)
+        self.optimizer = self._new_optimizer()
+        unpack_tensors(checkpoint.tensors, self.decoder, self.optimizer)
+
+    def bundle(self, result: EpochResult, captions: Mapping[str, Caption]) -> Bundle:
+        """The decoder as it is now, with all that captioning needs; `captions` are those of the validation images."""
+        confidences = sorted(caption.confidence for caption in captions.values())
+        tensors = dict(self.decoder.named_parameters()) | dict(self.decoder.named_buffers())
+        return Bundle(
+            decoder_config=asdict(self.decoder.config),
+            vocabulary=self.vocabulary,
+            spec=self.store.spec,
+            training=asdict(self.config),
+            splits={"train": self.splits.train, "val": self.splits.val, "test": self.splits.test},
+            scores={
+                "epoch": result.epoch,
+                "loss": result.loss,
+                "val_cider_d": result.val_cider,
+                LOW_CONFIDENCE: confidences[len(confidences) // 10],
+            },
+            versions=versions(),
+            tensors={name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
+        )
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        matrices = [parameter for parameter in self.decoder.parameters() if parameter.ndim > 1]
+        vectors = [parameter for parameter in self.decoder.parameters() if parameter.ndim == 1]
+        groups = [
+            {"params": matrices, "weight_decay": self.config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=0.0, fused=self.device.type != "mps")
 
 
 def choose_epochs(config: TrainConfig, captions: int) -> tuple[int, int]:

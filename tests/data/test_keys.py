@@ -7,6 +7,7 @@ import pytest
 from builders import TINY_TRAINING, make_rows, make_store
 
 from captionmill.data.captions.references import read_annotations, read_split_list
+from captionmill.data.captions.splits import SplitLists
 from captionmill.data.errors import AnnotationError
 from captionmill.data.images.keys import match_forms
 from captionmill.pipeline.explain import explain_picture
@@ -66,9 +67,7 @@ def test_training_evaluation_and_leaks_pair_typed_names_with_files_of_a_mac(
         lists[name].write_text("\n".join(part), encoding="utf-8")
     assert list(evaluate(store, tmp_path / "model", captions, image_list=lists["val"]).captions) == ON_DISK[3:]
 
-    listed = train(
-        store, captions, tmp_path / "listed", TINY_TRAINING, train_list=lists["train"], val_list=lists["val"]
-    )
+    listed = train(store, captions, tmp_path / "listed", TINY_TRAINING, data=SplitLists(lists["train"], lists["val"]))
     assert (listed.splits.train, listed.splits.val) == (ON_DISK[:3], ON_DISK[3:])
     assert find_leaks(store, captions=captions).images == {"train": 3, "val": 2, "test": 1}
     assert find_leaks(store, lists=lists).images == {"train": 3, "val": 3}

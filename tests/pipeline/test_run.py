@@ -330,7 +330,7 @@ def test_a_task_that_fails_stops_only_those_that_need_it(plan_path: Path) -> Non
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == (
         f"Error: {plan_path}: train.bad failed (no word occurs 99 times in the training captions; pass a lower "
-        "--min-count); not run because of that: evaluate.bad"
+        "`min_count`); not run because of that: evaluate.bad"
     )
     folder = plan_path.parent
     assert (folder / "scores" / "good.json").exists()
@@ -444,7 +444,7 @@ def test_ctrl_c_stops_what_runs_aside_and_the_next_run_goes_on(plan_path: Path) 
     done_before = len((models / unfinished[0] / "history.csv").read_text().splitlines()) - 1
     result = run_command(plan_path)
     assert result.exit_code == 0, result.output
-    going_on = re.search(rf"going on with {re.escape(str(models / unfinished[0]))}: epochs done: (\d+)", result.stderr)
-    assert going_on, result.stderr
-    assert 0 <= done_before - int(going_on[1]) <= 1  # an epoch is told of before it is safe
+    resuming = re.search(rf"resuming {re.escape(str(models / unfinished[0]))}: epochs done: (\d+)", result.stderr)
+    assert resuming, result.stderr
+    assert 0 <= done_before - int(resuming[1]) <= 1  # an epoch is told of before it is safe
     assert not list(models.glob("*.training"))

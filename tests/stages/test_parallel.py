@@ -36,23 +36,30 @@ def options_of(config: TrainConfig) -> list[str]:
 
 
 PROGRAM = """
-import os, runpy, signal, torch
-from captionmill.stages.training.train import train
-from captionmill.stages.training import trainer
+import dataclasses, os, runpy, signal, torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from captionmill.stages.training import train
+from captionmill.stages.training.state import LoopConfig
 
 for name, descriptor in (("out", 1), ("err", 2)):  # the server's own are those of the test that started it
     os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT), descriptor)
 torch.set_num_threads(1)
-trainer._STEPS_A_LOOK = 1
-train.__kwdefaults__["checkpoint_every_s"] = 0
-begin_step = trainer.Trainer._begin_step
+with_defaults = train.train
 
-def begin_step_or_die(self, *schedule):
-    if {is_killed} and (self.world.rank, self.state.epoch, self.state.step) == (1, 2, 3):
+def train_with_checkpoints(*paths, listener, **settings):
+    loop = LoopConfig(checkpoint_every_s=0, steps_per_look=1)
+    return with_defaults(*paths, listener=dataclasses.replace(listener, loop=loop), **settings)
+
+train.train = train_with_checkpoints
+steps = []
+
+def die_in_the_last_step_of_epoch_2(optimizer, *_):
+    steps.append(optimizer)
+    if len(steps) == 8 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
-    begin_step(self, *schedule)
 
-trainer.Trainer._begin_step = begin_step_or_die
+if {is_killed}:
+    register_optimizer_step_pre_hook(die_in_the_last_step_of_epoch_2)
 runpy.run_module("captionmill.cli", run_name="__main__")
 """
 """`python -m captionmill.cli`, with a checkpoint after each step; where it is wanted, the second process dies."""

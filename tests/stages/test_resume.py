@@ -1,4 +1,4 @@
-"""A training that was cut short, wherever that was, ends as it would have without; what cannot go on says so."""
+"""A training that was interrupted, wherever that was, ends as it would have without; what cannot be resumed says so."""
 
 import contextlib
 import dataclasses
@@ -23,15 +23,18 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.model import BUNDLE_NAME, read_bundle
 from captionmill.data.progress import Progress
 from captionmill.stages.settings import SearchConfig
-from captionmill.stages.training import trainer as trainer_module
 from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint, write_checkpoint
 from captionmill.stages.training.run_folder import HISTORY_NAME
-from captionmill.stages.training.state import EpochResult
-from captionmill.stages.training.train import train
+from captionmill.stages.training.state import EpochResult, LoopConfig
+from captionmill.stages.training.train import TrainListener, train
 
 CONFIG = dataclasses.replace(
     TINY_TRAINING, batch_size=8, self_critical_epochs=2, self_critical_learning_rate=0.05, search=TINY_TRAINING.search
 )
+MANY_STEPS = LoopConfig(images_per_step=4, steps_per_look=1)
+"""Many steps, a look at each."""
+SAVE_EACH_STEP = dataclasses.replace(MANY_STEPS, checkpoint_every_s=0)
+LISTENER = TrainListener(loop=MANY_STEPS)
 TIMES = ["captions_per_s", "duration_s"]
 
 
@@ -40,10 +43,8 @@ class Killed(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many steps, a look at each; nothing waits for the disk."""
-    monkeypatch.setattr(trainer_module, "_IMAGES_A_STEP", 4)
-    monkeypatch.setattr(trainer_module, "_STEPS_A_LOOK", 1)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for the disk."""
     monkeypatch.setattr(atomic, "flush_to_disk", lambda path: None)
 
 
@@ -70,8 +71,9 @@ def kill_at(place: str, step: int) -> Progress:
 def leave_unfinished(folder: Path) -> tuple[Path, Path, Path]:
     """A training of `CONFIG` that was killed in a step: features, captions, output."""
     features, captions = make_task(folder)
+    listener = TrainListener(loop=SAVE_EACH_STEP)
     with pytest.raises(Killed):
-        train(features, captions, folder / "model", CONFIG, checkpoint_every_s=0, progress=kill_at("epoch 2", 2))
+        train(features, captions, folder / "model", CONFIG, listener=listener, progress=kill_at("epoch 2", 2))
     return features, captions, folder / "model"
 
 
@@ -86,7 +88,8 @@ def test_a_training_killed_at_every_moment_ends_as_one_that_was_not(
         assert checkpoint
         last[name] = checkpoint.tensors
 
-    whole = train(features, captions, tmp_path / "whole", CONFIG, on_epoch=lambda result: keep_last("whole"))
+    listener = TrainListener(on_epoch=lambda result: keep_last("whole"), loop=MANY_STEPS)
+    whole = train(features, captions, tmp_path / "whole", CONFIG, listener=listener)
     assert [result.phase for result in whole.history] == 2 * ["cross entropy"] + 2 * ["self-critical"]
 
     deaths: set[tuple[object, ...]] = set()
@@ -120,9 +123,8 @@ def test_a_training_killed_at_every_moment_ends_as_one_that_was_not(
                 tmp_path / "model",
                 CONFIG,
                 overwrite=True,  # also killed when the model is there and the rest is not
-                checkpoint_every_s=0,
+                listener=TrainListener(on_epoch=on_epoch, loop=SAVE_EACH_STEP),
                 progress=progress,
-                on_epoch=on_epoch,
             )
     assert len(deaths) > 20
     assert steps == dict.fromkeys([(f"epoch {epoch}", step) for epoch in (1, 2, 3, 4) for step in (1, 2)], 2)
@@ -140,7 +142,7 @@ def test_a_second_phase_that_is_killed_before_its_first_checkpoint_begins_again_
 ) -> None:
     features, captions = make_task(tmp_path)
     config = dataclasses.replace(CONFIG, max_epochs=3, dropout=0.0)
-    whole = train(features, captions, tmp_path / "whole", config)
+    whole = train(features, captions, tmp_path / "whole", config, listener=LISTENER)
     assert [result.best for result in whole.history[3:]] == [True, False]  # its weights are there before a checkpoint
 
     def die(path: Path) -> None:
@@ -150,8 +152,8 @@ def test_a_second_phase_that_is_killed_before_its_first_checkpoint_begins_again_
     with monkeypatch.context() as patched:
         patched.setattr(atomic, "flush_to_disk", die)
         with pytest.raises(Killed):
-            train(features, captions, tmp_path / "model", config)
-    train(features, captions, tmp_path / "model", config)
+            train(features, captions, tmp_path / "model", config, listener=LISTENER)
+    train(features, captions, tmp_path / "model", config, listener=LISTENER)
     assert_same_training(tmp_path / "model", tmp_path / "whole")
 
 
@@ -179,18 +181,17 @@ def test_a_run_that_is_killed_while_it_is_put_in_its_place_can_be_repeated(
 def test_a_process_killed_in_the_middle_leaves_the_old_model_whole_and_is_gone_on_with(tmp_path: Path) -> None:
     features, captions = make_task(tmp_path)
     config = dataclasses.replace(TINY_TRAINING, batch_size=1)  # 16 steps an epoch, a look after 10
-    train(features, captions, tmp_path / "whole", config)
-    train(features, captions, tmp_path / "model", dataclasses.replace(config, max_epochs=1, seed=5))
+    train(features, captions, tmp_path / "whole", config, listener=LISTENER)
+    train(features, captions, tmp_path / "model", dataclasses.replace(config, max_epochs=1, seed=5), listener=LISTENER)
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir() if path.is_file()}
     program = (
-        "import os, signal; from pathlib import Path\n"
-        "from captionmill.stages.settings import SearchConfig; from captionmill.stages.settings import TrainConfig\n"
-        "from captionmill.stages.training import train; from captionmill.stages.training import trainer\n"
-        "trainer._STEPS_A_LOOK = 1\n"
+        "import os, signal\n"
+        "from captionmill.stages.settings import SearchConfig, TrainConfig\n"
+        "from captionmill.stages.training.state import LoopConfig; from captionmill.stages.training.train import *\n"
         "def kill(label, done, total, **_):\n"
         "    if label.startswith('epoch 2 ') and done == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"train.train(Path({str(features)!r}), Path({str(captions)!r}), Path({str(tmp_path / 'model')!r}),\n"
-        f"    {config!r}, overwrite=True, checkpoint_every_s=0, progress=kill)\n"
+        f"train({str(features)!r}, {str(captions)!r}, {str(tmp_path / 'model')!r},\n"
+        f"    {config!r}, overwrite=True, listener=TrainListener(loop={SAVE_EACH_STEP!r}), progress=kill)\n"
     )
     with Child(program) as process:
         assert process.wait() == -signal.SIGKILL
@@ -205,6 +206,7 @@ def test_a_process_killed_in_the_middle_leaves_the_old_model_whole_and_is_gone_o
         tmp_path / "model",
         config,
         overwrite=True,
+        listener=LISTENER,
         progress=lambda label, done, total, **_: steps.append((label.split(" of ")[0], done)),
     )
     assert steps == [("epoch 2", step) for step in range(8, 17)]
@@ -215,11 +217,11 @@ def test_a_process_killed_in_the_middle_leaves_the_old_model_whole_and_is_gone_o
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ({"seed": 9}, r"other --seed \(0, now 9\)"),
-        ({"max_epochs": 3}, r"other --max-epochs \(2, now 3\)"),
-        ({"max_epochs": None}, r"other --max-epochs \(2, now not set\)"),
-        ({"self_critical_epochs": 0}, r"other --self-critical-epochs \(2, now 0\)"),
-        ({"search": SearchConfig(beam_size=2, max_length=6)}, r"other --beam-size \(1, now 2\)"),
+        ({"seed": 9}, r"other `seed` \(0, now 9\)"),
+        ({"max_epochs": 3}, r"other `max_epochs` \(2, now 3\)"),
+        ({"max_epochs": None}, r"other `max_epochs` \(2, now not set\)"),
+        ({"self_critical_epochs": 0}, r"other `self_critical_epochs` \(2, now 0\)"),
+        ({"search": SearchConfig(beam_size=2, max_length=6)}, r"other `beam_size` \(1, now 2\)"),
     ],
 )
 def test_an_unfinished_training_of_other_settings_is_refused(
@@ -227,8 +229,8 @@ def test_an_unfinished_training_of_other_settings_is_refused(
 ) -> None:
     features, captions, output = leave_unfinished(tmp_path)
     before = (tmp_path / "model.training" / CHECKPOINT_NAME).read_bytes()
-    with pytest.raises(UnfinishedRunError, match=difference + r"; pass --restart to begin anew$") as error:
-        train(features, captions, output, dataclasses.replace(CONFIG, **change))
+    with pytest.raises(UnfinishedRunError, match=difference + r"; pass `restart` to start from scratch$") as error:
+        train(features, captions, output, dataclasses.replace(CONFIG, **change), listener=LISTENER)
     assert "\n" not in str(error.value)
     assert (tmp_path / "model.training" / CHECKPOINT_NAME).read_bytes() == before
 
@@ -237,13 +239,13 @@ def test_an_unfinished_training_of_other_data_is_refused(tmp_path: Path) -> None
     features, captions, output = leave_unfinished(tmp_path)
     store = FeatureStore.open(features)
     other = make_store(tmp_path / "other.h5", store.keys, make_rows(10, seed=1))
-    with pytest.raises(UnfinishedRunError, match="an unfinished training with other features; pass --restart"):
-        train(other, captions, output, CONFIG)
+    with pytest.raises(UnfinishedRunError, match="an unfinished training with other features; pass `restart`"):
+        train(other, captions, output, CONFIG, listener=LISTENER)
     text = captions.read_text()
     for changed in (text.replace("there is a red dog", "there was a red dog"), text.replace(",val", ",train", 2)):
         captions.write_text(changed)
-        with pytest.raises(UnfinishedRunError, match="other captions or splits; pass --restart"):
-            train(features, captions, output, CONFIG)
+        with pytest.raises(UnfinishedRunError, match="other captions or splits; pass `restart`"):
+            train(features, captions, output, CONFIG, listener=LISTENER)
     captions.write_text(
         text.replace("07.jpg,a grey cat,train", "07.jpg,a grey cat,val").replace(
             "07.jpg,there is a grey cat,train", "07.jpg,there is a grey cat,val"
@@ -251,7 +253,7 @@ def test_an_unfinished_training_of_other_data_is_refused(tmp_path: Path) -> None
     )
     assert captions.read_text() != text  # the same captions in the same order, but the last one to train on is not
     with pytest.raises(UnfinishedRunError, match="other captions or splits"):
-        train(features, captions, output, CONFIG)
+        train(features, captions, output, CONFIG, listener=LISTENER)
 
 
 def test_another_number_of_processes_is_named(tmp_path: Path) -> None:
@@ -261,10 +263,38 @@ def test_another_number_of_processes_is_named(tmp_path: Path) -> None:
     checkpoint.state["made_from"]["number of processes"] = "2"
     write_checkpoint(tmp_path / "model.training", checkpoint)
     with pytest.raises(UnfinishedRunError, match=r"other number of processes \(2, now 1\)"):
+        train(features, captions, output, CONFIG, listener=LISTENER)
+
+
+def test_another_size_of_self_critical_steps_is_named(tmp_path: Path) -> None:
+    features, captions, output = leave_unfinished(tmp_path)
+    message = r"other images per self-critical step \(4, now 50\); pass `restart` to start from scratch$"
+    with pytest.raises(UnfinishedRunError, match=message):
         train(features, captions, output, CONFIG)
 
 
-def test_restart_begins_anew(tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_know_the_size_of_self_critical_steps_is_resumed(tmp_path: Path) -> None:
+    features, captions = make_task(tmp_path)
+    config = dataclasses.replace(CONFIG, max_epochs=1)
+    train(features, captions, tmp_path / "whole", config)
+    with pytest.raises(Killed):
+        train(
+            features,
+            captions,
+            tmp_path / "model",
+            config,
+            listener=TrainListener(loop=LoopConfig(checkpoint_every_s=0)),
+            progress=kill_at("epoch 3", 1),
+        )
+    checkpoint = read_checkpoint(tmp_path / "model.training")
+    assert checkpoint
+    assert checkpoint.state["made_from"].pop("images per self-critical step") == "50"
+    write_checkpoint(tmp_path / "model.training", checkpoint)  # as earlier versions wrote it
+    train(features, captions, tmp_path / "model", config)
+    assert_same_training(tmp_path / "model", tmp_path / "whole")
+
+
+def test_restart_starts_from_scratch(tmp_path: Path) -> None:
     features, captions, output = leave_unfinished(tmp_path)
     steps: list[tuple[str, int]] = []
     config = dataclasses.replace(CONFIG, seed=9)
@@ -272,9 +302,9 @@ def test_restart_begins_anew(tmp_path: Path) -> None:
     def progress(label: str, done: int, total: int, **_: object) -> None:
         steps.append((label.split(" of ", maxsplit=1)[0], done))
 
-    train(features, captions, output, config, restart=True, progress=progress)
+    train(features, captions, output, config, restart=True, listener=LISTENER, progress=progress)
     assert steps[0] == ("epoch 1", 1)
-    train(features, captions, tmp_path / "whole", config)
+    train(features, captions, tmp_path / "whole", config, listener=LISTENER)
     assert_same_training(output, tmp_path / "whole")
 
 
@@ -282,11 +312,11 @@ def test_restart_removes_nothing_that_is_not_a_trainings(tmp_path: Path) -> None
     features, captions, output = leave_unfinished(tmp_path)
     (tmp_path / "model.training" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds other files \(notes\.txt\); move it away"):
-        train(features, captions, output, CONFIG, restart=True)
+        train(features, captions, output, CONFIG, restart=True, listener=LISTENER)
     assert read_checkpoint(tmp_path / "model.training")
     (tmp_path / "new.training").write_text("mine too")
     with pytest.raises(InputError, match="is a file; move it away"):
-        train(features, captions, tmp_path / "new", CONFIG)
+        train(features, captions, tmp_path / "new", CONFIG, listener=LISTENER)
 
 
 def test_two_trainings_at_once_do_not_mix(tmp_path: Path) -> None:
@@ -296,7 +326,9 @@ def test_two_trainings_at_once_do_not_mix(tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match=r"model\.training: another process is at this training; wait"):
             train(features, captions, tmp_path / "model", TINY_TRAINING, restart=result.epoch == 1)
 
-    summary = train(features, captions, tmp_path / "model", TINY_TRAINING, on_epoch=start_another)
+    summary = train(
+        features, captions, tmp_path / "model", TINY_TRAINING, listener=TrainListener(on_epoch=start_another)
+    )
     assert len(summary.history) == 2
     assert not (tmp_path / "model.training").exists()
 
@@ -304,7 +336,7 @@ def test_two_trainings_at_once_do_not_mix(tmp_path: Path) -> None:
 def test_an_output_that_is_a_file_is_told_before_training(tmp_path: Path) -> None:
     features, captions = make_task(tmp_path)
     (tmp_path / "model").write_text("mine")
-    with pytest.raises(InputError, match="is a file; --output is to be a folder"):
+    with pytest.raises(InputError, match="is a file; `output` must be a folder"):
         train(features, captions, tmp_path / "model", TINY_TRAINING)
     assert not (tmp_path / "model.training").exists()
 
@@ -331,8 +363,8 @@ def test_a_damaged_checkpoint_is_a_one_line_error(tmp_path: Path, damage: Callab
     features, captions, output = leave_unfinished(tmp_path)
     path = tmp_path / "model.training" / CHECKPOINT_NAME
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(TrainingError, match=r"not a readable checkpoint; pass --restart to begin") as error:
-        train(features, captions, output, CONFIG)
+    with pytest.raises(TrainingError, match=r"not a readable checkpoint; pass `restart` to start") as error:
+        train(features, captions, output, CONFIG, listener=LISTENER)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
 
@@ -344,8 +376,8 @@ def test_a_checkpoint_of_another_version_says_so(tmp_path: Path) -> None:
         tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         header = file.metadata()
     safetensors.torch.save_file(tensors, path, metadata=header | {"format_version": "2"})
-    with pytest.raises(TrainingError, match="of another version of captionmill; pass --restart to begin"):
-        train(features, captions, output, CONFIG)
+    with pytest.raises(TrainingError, match="of another version of captionmill; pass `restart` to start"):
+        train(features, captions, output, CONFIG, listener=LISTENER)
 
 
 def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:

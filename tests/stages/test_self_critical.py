@@ -16,9 +16,9 @@ from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.tokens import tokenize_ptb
-from captionmill.stages.training import trainer as trainer_module
 from captionmill.stages.training.self_critical import Reward, sample_captions
-from captionmill.stages.training.train import train
+from captionmill.stages.training.state import LoopConfig
+from captionmill.stages.training.train import TrainListener, train
 
 CAPTIONS = {
     "a": ["A dog runs on the beach.", "the dog's ball is red", "a dog"],
@@ -106,10 +106,7 @@ def test_samples_of_an_image_stand_together_and_follow_its_probabilities() -> No
     torch.testing.assert_close(drawn, expected, atol=0.02, rtol=0)
 
 
-def test_the_reward_rises_and_the_best_epoch_of_both_phases_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trainer_module, "_IMAGES_A_STEP", 4)
+def test_the_reward_rises_and_the_best_epoch_of_both_phases_is_kept(tmp_path: Path) -> None:
     features, captions = make_task(tmp_path)
     config = dataclasses.replace(
         TINY_TRAINING,
@@ -122,7 +119,8 @@ def test_the_reward_rises_and_the_best_epoch_of_both_phases_is_kept(
         self_critical_learning_rate=0.02,
         self_critical_samples=20,
     )
-    summary = train(features, captions, tmp_path / "model", config)
+    listener = TrainListener(loop=LoopConfig(images_per_step=4))
+    summary = train(features, captions, tmp_path / "model", config, listener=listener)
     rewards = [result.loss for result in summary.history if result.phase == "self-critical"]
     assert len(rewards) == 20
     assert rewards[0] < 5  # of 10: there is something to learn
@@ -170,7 +168,6 @@ def test_the_second_phase_begins_where_the_first_was_best(tmp_path: Path) -> Non
 
 
 def test_the_reward_of_an_epoch_is_the_mean_over_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "_IMAGES_A_STEP", 7)  # of 8 images: the last step has one
     means: list[tuple[int, float]] = []
     real = Reward.advantages
 
@@ -182,6 +179,7 @@ def test_the_reward_of_an_epoch_is_the_mean_over_its_samples(tmp_path: Path, mon
     monkeypatch.setattr(Reward, "advantages", advantages)
     features, captions = make_task(tmp_path)
     config = dataclasses.replace(TINY_TRAINING, max_epochs=8, self_critical_epochs=1)
-    result = train(features, captions, tmp_path / "model", config).history[-1]
+    listener = TrainListener(loop=LoopConfig(images_per_step=7))  # of 8 images: the last step has one
+    result = train(features, captions, tmp_path / "model", config, listener=listener).history[-1]
     assert [samples for samples, _ in means] == [35, 5]
     assert result.loss == pytest.approx((35 * means[0][1] + 5 * means[1][1]) / 40, rel=1e-5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from builders import TINY_TRAINING, make_rows, make_spec, make_store, make_task
 
-from captionmill.data.captions.splits import Splits
+from captionmill.data.captions.splits import SplitLists, Splits
 from captionmill.data.errors import AnnotationError, InputError, SpecMismatchError, TrainingError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.model import read_bundle
@@ -15,8 +15,7 @@ from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.scoring.evaluate import evaluate
 from captionmill.stages.settings import EvaluateConfig, SearchConfig, TrainConfig
 from captionmill.stages.training.state import EpochResult
-from captionmill.stages.training.train import train
-from captionmill.stages.training.trainer import Trainer
+from captionmill.stages.training.train import TrainListener, train
 
 CONFIG = TrainConfig(
     min_count=1,
@@ -58,7 +57,7 @@ def test_a_model_learns_its_captions_and_is_scored_on_images_it_has_not_seen(
     features: Path, captions: Path, tmp_path: Path
 ) -> None:
     epochs: list[EpochResult] = []
-    summary = train(features, captions, tmp_path / "model", CONFIG, on_epoch=epochs.append)
+    summary = train(features, captions, tmp_path / "model", CONFIG, listener=TrainListener(on_epoch=epochs.append))
     assert summary.best.val_cider == max(result.val_cider for result in epochs)
     store = FeatureStore.open(features)
     captioner = Captioner.load(tmp_path / "model", device="cpu")
@@ -106,7 +105,7 @@ def test_missing_and_foreign_keys_are_listed_before_training(features: Path, cap
     make_store(tmp_path / "more.h5", [*store.keys, "uncaptioned.jpg"], np.concatenate([store.read(range(6)), rows]))
     heard: list[Splits] = []
     config = TrainConfig(**{**vars(CONFIG), "max_epochs": 1})
-    train(tmp_path / "more.h5", captions, tmp_path / "model", config, on_splits=heard.append)
+    train(tmp_path / "more.h5", captions, tmp_path / "model", config, listener=TrainListener(on_splits=heard.append))
     assert heard[0].unmatched == {
         "captions without features": ["nowhere.jpg"],
         "features without captions": ["uncaptioned.jpg"],
@@ -120,7 +119,7 @@ def test_an_existing_model_is_replaced_only_when_asked(features: Path, captions:
     config = TrainConfig(**{**vars(CONFIG), "max_epochs": 1})
     train(features, captions, tmp_path / "model", config)
     before = (tmp_path / "model" / "bundle.json").read_bytes()
-    with pytest.raises(InputError, match="holds a model already; pass --overwrite"):
+    with pytest.raises(InputError, match="holds a model already; pass `overwrite`"):
         train(features, captions, tmp_path / "model", config)
     assert (tmp_path / "model" / "bundle.json").read_bytes() == before
     train(features, captions, tmp_path / "model", TrainConfig(**{**vars(config), "seed": 5}), overwrite=True)
@@ -131,13 +130,15 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_advice(
     features: Path, captions: Path, tmp_path: Path
 ) -> None:
     config = TrainConfig(**{**vars(CONFIG), "learning_rate": 1e37, "hidden_dim": 512})
-    with pytest.raises(TrainingError, match="pass a lower --learning-rate"):
+    with pytest.raises(TrainingError, match="pass a lower `learning_rate`"):
         train(features, captions, tmp_path / "model", config)
     assert not (tmp_path / "model").exists()
 
 
 def test_a_vocabulary_without_words_is_an_error(features: Path, captions: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="no word occurs 50 times"):
+    with pytest.raises(
+        TrainingError, match="no word occurs 50 times in the training captions; pass a lower `min_count`"
+    ):
         train(features, captions, tmp_path / "model", TrainConfig(min_count=50))
 
 
@@ -175,11 +176,34 @@ def test_evaluate_scores_the_list_it_is_given_and_names_what_it_cannot(
         evaluate(features, tmp_path / "model", captions, image_list=tmp_path / "list.txt")
 
 
-def test_a_training_that_memory_does_not_hold_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+def test_paths_may_be_strings(features: Path, captions: Path, tmp_path: Path) -> None:
+    for name, keys in (("train", "abc"), ("val", "de")):
+        (tmp_path / name).write_text("".join(f"{key}.jpg\n" for key in keys))
+    config = TrainConfig(**{**vars(CONFIG), "max_epochs": 1})
+    summaries = [
+        train(
+            of(features),
+            of(captions),
+            of(tmp_path / name),
+            config,
+            data=SplitLists(of(tmp_path / "train"), of(tmp_path / "val")),
+        )
+        for of, name in ((str, "text"), (Path, "path"))
+    ]
+    assert summaries[0].splits == summaries[1].splits
+    assert (summaries[0].splits.train, summaries[0].splits.val) == (["a.jpg", "b.jpg", "c.jpg"], ["d.jpg", "e.jpg"])
+    bundles = [(tmp_path / name / "bundle.json").read_bytes() for name in ("text", "path")]
+    assert bundles[0] == bundles[1]
+    data = json.loads((tmp_path / "text" / "config.json").read_text())["data"]
+    assert data == json.loads((tmp_path / "path" / "config.json").read_text())["data"]
+    assert (data["features"], data["val_list"]) == (str(features), str(tmp_path / "val"))
+
+
+def test_a_training_that_memory_does_not_hold_is_one_line(tmp_path: Path) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 32768000000 bytes")
 
     features, captions = make_task(tmp_path)
-    monkeypatch.setattr(Trainer, "train_epoch", fail)
-    with pytest.raises(TrainingError, match="pass a smaller --batch-size or --hidden-dim"):
-        train(features, captions, tmp_path / "model", TINY_TRAINING)
+    with pytest.raises(TrainingError, match=r"pass a smaller `batch_size` or `hidden_dim`, and `restart`$") as error:
+        train(features, captions, tmp_path / "model", TINY_TRAINING, progress=fail)
+    assert "\n" not in str(error.value)

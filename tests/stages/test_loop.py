@@ -20,25 +20,38 @@ from captionmill.data.model import read_bundle
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.machine import has_fast_bf16
 from captionmill.stages.settings import TrainConfig
-from captionmill.stages.training import trainer as trainer_module
-from captionmill.stages.training.losses import Losses
+from captionmill.stages.training.checkpoint import read_checkpoint
+from captionmill.stages.training.losses import LENGTH_GROUPS, WordLogits, cross_entropy, weighted_cross_entropy
 from captionmill.stages.training.self_critical import forbid
-from captionmill.stages.training.state import choose_epochs, scheduled_share
-from captionmill.stages.training.train import build_vocabulary, train
-from captionmill.stages.training.trainer import Trainer
+from captionmill.stages.training.state import EpochResult, LoopConfig, Training, choose_epochs, scheduled_share
+from captionmill.stages.training.train import TrainListener, build_vocabulary, train
 
 
-def make_trainer(features: Path, captions: Path, config: TrainConfig) -> Trainer:
+def make_training(features: Path, captions: Path, config: TrainConfig) -> Training:
     store, annotations = FeatureStore.open(features), read_annotations(captions)
     splits = choose_splits(annotations, store.keys)
     vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=config.min_count)
-    return Trainer(store, annotations.captions, splits, vocabulary, config)
+    return Training(store, annotations.captions, splits, vocabulary, config)
 
 
-def make_losses(smoothing: float) -> Losses:
+def make_network() -> WordLogits:
     torch.manual_seed(0)
     decoder = Decoder(DecoderConfig(8, 11, 6, 10, dropout=0, feature_dropout=0, layers=2, image_input="every"))
-    return Losses(decoder, smoothing, torch.float32)
+    return WordLogits(decoder, torch.float32)
+
+
+def losses(
+    network: WordLogits, features: torch.Tensor, words: torch.Tensor, smoothing: float = 0.1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits, targets, _ = network(features, words)
+    return cross_entropy(logits, targets, label_smoothing=smoothing)
+
+
+def weighted_loss(
+    network: WordLogits, features: torch.Tensor, words: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    logits, targets, rows = network(features, words, LENGTH_GROUPS)
+    return weighted_cross_entropy(logits, targets, weights[rows])
 
 
 WORDS = torch.tensor([[1, 5, 6, 7, 2], [1, 9, 2, 0, 0], [1, 4, 10, 2, 0], [1, 3, 2, 0, 0]])
@@ -46,9 +59,9 @@ WORDS = torch.tensor([[1, 5, 6, 7, 2], [1, 9, 2, 0, 0], [1, 4, 10, 2, 0], [1, 3,
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 def test_the_loss_is_the_cross_entropy_over_words(smoothing: float) -> None:
-    losses, features = make_losses(smoothing), torch.randn(4, 8)
-    smoothed, entropy = losses(features, WORDS)
-    logits, targets = losses.decoder(features, WORDS[:, :-1]).flatten(0, 1), WORDS[:, 1:].flatten()
+    network, features = make_network(), torch.randn(4, 8)
+    smoothed, entropy = losses(network, features, WORDS, smoothing)
+    logits, targets = network.decoder(features, WORDS[:, :-1]).flatten(0, 1), WORDS[:, 1:].flatten()
     assert isinstance(logits, torch.Tensor)
 
     def plainly(label_smoothing: float) -> torch.Tensor:
@@ -59,36 +72,36 @@ def test_the_loss_is_the_cross_entropy_over_words(smoothing: float) -> None:
 
 
 def test_however_many_words_a_step_has_its_matrices_have_few_shapes() -> None:
-    losses = make_losses(0.1)
+    network = make_network()
     shapes = set()
-    losses.decoder.to_logits.register_forward_hook(lambda module, inputs, output: shapes.add(tuple(output.shape)))
+    network.decoder.to_logits.register_forward_hook(lambda module, inputs, output: shapes.add(tuple(output.shape)))
     for captions in range(1, len(WORDS) + 1):
-        losses(torch.randn(captions, 8), WORDS[:captions])
-        losses(torch.randn(captions, 8), WORDS[:captions], torch.randn(captions))
+        losses(network, torch.randn(captions, 8), WORDS[:captions])
+        weighted_loss(network, torch.randn(captions, 8), WORDS[:captions], torch.randn(captions))
     assert shapes == {(32, 11)}, "a kernel is made and kept for every shape"
 
 
-def gradients_of(losses: Losses, *inputs: torch.Tensor) -> list[torch.Tensor]:
-    losses.zero_grad()
-    losses(*inputs)[0].backward()
-    return [parameter.grad.clone() for parameter in losses.parameters() if parameter.grad is not None]
+def gradients_of(network: WordLogits, features: torch.Tensor, words: torch.Tensor) -> list[torch.Tensor]:
+    network.zero_grad()
+    losses(network, features, words)[0].backward()
+    return [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
 
 
 def test_padding_contributes_nothing() -> None:
-    losses, features = make_losses(0.1), torch.randn(4, 8)
+    network, features = make_network(), torch.randn(4, 8)
     padded = torch.cat([WORDS, torch.zeros(4, 7, dtype=torch.long)], dim=1)
-    torch.testing.assert_close(losses(features, padded), losses(features, WORDS))
-    torch.testing.assert_close(gradients_of(losses, features, padded), gradients_of(losses, features, WORDS))
-    nothing = gradients_of(losses, features[:1], torch.zeros(1, 4, dtype=torch.long))
-    assert len(nothing) == len(list(losses.parameters()))  # of a process without captions: zeros, but of every tensor
+    torch.testing.assert_close(losses(network, features, padded), losses(network, features, WORDS))
+    torch.testing.assert_close(gradients_of(network, features, padded), gradients_of(network, features, WORDS))
+    nothing = gradients_of(network, features[:1], torch.zeros(1, 4, dtype=torch.long))
+    assert len(nothing) == len(list(network.parameters()))  # of a process without captions: zeros, but of every tensor
     assert not any(bool(gradient.any()) for gradient in nothing)
 
 
 def test_weights_count_captions_and_share_their_images() -> None:
-    losses, features = make_losses(0.1), torch.randn(2, 8)
+    network, features = make_network(), torch.randn(2, 8)
     weights = torch.tensor([0.5, -2.0, 0.0, 1.5])
-    weighted, entropy = losses(features, WORDS, weights)
-    logits = forbid(losses.decoder(features.repeat_interleave(2, dim=0), WORDS[:, :-1]))  # as they are drawn
+    weighted, entropy = (weighted_loss(network, features, WORDS, each) for each in (weights, torch.ones(4)))
+    logits = forbid(network.decoder(features.repeat_interleave(2, dim=0), WORDS[:, :-1]))  # as they are drawn
     each = F.cross_entropy(logits.transpose(1, 2), WORDS[:, 1:], ignore_index=PAD, reduction="none").sum(1)
     torch.testing.assert_close(weighted, (each * weights).sum())
     torch.testing.assert_close(entropy, each.sum())
@@ -121,8 +134,8 @@ def test_epochs_and_patience_that_nobody_set_fit_the_captions(tmp_path: Path) ->
         (TINY_TRAINING, 2, 3),
         (dataclasses.replace(TINY_TRAINING, max_epochs=9), 9, 4),
     ):
-        trainer = make_trainer(*task, config)
-        assert (trainer.max_epochs, trainer.config.patience) == (epochs, patience)
+        training = make_training(*task, config)
+        assert (training.max_epochs, training.config.patience) == (epochs, patience)
     still = dataclasses.replace(unset, patience=2, learning_rate=0.0)
     assert len(train(*task, tmp_path / "model", still).history) == 3
     assert read_bundle(tmp_path / "model").training["max_epochs"] == 100
@@ -137,21 +150,40 @@ def test_each_epoch_tells_its_last_learning_rate(tmp_path: Path) -> None:
 
 
 def test_a_training_begins_with_its_forget_bias(tmp_path: Path) -> None:
-    trainer = make_trainer(*make_task(tmp_path), dataclasses.replace(TINY_TRAINING, forget_bias=1.5, layers=2))
+    training = make_training(*make_task(tmp_path), dataclasses.replace(TINY_TRAINING, forget_bias=1.5, layers=2))
     for layer in range(2):
-        biases = [trainer.decoder.lstm.get_parameter(f"{name}_l{layer}") for name in ("bias_ih", "bias_hh")]
+        biases = [training.decoder.lstm.get_parameter(f"{name}_l{layer}") for name in ("bias_ih", "bias_hh")]
         gates = (biases[0] + biases[1]).chunk(4)
         assert gates[1].tolist() == [1.5] * 12
         assert all(bool((gate.abs() < 1).all()) for gate in (gates[0], *gates[2:]))
 
 
 def test_the_first_loss_is_that_of_guessing(tmp_path: Path) -> None:
-    trainer = make_trainer(*make_task(tmp_path), dataclasses.replace(TINY_TRAINING, learning_rate=0.0))
-    list(trainer.train_epoch())
-    result, captions = trainer.end_epoch()
-    assert result.loss == pytest.approx(2.6, abs=0.2)  # the logarithm of 14 words
-    assert list(captions) == ["08.jpg", "09.jpg"]
-    assert trainer.state.sums == [0.0, 0.0]
+    features, captions = make_task(tmp_path)
+    saved = []
+
+    def keep_state(result: EpochResult) -> None:
+        checkpoint = read_checkpoint(tmp_path / "model.training")
+        assert checkpoint
+        saved.append(checkpoint.state["training"])
+
+    config = dataclasses.replace(TINY_TRAINING, learning_rate=0.0, max_epochs=1)
+    summary = train(features, captions, tmp_path / "model", config, listener=TrainListener(on_epoch=keep_state))
+    assert [result.loss for result in summary.history] == pytest.approx([2.6], abs=0.2)  # the logarithm of 14 words
+    assert pd.read_csv(tmp_path / "model" / "samples.csv")["key"].tolist() == ["08.jpg", "09.jpg"]
+    assert [(state["epoch"], state["step"], state["sums"]) for state in saved] == [(2, 0, [0.0, 0.0])]
+
+
+COLUMNS = ["key", "epoch", "caption", "references"]
+
+
+@pytest.mark.parametrize(("shown", "keys"), [(0, 0), (1, 1), (8, 3)])
+def test_as_many_sample_captions_are_written_down_as_asked_for(tmp_path: Path, shown: int, keys: int) -> None:
+    features, captions = make_task(tmp_path, val=3)
+    listener = TrainListener(loop=LoopConfig(samples_shown=shown))
+    train(features, captions, tmp_path / "model", TINY_TRAINING, listener=listener)
+    samples = pd.read_csv(tmp_path / "model" / "samples.csv")
+    assert (samples.columns.tolist(), len(samples), samples["key"].nunique()) == (COLUMNS, 2 * keys, keys)
 
 
 @pytest.mark.skipif(not has_fast_bf16(), reason="this CPU multiplies no bf16 matrices")
@@ -168,28 +200,28 @@ def test_arithmetic_in_bf16_trains_every_kind_of_decoder(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 1e37}, r"in epoch 1; pass a lower --learning-rate, and --restart"),
+        ({"learning_rate": 1e37}, r"in epoch 1; pass a lower `learning_rate`, and `restart`"),
         (
             {"learning_rate": 1e37, "batch_size": 99, "max_epochs": 1},
-            r"in epoch 1; pass a lower --learning-rate, and --restart",
+            r"in epoch 1; pass a lower `learning_rate`, and `restart`",
         ),
         (
             {"self_critical_epochs": 2, "self_critical_learning_rate": 1e37},
-            r"in epoch 3; pass a lower --self-critical-learning-rate, and --restart",
+            r"in epoch 3; pass a lower `self_critical_learning_rate`, and `restart`",
         ),
     ],
     ids=["cross entropy", "in the only step", "self-critical"],
 )
 def test_a_network_that_is_not_finite_ends_the_training_with_advice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+    tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(trainer_module, "_IMAGES_A_STEP", 2)
+    listener = TrainListener(loop=LoopConfig(images_per_step=2))
     features, captions = make_task(tmp_path)
     config = dataclasses.replace(
         TINY_TRAINING, **{"hidden_dim": 256, "tie_weights": False, "weight_decay": 1e3} | changes
     )
     with pytest.raises(TrainingError, match=message) as error:
-        train(features, captions, tmp_path / "model", config)
+        train(features, captions, tmp_path / "model", config, listener=listener)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "model").exists()
 

@@ -1,0 +1,210 @@
+"""The training loop: one function per phase, in the order of time.
+
+Shapes: B captions of a step (self-critical: B images, each with S sampled captions), T words of the longest of them,
+N words of all of them (in the logits filled up to a multiple of 32), D numbers per image, V words of the vocabulary. Of
+several processes, each has its share of B.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captionmill.data.captions.examples import Indices
+from captionmill.data.captions.vocabulary import PAD
+from captionmill.data.errors import TrainingError
+from captionmill.stages.decoding.captioner import Caption, decode_features
+from captionmill.stages.scoring.tokens import tokenize_ptb
+from captionmill.stages.training.features import prepare_ahead
+from captionmill.stages.training.losses import LENGTH_GROUPS, cross_entropy, weighted_cross_entropy
+from captionmill.stages.training.self_critical import Reward, sample_captions
+from captionmill.stages.training.state import EpochResult, Training, scheduled_share
+
+
+class Recorder(Protocol):
+    """What is shown, saved and drawn of a training; of several processes, only the first has its epochs recorded."""
+
+    def show_step(self, training: Training, steps: int) -> None:
+        """Every few of an epoch's `steps`, wherever a checkpoint can be made: show the loss, now and then save one."""
+
+    def end_epoch(self, training: Training, result: EpochResult, captions: Mapping[str, Caption]) -> None:
+        """Keep the weights if they are the best, write the history, save a checkpoint; `captions` are validation's."""
+
+    def begin_self_critical(self, training: Training) -> None:
+        """Go over to the second phase from the best weights that were kept, and save a checkpoint."""
+
+
+def run_training(training: Training, recorder: Recorder) -> None:
+    """Both phases, or what is left of them."""
+    if training.state.phase == "cross entropy":
+        train_on_captions(training, recorder)
+        if training.config.self_critical_epochs:
+            recorder.begin_self_critical(training)
+    if training.state.phase == "self-critical":
+        train_on_rewards(training, recorder)
+
+
+def train_on_captions(training: Training, recorder: Recorder) -> None:
+    """Phase one, cross entropy: make each word of the reference captions likely after the words before it."""
+    config, state, world, optimizer = training.config, training.state, training.world, training.optimizer
+    while not training.phase_is_over:
+        started = time.monotonic() - state.seconds
+        plan = training.dataset.plan_epoch(config.batch_size, training.epoch_generator())
+        sums = torch.zeros(2, device=training.device)  # cross entropy and words, since the last look
+        training.decoder.train()
+        batches = prepare_ahead(lambda chosen: prepare_batch(training, chosen), plan[state.step :])
+        for features, words, word_count in batches:  # [B, D], [B, T], words of all processes
+            seed_step(training)  # what dropout draws
+            set_learning_rate(training, config.learning_rate, len(plan), training.first_epochs)
+            logits, targets, _ = training.network(features, words)  # [N, V], [N]
+            loss, entropy = cross_entropy(logits, targets, label_smoothing=config.label_smoothing)  # sums over N
+            del logits  # by far the largest tensor of a step
+            optimizer.zero_grad(set_to_none=True)
+            (loss * (world.size / word_count)).backward()  # the mean per word, as processes average their gradients
+            nn.utils.clip_grad_norm_(training.decoder.parameters(), config.clip_norm)
+            optimizer.step()
+            sums += torch.stack([world.sum(entropy.detach()), sums.new_tensor(word_count)])
+            if count_step(training, len(plan), started, sums):
+                recorder.show_step(training, len(plan))  # now and then a checkpoint
+        end_epoch(training, recorder)
+
+
+def train_on_rewards(training: Training, recorder: Recorder) -> None:
+    """Phase two, self-critical: make sampled captions likelier the more CIDEr-D they earn (`self_critical`)."""
+    config, state, world, optimizer = training.config, training.state, training.world, training.optimizer
+    rewards = Reward(training.captions, training.splits.train, training.vocabulary)
+    while not training.phase_is_over:
+        started = time.monotonic() - state.seconds
+        plan = plan_images(training)
+        sums = torch.zeros(2, device=training.device)  # rewards and sampled captions, since the last look
+        for chosen in plan[state.step :]:
+            seed_step(training)  # what the samples are drawn from
+            set_learning_rate(training, config.self_critical_learning_rate, len(plan), config.self_critical_epochs)
+            images = chosen[world.rank :: world.size] if len(chosen) >= world.size else chosen  # [B]
+            features = training.feeder.rows(images)  # [B, D]
+            stop_dropout(training)
+            sampled = sample_captions(
+                training.decoder, features, samples=config.self_critical_samples, max_length=config.max_length
+            )  # [B * S, T]
+            keys = [training.splits.train[image] for image in images]
+            advantages, reward = rewards.advantages(keys, sampled)  # [B * S], and the mean over them
+            logits, targets, rows = training.network(features, sampled, LENGTH_GROUPS)  # [N, V], [N], [N]
+            weights = torch.from_numpy(advantages).to(training.device)[rows]  # [N]
+            loss = weighted_cross_entropy(logits, targets, weights)  # the sum over N
+            del logits
+            optimizer.zero_grad(set_to_none=True)
+            (loss / (sampled != PAD).sum()).backward()
+            nn.utils.clip_grad_norm_(training.decoder.parameters(), config.clip_norm)
+            optimizer.step()
+            earned = reward * len(sampled) + 0 * loss.detach()  # a loss that is not finite shows in the sum
+            sums += world.sum(torch.stack([earned, sums.new_tensor(len(sampled))]))
+            if count_step(training, len(plan), started, sums):
+                recorder.show_step(training, len(plan))  # now and then a checkpoint
+        end_epoch(training, recorder)
+
+
+def prepare_batch(training: Training, chosen: Indices) -> tuple[Tensor, Tensor, int]:
+    """Features [B, D] and words [B, T] of this process's share of the captions `chosen`.
+
+    The third value is the number of words to predict in all of `chosen`.
+    """
+    world, dataset = training.world, training.dataset
+    share = chosen[world.rank :: world.size]
+    words = dataset.words(share if len(share) else chosen[:1])
+    if not len(share):  # fewer captions than processes
+        share, words = chosen[:1], np.full_like(words, PAD)
+    features = training.feeder.rows(dataset.images[share])
+    return features, torch.from_numpy(words).to(training.device), dataset.count_words(chosen)
+
+
+def plan_images(training: Training) -> list[Indices]:
+    """The training images once, in this epoch's order, as steps of their numbers."""
+    order, size = training.epoch_generator().permutation(len(training.splits.train)), training.loop.images_per_step
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def seed_step(training: Training) -> None:
+    """Let everything that this step draws at random depend only on the seed, the step and the process."""
+    numbers = (training.config.seed, training.state.epoch, training.state.step, training.world.rank)
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def set_learning_rate(training: Training, largest: float, steps: int, epochs: int) -> None:
+    """Set the rate of this step by the schedule of a phase of `epochs` of `steps` each."""
+    state = training.state
+    step = (state.epoch - 1 - state.phase_start) * steps + state.step
+    state.learning_rate = largest * scheduled_share(step, steps * epochs)
+    for group in training.optimizer.param_groups:
+        group["lr"] = state.learning_rate
+
+
+def stop_dropout(training: Training) -> None:
+    """Let self-critical steps follow the very network that drew the captions.
+
+    With dropout in between, the reward rises more slowly (docs/benchmarks.md). cuDNN has gradients only for an LSTM in
+    training mode.
+    """
+    training.decoder.eval()
+    if training.device.type == "cuda":
+        training.decoder.lstm.train()
+
+
+def count_step(training: Training, steps: int, started: float, sums: Tensor) -> bool:
+    """Count the step; every few steps look at the loss, take over `sums` since the last look, and return True."""
+    state = training.state
+    state.step += 1
+    state.seconds = time.monotonic() - started
+    if state.step % training.loop.steps_per_look and state.step < steps:
+        return False
+    state.sums = [total + recent for total, recent in zip(state.sums, sums.tolist(), strict=True)]
+    sums.zero_()
+    require_finite(training, math.isfinite(state.sums[0]), "loss")
+    return True
+
+
+def end_epoch(training: Training, recorder: Recorder) -> None:
+    """Validate by decoding, move on to the next epoch, and let `recorder` keep what this one gave."""
+    state, trained_s, started = training.state, training.state.seconds, time.monotonic()
+    is_finite = all(bool(tensor.isfinite().all()) for tensor in training.decoder.parameters())
+    require_finite(training, is_finite, "network")
+    captions = decode_validation(training)
+    texts = {key: tokenize_ptb(caption.text) for key, caption in captions.items()}
+    val_cider = float(training.val_scorer.scores(texts).mean())
+    result = EpochResult(
+        epoch=state.epoch,
+        phase=state.phase,
+        loss=state.sums[0] / state.sums[1],
+        val_cider=val_cider,
+        captions_per_s=training.captions_per_epoch / max(trained_s, 1e-9),
+        duration_s=trained_s + time.monotonic() - started,
+        learning_rate=state.learning_rate,
+        best=val_cider > state.best_cider,
+    )
+    state.history.append(asdict(result))
+    state.epoch += 1
+    state.step, state.sums, state.seconds = 0, [0.0, 0.0], 0.0
+    if training.world.is_first:
+        recorder.end_epoch(training, result, captions)
+    training.world.wait()
+
+
+def decode_validation(training: Training) -> dict[str, Caption]:
+    """The captions of the validation images, each process decoding its share."""
+    val = training.splits.val
+    share = list(training.world.share(val))
+    decoded = decode_features(training.decoder, training.store, share, training.vocabulary, training.config.search)
+    captions = dict(training.world.gather(list(decoded)))
+    return {key: captions[key] for key in val}
+
+
+def require_finite(training: Training, is_finite: bool, what: str) -> None:
+    """Raise TrainingError, with advice, if `what` is not finite."""
+    if not is_finite:
+        state = training.state
+        rate = "self_critical_learning_rate" if state.phase == "self-critical" else "learning_rate"
+        raise TrainingError(f"the {what} is not finite in epoch {state.epoch}; pass a lower `{rate}`, and `restart`")
