@@ -141,7 +141,7 @@ def test_a_table_that_a_spreadsheet_saved_is_one(
 
 
 def test_a_table_that_is_not_there_says_how_it_is_made(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"t\.csv: No such file or directory; `captionmill caption IMAGES"):
+    with pytest.raises(InputError, match=r"t\.csv: No such file or directory; `captionmill caption` makes one$"):
         read_captions(tmp_path / "t.csv")
 
 

@@ -162,10 +162,7 @@ def test_train_without_a_store_names_the_command_that_makes_it(tmp_path: Path) -
     captions = tmp_path / "c.csv"
     captions.write_text("image,caption\na.jpg,a dog\n")
     message = fail("train", tmp_path / "f.h5", "--captions", captions, "--output", tmp_path / "model")
-    assert message == (
-        f"Error: {tmp_path / 'f.h5'}: no such feature store; "
-        f"make it with `captionmill extract IMAGES --output {tmp_path / 'f.h5'}`"
-    )
+    assert message == (f"Error: {tmp_path / 'f.h5'}: no such feature store; `captionmill extract` makes one")
 
 
 def test_caption_writes_a_row_for_every_image_found(model: Path, photos: Path, tmp_path: Path) -> None:
