@@ -16,8 +16,8 @@ from captionmill.data.images.decode import Pixels
 from captionmill.data.images.keys import image_key, match_forms
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageFile, is_unchanged, load_image
 from captionmill.data.model import Bundle, bundle_files
-from captionmill.pipeline.pages.explain_words import PictureExplanation
-from captionmill.pipeline.pages.explanation import render_page
+from captionmill.pipeline.pages.explain_words import ImageExplanation
+from captionmill.pipeline.pages.explanation import render_explanation
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.explain import explain_features
 from captionmill.stages.encoding.encoder import Encoder, encoder_for_spec, prepare_image
@@ -43,7 +43,7 @@ def explain_picture(
     search: SearchConfig = SearchConfig(),
     machine: ExtractConfig = ExtractConfig(),
     weights: Path | None = None,
-) -> PictureExplanation:
+) -> ImageExplanation:
     """The way of the picture `image` to its caption by `model`; several folders are an ensemble.
 
     The features are made as `caption` makes them, or taken from the store `features` without opening the network; then
@@ -82,10 +82,10 @@ def explain_picture(
     else:
         row, seen, origin = _encode(image, encoder_for_spec(captioner.spec, machine, weights), machine)
     names = tuple(image_key(folder.name or str(folder)) for folder in folders)
-    explained = PictureExplanation(
+    explained = ImageExplanation(
         name=image_key(str(image)),
         key=key or "",
-        picture=picture,
+        image=picture,
         seen=seen,
         origin=origin,
         role=_tell_role(image, key, names, captioner.bundles, is_sure=is_sure),
@@ -96,7 +96,7 @@ def explain_picture(
         explanation=explain_features(captioner.decoder, row, captioner.vocabulary, search, references),
     )
     if output:
-        write_text(output, render_page(explained))
+        write_text(output, render_explanation(explained))
     return explained
 
 

@@ -1,4 +1,4 @@
-"""The demo: drawn scenes, a pipeline file over them, and a page that shows the captions of pictures held out."""
+"""The demo: drawn scenes, a pipeline file over them, and a gallery of the captions of images held out."""
 
 import json
 import time
@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from captionmill.data.captions.table import CaptionRow, read_captions
+from captionmill.data.captions.table import read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.files import write_text
+from captionmill.data.images.find import find_images
 from captionmill.data.progress import Progress, no_progress
 from captionmill.pipeline.demo.scene_captions import Scene, describes
 from captionmill.pipeline.demo.scenes import draw_samples
-from captionmill.pipeline.pages.demo import PageEntry, write_page
+from captionmill.pipeline.pages.gallery import Verdict, write_gallery
 from captionmill.pipeline.plan.report import report_path_for
 from captionmill.pipeline.plan.run import RunEvents, TaskOutcome, run_pipeline
 from captionmill.stages.training.state import EpochResult
@@ -79,9 +80,9 @@ def run_demo(
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
     progress: Progress = no_progress,
 ) -> DemoSummary:
-    """Draw pictures into `folder`, extract, train, evaluate, caption the held-out ones, write the page.
+    """Draw images into `folder`, extract, train, evaluate, caption the held-out ones, write the gallery of these.
 
-    The pipeline writes its report.
+    The gallery marks each caption as right or wrong, the wrong ones first. The pipeline writes its report.
 
     Raises InputError if `folder` holds files that no demo made.
     """
@@ -97,17 +98,22 @@ def run_demo(
     outcomes = run_pipeline(plan_path, events=events, progress=progress)
     is_as_before = not any(outcome.summary for outcome in outcomes)
     rows = [row for row in read_captions(folder / CAPTIONS_NAME) if row.path in scenes]
-    right = {row.path: describes(row.caption, scenes[row.path]) for row in rows}
-    right_count = sum(right.values())
+    verdicts = {
+        row.path: Verdict(describes(row.caption, scenes[row.path]), _describe(scenes[row.path])) for row in rows
+    }
+    right_count = sum(verdict.is_right for verdict in verdicts.values())
     duration_s = time.monotonic() - started
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    summary = [
-        (f"{right_count} of {len(rows)}", "held-out captions name every object, colour, size and background right"),
-        (f"{scores['scores']['cider_d']:.2f}", f"CIDEr-D on the {scores['images']} images of the test split"),
-    ]
-    entries = [_entry(folder, row, scenes[row.path], right[row.path]) for row in rows]
     page_path = folder / PAGE_NAME
-    write_page(page_path, "captionmill: captions of drawn scenes it has never seen", summary, entries)
+    write_gallery(
+        page_path,
+        "Captions of drawn scenes that captionmill has never seen",
+        find_images(folder / HELD_OUT_DIR),
+        rows,
+        verdicts=verdicts,
+        figures=[(f"{scores['scores']['cider_d']:.2f}", f"CIDEr-D on the {scores['images']} images of the test split")],
+        progress=progress,
+    )
     return DemoSummary(
         folder=folder,
         page_path=page_path,
@@ -123,17 +129,6 @@ def run_demo(
 def _is_demo(plan_path: Path) -> bool:
     """Whether a demo wrote this plan, finished or not: only then may its folder be written to."""
     return plan_path.exists() and plan_path.read_bytes().startswith(PLAN.splitlines()[0].encode())
-
-
-def _entry(folder: Path, row: CaptionRow, scene: Scene, right: bool) -> PageEntry:
-    return PageEntry(
-        image_path=folder / HELD_OUT_DIR / row.path,
-        name=row.path,
-        caption=row.caption or row.error,
-        confidence=row.confidence or 0.0,
-        right=right,
-        reference=_describe(scene),
-    )
 
 
 def _describe(scene: Scene) -> str:

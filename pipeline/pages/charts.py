@@ -1,18 +1,16 @@
-"""Charts as SVG for a page: they take its colours, grow and shrink with it, and need no script.
+"""Charts as places in a drawing, which `assets/drawings.html` turns into SVG without any script.
 
-A chart is 320 units wide, about as many as a phone has pixels, so that its words stay readable there. The classes are
-those of `assets/run_report.css`: `c0` to `c5` are the colours of series.
+A chart is 320 units wide, about as many as a phone has pixels, so that its words stay readable there.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from markupsafe import Markup, escape
+from typing import ClassVar
 
 COLOURS = 6
-_WIDTH, _HEIGHT = 320, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 38, 8, 10, 30
+"""Of series: `--c0` to `--c5` of the style sheet."""
+
 _MOST_DOTS = 2000
 
 Point = tuple[float, float]
@@ -20,76 +18,116 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart."""
+    """One line of a chart, in the units of the data."""
 
     name: str
     points: Sequence[Point]
     marked: Point | None = None
-    """The one that is meant: drawn larger."""
+    """The one that matters: drawn larger."""
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A dot of a line."""
+
+    x: float
+    y: float
+    radius: float
+    title: str = ""
+    """Shown when it is pointed at."""
+    is_marked: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line through dots."""
+
+    colour: int
+    dots: Sequence[Dot]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn, and where; all places are in units of the drawing, x to the right and y down."""
+
+    title: str
+    x_label: str
+    x_ticks: Sequence[tuple[float, str]]
+    """Place and label."""
+    y_ticks: Sequence[tuple[float, str]]
+    lines: Sequence[Line]
+    cloud: Sequence[Point] = ()
+    """Small dots under the lines."""
+
+    width: ClassVar[int] = 320
+    height: ClassVar[int] = 200
+    left: ClassVar[int] = 38
+    right: ClassVar[int] = 312
+    top: ClassVar[int] = 10
+    bottom: ClassVar[int] = 170
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A score and its interval as places on a rail 120 units long."""
+
+    value: float
+    low: float
+    high: float
+    colour: int
 
 
 @dataclass(frozen=True)
 class _Axes:
     """Where values stand in the drawing."""
 
-    x_ticks: Sequence[float]
-    y_ticks: Sequence[float]
+    x_values: Sequence[float]
+    y_values: Sequence[float]
 
-    def x(self, value: float) -> float:
-        return _place(value, self.x_ticks[0], self.x_ticks[-1], _LEFT, _WIDTH - _RIGHT)
+    def place(self, point: Point) -> Point:
+        return (
+            _place(point[0], self.x_values[0], self.x_values[-1], Chart.left, Chart.right),
+            _place(point[1], self.y_values[0], self.y_values[-1], Chart.bottom, Chart.top),
+        )
 
-    def y(self, value: float) -> float:
-        return _place(value, self.y_ticks[0], self.y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
+    def x_ticks(self) -> list[tuple[float, str]]:
+        return [(self.place((value, self.y_values[0]))[0], f"{value:g}") for value in self.x_values]
+
+    def y_ticks(self) -> list[tuple[float, str]]:
+        return [(self.place((self.x_values[0], value))[1], f"{value:g}") for value in self.y_values]
 
 
-def line_chart(series: Sequence[Series], *, title: str, x_label: str) -> Markup:
-    """Lines over whole numbers such as epochs; each point tells its value when it is pointed at."""
+def line_chart(series: Sequence[Series], *, title: str, x_label: str) -> Chart:
+    """Lines over whole numbers such as epochs; each point shows its value when it is pointed at."""
     points = [point for line in series for point in line.points]
     first, last = min(x for x, _ in points), max(x for x, _ in points)
     axes = _Axes(_whole_ticks(first, last), ticks(min(y for _, y in points), max(y for _, y in points)))
-    drawn = [_draw_axes(axes, x_label)]
+    lines = []
     for number, line in enumerate(series):
-        colour = f"c{number % COLOURS}"
-        path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in line.points)
-        drawn.append(Markup('<polyline class="line {}" points="{}"/>').format(colour, path))
-        for x, y in line.points:
-            marked = (x, y) == line.marked
-            drawn.append(
-                Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}</title></circle>').format(
-                    f"dot {colour} marked" if marked else f"dot {colour}",
-                    axes.x(x),
-                    axes.y(y),
-                    5 if marked else 2.5,
-                    f"{line.name}, {x_label} {x:g}: {y:.3f}" + (", kept" if marked else ""),
-                )
-            )
-    return _svg(drawn, title)
+        dots = []
+        for point in line.points:
+            is_marked = point == line.marked
+            shown = f"{line.name}, {x_label} {point[0]:g}: {point[1]:.3f}" + (", kept" if is_marked else "")
+            dots.append(Dot(*axes.place(point), 5 if is_marked else 2.5, shown, is_marked))
+        lines.append(Line(number % COLOURS, dots))
+    return Chart(title, x_label, axes.x_ticks(), axes.y_ticks(), lines)
 
 
-def scatter_chart(dots: Sequence[Point], trend: Sequence[Point], *, title: str, x_label: str) -> Markup:
-    """A dot for each of `dots`, of more than 2,000 every so manieth; through them the line `trend`."""
+def scatter_chart(dots: Sequence[Point], trend: Sequence[Point], *, title: str, x_label: str) -> Chart:
+    """A dot for each of `dots`, of more than 2,000 for every n-th; through them the line `trend`."""
     everything = [*dots, *trend]
     axes = _Axes(
         ticks(min(x for x, _ in everything), max(x for x, _ in everything)), ticks(0, max(y for _, y in everything))
     )
     shown = dots[:: math.ceil(len(dots) / _MOST_DOTS)]
-    path = "".join(f"M{axes.x(x):.1f} {axes.y(y):.1f}h0" for x, y in shown)
-    drawn = [_draw_axes(axes, x_label), Markup('<path class="cloud" d="{}"/>').format(path)]
-    line = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in trend)
-    drawn.append(Markup('<polyline class="line c1" points="{}"/>').format(line))
-    drawn += [
-        Markup('<circle class="dot c1" cx="{:.1f}" cy="{:.1f}" r="4"/>').format(axes.x(x), axes.y(y)) for x, y in trend
-    ]
-    return _svg(drawn, title)
+    line = Line(1, [Dot(*axes.place(point), 4) for point in trend])
+    return Chart(title, x_label, axes.x_ticks(), axes.y_ticks(), [line], [axes.place(dot) for dot in shown])
 
 
-def interval_chart(value: float, low: float, high: float, *, least: float, most: float, colour: int) -> Markup:
-    """A score and its interval as a dot on a line, on a scale from `least` to `most`."""
+def interval_chart(value: float, low: float, high: float, *, least: float, most: float, colour: int) -> Interval:
+    """A score and its interval, on a scale from `least` to `most`."""
     x, start, end = (_place(number, least, most, 5, 115) for number in (value, low, high))
-    return Markup(
-        '<svg class="interval" viewBox="0 0 120 12" aria-hidden="true"><path class="rail" d="M2 6H118"/>'
-        '<path class="line c{0}" d="M{1:.1f} 6H{2:.1f}"/><circle class="dot c{0}" cx="{3:.1f}" cy="6" r="4"/></svg>'
-    ).format(colour % COLOURS, start, end, x)
+    return Interval(x, start, end, colour % COLOURS)
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -113,24 +151,5 @@ def _whole_ticks(first: float, last: float) -> list[float]:
 
 
 def _place(value: float, low: float, high: float, start: float, end: float) -> float:
-    return (start + end) / 2 if high == low else start + (value - low) / (high - low) * (end - start)
-
-
-def _draw_axes(axes: _Axes, x_label: str) -> Markup:
-    drawn = []
-    for value in axes.y_ticks:
-        drawn.append(
-            Markup('<path class="grid" d="M{} {:.1f}H{}"/><text class="y" x="{}" y="{:.1f}">{:g}</text>').format(
-                _LEFT, axes.y(value), _WIDTH - _RIGHT, _LEFT - 6, axes.y(value) + 4, value
-            )
-        )
-    bottom = _HEIGHT - _BOTTOM + 14
-    drawn += [Markup('<text x="{:.1f}" y="{}">{:g}</text>').format(axes.x(x), bottom, x) for x in axes.x_ticks]
-    drawn.append(Markup('<text x="{}" y="{}">{}</text>').format((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 4, x_label))
-    return Markup("").join(drawn)
-
-
-def _svg(drawn: Sequence[Markup], title: str) -> Markup:
-    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        _WIDTH, _HEIGHT, escape(title), Markup("").join(drawn)
-    )
+    """Where `value` of the range `low` to `high` stands between `start` and `end`, to a tenth."""
+    return round((start + end) / 2 if high == low else start + (value - low) / (high - low) * (end - start), 1)

@@ -1,56 +1,111 @@
-"""The drawings of an explanation: numbers as heat maps, the beam as an SVG tree."""
+"""The drawings of an explanation: numbers as heat maps, the beam as boxes and lines at their places."""
 
 import base64
-import html
 import io
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from captionmill.pipeline.pages.page import colour
 from captionmill.stages.decoding.beam_tree import BeamNode, BeamTree
 from captionmill.stages.decoding.explain import Numbers
 
-UP, DOWN = "#d9772e", "#3b82c4"  # above and below zero; both show on a white and on a black page
 MAP_COLUMNS = 64
 
+_SATURATION = 99.5  # percentile at which a heat map's colour is full: a few outliers must not make the rest pale
 _BOX_WIDTH, _BOX_HEIGHT, _GAP_X, _GAP_Y, _LABELS = 146, 54, 16, 36, 58  # pixels
 _LONGEST_WORD = 17  # letters that fit into a box
 
 
-def heat_map_url(values: Numbers, limit: float) -> str:
-    """A PNG of the numbers [D], `MAP_COLUMNS` a row, a pixel each, as a data URL.
+@dataclass(frozen=True)
+class HeatMap:
+    """Numbers as an image, one pixel each."""
 
-    The colour tells the sign, the opacity the size: a number of `limit` or more is opaque, 0 is not there.
+    url: str
+    limit: float
+    """A number of this size or more is opaque."""
+    is_signed: bool
+    """Whether there are numbers below zero."""
+    is_clipped: bool
+    """Whether there are numbers beyond the limit."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A caption that was kept at one step, by its last word."""
+
+    kinds: Sequence[str]
+    """ "ended", "wins"."""
+    x: float
+    y: float
+    title: str
+    lines: Sequence[tuple[str, str]]
+    """(kind, text), from the top."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A line from a box down to one of the next step."""
+
+    kinds: Sequence[str]
+    """ "carried", "wins"."""
+    start: tuple[float, float]
+    end: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The beam, a row for each step, the best caption of the step at the left; in pixels."""
+
+    width: int
+    height: int
+    boxes: Sequence[Box]
+    edges: Sequence[Edge]
+    labels: Sequence[tuple[float, str]]
+    """The height at which each step's name stands."""
+    box_width: int = _BOX_WIDTH
+    box_height: int = _BOX_HEIGHT
+
+
+def draw_heat_map(values: Numbers, *, limit: float | None = None) -> HeatMap:
+    """The numbers [D] as an image, `MAP_COLUMNS` in each row.
+
+    The colour shows the sign, the opacity the size: 0 cannot be seen. Without a `limit`, the colour is full where all
+    but a few numbers end.
     """
+    if limit is None:
+        limit = float(np.percentile(np.abs(values), _SATURATION)) or 1.0
     columns = min(MAP_COLUMNS, len(values))
     pixels = np.zeros((math.ceil(len(values) / columns) * columns, 4), dtype=np.uint8)
-    for colour, chosen in ((UP, values > 0), (DOWN, values < 0)):
-        pixels[: len(values)][chosen, :3] = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
+    for name, chosen in (("up", values > 0), ("down", values < 0)):
+        pixels[: len(values)][chosen, :3] = list(bytes.fromhex(colour(name)[1:]))
     pixels[: len(values), 3] = np.rint(np.clip(np.abs(values) / limit, 0, 1) * 255)
     content = io.BytesIO()
     Image.fromarray(pixels.reshape(-1, columns, 4)).save(content, "PNG")
-    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+    return HeatMap(
+        url="data:image/png;base64," + base64.b64encode(content.getvalue()).decode(),
+        limit=limit,
+        is_signed=bool((values < 0).any()),
+        is_clipped=float(np.abs(values).max()) > limit,
+    )
 
 
-def draw_beam_tree(tree: BeamTree) -> str:
-    """The beam as an SVG: a row for each step, the best caption of the step at the left."""
+def draw_beam_tree(tree: BeamTree) -> Tree:
+    """Where each caption of the beam stands, and what it came from; the winner is drawn last, above the others."""
     widest = max(len(kept) for kept in tree.steps)
-    width = _LABELS + widest * (_BOX_WIDTH + _GAP_X)
-    height = (len(tree.steps) + 1) * (_BOX_HEIGHT + _GAP_Y) - _GAP_Y + 2
-    edges, boxes = [], []
-    for kept in tree.steps:
-        boxes.append(
-            f'<text class="small" x="0" y="{_top(kept[0].step) + _BOX_HEIGHT / 2 + 4}">step {kept[0].step}</text>'
-        )
-        for node in sorted(kept, key=lambda node: node.wins):  # the winner's lines on top
-            edges.append(_edge(node))
-            boxes.append(_box(node))
-    start = _group("wins", _LABELS, 1, "the beginning of every caption", [("word", "<start>"), ("small", "score 0")])
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="the beam search as a tree" '
-        f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
-        f"{''.join(edges)}{start}{''.join(boxes)}</svg>"
+    nodes = [node for kept in tree.steps for node in sorted(kept, key=lambda node: node.wins)]
+    beginning = Box(
+        ("wins",), _left(0), _top(0), "the beginning of every caption", [("word", "<start>"), ("small", "score 0")]
+    )
+    return Tree(
+        width=_LABELS + widest * (_BOX_WIDTH + _GAP_X),
+        height=(len(tree.steps) + 1) * (_BOX_HEIGHT + _GAP_Y) - _GAP_Y + 2,
+        boxes=[beginning, *map(_box, nodes)],
+        edges=[*map(_edge, nodes)],
+        labels=[(_top(step) + _BOX_HEIGHT / 2 + 4, f"step {step}") for step in range(1, len(tree.steps) + 1)],
     )
 
 
@@ -62,33 +117,24 @@ def _top(step: int) -> float:
     return 1 + step * (_BOX_HEIGHT + _GAP_Y)
 
 
-def _edge(node: BeamNode) -> str:
-    from_x, from_y = _left(node.parent or 0) + _BOX_WIDTH / 2, _top(node.step - 1) + _BOX_HEIGHT
-    to_x, to_y = _left(node.place) + _BOX_WIDTH / 2, _top(node.step)
-    middle = (from_y + to_y) / 2
-    kind = " ".join(name for name, holds in (("carried", node.carried), ("wins", node.wins)) if holds)
-    return f'<path class="{kind}" d="M{from_x} {from_y}C{from_x} {middle} {to_x} {middle} {to_x} {to_y}"/>'
-
-
-def _box(node: BeamNode) -> str:
-    kind = " ".join(name for name, holds in (("ended", node.ended), ("wins", node.wins)) if holds)
-    title = (
-        f"step {node.step}, place {node.place + 1}: {node.word} ({node.index}), ln p {node.log_probability:.4f}, "
-        f"sum {node.total:.4f}, {node.length} words, score {node.score:.4f}"
+def _edge(node: BeamNode) -> Edge:
+    return Edge(
+        kinds=[name for name, holds in (("carried", node.carried), ("wins", node.wins)) if holds],
+        start=(_left(node.parent or 0) + _BOX_WIDTH / 2, _top(node.step - 1) + _BOX_HEIGHT),
+        end=(_left(node.place) + _BOX_WIDTH / 2, _top(node.step)),
     )
+
+
+def _box(node: BeamNode) -> Box:
     word = node.word if len(node.word) <= _LONGEST_WORD else node.word[: _LONGEST_WORD - 1] + "\N{HORIZONTAL ELLIPSIS}"
     second = "kept as it is" if node.carried else f"ln p {node.log_probability:.3f}, sum {node.total:.2f}"
-    lines = [("word", word), ("small", second), ("small", f"score {node.score:.4f}")]
-    return _group(kind, _left(node.place), _top(node.step), title, lines)
-
-
-def _group(kind: str, x: float, y: float, title: str, lines: list[tuple[str, str]]) -> str:
-    texts = "".join(
-        f'<text class="{name}" x="{x + 8}" y="{y + 18 + 15 * number}">{html.escape(line)}</text>'
-        for number, (name, line) in enumerate(lines)
-    )
-    dot = f'<circle cx="{x + _BOX_WIDTH - 11}" cy="{y + 13}" r="4"/>' if "ended" in kind else ""
-    return (
-        f'<g class="{kind}"><title>{html.escape(title)}</title>'
-        f'<rect x="{x}" y="{y}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" rx="6"/>{texts}{dot}</g>'
+    return Box(
+        kinds=[name for name, holds in (("ended", node.ended), ("wins", node.wins)) if holds],
+        x=_left(node.place),
+        y=_top(node.step),
+        title=(
+            f"step {node.step}, place {node.place + 1}: {node.word} ({node.index}), ln p {node.log_probability:.4f}, "
+            f"sum {node.total:.4f}, {node.length} words, score {node.score:.4f}"
+        ),
+        lines=[("word", word), ("small", second), ("small", f"score {node.score:.4f}")],
     )

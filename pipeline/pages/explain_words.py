@@ -1,4 +1,4 @@
-"""What an explanation says in words, on the page and on the terminal."""
+"""An explanation in words, for its page and for the terminal."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +14,21 @@ from captionmill.stages.settings import SearchConfig
 
 
 @dataclass(frozen=True)
-class PictureExplanation:
-    """One picture's way to its caption, and where each part comes from."""
+class ImageExplanation:
+    """One image's way to its caption, and where each part comes from."""
 
     name: str
-    """The picture as the user named it."""
+    """The image as the user named it."""
     key: str
-    """What the store or the captions file calls it; "" if neither was asked."""
-    picture: Image.Image | None
+    """Its key in the store or the captions file; "" if neither was asked."""
+    image: Image.Image | None
     """Upright RGB; None if only its row in a store is here."""
     seen: Pixels | None
-    """What the network sees of it, [H, W, 3]; None without the picture."""
+    """What the network sees of it, [H, W, 3]; None without the image."""
     origin: str
     """Where the features come from."""
     role: str
-    """What the picture was to the model, as far as its key tells; "" without any sign."""
+    """What the image was to the model, as far as its key shows; "" if nothing is known."""
     references_from: str
     """Which captions the references are; "" without any."""
     models: tuple[str, ...]
@@ -39,12 +39,12 @@ class PictureExplanation:
 
     @property
     def caption(self) -> str:
-        """What the captioner says."""
+        """The caption that the captioner gives."""
         return self.bundles[0].vocabulary.decode(self.explanation.beam.words)
 
     @property
     def greedy_caption(self) -> str:
-        """What the highest logit at each step says."""
+        """The caption of the highest logit at each step."""
         return self.bundles[0].vocabulary.decode(self.explanation.greedy.words)
 
     @property
@@ -63,42 +63,44 @@ def show_probability(value: float) -> str:
     return f"{value:.4f}" if value >= 0.00005 else f"{value:.1e}"
 
 
-def tell_how_computed(explained: PictureExplanation) -> str:
-    """One sentence: network, decoder, search."""
+def describe_computation(explained: ImageExplanation) -> str:
+    """One sentence, without its full stop: network, decoder, search."""
     spec, search, config = explained.bundles[0].spec, explained.search, explained.decoders[0]
     words = len(explained.bundles[0].vocabulary)
-    decoder = f"an LSTM with a state of {config.hidden_dim:,}"
+    decoder = f"an LSTM with a state of {config.hidden_dim:,} numbers"
     if len(explained.models) > 1:
-        decoder = f"{len(explained.models)} LSTM decoders, the mean of whose probabilities counts,"
-    found = "greedy search, the highest score at each step"
+        decoder = f"an ensemble of {len(explained.models)} LSTM decoders, which averages their probabilities,"
+    found = "greedy search, the highest score at each step,"
     if search.beam_size > 1:
         found = f"beam search ({search.beam_size} captions kept, length penalty {search.length_penalty:g})"
     return (
-        f"{spec.backbone} ({Path(spec.weights).name}, {spec.preprocess} to {spec.image_size} pixels) made "
-        f"{spec.feature_dim:,} numbers of the picture, {decoder} chose from {words:,} words one after the other, and "
+        f"{spec.backbone} ({Path(spec.weights).name}, {spec.preprocess} to {spec.image_size} pixels) turned the image "
+        f"into {spec.feature_dim:,} numbers, {decoder} chose from {words:,} words one after the other, and "
         f"{found} found the caption"
     )
 
 
-def tell_scaling(config: DecoderConfig) -> str:
+def describe_scaling(config: DecoderConfig) -> str:
     """How the features are scaled before the first Linear layer."""
     standard = (
-        "each number is compared with those of the training pictures: their mean is taken off, and what is left is "
-        "divided by their standard deviation"
+        "each number is compared with those of the training images: their mean is subtracted, and the rest is divided "
+        "by their standard deviation"
     )
-    unit = "the whole row is stretched to one length (root mean square 1)"
-    told = {"standardize": standard, "unit": unit, "standardize-unit": f"{standard}; then {unit}"}
-    return told[config.feature_scaling]
+    unit = "the whole row is scaled to one length (root mean square 1)"
+    words = {"standardize": standard, "unit": unit, "standardize-unit": f"{standard}; then {unit}"}
+    return words[config.feature_scaling]
 
 
-def tell_start(config: DecoderConfig) -> str:
+def describe_start(config: DecoderConfig) -> str:
     """How the image enters the LSTM."""
     if config.image_input == "init":
         return (
-            f"two Linear layers, {config.feature_dim:,} to {config.hidden_dim:,}, each followed by tanh, make of it "
+            f"two Linear layers, {config.feature_dim:,} to {config.hidden_dim:,}, each followed by tanh, turn it into "
             "the hidden state h0 and the cell state c0: what the LSTM remembers before it reads <start>"
         )
-    vector = f"a Linear layer, {config.feature_dim:,} to {config.embed_dim:,}, makes of it a vector like that of a word"
+    vector = (
+        f"a Linear layer, {config.feature_dim:,} to {config.embed_dim:,}, turns it into a vector like that of a word"
+    )
     if config.image_input == "first":
         return f"{vector}; the LSTM reads it before <start>, and what it remembers then is h0 and c0"
     return f"{vector}, which the LSTM reads beside every word; h0 and c0 are zeros"

@@ -1,20 +1,17 @@
-"""A gallery: one HTML page of every picture and its caption that needs no other file and stays quick at 10,000.
+"""A gallery: one HTML page of every image and its caption that needs no other file and stays quick at 10,000.
 
-The thumbnails are lines of text in blocks that a browser neither draws nor runs; the page's script makes pictures of
-those near the place that is looked at. What a row says is data all the way: it is never parsed as HTML.
+The thumbnails are lines of text in blocks that a browser neither draws nor runs; the page's script makes images of
+those near the place that is looked at. What a row holds is data all the way: it is never parsed as HTML.
 """
 
 import base64
-import hashlib
-import html
 import io
-import json
 import logging
 import os
-import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from urllib.parse import quote
 
@@ -24,21 +21,30 @@ from captionmill.data.files import replace_atomically
 from captionmill.data.images.decode import decode_image
 from captionmill.data.images.read import ImageFile, read_image
 from captionmill.data.progress import Progress, no_progress
+from captionmill.pipeline.pages.page import page_pieces
 from captionmill.stages.machine import choose_workers
 
-THUMBNAIL_SIDE = 192
-"""The longer side, pixels: about as wide as a card."""
+CARD_SIDE = 192
+"""The longer side of a thumbnail, pixels: about as wide as a card."""
 BLOCK_ROWS = 100
-"""Thumbnails a block of text: the least that the page's script takes apart at once."""
+"""Thumbnails in each block of text: the least that the page's script takes apart at once."""
 MOST_ROWS = 20_000
 """More are worth a warning: a page of 160 MB and more."""
 
-_ASSETS_DIR = Path(__file__).parent / "assets"
 _WEBP_QUALITY = 70
 _WEBP_METHOD = 2  # Pillow's default, 4, takes twice the time for 4 % fewer bytes
 _AHEAD = 4  # thumbnails waiting for their turn, for each thread
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a caption is right, where that is known."""
+
+    is_right: bool
+    truth: str
+    """What the image shows."""
 
 
 def write_gallery(
@@ -47,60 +53,65 @@ def write_gallery(
     images: Iterable[ImageFile],
     rows: Sequence[CaptionRow],
     *,
+    verdicts: Mapping[str, Verdict] | None = None,
+    figures: Sequence[tuple[str, str]] = (),
     workers: int = 0,
     progress: Progress = no_progress,
 ) -> None:
     """Write the page over `rows`, all at once, with thumbnails of those `images` that have the key of a row.
 
-    A row whose picture cannot be read (any more) has none, and says so. One block of thumbnails is in memory at a time.
-    The page links to local pictures by their path relative to it. `workers` threads decode; 0 takes one for each core.
+    A row whose image cannot be read (any more) has none, and says so. One block of thumbnails is in memory at a time.
+    The page links to local images by their path relative to it. `verdicts` marks captions, by key, as right or wrong;
+    then the wrong ones come first, else the least sure. `figures` are shown above, as (figure, what it is), after the
+    counts. `workers` threads decode; 0 takes one for each core.
     """
     if len(rows) > MOST_ROWS:
         _logger.warning("%s: a page of %d images is large, and slow to open", page_path, len(rows))
     by_key = {image.key: image for image in images}
-    script = (_ASSETS_DIR / "gallery.js").read_text(encoding="utf-8")
-    fillings: dict[str, Iterable[str]] = {
-        "title": [html.escape(title)],
-        "script_hash": [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()],
-        "style": [(_ASSETS_DIR / "gallery.css").read_text(encoding="utf-8")],
-        "figures": [_figures(rows)],
-        "rows": _row_lines(rows, by_key, page_path.parent),
-        "script": [script],
-        "thumbnails": _blocks(rows, by_key, choose_workers(workers), progress),
+    values = {
+        "title": title,
+        "figures": [*_figures(rows, verdicts or {}), *figures],
+        "rows": _row_values(rows, by_key, page_path.parent, verdicts or {}),
+        "has_verdicts": bool(verdicts),
+        "blocks": _blocks(rows, by_key, choose_workers(workers), progress),
     }
-    template = (_ASSETS_DIR / "gallery.html").read_text(encoding="utf-8")
     with (
         replace_atomically(page_path) as partial_path,
-        # what UTF-8 cannot hold becomes \udce9, an escape that JSON understands
+        # what UTF-8 cannot hold, as in the name of a file, becomes an escape
         partial_path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
     ):
-        for index, part in enumerate(re.split(r"\{\{(\w+)\}\}", template)):  # text, name, text, name, ..., text
-            file.writelines(fillings[part] if index % 2 else [part])
+        file.writelines(page_pieces("gallery", values, links_images=True))
 
 
-def _figures(rows: Sequence[CaptionRow]) -> str:
+def _figures(rows: Sequence[CaptionRow], verdicts: Mapping[str, Verdict]) -> list[tuple[str, str]]:
     failed = sum(row.status == "failed" for row in rows)
-    flagged = sum(bool(row.flags) for row in rows)
+    judged = [verdicts[row.path] for row in rows if row.path in verdicts]
+    right = sum(verdict.is_right for verdict in judged)
+    wanted = [
+        (failed, "failed"),
+        (right, "right"),
+        (len(judged) - right, "wrong"),
+        (sum(bool(row.flags) for row in rows), "flagged"),
+    ]
     figures = [(len(rows), "images" if len(rows) != 1 else "image"), (len(rows) - failed, "captioned")]
-    figures += [(count, what) for count, what in ((failed, "failed"), (flagged, "flagged")) if count]
-    return "".join(f"<li><b>{count:,}</b> {what}</li>" for count, what in figures)
+    return [(f"{count:,}", what) for count, what in [*figures, *((count, what) for count, what in wanted if count)]]
 
 
-def _row_lines(rows: Sequence[CaptionRow], by_key: dict[str, ImageFile], folder: Path) -> Iterator[str]:
-    """A JSON array of arrays, in the order that gallery.js takes them apart."""
-    for number, row in enumerate(rows):
-        image = by_key.get(row.path)
+def _row_values(
+    rows: Sequence[CaptionRow], by_key: Mapping[str, ImageFile], folder: Path, verdicts: Mapping[str, Verdict]
+) -> Iterator[list[object]]:
+    """What the page's script knows of each row, in the order in which gallery.js takes it apart."""
+    for row in rows:
+        image, verdict = by_key.get(row.path), verdicts.get(row.path)
         confidence = None if row.confidence is None else round(row.confidence, 4)
         error = row.error or "failed" if row.status == "failed" else None
         link = _link(image, folder) if image else None
-        values = [row.path, row.caption, confidence, row.flags, row.alternatives, error, link]
-        line = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-        yield ("[" if number == 0 else ",\n") + line.replace("<", "\\u003c")  # or </script> would end the block
-    yield "]" if rows else "[]"
+        judged = [verdict.is_right, verdict.truth] if verdict else []
+        yield [row.path, row.caption, confidence, row.flags, row.alternatives, error, link, *judged]
 
 
 def _link(image: ImageFile, folder: Path) -> str | None:
-    """Where a browser that shows a page in `folder` finds the picture itself; None for what it cannot open."""
+    """Where a browser that shows a page in `folder` finds the image itself; None for what it cannot open."""
     if image.offset is not None:
         return None
     if isinstance(image.path, str):
@@ -113,16 +124,14 @@ def _link(image: ImageFile, folder: Path) -> str | None:
 
 
 def _blocks(
-    rows: Sequence[CaptionRow], by_key: dict[str, ImageFile], workers: int, progress: Progress
+    rows: Sequence[CaptionRow], by_key: Mapping[str, ImageFile], workers: int, progress: Progress
 ) -> Iterator[str]:
-    """Script elements of a type that browsers leave alone: a line of base64 for each row, empty without a picture."""
+    """The thumbnails of `BLOCK_ROWS` rows at a time: a line of base64 for each, empty without an image."""
     images = (by_key.get(row.path) if row.status == "ok" else None for row in rows)
     thumbnails = _thumbnails(images, workers)
     for start in range(0, len(rows), BLOCK_ROWS):
-        yield f'<script type="text/plain" id="thumbnails-{start // BLOCK_ROWS}">'
         end = min(start + BLOCK_ROWS, len(rows))
         yield "\n".join(next(thumbnails) for _ in range(start, end))
-        yield "</script>\n"
         progress("thumbnails", end, len(rows))
 
 
@@ -147,18 +156,18 @@ def _thumbnails(images: Iterable[ImageFile | None], workers: int) -> Iterator[st
 
 
 def _thumbnail(image: ImageFile | None) -> str:
-    """WebP in base64; empty where there is no picture."""
+    """WebP in base64; empty where there is no image."""
     if image is None:
         return ""
     try:
-        picture = decode_image(read_image(image)[0], at_least=_thumbnail_size)
+        pixels = decode_image(read_image(image)[0], at_least=_thumbnail_size)
     except ImageError:
         return ""
     content = io.BytesIO()
-    picture.resize(_thumbnail_size(*picture.size)).save(content, "WEBP", quality=_WEBP_QUALITY, method=_WEBP_METHOD)
+    pixels.resize(_thumbnail_size(*pixels.size)).save(content, "WEBP", quality=_WEBP_QUALITY, method=_WEBP_METHOD)
     return base64.b64encode(content.getvalue()).decode()
 
 
 def _thumbnail_size(width: int, height: int) -> tuple[int, int]:
-    scale = min(1, THUMBNAIL_SIDE / max(width, height))
+    scale = min(1, CARD_SIDE / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))

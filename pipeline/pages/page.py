@@ -1,18 +1,71 @@
-"""What every page shares: the style sheet and small images inside the page."""
+"""How every page is made: one environment for templates, one style sheet, one content security policy, small images.
+
+A page is `assets/NAME.html`, with its own rules `NAME.css` after those of `page.css` and its script `NAME.js`, where
+these exist. Everything that a template is filled with is escaped; only these assets enter a page as they are. The
+policy names them by their hashes: a browser runs no other script, applies no other style and requests nothing.
+"""
 
 import base64
+import functools
+import hashlib
+import importlib.metadata
 import io
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
-_PATH = Path(__file__).parent / "assets" / "page.css"
-THUMBNAIL_SIDE = 320  # pixels: sharp on a phone, and a page of hundreds still opens at once
+THUMBNAIL_SIDE = 320
+"""The longer side of an image in a page, pixels: sharp on a phone, and a page of hundreds still opens at once."""
+
+_ASSETS_DIR = Path(__file__).parent / "assets"
 
 
-def page_style() -> str:
-    """The style sheet that a page carries in its head; it is ours, and safe to stand in a `style` element."""
-    return _PATH.read_text(encoding="utf-8")
+@functools.cache
+def environment() -> Environment:
+    """What renders the templates of all pages; a value that is missing is an error."""
+    return Environment(
+        loader=FileSystemLoader(_ASSETS_DIR),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def page_pieces(name: str, values: Mapping[str, object], *, links_images: bool = False) -> Iterator[str]:
+    """The page `name` filled with `values`, piece by piece, each made when it is asked for.
+
+    `links_images`: the page shows images that are not part of it, from files and the web.
+    """
+    style, script = _read_asset("page.css") + _read_asset(f"{name}.css"), _read_asset(f"{name}.js")
+    return (
+        environment()
+        .get_template(f"{name}.html")
+        .generate(
+            style=Markup(style),
+            script=Markup(script),
+            policy=_policy(style, script, links_images=links_images),
+            version=importlib.metadata.version("captionmill"),
+            **values,
+        )
+    )
+
+
+def render_page(name: str, values: Mapping[str, object]) -> str:
+    """The page `name` filled with `values`; it shows no image but those that are part of it."""
+    return "".join(page_pieces(name, values))
+
+
+def colour(name: str) -> str:
+    """The colour `name` of the style sheet, for what is drawn as pixels: "#rrggbb", the same on light and dark."""
+    found = re.search(rf"--{name}: (#[0-9a-f]{{6}});", _read_asset("page.css"))
+    if found is None:
+        raise ValueError(f"page.css: no colour {name} that is the same on light and dark")
+    return found[1]
 
 
 def thumbnail_url(image: Image.Image, side: int = THUMBNAIL_SIDE) -> str:
@@ -21,3 +74,26 @@ def thumbnail_url(image: Image.Image, side: int = THUMBNAIL_SIDE) -> str:
     content = io.BytesIO()
     image.save(content, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+@functools.cache
+def _read_asset(name: str) -> str:
+    path = _ASSETS_DIR / name
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _policy(style: str, script: str, *, links_images: bool) -> str:
+    """A content security policy (W3C, CSP level 3) for a page with this style sheet and this script."""
+    rules = [
+        "default-src 'none'",
+        "img-src data:" + (" file: http: https:" if links_images else ""),
+        f"style-src '{_hash_of(style)}'",
+        *([f"script-src '{_hash_of(script)}'"] if script else []),
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    return "; ".join(rules)
+
+
+def _hash_of(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

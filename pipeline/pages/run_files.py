@@ -39,7 +39,7 @@ class Epoch:
     epoch: int
     phase: str
     loss: float
-    """Cross entropy a word, nats; in the self-critical phase the mean reward."""
+    """Cross entropy, nats per word; in the self-critical phase the mean reward."""
     val_cider: float
     captions_per_s: float
     duration_s: float
@@ -61,14 +61,14 @@ class ModelFiles:
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch that the model is of."""
+        """The epoch of training that the model was saved after."""
         epoch = self.bundle.scores.get("epoch")
         return None if epoch is None else int(epoch)
 
 
 @dataclass(frozen=True)
 class ScoredCaption:
-    """The caption of one image, and what it is worth."""
+    """The caption of one image, and its scores."""
 
     key: str
     caption: str
@@ -130,7 +130,7 @@ def read_model(folder: Path) -> ModelFiles:
             for epoch, phase, *numbers in frame.to_numpy().tolist()
         ]
     except ValueError as exc:
-        raise InputError(f"{path}: not a history as `train` writes it ({exc}); move it away") from exc
+        raise InputError(f"{path}: not a history as `captionmill train` writes it ({exc}); move it away") from exc
     return ModelFiles(folder.name, bundle, history)
 
 
@@ -155,7 +155,7 @@ def read_scores(path: Path) -> ScoreFile:
         )
         return ScoreFile(model if isinstance(model, str) else " + ".join(model), values, captions)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise InputError(f"{path}: not scores as `captionmill evaluate --output` writes them ({exc!r})") from exc
+        raise InputError(f"{path}: not scores as `captionmill evaluate` writes them ({exc!r})") from exc
 
 
 def read_table(path: Path) -> TableFiles:

@@ -1,17 +1,12 @@
-"""A run as one page: what it found and how fast, how the model learned, what its captions are worth, what made it.
+"""A run as one page: what it found and how fast, how the model learned, how its captions score, what made it.
 
-The page is one file that asks for nothing else: style, charts and pictures stand in it, and its content security
-policy forbids scripts and requests. Whatever comes from files is escaped by the template.
+The page is one file that requests nothing: style, charts and images are part of it.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
 
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS
@@ -23,7 +18,7 @@ from captionmill.data.images.read import ImageFile, read_image
 from captionmill.data.urls import is_url
 from captionmill.pipeline.pages import run_results as results
 from captionmill.pipeline.pages import run_work as work
-from captionmill.pipeline.pages.page import THUMBNAIL_SIDE, page_style, thumbnail_url
+from captionmill.pipeline.pages.page import THUMBNAIL_SIDE, render_page, thumbnail_url
 from captionmill.pipeline.pages.run_files import (
     ModelFiles,
     ScoreFile,
@@ -38,13 +33,12 @@ from captionmill.pipeline.words import show_duration
 from captionmill.stages.machine import versions
 from captionmill.stages.scoring.statistics import VocabularyStatistics, describe_vocabulary
 
-_ASSETS = Path(__file__).parent / "assets"
 _MOST_WORDS = 30
 
 
 @dataclass(frozen=True)
 class ReportSources:
-    """Where the parts of a run lie; what is left out, the report does not tell."""
+    """Where the parts of a run lie; the report leaves out what is not named."""
 
     models: Sequence[Path] = ()
     """Folders that `train` wrote."""
@@ -57,7 +51,7 @@ class ReportSources:
     captions: Sequence[Path] = ()
     """The reference captions that the models were trained on."""
     images: Sequence[Path | str] = ()
-    """Where the scored pictures are; without any, where the last extraction into each store found them."""
+    """Where the scored images are; without any, where the last extraction into each store found them."""
 
 
 @dataclass(frozen=True)
@@ -77,45 +71,45 @@ class _Vocabulary:
 
 
 @dataclass
-class _Pictures:
-    """The pictures by key, looked for once and opened when one is wanted; a key of two different files names none."""
+class _Images:
+    """The images by key, looked for once and opened when one is wanted; a key of two different files names none."""
 
-    images: dict[str, ImageFile] = field(default_factory=dict)
+    files: dict[str, ImageFile] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @classmethod
-    def find(cls, locations: Sequence[Path | str]) -> "_Pictures":
-        pictures = cls()
+    def find(cls, locations: Sequence[Path | str]) -> "_Images":
+        found = cls()
         ambiguous: set[str] = set()
         for location in dict.fromkeys(place if isinstance(place, str) else place.resolve() for place in locations):
             try:
                 for image in find_images(location):
-                    if pictures.images.setdefault(image.key, image) != image:
+                    if found.files.setdefault(image.key, image) != image:
                         ambiguous.add(image.key)
             except (CaptionmillError, OSError) as exc:
-                pictures.problems.append(str(exc))
+                found.problems.append(str(exc))
         for key in ambiguous:
-            del pictures.images[key]
+            del found.files[key]
         if ambiguous:
-            pictures.problems.append("several of the images named are called so")
-        return pictures
+            found.problems.append("several of the images named have this key")
+        return found
 
     def thumbnail(self, key: str) -> tuple[str, str]:
-        """The picture as a URL that holds it, and why there is none: one of the two is empty."""
-        if key not in self.images:
-            return "", "no picture: " + ("; ".join(self.problems) or "it is not among the images named")
+        """The image as a URL that holds it, and why there is none: one of the two is empty."""
+        if key not in self.files:
+            return "", "no image: " + ("; ".join(self.problems) or "it is not among the images named")
         try:
-            picture = decode_image(read_image(self.images[key])[0], at_least=lambda *_: (THUMBNAIL_SIDE,) * 2)
+            image = decode_image(read_image(self.files[key])[0], at_least=lambda *_: (THUMBNAIL_SIDE,) * 2)
         except ImageError as exc:
-            return "", f"no picture: {exc}"
-        return thumbnail_url(picture), ""
+            return "", f"no image: {exc}"
+        return thumbnail_url(image), ""
 
 
 def write_run_report(output: Path, sources: ReportSources, *, title: str = "") -> None:
     """Write the report of what `sources` names to `output` (HTML); `title` is the first model's name if it is empty.
 
-    Raises InputError if `sources` names nothing to tell or an output is an input, and what the readers of stores,
-    models, scores, tables and captions raise for files that cannot be read. Missing pictures are no error.
+    Raises InputError if `sources` names nothing or an output is an input, and what the readers of stores,
+    models, scores, tables and captions raise for files that cannot be read. Missing images are no error.
     """
     files = (*sources.scores, *sources.tables, *sources.features)
     if not files and not sources.models:
@@ -127,42 +121,29 @@ def write_run_report(output: Path, sources: ReportSources, *, title: str = "") -
     tables = [read_table(path) for path in sources.tables]
     recorded = [store.records[-1].images for store in stores if store.records]
     locations = list(sources.images) or [where if is_url(where) else Path(where) for where in recorded]
-    pictures = _Pictures.find(locations if scores else ())
+    images = _Images.find(locations if scores else ())
     paces = work.paces(stores, models, tables)
-    page = _template().render(
-        style=Markup(page_style() + (_ASSETS / "run_report.css").read_text(encoding="utf-8")),
-        title=title or _name_run(models, scores, stores, tables),
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        versions=versions(),
-        figures=_figures(stores, models, scores, tables),
-        funnels=[*map(work.store_funnel, stores), *map(work.table_funnel, tables)],
-        paces=paces,
-        stage_shares=work.stage_shares(paces),
-        curves=results.curves(models),
-        models=models,
-        columns=results.score_columns(scores),
-        score_rows=results.score_rows(scores),
-        scores=scores,
-        picks=[(file, results.pick_captions(file.captions)) for file in scores],
-        thumbnail=pictures.thumbnail,
-        confidences=[(file, results.confidence_against_score(file)) for file in scores],
-        vocabularies=_vocabularies(models, scores, sources.captions),
-        settings=results.settings_tables(stores, models, scores),
-        made_by=_made_by(stores, models),
-    )
-    write_text(output, page)
-
-
-@functools.cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(_ASSETS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("run_report.html")
+    values = {
+        "title": title or _name_run(models, scores, stores, tables),
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "versions": versions(),
+        "figures": _figures(stores, models, scores, tables),
+        "funnels": [*map(work.store_funnel, stores), *map(work.table_funnel, tables)],
+        "paces": paces,
+        "stage_shares": work.stage_shares(paces),
+        "curves": results.curves(models),
+        "models": models,
+        "columns": results.score_columns(scores),
+        "score_rows": results.score_rows(scores),
+        "scores": scores,
+        "picks": [(file, results.pick_captions(file.captions)) for file in scores],
+        "thumbnail": images.thumbnail,
+        "confidences": [(file, results.confidence_against_score(file)) for file in scores],
+        "vocabularies": _vocabularies(models, scores, sources.captions),
+        "settings": results.settings_tables(stores, models, scores),
+        "made_by": _made_by(stores, models),
+    }
+    write_text(output, render_page("run_report", values))
 
 
 def _name_run(
@@ -186,10 +167,11 @@ def _figures(
         found.append((f"{sum(len(store.store) for store in stores):,}", "images with features"))
     if rated := [model for model in models if "val_cider_d" in model.bundle.scores]:
         best = max(rated, key=lambda model: model.bundle.scores["val_cider_d"])
-        found.append((f"{best.bundle.scores['val_cider_d']:.3f}", "best validation CIDEr-D"))
+        found.append((f"{best.bundle.scores['val_cider_d']:.2f}", "best validation CIDEr-D"))
     if rated_files := [file for file in scores if "cider_d" in file.values["scores"]]:
         file = max(rated_files, key=lambda file: file.values["scores"]["cider_d"])
-        found.append((f"{file.values['scores']['cider_d']:.3f}", f"CIDEr-D on {len(file.captions):,} scored images"))
+        score = results.show_score(file.values["scores"]["cider_d"], *file.values["intervals"]["cider_d"])
+        found.append((score, f"CIDEr-D on {len(file.captions):,} scored images"))
     if tables:
         found.append((f"{sum(table.captioned for table in tables):,}", "images captioned"))
     if trained := [epoch.duration_s for model in models for epoch in model.history]:

@@ -1,13 +1,19 @@
-"""What a run's report says of models, scores, captions and settings: pure functions from the run's files, no HTML."""
+"""Models, scores, captions and settings of a run, as its report shows them: pure functions from the run's files."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from markupsafe import Markup
-
-from captionmill.pipeline.pages.charts import COLOURS, Series, interval_chart, line_chart, scatter_chart
+from captionmill.pipeline.pages.charts import (
+    COLOURS,
+    Chart,
+    Interval,
+    Series,
+    interval_chart,
+    line_chart,
+    scatter_chart,
+)
 from captionmill.pipeline.pages.run_files import ModelFiles, ScoredCaption, ScoreFile, StoreFiles
 from captionmill.pipeline.pages.run_work import NOT_RECORDED
 from captionmill.pipeline.summaries import SCORE_NAMES
@@ -25,7 +31,7 @@ class Curve:
     unit: str
     lines: Sequence[tuple[str, int]]
     """The name of each line's model, and its colour."""
-    chart: Markup
+    chart: Chart
 
 
 @dataclass(frozen=True)
@@ -35,14 +41,23 @@ class ScoreCell:
     value: float
     low: float
     high: float
-    chart: Markup | None
-    """The interval on a scale that the row's cells share; None where there is nothing to compare with."""
+    chart: Interval | None
+    """The interval on a scale that the row's cells share; None where there is nothing to compare it with."""
     is_difference: bool = False
+
+    @property
+    def shown(self) -> tuple[str, str, str]:
+        """Score and interval in words, with the decimals that the interval leaves meaning to; differences signed."""
+        value, low, high = (
+            show_score(number, self.low, self.high, signed=self.is_difference)
+            for number in (self.value, self.low, self.high)
+        )
+        return value, low, high
 
 
 @dataclass(frozen=True)
 class Picks:
-    """Some captions of like worth."""
+    """Some captions of similar score."""
 
     name: str
     captions: Sequence[ScoredCaption]
@@ -50,12 +65,12 @@ class Picks:
 
 @dataclass(frozen=True)
 class Confidence:
-    """Whether confidence tells good captions from bad ones."""
+    """How well confidence separates good captions from bad ones."""
 
     name: str
     quarters: Sequence[Quarter]
     correlation: float | None
-    chart: Markup
+    chart: Chart
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,12 @@ class SettingsTable:
     settings: Sequence[ShownSetting]
 
 
+def show_score(value: float, low: float, high: float, *, signed: bool = False) -> str:
+    """`value` with the decimals that the interval `low` to `high` leaves meaning to: "0.52" of [0.43, 0.61]."""
+    decimals = 2 if high - low >= 0.025 else 3 if high - low >= 0.0025 else 4
+    return f"{value:{'+' if signed else ''}.{decimals}f}"
+
+
 def curves(models: Sequence[ModelFiles]) -> list[Curve]:
     """Loss, reward and validation CIDEr-D over the epochs, all models in one chart each."""
     kept = [model for model in models if model.history]
@@ -88,7 +109,7 @@ def curves(models: Sequence[ModelFiles]) -> list[Curve]:
     rewards = [_series(model, "loss", rewarded=True) for model in kept]
     ciders = [_series(model, "val_cider") for model in kept]
     wanted = [
-        ("Training loss", "cross entropy a word, nats", losses),
+        ("Training loss", "cross entropy, nats per word", losses),
         ("Reward", "mean, self-critical phase", rewards),
         ("Validation CIDEr-D", "larger dot: the epoch that was kept", ciders),
     ]
@@ -174,7 +195,7 @@ def pick_captions(captions: Iterable[ScoredCaption]) -> list[Picks]:
 
 
 def confidence_against_score(file: ScoreFile) -> Confidence | None:
-    """Confidence against CIDEr-D of the captions of `file`; None if it does not tell both of each."""
+    """Confidence against CIDEr-D of the captions of `file`; None unless it holds both for some of them."""
     dots = [
         (caption.confidence, caption.cider_d)
         for caption in file.captions
@@ -241,6 +262,6 @@ def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show_value(value: object) -> str:
-    if value is None:  # such as the default of max_epochs, which is by the captions
+    if value is None:  # such as the default of max_epochs, which depends on the captions
         return ""
     return ("no", "yes")[value] if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""What a run's report says of the images and of the time: pure functions from the run's files to words and numbers."""
+"""The images and the time of a run, as its report shows them: pure functions from the run's files."""
 
 import statistics
 from collections import Counter
@@ -12,6 +12,7 @@ from captionmill.pipeline.words import show_count, show_duration
 
 NOT_RECORDED = "not recorded"
 _REASONS = 20
+_ADVISED_S = 60  # an extraction that took less needs no advice
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Pace:
     duration_s: float = 0.0
     note: str = ""
     shares: Sequence[tuple[str, float]] = ()
-    """Where the time went, 0 to 1 each; empty if that is not told apart."""
+    """Where the time went, 0 to 1 each; empty if that is not known."""
     advice: str = ""
 
     @property
@@ -125,7 +126,7 @@ def paces(stores: Iterable[StoreFiles], models: Iterable[ModelFiles], tables: It
                     f"{rate:,.0f} captions/s",
                     show_count(len(epochs), "epoch"),
                     sum(epoch.duration_s for epoch in epochs),
-                    "the rate is the median epoch's, without its validation; the time is all",
+                    "the rate is that of the median epoch, without its validation; the time includes validation",
                 )
             )
     for table in tables:
@@ -169,7 +170,7 @@ def _extraction_pace(stage: str, of: str, record: ExtractionRecord) -> Pace:
         record.duration_s,
         f"{record.engine}, {_moment(record)}",
         shares,
-        record.advice,
+        record.advice if record.duration_s >= _ADVISED_S else "",
     )
 
 

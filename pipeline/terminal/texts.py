@@ -6,12 +6,12 @@ import numpy as np
 
 from captionmill.data.captions.vocabulary import UNK
 from captionmill.pipeline.pages.explain_words import (
-    PictureExplanation,
+    ImageExplanation,
+    describe_computation,
+    describe_scaling,
+    describe_start,
     show_number,
     show_probability,
-    tell_how_computed,
-    tell_scaling,
-    tell_start,
 )
 from captionmill.stages.decoding.explain import Numbers, Reference, ScoredWord, Walk
 
@@ -19,23 +19,23 @@ _BAR_LENGTH = 20  # characters for a probability of 1
 _LARGEST = 10
 
 
-def render_text(explained: PictureExplanation) -> str:
+def render_text(explained: ImageExplanation) -> str:
     """The whole walk; characters that could steer a terminal are shown as their escapes."""
     return "\n".join(_printable(line) for line in _lines(explained))
 
 
-def _lines(explained: PictureExplanation) -> Iterator[str]:
+def _lines(explained: ImageExplanation) -> Iterator[str]:
     explanation, tree = explained.explanation, explained.explanation.beam
     yield f"{explained.name}: {explained.caption}"
     yield f"confidence {show_number(explanation.caption.confidence)}, the geometric mean of the words' probabilities"
-    yield f"computed: {tell_how_computed(explained)}"
+    yield f"computed: {describe_computation(explained)}"
     if explained.role:
         yield f"note: {explained.role}"
     yield from ("", f"features: {_describe(explanation.features)}; {explained.origin}")
     largest = np.argsort(-explanation.features, kind="stable")[:_LARGEST]
     yield "  largest, index: number  " + ", ".join(f"{index}: {explanation.features[index]:.4f}" for index in largest)
     for model, config, start in zip(explained.models, explained.decoders, explanation.starts, strict=True):
-        yield from ("", f"first state of {model}: {tell_scaling(config)}; {tell_start(config)}")
+        yield from ("", f"first state of {model}: {describe_scaling(config)}; {describe_start(config)}")
         yield f"  scaled  {_describe(start.scaled)}"
         for part in start.parts:
             yield f"  {part.name} of layer {part.layer}  {_describe(part.values)}"

@@ -159,12 +159,13 @@ def test_the_page_holds_the_same_numbers_and_escapes_what_is_not_its_own(made: P
     assert "&lt;b&gt;bold&lt;/b&gt;" in text
     assert text.count("data:image/") >= 5  # the picture, what the network sees, features, scaled, h0, c0
     row = re.compile(
-        r'<tr class="[a-z]*"><td>(\d+)</td><td class="word">.*?</td><td>(\d+)</td><td>(.*?)</td><td .*?>(.*?)</td>'
+        r'<tr class="[a-z]*"><td>(\d+)</td><td class="word">.*?</td><td>(\d+)</td><td>(.*?)</td>'
+        r'<td class="share">.*?</svg>(.*?)</td>'
     )
     shown = [(int(rank), int(index), logit, value) for rank, index, logit, value in row.findall(text)]
-    walks = [explained.explanation.greedy]
-    if explained.explanation.caption.words != walks[0].words:
-        walks.append(explained.explanation.caption)
+    walks = [explained.explanation.caption]
+    if explained.explanation.greedy.words != walks[0].words:
+        walks.append(explained.explanation.greedy)
     captioner = Captioner.load(made / "model1", device="cpu")
     features = torch.from_numpy(FeatureStore.open(made / "f.h5")["red_0.png"])[None].float()
     expected = []

@@ -3,13 +3,14 @@
 const BLOCK_ROWS = 100; // as pipeline/pages/gallery.py writes them
 const LEAST_WIDTH = 200, GAP = 14, OVERSCAN = 600; // pixels
 const MOST_PRINTED = 600, MOST_LISTED = 200;
+const MOST_LINES = 3; // of a caption and of a note, as the style sheet cuts them
 
 const find = (selector, within = document) => within.querySelector(selector);
 const cards = find("#cards"), large = find("#large");
 const query = find("#query"), shows = find("#shows"), sort = find("#sort");
 const rows = JSON.parse(find("#rows").textContent).map(
-  ([path, caption, confidence, flags, alternatives, error, link], index) =>
-    ({ path, caption, confidence, flags, alternatives, error, link, index, words: null }));
+  ([path, caption, confidence, flags, alternatives, error, link, right = null, truth = ""], index) =>
+    ({ path, caption, confidence, flags, alternatives, error, link, right, truth, index, words: null, room: 0, high: 0 }));
 
 function make(tag, name, text) {
   const element = document.createElement(tag);
@@ -22,11 +23,11 @@ function spellCount(count, noun) {
   return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 }
 
-// ---- thumbnails: blocks of lines, taken apart when one of their pictures is near
+// ---- thumbnails: blocks of lines, taken apart when one of their images is near
 
 const blocks = new Map();
 
-/** The picture of a row as a data URL; "" if it has none, null while the page is still loading. */
+/** The image of a row as a data URL; "" if it has none, null while the page is still loading. */
 function thumbnail(row) {
   const number = Math.floor(row.index / BLOCK_ROWS);
   if (!blocks.has(number)) {
@@ -41,6 +42,7 @@ function thumbnail(row) {
 // ---- which rows, in which order
 
 const kinds = new Map([["all", () => true], ["captioned", row => row.error === null],
+  ["wrong", row => row.right === false], ["right", row => row.right === true],
   ["failed", row => row.error !== null], ["flagged", row => row.flags.length > 0]]);
 for (const flag of new Set(rows.flatMap(row => row.flags))) kinds.set(flag, row => row.flags.includes(flag));
 const members = new Map([...kinds].map(([kind, belongs]) => [kind, rows.filter(belongs).length]));
@@ -48,10 +50,12 @@ const members = new Map([...kinds].map(([kind, belongs]) => [kind, rows.filter(b
 const byConfidence = (sign, left, right) =>
   left.error === null && right.error === null ? sign * ((left.confidence ?? 0) - (right.confidence ?? 0)) || left.index - right.index
     : (left.error !== null) - (right.error !== null) || left.index - right.index;
-const orders = { path: rows, confidence: rows.toSorted(byConfidence.bind(null, -1)),
-  doubt: rows.toSorted(byConfidence.bind(null, 1)) };
+const byDoubt = byConfidence.bind(null, 1);
+const orders = { path: rows, confidence: rows.toSorted(byConfidence.bind(null, -1)), doubt: rows.toSorted(byDoubt),
+  wrong: rows.toSorted((left, right) => (right.right === false) - (left.right === false) || byDoubt(left, right)) };
+const usual = sort.options[0].value; // the order unless another is chosen
 
-const state = { show: "all", sort: "confidence", query: "" };
+const state = { show: "all", sort: usual, query: "" };
 let view = []; // rows shown, in order
 
 /** Lower case, one space for whatever is no letter, accent, vowel sign or digit: what "from a word's start" is looked up in. */
@@ -78,22 +82,23 @@ function select() {
 // ---- the cards: only those near the window are in the document
 
 const shown = new Map(); // position in view -> li
-let room = 0, width = LEAST_WIDTH, height = 0, columns = 1; // pixels of the window and of a card
+let room = 0, width = LEAST_WIDTH, columns = 1; // pixels of the window and of a card
+let tops = [], heights = []; // of each line of cards, pixels
 let current = 0; // position that the keys start from
 let opened = 0; // position in the large view
 
 function fill(card, row) {
   const source = thumbnail(row);
   card.dataset.waiting = source === null ? "1" : "";
-  const picture = find(".picture", card);
+  const frame = find(".frame", card);
   if (source) {
     const image = make("img");
     image.alt = "";
     image.decoding = "async";
     image.src = source;
-    picture.prepend(image);
+    frame.prepend(image);
   } else if (source === "") {
-    picture.prepend(make("span", "missing", "no picture"));
+    frame.prepend(make("span", "missing", "no image"));
   }
 }
 
@@ -103,22 +108,44 @@ function makeFlags(row) {
   return flags;
 }
 
-function buildCard(position) {
-  const row = view[position], item = make("li"), failed = row.error !== null;
-  const card = make("button", failed ? "card failed" : "card");
-  const picture = make("span", "picture"), facts = make("span", "facts");
+/** What a card shows in words: the caption or why there is none, and what the image shows where the caption is wrong. */
+function spellCaption(row) {
+  return row.error ?? (row.caption || "(no words)");
+}
+
+function spellTruth(row) {
+  return row.right === false ? `shows: ${row.truth}` : "";
+}
+
+function spellVerdict(row) {
+  return row.error !== null ? "failed" : row.right === null ? "" : row.right ? "right" : "wrong";
+}
+
+function makeCard(row) {
+  const verdict = spellVerdict(row), card = make("button", `card ${verdict}`.trim());
+  const frame = make("span", "frame"), name = make("span", "name"), facts = make("span", "facts");
   card.type = "button";
   card.tabIndex = -1;
   card.title = row.path;
-  card.dataset.position = position;
-  if (!failed) {
+  if (row.error === null) {
     const bar = make("span", "bar");
     bar.style.width = `${100 * (row.confidence ?? 0)}%`;
-    picture.append(bar);
+    frame.append(bar);
   }
-  if (row.flags.length) picture.append(makeFlags(row));
-  facts.append(make("span", "name", row.path), make("span", "", failed ? "failed" : row.confidence?.toFixed(2) ?? ""));
-  card.append(picture, make("span", "caption", failed ? row.error : row.caption || "(no words)"), facts);
+  if (row.flags.length) frame.append(makeFlags(row));
+  const path = make("bdi", "", row.path); // of a long path the beginning is cut, in the style sheet
+  path.dir = "ltr";
+  name.append(path);
+  facts.append(name, make("span", "", [verdict, row.confidence?.toFixed(2)].filter(Boolean).join(" ")));
+  card.append(frame, make("span", "caption", spellCaption(row)));
+  if (spellTruth(row)) card.append(make("span", "note", spellTruth(row)));
+  card.append(facts);
+  return card;
+}
+
+function buildItem(position) {
+  const row = view[position], item = make("li"), card = makeCard(row);
+  card.dataset.position = position;
   item.append(card);
   item.setAttribute("aria-setsize", view.length);
   item.setAttribute("aria-posinset", position + 1);
@@ -127,24 +154,95 @@ function buildCard(position) {
 }
 
 function place(item, position) {
-  const x = position % columns * (width + GAP), y = Math.floor(position / columns) * (height + GAP);
-  item.style.transform = `translate(${x}px, ${y}px)`;
+  const line = Math.floor(position / columns);
+  item.style.transform = `translate(${position % columns * (width + GAP)}px, ${tops[line]}px)`;
+  item.style.height = `${heights[line]}px`;
 }
 
-/** Fit columns to the window's width. */
+// A card is as high as its words need, and a line of cards as high as its highest. How the words of 10,000 captions
+// break is worked out from the widths of the words, each of which is measured once, without the document.
+
+const canvas = document.createElement("canvas").getContext("2d");
+
+/** What counts the lines of a text in the style of `element`, when it is `room` pixels wide, and how high one is. */
+function makeRuler(element) {
+  const style = getComputedStyle(element), { font } = style, widths = new Map();
+  const widthOf = word => {
+    if (!widths.has(word)) {
+      canvas.font = font;
+      widths.set(word, canvas.measureText(word).width);
+    }
+    return widths.get(word);
+  };
+  const space = widthOf(" ");
+  return { high: parseFloat(style.lineHeight), count(text, room) {
+    let lines = 1, x = 0;
+    for (const word of text.split(" ")) {
+      const wide = widthOf(word);
+      if (x > 0 && x + wide > room) { lines += 1; x = 0; }
+      lines += Math.max(0, Math.ceil((x + wide) / room) - 1); // longer than a line: broken anywhere
+      x = (x + wide) % room + space;
+      if (lines >= MOST_LINES) return MOST_LINES;
+    }
+    return lines;
+  } };
+}
+
+let rulers = null; // of captions, of notes; and the height of a card without either
+
+function makeRulers() {
+  const item = make("li"), empty = { path: "x", caption: "x", confidence: 0.5, flags: [], error: null, right: false, truth: "x" };
+  const card = makeCard(empty);
+  item.append(card);
+  cards.append(item);
+  const [caption, note] = [find(".caption", card), find(".note", card)].map(makeRuler);
+  const padding = parseFloat(getComputedStyle(find(".caption", card)).marginLeft) + 1; // and the border
+  const gap = parseFloat(getComputedStyle(find(".note", card)).marginBottom);
+  rulers = { caption, note, padding, gap, base: card.offsetHeight - width * 0.75 - caption.high - note.high - gap };
+  item.remove();
+}
+
+function heightOf(row) {
+  if (row.room !== width) {
+    const free = width - 2 * rulers.padding - 1, truth = spellTruth(row);
+    row.high = rulers.caption.high * rulers.caption.count(spellCaption(row), free);
+    if (truth) row.high += rulers.note.high * rulers.note.count(truth, free) + rulers.gap;
+    row.room = width;
+  }
+  return row.high;
+}
+
+/** Fit columns to the window's width, and lines to their words. */
 function measure() {
   room = cards.clientWidth;
   const least = Math.min(LEAST_WIDTH, (room - GAP) / 2);
   columns = Math.max(1, Math.floor((room + GAP) / (least + GAP)));
   width = (room - (columns - 1) * GAP) / columns;
   cards.style.setProperty("--width", `${width}px`);
-  const probe = make("li");
-  probe.append(make("div", "card"));
-  cards.append(probe);
-  height = probe.offsetHeight;
-  probe.remove();
-  const lines = Math.ceil(view.length / columns);
-  cards.style.height = `${Math.max(0, lines * (height + GAP) - GAP)}px`;
+  if (!rulers) makeRulers();
+  tops = [];
+  heights = [];
+  let y = 0;
+  for (let first = 0; first < view.length; first += columns) {
+    let high = 0;
+    for (let position = first; position < Math.min(first + columns, view.length); position++) {
+      high = Math.max(high, heightOf(view[position]));
+    }
+    tops.push(y);
+    heights.push(width * 0.75 + rulers.base + high);
+    y += heights.at(-1) + GAP;
+  }
+  cards.style.height = `${Math.max(0, y - GAP)}px`;
+}
+
+/** The line of cards at `y` pixels below the first, or the nearest one. */
+function lineAt(y) {
+  let low = 0, high = tops.length - 1;
+  while (low < high) {
+    const middle = Math.ceil((low + high) / 2);
+    if (tops[middle] <= y) low = middle; else high = middle - 1;
+  }
+  return Math.max(0, low);
 }
 
 function render(first, end) {
@@ -159,7 +257,7 @@ function render(first, end) {
   for (let position = first; position < end; position++) {
     let item = shown.get(position);
     if (!item) {
-      item = buildCard(position);
+      item = buildItem(position);
       shown.set(position, item);
       place(item, position);
       if (before) before.after(item); else cards.prepend(item);
@@ -180,10 +278,9 @@ function setEntry(item) {
 }
 
 function renderWindow() {
-  const top = -cards.getBoundingClientRect().top, line = height + GAP;
-  const first = Math.max(0, Math.floor((top - OVERSCAN) / line)) * columns;
-  const end = Math.max(0, Math.ceil((top + innerHeight + OVERSCAN) / line)) * columns;
-  render(Math.min(first, view.length), Math.min(end, view.length));
+  const top = -cards.getBoundingClientRect().top;
+  const first = lineAt(top - OVERSCAN) * columns, end = (lineAt(top + innerHeight + OVERSCAN) + 1) * columns;
+  render(first, Math.min(end, view.length));
 }
 
 function rebuild() {
@@ -203,8 +300,8 @@ function renderSoon() {
 function focusCard(position) {
   if (!view.length) return;
   current = Math.max(0, Math.min(view.length - 1, position));
-  const y = Math.floor(current / columns) * (height + GAP), box = cards.getBoundingClientRect();
-  const above = find("#controls").offsetHeight + GAP;
+  const line = Math.floor(current / columns), y = tops[line], height = heights[line];
+  const above = find("#controls").offsetHeight + GAP, box = cards.getBoundingClientRect();
   if (box.top + y < above) scrollBy(0, box.top + y - above);
   else if (box.top + y + height > innerHeight - GAP) scrollBy(0, box.top + y + height - innerHeight + GAP);
   renderWindow();
@@ -217,7 +314,7 @@ function readAddress() {
   const parameters = new URLSearchParams(location.hash.slice(1));
   state.query = parameters.get("q") ?? "";
   state.show = kinds.has(parameters.get("show")) ? parameters.get("show") : "all";
-  state.sort = Object.hasOwn(orders, parameters.get("sort")) ? parameters.get("sort") : "confidence";
+  state.sort = Object.hasOwn(orders, parameters.get("sort")) ? parameters.get("sort") : usual;
   query.value = state.query;
   sort.value = state.sort;
   apply();
@@ -229,7 +326,7 @@ function writeAddress() {
   const parameters = new URLSearchParams();
   if (state.query) parameters.set("q", state.query);
   if (state.show !== "all") parameters.set("show", state.show);
-  if (state.sort !== "confidence") parameters.set("sort", state.sort);
+  if (state.sort !== usual) parameters.set("sort", state.sort);
   if (large.open) parameters.set("image", view[opened].path);
   const hash = parameters.size ? `#${parameters}` : " ";
   if (hash.trim() !== location.hash) history.replaceState(null, "", hash === " " ? location.pathname + location.search : hash);
@@ -243,7 +340,11 @@ function showStatus(more = "") {
 function apply() {
   select();
   current = 0;
-  for (const button of shows.children) button.setAttribute("aria-pressed", button.dataset.show === state.show);
+  for (const button of shows.children) {
+    const isChosen = button.dataset.show === state.show;
+    button.setAttribute("aria-pressed", isChosen);
+    if (isChosen) shows.scrollLeft = button.offsetLeft - (shows.clientWidth - button.offsetWidth) / 2;
+  }
   showStatus();
   find("#nothing").hidden = view.length > 0;
   const start = find("#status").getBoundingClientRect().top + scrollY - find("#controls").offsetHeight;
@@ -258,7 +359,7 @@ function change(changes) {
 }
 
 for (const [kind, count] of members) {
-  if (!count && kind !== "all") continue;
+  if (kind !== "all" && (count === 0 || count === rows.length)) continue; // nothing to choose
   const button = make("button", "", kind.replaceAll("-", " "));
   button.type = "button";
   button.dataset.show = kind;
@@ -266,6 +367,16 @@ for (const [kind, count] of members) {
   button.addEventListener("click", () => change({ show: kind }));
   shows.append(button);
 }
+
+/** Where chips lie beyond an end of their row, it fades there. */
+function fadeShows() {
+  const hidden = shows.scrollWidth - shows.clientWidth - shows.scrollLeft;
+  shows.classList.toggle("before", shows.scrollLeft > 1);
+  shows.classList.toggle("after", hidden > 1);
+}
+
+shows.addEventListener("scroll", fadeShows, { passive: true });
+new ResizeObserver(fadeShows).observe(shows);
 
 let typing = 0;
 query.addEventListener("input", () => {
@@ -325,13 +436,15 @@ function openLarge(position) {
     whole.onload = () => { if (large.open && view[opened] === row) image.src = row.link; };
     whole.src = row.link;
   }
-  find(".caption", large).textContent = failed ? "" : row.caption || "(no words)";
+  find(".caption", large).textContent = failed ? "" : spellCaption(row);
+  find(".verdict", large).className = `verdict ${spellVerdict(row)}`;
+  find(".verdict", large).textContent = row.right === null ? "" : row.right ? "right" : `wrong; ${spellTruth(row)}`;
   find(".error", large).textContent = failed ? row.error : "";
   find(".flags", large).replaceChildren(makeFlags(row));
   for (const part of large.querySelectorAll(".sure")) part.hidden = failed;
   for (const part of large.querySelectorAll(".others")) part.hidden = !row.alternatives.length;
   find(".number", large).textContent = row.confidence?.toFixed(4) ?? "";
-  find(".bar span", large).style.width = `${100 * (row.confidence ?? 0)}%`;
+  find(".rail span", large).style.width = `${100 * (row.confidence ?? 0)}%`;
   find("ol", large).replaceChildren(...row.alternatives.map(text => make("li", "", text)));
   const path = make(row.link ? "a" : "span", "", row.path);
   if (row.link) {
@@ -383,7 +496,7 @@ const moves = { ArrowLeft: () => -1, ArrowRight: () => 1, k: () => -1, j: () => 
   PageUp: () => -columns * pageLines(), PageDown: () => columns * pageLines() };
 
 function pageLines() {
-  return Math.max(1, Math.floor((innerHeight - find("#controls").offsetHeight) / (height + GAP)));
+  return Math.max(1, Math.floor((innerHeight - find("#controls").offsetHeight) / (heights[Math.floor(current / columns)] + GAP)));
 }
 
 addEventListener("keydown", event => {
