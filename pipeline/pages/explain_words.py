@@ -71,7 +71,9 @@ def describe_computation(explained: ImageExplanation) -> str:
     if len(explained.models) > 1:
         decoder = f"an ensemble of {len(explained.models)} LSTM decoders, which averages their probabilities,"
     found = "greedy search, the highest score at each step,"
-    if search.beam_size > 1:
+    if search.sample:
+        found = f"sampling (temperature {search.temperature:g}, seed {search.seed})"
+    elif search.beam_size > 1:
         found = f"beam search ({search.beam_size} captions kept, length penalty {search.length_penalty:g})"
     return (
         f"{spec.backbone} ({Path(spec.weights).name}, {spec.preprocess} to {spec.image_size} pixels) turned the image "

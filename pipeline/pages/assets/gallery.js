@@ -438,7 +438,7 @@ function openLarge(position) {
   }
   find(".caption", large).textContent = failed ? "" : spellCaption(row);
   find(".verdict", large).className = `verdict ${spellVerdict(row)}`;
-  find(".verdict", large).textContent = row.right === null ? "" : row.right ? "right" : `wrong; ${spellTruth(row)}`;
+  find(".verdict", large).textContent = row.right === null ? "" : row.right ? "right" : `wrong: the image shows ${row.truth}`;
   find(".error", large).textContent = failed ? row.error : "";
   find(".flags", large).replaceChildren(makeFlags(row));
   for (const part of large.querySelectorAll(".sure")) part.hidden = failed;
