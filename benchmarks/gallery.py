@@ -45,7 +45,9 @@ FILTER = """(async () => { const start = performance.now(), query = document.que
 query.value = WORD; query.dispatchEvent(new Event("input")); await new Promise(done => setTimeout(done, 80));
 return await FRAMES; })()""".replace("FRAMES", FRAMES)
 SORT = """(async () => { const start = performance.now(), sort = document.querySelector("#sort");
-sort.value = sort.options[1].value; sort.dispatchEvent(new Event("change")); return await FRAMES; })()""".replace("FRAMES", FRAMES)
+sort.value = sort.options[1].value; sort.dispatchEvent(new Event("change")); return await FRAMES; })()""".replace(
+    "FRAMES", FRAMES
+)
 SCROLL = """(async () => { let most = 0, frames = 0;
 for (let y = 0; y < document.body.scrollHeight && frames < 200; y += STEP, frames += 1) {
   scrollTo(0, y); await new Promise(requestAnimationFrame);

@@ -1,6 +1,7 @@
-"""The demo, small: every file it promises, and a page with every held-out picture."""
+"""The demo, small: every file it promises, and a gallery with every held-out image."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,14 @@ def test_a_small_demo_leaves_pictures_captions_scores_a_page_and_its_plan(tmp_pa
     scenes = draw_samples(tmp_path / "again", 12, seed=20261123)
     assert summary.right_count == sum(describes(row["caption"], scenes[row["path"]]) for row in rows)
     page = (folder / "page.html").read_text(encoding="utf-8")
-    assert page.count("<figure") == 12
-    assert page.count("data:image/jpeg;base64,") == 12
-    assert f"<b>{summary.right_count} of 12</b>" in page
-    assert all(row["caption"] in page for row in rows)
+    shown = json.loads(page.split('id="rows">')[1].split("</script>")[0])
+    right = {row["path"]: describes(row["caption"], scenes[row["path"]]) for row in rows}
+    assert [row[:2] for row in shown] == [[row["path"], row["caption"]] for row in rows]
+    assert {row[0]: row[7] for row in shown} == right
+    assert all(thing.colour in row[8] for row in shown for thing in scenes[row[0]].objects)
+    assert len(page.split('id="thumbnails-0">')[1].split("</script>")[0].split()) == 12
+    wrong_count = 12 - summary.right_count
+    assert (f"<b>{wrong_count}</b> wrong" in page) == (wrong_count > 0)
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert report.count("data:image/jpeg;base64,") == 12  # four of the best, of the median and of the worst
     assert summary.report_path == folder / "report.html"
