@@ -39,7 +39,7 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """A line through dots."""
 
     colour: int
@@ -55,7 +55,7 @@ class Chart:
     x_ticks: Sequence[tuple[float, str]]
     """Place and label."""
     y_ticks: Sequence[tuple[float, str]]
-    lines: Sequence[Line]
+    lines: Sequence[ChartLine]
     cloud: Sequence[Point] = ()
     """Small dots under the lines."""
 
@@ -109,7 +109,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str) -> Chart:
             is_marked = point == line.marked
             shown = f"{line.name}, {x_label} {point[0]:g}: {point[1]:.3f}" + (", kept" if is_marked else "")
             dots.append(Dot(*axes.place(point), 5 if is_marked else 2.5, shown, is_marked))
-        lines.append(Line(number % COLOURS, dots))
+        lines.append(ChartLine(number % COLOURS, dots))
     return Chart(title, x_label, axes.x_ticks(), axes.y_ticks(), lines)
 
 
@@ -120,7 +120,7 @@ def scatter_chart(dots: Sequence[Point], trend: Sequence[Point], *, title: str, 
         ticks(min(x for x, _ in everything), max(x for x, _ in everything)), ticks(0, max(y for _, y in everything))
     )
     shown = dots[:: math.ceil(len(dots) / _MOST_DOTS)]
-    line = Line(1, [Dot(*axes.place(point), 4) for point in trend])
+    line = ChartLine(1, [Dot(*axes.place(point), 4) for point in trend])
     return Chart(title, x_label, axes.x_ticks(), axes.y_ticks(), [line], [axes.place(dot) for dot in shown])
 
 

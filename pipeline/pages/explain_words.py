@@ -70,16 +70,30 @@ def describe_computation(explained: ImageExplanation) -> str:
     decoder = f"an LSTM with a state of {config.hidden_dim:,} numbers"
     if len(explained.models) > 1:
         decoder = f"an ensemble of {len(explained.models)} LSTM decoders, which averages their probabilities,"
-    found = "greedy search, the highest score at each step,"
-    if search.sample:
-        found = f"sampling (temperature {search.temperature:g}, seed {search.seed})"
-    elif search.beam_size > 1:
-        found = f"beam search ({search.beam_size} captions kept, length penalty {search.length_penalty:g})"
     return (
         f"{spec.backbone} ({Path(spec.weights).name}, {spec.preprocess} to {spec.image_size} pixels) turned the image "
         f"into {spec.feature_dim:,} numbers, {decoder} chose from {words:,} words one after the other, and "
-        f"{found} found the caption"
+        f"{describe_search(search)} found the caption"
     )
+
+
+def describe_search(search: SearchConfig) -> str:
+    """How the caption was found: the kind of search, with all its settings that count."""
+    kind, settings = "greedy search, the highest score at each step", list[str]()
+    if search.sample:
+        kind, settings = "sampling", [f"temperature {search.temperature:g}"]
+        settings += [f"the {search.top_k} likeliest words"] * (search.top_k > 0)
+        settings += [f"the likeliest words up to {search.top_p:g}"] * (search.top_p < 1)
+        settings += [f"seed {search.seed}"]
+    elif search.beam_size > 1:
+        kind = "beam search"
+        settings = [f"{search.beam_size} captions kept", f"length penalty {search.length_penalty:g}"]
+        if search.diversity_groups > 1:
+            settings += [f"{search.diversity_groups} groups of diversity strength {search.diversity_strength:g}"]
+    settings += [f"{search.min_length} words at least"] * (search.min_length > 1)
+    settings += [f"no {search.no_repeat_ngram} words in a row twice"] * (search.no_repeat_ngram > 1)
+    settings += ["no word twice"] * (search.no_repeat_ngram == 1)
+    return f"{kind} ({', '.join(settings)})" if settings else kind
 
 
 def describe_scaling(config: DecoderConfig) -> str:
