@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from captionmill.data.csv_tables import guard_formula, unguard_formula
 from captionmill.data.errors import InputError
+from captionmill.data.optional import require
 
 TableFormat = Literal["csv", "jsonl", "parquet"]
 
@@ -148,12 +149,8 @@ def write_parquet(path: Path, rows: Iterable[CaptionRow]) -> None:
 
 
 def _require_pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as exc:
-        raise InputError("Parquet needs pyarrow: pip install 'captionmill[parquet]'") from exc
-    return pyarrow, pyarrow.parquet
+    arrow = require("pyarrow", extra="parquet", needed_by="Parquet")
+    return arrow, require("pyarrow.parquet", extra="parquet", needed_by="Parquet")
 
 
 def _cells(row: CaptionRow) -> dict[str, str]:

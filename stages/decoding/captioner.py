@@ -5,15 +5,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.errors import BundleError, InputError
+from captionmill.data.features.file import Features
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.model import Bundle, read_bundle
+from captionmill.data.paths import AnyPaths, as_paths
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
@@ -50,13 +53,13 @@ class Captioner:
     """What each decoder was read from; they agree in `spec` and `vocabulary`."""
 
     @classmethod
-    def load(cls, model: Path | Sequence[Path], *, device: str = "auto") -> "Captioner":
+    def load(cls, model: AnyPaths, *, device: str = "auto") -> "Captioner":
         """The decoder of the bundle in folder `model`, or the ensemble of several such folders.
 
         Raises BundleError if one cannot be read, SpecMismatchError if they were trained on different kinds of features,
         InputError if their words or the indices of these differ, or no folder is given.
         """
-        models = [model] if isinstance(model, Path) else list(model)
+        models = as_paths(model)
         if not models:
             raise InputError("no model is given: name at least one folder that `captionmill train` wrote")
         bundles = [read_bundle(folder) for folder in models]
@@ -93,9 +96,19 @@ class Captioner:
         return decode_features(self.decoder, store, keys, self.vocabulary, search, progress=progress)
 
 
+class KeyedRows(Protocol):
+    """Rows of features that are found by key: those of a store, or of images in memory."""
+
+    def position(self, key: str) -> int:
+        """Where the row of `key` is; KeyError if it has none."""
+
+    def read(self, positions: Sequence[int]) -> Features:
+        """The rows at `positions`, in that order: [len(positions), D]."""
+
+
 def decode_features(
     decoder: Decoder | Ensemble,
-    store: FeatureStore,
+    store: KeyedRows,
     keys: Sequence[str],
     vocabulary: Vocabulary,
     search: SearchConfig,
@@ -106,11 +119,28 @@ def decode_features(
 
     When memory runs out, the block is halved for all that follow; InputError if one image is too much.
     """
-    decoder.eval()
     device = next(decoder.parameters()).device
-    steps: StepDecoder = decoder
-    if isinstance(decoder, Decoder) and device.type == "cpu":  # GPUs have a fast LSTM of their own
-        steps = FoldedDecoder(decoder)
+    return decode_rows(choose_steps(decoder), store, keys, vocabulary, search, device=device, progress=progress)
+
+
+def choose_steps(decoder: Decoder | Ensemble) -> StepDecoder:
+    """`decoder` in evaluation mode, in the form whose steps are fastest on its device; its weights must not change."""
+    decoder.eval()
+    is_on_cpu = next(decoder.parameters()).device.type == "cpu"
+    return FoldedDecoder(decoder) if isinstance(decoder, Decoder) and is_on_cpu else decoder  # GPUs have a fast LSTM
+
+
+def decode_rows(
+    steps: StepDecoder,
+    store: KeyedRows,
+    keys: Sequence[str],
+    vocabulary: Vocabulary,
+    search: SearchConfig,
+    *,
+    device: torch.device,
+    progress: Progress = no_progress,
+) -> Iterator[tuple[str, Caption]]:
+    """As `decode_features`, with what `choose_steps` made of a decoder on `device`."""
     block_size = max(1, BLOCK_ROWS // (1 + search.alternatives if search.sample else search.beam_size))
     start = 0
     while start < len(keys):

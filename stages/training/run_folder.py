@@ -22,6 +22,7 @@ from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError, TrainingError
 from captionmill.data.files import hold_lock, replace_atomically, write_text
 from captionmill.data.model import BUNDLE_NAME, read_bundle, write_bundle
+from captionmill.data.optional import install_command
 from captionmill.stages import charts
 from captionmill.stages.machine import versions
 from captionmill.stages.training.checkpoint import CHECKPOINT_NAME
@@ -156,7 +157,7 @@ class RunFolder:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self._has_tensorboard = False
-            _log.info("no TensorBoard events: pip install 'captionmill[tensorboard]'")
+            _log.info("no TensorBoard events: %s", install_command("tensorboard"))
             return None
         return SummaryWriter(str(self._folder / EVENTS_NAME), purge_step=first_step)
 
