@@ -22,6 +22,7 @@ from captionmill.data.errors import BundleError
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.files import replace_atomically, write_text
 from captionmill.data.images.keys import match_forms
+from captionmill.data.paths import AnyPath
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -112,8 +113,9 @@ def _read_weights_name(folder: Path) -> str | None:
         return None
 
 
-def read_bundle(folder: Path) -> Bundle:
+def read_bundle(folder: AnyPath) -> Bundle:
     """The bundle in `folder`; BundleError if there is none, or its files are damaged or do not belong together."""
+    folder = Path(folder)
     path = folder / BUNDLE_NAME
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

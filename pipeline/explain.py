@@ -16,6 +16,7 @@ from captionmill.data.images.decode import Pixels
 from captionmill.data.images.keys import image_key, match_forms
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageFile, is_unchanged, load_image
 from captionmill.data.model import Bundle, bundle_files
+from captionmill.data.paths import AnyPath, AnyPaths, as_path, as_paths
 from captionmill.pipeline.pages.explain_words import PictureExplanation
 from captionmill.pipeline.pages.explanation import render_page
 from captionmill.stages.decoding.captioner import Captioner
@@ -33,16 +34,16 @@ _ROLES = {
 
 
 def explain_picture(
-    image: Path,
-    model: Path | Sequence[Path],
+    image: AnyPath,
+    model: AnyPaths,
     *,
-    output: Path | None = None,
-    features: Path | None = None,
-    captions: Path | None = None,
+    output: AnyPath | None = None,
+    features: AnyPath | None = None,
+    captions: AnyPath | None = None,
     key: str | None = None,
     search: SearchConfig = SearchConfig(),
     machine: ExtractConfig = ExtractConfig(),
-    weights: Path | None = None,
+    weights: AnyPath | None = None,
 ) -> PictureExplanation:
     """The way of the picture `image` to its caption by `model`; several folders are an ensemble.
 
@@ -53,7 +54,8 @@ def explain_picture(
     Raises InputError if the picture cannot be read, is not in the store or the captions file, or is not the one that
     the store's row was made from; WeightsError and SpecMismatchError as `caption_folder`.
     """
-    folders = [model] if isinstance(model, Path) else model
+    image, folders = Path(image), as_paths(model)
+    output, features, captions, weights = map(as_path, (output, features, captions, weights))
     if output:
         require_other_file(output, image, features, captions, *bundle_files(*folders))
     captioner = Captioner.load(folders, device=machine.device)

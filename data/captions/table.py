@@ -16,6 +16,7 @@ from typing import Any, Literal
 from captionmill.data.csv_tables import guard_formula, unguard_formula
 from captionmill.data.errors import InputError
 from captionmill.data.optional import require
+from captionmill.data.paths import AnyPath
 
 TableFormat = Literal["csv", "jsonl", "parquet"]
 
@@ -87,11 +88,12 @@ def row_text(table_format: TableFormat, *, with_alternatives: bool) -> RowText:
     return RowText(_MARK + _csv_line(columns), encode, decode)
 
 
-def read_captions(path: Path) -> Iterator[CaptionRow]:
+def read_captions(path: AnyPath) -> Iterator[CaptionRow]:
     """The rows of a finished table of captions in any format (recognised by content), in constant memory.
 
     Raises InputError if there is no such file or it is not a table of captions.
     """
+    path = Path(path)
     try:
         with path.open("rb") as file:
             start = file.read(4)

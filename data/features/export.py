@@ -12,6 +12,7 @@ from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import replace_atomically
 from captionmill.data.optional import require
+from captionmill.data.paths import AnyPath
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class FeaturesExportSummary:
 
 
 def export_features(
-    path: Path,
-    output: Path,
+    path: AnyPath,
+    output: AnyPath,
     *,
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] = lambda label, done, total: None,
@@ -35,6 +36,7 @@ def export_features(
     key (string) and features (a list of D numbers each). Raises StoreError if the store cannot be read, InputError for
     another suffix, an output that exists (unless `overwrite`), or Parquet without the package pyarrow.
     """
+    path, output = Path(path), Path(output)
     writers = {".npy": _write_npy, ".parquet": _write_parquet}
     if output.suffix not in writers:
         raise InputError(f"{output}: features are exported as .npy or .parquet")

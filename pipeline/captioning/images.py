@@ -51,8 +51,8 @@ class CaptionedImage:
 def caption_images(
     images: ImageInput | Iterable[ImageInput],
     model: AnyPaths | Captioner,
-    *,
     search: SearchConfig = SearchConfig(),
+    *,
     machine: ExtractConfig = ExtractConfig(),
     weights: AnyPath | None = None,
     low_confidence: float | None = None,

@@ -23,6 +23,7 @@ from captionmill.data.errors import ImageError
 from captionmill.data.files import replace_atomically
 from captionmill.data.images.decode import decode_image
 from captionmill.data.images.read import ImageFile, read_image
+from captionmill.data.paths import AnyPath
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.machine import choose_workers
 
@@ -42,7 +43,7 @@ _logger = logging.getLogger(__name__)
 
 
 def write_gallery(
-    page_path: Path,
+    page_path: AnyPath,
     title: str,
     images: Iterable[ImageFile],
     rows: Sequence[CaptionRow],
@@ -55,6 +56,7 @@ def write_gallery(
     A row whose picture cannot be read (any more) has none, and says so. One block of thumbnails is in memory at a time.
     The page links to local pictures by their path relative to it. `workers` threads decode; 0 takes one for each core.
     """
+    page_path = Path(page_path)
     if len(rows) > MOST_ROWS:
         _logger.warning("%s: a page of %d images is large, and slow to open", page_path, len(rows))
     by_key = {image.key: image for image in images}

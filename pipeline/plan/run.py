@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from captionmill.data.captions.table import is_caption_table
 from captionmill.data.errors import CaptionmillError, InputError, PipelineError
 from captionmill.data.model import bundle_exists
+from captionmill.data.paths import AnyPath
 from captionmill.pipeline.plan.command_line import command_line
 from captionmill.pipeline.plan.fingerprints import Images, settle
 from captionmill.pipeline.plan.graph import Graph, Task
@@ -71,7 +72,7 @@ class RunEvents:
 
 
 def run_pipeline(
-    plan_path: Path,
+    plan_path: AnyPath,
     *,
     jobs: int = 1,
     cluster: str | None = None,
@@ -88,6 +89,7 @@ def run_pipeline(
     Raises PipelineError for a file that cannot be understood or that another process runs, and, when all that can be
     made is made, for tasks that failed; ClusterError if processes keep dying.
     """
+    plan_path = Path(plan_path)
     graph = read_plan(plan_path)
     forced = graph.forced_by(start)
     with claim_pipeline(plan_path), ExitStack() as stack:

@@ -24,6 +24,7 @@ from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError, TrainingError, UnfinishedRunError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.model import bundle_exists, read_bundle, write_bundle
+from captionmill.data.paths import AnyPath
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Caption
 from captionmill.stages.machine import is_out_of_memory
@@ -69,9 +70,9 @@ class TrainSummary:
 
 
 def train(
-    features: str | Path,
-    captions: str | Path,
-    output: str | Path,
+    features: AnyPath,
+    captions: AnyPath,
+    output: AnyPath,
     config: TrainConfig = TrainConfig(),
     *,
     data: SplitLists = SplitLists(),
