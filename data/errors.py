@@ -13,6 +13,7 @@ CaptionmillError
 ├── BundleError           a model bundle that cannot be opened
 ├── ExportError           an exported network whose results differ from the model's
 ├── TrainingError         a training run that cannot start or continue
+│   └── UnfinishedRunError  an unfinished run of other settings or data than asked for now
 ├── ClusterError          processes or machines that do not answer or keep dying
 └── PipelineError         a pipeline file that cannot be understood
 """

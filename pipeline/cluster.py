@@ -53,11 +53,11 @@ def open_spread(jobs: int, cluster: str | None, *, device: str = "auto") -> Iter
             yield spread
         return
     if jobs:
-        raise InputError("--jobs is for this machine: with --cluster, the cluster's workers are the processes")
+        raise InputError("`jobs` is for this machine: with `cluster`, the cluster's workers are the processes")
     kind, _, address = cluster.partition("://")
     connect = {"dask": _connect_dask, "ray": _connect_ray}.get(kind)
     if connect is None or not address:
-        raise InputError(f"--cluster {cluster}: use dask://HOST:PORT or ray://HOST:PORT")
+        raise InputError(f"`cluster` {cluster}: use dask://HOST:PORT or ray://HOST:PORT")
     with connect(address) as spread:
         yield spread
 
@@ -91,7 +91,7 @@ def _start_processes(processes: int, *, least_images: int) -> Iterator[Spread]:
 
 @contextmanager
 def _connect_dask(address: str) -> Iterator[Spread]:
-    distributed = require("distributed", extra="dask", needed_by="--cluster dask://")
+    distributed = require("distributed", extra="dask", needed_by="`cluster` dask://")
     try:
         client = distributed.Client(f"tcp://{address}", set_as_default=False)
     except (OSError, ValueError) as exc:
@@ -119,13 +119,13 @@ def _connect_dask(address: str) -> Iterator[Spread]:
 
 @contextmanager
 def _connect_ray(address: str) -> Iterator[Spread]:
-    ray = require("ray", extra="ray", needed_by="--cluster ray://")
+    ray = require("ray", extra="ray", needed_by="`cluster` ray://")
     try:
         ray.init(address=f"ray://{address}", log_to_driver=False)
     except (OSError, ValueError, ConnectionError) as exc:
         raise ClusterError(f"ray://{address}: no ray cluster answers ({_first_words(exc)})") from exc
     try:
-        require("ray.util.joblib", extra="ray", needed_by="--cluster ray://").register_ray()
+        require("ray.util.joblib", extra="ray", needed_by="`cluster` ray://").register_ray()
         processes = max(1, int(ray.cluster_resources().get("CPU", 1)))
 
         def run_calls(calls: Sequence[_Call]) -> Iterator[tuple[int, Any]]:

@@ -63,8 +63,9 @@ def test_the_names_are_the_same_for_people_programs_and_type_checkers() -> None:
         found: Any = getattr(captionmill, name)
         assert f"{found.__module__}.{found.__qualname__}" == home
     assert captionmill.__version__ == importlib.metadata.version("captionmill")
+    unknown = "extrakt"
     with pytest.raises(AttributeError, match="module 'captionmill' has no attribute 'extrakt'"):
-        _ = captionmill.extrakt
+        getattr(captionmill, unknown)
 
 
 def test_the_configurations_and_the_errors_are_those_of_the_package() -> None:

@@ -26,7 +26,7 @@ from captionmill.stages.encoding.loader import Batch, load_batches, prepare_pixe
 from captionmill.stages.machine import choose_workers
 from captionmill.stages.settings import ExtractConfig, SearchConfig, TableConfig
 
-ImageInput = AnyPath | bytes | Image.Image | npt.NDArray[np.uint8]
+AnyImage = AnyPath | bytes | Image.Image | npt.NDArray[np.uint8]
 """A file or its URL, the bytes of a file, Pillow's image, or an array: [H, W, 3] uint8 RGB or [H, W] uint8 grey."""
 
 
@@ -49,7 +49,7 @@ class CaptionedImage:
 
 
 def caption_images(
-    images: ImageInput | Iterable[ImageInput],
+    images: AnyImage | Iterable[AnyImage],
     model: AnyPaths | Captioner,
     search: SearchConfig = SearchConfig(),
     *,
@@ -100,7 +100,7 @@ class _Group:
         return np.stack([self.rows[str(number)] for number in positions])
 
 
-def _each(images: ImageInput | Iterable[ImageInput]) -> Iterator[ImageInput]:
+def _each(images: AnyImage | Iterable[AnyImage]) -> Iterator[AnyImage]:
     """Each image; a single one is one image, not the letters, bytes or rows that it can be iterated as."""
     if isinstance(images, Path | str | bytes | Image.Image):
         return iter((images,))
@@ -110,7 +110,7 @@ def _each(images: ImageInput | Iterable[ImageInput]) -> Iterator[ImageInput]:
 
 
 def _encode_groups(
-    images: Iterator[ImageInput], group_size: int, encoder: Encoder, engine: Engine, machine: ExtractConfig
+    images: Iterator[AnyImage], group_size: int, encoder: Encoder, engine: Engine, machine: ExtractConfig
 ) -> Iterator[_Group]:
     """The images, `group_size` at a time."""
     numbered = enumerate(images)

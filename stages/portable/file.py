@@ -60,7 +60,7 @@ class PortableNetwork:
 def require_packages(file_format: ExportFormat) -> None:
     """Raise InputError if this machine lacks what writes and runs such files."""
     if file_format == "onnx" and (missing := missing_packages(*_ONNX_PACKAGES)):
-        raise InputError(missing_line(missing, extra="onnx", needed_by="--format onnx"))
+        raise InputError(missing_line(missing, extra="onnx", needed_by="`file_format` onnx"))
 
 
 def write_network(network: PortableNetwork, path: Path, file_format: ExportFormat) -> float:
