@@ -7,11 +7,13 @@ and so on. A name's module is imported when the name is first used (PEP 562), so
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from captionmill.data.captions.splits import SplitLists
     from captionmill.data.errors import CaptionmillError
     from captionmill.data.features.store import FeatureStore
     from captionmill.data.model import read_bundle as read_model
     from captionmill.pipeline.captioning.folder import caption_folder
     from captionmill.pipeline.captioning.images import CaptionedImage, caption_images
+    from captionmill.pipeline.captioning.source import CacheConfig
     from captionmill.pipeline.explain import explain_picture as explain
     from captionmill.pipeline.plan.run import run_pipeline
     from captionmill.stages.decoding.captioner import Captioner
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from captionmill.stages.scoring.evaluate import evaluate
     from captionmill.stages.settings import (
         BootstrapConfig,
+        EvaluateConfig,
         ExtractConfig,
         LeakConfig,
         SearchConfig,
@@ -31,13 +34,16 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BootstrapConfig": "captionmill.stages.settings.BootstrapConfig",
+    "CacheConfig": "captionmill.pipeline.captioning.source.CacheConfig",
     "CaptionedImage": "captionmill.pipeline.captioning.images.CaptionedImage",
     "Captioner": "captionmill.stages.decoding.captioner.Captioner",
     "CaptionmillError": "captionmill.data.errors.CaptionmillError",
+    "EvaluateConfig": "captionmill.stages.settings.EvaluateConfig",
     "ExtractConfig": "captionmill.stages.settings.ExtractConfig",
     "FeatureStore": "captionmill.data.features.store.FeatureStore",
     "LeakConfig": "captionmill.stages.settings.LeakConfig",
     "SearchConfig": "captionmill.stages.settings.SearchConfig",
+    "SplitLists": "captionmill.data.captions.splits.SplitLists",
     "TableConfig": "captionmill.stages.settings.TableConfig",
     "TrainConfig": "captionmill.stages.settings.TrainConfig",
     "caption_folder": "captionmill.pipeline.captioning.folder.caption_folder",
@@ -52,13 +58,16 @@ _HOMES = {
 
 __all__ = [
     "BootstrapConfig",
+    "CacheConfig",
     "CaptionedImage",
     "Captioner",
     "CaptionmillError",
+    "EvaluateConfig",
     "ExtractConfig",
     "FeatureStore",
     "LeakConfig",
     "SearchConfig",
+    "SplitLists",
     "TableConfig",
     "TrainConfig",
     "__version__",

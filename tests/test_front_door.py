@@ -18,8 +18,10 @@ from builders import TINY_TRAINING, make_model, make_rows, make_store, make_task
 import captionmill
 from captionmill import (
     BootstrapConfig,
+    CacheConfig,
     Captioner,
     CaptionmillError,
+    EvaluateConfig,
     ExtractConfig,
     FeatureStore,
     LeakConfig,
@@ -32,9 +34,10 @@ from captionmill.data.captions.table import read_captions
 ROOT = Path(__file__).parents[1]
 SEARCH = SearchConfig(beam_size=1, max_length=4)
 THE_DOOR = {
-    *("BootstrapConfig", "CaptionedImage", "Captioner", "CaptionmillError", "ExtractConfig", "FeatureStore"),
-    *("LeakConfig", "SearchConfig", "TableConfig", "TrainConfig", "__version__", "caption_folder", "caption_images"),
-    *("evaluate", "explain", "extract", "read_model", "run_pipeline", "train"),
+    *("BootstrapConfig", "CacheConfig", "CaptionedImage", "Captioner", "CaptionmillError", "EvaluateConfig"),
+    *("ExtractConfig", "FeatureStore", "LeakConfig", "SearchConfig", "SplitLists", "TableConfig", "TrainConfig"),
+    *("__version__", "caption_folder", "caption_images", "evaluate", "explain", "extract", "read_model"),
+    *("run_pipeline", "train"),
 }
 
 
@@ -69,7 +72,8 @@ def test_the_names_are_the_same_for_people_programs_and_type_checkers() -> None:
 
 
 def test_the_configurations_and_the_errors_are_those_of_the_package() -> None:
-    for config in (BootstrapConfig(), ExtractConfig(), LeakConfig(), SearchConfig(), TableConfig(), TrainConfig()):
+    kinds = (BootstrapConfig, EvaluateConfig, ExtractConfig, LeakConfig, SearchConfig, TableConfig, TrainConfig)
+    for config in [kind() for kind in kinds]:
         assert type(config).__module__ == "captionmill.stages.settings"
     with pytest.raises(CaptionmillError, match="`beam_size`"):
         SearchConfig(beam_size=0)
@@ -114,13 +118,10 @@ def test_one_model_is_one_model_however_it_is_named(
     monkeypatch.chdir(tmp_path)
     named = form(Path("model"))
     assert len(Captioner.load(named, device="cpu").bundles) == 1
-    scores = captionmill.evaluate(
-        "features.h5", named, "captions.csv", search=SEARCH, device="cpu", bootstrap=BootstrapConfig(2)
-    )
-    assert sorted(scores.captions) == ["a.jpg", "b.jpg"]
-    summary = captionmill.caption_folder(
-        "features.h5", named, "table.csv", search=SEARCH, machine=ExtractConfig(device="cpu")
-    )
+    config = EvaluateConfig(device="cpu", search=SEARCH, bootstrap=BootstrapConfig(2))
+    assert sorted(captionmill.evaluate("features.h5", named, "captions.csv", config).captions) == ["a.jpg", "b.jpg"]
+    cache = CacheConfig(machine=ExtractConfig(device="cpu"))
+    summary = captionmill.caption_folder("features.h5", named, "table.csv", SEARCH, cache=cache)
     assert summary.captioned == 2
     explained = captionmill.explain(
         "a.jpg", named, features="features.h5", captions="captions.csv", output="page.html", search=SEARCH

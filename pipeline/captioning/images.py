@@ -64,7 +64,7 @@ def caption_images(
     bytes are decoded on threads. Arrays and Pillow's images are prepared as they are taken, and may change after that.
     The EXIF orientation is applied; that of Pillow's image is in its `info`.
 
-    An image that cannot be read, or is none, has the reason in `error`; the others are captioned all the same. Several
+    What cannot be read, or is no image, has the reason in `error`; the others are captioned all the same. Several
     folders in `model` are an ensemble. The networks are loaded by each call, so make one call for many images.
     `machine`, `weights` and `low_confidence` are as for `caption_folder`. Sampled captions are drawn by an image's
     number, where `caption_folder` draws by its key.
