@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from captionmill.data.captions.splits import SplitLists
     from captionmill.data.errors import CaptionmillError
     from captionmill.data.features.store import FeatureStore
-    from captionmill.data.model import read_bundle as read_model
+    from captionmill.data.model import read_model
     from captionmill.pipeline.captioning.folder import caption_folder
     from captionmill.pipeline.captioning.images import CaptionedImage, caption_images
     from captionmill.pipeline.captioning.source import CacheConfig
@@ -51,7 +51,7 @@ _HOMES = {
     "evaluate": "captionmill.stages.scoring.evaluate.evaluate",
     "explain": "captionmill.pipeline.explain.explain_picture",
     "extract": "captionmill.stages.encoding.extract.extract",
-    "read_model": "captionmill.data.model.read_bundle",
+    "read_model": "captionmill.data.model.read_model",
     "run_pipeline": "captionmill.pipeline.plan.run.run_pipeline",
     "train": "captionmill.stages.training.train.train",
 }

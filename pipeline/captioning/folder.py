@@ -15,7 +15,7 @@ from captionmill.data.features.log import append_record
 from captionmill.data.features.store import cache_path_for, is_store_file
 from captionmill.data.files import require_other_file
 from captionmill.data.images.find import find_images
-from captionmill.data.model import bundle_digest
+from captionmill.data.model import model_digest
 from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path, as_paths
 from captionmill.data.progress import Progress, no_progress
 from captionmill.pipeline.captioning.companions import Companions, EmbedInto
@@ -162,7 +162,7 @@ def _update_table(
         if low_confidence is None:
             _logger.warning("the model does not say how sure it usually is; `low_confidence` says what to flag")
     made_with = {
-        "models": [bundle_digest(folder) for folder in models],
+        "models": [model_digest(folder) for folder in models],
         "search": asdict(search),
         "low_confidence": low_confidence,
     }

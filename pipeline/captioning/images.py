@@ -69,7 +69,7 @@ def caption_images(
     `machine`, `weights` and `low_confidence` are as for `caption_folder`. Sampled captions are drawn by an image's
     number, where `caption_folder` draws by its key.
 
-    Raises InputError, BundleError, WeightsError or SpecMismatchError, at once, if the model or its network cannot be
+    Raises InputError, ModelError, WeightsError or SpecMismatchError, at once, if the model or its network cannot be
     used.
     """
     if group_size < 1:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from captionmill.data.captions.vocabulary import Vocabulary
-from captionmill.data.errors import BundleError, InputError
+from captionmill.data.errors import InputError, ModelError
 from captionmill.data.features.file import Features
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import Bundle, read_bundle
+from captionmill.data.model import Model, read_model
 from captionmill.data.paths import AnyPaths, as_paths
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
@@ -49,20 +49,20 @@ class Captioner:
     """A trained decoder or an ensemble, ready to run, and what it needs to know about features and words."""
 
     decoder: Decoder | Ensemble
-    bundles: tuple[Bundle, ...]
+    bundles: tuple[Model, ...]
     """What each decoder was read from; they agree in `spec` and `vocabulary`."""
 
     @classmethod
     def load(cls, model: AnyPaths, *, device: str = "auto") -> "Captioner":
         """The decoder of the bundle in folder `model`, or the ensemble of several such folders.
 
-        Raises BundleError if one cannot be read, SpecMismatchError if they were trained on different kinds of features,
+        Raises ModelError if one cannot be read, SpecMismatchError if they were trained on different kinds of features,
         InputError if their words or the indices of these differ, or no folder is given.
         """
         models = as_paths(model)
         if not models:
             raise InputError("no model is given: name at least one folder that `captionmill train` wrote")
-        bundles = [read_bundle(folder) for folder in models]
+        bundles = [read_model(folder) for folder in models]
         for folder, bundle in zip(models[1:], bundles[1:], strict=True):
             bundles[0].spec.require(bundle.spec, mine=str(models[0]), others=str(folder))
             _require_same_words(models[0], bundles[0].vocabulary, folder, bundle.vocabulary)
@@ -176,7 +176,7 @@ def _spell(caption: DecodedCaption, vocabulary: Vocabulary) -> Caption:
     return Caption(vocabulary.decode(caption.words), caption.confidence, caption.cut, alternatives)
 
 
-def _build_decoder(model: Path, bundle: Bundle) -> Decoder:
+def _build_decoder(model: Path, bundle: Model) -> Decoder:
     try:
         decoder = Decoder(DecoderConfig(**bundle.decoder_config))
         tensors = {name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()}
@@ -184,11 +184,11 @@ def _build_decoder(model: Path, bundle: Bundle) -> Decoder:
             tensors["to_logits.weight"] = tensors["embedding.weight"]  # written once
         decoder.load_state_dict(tensors)
     except (TypeError, ValueError, RuntimeError, KeyError) as exc:
-        raise BundleError(f"{model}: weights and configuration do not fit each other; train it again") from exc
+        raise ModelError(f"{model}: weights and configuration do not fit each other; train it again") from exc
     if decoder.config.vocab_size != len(bundle.vocabulary):
-        raise BundleError(f"{model}: {len(bundle.vocabulary)} words for {decoder.config.vocab_size} logits")
+        raise ModelError(f"{model}: {len(bundle.vocabulary)} words for {decoder.config.vocab_size} logits")
     if not all(bool(tensor.isfinite().all()) for tensor in decoder.state_dict().values()):
-        raise BundleError(f"{model}: some of its weights are not finite, and it has no captions; train it again")
+        raise ModelError(f"{model}: some of its weights are not finite, and it has no captions; train it again")
     return decoder
 
 

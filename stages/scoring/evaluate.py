@@ -16,7 +16,7 @@ from captionmill.data.csv_tables import guard_formula, write_table
 from captionmill.data.errors import AnnotationError, InputError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import require_other_file, write_text
-from captionmill.data.model import bundle_files
+from captionmill.data.model import model_paths
 from captionmill.data.paths import AnyPath, AnyPaths, as_path, as_paths
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Caption, Captioner
@@ -99,7 +99,7 @@ def evaluate(
     """
     features, models, captions = Path(features), as_paths(model), Path(captions)
     image_list, output, per_image, against = map(as_path, (image_list, output, per_image, against))
-    model_files = bundle_files(*models, *([against] if against else []))
+    model_files = model_paths(*models, *([against] if against else []))
     _check_outputs(output, per_image, inputs=(features, captions, image_list, *model_files))
     captioner = Captioner.load(models, device=config.device)
     other = Captioner.load(against, device=config.device) if against else None

@@ -17,7 +17,7 @@ from captionmill.data.features.spec import Preprocess
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.decode import decode_pixels
 from captionmill.data.images.find import find_images
-from captionmill.data.model import LOW_CONFIDENCE, read_bundle, write_bundle
+from captionmill.data.model import LOW_CONFIDENCE, read_model, write_model
 from captionmill.pipeline.captioning.folder import caption_folder
 from captionmill.pipeline.captioning.images import CaptionedImage, caption_images
 from captionmill.pipeline.captioning.source import CacheConfig
@@ -39,10 +39,10 @@ def make_sharp_model(
     extract(images, store_path, replace(MACHINE, weights=str(weights), preprocess=preprocess))
     store = FeatureStore.open(store_path)
     rows = store.read(range(len(store))).astype(np.float32)
-    model = read_bundle(make_model(path, store.spec, scores={LOW_CONFIDENCE: 0.5}, seed=seed))
+    model = read_model(make_model(path, store.spec, scores={LOW_CONFIDENCE: 0.5}, seed=seed))
     tensors = {name: 3 * tensor for name, tensor in model.tensors.items()}
     tensors |= {"feature_mean": rows.mean(axis=0), "feature_std": rows.std(axis=0) + 1e-3}
-    write_bundle(path, replace(model, tensors=tensors))
+    write_model(path, replace(model, tensors=tensors))
     return path
 
 
