@@ -1,1 +1,105 @@
-"""captionmill captions images offline and in bulk: ResNet features are cached once, an LSTM turns them into words."""
+"""captionmill captions images offline and in bulk: ResNet features are cached once, an LSTM turns them into words.
+
+Everything that a script needs is here by name: `captionmill.extract`, `captionmill.train`, `captionmill.caption_folder`
+and so on. A name's module is imported when the name is first used (PEP 562), so `import captionmill` loads no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from captionmill.data.captions.splits import SplitLists
+    from captionmill.data.errors import CaptionmillError
+    from captionmill.data.features.store import FeatureStore
+    from captionmill.data.model import read_model
+    from captionmill.pipeline.captioning.folder import caption_folder
+    from captionmill.pipeline.captioning.images import CaptionedImage, caption_images
+    from captionmill.pipeline.captioning.source import CacheConfig
+    from captionmill.pipeline.explain import explain_picture as explain
+    from captionmill.pipeline.plan.run import run_pipeline
+    from captionmill.stages.decoding.captioner import Captioner
+    from captionmill.stages.encoding.extract import extract
+    from captionmill.stages.scoring.evaluate import evaluate
+    from captionmill.stages.settings import (
+        BootstrapConfig,
+        EvaluateConfig,
+        ExtractConfig,
+        LeakConfig,
+        SearchConfig,
+        TableConfig,
+        TrainConfig,
+    )
+    from captionmill.stages.training.train import train
+
+    __version__: str
+
+_HOMES = {
+    "BootstrapConfig": "captionmill.stages.settings.BootstrapConfig",
+    "CacheConfig": "captionmill.pipeline.captioning.source.CacheConfig",
+    "CaptionedImage": "captionmill.pipeline.captioning.images.CaptionedImage",
+    "Captioner": "captionmill.stages.decoding.captioner.Captioner",
+    "CaptionmillError": "captionmill.data.errors.CaptionmillError",
+    "EvaluateConfig": "captionmill.stages.settings.EvaluateConfig",
+    "ExtractConfig": "captionmill.stages.settings.ExtractConfig",
+    "FeatureStore": "captionmill.data.features.store.FeatureStore",
+    "LeakConfig": "captionmill.stages.settings.LeakConfig",
+    "SearchConfig": "captionmill.stages.settings.SearchConfig",
+    "SplitLists": "captionmill.data.captions.splits.SplitLists",
+    "TableConfig": "captionmill.stages.settings.TableConfig",
+    "TrainConfig": "captionmill.stages.settings.TrainConfig",
+    "caption_folder": "captionmill.pipeline.captioning.folder.caption_folder",
+    "caption_images": "captionmill.pipeline.captioning.images.caption_images",
+    "evaluate": "captionmill.stages.scoring.evaluate.evaluate",
+    "explain": "captionmill.pipeline.explain.explain_picture",
+    "extract": "captionmill.stages.encoding.extract.extract",
+    "read_model": "captionmill.data.model.read_model",
+    "run_pipeline": "captionmill.pipeline.plan.run.run_pipeline",
+    "train": "captionmill.stages.training.train.train",
+}
+
+__all__ = [
+    "BootstrapConfig",
+    "CacheConfig",
+    "CaptionedImage",
+    "Captioner",
+    "CaptionmillError",
+    "EvaluateConfig",
+    "ExtractConfig",
+    "FeatureStore",
+    "LeakConfig",
+    "SearchConfig",
+    "SplitLists",
+    "TableConfig",
+    "TrainConfig",
+    "__version__",
+    "caption_folder",
+    "caption_images",
+    "evaluate",
+    "explain",
+    "extract",
+    "read_model",
+    "run_pipeline",
+    "train",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one that is there
+
+    def __getattr__(name):
+        """Import what `name` stands for, once: the next use finds it as any other name of the module."""
+        import importlib
+
+        if name == "__version__":
+            import importlib.metadata
+
+            value = importlib.metadata.version("captionmill")
+        elif name in _HOMES:
+            module, _, name_there = _HOMES[name].rpartition(".")
+            value = getattr(importlib.import_module(module), name_there)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value

@@ -21,7 +21,7 @@ from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
-from captionmill.data.model import Bundle, write_bundle
+from captionmill.data.model import Model, write_model
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 
 WORDS = 2500
@@ -36,7 +36,7 @@ def make_model(folder: Path) -> Path:
     config = DecoderConfig(SPEC.feature_dim, len(vocabulary), 32, 32, 0.0, 0.0)
     tensors = {name: tensor.numpy() for name, tensor in Decoder(config).state_dict().items()}
     splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    write_bundle(folder, Bundle(vars(config), vocabulary, SPEC, {}, splits, {}, {}, tensors))
+    write_model(folder, Model(vars(config), vocabulary, SPEC, {}, splits, {}, {}, tensors))
     return folder
 
 

@@ -1,1 +1,1 @@
-"""Everything on disk: images, reference captions, the feature store, the vocabulary, the model bundle, tables."""
+"""Everything on disk: images, reference captions, the feature store, the vocabulary, models, tables."""

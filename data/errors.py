@@ -10,9 +10,10 @@ CaptionmillError
 ├── WeightsError          ResNet weights that are missing, unreachable or of another network
 ├── StoreError            a feature store that cannot be opened, read or written
 │   └── SpecMismatchError  features of another network or preprocessing than asked for
-├── BundleError           a model bundle that cannot be opened
+├── ModelError            a model that cannot be opened
 ├── ExportError           an exported network whose results differ from the model's
 ├── TrainingError         a training run that cannot start or continue
+│   └── UnfinishedRunError  an unfinished run of other settings or data than asked for now
 ├── ClusterError          processes or machines that do not answer or keep dying
 └── PipelineError         a pipeline file that cannot be understood
 """
@@ -57,8 +58,8 @@ class SpecMismatchError(StoreError):
     """Features were made by another network or preprocessing than asked for."""
 
 
-class BundleError(CaptionmillError, ValueError):
-    """A model bundle cannot be opened."""
+class ModelError(CaptionmillError, ValueError):
+    """A model cannot be opened."""
 
 
 class ExportError(CaptionmillError, ValueError):

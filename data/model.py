@@ -1,7 +1,7 @@
 """A trained decoder on disk: a folder with `bundle.json` (everything but the weights) and one safetensors file.
 
 `bundle.json` names the weights file and its SHA-256 and is written last, in one rename: a reader finds either the old
-bundle or the new one, and the vocabulary always belongs to the weights. Loading a bundle never runs code from it.
+model or the new one, and the vocabulary always belongs to the weights. Loading a model never runs code from it.
 """
 
 import hashlib
@@ -18,10 +18,11 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from captionmill.data.captions.vocabulary import Vocabulary
-from captionmill.data.errors import BundleError
+from captionmill.data.errors import ModelError
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.files import replace_atomically, write_text
 from captionmill.data.images.keys import match_forms
+from captionmill.data.paths import AnyPath
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -33,7 +34,7 @@ LOW_CONFIDENCE = "val_confidence_p10"
 
 
 @dataclass(frozen=True)
-class Bundle:
+class Model:
     """Everything that captioning needs besides features."""
 
     decoder_config: dict[str, Any]
@@ -58,19 +59,19 @@ class Bundle:
         return {name: [forms.get(key, key) for key in keys] for name, keys in self.splits.items()}
 
 
-def bundle_exists(folder: Path) -> bool:
-    """Whether `folder` holds a bundle."""
+def model_exists(folder: Path) -> bool:
+    """Whether `folder` holds a model."""
     return (folder / BUNDLE_NAME).exists()
 
 
-def bundle_digest(folder: Path) -> str:
+def model_digest(folder: Path) -> str:
     """SHA-256, in hex, of the `bundle.json` in `folder`, which contains the hash of the weights."""
     return hashlib.sha256((folder / BUNDLE_NAME).read_bytes()).hexdigest()
 
 
-def write_bundle(folder: Path, bundle: Bundle) -> None:
-    """Write `bundle` into `folder`, replacing any bundle there."""
-    content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in bundle.tensors.items()})
+def write_model(folder: Path, model: Model) -> None:
+    """Write `model` into `folder`, replacing any model there."""
+    content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in model.tensors.items()})
     digest = hashlib.sha256(content).hexdigest()
     replaced_name = _read_weights_name(folder)
     weights_path = folder / f"decoder-{digest[:12]}.safetensors"
@@ -80,21 +81,21 @@ def write_bundle(folder: Path, bundle: Bundle) -> None:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "weights": {"file": weights_path.name, "sha256": digest},
-        "decoder": bundle.decoder_config,
-        "features": bundle.spec.to_json(),
-        "training": bundle.training,
-        "scores": bundle.scores,
-        "versions": bundle.versions,
-        "vocabulary": list(bundle.vocabulary.words),
-        "splits": bundle.splits,
+        "decoder": model.decoder_config,
+        "features": model.spec.to_json(),
+        "training": model.training,
+        "scores": model.scores,
+        "versions": model.versions,
+        "vocabulary": list(model.vocabulary.words),
+        "splits": model.splits,
     }
     write_text(folder / BUNDLE_NAME, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
     if replaced_name not in (None, weights_path.name):
         (folder / replaced_name).unlink(missing_ok=True)
 
 
-def bundle_files(*folders: Path) -> list[Path]:
-    """The files of the bundles in `folders`, which need not exist; no output may overwrite them."""
+def model_paths(*folders: Path) -> list[Path]:
+    """The files of the models in `folders`, which need not exist; no output may overwrite them."""
     return [folder / name for folder in folders for name in (BUNDLE_NAME, _read_weights_name(folder)) if name]
 
 
@@ -105,30 +106,31 @@ def _image_keys(values: object) -> list[str]:
 
 
 def _read_weights_name(folder: Path) -> str | None:
-    """The name of the weights file of the bundle in `folder`, if there is one; only this file may be removed."""
+    """The name of the weights file of the model in `folder`, if there is one; only this file may be removed."""
     try:
         return Path(json.loads((folder / BUNDLE_NAME).read_text(encoding="utf-8"))["weights"]["file"]).name
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def read_bundle(folder: Path) -> Bundle:
-    """The bundle in `folder`; BundleError if there is none, or its files are damaged or do not belong together."""
+def read_model(folder: AnyPath) -> Model:
+    """The model in `folder`; ModelError if there is none, or its files are damaged or do not belong together."""
+    folder = Path(folder)
     path = folder / BUNDLE_NAME
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise BundleError(f"{path}: not a captionmill model")
+            raise ModelError(f"{path}: not a captionmill model")
         if values["format_version"] != FORMAT_VERSION:
-            raise BundleError(
+            raise ModelError(
                 f"{path}: format version {values['format_version']}, this captionmill reads {FORMAT_VERSION}"
             )
         content = (folder / Path(values["weights"]["file"]).name).read_bytes()
         if hashlib.sha256(content).hexdigest() != values["weights"]["sha256"]:
-            raise BundleError(
+            raise ModelError(
                 f"{folder}: {values['weights']['file']} is not the file that {BUNDLE_NAME} was written with"
             )
-        return Bundle(
+        return Model(
             decoder_config=values["decoder"],
             vocabulary=Vocabulary(values["vocabulary"]),
             spec=FeatureSpec.from_json(values["features"]),
@@ -138,11 +140,11 @@ def read_bundle(folder: Path) -> Bundle:
             versions=values["versions"],
             tensors=safetensors.numpy.load(content),
         )
-    except BundleError:
+    except ModelError:
         raise
     except FileNotFoundError as exc:
-        raise BundleError(
+        raise ModelError(
             f"{folder}: no trained model here ({exc.filename} is missing); make one with `captionmill train`"
         ) from exc
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as exc:
-        raise BundleError(f"{path}: not a readable model ({exc!r}); train it again") from exc
+        raise ModelError(f"{path}: not a readable model ({exc!r}); train it again") from exc

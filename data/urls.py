@@ -1,6 +1,5 @@
 """Recognises URLs and reads them through fsspec, which is imported only when needed."""
 
-import importlib
 import posixpath
 import re
 import time
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from captionmill.data.errors import ImageError, InputError
+from captionmill.data.optional import missing_line, require
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # at least two letters: C:// is a drive
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
@@ -40,14 +40,13 @@ def join_url(url: str, relative: str) -> str:
 
 def open_filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of `url`, and the path of `url` within it; InputError if a package is missing."""
+    fsspec = require("fsspec", extra="remote", needed_by=f"{url}:")
     try:
-        fsspec = importlib.import_module("fsspec")
         filesystem, path = fsspec.core.url_to_fs(url)
-    except ImportError as exc:
+    except ImportError as exc:  # fsspec imports the package of a protocol itself
         package = _PACKAGES.get(url.partition("://")[0], "fsspec")
-        raise InputError(
-            f"{url}: needs the package {package}; run: pip install 'captionmill[remote]' or pip install {package}"
-        ) from exc
+        line = missing_line([package], extra="remote", needed_by=f"{url}:")
+        raise InputError(f"{line} or pip install {package}") from exc
     except ValueError as exc:  # no such protocol
         raise InputError(f"{url}: {exc}") from exc
     return filesystem, path

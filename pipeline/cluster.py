@@ -1,32 +1,36 @@
-"""Runs tasks in many processes, here or on a cluster, on joblib's backends: shares of an extraction, or a pipeline's.
+"""Runs tasks in many processes: joblib's on this machine, dask's or ray's on a cluster.
 
-There is no scheduler of ours. A worker that dies costs its task: what it had stored stays, and the task is done again
-elsewhere.
+The tasks are shares of an extraction, or a pipeline's. There is no scheduler of ours. A worker that dies costs its
+task: what it had stored stays, and the task is done again elsewhere.
 """
 
-import importlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import joblib
 import torch
-from joblib._dask import DaskDistributedBackend
-from joblib.externals.loky import get_reusable_executor, process_executor
 
 from captionmill.data.errors import ClusterError, InputError
+from captionmill.data.optional import require
 from captionmill.stages.encoding.spread import RunTasks, Spread
 
 _ATTEMPTS = 3  # rounds in a row in which a worker dies and no task is done
-_AS_THEY_COME = "generator_unordered"
 _PROCESSES_A_GPU = 4  # threads that decode share one interpreter lock: a process feeds about 1,400 images/s
 _CORES_A_PROCESS = 4
 _WORTH_STARTING = 10_000  # pictures that one process does while several start
 _MOST_GROWTH = 8e9  # bytes
 _WORKERS_TIMEOUT_S = 60  # a worker that dask starts again imports torch first
+_TASKS_AHEAD = 2  # per dask worker, so that none waits for its next one; the scheduler holds no more than these
 _logger = logging.getLogger(__name__)
+
+_Call = tuple[Callable[[Any], Any], int, tuple[int, Any]]
+"""A function, the threads that it may use, and the number and the value of its task."""
+_RunCalls = Callable[[Sequence[_Call]], Iterator[tuple[int, Any]]]
+"""Runs each call once, in any order and place; the number of each task with its result."""
 
 
 @contextmanager
@@ -45,23 +49,15 @@ def open_spread(jobs: int, cluster: str | None, *, device: str = "auto") -> Iter
         if processes < 2:
             yield None
             return
-        threads = max(1, joblib.cpu_count() // processes)
-
-        def open_parallel() -> joblib.Parallel:
-            return joblib.Parallel(processes, backend="loky", return_as=_AS_THEY_COME, batch_size=1)
-
-        try:
-            run = _retrying(open_parallel, (BrokenExecutor,), threads)
-            yield Spread(run, processes, threads, least_images=0 if jobs else _WORTH_STARTING)
-        finally:
-            get_reusable_executor().shutdown(wait=True)  # they hold a network each
+        with _start_processes(processes, least_images=0 if jobs else _WORTH_STARTING) as spread:
+            yield spread
         return
     if jobs:
-        raise InputError("--jobs is for this machine: with --cluster, the cluster's workers are the processes")
+        raise InputError("`jobs` is for this machine: with `cluster`, the cluster's workers are the processes")
     kind, _, address = cluster.partition("://")
     connect = {"dask": _connect_dask, "ray": _connect_ray}.get(kind)
     if connect is None or not address:
-        raise InputError(f"--cluster {cluster}: use dask://HOST:PORT or ray://HOST:PORT")
+        raise InputError(f"`cluster` {cluster}: use dask://HOST:PORT or ray://HOST:PORT")
     with connect(address) as spread:
         yield spread
 
@@ -74,21 +70,28 @@ def _choose_processes(device: str, *, cores: int) -> int:
     return gpus * max(1, min(_PROCESSES_A_GPU, cores // (gpus * _CORES_A_PROCESS)))
 
 
-class _DaskBackend(DaskDistributedBackend):
-    """joblib's, which waits for ever for a task that dask has given up (joblib 1.6: an error calls no callback)."""
+@contextmanager
+def _start_processes(processes: int, *, least_images: int) -> Iterator[Spread]:
+    """As many on this machine, until the block ends."""
+    from joblib.externals.loky import get_reusable_executor  # joblib itself has nothing that ends its processes
 
-    def submit(self, func: Any, callback: Any = None) -> Any:
-        future: Future[Any] = super().submit(func, callback)
-        future.add_done_callback(lambda done: callback(done) if done.exception() else None)
-        return future
+    threads = max(1, joblib.cpu_count() // processes)
 
-    def retrieve_result_callback(self, out: Any) -> Any:
-        return out.result() if isinstance(out, Future) else super().retrieve_result_callback(out)
+    def run_calls(calls: Sequence[_Call]) -> Iterator[tuple[int, Any]]:
+        parallel = joblib.Parallel(processes, backend="loky", return_as="generator_unordered", batch_size=1)
+        results: Iterator[tuple[int, Any]] = parallel(joblib.delayed(_run_in_process)(call) for call in calls)
+        return results
+
+    try:
+        run = _retrying(run_calls, (BrokenExecutor,), threads)
+        yield Spread(run, processes, threads, least_images=least_images)
+    finally:
+        get_reusable_executor().shutdown(wait=True)  # they hold a network each
 
 
 @contextmanager
 def _connect_dask(address: str) -> Iterator[Spread]:
-    distributed = _import("distributed", extra="dask")
+    distributed = require("distributed", extra="dask", needed_by="`cluster` dask://")
     try:
         client = distributed.Client(f"tcp://{address}", set_as_default=False)
     except (OSError, ValueError) as exc:
@@ -97,48 +100,52 @@ def _connect_dask(address: str) -> Iterator[Spread]:
         if not (workers := client.nthreads()):
             raise ClusterError(f"dask://{address}: the cluster has no workers; start `dask worker tcp://{address}`")
 
-        def open_parallel() -> joblib.Parallel:
-            backend = _DaskBackend(client=client, wait_for_workers_timeout=_WORKERS_TIMEOUT_S)
-            return joblib.Parallel(backend=backend, return_as=_AS_THEY_COME, batch_size=1)
+        def run_calls(calls: Sequence[_Call]) -> Iterator[tuple[int, Any]]:
+            client.wait_for_workers(1, timeout=_WORKERS_TIMEOUT_S)
+            waiting = (client.submit(_run_numbered, call, pure=False) for call in calls)
+            first = islice(waiting, _TASKS_AHEAD * len(workers))
+            running = distributed.as_completed(first, loop=client.loop)
+            try:
+                for future in running:
+                    yield future.result()
+                    for following in islice(waiting, 1):
+                        running.add(following)
+            finally:
+                running.clear()  # dask drops tasks that nobody waits for
 
-        threads = min(workers.values())
-        run = _retrying(open_parallel, (distributed.scheduler.KilledWorker,), threads)
-        yield Spread(run, len(workers), threads, this_machine=False)
+        run = _retrying(run_calls, (distributed.scheduler.KilledWorker,), min(workers.values()))
+        yield Spread(run, len(workers), min(workers.values()), this_machine=False)
 
 
 @contextmanager
 def _connect_ray(address: str) -> Iterator[Spread]:
-    ray = _import("ray", extra="ray")
+    ray = require("ray", extra="ray", needed_by="`cluster` ray://")
     try:
         ray.init(address=f"ray://{address}", log_to_driver=False)
     except (OSError, ValueError, ConnectionError) as exc:
         raise ClusterError(f"ray://{address}: no ray cluster answers ({_first_words(exc)})") from exc
     try:
-        _import("ray.util.joblib", extra="ray").register_ray()
+        require("ray.util.joblib", extra="ray", needed_by="`cluster` ray://").register_ray()
         processes = max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-        def open_parallel() -> joblib.Parallel:  # this backend knows no generators: rows are stored all the same
-            return joblib.Parallel(processes, backend="ray", batch_size=1)
+        def run_calls(calls: Sequence[_Call]) -> Iterator[tuple[int, Any]]:
+            parallel = joblib.Parallel(processes, backend="ray", batch_size=1)  # it has no generators
+            return iter(parallel(joblib.delayed(_run_numbered)(call) for call in calls))
 
-        run = _retrying(open_parallel, (ray.exceptions.RayError,), 1)
-        yield Spread(run, processes, 1, this_machine=False)
+        yield Spread(_retrying(run_calls, (ray.exceptions.RayError,), 1), processes, 1, this_machine=False)
     finally:
         ray.shutdown()
 
 
-def _retrying(
-    open_parallel: Callable[[], joblib.Parallel], deaths: tuple[type[BaseException], ...], threads: int
-) -> RunTasks:
-    """Runs tasks with joblib, each on `threads` threads; those that a death (one of `deaths`) cut short, again."""
+def _retrying(run_calls: _RunCalls, deaths: tuple[type[BaseException], ...], threads: int) -> RunTasks:
+    """Runs tasks by `run_calls`, each on `threads` threads; those that a death (one of `deaths`) cut short, again."""
 
     def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
         pending = dict(enumerate(tasks))
         attempts = 0
         while pending:
-            # a tuple, which joblib sends with the call: what it would scatter to one dask worker dies with that worker
-            calls = [joblib.delayed(_run_numbered)((function, threads, item)) for item in pending.items()]
             try:
-                for number, result in open_parallel()(calls):
+                for number, result in run_calls([(function, threads, item) for item in pending.items()]):
                     del pending[number]
                     attempts = 0
                     yield result
@@ -159,21 +166,18 @@ def _retrying(
     return run
 
 
-def _run_numbered(
-    call: tuple[Callable[[Any], Any], int, tuple[int, Any]],
-) -> tuple[int, Any]:
+def _run_numbered(call: _Call) -> tuple[int, Any]:
     function, threads, (number, task) = call
-    # a network is no leak: loky would end a process that has grown by 300 MB, and start another, which imports torch
-    process_executor._MAX_MEMORY_LEAK_SIZE = _MOST_GROWTH
     torch.set_num_threads(threads)  # dask tells its workers to use one, whatever they were given
     return number, function(task)
 
 
-def _import(name: str, *, extra: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as exc:
-        raise InputError(f"--cluster {extra}://: needs packages; run: pip install 'captionmill[{extra}]'") from exc
+def _run_in_process(call: _Call) -> tuple[int, Any]:
+    from joblib.externals.loky import process_executor
+
+    # a network is no leak: loky would end a process that has grown by 300 MB, and start another, which imports torch
+    process_executor._MAX_MEMORY_LEAK_SIZE = _MOST_GROWTH
+    return _run_numbered(call)
 
 
 def _first_words(error: BaseException) -> str:

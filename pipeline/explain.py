@@ -8,14 +8,15 @@ from PIL import Image
 
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS
-from captionmill.data.errors import BundleError, ImageError, InputError
+from captionmill.data.errors import ImageError, InputError, ModelError
 from captionmill.data.features.file import Features
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import require_other_file, write_text
 from captionmill.data.images.decode import Pixels
 from captionmill.data.images.keys import image_key, match_forms
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageFile, is_unchanged, load_image
-from captionmill.data.model import Bundle, bundle_files
+from captionmill.data.model import Model, model_paths
+from captionmill.data.paths import AnyPath, AnyPaths, as_path, as_paths
 from captionmill.pipeline.pages.explain_words import ImageExplanation
 from captionmill.pipeline.pages.explanation import render_explanation
 from captionmill.stages.decoding.captioner import Captioner
@@ -33,16 +34,16 @@ _ROLES = {
 
 
 def explain_picture(
-    image: Path,
-    model: Path | Sequence[Path],
+    image: AnyPath,
+    model: AnyPaths,
     *,
-    output: Path | None = None,
-    features: Path | None = None,
-    captions: Path | None = None,
+    output: AnyPath | None = None,
+    features: AnyPath | None = None,
+    captions: AnyPath | None = None,
     key: str | None = None,
     search: SearchConfig = SearchConfig(),
     machine: ExtractConfig = ExtractConfig(),
-    weights: Path | None = None,
+    weights: AnyPath | None = None,
 ) -> ImageExplanation:
     """The way of the picture `image` to its caption by `model`; several folders are an ensemble.
 
@@ -53,12 +54,13 @@ def explain_picture(
     Raises InputError if the picture cannot be read, is not in the store or the captions file, or is not the one that
     the store's row was made from; WeightsError and SpecMismatchError as `caption_folder`.
     """
-    folders = [model] if isinstance(model, Path) else model
+    image, folders = Path(image), as_paths(model)
+    output, features, captions, weights = map(as_path, (output, features, captions, weights))
     if output:
-        require_other_file(output, image, features, captions, *bundle_files(*folders))
+        require_other_file(output, image, features, captions, *model_paths(*folders))
     captioner = Captioner.load(folders, device=machine.device)
     if len(captioner.vocabulary) == len(SPECIAL_WORDS):
-        raise BundleError(f"{folders[0]}: its vocabulary has no words; train it with a smaller --min-count")
+        raise ModelError(f"{folders[0]}: its vocabulary has no words; train it with a smaller --min-count")
     picture = _load_picture(image, needed=features is None)
     is_sure = key is not None
     store = None
@@ -157,7 +159,7 @@ def _find_keys(image: Path, keys: Collection[str]) -> list[str]:
     return sorted(key for key in keys if key.endswith(f"/{name}"))
 
 
-def _tell_role(image: Path, key: str | None, models: Sequence[str], bundles: Sequence[Bundle], *, is_sure: bool) -> str:
+def _tell_role(image: Path, key: str | None, models: Sequence[str], bundles: Sequence[Model], *, is_sure: bool) -> str:
     """What the picture was to each model; carefully, if the name is all that tells."""
     roles: dict[str, list[str]] = {}
     for name, bundle in zip(models, bundles, strict=True):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from captionmill.data.captions.vocabulary import END, PAD, START, UNK
 from captionmill.data.errors import InputError
 from captionmill.data.files import write_text
+from captionmill.data.paths import AnyPath, AnyPaths, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.encoding.encoder import encoder_for_spec
@@ -41,11 +41,11 @@ class ExportSummary:
 
 
 def export_model(
-    model: Path | Sequence[Path],
-    output: Path,
+    model: AnyPaths,
+    output: AnyPath,
     file_format: ExportFormat,
     *,
-    weights: Path | None = None,
+    weights: AnyPath | None = None,
     with_encoder: bool = True,
     overwrite: bool = False,
     progress: Progress = no_progress,
@@ -59,6 +59,7 @@ def export_model(
     Raises InputError if a package is missing or `output` holds something, ExportError if a network comes out of its
     file other than it went in, WeightsError if the backbone's weights cannot be had or are not the model's.
     """
+    output, weights = Path(output), as_path(weights)
     require_packages(file_format)
     staging = output.with_name(f".{output.name}.partial")
     _require_place(output, staging, overwrite=overwrite)

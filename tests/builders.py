@@ -13,7 +13,7 @@ from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.features.file import Features
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.writer import FeatureWriter
-from captionmill.data.model import Bundle, write_bundle
+from captionmill.data.model import Model, write_model
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.settings import SearchConfig, TrainConfig
 
@@ -100,5 +100,5 @@ def make_model(
     config = DecoderConfig(spec.feature_dim, len(vocabulary), 8, 8, 0.0, 0.0)
     tensors = {name: tensor.numpy() for name, tensor in Decoder(config).state_dict().items()}
     splits = splits or {"train": [], "val": [], "test": []}
-    write_bundle(folder, Bundle(vars(config), vocabulary, spec, {}, splits, scores or {}, {}, tensors))
+    write_model(folder, Model(vars(config), vocabulary, spec, {}, splits, scores or {}, {}, tensors))
     return folder

@@ -21,7 +21,7 @@ from captionmill.cli import main
 from captionmill.data.captions.table import read_captions
 from captionmill.data.features.log import read_records
 from captionmill.data.features.store import FeatureStore, part_paths
-from captionmill.data.model import read_bundle
+from captionmill.data.model import read_model
 
 NETWORK = ["--backbone", "scenes-resnet14", "--image-size", "64"]
 ON_CPU = ["--device", "cpu", "--engine", "torch", "--precision", "fp32"]
@@ -167,7 +167,7 @@ def test_a_killed_training_ends_as_the_one_that_nobody_stopped(before: Path) -> 
     result = run("train", folder / "features.h5", *arguments)
     assert "epochs done: 9" in result.stderr
     assert not (folder / "killed.training").exists()
-    resumed, whole = read_bundle(folder / "killed"), read_bundle(folder / "whole")
+    resumed, whole = read_model(folder / "killed"), read_model(folder / "whole")
     assert (resumed.scores["epoch"], resumed.vocabulary.words) == (19, whole.vocabulary.words)
     assert resumed.tensors.keys() == whole.tensors.keys()
     for name, tensor in whole.tensors.items():

@@ -18,6 +18,7 @@ from captionmill.data.captions.formats import ReferenceRow, read_rows, read_star
 from captionmill.data.captions.texts import CaptionTexts
 from captionmill.data.errors import AnnotationError
 from captionmill.data.images.keys import image_key, match_forms
+from captionmill.data.paths import AnyPath
 
 RESTVAL_CHOICES = ("train", "drop")
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
@@ -38,7 +39,7 @@ class Annotations:
         return sorted(key for key, name in self.splits.items() if name == split)
 
 
-def read_annotations(path: Path, *, restval: str = "train", known_keys: Collection[str] = ()) -> Annotations:
+def read_annotations(path: AnyPath, *, restval: str = "train", known_keys: Collection[str] = ()) -> Annotations:
     """The captions and splits of one file: Flickr token file, COCO or Karpathy JSON, CSV or TSV.
 
     Images of the split "restval" (Karpathy's rest of the COCO validation set) go to "train", or are left out if
@@ -48,6 +49,7 @@ def read_annotations(path: Path, *, restval: str = "train", known_keys: Collecti
     """
     if restval not in RESTVAL_CHOICES:
         raise AnnotationError(f"restval is {restval!r}; choose one of {', '.join(RESTVAL_CHOICES)}")
+    path = Path(path)
     with _opened(path) as file:
         try:
             return _collect(path, read_rows(file), restval, known_keys)
@@ -55,12 +57,12 @@ def read_annotations(path: Path, *, restval: str = "train", known_keys: Collecti
             raise AnnotationError(f"{path}: {exc}") from exc
 
 
-def read_split_list(path: Path, *, known_keys: Collection[str] = ()) -> list[str]:
+def read_split_list(path: AnyPath, *, known_keys: Collection[str] = ()) -> list[str]:
     """The image keys of one split in the order of the file, one per line; a repeated key counts once.
 
     A key that differs from one of `known_keys` only in its Unicode form becomes that key.
     """
-    with _opened(path) as file:
+    with _opened(Path(path)) as file:
         keys = dict.fromkeys(image_key(line.strip()) for line in file if line.strip())
     forms = match_forms(keys, known_keys)
     return [forms.get(key, key) for key in keys]

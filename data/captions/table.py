@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from captionmill.data.csv_tables import guard_formula, unguard_formula
 from captionmill.data.errors import InputError
+from captionmill.data.optional import require
+from captionmill.data.paths import AnyPath
 
 TableFormat = Literal["csv", "jsonl", "parquet"]
 
@@ -86,11 +88,12 @@ def row_text(table_format: TableFormat, *, with_alternatives: bool) -> RowText:
     return RowText(_MARK + _csv_line(columns), encode, decode)
 
 
-def read_captions(path: Path) -> Iterator[CaptionRow]:
+def read_captions(path: AnyPath) -> Iterator[CaptionRow]:
     """The rows of a finished table of captions in any format (recognised by content), in constant memory.
 
     Raises InputError if there is no such file or it is not a table of captions.
     """
+    path = Path(path)
     try:
         with path.open("rb") as file:
             start = file.read(4)
@@ -148,12 +151,8 @@ def write_parquet(path: Path, rows: Iterable[CaptionRow]) -> None:
 
 
 def _require_pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as exc:
-        raise InputError("Parquet needs pyarrow: pip install 'captionmill[parquet]'") from exc
-    return pyarrow, pyarrow.parquet
+    arrow = require("pyarrow", extra="parquet", needed_by="Parquet")
+    return arrow, require("pyarrow.parquet", extra="parquet", needed_by="Parquet")
 
 
 def _cells(row: CaptionRow) -> dict[str, str]:

@@ -1,10 +1,8 @@
 """Exports the rows of a feature store for other tools: NumPy with a table of keys, or Parquet."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +11,8 @@ from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import replace_atomically
+from captionmill.data.optional import require
+from captionmill.data.paths import AnyPath
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class FeaturesExportSummary:
 
 
 def export_features(
-    path: Path,
-    output: Path,
+    path: AnyPath,
+    output: AnyPath,
     *,
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] = lambda label, done, total: None,
@@ -36,6 +36,7 @@ def export_features(
     key (string) and features (a list of D numbers each). Raises StoreError if the store cannot be read, InputError for
     another suffix, an output that exists (unless `overwrite`), or Parquet without the package pyarrow.
     """
+    path, output = Path(path), Path(output)
     writers = {".npy": _write_npy, ".parquet": _write_parquet}
     if output.suffix not in writers:
         raise InputError(f"{output}: features are exported as .npy or .parquet")
@@ -69,11 +70,8 @@ def _write_npy(store: FeatureStore, output: Path, progress: Callable[[str, int, 
 
 
 def _write_parquet(store: FeatureStore, output: Path, progress: Callable[[str, int, int], None]) -> None:
-    try:
-        pyarrow: Any = importlib.import_module("pyarrow")
-        parquet: Any = importlib.import_module("pyarrow.parquet")
-    except ImportError as exc:
-        raise InputError("Parquet needs the package pyarrow; run: pip install 'captionmill[parquet]'") from exc
+    pyarrow = require("pyarrow", extra="parquet", needed_by="Parquet")
+    parquet = require("pyarrow.parquet", extra="parquet", needed_by="Parquet")
     kind = pyarrow.float16() if store.dtype == "float16" else pyarrow.float32()
     dim = store.spec.feature_dim
     schema = pyarrow.schema([("key", pyarrow.string()), ("features", pyarrow.list_(kind, dim))])

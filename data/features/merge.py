@@ -13,6 +13,7 @@ from captionmill.data.errors import StoreError
 from captionmill.data.features.file import Block, write_store_file
 from captionmill.data.features.store import FeatureStore, replace_store, store_exists
 from captionmill.data.features.writer import lock_store
+from captionmill.data.paths import AnyPath, as_paths
 
 _SHOWN = 5
 _BLOCK_ROWS = 1024
@@ -26,17 +27,18 @@ class MergeSummary:
     stores: int
 
 
-def merge_stores(paths: Sequence[Path], output: Path, *, overwrite: bool = False) -> MergeSummary:
+def merge_stores(paths: Sequence[AnyPath], output: AnyPath, *, overwrite: bool = False) -> MergeSummary:
     """Write the rows of the stores at `paths` as one store `output`, which appears only when it is complete.
 
     Raises SpecMismatchError for stores of differing networks or preprocessing; StoreError for differing dtypes, for an
     image in two stores, for shards that are missing, unfinished or from different lists, and for an `output` that
     exists (unless `overwrite`) or is one of the stores.
     """
-    if output.resolve() in {path.resolve() for path in paths}:
+    stores, output = as_paths(paths), Path(output)
+    if output.resolve() in {path.resolve() for path in stores}:
         raise StoreError(f"{output}: is one of the stores to merge; name another output")
     with lock_store(output):
-        return _merge(paths, output, overwrite=overwrite)
+        return _merge(stores, output, overwrite=overwrite)
 
 
 def _merge(paths: Sequence[Path], output: Path, *, overwrite: bool) -> MergeSummary:

@@ -7,6 +7,7 @@ from captionmill.data.errors import StoreError
 from captionmill.data.features.file import read_store_file
 from captionmill.data.features.store import FeatureStore, part_paths, store_exists
 from captionmill.data.features.writer import FeatureWriter, lock_store
+from captionmill.data.paths import AnyPath
 
 DAMAGED_SUFFIX = ".damaged"
 
@@ -21,11 +22,12 @@ class RepairSummary:
     """Files that could not be opened at all, under their new names."""
 
 
-def repair_store(path: Path) -> RepairSummary:
+def repair_store(path: AnyPath) -> RepairSummary:
     """Drop the damaged rows of the store at `path`; rename its files that cannot be opened to NAME.damaged.
 
     Raises StoreError if there is no store, if none of its files can be read, or if another process is writing to it.
     """
+    path = Path(path)
     if not store_exists(path):
         FeatureStore.open(path)  # raises: there is none
     with lock_store(path):

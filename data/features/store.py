@@ -30,6 +30,7 @@ from captionmill.data.features.file import (
     read_store_file,
 )
 from captionmill.data.images.read import ImageSource
+from captionmill.data.paths import AnyPath
 
 Positions = Sequence[int] | npt.NDArray[np.int64]
 Column = TypeVar("Column", bound=npt.NDArray[Any])
@@ -113,7 +114,7 @@ class FeatureStore:
         self._file_rows = np.fromiter((places[key][1] for key in self.keys), dtype=np.int64, count=len(self.keys))
 
     @classmethod
-    def open(cls, path: Path) -> "FeatureStore":
+    def open(cls, path: AnyPath) -> "FeatureStore":
         """The store at `path`, with the rows of an interrupted extraction.
 
         Raises StoreError if there is none or it cannot be read, SpecMismatchError if its parts do not belong together.

@@ -27,6 +27,7 @@ from captionmill.data.features.shard import Shard
 from captionmill.data.features.spec import FeatureSpec, StoredDtype
 from captionmill.data.features.store import FeatureStore, part_paths, parts_dir, store_exists
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageSource
+from captionmill.data.paths import AnyPath
 
 ROWS_PER_PART = 1024
 _JOIN_SHARE = 0.25  # parts with this share of the main file's rows are joined into it: each row is rewritten few times
@@ -129,7 +130,7 @@ class FeatureWriter:
 
     def __init__(
         self,
-        path: Path,
+        path: AnyPath,
         spec: FeatureSpec,
         *,
         dtype: StoredDtype,
@@ -145,6 +146,7 @@ class FeatureWriter:
         `in_one_file`, all rows are then joined into the main file, however few are new. Raises SpecMismatchError if the
         store holds rows of another spec, StoreError if they have another dtype or if another process is writing to it.
         """
+        path = Path(path)
         self.path, self.spec, self.dtype, self.shard = path, spec, dtype, shard
         self.made_by = made_by
         """Written into the files as their maker; entries may be added until the block ends."""

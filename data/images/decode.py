@@ -39,7 +39,7 @@ Image.MAX_IMAGE_PIXELS = PIXEL_LIMIT
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-class _PlainJpegFile(JpegImageFile):
+class PlainJpegFile(JpegImageFile):
     """A JPEG, or the first image of an MPO, without Pillow's reading of the EXIF, which would only set the dpi."""
 
     def _read_dpi_from_exif(self) -> None:
@@ -47,7 +47,7 @@ class _PlainJpegFile(JpegImageFile):
 
 
 _DECODERS: tuple[tuple[bytes, type[PillowFile]], ...] = (
-    (rb"\xff\xd8\xff", _PlainJpegFile),
+    (rb"\xff\xd8\xff", PlainJpegFile),
     (rb"\x89PNG\r\n\x1a\n", PngImageFile),
     (rb"RIFF....WEBP", WebPImageFile),
     (rb"GIF8[79]a", GifImageFile),
@@ -107,6 +107,25 @@ def decode_pixels(data: bytes, *, at_least: Callable[[int, int], tuple[int, int]
         raise ImageError(_reason(exc)) from exc
 
 
+def pixels_of(image: Image.Image) -> Pixels:
+    """What `decode_pixels` makes of the file that Pillow opened as `image`; of an image made in memory, its pixels.
+
+    The EXIF orientation in `image.info` is applied. Raises ImageError as `decode_pixels`.
+    """
+    try:
+        _require_size(image.size)
+        if isinstance(image, PngImageFile) and "transparency" in image.info and image.tile:
+            color = _scale_transparent_color(image)
+            image = image.copy()  # the caller's is left as it is
+            image.info["transparency"] = color
+        image.load()
+        return _turn_upright(np.array(_to_rgb(image)), _read_orientation(image.info.get("exif", b"")))
+    except ImageError:
+        raise
+    except _DAMAGE as exc:
+        raise ImageError(_reason(exc)) from exc
+
+
 def _find_decoder(header: bytes) -> type[PillowFile] | None:
     return next((decoder for magic, decoder in _DECODERS if re.match(magic, header, re.DOTALL)), None)
 
@@ -118,9 +137,7 @@ def _decode(data: bytes, at_least: _AtLeast | None) -> Pixels:
     if decoder is None:
         raise ImageError("not an image, or in a format other than JPEG, PNG, WebP, BMP, GIF and TIFF")
     with decoder(io.BytesIO(data)) as image:
-        width, height = image.size
-        if width * height > PIXEL_LIMIT:
-            raise ImageError(f"{width:,} x {height:,} pixels, over the limit of {PIXEL_LIMIT:,} pixels")
+        _require_size(image.size)
         orientation = _read_orientation(image.info.get("exif", b""))  # Pillow rotates a TIFF itself
         if isinstance(image, JpegImageFile):
             pixels = _decode_jpeg(data, image, _reduction(image.size, orientation, at_least))
@@ -130,6 +147,18 @@ def _decode(data: bytes, at_least: _AtLeast | None) -> Pixels:
             image.load()
             pixels = np.array(_to_rgb(image))
             orientation = _read_orientation(image.info.get("exif", b""))
+    return _turn_upright(pixels, orientation)
+
+
+def _require_size(size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > PIXEL_LIMIT:
+        raise ImageError(f"{width:,} x {height:,} pixels, over the limit of {PIXEL_LIMIT:,} pixels")
+    if not width * height:
+        raise ImageError("an image without pixels")
+
+
+def _turn_upright(pixels: Pixels, orientation: int) -> Pixels:
     upright = _UPRIGHT.get(orientation)
     return pixels if upright is None else np.array(Image.fromarray(pixels).transpose(upright))
 

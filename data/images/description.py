@@ -7,7 +7,8 @@ The property "description writer" records who wrote it, which distinguishes a pe
 from pathlib import Path
 from typing import Any, Literal
 
-from captionmill.data.errors import ImageError, InputError
+from captionmill.data.errors import ImageError
+from captionmill.data.optional import require
 
 WRITER = "captionmill"
 
@@ -24,10 +25,7 @@ _UTF_8 = "\x1b%G"
 
 def require_metadata_library() -> Any:
     """The package exiv2; InputError if it is not installed."""
-    try:
-        import exiv2
-    except ImportError as exc:
-        raise InputError("`embed_metadata` needs the package exiv2; run: pip install 'captionmill[metadata]'") from exc
+    exiv2 = require("exiv2", extra="metadata", needed_by="`embed_metadata`")
     exiv2.LogMsg.setLevel(exiv2.LogMsg.Level.mute)  # it prints warnings about camera errors to stderr
     return exiv2
 

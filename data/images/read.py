@@ -41,6 +41,8 @@ class ImageFile:
     """Bytes of the member, or of a remote file if its server reports them."""
     modified_ns: int = 0
     """Time of the last change from a tar or a server, nanoseconds since 1970; 0 for local files and if unknown."""
+    content: bytes | None = None
+    """The bytes of an image that is in memory; `path` is not opened then."""
     problem: str = ""
     """Why it cannot be read: a folder that cannot be listed, or a damaged tar. Its content is not known."""
 
@@ -49,6 +51,8 @@ def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
     """The bytes of `image` and their source; ImageError if they cannot be read."""
     if image.problem:
         raise ImageError(image.problem)
+    if image.content is not None:
+        return image.content, ImageSource(len(image.content), 0, hash_content(image.content))
     if isinstance(image.path, str):
         start = image.offset
         end = None if start is None or image.size is None else start + image.size

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from captionmill.data.model import LOW_CONFIDENCE, Bundle
+from captionmill.data.model import LOW_CONFIDENCE, Model
 from captionmill.stages.decoding.captioner import Caption
 from captionmill.stages.scoring.statistics import is_repetitive
 
@@ -19,7 +19,7 @@ def find_flags(caption: Caption, low_confidence: float | None) -> tuple[str, ...
     return tuple(name for name, is_found in found.items() if is_found)
 
 
-def usual_low_confidence(bundles: Sequence[Bundle]) -> float | None:
+def usual_low_confidence(bundles: Sequence[Model]) -> float | None:
     """What a tenth of a model's validation captions are below, of several models the mean; None if one does not say.
 
     One number for all models would not do: training with a reward makes a decoder much surer of all that it says.

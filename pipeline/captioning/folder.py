@@ -15,9 +15,9 @@ from captionmill.data.features.log import append_record
 from captionmill.data.features.store import cache_path_for, is_store_file
 from captionmill.data.files import require_other_file
 from captionmill.data.images.find import find_images
-from captionmill.data.model import bundle_digest
+from captionmill.data.model import model_digest
+from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path, as_paths
 from captionmill.data.progress import Progress, no_progress
-from captionmill.data.urls import is_url
 from captionmill.pipeline.captioning.companions import Companions, EmbedInto
 from captionmill.pipeline.captioning.embedding import EmbedSummary
 from captionmill.pipeline.captioning.flags import find_flags, usual_low_confidence
@@ -50,9 +50,9 @@ class FolderSummary:
 
 
 def caption_folder(
-    images: Path | str,
-    model: Path | Sequence[Path],
-    output: Path,
+    images: AnyPath,
+    model: AnyPaths,
+    output: AnyPath,
     search: SearchConfig = SearchConfig(),
     *,
     table: TableConfig = TableConfig(),
@@ -81,10 +81,9 @@ def caption_folder(
     refused as by `Captioner.load`.
     """
     started = time.monotonic()
-    images = images if is_url(images) else Path(images)
+    images, models, output = as_location(images), as_paths(model), Path(output)
     table = replace(table, format=table.format or format_of(output))
     machine = cache.machine
-    models = [model] if isinstance(model, Path) else list(model)
     captioner = Captioner.load(models, device=machine.device)
     companions: Companions | None = None
     if isinstance(images, Path) and images.is_file() and is_store_file(images):
@@ -95,7 +94,7 @@ def caption_folder(
         source = open_source(images, cache.features, captioner.spec)
     else:
         found = find_images(images)
-        store_path = cache.features or cache_path_for(output)
+        store_path = as_path(cache.features) or cache_path_for(output)
         require_other_file(output, images if isinstance(images, Path) else None, store_path)
         if store_path == output:
             raise InputError(f"{output}: cannot be the table and the cache of features at once")
@@ -163,7 +162,7 @@ def _update_table(
         if low_confidence is None:
             _logger.warning("the model does not say how sure it usually is; `low_confidence` says what to flag")
     made_with = {
-        "models": [bundle_digest(folder) for folder in models],
+        "models": [model_digest(folder) for folder in models],
         "search": asdict(search),
         "low_confidence": low_confidence,
     }

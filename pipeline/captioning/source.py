@@ -13,6 +13,7 @@ from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore, delete_store, store_exists
 from captionmill.data.features.writer import lock_store
 from captionmill.data.images.read import ImageFile
+from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress
 from captionmill.stages.encoding.encoder import encoder_for_spec
 from captionmill.stages.encoding.extract import ExtractSummary, extract_images, find_missing
@@ -24,9 +25,9 @@ from captionmill.stages.settings import ExtractConfig
 class CacheConfig:
     """The cache of features that images are captioned from, and how those that it lacks are extracted."""
 
-    features: Path | None = None
+    features: AnyPath | None = None
     """Where it is; None is beside the table."""
-    weights: Path | None = None
+    weights: AnyPath | None = None
     """The file of the backbone's weights, if it was moved since the model was trained."""
     machine: ExtractConfig = field(default_factory=ExtractConfig)
     """Of these only `MACHINE_SETTINGS` count: the model knows its backbone and preprocessing."""
@@ -68,7 +69,7 @@ class CaptionSource:
         return sources
 
 
-def open_source(path: Path, features: Path | None, spec: FeatureSpec) -> CaptionSource:
+def open_source(path: Path, features: AnyPath | None, spec: FeatureSpec) -> CaptionSource:
     """The store at `path`, which is to hold what `spec` says; InputError if `features` names another cache."""
     if features is not None:
         raise InputError(f"{path}: holds features already; leave out `features` {features}")
@@ -102,7 +103,7 @@ def extract_source(
             missing = len(find_missing(found, store))
     extraction = ExtractSummary(len(found), len(found), 0, (), engine="", duration_s=0.0)
     if missing:
-        encoder = encoder_for_spec(spec, machine, cache.weights)
+        encoder = encoder_for_spec(spec, machine, as_path(cache.weights))
         if replaced:
             with lock_store(path):
                 delete_store(path)

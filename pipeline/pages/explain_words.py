@@ -7,7 +7,7 @@ from typing import SupportsFloat
 from PIL import Image
 
 from captionmill.data.images.decode import Pixels
-from captionmill.data.model import Bundle
+from captionmill.data.model import Model
 from captionmill.stages.decoding.decoder import DecoderConfig
 from captionmill.stages.decoding.explain import Explanation
 from captionmill.stages.settings import SearchConfig
@@ -33,7 +33,7 @@ class ImageExplanation:
     """Which captions the references are; "" without any."""
     models: tuple[str, ...]
     """Names of the models' folders."""
-    bundles: tuple[Bundle, ...]
+    bundles: tuple[Model, ...]
     search: SearchConfig
     explanation: Explanation
 

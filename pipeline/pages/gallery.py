@@ -20,6 +20,7 @@ from captionmill.data.errors import ImageError
 from captionmill.data.files import replace_atomically
 from captionmill.data.images.decode import decode_image
 from captionmill.data.images.read import ImageFile, read_image
+from captionmill.data.paths import AnyPath
 from captionmill.data.progress import Progress, no_progress
 from captionmill.pipeline.pages.page import page_pieces
 from captionmill.stages.machine import choose_workers
@@ -48,7 +49,7 @@ class Verdict:
 
 
 def write_gallery(
-    page_path: Path,
+    page_path: AnyPath,
     title: str,
     images: Iterable[ImageFile],
     rows: Sequence[CaptionRow],
@@ -65,6 +66,7 @@ def write_gallery(
     then the wrong ones come first, else the least sure. `figures` are shown above, as (figure, what it is), after the
     counts. `workers` threads decode; 0 takes one for each core.
     """
+    page_path = Path(page_path)
     if len(rows) > MOST_ROWS:
         _logger.warning("%s: a page of %d images is large, and slow to open", page_path, len(rows))
     by_key = {image.key: image for image in images}

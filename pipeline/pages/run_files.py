@@ -13,7 +13,7 @@ from captionmill.data.captions.table import read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import ExtractionRecord, read_records
 from captionmill.data.features.store import FeatureStore, cache_path_for
-from captionmill.data.model import Bundle, read_bundle
+from captionmill.data.model import Model, read_model
 from captionmill.stages.encoding.extract import FAILURES_NAME
 from captionmill.stages.training.run_folder import HISTORY_NAME, SELF_CRITICAL
 
@@ -55,7 +55,7 @@ class ModelFiles:
     """A model's folder."""
 
     name: str
-    bundle: Bundle
+    bundle: Model
     history: Sequence[Epoch]
     """Empty if there is no history.csv."""
 
@@ -117,9 +117,9 @@ def read_store(path: Path) -> StoreFiles:
     return StoreFiles(path.name, store, read_records(path), failures)
 
 
-def read_model(folder: Path) -> ModelFiles:
-    """The model in `folder` with its history; BundleError if it cannot be read, InputError for a damaged history."""
-    bundle = read_bundle(folder)
+def read_model_files(folder: Path) -> ModelFiles:
+    """The model in `folder` with its history; ModelError if it cannot be read, InputError for a damaged history."""
+    bundle = read_model(folder)
     path = folder / HISTORY_NAME
     if not path.exists():
         return ModelFiles(folder.name, bundle, ())

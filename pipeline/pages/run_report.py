@@ -24,7 +24,7 @@ from captionmill.pipeline.pages.run_files import (
     ScoreFile,
     StoreFiles,
     TableFiles,
-    read_model,
+    read_model_files,
     read_scores,
     read_store,
     read_table,
@@ -116,7 +116,7 @@ def write_run_report(output: Path, sources: ReportSources, *, title: str = "") -
         raise InputError("nothing to report: name a model, a feature store, scores or a table of captions")
     require_other_file(output, *files, *sources.captions)
     stores = [read_store(path) for path in sources.features]
-    models = [read_model(path) for path in sources.models]
+    models = [read_model_files(path) for path in sources.models]
     scores = [read_scores(path) for path in sources.scores]
     tables = [read_table(path) for path in sources.tables]
     recorded = [store.records[-1].images for store in stores if store.records]

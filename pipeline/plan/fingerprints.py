@@ -17,7 +17,7 @@ from captionmill.data.features.store import FeatureStore, part_paths, store_exis
 from captionmill.data.images.find import IMAGE_SUFFIXES, find_images
 from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged, read_image
 from captionmill.data.images.tar import TAR_SUFFIX
-from captionmill.data.model import BUNDLE_NAME, bundle_exists
+from captionmill.data.model import BUNDLE_NAME, model_exists
 
 _SUFFIXES = tuple(suffix.removeprefix(".") for suffix in (*IMAGE_SUFFIXES, TAR_SUFFIX))
 
@@ -73,7 +73,7 @@ def is_store(path: Path) -> bool:
 
 def output_exists(path: Path) -> bool:
     """Whether a stage has left anything at `path`."""
-    return bundle_exists(path) if path.is_dir() else path.exists() or is_store(path)
+    return model_exists(path) if path.is_dir() else path.exists() or is_store(path)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from captionmill.data.captions.table import format_of
 from captionmill.data.features.store import cache_path_for
-from captionmill.data.model import read_bundle
+from captionmill.data.model import read_model
 from captionmill.pipeline.plan.fingerprints import Images, Input
 from captionmill.stages.settings import ExtractConfig, SearchConfig, TableConfig, TrainConfig
 
@@ -144,11 +144,11 @@ Job = ExtractJob | TrainJob | EvaluateJob | CaptionJob
 def with_chosen_models(job: Job) -> Job:
     """`job` with the models that it will use: all for an ensemble, else the one of the best validation CIDEr-D.
 
-    The models are there. Raises BundleError if one cannot be read.
+    The models are there. Raises ModelError if one cannot be read.
     """
     if not isinstance(job, EvaluateJob | CaptionJob) or job.several == "ensemble" or len(job.models) == 1:
         return job
-    return replace(job, models=(max(job.models, key=lambda folder: read_bundle(folder).scores["val_cider_d"]),))
+    return replace(job, models=(max(job.models, key=lambda folder: read_model(folder).scores["val_cider_d"]),))
 
 
 def _chosen(config: ExtractConfig, *, without_file: bool) -> dict[str, Any]:

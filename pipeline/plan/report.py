@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from captionmill.data.errors import InputError
-from captionmill.data.model import bundle_exists
+from captionmill.data.model import model_exists
 from captionmill.pipeline.plan.graph import Task
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, TrainJob
 
@@ -31,7 +31,7 @@ def write_plan_report(plan_path: Path, tasks: Sequence[Task]) -> Path:
     used = [model for job in jobs if isinstance(job, EvaluateJob | CaptionJob) for model in job.models]
     models = dict.fromkeys([*(job.output for job in trainings), *used])
     sources = ReportSources(
-        models=[model for model in models if bundle_exists(model)],
+        models=[model for model in models if model_exists(model)],
         features=[job.output for job in jobs if isinstance(job, ExtractJob)],
         scores=[job.output for job in jobs if isinstance(job, EvaluateJob)],
         tables=[job.output for job in jobs if isinstance(job, CaptionJob)],

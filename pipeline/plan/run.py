@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from captionmill.data.captions.table import is_caption_table
 from captionmill.data.errors import CaptionmillError, InputError, PipelineError
-from captionmill.data.model import bundle_exists
+from captionmill.data.model import model_exists
+from captionmill.data.paths import AnyPath
 from captionmill.pipeline.plan.command_line import command_line
 from captionmill.pipeline.plan.fingerprints import Images, settle
 from captionmill.pipeline.plan.graph import Graph, Task
@@ -71,7 +72,7 @@ class RunEvents:
 
 
 def run_pipeline(
-    plan_path: Path,
+    plan_path: AnyPath,
     *,
     jobs: int = 1,
     cluster: str | None = None,
@@ -88,6 +89,7 @@ def run_pipeline(
     Raises PipelineError for a file that cannot be understood or that another process runs, and, when all that can be
     made is made, for tasks that failed; ClusterError if processes keep dying.
     """
+    plan_path = Path(plan_path)
     graph = read_plan(plan_path)
     forced = graph.forced_by(start)
     with claim_pipeline(plan_path), ExitStack() as stack:
@@ -230,7 +232,7 @@ class _Run:
 
 def _require_ours(standing: Standing) -> None:
     task = standing.task
-    if task.kind == "train" and standing.record is None and bundle_exists(task.output):
+    if task.kind == "train" and standing.record is None and model_exists(task.output):
         raise InputError(f"{task.output}: holds a model already that this pipeline did not make; move it away")
     was_ours = standing.record is not None and standing.record.made is not None
     if task.kind == "caption" and not was_ours and task.output.exists() and not is_caption_table(task.output):

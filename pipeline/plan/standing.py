@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from captionmill.data.errors import CaptionmillError
+from captionmill.data.paths import AnyPath
 from captionmill.pipeline.captioning.sidecars import count_missing
 from captionmill.pipeline.plan.fingerprints import (
     Fingerprint,
@@ -51,12 +52,13 @@ class Standing:
         return f"would run: {'; '.join(self.reasons)}" if self.reasons else "up to date"
 
 
-def survey(plan_path: Path, start: str | None = None) -> tuple[Graph, list[Standing]]:
+def survey(plan_path: AnyPath, start: str | None = None) -> tuple[Graph, list[Standing]]:
     """The graph of the pipeline file `plan_path`, and how each of its tasks stands; runs and changes nothing.
 
     `start` names tasks to be run in any case, as for `run_pipeline`. Raises PipelineError for a file that cannot be
     understood.
     """
+    plan_path = Path(plan_path)
     graph, workspace = read_plan(plan_path), Workspace(plan_path)
     forced = graph.forced_by(start)
     standings: dict[str, Standing] = {}

@@ -17,9 +17,9 @@ def vocabulary(model: Path, word: str | None) -> None:
 
     Example: captionmill vocabulary model --word tree
     """
-    from captionmill.data.model import read_bundle
+    from captionmill.data.model import read_model
 
-    words = read_bundle(model).vocabulary
+    words = read_model(model).vocabulary
     if word is None:
         click.echo("\n".join(f"{index}\t{listed}" for index, listed in enumerate(words.words)))
     elif word.lower() in words:

@@ -5,15 +5,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from captionmill.data.captions.vocabulary import Vocabulary
-from captionmill.data.errors import BundleError, InputError
+from captionmill.data.errors import InputError, ModelError
+from captionmill.data.features.file import Features
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import Bundle, read_bundle
+from captionmill.data.model import Model, read_model
+from captionmill.data.paths import AnyPaths, as_paths
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
@@ -46,20 +49,20 @@ class Captioner:
     """A trained decoder or an ensemble, ready to run, and what it needs to know about features and words."""
 
     decoder: Decoder | Ensemble
-    bundles: tuple[Bundle, ...]
+    bundles: tuple[Model, ...]
     """What each decoder was read from; they agree in `spec` and `vocabulary`."""
 
     @classmethod
-    def load(cls, model: Path | Sequence[Path], *, device: str = "auto") -> "Captioner":
+    def load(cls, model: AnyPaths, *, device: str = "auto") -> "Captioner":
         """The decoder of the bundle in folder `model`, or the ensemble of several such folders.
 
-        Raises BundleError if one cannot be read, SpecMismatchError if they were trained on different kinds of features,
+        Raises ModelError if one cannot be read, SpecMismatchError if they were trained on different kinds of features,
         InputError if their words or the indices of these differ, or no folder is given.
         """
-        models = [model] if isinstance(model, Path) else list(model)
+        models = as_paths(model)
         if not models:
             raise InputError("no model is given: name at least one folder that `captionmill train` wrote")
-        bundles = [read_bundle(folder) for folder in models]
+        bundles = [read_model(folder) for folder in models]
         for folder, bundle in zip(models[1:], bundles[1:], strict=True):
             bundles[0].spec.require(bundle.spec, mine=str(models[0]), others=str(folder))
             _require_same_words(models[0], bundles[0].vocabulary, folder, bundle.vocabulary)
@@ -93,9 +96,19 @@ class Captioner:
         return decode_features(self.decoder, store, keys, self.vocabulary, search, progress=progress)
 
 
+class KeyedRows(Protocol):
+    """Rows of features that are found by key: those of a store, or of images in memory."""
+
+    def position(self, key: str) -> int:
+        """Where the row of `key` is; KeyError if it has none."""
+
+    def read(self, positions: Sequence[int]) -> Features:
+        """The rows at `positions`, in that order: [len(positions), D]."""
+
+
 def decode_features(
     decoder: Decoder | Ensemble,
-    store: FeatureStore,
+    store: KeyedRows,
     keys: Sequence[str],
     vocabulary: Vocabulary,
     search: SearchConfig,
@@ -106,11 +119,28 @@ def decode_features(
 
     When memory runs out, the block is halved for all that follow; InputError if one image is too much.
     """
-    decoder.eval()
     device = next(decoder.parameters()).device
-    steps: StepDecoder = decoder
-    if isinstance(decoder, Decoder) and device.type == "cpu":  # GPUs have a fast LSTM of their own
-        steps = FoldedDecoder(decoder)
+    return decode_rows(choose_steps(decoder), store, keys, vocabulary, search, device=device, progress=progress)
+
+
+def choose_steps(decoder: Decoder | Ensemble) -> StepDecoder:
+    """`decoder` in evaluation mode, in the form whose steps are fastest on its device; its weights must not change."""
+    decoder.eval()
+    is_on_cpu = next(decoder.parameters()).device.type == "cpu"
+    return FoldedDecoder(decoder) if isinstance(decoder, Decoder) and is_on_cpu else decoder  # GPUs have a fast LSTM
+
+
+def decode_rows(
+    steps: StepDecoder,
+    store: KeyedRows,
+    keys: Sequence[str],
+    vocabulary: Vocabulary,
+    search: SearchConfig,
+    *,
+    device: torch.device,
+    progress: Progress = no_progress,
+) -> Iterator[tuple[str, Caption]]:
+    """As `decode_features`, with what `choose_steps` made of a decoder on `device`."""
     block_size = max(1, BLOCK_ROWS // (1 + search.alternatives if search.sample else search.beam_size))
     start = 0
     while start < len(keys):
@@ -146,7 +176,7 @@ def _spell(caption: DecodedCaption, vocabulary: Vocabulary) -> Caption:
     return Caption(vocabulary.decode(caption.words), caption.confidence, caption.cut, alternatives)
 
 
-def _build_decoder(model: Path, bundle: Bundle) -> Decoder:
+def _build_decoder(model: Path, bundle: Model) -> Decoder:
     try:
         decoder = Decoder(DecoderConfig(**bundle.decoder_config))
         tensors = {name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()}
@@ -154,11 +184,11 @@ def _build_decoder(model: Path, bundle: Bundle) -> Decoder:
             tensors["to_logits.weight"] = tensors["embedding.weight"]  # written once
         decoder.load_state_dict(tensors)
     except (TypeError, ValueError, RuntimeError, KeyError) as exc:
-        raise BundleError(f"{model}: weights and configuration do not fit each other; train it again") from exc
+        raise ModelError(f"{model}: weights and configuration do not fit each other; train it again") from exc
     if decoder.config.vocab_size != len(bundle.vocabulary):
-        raise BundleError(f"{model}: {len(bundle.vocabulary)} words for {decoder.config.vocab_size} logits")
+        raise ModelError(f"{model}: {len(bundle.vocabulary)} words for {decoder.config.vocab_size} logits")
     if not all(bool(tensor.isfinite().all()) for tensor in decoder.state_dict().values()):
-        raise BundleError(f"{model}: some of its weights are not finite, and it has no captions; train it again")
+        raise ModelError(f"{model}: some of its weights are not finite, and it has no captions; train it again")
     return decoder
 
 

@@ -1,6 +1,5 @@
 """Runs an encoder's network fast on this machine: batches of uint8 images in, rows of features out."""
 
-import importlib.util
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +10,7 @@ import numpy as np
 from captionmill.data.errors import InputError
 from captionmill.data.features.file import Features
 from captionmill.data.images.decode import Pixels
+from captionmill.data.optional import missing_packages
 from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.encoding.loader import Batch
 from captionmill.stages.encoding.torch_engine import TorchEngine
@@ -37,7 +37,7 @@ class Engine(Protocol):
 def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
     """The engine that `config` names for `encoder`; InputError if this machine lacks the device or the package."""
     device = choose_device(config.device)
-    has_openvino = importlib.util.find_spec("openvino") is not None
+    has_openvino = not missing_packages("openvino")
     if config.engine == "openvino" and device.type != "cpu":
         raise InputError(f"`engine` openvino runs on the CPU: pass `device` cpu, or `engine` torch for {device}")
     if config.engine == "openvino" and not has_openvino:

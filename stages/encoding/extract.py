@@ -19,6 +19,7 @@ from captionmill.data.features.writer import FeatureWriter, lock_store
 from captionmill.data.files import require_other_file
 from captionmill.data.images.find import find_images
 from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged
+from captionmill.data.paths import as_location
 from captionmill.data.progress import Progress, no_progress
 from captionmill.data.urls import is_url, local_path
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
@@ -120,7 +121,7 @@ def extract(
     could be reached), WeightsError for unavailable weights, SpecMismatchError if the store was made with other weights
     or preprocessing.
     """
-    output = local_path(output)
+    output = as_location(local_path(output))
     if prune and (shard or limit):
         raise InputError("`prune` needs the whole list of images: leave out `limit` and `shard`")
     if spread is not None and not spread.this_machine and is_url(output):

@@ -126,11 +126,17 @@ def _load(image: ImageFile, prepare: Prepare, least_size: LeastSize) -> _Loaded:
     read = time.perf_counter()
     pixels, reason = None, ""
     try:
-        pixels = prepare(decode_pixels(data, at_least=least_size))
+        pixels = prepare_pixels(decode_pixels(data, at_least=least_size), prepare)
     except ImageError as exc:
         reason = str(exc)
+    return _Loaded(pixels, source, reason, read - started, time.perf_counter() - read)
+
+
+def prepare_pixels(pixels: Pixels, prepare: Prepare) -> Pixels:
+    """What `prepare` makes of an RGB image, both [H, W, 3]; ImageError if there is too little memory for it."""
+    try:
+        return prepare(pixels)
     except (RuntimeError, MemoryError) as exc:
         if not is_out_of_memory(exc):
             raise
-        reason = "not enough memory to resize it"
-    return _Loaded(pixels, source, reason, read - started, time.perf_counter() - read)
+        raise ImageError("not enough memory to resize it") from exc

@@ -3,7 +3,6 @@
 TorchScript is traced: what a network does may depend on the shapes named free, never on the values.
 """
 
-import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from captionmill.data.errors import ExportError, InputError
+from captionmill.data.optional import missing_line, missing_packages
 from captionmill.stages.settings import ExportFormat
 
 Array = npt.NDArray[Any]
@@ -59,9 +59,8 @@ class PortableNetwork:
 
 def require_packages(file_format: ExportFormat) -> None:
     """Raise InputError if this machine lacks what writes and runs such files."""
-    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if file_format == "onnx" and missing:
-        raise InputError(f"--format onnx needs {', '.join(missing)}; run: pip install 'captionmill[onnx]'")
+    if file_format == "onnx" and (missing := missing_packages(*_ONNX_PACKAGES)):
+        raise InputError(missing_line(missing, extra="onnx", needed_by="`file_format` onnx"))
 
 
 def write_network(network: PortableNetwork, path: Path, file_format: ExportFormat) -> float:

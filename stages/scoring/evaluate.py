@@ -16,7 +16,8 @@ from captionmill.data.csv_tables import guard_formula, write_table
 from captionmill.data.errors import AnnotationError, InputError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import require_other_file, write_text
-from captionmill.data.model import bundle_files
+from captionmill.data.model import model_paths
+from captionmill.data.paths import AnyPath, AnyPaths, as_path, as_paths
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Caption, Captioner
 from captionmill.stages.scoring.bootstrap import LEVEL, Estimate, compare, estimate
@@ -73,15 +74,15 @@ class Evaluation:
 
 
 def evaluate(
-    features: Path,
-    model: Path | Sequence[Path],
-    captions: Path,
+    features: AnyPath,
+    model: AnyPaths,
+    captions: AnyPath,
     config: EvaluateConfig = EvaluateConfig(),
     *,
-    image_list: Path | None = None,
-    output: Path | None = None,
-    per_image: Path | None = None,
-    against: Path | None = None,
+    image_list: AnyPath | None = None,
+    output: AnyPath | None = None,
+    per_image: AnyPath | None = None,
+    against: AnyPath | None = None,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Caption images of the store `features`, score them against `captions`, write the scores to `output` (JSON).
@@ -96,8 +97,9 @@ def evaluate(
     Raises AnnotationError if no such image has both features and references, SpecMismatchError if the features do not
     match those that a model was trained on, InputError if an output is an input or the other output.
     """
-    models = [model] if isinstance(model, Path) else list(model)
-    model_files = bundle_files(*models, *([against] if against else []))
+    features, models, captions = Path(features), as_paths(model), Path(captions)
+    image_list, output, per_image, against = map(as_path, (image_list, output, per_image, against))
+    model_files = model_paths(*models, *([against] if against else []))
     _check_outputs(output, per_image, inputs=(features, captions, image_list, *model_files))
     captioner = Captioner.load(models, device=config.device)
     other = Captioner.load(against, device=config.device) if against else None

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from captionmill.data.optional import install_command
 from captionmill.stages.scoring.metrics import Floats, Metric, mean_metric
 from captionmill.stages.scoring.tokens import tokenize_ptb
 
@@ -154,7 +155,7 @@ def _find(name: str) -> Path:
     for folder in spec.submodule_search_locations or () if spec else ():
         if (path := Path(folder, name)).exists():
             return path
-    raise _UnavailableError(f"{PACKAGE} is not installed here; pip install 'captionmill[java]'")
+    raise _UnavailableError(f"{PACKAGE} is not installed here; {install_command('java')}")
 
 
 def _find_java() -> str:

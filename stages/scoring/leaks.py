@@ -21,7 +21,8 @@ from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import require_other_file
-from captionmill.data.model import bundle_files, read_bundle
+from captionmill.data.model import model_paths, read_model
+from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.machine import choose_device
 from captionmill.stages.settings import LeakConfig
@@ -85,13 +86,13 @@ class _Hits:
 
 
 def find_leaks(
-    features: Path,
-    captions: Path | None = None,
+    features: AnyPath,
+    captions: AnyPath | None = None,
     config: LeakConfig = LeakConfig(),
     *,
-    lists: Mapping[str, Path] | None = None,
-    model: Path | None = None,
-    output: Path | None = None,
+    lists: Mapping[str, AnyPath] | None = None,
+    model: AnyPath | None = None,
+    output: AnyPath | None = None,
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> LeakReport:
@@ -103,14 +104,16 @@ def find_leaks(
     whole, and at most `KEPT_PAIRS` pairs are kept.
 
     Raises InputError if fewer than two splits have images with features (one is enough with `config.within`), or if
-    `model` is combined with `captions` or `lists`; BundleError if the model cannot be read.
+    `model` is combined with `captions` or `lists`; ModelError if the model cannot be read.
     """
+    features, captions, model, output = Path(features), as_path(captions), as_path(model), as_path(output)
+    list_paths = {split: Path(path) for split, path in (lists or {}).items()}
     if output:
-        model_files = bundle_files(model) if model else []
-        require_other_file(output, features, captions, *(lists or {}).values(), *model_files)
+        model_files = model_paths(model) if model else []
+        require_other_file(output, features, captions, *list_paths.values(), *model_files)
     chosen_device = choose_device(device)
     store = FeatureStore.open(features)
-    splits = _read_splits(captions, lists or {}, model, store)
+    splits = _read_splits(captions, list_paths, model, store)
     places = {
         name: np.array([store.position(key) for key in keys if key in store], dtype=np.int64)
         for name, keys in splits.items()
@@ -153,7 +156,7 @@ def _read_splits(
     if model:
         if captions or lists:
             raise InputError(f"{model}: the model knows its splits; do not pass captions or lists as well")
-        splits = read_bundle(model).splits_in(store.keys)
+        splits = read_model(model).splits_in(store.keys)
         return {name: splits[name] for name in SPLIT_NAMES if splits[name]}
     if lists:
         return {

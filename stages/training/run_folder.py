@@ -21,7 +21,8 @@ import pandas as pd
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError, TrainingError
 from captionmill.data.files import hold_lock, replace_atomically, write_text
-from captionmill.data.model import BUNDLE_NAME, read_bundle, write_bundle
+from captionmill.data.model import BUNDLE_NAME, read_model, write_model
+from captionmill.data.optional import install_command
 from captionmill.stages import charts
 from captionmill.stages.machine import versions
 from captionmill.stages.training.checkpoint import CHECKPOINT_NAME
@@ -156,7 +157,7 @@ class RunFolder:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self._has_tensorboard = False
-            _log.info("no TensorBoard events: pip install 'captionmill[tensorboard]'")
+            _log.info("no TensorBoard events: %s", install_command("tensorboard"))
             return None
         return SummaryWriter(str(self._folder / EVENTS_NAME), purge_step=first_step)
 
@@ -195,7 +196,7 @@ def publish(folder: Path, output: Path) -> None:
     copy_run(folder, output)
     with replace_atomically(output / UNMATCHED_NAME) as partial_path:
         shutil.copyfile(folder / UNMATCHED_NAME, partial_path)
-    write_bundle(output, read_bundle(folder))
+    write_model(output, read_model(folder))
     (folder / CHECKPOINT_NAME).unlink()
     shutil.rmtree(folder, ignore_errors=True)  # Windows removes no file that is locked
 

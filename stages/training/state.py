@@ -14,7 +14,7 @@ from captionmill.data.captions.examples import CaptionDataset
 from captionmill.data.captions.splits import Splits
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import LOW_CONFIDENCE, Bundle
+from captionmill.data.model import LOW_CONFIDENCE, Model
 from captionmill.stages.decoding.captioner import Caption
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.machine import choose_training_dtype, versions
@@ -195,11 +195,11 @@ class Training:
         self.optimizer = self._new_optimizer()
         unpack_tensors(checkpoint.tensors, self.decoder, self.optimizer)
 
-    def bundle(self, result: EpochResult, captions: Mapping[str, Caption]) -> Bundle:
+    def bundle(self, result: EpochResult, captions: Mapping[str, Caption]) -> Model:
         """The decoder as it is now, with all that captioning needs; `captions` are those of the validation images."""
         confidences = sorted(caption.confidence for caption in captions.values())
         tensors = dict(self.decoder.named_parameters()) | dict(self.decoder.named_buffers())
-        return Bundle(
+        return Model(
             decoder_config=asdict(self.decoder.config),
             vocabulary=self.vocabulary,
             spec=self.store.spec,

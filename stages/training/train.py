@@ -23,7 +23,8 @@ from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError, TrainingError, UnfinishedRunError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import bundle_exists, read_bundle, write_bundle
+from captionmill.data.model import model_exists, read_model, write_model
+from captionmill.data.paths import AnyPath
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Caption
 from captionmill.stages.machine import is_out_of_memory
@@ -69,9 +70,9 @@ class TrainSummary:
 
 
 def train(
-    features: str | Path,
-    captions: str | Path,
-    output: str | Path,
+    features: AnyPath,
+    captions: AnyPath,
+    output: AnyPath,
     config: TrainConfig = TrainConfig(),
     *,
     data: SplitLists = SplitLists(),
@@ -93,7 +94,7 @@ def train(
     """
     started = time.monotonic()
     features, captions, output = Path(features), Path(captions), Path(output)
-    if bundle_exists(output) and not overwrite:
+    if model_exists(output) and not overwrite:
         raise InputError(f"{output}: holds a model already; pass `overwrite` to replace it, or another `output`")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; `output` must be a folder")
@@ -166,7 +167,7 @@ class _FolderRecorder:
 
     def end_epoch(self, training: Training, result: EpochResult, captions: Mapping[str, Caption]) -> None:
         if result.best:
-            write_bundle(self._work_dir, training.bundle(result, captions))
+            write_model(self._work_dir, training.bundle(result, captions))
         self._folder.write_history(training.state.history)
         self._folder.add_epoch_events(training.state.history[-1])
         shown = list(captions)[: training.loop.samples_shown]
@@ -175,7 +176,7 @@ class _FolderRecorder:
         self._on_epoch(result)
 
     def begin_self_critical(self, training: Training) -> None:
-        best = read_bundle(self._work_dir)
+        best = read_model(self._work_dir)
         training.begin_self_critical({name: torch.from_numpy(tensor) for name, tensor in best.tensors.items()})
         self._save(training)  # its first epoch may replace the best weights before the next checkpoint
 

@@ -8,12 +8,12 @@ import pytest
 from builders import make_spec
 
 from captionmill.data.captions.vocabulary import Vocabulary
-from captionmill.data.errors import BundleError
-from captionmill.data.model import BUNDLE_NAME, Bundle, read_bundle, write_bundle
+from captionmill.data.errors import ModelError
+from captionmill.data.model import BUNDLE_NAME, Model, read_model, write_model
 
 
-def make_bundle(*words: str, value: float = 1.0) -> Bundle:
-    return Bundle(
+def make_bundle(*words: str, value: float = 1.0) -> Model:
+    return Model(
         decoder_config={"hidden_dim": 4},
         vocabulary=Vocabulary(["<pad>", "<start>", "<end>", "<unk>", *words]),
         spec=make_spec(),
@@ -27,42 +27,42 @@ def make_bundle(*words: str, value: float = 1.0) -> Bundle:
 
 def test_a_bundle_comes_back_as_it_was_written(tmp_path: Path) -> None:
     bundle = make_bundle("tree", "Straße")
-    write_bundle(tmp_path / "model", bundle)
-    read = read_bundle(tmp_path / "model")
+    write_model(tmp_path / "model", bundle)
+    read = read_model(tmp_path / "model")
     assert read.vocabulary.words == bundle.vocabulary.words
     assert (read.spec, read.splits, read.training) == (bundle.spec, bundle.splits, bundle.training)
     np.testing.assert_array_equal(read.tensors["weight"], bundle.tensors["weight"])
 
 
 def test_a_new_bundle_takes_the_place_of_the_old_one_and_its_weights(tmp_path: Path) -> None:
-    write_bundle(tmp_path, make_bundle("a", value=1))
-    write_bundle(tmp_path, make_bundle("b", value=2))
-    assert read_bundle(tmp_path).vocabulary.words[4:] == ("b",)
+    write_model(tmp_path, make_bundle("a", value=1))
+    write_model(tmp_path, make_bundle("b", value=2))
+    assert read_model(tmp_path).vocabulary.words[4:] == ("b",)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
 def test_a_kill_between_weights_and_json_leaves_the_old_bundle(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "old", make_bundle("a", value=1))
-    write_bundle(tmp_path / "new", make_bundle("b", value=2))
+    write_model(tmp_path / "old", make_bundle("a", value=1))
+    write_model(tmp_path / "new", make_bundle("b", value=2))
     for weights_path in (tmp_path / "new").glob("*.safetensors"):
         weights_path.rename(tmp_path / "old" / weights_path.name)
-    bundle = read_bundle(tmp_path / "old")
+    bundle = read_model(tmp_path / "old")
     assert bundle.vocabulary.words[4:] == ("a",)
     assert bundle.tensors["weight"][0, 0] == 1
 
 
 def test_weights_of_another_training_are_refused(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "a", make_bundle("a", value=1))
-    write_bundle(tmp_path / "b", make_bundle("a", value=2))
+    write_model(tmp_path / "a", make_bundle("a", value=1))
+    write_model(tmp_path / "b", make_bundle("a", value=2))
     (own,), (foreign,) = ((tmp_path / name).glob("*.safetensors") for name in "ab")
     foreign.replace(own)
-    with pytest.raises(BundleError, match=r"is not the file that bundle\.json was written with"):
-        read_bundle(tmp_path / "a")
+    with pytest.raises(ModelError, match=r"is not the file that bundle\.json was written with"):
+        read_model(tmp_path / "a")
 
 
 def test_a_missing_model_names_the_command_that_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="captionmill train"):
-        read_bundle(tmp_path)
+    with pytest.raises(ModelError, match="captionmill train"):
+        read_model(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_a_missing_model_names_the_command_that_makes_one(tmp_path: Path) -> Non
     ],
 )
 def test_a_json_that_is_no_bundle_is_a_one_line_error(tmp_path: Path, change: dict[str, object]) -> None:
-    write_bundle(tmp_path, make_bundle("a"))
+    write_model(tmp_path, make_bundle("a"))
     path = tmp_path / BUNDLE_NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(BundleError, match=r"bundle\.json") as error:
-        read_bundle(tmp_path)
+    with pytest.raises(ModelError, match=r"bundle\.json") as error:
+        read_model(tmp_path)
     assert "\n" not in str(error.value)

@@ -191,7 +191,7 @@ def test_one_process_is_no_spread() -> None:
 @pytest.mark.parametrize(
     ("jobs", "cluster", "message"),
     [
-        (2, "dask://127.0.0.1:1", "--jobs is for this machine"),
+        (2, "dask://127.0.0.1:1", "`jobs` is for this machine"),
         (0, "slurm://127.0.0.1:1", "use dask://HOST:PORT or ray://HOST:PORT"),
         (0, "dask://", "use dask://HOST:PORT or ray://HOST:PORT"),
     ],

@@ -17,7 +17,7 @@ from captionmill.data.captions.table import CaptionRow, read_captions
 from captionmill.data.errors import InputError, SpecMismatchError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.description import check_description, read_description, write_description
-from captionmill.data.model import LOW_CONFIDENCE, read_bundle
+from captionmill.data.model import LOW_CONFIDENCE, read_model
 from captionmill.pipeline.captioning.embedding import EmbedSummary
 from captionmill.pipeline.captioning.folder import FolderSummary, caption_folder
 from captionmill.pipeline.captioning.source import CacheConfig
@@ -85,7 +85,7 @@ def test_another_model_or_search_makes_the_table_anew(model: Path, photos: Path,
     table = tmp_path / "t.jsonl"
     caption(photos, model, table)
     assert caption(photos, model, table, search=SearchConfig(beam_size=1, max_length=5)).made == 9
-    make_model(model, read_bundle(model).spec, seed=1)
+    make_model(model, read_model(model).spec, seed=1)
     assert caption(photos, model, table).made == 9
     assert caption(photos, model, table).made == 0
 
@@ -176,7 +176,7 @@ class TestSidecars:
                 assert path.read_text(encoding="utf-8") == f"{row.caption}\n"
         (photos / "red_0.txt").unlink()
         assert caption(photos, model, table, sidecar=".txt").sidecars == 1
-        make_model(model, read_bundle(model).spec, seed=1)
+        make_model(model, read_model(model).spec, seed=1)
         caption(photos, model, table, sidecar=".txt")
         assert (photos / "red_0.txt").read_text(encoding="utf-8") == f"{rows_of(table)['red_0.png'].caption}\n"
 

@@ -15,7 +15,7 @@ from builders import OpenPage, draw_photos, make_model, make_rows, make_spec, ma
 from captionmill.data.captions.table import CaptionRow
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.images.find import find_images
-from captionmill.data.model import read_bundle, write_bundle
+from captionmill.data.model import read_model, write_model
 from captionmill.pipeline.explain import explain_picture
 from captionmill.pipeline.pages.gallery import Verdict, write_gallery
 from captionmill.pipeline.pages.page import colour, environment
@@ -59,12 +59,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     key = f"{HOSTILE}.png"
     store_path = make_store(folder / f"{HOSTILE}.h5", [key], make_rows(1))
     model = make_model(folder / "model", make_spec(), splits={"train": [key], "val": [], "test": []})
-    bundle = read_bundle(model)
+    stored = read_model(model)
     vocabulary = Vocabulary([*SPECIAL_WORDS, *(f"{HOSTILE}{number}" for number in range(8))])
     settings = {"label_smoothing": HOSTILE, "max_length": HOSTILE, HOSTILE: HOSTILE}
-    hostile = replace(bundle, vocabulary=vocabulary, training=settings, versions={HOSTILE: HOSTILE})
+    hostile = replace(stored, vocabulary=vocabulary, training=settings, versions={HOSTILE: HOSTILE})
     named = folder / HOSTILE
-    write_bundle(named, hostile)
+    write_model(named, hostile)
     (named / "history.csv").write_text(
         'epoch,phase,loss,val_cider,captions_per_s,duration_s\n1,"<b>&""\'",2,0.2,3,4\n2,cross entropy,1,0.3,3,4\n'
     )

@@ -18,10 +18,10 @@ from captionmill.data.captions.table import CaptionRow, row_text
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import append_record, log_path, read_records
 from captionmill.data.images.find import find_images
-from captionmill.data.model import read_bundle
+from captionmill.data.model import read_model
 from captionmill.pipeline.captioning.folder import caption_folder
 from captionmill.pipeline.captioning.source import CacheConfig
-from captionmill.pipeline.pages.run_files import ScoredCaption, read_model, read_scores, read_table
+from captionmill.pipeline.pages.run_files import ScoredCaption, read_model_files, read_scores, read_table
 from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
 from captionmill.pipeline.pages.run_results import pick_captions, show_score
 from captionmill.pipeline.summaries import SCORE_NAMES
@@ -113,7 +113,7 @@ def test_the_report_says_what_the_files_say(run: ReportSources, tmp_path: Path) 
     assert "captions.csv, words" in page.sections["speed"]
     assert "not recorded" not in page.sections["speed"]
 
-    history = read_model(run.models[0]).history
+    history = read_model_files(run.models[0]).history
     assert [epoch.phase for epoch in history] == ["cross entropy", "cross entropy", "self-critical"]
     for epoch in history:
         assert f"model, epoch {epoch.epoch}: {epoch.loss:.3f}" in page.sections["training"]
@@ -146,7 +146,7 @@ def test_the_report_says_what_the_files_say(run: ReportSources, tmp_path: Path) 
     assert "hidden_dim 12 512" in page.sections["settings"]
     assert page.sections["settings"].count("max_epochs 2 —") == 1  # no default: of one model never a difference
     assert "beam_size 2 5" in page.sections["settings"]
-    assert read_bundle(run.models[0]).versions["torch"] in page.sections["settings"]
+    assert read_model(run.models[0]).versions["torch"] in page.sections["settings"]
 
 
 def test_of_a_long_table_only_the_failures_are_kept(tmp_path: Path) -> None:

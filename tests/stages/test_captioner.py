@@ -12,9 +12,9 @@ from builders import make_model, make_rows, make_spec, make_store
 from torch import Tensor
 
 from captionmill.data.captions.vocabulary import Vocabulary
-from captionmill.data.errors import BundleError, InputError
+from captionmill.data.errors import InputError, ModelError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import read_bundle, write_bundle
+from captionmill.data.model import read_model, write_model
 from captionmill.stages.decoding import captioner as caption_module
 from captionmill.stages.decoding.captioner import Caption, Captioner, decode_features
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig, State
@@ -117,17 +117,17 @@ def test_cut_captions_and_alternatives_are_told(decoder: SmallMemoryDecoder, sto
 )
 def test_a_damaged_setting_of_a_decoder_is_one_line(tmp_path: Path, change: dict[str, object]) -> None:
     model = make_model(tmp_path, make_spec())
-    bundle = read_bundle(model)
-    write_bundle(model, replace(bundle, decoder_config=bundle.decoder_config | change))
-    with pytest.raises(BundleError, match="weights and configuration do not fit each other"):
+    bundle = read_model(model)
+    write_model(model, replace(bundle, decoder_config=bundle.decoder_config | change))
+    with pytest.raises(ModelError, match="weights and configuration do not fit each other"):
         Captioner.load(model, device="cpu")
 
 
 def test_weights_that_are_not_finite_give_no_empty_captions(tmp_path: Path) -> None:
     model = make_model(tmp_path, make_spec())
-    bundle = read_bundle(model)
+    bundle = read_model(model)
     weight = bundle.tensors["to_hidden.weight"].copy()
     weight[0, 0] = np.nan
-    write_bundle(model, replace(bundle, tensors=dict(bundle.tensors) | {"to_hidden.weight": weight}))
-    with pytest.raises(BundleError, match="are not finite"):
+    write_model(model, replace(bundle, tensors=dict(bundle.tensors) | {"to_hidden.weight": weight}))
+    with pytest.raises(ModelError, match="are not finite"):
         Captioner.load(model, device="cpu")

@@ -13,7 +13,7 @@ from builders import make_rows, make_store
 
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import Bundle, write_bundle
+from captionmill.data.model import Model, write_model
 from captionmill.stages.decoding.captioner import Captioner, decode_features
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.folded import FoldedDecoder
@@ -113,7 +113,7 @@ def test_every_kind_of_decoder_steps_as_it_is_trained_and_comes_back_from_its_bu
     greedy = dict(decode_features(decoder, store, store.keys, vocabulary, search))
     tensors = {name: tensor.numpy() for name, tensor in decoder.state_dict().items()}
     splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    write_bundle(tmp_path / "model", Bundle(asdict(config), vocabulary, store.spec, {}, splits, {}, {}, tensors))
+    write_model(tmp_path / "model", Model(asdict(config), vocabulary, store.spec, {}, splits, {}, {}, tensors))
     loaded = Captioner.load(tmp_path / "model", device="cpu")
     assert isinstance(loaded.decoder, Decoder)
     assert loaded.decoder.config == config

@@ -17,7 +17,7 @@ from captionmill.data.captions.vocabulary import SPECIAL_WORDS, START, Vocabular
 from captionmill.data.errors import InputError, SpecMismatchError
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import Bundle, write_bundle
+from captionmill.data.model import Model, write_model
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
@@ -51,7 +51,7 @@ def make_model(
     splits: dict[str, list[str]] | None = None,
 ) -> Path:
     decoder = make_decoder(seed, vocab_size=len(words))
-    bundle = Bundle(
+    bundle = Model(
         decoder_config=asdict(decoder.config),
         vocabulary=Vocabulary(words),
         spec=spec or make_spec(),
@@ -61,7 +61,7 @@ def make_model(
         versions={},
         tensors={name: tensor.numpy() for name, tensor in decoder.state_dict().items()},
     )
-    write_bundle(folder, bundle)
+    write_model(folder, bundle)
     return folder
 
 

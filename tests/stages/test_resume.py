@@ -20,7 +20,7 @@ from processes import Child
 from captionmill.data import files as atomic
 from captionmill.data.errors import InputError, TrainingError, UnfinishedRunError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import BUNDLE_NAME, read_bundle
+from captionmill.data.model import BUNDLE_NAME, read_model
 from captionmill.data.progress import Progress
 from captionmill.stages.settings import SearchConfig
 from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint, write_checkpoint
@@ -197,7 +197,7 @@ def test_a_process_killed_in_the_middle_leaves_the_old_model_whole_and_is_gone_o
         assert process.wait() == -signal.SIGKILL
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir() if path.is_file()} == before
     work_dir = tmp_path / "model.training"
-    assert len(read_bundle(work_dir).vocabulary) == 14
+    assert len(read_model(work_dir).vocabulary) == 14
     (work_dir / f".{CHECKPOINT_NAME}.partial").write_bytes(b"half")  # as a kill while it is written leaves it
     steps: list[tuple[str, int]] = []
     train(

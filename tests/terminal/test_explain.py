@@ -18,7 +18,7 @@ from PIL import Image
 from captionmill.cli import main
 from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import Bundle, write_bundle
+from captionmill.data.model import Model, write_model
 from captionmill.pipeline.explain import explain_picture
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
@@ -79,10 +79,8 @@ def make_model(folder: Path, store: FeatureStore, seed: int) -> Path:
     splits = {"train": ["red_0.png"], "val": ["blue_2.png"], "test": ["more/green_1.png"]}
     tensors = {name: tensor.numpy() for name, tensor in decoder.state_dict().items()}
     training = {"label_smoothing": 0.1, "max_length": 4}
-    bundle = Bundle(
-        asdict(decoder.config), Vocabulary(WORDS), store.spec, training, splits, {}, {"torch": "2"}, tensors
-    )
-    write_bundle(folder, bundle)
+    bundle = Model(asdict(decoder.config), Vocabulary(WORDS), store.spec, training, splits, {}, {"torch": "2"}, tensors)
+    write_model(folder, bundle)
     return folder
 
 

@@ -1,0 +1,191 @@
+"""Caption images as they come, from files or from memory, without a table and without a feature store.
+
+A group of images at a time is encoded and captioned, so that any number of them, from a generator too, needs little
+memory. A file gets the caption that `caption_folder` gives it: its features are rounded as they are in a store.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from captionmill.data.errors import ImageError, InputError
+from captionmill.data.features.file import Features
+from captionmill.data.images.decode import Pixels, pixels_of
+from captionmill.data.images.read import ImageFile
+from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path
+from captionmill.pipeline.captioning.flags import find_flags, usual_low_confidence
+from captionmill.stages.decoding.captioner import Captioner, choose_steps, decode_rows
+from captionmill.stages.encoding.encoder import Encoder, encoder_for_spec
+from captionmill.stages.encoding.engine import Engine, build_engine, encode_batches
+from captionmill.stages.encoding.loader import Batch, load_batches, prepare_pixels
+from captionmill.stages.machine import choose_workers
+from captionmill.stages.settings import ExtractConfig, SearchConfig, TableConfig
+
+AnyImage = AnyPath | bytes | Image.Image | npt.NDArray[np.uint8]
+"""A file or its URL, the bytes of a file, Pillow's image, or an array: [H, W, 3] uint8 RGB or [H, W] uint8 grey."""
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """One image with its caption, or with the reason why it has none."""
+
+    name: str
+    """The path or the URL as it was given; for an image in memory its number in the order given, from 0."""
+    text: str
+    """The caption; "" if the image cannot be read."""
+    confidence: float | None
+    """Geometric mean of the words' probabilities, 0 to 1; None if the image cannot be read."""
+    flags: tuple[str, ...] = ()
+    """What is suspicious about the caption, as `find_flags` names it."""
+    alternatives: tuple[str, ...] = ()
+    """The next best captions, best first, if the search looks for them."""
+    error: str = ""
+    """Why the image cannot be read; "" if it has a caption."""
+
+
+def caption_images(
+    images: AnyImage | Iterable[AnyImage],
+    model: AnyPaths | Captioner,
+    search: SearchConfig = SearchConfig(),
+    *,
+    machine: ExtractConfig = ExtractConfig(),
+    weights: AnyPath | None = None,
+    low_confidence: float | None = None,
+    group_size: int = 128,
+) -> Iterator[CaptionedImage]:
+    """The caption of each of `images` (or of one image), in the order given, as an iterator.
+
+    `images` may be any iterable; `group_size` of them are captioned together, and no more are in memory. Files and
+    bytes are decoded on threads. Arrays and Pillow's images are prepared as they are taken, and may change after that.
+    The EXIF orientation is applied; that of Pillow's image is in its `info`.
+
+    What cannot be read, or is no image, has the reason in `error`; the others are captioned all the same. Several
+    folders in `model` are an ensemble. The networks are loaded by each call, so make one call for many images.
+    `machine`, `weights` and `low_confidence` are as for `caption_folder`. Sampled captions are drawn by an image's
+    number, where `caption_folder` draws by its key.
+
+    Raises InputError, ModelError, WeightsError or SpecMismatchError, at once, if the model or its network cannot be
+    used.
+    """
+    if group_size < 1:
+        raise InputError(f"`group_size` must be at least 1, not {group_size}")
+    captioner = model if isinstance(model, Captioner) else Captioner.load(model, device=machine.device)
+    low_confidence = TableConfig(low_confidence=low_confidence).low_confidence
+    if low_confidence is None:
+        low_confidence = usual_low_confidence(captioner.bundles)
+    encoder = encoder_for_spec(captioner.spec, machine, as_path(weights))
+    groups = _encode_groups(_each(images), group_size, encoder, build_engine(encoder, machine), machine)
+    return _caption_groups(groups, captioner, search, low_confidence)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Some images: a row of features of each, or the reason why it cannot be read, by its number as a key."""
+
+    names: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, Features] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def position(self, key: str) -> int:
+        """The number."""
+        return int(key)
+
+    def read(self, positions: Sequence[int]) -> Features:
+        """The rows of the images of these numbers, [len(positions), D]."""
+        return np.stack([self.rows[str(number)] for number in positions])
+
+
+def _each(images: AnyImage | Iterable[AnyImage]) -> Iterator[AnyImage]:
+    """Each image; a single one is one image, not the letters, bytes or rows that it can be iterated as."""
+    if isinstance(images, Path | str | bytes | Image.Image):
+        return iter((images,))
+    if isinstance(images, np.ndarray) and images.ndim in (2, 3):
+        return iter((images,))
+    return iter(images)
+
+
+def _encode_groups(
+    images: Iterator[AnyImage], group_size: int, encoder: Encoder, engine: Engine, machine: ExtractConfig
+) -> Iterator[_Group]:
+    """The images, `group_size` at a time."""
+    numbered = enumerate(images)
+    workers = choose_workers(machine.workers)
+    while True:
+        group = _Group()
+        files: list[ImageFile] = []
+        pictures: list[tuple[str, Pixels]] = []
+        for number, image in itertools.islice(numbered, group_size):
+            key = str(number)
+            group.names[key] = str(image) if isinstance(image, Path | str) else key
+            try:
+                if isinstance(image, Path | str | bytes):
+                    files.append(_file_of(key, image))
+                else:
+                    pictures.append((key, _prepare(image, encoder)))
+            except ImageError as exc:
+                group.reasons[key] = str(exc)
+        if not group.names:
+            return
+        loaded = load_batches(
+            files, encoder.prepare, least_size=encoder.least_size, batch_size=engine.batch_size, workers=workers
+        )
+        for batch, rows in encode_batches(engine, itertools.chain(_batches_of(pictures, engine.batch_size), loaded)):
+            group.reasons.update((failure.key, failure.reason) for failure in batch.failures)
+            group.rows.update(zip(batch.keys, rows.astype(np.dtype(machine.dtype)), strict=True))
+        yield group
+
+
+def _file_of(key: str, image: AnyPath | bytes) -> ImageFile:
+    return ImageFile(key, Path(), content=image) if isinstance(image, bytes) else ImageFile(key, as_location(image))
+
+
+def _prepare(image: object, encoder: Encoder) -> Pixels:
+    """What the network sees of an image that is in memory as pixels; a copy. ImageError if it is no such image."""
+    pixels = pixels_of(image) if isinstance(image, Image.Image) else _pixels_of_array(image)
+    return np.array(prepare_pixels(pixels, encoder.prepare))
+
+
+def _pixels_of_array(array: object) -> Pixels:
+    """[H, W, 3] uint8 of such an array, or of a grey one, [H, W]."""
+    if not isinstance(array, np.ndarray):
+        raise ImageError(f"{type(array).__name__}: neither a path, nor bytes, an image of Pillow's or an array")
+    is_grey = array.ndim == 2
+    if array.dtype != np.uint8 or not (is_grey or (array.ndim == 3 and array.shape[2] == 3)):
+        shape = ", ".join(map(str, array.shape))
+        raise ImageError(f"an array of {array.dtype} [{shape}]; it must be uint8 [H, W, 3] or [H, W]")
+    if not array.size:
+        raise ImageError("an image without pixels")
+    return np.repeat(array[:, :, np.newaxis], 3, axis=2) if is_grey else array
+
+
+def _batches_of(pictures: Sequence[tuple[str, Pixels]], batch_size: int) -> Iterator[Batch]:
+    """Batches of at most `batch_size` images of one shape."""
+    by_shape: dict[tuple[int, ...], list[tuple[str, Pixels]]] = {}
+    for key, pixels in pictures:
+        by_shape.setdefault(pixels.shape, []).append((key, pixels))
+    for alike in by_shape.values():
+        for start in range(0, len(alike), batch_size):
+            keys, pixels_of_each = zip(*alike[start : start + batch_size], strict=True)
+            yield Batch(list(keys), list(pixels_of_each))
+
+
+def _caption_groups(
+    groups: Iterable[_Group], captioner: Captioner, search: SearchConfig, low_confidence: float | None
+) -> Iterator[CaptionedImage]:
+    steps = choose_steps(captioner.decoder)
+    device = next(captioner.decoder.parameters()).device
+    for group in groups:
+        readable = [key for key in group.names if key in group.rows]
+        captions = dict(decode_rows(steps, group, readable, captioner.vocabulary, search, device=device))
+        for key, name in group.names.items():
+            if (caption := captions.get(key)) is None:
+                yield CaptionedImage(name, "", None, error=group.reasons[key])
+                continue
+            alternatives = tuple(alternative.text for alternative in caption.alternatives)
+            flags = find_flags(caption, low_confidence)
+            yield CaptionedImage(name, caption.text, caption.confidence, flags, alternatives)
