@@ -19,7 +19,6 @@ from joblib.externals.loky import get_reusable_executor, process_executor
 from captionmill.data.errors import ClusterError, InputError
 from captionmill.stages.encoding.spread import RunTasks, Spread
 
-_ATTEMPTS = 3  # rounds in a row in which a worker dies and no task is done
 _AS_THEY_COME = "generator_unordered"
 _PROCESSES_A_GPU = 4  # threads that decode share one interpreter lock: a process feeds about 1,400 images/s
 _CORES_A_PROCESS = 4
@@ -30,7 +29,7 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def open_spread(jobs: int, cluster: str | None, *, device: str = "auto") -> Iterator[Spread | None]:
+def open_spread(jobs: int, cluster: str | None, *, device: str = "auto", attempts: int = 3) -> Iterator[Spread | None]:
     """Processes to extract with while the block lasts, or None for this process alone.
 
     `jobs`: processes on this machine, 0 for as many as keep its GPUs busy where many images are to be done, else one.
@@ -38,7 +37,7 @@ def open_spread(jobs: int, cluster: str | None, *, device: str = "auto") -> Iter
     and store.
 
     Raises InputError for another `cluster` or a missing package, ClusterError if the cluster cannot be reached; using
-    what it gives raises ClusterError when workers keep dying.
+    what it gives raises ClusterError when workers die in so many `attempts` in a row that do no task.
     """
     if cluster is None:
         processes = jobs or _choose_processes(device, cores=joblib.cpu_count())
@@ -51,7 +50,7 @@ def open_spread(jobs: int, cluster: str | None, *, device: str = "auto") -> Iter
             return joblib.Parallel(processes, backend="loky", return_as=_AS_THEY_COME, batch_size=1)
 
         try:
-            run = _retrying(open_parallel, (BrokenExecutor,), threads)
+            run = _retrying(open_parallel, (BrokenExecutor,), threads, attempts)
             yield Spread(run, processes, threads, least_images=0 if jobs else _WORTH_STARTING)
         finally:
             get_reusable_executor().shutdown(wait=True)  # they hold a network each
@@ -62,7 +61,7 @@ def open_spread(jobs: int, cluster: str | None, *, device: str = "auto") -> Iter
     connect = {"dask": _connect_dask, "ray": _connect_ray}.get(kind)
     if connect is None or not address:
         raise InputError(f"--cluster {cluster}: use dask://HOST:PORT or ray://HOST:PORT")
-    with connect(address) as spread:
+    with connect(address, attempts) as spread:
         yield spread
 
 
@@ -87,7 +86,7 @@ class _DaskBackend(DaskDistributedBackend):
 
 
 @contextmanager
-def _connect_dask(address: str) -> Iterator[Spread]:
+def _connect_dask(address: str, attempts: int) -> Iterator[Spread]:
     distributed = _import("distributed", extra="dask")
     try:
         client = distributed.Client(f"tcp://{address}", set_as_default=False)
@@ -102,12 +101,12 @@ def _connect_dask(address: str) -> Iterator[Spread]:
             return joblib.Parallel(backend=backend, return_as=_AS_THEY_COME, batch_size=1)
 
         threads = min(workers.values())
-        run = _retrying(open_parallel, (distributed.scheduler.KilledWorker,), threads)
+        run = _retrying(open_parallel, (distributed.scheduler.KilledWorker,), threads, attempts)
         yield Spread(run, len(workers), threads, this_machine=False)
 
 
 @contextmanager
-def _connect_ray(address: str) -> Iterator[Spread]:
+def _connect_ray(address: str, attempts: int) -> Iterator[Spread]:
     ray = _import("ray", extra="ray")
     try:
         ray.init(address=f"ray://{address}", log_to_driver=False)
@@ -120,27 +119,30 @@ def _connect_ray(address: str) -> Iterator[Spread]:
         def open_parallel() -> joblib.Parallel:  # this backend knows no generators: rows are stored all the same
             return joblib.Parallel(processes, backend="ray", batch_size=1)
 
-        run = _retrying(open_parallel, (ray.exceptions.RayError,), 1)
+        run = _retrying(open_parallel, (ray.exceptions.RayError,), 1, attempts)
         yield Spread(run, processes, 1, this_machine=False)
     finally:
         ray.shutdown()
 
 
 def _retrying(
-    open_parallel: Callable[[], joblib.Parallel], deaths: tuple[type[BaseException], ...], threads: int
+    open_parallel: Callable[[], joblib.Parallel], deaths: tuple[type[BaseException], ...], threads: int, attempts: int
 ) -> RunTasks:
-    """Runs tasks with joblib, each on `threads` threads; those that a death (one of `deaths`) cut short, again."""
+    """Runs tasks with joblib, each on `threads` threads; those that a death (one of `deaths`) cut short, again.
+
+    ClusterError after so many `attempts` in a row in which a worker dies and no task is done.
+    """
 
     def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
         pending = dict(enumerate(tasks))
-        attempts = 0
+        deaths_in_a_row = 0
         while pending:
             # a tuple, which joblib sends with the call: what it would scatter to one dask worker dies with that worker
             calls = [joblib.delayed(_run_numbered)((function, threads, item)) for item in pending.items()]
             try:
                 for number, result in open_parallel()(calls):
                     del pending[number]
-                    attempts = 0
+                    deaths_in_a_row = 0
                     yield result
             except TimeoutError as exc:
                 raise ClusterError(
@@ -148,8 +150,8 @@ def _retrying(
                     "again to go on"
                 ) from exc
             except deaths as exc:
-                attempts += 1
-                if attempts == _ATTEMPTS:
+                deaths_in_a_row += 1
+                if deaths_in_a_row == attempts:
                     raise ClusterError(
                         f"workers died {attempts} times while no task was done (out of memory? see their logs); "
                         "what is done is kept: run again to go on"
