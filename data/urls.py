@@ -11,8 +11,6 @@ from captionmill.data.optional import missing_line, require
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # at least two letters: C:// is a drive
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
-_ATTEMPTS = 3
-_FIRST_PAUSE_S = 0.5
 
 
 def is_url(text: object) -> bool:
@@ -52,10 +50,14 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def read_url(url: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes of `url` from `start` up to `end`; ImageError if they cannot be read after a few attempts."""
-    pause_s = _FIRST_PAUSE_S
-    for attempt in range(1, _ATTEMPTS + 1):
+def read_url(
+    url: str, start: int | None = None, end: int | None = None, *, attempts: int = 3, pause_s: float = 0.5
+) -> bytes:
+    """The bytes of `url` from `start` up to `end`; ImageError if they cannot be read after so many `attempts`.
+
+    `pause_s` is the pause before the second attempt, in seconds; each further pause is twice as long.
+    """
+    for attempt in range(1, attempts + 1):
         try:
             filesystem, path = open_filesystem(url)
             content: bytes = filesystem.cat_file(path, start=start, end=end)
@@ -66,7 +68,7 @@ def read_url(url: str, start: int | None = None, end: int | None = None) -> byte
         except InputError as exc:
             raise ImageError(str(exc)) from exc
         except Exception as exc:  # each filesystem raises its own errors, and any may be temporary
-            if attempt == _ATTEMPTS:
+            if attempt == attempts:
                 reason = " ".join(str(exc).split()) or type(exc).__name__
                 raise ImageError(f"cannot be fetched ({reason[:100]})") from exc
         time.sleep(pause_s)

@@ -18,7 +18,6 @@ from captionmill.data.errors import ClusterError, InputError
 from captionmill.data.optional import require
 from captionmill.stages.encoding.spread import RunTasks, Spread
 
-_ATTEMPTS = 3  # rounds in a row in which a worker dies and no task is done
 _PROCESSES_A_GPU = 4  # threads that decode share one interpreter lock: a process feeds about 1,400 images/s
 _CORES_A_PROCESS = 4
 _WORTH_STARTING = 10_000  # pictures that one process does while several start
@@ -34,7 +33,7 @@ _RunCalls = Callable[[Sequence[_Call]], Iterator[tuple[int, Any]]]
 
 
 @contextmanager
-def open_spread(jobs: int, cluster: str | None, *, device: str = "auto") -> Iterator[Spread | None]:
+def open_spread(jobs: int, cluster: str | None, *, device: str = "auto", attempts: int = 3) -> Iterator[Spread | None]:
     """Processes to extract with while the block lasts, or None for this process alone.
 
     `jobs`: processes on this machine, 0 for as many as keep its GPUs busy where many images are to be done, else one.
@@ -42,14 +41,14 @@ def open_spread(jobs: int, cluster: str | None, *, device: str = "auto") -> Iter
     and store.
 
     Raises InputError for another `cluster` or a missing package, ClusterError if the cluster cannot be reached; using
-    what it gives raises ClusterError when workers keep dying.
+    what it gives raises ClusterError when workers die in so many `attempts` in a row that do no task.
     """
     if cluster is None:
         processes = jobs or _choose_processes(device, cores=joblib.cpu_count())
         if processes < 2:
             yield None
             return
-        with _start_processes(processes, least_images=0 if jobs else _WORTH_STARTING) as spread:
+        with _start_processes(processes, attempts, least_images=0 if jobs else _WORTH_STARTING) as spread:
             yield spread
         return
     if jobs:
@@ -58,7 +57,7 @@ def open_spread(jobs: int, cluster: str | None, *, device: str = "auto") -> Iter
     connect = {"dask": _connect_dask, "ray": _connect_ray}.get(kind)
     if connect is None or not address:
         raise InputError(f"`cluster` {cluster}: use dask://HOST:PORT or ray://HOST:PORT")
-    with connect(address) as spread:
+    with connect(address, attempts) as spread:
         yield spread
 
 
@@ -71,7 +70,7 @@ def _choose_processes(device: str, *, cores: int) -> int:
 
 
 @contextmanager
-def _start_processes(processes: int, *, least_images: int) -> Iterator[Spread]:
+def _start_processes(processes: int, attempts: int, *, least_images: int) -> Iterator[Spread]:
     """As many on this machine, until the block ends."""
     from joblib.externals.loky import get_reusable_executor  # joblib itself has nothing that ends its processes
 
@@ -83,14 +82,14 @@ def _start_processes(processes: int, *, least_images: int) -> Iterator[Spread]:
         return results
 
     try:
-        run = _retrying(run_calls, (BrokenExecutor,), threads)
+        run = _retrying(run_calls, (BrokenExecutor,), threads, attempts)
         yield Spread(run, processes, threads, least_images=least_images)
     finally:
         get_reusable_executor().shutdown(wait=True)  # they hold a network each
 
 
 @contextmanager
-def _connect_dask(address: str) -> Iterator[Spread]:
+def _connect_dask(address: str, attempts: int) -> Iterator[Spread]:
     distributed = require("distributed", extra="dask", needed_by="`cluster` dask://")
     try:
         client = distributed.Client(f"tcp://{address}", set_as_default=False)
@@ -113,12 +112,12 @@ def _connect_dask(address: str) -> Iterator[Spread]:
             finally:
                 running.clear()  # dask drops tasks that nobody waits for
 
-        run = _retrying(run_calls, (distributed.scheduler.KilledWorker,), min(workers.values()))
+        run = _retrying(run_calls, (distributed.scheduler.KilledWorker,), min(workers.values()), attempts)
         yield Spread(run, len(workers), min(workers.values()), this_machine=False)
 
 
 @contextmanager
-def _connect_ray(address: str) -> Iterator[Spread]:
+def _connect_ray(address: str, attempts: int) -> Iterator[Spread]:
     ray = require("ray", extra="ray", needed_by="`cluster` ray://")
     try:
         ray.init(address=f"ray://{address}", log_to_driver=False)
@@ -132,22 +131,25 @@ def _connect_ray(address: str) -> Iterator[Spread]:
             parallel = joblib.Parallel(processes, backend="ray", batch_size=1)  # it has no generators
             return iter(parallel(joblib.delayed(_run_numbered)(call) for call in calls))
 
-        yield Spread(_retrying(run_calls, (ray.exceptions.RayError,), 1), processes, 1, this_machine=False)
+        yield Spread(_retrying(run_calls, (ray.exceptions.RayError,), 1, attempts), processes, 1, this_machine=False)
     finally:
         ray.shutdown()
 
 
-def _retrying(run_calls: _RunCalls, deaths: tuple[type[BaseException], ...], threads: int) -> RunTasks:
-    """Runs tasks by `run_calls`, each on `threads` threads; those that a death (one of `deaths`) cut short, again."""
+def _retrying(run_calls: _RunCalls, deaths: tuple[type[BaseException], ...], threads: int, attempts: int) -> RunTasks:
+    """Runs tasks by `run_calls`, each on `threads` threads; those that a death (one of `deaths`) cut short, again.
+
+    Raises ClusterError after `attempts` rounds in a row in which a worker dies and no task is done.
+    """
 
     def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
         pending = dict(enumerate(tasks))
-        attempts = 0
+        deaths_in_a_row = 0
         while pending:
             try:
                 for number, result in run_calls([(function, threads, item) for item in pending.items()]):
                     del pending[number]
-                    attempts = 0
+                    deaths_in_a_row = 0
                     yield result
             except TimeoutError as exc:
                 raise ClusterError(
@@ -155,8 +157,8 @@ def _retrying(run_calls: _RunCalls, deaths: tuple[type[BaseException], ...], thr
                     "again to go on"
                 ) from exc
             except deaths as exc:
-                attempts += 1
-                if attempts == _ATTEMPTS:
+                deaths_in_a_row += 1
+                if deaths_in_a_row == attempts:
                     raise ClusterError(
                         f"workers died {attempts} times while no task was done (out of memory? see their logs); "
                         "what is done is kept: run again to go on"

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ _LEAST_MEMORY = 4e9  # bytes
 _BUSY = 0.5  # load a core that is not ours, from which measurements say little
 _CPU_FLAGS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9_.-]+).*extra == [\"'](\w+)[\"']")
 
 
@@ -58,8 +59,11 @@ class Facts:
     weights_here: bool
 
 
-def gather_facts() -> Facts:
-    """Look at this machine; takes about a second and uses no network."""
+def gather_facts(memory_limits: Sequence[Path] = MEMORY_LIMITS) -> Facts:
+    """Look at this machine; takes about a second and uses no network.
+
+    `memory_limits` are the files that hold the limit of a container, in bytes, where there is one.
+    """
     config = ExtractConfig()
     weights_path, weights_url = find_named_weights(config.backbone, config.weights)
     capabilities = torch.cpu.get_capabilities()
@@ -73,7 +77,7 @@ def gather_facts() -> Facts:
         cores=choose_workers(0),
         cores_present=os.cpu_count() or 1,
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
-        memory_bytes=_memory_bytes(),
+        memory_bytes=_memory_bytes(memory_limits),
         cpu_flags=tuple(flag for flag in _CPU_FLAGS if capabilities.get(flag)),
         fast_bf16=has_fast_bf16(),
         gpus=tuple(gpus),
@@ -172,13 +176,13 @@ def _find_extras() -> dict[str, tuple[str, ...]]:
     return missing
 
 
-def _memory_bytes() -> int:
+def _memory_bytes(limits: Sequence[Path]) -> int:
     """The machine's memory, or the container's limit if that is less."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows
         return 0
-    for path in _CGROUP_LIMITS:
+    for path in limits:
         try:
             memory = min(memory, int(path.read_text()))
         except (OSError, ValueError):  # no such file, or "max"

@@ -28,7 +28,7 @@ FORMAT = "captionmill-captions"
 FORMAT_VERSION = 1
 
 _RECORD = struct.Struct("<III")  # checksum of what the row was made from, its length in bytes, its CRC-32
-_BLOCK_ROWS = 256  # written together
+BLOCK_ROWS = 256  # written together
 
 SourceChecksums = npt.NDArray[np.uint32]
 """[N], for each image a checksum of what its row is made from, including its key."""
@@ -68,6 +68,8 @@ class CaptionJournal:
     """The first line of a journal."""
     text: RowText
     is_parquet: bool
+    block_rows: int = BLOCK_ROWS
+    """Rows that are written together; a kill loses at most these."""
 
     @property
     def finished(self) -> Path:
@@ -210,7 +212,7 @@ class CaptionJournal:
 
             def add(source: int, line: bytes) -> None:
                 block.append((_RECORD.pack(source, len(line), zlib.crc32(line)), line))
-                if len(block) == _BLOCK_ROWS:
+                if len(block) == self.block_rows:
                     flush()
 
             try:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from captionmill.data.captions.journal import (
+    BLOCK_ROWS,
     FORMAT,
     FORMAT_VERSION,
     CaptionJournal,
@@ -40,20 +41,23 @@ def update_captions(
     table_format: TableFormat = "csv",
     with_alternatives: bool = False,
     keep_edited: bool = True,
+    block_rows: int = BLOCK_ROWS,
 ) -> int:
     """Make `path` the table of the images `keys` (sorted), one row each; returns how many rows were made.
 
     `sources` [N] are checksums of what each row is made from, including its key; `made_with` (JSON) are the settings
     that all rows are made with. A row is kept if both are unchanged. `make_rows` gets the other keys and returns their
     rows in that order. If `keep_edited`, a table that is replaced but was changed since it was written (by hand, for
-    example) is kept under another name, with a warning. Raises InputError if another process writes to the table.
+    example) is kept under another name, with a warning. `block_rows` rows are written together. Raises InputError if
+    another process writes to the table.
     """
     text = row_text(table_format, with_alternatives=with_alternatives)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "table": table_format}
     header |= {"with_alternatives": with_alternatives, "made_with": made_with}
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_table(path) as folder:
-        place = CaptionJournal(path, folder, (json.dumps(header) + "\n").encode(), text, table_format == "parquet")
+        header_line = (json.dumps(header) + "\n").encode()
+        place = CaptionJournal(path, folder, header_line, text, table_format == "parquet", block_rows)
         place.recover()
         old_rows = place.table_rows()
         old = _compare(old_rows(), keys, sources, text)

@@ -17,8 +17,6 @@ from captionmill.pipeline.terminal.names import as_typed
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-_SECONDS_UNTIL_ASKED_AGAIN = 0.01
-
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM: a batch system or a shutdown wants the process to end; everything is flushed as for Ctrl-C."""
@@ -34,13 +32,13 @@ class _AskingAgain:
     The exception of such a signal goes nowhere; without this, Ctrl-C had no effect in three of a hundred extractions.
     """
 
-    def __init__(self, otherwise: Callable[["UnraisableHookArgs"], object]) -> None:
-        self._otherwise = otherwise
+    def __init__(self, otherwise: Callable[["UnraisableHookArgs"], object], pause_s: float) -> None:
+        self._otherwise, self._pause_s = otherwise, pause_s
 
     def __call__(self, unraisable: "UnraisableHookArgs") -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
             number = signal.SIGTERM if isinstance(unraisable.exc_value, _Terminated) else signal.SIGINT
-            seconds = _SECONDS_UNTIL_ASKED_AGAIN
+            seconds = self._pause_s
             while True:
                 try:
                     _thread.start_new_thread(_ask_again, (number, seconds))
@@ -56,11 +54,14 @@ def _ask_again(number: signal.Signals, seconds: float) -> None:
     _thread.interrupt_main(number)
 
 
-def listen_to_signals() -> None:
-    """From now on SIGTERM and Ctrl-C end a command where nothing is lost, wherever they arrive."""
+def listen_to_signals(*, pause_s: float = 0.01) -> None:
+    """From now on SIGTERM and Ctrl-C end a command where nothing is lost, wherever they arrive.
+
+    One that the interpreter swallows is raised again `pause_s` seconds later.
+    """
     signal.signal(signal.SIGTERM, _raise_terminated)
     if not isinstance(sys.unraisablehook, _AskingAgain):
-        sys.unraisablehook = _AskingAgain(sys.unraisablehook)
+        sys.unraisablehook = _AskingAgain(sys.unraisablehook, pause_s)
 
 
 @contextmanager

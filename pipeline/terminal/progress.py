@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import click
 
@@ -11,12 +13,21 @@ from captionmill.pipeline import words
 from captionmill.pipeline.terminal.json_lines import json_errors
 from captionmill.pipeline.terminal.names import as_typed
 
-SECONDS_BETWEEN_LINES = 30
-SECONDS_BETWEEN_OBJECTS = 5
-_SECONDS_BETWEEN_DRAWINGS = 0.1
 _LEAST_MEASURED_S = 1.0  # a rate of less time says little
 _COUNTED = {"extract": "images", "caption": "images", "export": "rows"}  # by label: what a step is
 _LEAST_BAR, _MOST_BAR = 8, 36  # characters
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Seconds between two reports of one step."""
+
+    drawings_s: float = 0.1
+    """On a terminal."""
+    lines_s: float = 30.0
+    """In a log."""
+    objects_s: float = 5.0
+    """In JSON."""
 
 
 class ProgressBars:
@@ -25,15 +36,18 @@ class ProgressBars:
     The line of a label that has notes makes way for what comes after it: the stage's results say it better.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
+    def __init__(
+        self, *, quiet: bool, intervals: Intervals = Intervals(), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`quiet` shows nothing; `clock` gives the time in seconds."""
+        self._quiet, self._intervals, self._clock = quiet, intervals, clock
         self._label = ""
         self._line = ""  # on the screen now
         self._bar_width = _MOST_BAR
         self._has_notes = False
         self._started = (0.0, 0)  # when, and with how much done
         self._drawn_at = 0.0
-        self._said_at = time.monotonic()
+        self._said_at = self._clock()
 
     def __enter__(self) -> "ProgressBars":
         for handler in logging.getLogger("captionmill").handlers:
@@ -47,7 +61,7 @@ class ProgressBars:
     def __call__(self, label: str, done: int, total: int, *, note: str = "", left_s: float | None = None) -> None:
         if self._quiet:
             return
-        now = time.monotonic()
+        now = self._clock()
         is_new = label != self._label
         if is_new:
             self._end(stays=not self._has_notes)
@@ -60,18 +74,18 @@ class ProgressBars:
         left = [words.show_time_left(left_s)] if left_s else []
         self._has_notes = bool(note)
         if (stream := json_errors()) is not None:
-            if done >= total or now - self._said_at > SECONDS_BETWEEN_OBJECTS:
+            if done >= total or now - self._said_at > self._intervals.objects_s:
                 self._said_at = now
                 measured = {"rate": rate and round(rate, 3), "left_s": left_s and round(left_s, 1)}
                 message = f"{label}: {', '.join(facts + left)}"
                 stream.say("info", "progress", message, label=label, done=done, total=total, **measured)
         elif sys.stderr.isatty():
-            if is_new or done >= total or now - self._drawn_at >= _SECONDS_BETWEEN_DRAWINGS:
+            if is_new or done >= total or now - self._drawn_at >= self._intervals.drawings_s:
                 self._drawn_at = now
                 self._write(label, done / total if total else 1.0, facts, left)
             if done >= total and not note:
                 self._end(stays=True)
-        elif now - self._said_at > SECONDS_BETWEEN_LINES:
+        elif now - self._said_at > self._intervals.lines_s:
             counted = [f"{done:,} of {total:,}"] if note else []
             click.echo(f"{label}: {', '.join(counted + facts + left)}", err=True)
             self._said_at = now

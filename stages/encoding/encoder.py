@@ -22,7 +22,7 @@ from captionmill.stages.settings import Backbone, ExtractConfig
 
 _RESIZED_LIMIT = 4_000_000  # pixels: an image of 1 x 30,000 would become one of 256 x 7,680,000
 _LONGEST_SHAPE = 4  # longer side to shorter side
-_TORCH_RESIZES_FAST = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # elsewhere slowly, on all cores
+TORCH_RESIZES_FAST = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # elsewhere slowly, on all cores
 
 
 @dataclass(frozen=True)
@@ -45,35 +45,36 @@ class Encoder:
         return _resized_size(width, height, self.spec.resize_size)
 
 
-def prepare_image(image: Pixels, spec: FeatureSpec) -> Pixels:
+def prepare_image(image: Pixels, spec: FeatureSpec, *, by_torch: bool = TORCH_RESIZES_FAST) -> Pixels:
     """Resize (bilinear, antialiased) and crop by `spec`: [H, W, 3] uint8, before and after.
 
     "crop" is torchvision's recipe: resize the shorter side to `resize_size`, then take the centre `image_size` square.
     "squash" makes the whole image a square, whatever its shape. "whole" resizes the shorter side to `image_size` and
     keeps the aspect ratio; the longer side is rounded to a multiple of 32 and at most 4 times as long, so a longer
     panorama is squeezed.
+
+    `by_torch`: resize with torch, not with Pillow; some pixels differ by one level.
     """
     size = spec.image_size
     height, width, _ = image.shape
     if spec.preprocess == "squash":
-        return _resize(image, size, size)
+        return _resize(image, size, size, by_torch=by_torch)
     if spec.preprocess == "whole":
-        return _resize(image, *_whole_size(width, height, size))
+        return _resize(image, *_whole_size(width, height, size), by_torch=by_torch)
     resized = _resized_size(width, height, spec.resize_size)
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
     if resized[0] * resized[1] <= _RESIZED_LIMIT:
-        return _resize(image, *resized)[top : top + size, left : left + size].copy()
+        return _resize(image, *resized, by_torch=by_torch)[top : top + size, left : left + size].copy()
     # of a long panorama, only the cropped part is resized: Pillow rounds the box, and pixels differ by one level
     scale_x, scale_y = width / resized[0], height / resized[1]
     box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
-def _resize(image: Pixels, width: int, height: int) -> Pixels:
-    """Resize with torch if it has vector instructions, else with Pillow; some pixels differ by one level."""
+def _resize(image: Pixels, width: int, height: int, *, by_torch: bool) -> Pixels:
     if image.shape[:2] == (height, width):  # torch would copy it, on all cores from each decoding thread
         return image
-    if not _TORCH_RESIZES_FAST:
+    if not by_torch:
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     channels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
     resized: Pixels = interpolate(channels[None], (height, width), mode="bilinear", antialias=True)[0].numpy()

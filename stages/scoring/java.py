@@ -25,7 +25,7 @@ from captionmill.data.optional import install_command
 from captionmill.stages.scoring.metrics import Floats, Metric, mean_metric
 from captionmill.stages.scoring.tokens import tokenize_ptb
 
-PACKAGE = "pycocoevalcap"
+_PACKAGE = "pycocoevalcap"
 JAVA_METRICS = ("meteor", "spice")
 CONNECT_TIMEOUT_S = 30
 _METEOR_NUMBERS = 23  # that METEOR prints per caption
@@ -151,11 +151,11 @@ def _connect_timeout() -> Iterator[None]:
 
 def _find(name: str) -> Path:
     """The file `name` of the package; it is not imported, as that would start programs."""
-    spec = importlib.util.find_spec(PACKAGE)
+    spec = importlib.util.find_spec(_PACKAGE)
     for folder in spec.submodule_search_locations or () if spec else ():
         if (path := Path(folder, name)).exists():
             return path
-    raise _UnavailableError(f"{PACKAGE} is not installed here; {install_command('java')}")
+    raise _UnavailableError(f"{_PACKAGE} is not installed here; {install_command('java')}")
 
 
 def _find_java() -> str:

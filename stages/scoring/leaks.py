@@ -28,11 +28,20 @@ from captionmill.stages.machine import choose_device
 from captionmill.stages.settings import LeakConfig
 
 SPLIT_NAMES = ("train", "val", "test")
-KEPT_PAIRS = 100_000  # only the closest are kept; all are counted
-RESIDENT_ROWS = 16_384  # rows of the smaller split on the device at once: 134 MB of 2048 float32
-BLOCK_ROWS = 1024  # rows of the larger one compared with them; the cosines take 67 MB
 
 Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LeakLimits:
+    """How much is in memory at once."""
+
+    kept_pairs: int = 100_000
+    """Only the closest pairs are kept; all are counted."""
+    resident_rows: int = 16_384
+    """Rows of the smaller split on the device: 134 MB of 2048 float32."""
+    block_rows: int = 1024
+    """Rows of the larger split compared with them; the cosines take 67 MB."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class LeakReport:
     counts: dict[tuple[str, str], PairCount]
     """For each two splits that were compared, in the order train, val, test."""
     pairs: tuple[LeakPair, ...]
-    """Identical ones first, then by decreasing cosine; the first `KEPT_PAIRS` if there are more."""
+    """Identical ones first, then by decreasing cosine; the first `kept_pairs` if there are more."""
     without_features: tuple[str, ...]
     """Images of a split that have no row, sorted."""
     in_no_split: int
@@ -94,6 +103,7 @@ def find_leaks(
     model: AnyPath | None = None,
     output: AnyPath | None = None,
     device: str = "auto",
+    limits: LeakLimits = LeakLimits(),
     progress: Progress = no_progress,
 ) -> LeakReport:
     """Pairs of images in two splits whose rows in the store `features` have a cosine of `config.threshold` or more.
@@ -101,7 +111,7 @@ def find_leaks(
     The splits are those that the training of `model` used; without a model, those of `lists` (a file for each of
     "train", "val", "test" that is wanted), or else those of the captions file. Files with the same content are reported
     whatever their cosine. The pairs are written to `output` as CSV. Memory use is constant: no split is read as a
-    whole, and at most `KEPT_PAIRS` pairs are kept.
+    whole, and at most `limits.kept_pairs` pairs are kept.
 
     Raises InputError if fewer than two splits have images with features (one is enough with `config.within`), or if
     `model` is combined with `captions` or `lists`; ModelError if the model cannot be read.
@@ -122,11 +132,11 @@ def find_leaks(
     compared = (
         itertools.combinations_with_replacement(places, 2) if config.within else itertools.combinations(places, 2)
     )
-    comparison = _Comparison(store, _content_hashes(store), places, config.threshold, chosen_device)
+    comparison = _Comparison(store, _content_hashes(store), places, config.threshold, chosen_device, limits)
     counts: dict[tuple[str, str], PairCount] = {}
     pairs: list[LeakPair] = []
     for names in compared:
-        hits, counts[names] = _collect(comparison.tiles(*names, progress))
+        hits, counts[names] = _collect(comparison.tiles(*names, progress), limits.kept_pairs)
         pairs += [
             LeakPair(store.keys[first], names[0], store.keys[second], names[1], cosine, identical)
             for first, second, cosine, identical in zip(
@@ -139,7 +149,7 @@ def find_leaks(
         threshold=config.threshold,
         images={name: len(rows) for name, rows in places.items()},
         counts=counts,
-        pairs=tuple(pairs[:KEPT_PAIRS]),
+        pairs=tuple(pairs[: limits.kept_pairs]),
         without_features=tuple(sorted({key for keys in splits.values() for key in keys if key not in store})),
         in_no_split=len(store) - len(in_splits),
     )
@@ -201,6 +211,7 @@ class _Comparison:
     """Positions in the store of each split's images."""
     threshold: float
     device: torch.device
+    limits: LeakLimits
 
     def tiles(self, first_name: str, second_name: str, progress: Progress) -> Iterator[_Hits]:
         """The pairs of two splits, tile by tile; for one split with itself, each pair once."""
@@ -208,12 +219,13 @@ class _Comparison:
         within = first_name == second_name
         swapped = len(first) > len(second)
         small, large = (second, first) if swapped else (first, second)
-        starts = range(0, len(small), RESIDENT_ROWS)
+        resident_rows, block_rows = self.limits.resident_rows, self.limits.block_rows
+        starts = range(0, len(small), resident_rows)
         for chunk_number, chunk_start in enumerate(starts):
-            chunk = small[chunk_start : chunk_start + RESIDENT_ROWS]
+            chunk = small[chunk_start : chunk_start + resident_rows]
             chunk_rows = self._unit_rows(chunk)  # [M, D]
-            for start in range(chunk_start if within else 0, len(large), BLOCK_ROWS):
-                block = large[start : start + BLOCK_ROWS]
+            for start in range(chunk_start if within else 0, len(large), block_rows):
+                block = large[start : start + block_rows]
                 in_block, in_chunk, cosine, identical = self._tile(block, chunk, chunk_rows, within=within)
                 yield _Hits(*((in_block, in_chunk) if swapped else (in_chunk, in_block)), cosine, identical)
                 done = chunk_number * len(large) + start + len(block)
@@ -242,8 +254,8 @@ class _Comparison:
         return torch.from_numpy(np.ascontiguousarray(values).view(np.int64)).to(self.device)
 
 
-def _collect(tiles: Iterator[_Hits]) -> tuple[_Hits, PairCount]:
-    """The closest `KEPT_PAIRS` of all tiles' pairs, and how many there were."""
+def _collect(tiles: Iterator[_Hits], kept_pairs: int) -> tuple[_Hits, PairCount]:
+    """The closest `kept_pairs` of all tiles' pairs, and how many there were."""
     kept: list[_Hits] = []
     waiting_count, near, identical = 0, 0, 0
     for hits in tiles:
@@ -252,15 +264,15 @@ def _collect(tiles: Iterator[_Hits]) -> tuple[_Hits, PairCount]:
         near, identical = near + len(hits.first), identical + int(hits.identical.sum())
         kept.append(hits)
         waiting_count += len(hits.first)
-        if waiting_count > KEPT_PAIRS:
-            kept, waiting_count = [_closest(kept)], 0
-    return _closest(kept), PairCount(near, identical)
+        if waiting_count > kept_pairs:
+            kept, waiting_count = [_closest(kept, kept_pairs)], 0
+    return _closest(kept, kept_pairs), PairCount(near, identical)
 
 
-def _closest(parts: Sequence[_Hits]) -> _Hits:
-    """The first `KEPT_PAIRS` of all `parts` in the order of `LeakReport.pairs`."""
+def _closest(parts: Sequence[_Hits], kept_pairs: int) -> _Hits:
+    """The first `kept_pairs` of all `parts` in the order of `LeakReport.pairs`."""
     if not parts:
         return _Hits(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.bool_))
     hits = _Hits(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_Hits)))
-    order = np.lexsort((hits.second, hits.first, -hits.cosine, ~hits.identical))[:KEPT_PAIRS]
+    order = np.lexsort((hits.second, hits.first, -hits.cosine, ~hits.identical))[:kept_pairs]
     return _Hits(hits.first[order], hits.second[order], hits.cosine[order], hits.identical[order])

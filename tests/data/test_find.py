@@ -19,11 +19,11 @@ import pytest
 from fsspec.implementations.http import HTTPFileSystem
 from PIL import Image
 
-from captionmill.data import urls
 from captionmill.data.errors import ImageError, InputError, SpecMismatchError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.find import find_images
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageFile, ImageSource, hash_content, is_unchanged, read_image
+from captionmill.data.urls import read_url
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.settings import ExtractConfig
 
@@ -518,14 +518,11 @@ def test_page_that_is_not_found_says_no_such_file_and_is_asked_once(web: Web) ->
     assert web.asked == ["GET /gone.png"]
 
 
-def test_server_that_fails_is_asked_again_and_at_last_its_answer_is_the_reason(
-    web: Web, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(urls, "_FIRST_PAUSE_S", 0.0)
+def test_server_that_fails_is_asked_again_and_at_last_its_answer_is_the_reason(web: Web) -> None:
     write(web.folder / "flaky/a.png", RED)
-    assert read_image(ImageFile("a", f"{web.url}/flaky/a.png"))[0] == RED
+    assert read_url(f"{web.url}/flaky/a.png", pause_s=0) == RED
     with pytest.raises(ImageError, match=r"^cannot be fetched \(503, message='Service Unavailable'"):
-        read_image(ImageFile("b", f"{web.url}/broken/b.png"))
+        read_url(f"{web.url}/broken/b.png", pause_s=0)
     assert web.asked == ["GET /flaky/a.png"] * 2 + ["GET /broken/b.png"] * 3
 
 

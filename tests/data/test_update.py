@@ -14,9 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from captionmill.data import files as atomic
-from captionmill.data.captions import journal as caption_journal
-from captionmill.data.captions import update as caption_writer
 from captionmill.data.captions.journal import made_dir
 from captionmill.data.captions.table import CaptionRow, TableFormat, read_captions
 from captionmill.data.captions.update import update_captions
@@ -24,14 +21,7 @@ from captionmill.data.errors import InputError
 
 KEYS = [f"{name}.jpg" for name in "abcdefg"]
 MODEL = {"model": "first"}
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many blocks; nothing waits for the disk."""
-    monkeypatch.setattr(caption_journal, "_BLOCK_ROWS", 2)
-    for module in (atomic, caption_journal, caption_writer):
-        monkeypatch.setattr(module, "flush_to_disk", lambda path: None)
+BLOCK_ROWS = 2  # many blocks of few rows
 
 
 def update(
@@ -55,8 +45,9 @@ def update(
             yield CaptionRow(key, f"{made_with['model']} {versions.get(key, 0)} of {key}", 0.5)
 
     sources = [zlib.crc32(f"{key} {versions.get(key, 0)}".encode()) for key in keys]
+    checksums = np.array(sources, np.uint32)
     count = update_captions(
-        path, keys, np.array(sources, np.uint32), dict(made_with), make_rows, table_format=table_format
+        path, keys, checksums, dict(made_with), make_rows, table_format=table_format, block_rows=BLOCK_ROWS
     )
     assert count == len(made)
     return made
@@ -237,7 +228,7 @@ def test_a_table_that_is_edited_while_the_new_one_is_made_of_it_is_left_alone(tm
 
     sources = np.array([zlib.crc32(f"{key} 0".encode()) for key in KEYS], np.uint32)
     with pytest.raises(InputError, match=r"t\.csv: was changed while the new table was made from it; run again"):
-        update_captions(path, KEYS, sources, MODEL, make_rows)
+        update_captions(path, KEYS, sources, MODEL, make_rows, block_rows=BLOCK_ROWS)
     assert path.read_bytes() == edited
     update(path, KEYS)
     assert (tmp_path / "t.edited.csv").read_bytes() == edited
@@ -302,13 +293,19 @@ def test_two_processes_do_not_write_one_table(tmp_path: Path) -> None:
     assert list(captions(path)) == KEYS[:3]
 
 
+def is_traced(frame: FrameType) -> bool:
+    """Whether the code is the writer's; where it only waits for the disk, nothing changes."""
+    own = frame.f_code.co_filename.endswith(("captions/journal.py", "captions/update.py", "data/files.py"))
+    return own and frame.f_code.co_name != "flush_to_disk"
+
+
 def lines_run(path: Path, **arguments: Any) -> int:
     """How many lines of the writer a run executes."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal count
-        if not frame.f_code.co_filename.endswith(("captions/journal.py", "captions/update.py", "data/files.py")):
+        if not is_traced(frame):
             return None
         count += event == "line"
         return trace
@@ -329,7 +326,7 @@ def run_until_killed(path: Path, line: int, **arguments: Any) -> bool:
 
         def trace(frame: FrameType, event: str, _: Any) -> Any:
             nonlocal count
-            if not frame.f_code.co_filename.endswith(("captions/journal.py", "captions/update.py", "data/files.py")):
+            if not is_traced(frame):
                 return None
             count += event == "line"
             if count == line:

@@ -19,7 +19,6 @@ from processes import Child
 
 from captionmill.data.errors import ClusterError, InputError, SpecMismatchError
 from captionmill.data.features.store import FeatureStore, parts_dir
-from captionmill.pipeline import cluster
 from captionmill.pipeline.cluster import open_spread
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.encoding.share import PartResult, PartTask, claim_device
@@ -154,16 +153,14 @@ def test_a_dask_cluster_writes_what_one_process_writes_though_a_worker_is_killed
 
 
 def test_workers_that_always_die_end_the_run_and_keep_what_there_is(
-    folder: Path, config: ExtractConfig, alone: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, config: ExtractConfig, alone: FeatureStore, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cluster, "_ATTEMPTS", 2)
-
     def die(_: PartTask) -> PartResult:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
     extract(folder, tmp_path / "f.h5", config, limit=100)
-    with open_spread(2, None) as spread:
+    with open_spread(2, None, attempts=2) as spread:
         assert spread is not None
         dead = replace(spread, run=lambda function, tasks: spread.run(die, tasks))
         with pytest.raises(ClusterError, match="workers died 2 times while no task was done"):

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 
 from captionmill.cli import main
 from captionmill.data.images.decode import decode_image
-from captionmill.pipeline import doctor
 from captionmill.pipeline.doctor import NOT_INSTALLED, Facts, advise, gather_facts
 from captionmill.pipeline.summaries import doctor_lines
 from captionmill.pipeline.throughput import PHOTO_SIZE, Throughput, draw_photo, measure_throughput
@@ -132,8 +131,7 @@ def test_facts_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("PATH", "")
     (tmp_path / "limit").write_text("1000000\n")
     (tmp_path / "none").write_text("max\n")
-    monkeypatch.setattr(doctor, "_CGROUP_LIMITS", (tmp_path / "limit", tmp_path / "none", tmp_path / "gone"))
-    facts = gather_facts()
+    facts = gather_facts([tmp_path / "limit", tmp_path / "none", tmp_path / "gone"])
     assert facts.extras == {"stores": (), "none": ("no-such",)}
     assert facts.versions["numpy"] == np.__version__
     assert facts.weights_path == tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth"

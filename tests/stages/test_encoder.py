@@ -13,7 +13,6 @@ from torchvision.transforms import v2
 
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.features.spec import Preprocess
-from captionmill.stages.encoding import encoder as encoder_module
 from captionmill.stages.encoding.encoder import build_encoder, prepare_image
 from captionmill.stages.encoding.torch_engine import TorchEngine
 from captionmill.stages.settings import ExtractConfig, Precision
@@ -43,14 +42,13 @@ SIZES = [(500, 375), (333, 500), (64, 48), (1000, 200), (224, 224), (257, 301), 
 
 @pytest.mark.parametrize("by_torch", [True, False])
 @pytest.mark.parametrize("size", SIZES)
-def test_crop_is_the_torchvision_recipe(
-    resnet50_path: Path, size: tuple[int, int], by_torch: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(encoder_module, "_TORCH_RESIZES_FAST", by_torch)
+def test_crop_is_the_torchvision_recipe(resnet50_path: Path, size: tuple[int, int], by_torch: bool) -> None:
     encoder = build_encoder(ExtractConfig(weights=str(resnet50_path)))
     image = make_image(*size)
     expected = v2.functional.center_crop(v2.functional.resize(image, [256], antialias=True), [224, 224])
-    difference = np.abs(encoder.prepare(np.asarray(image)).astype(int) - np.asarray(expected))
+    difference = np.abs(
+        prepare_image(np.asarray(image), encoder.spec, by_torch=by_torch).astype(int) - np.asarray(expected)
+    )
     if by_torch or size == (9000, 90):
         assert difference.max() <= 1
         assert difference.mean() < 0.005  # levels
@@ -60,16 +58,11 @@ def test_crop_is_the_torchvision_recipe(
 
 @pytest.mark.parametrize("preprocess", ["squash", "whole"])
 @pytest.mark.parametrize("size", SIZES)
-def test_torch_and_pillow_resize_alike(
-    thin_weights: Path, size: tuple[int, int], preprocess: Preprocess, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torch_and_pillow_resize_alike(thin_weights: Path, size: tuple[int, int], preprocess: Preprocess) -> None:
     config = ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess=preprocess, image_size=64)
     encoder = build_encoder(config)
     image = np.asarray(make_image(*size))
-    prepared = []
-    for by_torch in (True, False):
-        monkeypatch.setattr(encoder_module, "_TORCH_RESIZES_FAST", by_torch)
-        prepared.append(encoder.prepare(image).astype(int))
+    prepared = [prepare_image(image, encoder.spec, by_torch=by_torch).astype(int) for by_torch in (True, False)]
     difference = np.abs(prepared[0] - prepared[1])
     assert difference.max() <= 1
     assert difference.mean() < 0.005  # levels
@@ -163,22 +156,22 @@ def test_a_missing_weights_file_says_what_may_be_passed(tmp_path: Path) -> None:
 def test_without_a_network_the_error_says_which_file_goes_where(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there: unreachable at once
     with pytest.raises(WeightsError) as error:
         build_encoder(ExtractConfig())
     message = str(error.value)
     assert message.startswith("cannot download resnet50-0676ba61.pth")
-    assert f"put it in {tmp_path / 'checkpoints'}, or pass a file as `weights`" in message
+    assert f"put it in {tmp_path / 'hub' / 'checkpoints'}, or pass a file as `weights`" in message
     assert "\n" not in message
 
 
 def test_a_file_in_the_cache_folder_that_is_not_torchvisions_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resnet50_path: Path
 ) -> None:
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "resnet50-0676ba61.pth").write_bytes(resnet50_path.read_bytes())
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth").write_bytes(resnet50_path.read_bytes())
     with pytest.raises(WeightsError, match=r"resnet50-0676ba61\.pth: damaged, or another file under this name"):
         build_encoder(ExtractConfig())
 

@@ -1,5 +1,6 @@
 """METEOR as its own program says it; and whatever is missing leaves a metric out with a reason."""
 
+import importlib.util
 import random
 import shutil
 from dataclasses import replace
@@ -8,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captionmill.stages.scoring import java as java_metrics
 from captionmill.stages.scoring.bootstrap import estimate
 from captionmill.stages.scoring.java import measure_with_java
 
@@ -60,8 +60,8 @@ def test_without_java_both_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_without_the_package_both_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(java_metrics, "PACKAGE", "no_such_package")
-    reason = "no_such_package is not installed here; pip install 'captionmill[java]'"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    reason = "pycocoevalcap is not installed here; pip install 'captionmill[java]'"
     assert measure_with_java(CAPTIONS, REFERENCES)[1] == [
         f"{name} is left out: {reason}" for name in ("METEOR", "SPICE")
     ]
@@ -90,8 +90,7 @@ def test_a_java_that_fails_leaves_meteor_out(
 def test_spice_without_its_models_and_without_a_network_is_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("pycocoevalcap")
-    folder = java_metrics._find("spice/spice-1.0.jar").parent
+    folder = Path(*pytest.importorskip("pycocoevalcap").__path__) / "spice"
     if (folder / "lib" / "stanford-corenlp-3.6.0-models.jar").exists():
         pytest.skip("the models were downloaded")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")

@@ -14,8 +14,7 @@ from captionmill.data.features.file import Features
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageSource
-from captionmill.stages.scoring import leaks
-from captionmill.stages.scoring.leaks import LeakPair, PairCount, find_leaks
+from captionmill.stages.scoring.leaks import LeakLimits, LeakPair, PairCount, find_leaks
 from captionmill.stages.settings import LeakConfig
 
 ROWS = {  # unit vectors in a plane: the cosine of two is that of the angle between them, degrees
@@ -114,16 +113,12 @@ def test_an_image_in_two_splits_is_identical_to_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("resident", "block"), [(7, 3), (16, 5), (1000, 1000)])
-def test_tiles_of_any_size_find_the_same_pairs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resident: int, block: int
-) -> None:
+def test_tiles_of_any_size_find_the_same_pairs(tmp_path: Path, resident: int, block: int) -> None:
     keys = [f"{number:03}.jpg" for number in range(60)]
     rows = make_rows(60)
     store = make_store(tmp_path / "f.h5", keys, rows)
     (tmp_path / "train.txt").write_text("\n".join(keys[::3]))
     (tmp_path / "test.txt").write_text("\n".join([*keys[1::3], *keys[2::3]]))
-    monkeypatch.setattr(leaks, "RESIDENT_ROWS", resident)
-    monkeypatch.setattr(leaks, "BLOCK_ROWS", block)
     config = LeakConfig(threshold=0.3, within=True)
     seen: list[tuple[str, int, int]] = []
     report = find_leaks(
@@ -131,6 +126,7 @@ def test_tiles_of_any_size_find_the_same_pairs(
         config=config,
         lists={"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"},
         device="cpu",
+        limits=LeakLimits(resident_rows=resident, block_rows=block),
         progress=lambda label, done, total, **_: seen.append((label, done, total)),
     )
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -146,22 +142,28 @@ def test_tiles_of_any_size_find_the_same_pairs(
     assert all(done == total for done, total in last.values())
 
 
-def test_more_pairs_than_are_kept_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_pairs_than_are_kept_are_counted(tmp_path: Path) -> None:
     keys = [f"{number:03}.jpg" for number in range(60)]
     rows = make_rows(60)
     store = make_store(tmp_path / "f.h5", keys, rows)
     (tmp_path / "train.txt").write_text("\n".join(keys[:40]))
     (tmp_path / "test.txt").write_text("\n".join(keys[40:]))
-    monkeypatch.setattr(leaks, "KEPT_PAIRS", 10)
-    monkeypatch.setattr(leaks, "BLOCK_ROWS", 4)
+    limits = LeakLimits(kept_pairs=10, block_rows=4)
     lists = {"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"}
-    report = find_leaks(store, config=LeakConfig(threshold=0), lists=lists, device="cpu")
+    report = find_leaks(store, config=LeakConfig(threshold=0), lists=lists, device="cpu", limits=limits)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     cosines = (unit[:40] @ unit[40:].T).ravel()
     assert report.counts[("train", "test")].near == (cosines >= 0).sum()
     assert [pair.cosine for pair in report.pairs] == pytest.approx(sorted(cosines, reverse=True)[:10], abs=1e-5)
-    result = run(store, "--train-list", lists["train"], "--test-list", lists["test"], "--threshold", 0)
-    assert f"the closest 10 of {(cosines >= 0).sum()} pairs are kept" in result.stdout
+
+
+def test_the_command_says_that_the_closest_of_very_many_pairs_are_kept(tmp_path: Path) -> None:
+    keys = [f"{number:03}.jpg" for number in range(640)]
+    store = make_store(tmp_path / "f.h5", keys, np.abs(make_rows(640)))
+    (tmp_path / "train.txt").write_text("\n".join(keys[:320]))
+    (tmp_path / "test.txt").write_text("\n".join(keys[320:]))
+    lists = ["--train-list", tmp_path / "train.txt", "--test-list", tmp_path / "test.txt"]
+    assert "the closest 100,000 of 102,400 pairs are kept" in run(store, *lists, "--threshold", 0).stdout
 
 
 def test_the_command_prints_a_summary_and_writes_the_pairs(store: Path, lists: dict[str, Path], tmp_path: Path) -> None:

@@ -122,8 +122,8 @@ def test_a_signal_that_arrives_in_a_destructor_is_heard(
     program = (
         "import os, time, click\n"
         "from captionmill.cli import main\n"
-        "from captionmill.pipeline.terminal import endings\n"
-        f"endings._SECONDS_UNTIL_ASKED_AGAIN = {seconds}\n"
+        "from captionmill.pipeline.terminal.endings import listen_to_signals\n"
+        f"listen_to_signals(pause_s={seconds})\n"
         "class Dying:\n"
         f"    def __del__(self): os.kill(os.getpid(), {int(number)}); time.sleep(0.5)\n"
         "@main.command()\n"

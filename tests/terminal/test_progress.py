@@ -3,17 +3,16 @@
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO
 
 import click
 import pytest
 
-from captionmill.pipeline.terminal import progress as progress_bars
-from captionmill.pipeline.terminal.progress import ProgressBars
+from captionmill.pipeline.terminal.progress import EchoHandler, Intervals, ProgressBars
 
 termios = pytest.importorskip("termios", reason="this system has no pseudo-terminals")
 Screen = Callable[[], list[str]]
+AT_ONCE = Intervals(drawings_s=0, lines_s=0, objects_s=0)
 NOTE = "loss 3.01, CIDEr-D 0.382, 1,900 captions/s"
 
 
@@ -53,7 +52,6 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Screen
 
         return read_screen
 
-    monkeypatch.setattr(progress_bars, "_SECONDS_BETWEEN_DRAWINGS", 0)
     yield open_terminal
     for file in opened:
         file.close()
@@ -72,7 +70,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Screen
 )
 def test_an_epochs_line_fits_the_terminal(columns: int, line: str, terminal: Callable[[int], Screen]) -> None:
     screen = terminal(columns)
-    with ProgressBars(quiet=False) as progress:
+    with ProgressBars(quiet=False, intervals=AT_ONCE) as progress:
         progress("epoch 3 of 30", 10_000, 30_000, note="loss 3.2", left_s=400)
         progress("epoch 3 of 30", 20_100, 30_000, note=NOTE, left_s=299.6)
         assert screen() == [line]
@@ -80,7 +78,7 @@ def test_an_epochs_line_fits_the_terminal(columns: int, line: str, terminal: Cal
 
 def test_an_epochs_line_makes_way_for_its_result(terminal: Callable[[int], Screen]) -> None:
     screen = terminal(120)
-    with ProgressBars(quiet=False) as progress:
+    with ProgressBars(quiet=False, intervals=AT_ONCE) as progress:
         for epoch in (1, 2):
             for done in (0, 1, 2):
                 progress(f"epoch {epoch} of 2", done, 2, note=NOTE, left_s=60)
@@ -92,7 +90,7 @@ def test_an_epochs_line_makes_way_for_its_result(terminal: Callable[[int], Scree
 
 def test_a_line_without_notes_stays_when_its_work_is_done(terminal: Callable[[int], Screen]) -> None:
     screen = terminal(60)
-    with ProgressBars(quiet=False) as progress:
+    with ProgressBars(quiet=False, intervals=AT_ONCE) as progress:
         for done in (0, 5_000, 10_000):
             progress("extract", done, 10_000)
         progress("export", 0, 0)
@@ -105,9 +103,9 @@ def test_a_line_without_notes_stays_when_its_work_is_done(terminal: Callable[[in
 
 def test_a_warning_has_a_line_of_its_own(terminal: Callable[[int], Screen], monkeypatch: pytest.MonkeyPatch) -> None:
     logger = logging.getLogger("captionmill")
-    monkeypatch.setattr(logger, "handlers", [progress_bars.EchoHandler()])
+    monkeypatch.setattr(logger, "handlers", [EchoHandler()])
     screen = terminal(60)
-    with ProgressBars(quiet=False) as progress:
+    with ProgressBars(quiet=False, intervals=AT_ONCE) as progress:
         progress("extract", 0, 9)
         logger.warning("a smaller batch")
         progress("extract", 9, 9)
@@ -116,17 +114,14 @@ def test_a_warning_has_a_line_of_its_own(terminal: Callable[[int], Screen], monk
 
 def test_an_interrupted_epochs_line_stays(terminal: Callable[[int], Screen]) -> None:
     screen = terminal(80)
-    progress = ProgressBars(quiet=False)
+    progress = ProgressBars(quiet=False, intervals=AT_ONCE)
     progress("epoch 3 of 30", 15_000, 30_000, note="loss 3.01")
     progress.__exit__(KeyboardInterrupt, None, None)
     assert screen() == ["epoch 3 of 30  [##################------------------]   50%  loss 3.01", ""]
 
 
-def test_a_log_has_plain_lines_with_the_note(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(progress_bars, "SECONDS_BETWEEN_LINES", 0)
-    with ProgressBars(quiet=False) as progress:
+def test_a_log_has_plain_lines_with_the_note(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBars(quiet=False, intervals=AT_ONCE) as progress:
         progress("epoch 3 of 30", 15_000, 30_000, note=NOTE, left_s=7500)
         progress("extract", 32, 8_091)
     assert capsys.readouterr().err == (
@@ -134,8 +129,7 @@ def test_a_log_has_plain_lines_with_the_note(
     )
 
 
-def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress_bars, "SECONDS_BETWEEN_LINES", 0)
-    with ProgressBars(quiet=True) as progress:
+def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBars(quiet=True, intervals=AT_ONCE) as progress:
         progress("extract", 32, 8_091)
     assert capsys.readouterr().err == ""

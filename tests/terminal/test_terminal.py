@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -19,9 +18,8 @@ from builders import make_task
 from click.testing import CliRunner
 
 from captionmill.cli import main
-from captionmill.pipeline.terminal import progress as progress_bars
 from captionmill.pipeline.terminal.json_lines import JsonLines, streams_put_back
-from captionmill.pipeline.terminal.progress import ProgressBars
+from captionmill.pipeline.terminal.progress import EchoHandler, Intervals, ProgressBars
 
 THIN = ["--backbone", "scenes-resnet14", "--preprocess", "squash", "--image-size", "32"]
 KEYS = ["time", "level", "event", "message"]
@@ -137,7 +135,7 @@ def test_log_records_are_objects_with_their_level_and_any_other_line_is_a_note(
     with log.open("w", encoding="utf-8") as file:
         monkeypatch.setattr(sys, "stderr", JsonLines(file, "note"))
         record = logging.LogRecord("captionmill.x", logging.WARNING, "x.py", 1, "only %d left", (3,), None)
-        progress_bars.EchoHandler().emit(record)
+        EchoHandler().emit(record)
         click.echo("\nin two", nl=False, err=True)
         click.echo(" parts", err=True)
         click.echo("unfinished", nl=False, err=True)
@@ -168,12 +166,8 @@ def test_a_bug_is_an_object_with_its_traceback() -> None:
     assert bug["traceback"].startswith("Traceback (most recent call last):\n")
 
 
-def test_rate_and_time_left_are_told_once_they_mean_something(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rate_and_time_left_are_told_once_they_mean_something(capsys: pytest.CaptureFixture[str]) -> None:
     clock = [100.0]
-    monkeypatch.setattr(progress_bars, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(progress_bars, "SECONDS_BETWEEN_LINES", -1)
     steps = [
         ("extract", 0, 0.0),
         ("extract", 32, 0.5),
@@ -181,7 +175,7 @@ def test_rate_and_time_left_are_told_once_they_mean_something(
         ("compare", 0, 0.0),
         ("compare", 50, 2.0),
     ]
-    with ProgressBars(quiet=False) as progress:
+    with ProgressBars(quiet=False, intervals=Intervals(lines_s=-1), clock=lambda: clock[0]) as progress:
         for label, done, seconds in steps:
             clock[0] += seconds
             progress(label, done, 1280)
@@ -198,9 +192,8 @@ def test_progress_objects_come_at_intervals_and_at_the_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr(progress_bars, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(sys, "stderr", JsonLines(sys.stderr, "note"))
-    with ProgressBars(quiet=False) as progress:
+    with ProgressBars(quiet=False, clock=lambda: clock[0]) as progress:
         for done in range(13):
             progress("extract", done * 10, 120)
             clock[0] += 1
