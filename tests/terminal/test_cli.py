@@ -197,8 +197,10 @@ def test_caption_writes_a_gallery_of_every_image_found(model: Path, photos: Path
     page = page_path.read_text(encoding="utf-8")
     assert "<title>Captions of photos</title>" in page
     assert "<b>9</b> images" in page
-    for row in read_csv(output):
-        assert f'["{row["path"]}","{row["caption"]}",' in page
+    found = re.search(r'<script type="application/json" id="rows">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    shown = [(path, caption) for path, caption, *_ in json.loads(found[1])]
+    assert shown == [(row["path"], row["caption"]) for row in read_csv(output)]
     before = output.read_bytes()
     assert "cannot be the gallery and another output" in fail(*arguments, output)
     assert output.read_bytes() == before
