@@ -15,7 +15,7 @@ from torch import Tensor
 from captionmill.data.captions.vocabulary import END, START, Vocabulary, tokenize
 from captionmill.data.features.file import Features
 from captionmill.stages.decoding.beam_tree import BeamTree, build_beam_tree
-from captionmill.stages.decoding.captioner import find_captions, fold_decoder
+from captionmill.stages.decoding.captioner import choose_steps, find_captions
 from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
@@ -152,7 +152,7 @@ def explain_features(
 
     With `search.sample` the captions are those drawn for the image `key`.
     """
-    steps = fold_decoder(decoder)
+    steps = choose_steps(decoder)
     features = torch.from_numpy(row)[None].to(next(decoder.parameters()).device).float()  # [1, D]
     walker = _Walker(steps, features, vocabulary, WordRule.of(search))
     trace: list[TracedStep] = []

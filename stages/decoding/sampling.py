@@ -1,4 +1,4 @@
-"""Captions drawn at random, word by word, by the decoder's probabilities: for captioning and for self-critical training.
+"""Captions drawn at random, word by word, by the decoder's probabilities: to caption, and in self-critical training.
 
 What captioning draws for an image depends on the seed, its key and its features, not on its companions in a batch.
 """
@@ -116,10 +116,8 @@ def _record(words: Tensor, log_probabilities: Tensor, search: SearchConfig) -> l
     lengths = is_word.cumsum(dim=1)  # [draws, T]
     sums = log_probabilities.cumsum(dim=1)  # [draws, T]
     scores = sums / lengths.float() ** search.length_penalty  # [draws, T]
-    ended = ((words == END) | ~is_word).tolist()
+    ended = (words == END) | ~is_word  # [draws, T]
     places = list(range(len(words)))
-    parts = [part.t().tolist() for part in (words, log_probabilities, sums, scores, scores, lengths)]  # each [T, draws]
-    return [
-        TracedStep(places, places, *columns, ended=[row[step] for row in ended])
-        for step, columns in enumerate(zip(*parts, strict=True))
-    ]
+    parts = (words, log_probabilities, sums, scores, scores, lengths, ended)
+    columns = zip(*(part.t().tolist() for part in parts), strict=True)  # of T steps
+    return [TracedStep(places, places, *column) for column in columns]

@@ -22,7 +22,6 @@ from captionmill.stages.decoding.sampling import draw_words
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.tokens import tokenize_ptb
 
-
 RULE = WordRule(never=(PAD, START), min_length=0)
 """What may be drawn. `<unk>` may: a word that no reference has earns nothing, and what could never be drawn would never
 become less likely."""
