@@ -49,7 +49,8 @@ def explain_picture(
 
     The features are made as `caption` makes them, or taken from the store `features` without opening the network; then
     the picture need not be there. `captions` holds references in any format that `train` reads. In both, the picture is
-    found under `key`, or else under the end of its path that is a key. `output` is a page (HTML) to write.
+    found under `key`, or else under the end of its path that is a key. `output` is a page (HTML) to write. Captions are
+    drawn for `key`, for the key that was found, or else for the name of the file.
 
     Raises InputError if the picture cannot be read, is not in the store or the captions file, or is not the one that
     the store's row was made from; WeightsError and SpecMismatchError as `caption_folder`.
@@ -95,7 +96,9 @@ def explain_picture(
         models=names,
         bundles=captioner.bundles,
         search=search,
-        explanation=explain_features(captioner.decoder, row, captioner.vocabulary, search, references),
+        explanation=explain_features(
+            captioner.decoder, row, captioner.vocabulary, search, references, key=key or image_key(image.name)
+        ),
     )
     if output:
         write_text(output, render_explanation(explained))

@@ -7,24 +7,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from captionmill.data.captions.vocabulary import END, PAD, START, UNK
 from captionmill.data.errors import InputError
 from captionmill.data.files import write_text
 from captionmill.data.paths import AnyPath, AnyPaths, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Captioner
+from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.encoding.encoder import encoder_for_spec
 from captionmill.stages.encoding.network import IMAGENET_MEAN, IMAGENET_STD
 from captionmill.stages.machine import versions
-from captionmill.stages.portable.file import SUFFIXES, PortableNetwork, require_packages, write_network
+from captionmill.stages.portable.file import SUFFIX, PortableNetwork, require_packages, write_network
 from captionmill.stages.portable.networks import portable_decoder, portable_encoder
-from captionmill.stages.settings import ExportFormat, ExtractConfig, SearchConfig
+from captionmill.stages.settings import ExtractConfig, SearchConfig
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocabulary.json"
 FORMAT = "captionmill-export"
 FORMAT_VERSION = 1
 _STEMS = ("encoder", "decoder_start", "decoder_step")
+_SUFFIXES = (SUFFIX, ".pt")  # TorchScript, in exports of versions before
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,6 @@ class ExportSummary:
 def export_model(
     model: AnyPaths,
     output: AnyPath,
-    file_format: ExportFormat,
     *,
     weights: AnyPath | None = None,
     with_encoder: bool = True,
@@ -60,7 +63,7 @@ def export_model(
     file other than it went in, WeightsError if the backbone's weights cannot be had or are not the model's.
     """
     output, weights = Path(output), as_path(weights)
-    require_packages(file_format)
+    require_packages()
     staging = output.with_name(f".{output.name}.partial")
     _require_place(output, staging, overwrite=overwrite)
     captioner = Captioner.load(model, device="cpu")
@@ -74,12 +77,12 @@ def export_model(
         described = {}
         for number, network in enumerate(networks):
             progress("export networks", number, len(networks))
-            path = staging / (network.name + SUFFIXES[file_format])
-            difference = write_network(network, path, file_format)
+            path = staging / (network.name + SUFFIX)
+            difference = write_network(network, path)
             described[network.name] = _describe(network, path, difference)
         progress("export networks", len(networks), len(networks))
         write_text(staging / VOCABULARY_NAME, _to_json(captioner.vocabulary.words))
-        write_text(staging / MANIFEST_NAME, _to_json(_manifest(captioner, file_format, described)))
+        write_text(staging / MANIFEST_NAME, _to_json(_manifest(captioner, described)))
         files = _put_in_place(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -99,7 +102,7 @@ def _require_place(output: Path, staging: Path, *, overwrite: bool) -> None:
     if not output.exists() or not any(output.iterdir()):
         return
     if not (output / MANIFEST_NAME).exists():
-        own = {VOCABULARY_NAME, *(stem + suffix for stem in _STEMS for suffix in SUFFIXES.values())}
+        own = {VOCABULARY_NAME, *(stem + suffix for stem in _STEMS for suffix in _SUFFIXES)}
         if (staging / MANIFEST_NAME).exists() and own.issuperset(path.name for path in output.iterdir()):
             return
         raise InputError(f"{output}: holds other files; name another folder with --output")
@@ -107,16 +110,20 @@ def _require_place(output: Path, staging: Path, *, overwrite: bool) -> None:
         raise InputError(f"{output}: holds an export already; pass --overwrite to replace it, or another --output")
 
 
-def _manifest(captioner: Captioner, file_format: ExportFormat, networks: dict[str, Any]) -> dict[str, Any]:
-    search = SearchConfig()
+def _manifest(captioner: Captioner, networks: dict[str, Any]) -> dict[str, Any]:
+    rule = WordRule.of(SearchConfig())
+    barred_first = rule.barred(torch.empty(1, 0, dtype=torch.long), len(captioner.vocabulary))
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "file_format": file_format,
+        "file_format": "onnx",
         "networks": networks,
         "vocabulary": {"file": VOCABULARY_NAME, "size": len(captioner.vocabulary)},
         "special": {"pad": PAD, "start": START, "end": END, "unk": UNK},
-        "search": {"never_chosen": [PAD, START, UNK], "not_first": [END], "max_length": search.max_length},
+        "search": {
+            **{reason.replace(" ", "_"): words[0].tolist() for reason, words in barred_first},
+            "max_length": rule.max_length,
+        },
         "features": captioner.spec.to_json(),
         "normalisation": {"in_network": True, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         "decoders": [bundle.decoder_config for bundle in captioner.bundles],
@@ -145,7 +152,7 @@ def _put_in_place(staging: Path, output: Path) -> list[str]:
     output.mkdir(parents=True, exist_ok=True)
     (output / MANIFEST_NAME).unlink(missing_ok=True)
     for stem in _STEMS:
-        for suffix in SUFFIXES.values():
+        for suffix in _SUFFIXES:
             (output / (stem + suffix)).unlink(missing_ok=True)
     for name in names:
         (staging / name).replace(output / name)

@@ -17,7 +17,6 @@ EngineName = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ImageInput = Literal["init", "first", "every"]
 FeatureScaling = Literal["standardize", "unit", "standardize-unit"]
-ExportFormat = Literal["onnx", "torchscript"]
 
 _GREATEST_SEED = 2**63 - 1
 

@@ -30,11 +30,6 @@ def require_metadata_library() -> Any:
     return exiv2
 
 
-def read_description(path: Path) -> str | None:
-    """The description in the image at `path`, from XMP or else from IPTC; None if it has neither."""
-    return _description(_open(path))
-
-
 def check_description(path: Path, text: str, *, overwrite: bool = False) -> DescriptionState:
     """Whether the image at `path` needs the description `text`; with `overwrite`, one by others counts as missing.
 

@@ -11,12 +11,12 @@ from captionmill.pipeline.terminal.options import (
     log_format_option,
     models_option,
     moved_weights_option,
+    search_options,
     setting_options,
     take_settings,
 )
 from captionmill.stages.settings import ExtractConfig, SearchConfig
 
-_SEARCH = ("beam_size", "length_penalty", "max_length")
 _MACHINE = ("device", "engine", "precision")
 
 
@@ -28,23 +28,28 @@ _MACHINE = ("device", "engine", "precision")
 @click.option(
     "--features", type=FILE_PATH, help="Take the numbers from this store; IMAGE may then be a key without a file."
 )
-@click.option("--key", help="What IMAGE is called in these two.  [default: the end of its path that is a key]")
+@click.option(
+    "--key",
+    help="Key of IMAGE in these two, and for the draws of --sample.  [default: the end of its path that is a key, else "
+    "its name]",
+)
 @moved_weights_option
-@setting_options(SearchConfig, *_SEARCH)
+@search_options
 @setting_options(ExtractConfig, *_MACHINE)
 @log_format_option
 def explain(image: Path, models: tuple[Path, ...], output: Path | None, **options: Any) -> None:
     """Show how the picture IMAGE becomes its caption, with the network's own numbers at each step.
 
-    The 2048 numbers, the first state, the ten best words of each step with index, score and probability, the beam as a
-    tree; with --captions, the cross entropy of each reference word.
+    The 2048 numbers, the first state, the ten best words of each step with index, score and probability, the search as
+    a tree; with --captions, the cross entropy of each reference word. With the options of `caption`, the caption is
+    its caption.
 
     Example: captionmill explain photo.jpg --model model --output page.html
     """
     from captionmill.pipeline.explain import explain_picture
     from captionmill.pipeline.terminal.texts import render_text
 
-    search, machine = take_settings(SearchConfig, options, *_SEARCH), take_settings(ExtractConfig, options, *_MACHINE)
+    search, machine = take_settings(SearchConfig, options), take_settings(ExtractConfig, options, *_MACHINE)
     explained = explain_picture(image, models, output=output, search=search, machine=machine, **options)
     if output:
         click.echo(f"{output}: {explained.caption} (confidence {explained.explanation.caption.confidence:.4f})")

@@ -13,7 +13,9 @@ from captionmill.pipeline.pages.explain_words import (
     show_number,
     show_probability,
 )
+from captionmill.stages.decoding.beam_tree import BeamTree
 from captionmill.stages.decoding.explain import Numbers, Reference, ScoredWord, Walk
+from captionmill.stages.settings import SearchConfig
 
 _BAR_LENGTH = 20  # characters for a probability of 1
 _LARGEST = 10
@@ -41,8 +43,22 @@ def _lines(explained: ImageExplanation) -> Iterator[str]:
             yield f"  {part.name} of layer {part.layer}  {_describe(part.values)}"
     yield from ("", f"greedy, the highest score at each step: {explained.greedy_caption}")
     yield from _walk_lines(explanation.greedy, is_ensemble=len(explained.models) > 1)
-    yield from ("", f"beam of {explained.search.beam_size}, the best at the top of each step; * leads to the winner")
-    yield "  step  place  parent  word                ln p       sum  words     score"
+    yield from ("", *(_draw_lines(tree) if explained.search.sample else _beam_lines(tree, explained.search)))
+    if explanation.caption.words != explanation.greedy.words:
+        found = "the first draw" if explained.search.sample else "the winner"
+        yield from ("", f"{found}, step by step: {explained.caption}")
+        yield from _walk_lines(explanation.caption, is_ensemble=len(explained.models) > 1)
+    for reference in explanation.references:
+        yield from ("", *_reference_lines(reference, explained.references_from))
+
+
+def _beam_lines(tree: BeamTree, search: SearchConfig) -> Iterator[str]:
+    has_groups = search.diversity_groups > 1
+    yield f"beam of {search.beam_size}, the best at the top of each step; * leads to the winner"
+    if has_groups:
+        yield f"  {search.diversity_groups} groups; each keeps its best by the score less what earlier groups took (by)"
+    columns = "step  place  parent  word                ln p       sum  words     score"
+    yield f"  {columns}{'  group        by' * has_groups}"
     for kept in tree.steps:
         for node in kept:
             parent = "" if node.parent is None else f"{node.parent + 1}"
@@ -50,15 +66,18 @@ def _lines(explained: ImageExplanation) -> Iterator[str]:
             yield (
                 f"{'*' if node.wins else ' '} {node.step:4}  {node.place + 1:5}  {parent:>6}  {node.word:14} "
                 f"{log_probability:>9} {node.total:9.4f}  {node.length:5} {node.score:9.4f}"
+                + (f"  {node.group + 1:5} {node.rank_score:9.4f}" if has_groups else "")
             )
     yield "  in the beam at the end:"
     for caption, node in zip(tree.captions, tree.steps[-1], strict=True):
         yield f"  {node.score:9.4f}  {caption}{'' if node.ended else ' ... (not ended)'}"
-    if explanation.caption.words != explanation.greedy.words:
-        yield from ("", f"the winner, step by step: {explained.caption}")
-        yield from _walk_lines(explanation.caption, is_ensemble=len(explained.models) > 1)
-    for reference in explanation.references:
-        yield from ("", *_reference_lines(reference, explained.references_from))
+
+
+def _draw_lines(tree: BeamTree) -> Iterator[str]:
+    yield "drawn at random, word by word; the first draw is the caption, the others are its alternatives"
+    yield "  draw       sum  words  caption"
+    for caption, node in zip(tree.captions, tree.steps[-1], strict=True):
+        yield f"{'*' if node.wins else ' '} {node.place + 1:5} {node.total:9.4f}  {node.length:5}  {caption}"
 
 
 def _describe(values: Numbers) -> str:

@@ -1,18 +1,13 @@
-"""The beam search of one image as a tree: what was kept at each step, from where, and with which score.
+"""The steps of one image's search as a tree: what was kept at each step, from where, and with which score.
 
-A walk of its own, in plain lists, so that every step can be looked at: `search.py` does the same for many images at
-once. The tests hold the two equal.
+It is built from the trace of the search that found the caption. Drawn captions stand side by side in it, each a branch.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
-from captionmill.data.captions.vocabulary import END, START, Vocabulary
-from captionmill.stages.decoding.constraints import NEVER_CHOSEN
-from captionmill.stages.decoding.search import StepDecoder
+from captionmill.data.captions.vocabulary import Vocabulary
+from captionmill.stages.decoding.trace import TracedStep
 from captionmill.stages.settings import SearchConfig
 
 
@@ -23,14 +18,14 @@ class BeamNode:
     step: int
     """From 1; the step that chose this word."""
     place: int
-    """In the beam of this step, from 0, the best first."""
+    """In the beam of this step, from 0, the best first; of drawn captions, the number of the draw."""
     parent: int | None
     """Place in the beam of the step before; None at the first step."""
     index: int
     """Of the word."""
     word: str
     log_probability: float
-    """Natural logarithm of the word's probability given those before it; 0 if only carried on."""
+    """Natural logarithm of the word's probability given those before it; 0 if carried."""
     total: float
     """Sum of the log probabilities of all words so far."""
     length: int
@@ -43,11 +38,15 @@ class BeamNode:
     """It had ended before, and keeps its place as it is."""
     wins: bool = False
     """It lies on the path to the caption that is given out."""
+    group: int = 0
+    """Of the beam, from 0; each group avoids the words of those before it."""
+    rank_score: float = 0.0
+    """The score by which its group kept it: `score` less what diversity took for words of earlier groups."""
 
 
 @dataclass(frozen=True)
 class BeamTree:
-    """All steps of a beam search."""
+    """All steps of a search, or of several draws."""
 
     steps: tuple[tuple[BeamNode, ...], ...]
     """The beam after each step, the best first."""
@@ -56,7 +55,7 @@ class BeamTree:
     cut: bool
     """The winner reached the maximum length before `<end>`, which was then put after it."""
     captions: tuple[str, ...]
-    """What each caption of the last beam says, the winner first; one that has not ended is still unfinished."""
+    """The text of each caption of the last beam, the winner first; one that has not ended is still unfinished."""
 
     @property
     def winner(self) -> BeamNode:
@@ -64,34 +63,14 @@ class BeamTree:
         return self.steps[-1][0]
 
 
-@torch.inference_mode()
-def grow_beam_tree(decoder: StepDecoder, features: Tensor, vocabulary: Vocabulary, search: SearchConfig) -> BeamTree:
-    """The beam search of one image, features [1, D], by the rules of `search_captions`."""
-    state = decoder.start(features)  # each [L, 1, H]
-    fed = torch.tensor([START], device=features.device)
+def build_beam_tree(trace: Sequence[TracedStep], vocabulary: Vocabulary, search: SearchConfig) -> BeamTree:
+    """The tree of the steps that `search_captions` or `draw_captions` recorded by `search`."""
     steps: list[tuple[BeamNode, ...]] = []
-    running: list[BeamNode | None] = [None]  # what the rows of `state` belong to
-    for step in range(1, search.max_length + 2):  # one more than the words, for <end>
-        logits, state = decoder.step(fed, state)
-        log_probabilities = logits.float().log_softmax(dim=-1)  # [R, V]
-        _bar_words(log_probabilities, is_first=step == 1, is_last=step > search.max_length)
-        found = [
-            replace(node, step=step, parent=node.place, log_probability=0.0, carried=True)
-            for node in (steps[-1] if steps else ())
-            if node.ended
-        ]
-        for row, parent in zip(log_probabilities, running, strict=True):
-            found += _continue(parent, row, vocabulary, search, step)
-        found.sort(key=lambda node: -node.score)
-        kept = tuple(replace(node, place=place) for place, node in enumerate(found[: search.beam_size]))
-        rows = {node.place if node else None: row for row, node in enumerate(running)}
-        running = [node for node in kept if not node.ended]
+    before: dict[int, BeamNode] = {}  # the captions of the step before, by their places in the search's own order
+    for traced in trace:
+        kept = _nodes(traced, before, len(steps) + 1, vocabulary, search)
+        before = dict(zip(traced.places, kept, strict=True))
         steps.append(kept)
-        if not running or (kept[0].ended and not _can_be_overtaken(kept, search)):
-            break
-        chosen = torch.tensor([rows[node.parent] for node in running if node], device=features.device)
-        state = tuple(part[:, chosen] for part in state)
-        fed = torch.tensor([node.index for node in running if node], device=features.device)
     paths = [_path_to(steps, node) for node in steps[-1]]
     winning = {(node.step, node.place) for node in paths[0]}
     marked = tuple(tuple(replace(node, wins=(node.step, node.place) in winning) for node in kept) for kept in steps)
@@ -104,44 +83,33 @@ def grow_beam_tree(decoder: StepDecoder, features: Tensor, vocabulary: Vocabular
     )
 
 
-def _bar_words(log_probabilities: Tensor, *, is_first: bool, is_last: bool) -> None:
-    """Put -inf in [R, V] where a word must not come next."""
-    log_probabilities[:, NEVER_CHOSEN] = -math.inf
-    if is_first:
-        log_probabilities[:, END] = -math.inf
-    if is_last:
-        log_probabilities[:, :END] = -math.inf
-        log_probabilities[:, END + 1 :] = -math.inf
-
-
-def _continue(
-    parent: BeamNode | None, log_probabilities: Tensor, vocabulary: Vocabulary, search: SearchConfig, step: int
-) -> list[BeamNode]:
-    """The best continuations of one caption, as many as the beam has places; `log_probabilities` [V]."""
-    total, length = (parent.total, parent.length) if parent else (0.0, 0)
-    best, indices = log_probabilities.topk(min(search.beam_size, len(log_probabilities)))
-    return [
-        BeamNode(
-            step=step,
-            place=0,  # known once all are ranked
-            parent=parent.place if parent else None,
-            index=index,
-            word=vocabulary.words[index],
-            log_probability=log_probability,
-            total=total + log_probability,
-            length=length + 1,
-            score=(total + log_probability) / (length + 1) ** search.length_penalty,
-            ended=index == END,
+def _nodes(
+    traced: TracedStep, before: dict[int, BeamNode], step: int, vocabulary: Vocabulary, search: SearchConfig
+) -> tuple[BeamNode, ...]:
+    """The captions of one step, those `before` it by their places in the search's own order."""
+    nodes = []
+    for place, own_place in enumerate(traced.places):
+        parent = before.get(traced.parents[place])
+        carried = parent is not None and parent.ended
+        index = parent.index if parent and carried else traced.words[place]
+        nodes.append(
+            BeamNode(
+                step=step,
+                place=place,
+                parent=parent.place if parent else None,
+                index=index,
+                word=vocabulary.words[index],
+                log_probability=traced.log_probabilities[place],
+                total=traced.sums[place],
+                length=traced.lengths[place],
+                score=traced.scores[place],
+                rank_score=traced.ranks[place],
+                ended=traced.ended[place],
+                carried=carried,
+                group=0 if search.sample else own_place * search.diversity_groups // search.beam_size,
+            )
         )
-        for log_probability, index in zip(best.tolist(), indices.tolist(), strict=True)
-        if log_probability > -math.inf
-    ]
-
-
-def _can_be_overtaken(kept: tuple[BeamNode, ...], search: SearchConfig) -> bool:
-    """Whether a caption that goes on may still beat the best: sums only fall, and the longest divides most."""
-    longest = (search.max_length + 1) ** search.length_penalty
-    return any(node.total / longest > kept[0].score for node in kept if not node.ended)
+    return tuple(nodes)
 
 
 def _path_to(steps: list[tuple[BeamNode, ...]], node: BeamNode) -> list[BeamNode]:

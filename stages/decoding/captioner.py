@@ -23,6 +23,7 @@ from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.folded import FoldedDecoder
 from captionmill.stages.decoding.sampling import draw_captions
 from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, search_captions
+from captionmill.stages.decoding.trace import TracedStep
 from captionmill.stages.machine import choose_device, is_out_of_memory
 from captionmill.stages.settings import SearchConfig
 
@@ -148,7 +149,7 @@ def decode_rows(
         try:
             rows = store.read([store.position(key) for key in block])
             features = torch.from_numpy(rows).to(device).float()  # [B, D]
-            decoded = _decode_block(steps, features, block, search)
+            decoded = find_captions(steps, features, block, search)
         except (RuntimeError, MemoryError) as exc:
             if not is_out_of_memory(exc):
                 raise
@@ -163,12 +164,18 @@ def decode_rows(
         progress("caption", start, len(keys))
 
 
-def _decode_block(
-    decoder: StepDecoder, features: Tensor, keys: Sequence[str], search: SearchConfig
+def find_captions(
+    decoder: StepDecoder,
+    features: Tensor,
+    keys: Sequence[str],
+    search: SearchConfig,
+    *,
+    trace: list[TracedStep] | None = None,
 ) -> list[DecodedCaption]:
+    """The caption of each row of `features` [B, D], searched or drawn as `search` asks; `trace` as these take it."""
     if search.sample:
-        return draw_captions(decoder, features, keys, search)
-    return search_captions(decoder, features, search)
+        return draw_captions(decoder, features, keys, search, trace=trace)
+    return search_captions(decoder, features, search, trace=trace)
 
 
 def _spell(caption: DecodedCaption, vocabulary: Vocabulary) -> Caption:

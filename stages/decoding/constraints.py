@@ -1,6 +1,12 @@
-"""Which words may come next in a caption, whatever the decoder says: the same for beam search and for sampling."""
+"""Which words may come next in a caption, whatever the decoder gives: one rule for every search, sampler and reader.
+
+Beam search, greedy search, sampling, self-critical training, the reasons in an explanation and the manifest of an
+export all take it from here.
+"""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,38 +14,77 @@ from torch import Tensor
 from captionmill.data.captions.vocabulary import END, PAD, START, UNK
 from captionmill.stages.settings import SearchConfig
 
-NEVER_CHOSEN = (PAD, START, UNK)
 _LEAST = -1e30  # a log probability that leaves an end possible where the decoder rules it out
 
 
-def forbid_words(log_probabilities: Tensor, history: Tensor, search: SearchConfig) -> Tensor:
+@dataclass(frozen=True)
+class WordRule:
+    """What may follow the words of a caption so far."""
+
+    never: tuple[int, ...] = (PAD, START, UNK)
+    """Words that never come."""
+    min_length: int = 1
+    """Words before `<end>` at the earliest."""
+    max_length: int = SearchConfig.max_length
+    """Words after which only `<end>` comes."""
+    no_repeat_ngram: int = 0
+    """Words in a row that do not come twice; 0 allows all."""
+
+    @classmethod
+    def of(cls, search: SearchConfig) -> "WordRule":
+        """The rule of every caption that `search` finds or draws."""
+        return cls(min_length=search.min_length, max_length=search.max_length, no_repeat_ngram=search.no_repeat_ngram)
+
+    def barred(self, history: Tensor, vocab_size: int) -> Iterator[tuple[str, Tensor]]:
+        """The words that must not follow `history` [R, T], each time with the reason: those of each row [R, N].
+
+        A caption that nothing may follow ends, however short: `<end>` is barred only as long as another word is left.
+        """
+        rows, length = history.shape
+        yield "never chosen", _for_all(rows, list(self.never), history)
+        if length < self.min_length:
+            reason = "not first" if self.min_length == 1 else f"not before {self.min_length} words"
+            yield reason, _for_all(rows, [END], history)
+        if length >= self.max_length:
+            others = [word for word in range(vocab_size) if word != END]
+            yield f"not after {self.max_length} words", _for_all(rows, others, history)
+        if self.no_repeat_ngram and length >= self.no_repeat_ngram:
+            reason = "said before" if self.no_repeat_ngram == 1 else f"repeats {self.no_repeat_ngram} words"
+            yield reason, _completing(history, self.no_repeat_ngram)
+
+
+def forbid_words(log_probabilities: Tensor, history: Tensor, rule: WordRule) -> Tensor:
     """Put -inf in place of all in `log_probabilities` [R, V] that must not follow the words of `history` [R, T].
 
-    `<pad>`, `<start>` and `<unk>` never come. `<end>` comes after `min_length` words at the earliest, and nothing else
-    after `max_length`. The last of `no_repeat_ngram` words does not come where these stand in the caption already.
-
-    Gives back the log probability of `<end>` [R]: a caption that nothing may follow ends, however short. Nothing may
-    where the decoder gives no numbers.
+    Gives back the log probability of `<end>` [R], for captions that nothing may follow. Nothing may where the decoder
+    gives no numbers.
     """
-    length = history.shape[1]
-    log_probabilities[log_probabilities[:, END].isnan()] = -math.inf  # one that is none makes all of a softmax none
-    ends = log_probabilities[:, END].clamp(min=_LEAST)
-    if length == search.max_length:
-        log_probabilities.fill_(-math.inf)
-    log_probabilities[:, NEVER_CHOSEN] = -math.inf
-    if search.no_repeat_ngram and length >= search.no_repeat_ngram:
-        _forbid_repeated(log_probabilities, history, search.no_repeat_ngram)
-    log_probabilities[:, END] = ends if length >= search.min_length else -math.inf
+    is_nan = log_probabilities[:, END].isnan()  # [R]: one that is makes all of a softmax so
+    if bool(is_nan.any()):
+        log_probabilities[is_nan] = -math.inf
+    ends = log_probabilities[:, END].clamp(min=_LEAST)  # [R]
+    log_probabilities[:, END] = ends
+    for _, words in rule.barred(history, log_probabilities.shape[1]):
+        log_probabilities.scatter_(1, words, -math.inf)
     return ends
 
 
-def _forbid_repeated(log_probabilities: Tensor, history: Tensor, size: int) -> None:
-    """Forbid each word that would complete `size` words which `history` [R, T] has in the same order."""
+def without_words(logits: Tensor, words: tuple[int, ...]) -> Tensor:
+    """Logits [..., V] in which none of `words` has a probability; gradients pass through the others."""
+    return logits.index_fill(-1, torch.tensor(words, device=logits.device), -math.inf)
+
+
+def _for_all(rows: int, words: list[int], like: Tensor) -> Tensor:
+    """The same `words` for each row, [R, N]."""
+    return torch.tensor(words, dtype=torch.long, device=like.device).expand(rows, -1)
+
+
+def _completing(history: Tensor, size: int) -> Tensor:
+    """Each word that would complete `size` words which `history` [R, T] has in the same order; `<pad>` for others."""
     ngrams = history.unfold(1, size, 1)  # [R, T-N+1, N]
     begun = history[:, history.shape[1] - size + 1 :].unsqueeze(1)  # [R, 1, N-1] what the next word would complete
     is_repeated = (ngrams[:, :, :-1] == begun).all(dim=2)  # [R, T-N+1]
-    words = torch.where(is_repeated, ngrams[:, :, -1], PAD)  # <pad> is forbidden anyway
-    log_probabilities.scatter_(1, words, -math.inf)
+    return torch.where(is_repeated, ngrams[:, :, -1], PAD)  # <pad> never comes anyway
 
 
 def likeliest_words(log_probabilities: Tensor, count: int) -> tuple[Tensor, Tensor]:

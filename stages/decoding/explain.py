@@ -1,10 +1,10 @@
 """The path from one image's features to its caption, every number of it kept: the question that a user asks.
 
-Nothing is computed for show: the numbers are what `Decoder.start` and `Decoder.step` return.
+Nothing is computed for show: the search is the one that captions, recorded, and the numbers are what its decoder gives.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, START, Vocabulary, tokenize
 from captionmill.data.features.file import Features
-from captionmill.stages.decoding.beam_tree import BeamTree, grow_beam_tree
-from captionmill.stages.decoding.constraints import NEVER_CHOSEN
+from captionmill.stages.decoding.beam_tree import BeamTree, build_beam_tree
+from captionmill.stages.decoding.captioner import choose_steps, find_captions
+from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
-from captionmill.stages.decoding.search import StepDecoder
+from captionmill.stages.decoding.search import DecodedCaption, StepDecoder
+from captionmill.stages.decoding.trace import TracedStep
 from captionmill.stages.settings import SearchConfig
 
 TOP_WORDS = 10
@@ -40,7 +42,8 @@ class ScoredWord:
     rank: int
     """Place among all words by logit, from 1."""
     barred: str = ""
-    """Why the search may not choose it here: "never chosen", or "not first" (no caption is empty); "" if it may."""
+    """Why the search may not choose it here: "never chosen", "not first" (no caption is empty), or another reason of
+    `WordRule.barred`; "" if it may."""
 
     @property
     def probability(self) -> float:
@@ -60,7 +63,7 @@ class Step:
     top: tuple[ScoredWord, ...]
     """The ten words of the highest logits, the highest first."""
     chosen: ScoredWord
-    """The word that follows: the search's choice, or the reference's word."""
+    """The word that follows: what the search chose, or the reference's word."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,11 @@ class Explanation:
     starts: tuple[Start, ...]
     """Of the decoder, or of each of an ensemble."""
     greedy: Walk
-    """The highest logit at each step."""
+    """The highest logit that may be chosen at each step."""
     beam: BeamTree
+    """The steps of the search that found the caption; of sampling, those of all draws."""
     caption: Walk
-    """The winner of the beam, step by step: what the captioner says."""
+    """What the captioner says, step by step: the winner of the beam, or the first draw."""
     references: tuple[Reference, ...]
     """Those that have a word."""
 
@@ -141,87 +145,84 @@ def explain_features(
     vocabulary: Vocabulary,
     search: SearchConfig,
     references: Sequence[str] = (),
+    *,
+    key: str = "",
 ) -> Explanation:
-    """The way of the features `row` [D] through `decoder`, and the cross entropy of the captions `references`."""
-    decoder.eval()
-    device = next(decoder.parameters()).device
-    features = torch.from_numpy(row)[None].to(device).float()  # [1, D]
-    beam = grow_beam_tree(decoder, features, vocabulary, search)
-    follow = [*beam.words] if beam.cut else [*beam.words, END]
+    """The way of the features `row` [D] through `decoder`, and the cross entropy of the captions `references`.
+
+    With `search.sample` the captions are those drawn for the image `key`.
+    """
+    steps = choose_steps(decoder)
+    features = torch.from_numpy(row)[None].to(next(decoder.parameters()).device).float()  # [1, D]
+    walker = _Walker(steps, features, vocabulary, WordRule.of(search))
+    trace: list[TracedStep] = []
+    (caption,) = find_captions(steps, features, [key], search, trace=trace)
+    (greedy,) = find_captions(steps, features, [key], _greedy(search))
     return Explanation(
         features=_numbers(features[0]),
         starts=tuple(_describe_start(part, features) for part in _decoders_of(decoder)),
-        greedy=walk_greedily(decoder, features, vocabulary, max_length=search.max_length),
-        beam=beam,
-        caption=walk_along(decoder, features, vocabulary, follow),
+        greedy=walker.follow_caption(greedy),
+        beam=build_beam_tree(trace, vocabulary, search),
+        caption=walker.follow_caption(caption),
         references=tuple(
-            _score_reference(decoder, features, vocabulary, text) for text in references if tokenize(text)
+            Reference(text, tuple(tokenize(text)), walker.follow([*vocabulary.encode(text), END]))
+            for text in references
+            if tokenize(text)
         ),
     )
 
 
-@torch.inference_mode()
-def walk_greedily(decoder: StepDecoder, features: Tensor, vocabulary: Vocabulary, *, max_length: int) -> Walk:
-    """The caption of features [1, D] by the highest logit that may be chosen at each step."""
-
-    def choose(step: int, logits: Tensor) -> int:
-        allowed = logits.clone()
-        allowed[[index for index in range(len(logits)) if _why_barred(index, step)]] = -math.inf
-        return int(allowed.argmax())
-
-    return _walk(decoder, features, vocabulary, choose, max_length)
+def _greedy(search: SearchConfig) -> SearchConfig:
+    """Greedy search under the same rule of which words may come."""
+    return SearchConfig(
+        beam_size=1,
+        min_length=search.min_length,
+        max_length=search.max_length,
+        no_repeat_ngram=search.no_repeat_ngram,
+    )
 
 
-@torch.inference_mode()
-def walk_along(decoder: StepDecoder, features: Tensor, vocabulary: Vocabulary, words: Sequence[int]) -> Walk:
-    """Teacher forcing: the steps of features [1, D] in which `words` are chosen, whatever the logits say."""
-    return _walk(decoder, features, vocabulary, lambda step, logits: words[step - 1], len(words))
+@dataclass(frozen=True)
+class _Walker:
+    """Follows captions of one image, step by step."""
 
+    decoder: StepDecoder
+    features: Tensor  # [1, D]
+    vocabulary: Vocabulary
+    rule: WordRule
 
-def _walk(
-    decoder: StepDecoder,
-    features: Tensor,
-    vocabulary: Vocabulary,
-    choose: Callable[[int, Tensor], int],
-    max_steps: int,
-) -> Walk:
-    state, fed = decoder.start(features), START
-    steps: list[Step] = []
-    while len(steps) < max_steps and fed != END:
-        logits, state = decoder.step(torch.tensor([fed], device=features.device), state)  # [1, V]
-        number = len(steps) + 1
-        chosen = choose(number, logits[0])
-        steps.append(_describe_step(number, fed, chosen, logits[0], vocabulary))
-        fed = chosen
-    return Walk(tuple(steps), cut=fed != END)
+    def follow_caption(self, caption: DecodedCaption) -> Walk:
+        """The steps of a caption that was found."""
+        return self.follow(caption.words if caption.cut else [*caption.words, END])
 
+    def follow(self, words: Sequence[int]) -> Walk:
+        """Teacher forcing: the steps in which `words` are chosen, whatever the logits say."""
+        state, fed = self.decoder.start(self.features), START
+        steps: list[Step] = []
+        for place, chosen in enumerate(words):
+            logits, state = self.decoder.step(torch.tensor([fed], device=self.features.device), state)  # [1, V]
+            steps.append(self._describe_step(fed, words[:place], chosen, logits[0]))
+            fed = chosen
+        return Walk(tuple(steps), cut=fed != END)
 
-def _describe_step(number: int, fed: int, chosen: int, logits: Tensor, vocabulary: Vocabulary) -> Step:
-    log_probabilities = logits.float().log_softmax(dim=-1)  # [V]
+    def _describe_step(self, fed: int, history: Sequence[int], chosen: int, logits: Tensor) -> Step:
+        log_probabilities = logits.float().log_softmax(dim=-1)  # [V]
+        reasons: dict[int, str] = {}
+        for reason, words in self.rule.barred(torch.tensor([history], dtype=torch.long), len(logits)):
+            reasons = dict.fromkeys(words[0].tolist(), reason) | reasons
 
-    def scored(index: int) -> ScoredWord:
-        return ScoredWord(
-            index=index,
-            word=vocabulary.words[index],
-            logit=float(logits[index]),
-            log_probability=float(log_probabilities[index]),
-            rank=1 + int((logits > logits[index]).sum()),
-            barred=_why_barred(index, number),
-        )
+        def scored(index: int) -> ScoredWord:
+            return ScoredWord(
+                index=index,
+                word=self.vocabulary.words[index],
+                logit=float(logits[index]),
+                log_probability=float(log_probabilities[index]),
+                rank=1 + int((logits > logits[index]).sum()),
+                barred=reasons.get(index, ""),
+            )
 
-    top = logits.topk(min(TOP_WORDS, len(logits))).indices.tolist()
-    return Step(number, fed, vocabulary.words[fed], tuple(scored(index) for index in top), scored(chosen))
-
-
-def _why_barred(index: int, step: int) -> str:
-    if index in NEVER_CHOSEN:
-        return "never chosen"
-    return "not first" if index == END and step == 1 else ""
-
-
-def _score_reference(decoder: StepDecoder, features: Tensor, vocabulary: Vocabulary, text: str) -> Reference:
-    walk = walk_along(decoder, features, vocabulary, [*vocabulary.encode(text), END])
-    return Reference(text, tuple(tokenize(text)), walk)
+        top = tuple(scored(index) for index in logits.topk(min(TOP_WORDS, len(logits))).indices.tolist())
+        return Step(len(history) + 1, fed, self.vocabulary.words[fed], top, scored(chosen))
 
 
 def _decoders_of(decoder: Decoder | Ensemble) -> list[Decoder]:

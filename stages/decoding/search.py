@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, PAD, START
-from captionmill.stages.decoding.constraints import forbid_words, likeliest_words
+from captionmill.stages.decoding.constraints import WordRule, forbid_words, likeliest_words
 from captionmill.stages.decoding.decoder import State
+from captionmill.stages.decoding.trace import TracedStep
 from captionmill.stages.settings import SearchConfig
 
 
@@ -46,23 +47,29 @@ class DecodedCaption:
 
 
 @torch.inference_mode()
-def search_captions(decoder: StepDecoder, features: Tensor, search: SearchConfig) -> list[DecodedCaption]:
+def search_captions(
+    decoder: StepDecoder, features: Tensor, search: SearchConfig, *, trace: list[TracedStep] | None = None
+) -> list[DecodedCaption]:
     """The best caption for each row of `features` [B, D] by its score, and as many `alternatives` as `search` asks for.
 
     The score is the sum of the log probabilities of its words, `<end>` included, divided by the number of these to the
     power of `length_penalty`: 0 leaves the sum, which favours short captions; 1 makes it a mean (Wu et al. 2016,
-    "Google's neural machine translation system", with words alone in the place of their (5 + words) / 6).
+    "Google's neural machine translation system", with the words instead of their (5 + words) / 6).
 
     Beam search keeps the `beam_size` best captions at each step; one that has ended competes on with its score as it
     is. Of equal scores the one that goes on from the better caption is kept, then the likelier word, then the lower
-    index. A beam of one is greedy: the likeliest word is the next. Which words may come is for `forbid_words` to say.
-    The decoder should be in evaluation mode.
+    index. A beam of one is greedy: the likeliest word is the next. Which words may come is up to `WordRule`. The
+    decoder should be in evaluation mode.
 
     With `diversity_groups` each group of the beam keeps its own best captions at each step, after those before it: a
     word's score is less by `diversity_strength` for each caption of these groups that has just taken it (Vijayakumar et
     al. 2018, "Diverse beam search", with their Hamming diversity). The score of the whole caption is without that.
+
+    What is kept at each step is appended to `trace`, for one image [1, D]; ValueError for more.
     """
-    beam = _Beam(decoder.start(features), search)
+    if trace is not None and len(features) != 1:
+        raise ValueError(f"a search of {len(features)} images cannot be traced")
+    beam = _Beam(decoder.start(features), search, trace)
     found: dict[int, DecodedCaption] = {}
     while len(beam.images):
         logits, state = decoder.step(beam.last_words, beam.state)
@@ -73,12 +80,12 @@ def search_captions(decoder: StepDecoder, features: Tensor, search: SearchConfig
 class _Beam:
     """The captions that compete: K of each of the images [B] whose captions are not known yet.
 
-    The decoder sees the living ones alone [R]: those that have not ended. A place without a caption has a sum of -inf.
+    The decoder sees only the living ones [R]: those that have not ended. A place without a caption has a sum of -inf.
     """
 
-    def __init__(self, state: State, search: SearchConfig) -> None:
+    def __init__(self, state: State, search: SearchConfig, trace: list[TracedStep] | None) -> None:
         count, beams, groups, device = state[0].shape[1], search.beam_size, search.diversity_groups, state[0].device
-        self._search = search
+        self._search, self._rule, self._trace = search, WordRule.of(search), trace
         self._group_size = beams // groups
         # what sums are divided by; torch's powers of equal numbers may differ in the last bit, Python's do not
         weights = [max(length, 1) ** search.length_penalty for length in range(search.max_length + 2)]
@@ -94,7 +101,7 @@ class _Beam:
         self.state = tuple(part.repeat_interleave(groups, dim=1) for part in state)  # each [L, R, H]
 
     def advance(self, logits: Tensor, state: State) -> list[tuple[int, DecodedCaption]]:
-        """Go on by one word, by the `logits` [R, V] of the living captions and the `state` that they left [L, R, H].
+        """Add one word, by the `logits` [R, V] of the living captions and the `state` that they left [L, R, H].
 
         Gives the images whose captions nothing can change any more, with these; they leave.
         """
@@ -103,14 +110,17 @@ class _Beam:
         steps, words = self._candidates(logits, living)  # [B, K, K]: caption, then word
         lengths = self._lengths + living
         sums = self._sums.unsqueeze(2) + steps
-        chosen = self._choose(sums, self._weights[lengths].unsqueeze(2), words)  # [B, K] of K*K
-        parents = chosen // beams  # [B, K] which caption each goes on from
-        taken = words.view(count, -1).gather(1, chosen)
+        chosen, ranks = self._choose(sums, self._weights[lengths].unsqueeze(2), words)  # [B, K] of K*K
+        parents = chosen // beams  # [B, K] which caption each continues
+        taken = words.view(count, -1).gather(1, chosen)  # [B, K]
+        added = steps.view(count, -1).gather(1, chosen)  # [B, K]
         self._sums = sums.view(count, -1).gather(1, chosen)
         self._lengths = lengths.gather(1, parents)
         self._ended = self._ended.gather(1, parents) | (taken == END)
         self._words = _append(self._words, parents, taken)
-        self._log_probabilities = _append(self._log_probabilities, parents, steps.view(count, -1).gather(1, chosen))
+        self._log_probabilities = _append(self._log_probabilities, parents, added)
+        if self._trace is not None:
+            self._trace.append(self._record(parents, taken, added, ranks))
         is_known = self._is_known()
         known = self._read(is_known) if bool(is_known.any()) else []
         rows = (living.view(-1).cumsum(0) - 1).view(count, beams).gather(1, parents)  # [B, K] of R, of a living one
@@ -124,7 +134,7 @@ class _Beam:
         """The K likeliest next words of each caption and their log probabilities, both [B, K, K], -inf for none."""
         count, beams = living.shape
         log_probabilities = logits.float().log_softmax(dim=-1)  # [R, V]
-        ends = forbid_words(log_probabilities, self._words[living], self._search)
+        ends = forbid_words(log_probabilities, self._words[living], self._rule)
         values, words = likeliest_words(log_probabilities, min(beams, logits.shape[1]))  # [R, K]
         is_stuck = values[:, 0] == -math.inf
         values[:, 0] = torch.where(is_stuck, ends, values[:, 0])
@@ -136,10 +146,11 @@ class _Beam:
         all_words[..., : values.shape[1]][living] = words.masked_fill(values == -math.inf, PAD)
         return all_values, all_words
 
-    def _choose(self, sums: Tensor, weights: Tensor, words: Tensor) -> Tensor:
-        """Which of the candidates [B, K, K] are the next captions, [B, K] of K*K, group by group."""
+    def _choose(self, sums: Tensor, weights: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the candidates [B, K, K] are the next captions, [B, K] of K*K, group by group; by which scores."""
         count, beams, _ = sums.shape
         chosen: list[Tensor] = []
+        ranks: list[Tensor] = []
         for start in range(0, beams, self._group_size):
             group = slice(start, start + self._group_size)
             own_sums, own_words = sums[:, group], words[:, group]  # [B, K/G, K]
@@ -147,9 +158,19 @@ class _Beam:
                 taken = words.view(count, -1).gather(1, torch.cat(chosen, dim=1)).view(count, 1, 1, -1)
                 is_taken = (own_words.unsqueeze(3) == taken) & (taken > END)
                 own_sums = own_sums - self._search.diversity_strength * is_taken.sum(dim=3)
-            scores = (own_sums / weights[:, group]).flatten(1)
-            chosen.append(likeliest_words(scores, self._group_size)[1] + start * beams)
-        return torch.cat(chosen, dim=1)
+            scores = (own_sums / weights[:, group]).flatten(1)  # [B, K/G * K]
+            highest, places = likeliest_words(scores, self._group_size)  # [B, K/G]
+            chosen.append(places + start * beams)
+            ranks.append(highest)
+        return torch.cat(chosen, dim=1), torch.cat(ranks, dim=1)
+
+    def _record(self, parents: Tensor, words: Tensor, log_probabilities: Tensor, ranks: Tensor) -> TracedStep:
+        """The step that was just made, of the one image; each [1, K], the best captions first as `_read` ranks them."""
+        scores = self._sums / self._weights[self._lengths]  # [1, K]
+        order = scores.sort(dim=1, descending=True, stable=True)[1][0]  # [K]
+        order = order[scores[0, order] > -math.inf]
+        parts = (parents, words, log_probabilities, self._sums, scores, ranks, self._lengths, self._ended)
+        return TracedStep(order.tolist(), *(part[0, order].tolist() for part in parts))
 
     def _is_known(self) -> Tensor:
         """Of which images [B] nothing can change the captions any more."""

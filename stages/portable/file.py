@@ -1,7 +1,4 @@
-"""A network as one file that runs without captionmill, in ONNX or TorchScript, and the proof that it computes the same.
-
-TorchScript is traced: what a network does may depend on the shapes named free, never on the values.
-"""
+"""A network as one ONNX file that runs without captionmill, and the proof that it computes the same."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +13,10 @@ from torch import Tensor, nn
 
 from captionmill.data.errors import ExportError, InputError
 from captionmill.data.optional import missing_line, missing_packages
-from captionmill.stages.settings import ExportFormat
 
 Array = npt.NDArray[Any]
 
-SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "torchscript": ".pt"}
+SUFFIX = ".onnx"
 TOLERANCE = 1e-4
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -57,13 +53,13 @@ class PortableNetwork:
     """Values of the free sizes to compare at; an export is traced at the first, whose sizes are to be more than 1."""
 
 
-def require_packages(file_format: ExportFormat) -> None:
+def require_packages() -> None:
     """Raise InputError if this machine lacks what writes and runs such files."""
-    if file_format == "onnx" and (missing := missing_packages(*_ONNX_PACKAGES)):
-        raise InputError(missing_line(missing, extra="onnx", needed_by="`file_format` onnx"))
+    if missing := missing_packages(*_ONNX_PACKAGES):
+        raise InputError(missing_line(missing, extra="onnx", needed_by="an export"))
 
 
-def write_network(network: PortableNetwork, path: Path, file_format: ExportFormat) -> float:
+def write_network(network: PortableNetwork, path: Path) -> float:
     """Write `network` to `path` and compare it there with torch; how far its numbers are off at most.
 
     Random inputs, at each of its `checked_sizes`. What counts is the largest absolute difference, where an output has
@@ -71,11 +67,10 @@ def write_network(network: PortableNetwork, path: Path, file_format: ExportForma
     """
     generator = np.random.default_rng(0)
     example = [torch.from_numpy(port.random(network.checked_sizes[0], generator)) for port in network.inputs]
-    write = _write_onnx if file_format == "onnx" else _write_torchscript
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of torch's tracers; TorchScript is deprecated, and there for who needs it
-        write(network, _Positional(network.module).eval(), example, path)
-    run = open_network(path, file_format)
+        warnings.simplefilter("ignore")  # of torch's exporter
+        _write_onnx(network, _Positional(network.module).eval(), example, path)
+    run = open_network(path)
     differences = []
     for sizes in network.checked_sizes:
         arrays = [port.random(sizes, generator) for port in network.inputs]
@@ -85,34 +80,24 @@ def write_network(network: PortableNetwork, path: Path, file_format: ExportForma
     largest = float(np.max(differences))  # nan if any is
     if not largest <= TOLERANCE:
         raise ExportError(
-            f"{network.name}: the {file_format} file computes other numbers than torch (off by {largest:.2g}, allowed "
+            f"{network.name}: the ONNX file computes other numbers than torch (off by {largest:.2g}, allowed "
             f"is {TOLERANCE:g}); nothing was exported. Please report this with your versions of torch and onnx"
         )
     return largest
 
 
-def open_network(path: Path, file_format: ExportFormat) -> Callable[..., list[Array]]:
+def open_network(path: Path) -> Callable[..., list[Array]]:
     """The network in `path` as a function from its inputs to its outputs, on the CPU."""
-    if file_format == "onnx":
-        import onnxruntime
+    import onnxruntime
 
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        names = [port.name for port in session.get_inputs()]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [port.name for port in session.get_inputs()]
 
-        def run_onnx(*inputs: Array) -> list[Array]:
-            outputs: list[Array] = session.run(None, dict(zip(names, inputs, strict=True)))
-            return outputs
+    def run(*inputs: Array) -> list[Array]:
+        outputs: list[Array] = session.run(None, dict(zip(names, inputs, strict=True)))
+        return outputs
 
-        return run_onnx
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = torch.jit.load(str(path))
-
-    def run_torchscript(*inputs: Array) -> list[Array]:
-        with torch.no_grad():
-            return [tensor.numpy() for tensor in _as_tuple(module(*map(torch.from_numpy, inputs)))]
-
-    return run_torchscript
+    return run
 
 
 class _Positional(nn.Module):
@@ -124,10 +109,6 @@ class _Positional(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         return self.module(*inputs)
-
-
-def _write_torchscript(_: PortableNetwork, module: nn.Module, example: Sequence[Tensor], path: Path) -> None:
-    torch.jit.trace(module, tuple(example), check_trace=False).save(str(path))
 
 
 def _write_onnx(network: PortableNetwork, module: nn.Module, example: Sequence[Tensor], path: Path) -> None:

@@ -102,24 +102,6 @@ def score_captions(captions: Mapping[str, str], references: Mapping[str, Sequenc
     return Scores(**{metric.name: metric.value for metric in measure_captions(captions, references)})
 
 
-def corpus_bleu(
-    candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
-) -> tuple[float, float, float, float]:
-    """BLEU-1 to BLEU-4 of a corpus, each 0 to 1 (Papineni et al., "BLEU", ACL 2002); one reference list per caption.
-
-    Counts are pooled over the corpus before they are divided. The target length is that of the reference closest in
-    length, the shorter of two equally close ones. Raises InputError if a caption has no references.
-    """
-    if not candidates or len(candidates) != len(references) or not all(references):
-        raise InputError(
-            f"{len(candidates)} captions and {len(references)} lists of references; one list each is needed"
-        )
-    counts = [_count_bleu(tokens, token_lists) for tokens, token_lists in zip(candidates, references, strict=True)]
-    sums = np.array(counts, np.float64).sum(axis=0)
-    one, two, three, four = (float(_bleu(sums, order=order)) for order in range(1, MAX_ORDER + 1))
-    return one, two, three, four
-
-
 def _count_bleu(tokens: Tokens, references: Sequence[Tokens]) -> list[int]:
     """10 counts of one image: for each order the n-grams matched, for each order those in the caption, both lengths."""
     matched = [0] * MAX_ORDER
@@ -135,7 +117,7 @@ def _count_bleu(tokens: Tokens, references: Sequence[Tokens]) -> list[int]:
 
 
 def _bleu(sums: Floats, _: int = 1, *, order: int) -> Floats:
-    """BLEU up to `order` from sums of `_count_bleu`, [..., 10] -> [...]."""
+    """BLEU up to `order` from sums of `_count_bleu`, [..., 10] -> [...] (Papineni et al., "BLEU", ACL 2002)."""
     # The reference implementation adds these two, so that counts of 0 give a score near 0, never an error.
     small, tiny = 1e-9, 1e-15
     matched, offered = sums[..., :order], sums[..., MAX_ORDER : MAX_ORDER + order]

@@ -8,6 +8,7 @@ in the reward: else captions that break off would be rewarded as if they were wh
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,15 @@ import torch
 from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
+from captionmill.stages.decoding.constraints import WordRule, without_words
 from captionmill.stages.decoding.decoder import Decoder
+from captionmill.stages.decoding.sampling import draw_words
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.tokens import tokenize_ptb
+
+RULE = WordRule(never=(PAD, START), min_length=0)
+"""What may be drawn. `<unk>` may: a word that no reference has earns nothing, and what could never be drawn would never
+become less likely."""
 
 
 @torch.no_grad()
@@ -25,40 +32,21 @@ def sample_captions(decoder: Decoder, features: Tensor, *, samples: int, max_len
     """Captions drawn word by word from the decoder's own probabilities, for features [B, D].
 
     [B * samples, T], those of an image next to each other: `<start>`, at most `max_length` words, an `<end>` among
-    these where one was drawn, and `<pad>` after it. `<pad>` and `<start>` are never drawn. `<unk>` is: a word that no
-    reference has earns nothing, and what could never be drawn would never become less likely.
+    these where one was drawn, and `<pad>` after it. Which words may come is up to `RULE`. Random numbers are from
+    torch's global generator.
     """
-    count, device = len(features) * samples, features.device
-    sampled = torch.full((count, max_length + 1), PAD, device=device)
-    sampled[:, 0] = START
-    going_on = torch.arange(count, device=device)  # the captions that have not ended
-    words = sampled[:, 0]
-    state = tuple(part.repeat_interleave(samples, dim=1) for part in decoder.start(features))
-    for step in range(1, max_length + 1):
-        logits, state = decoder.step(words, state)
-        words = _draw(forbid(logits.float()).softmax(dim=-1))
-        sampled[going_on, step] = words
-        stays = words != END
-        going_on, words = going_on[stays], words[stays]
-        state = tuple(part[:, stays] for part in state)
-        if not len(going_on):
-            return sampled[:, : step + 1]
-    return sampled
-
-
-def _draw(probabilities: Tensor) -> Tensor:
-    """One index a row of [B, V]; several times as fast on a CPU as `torch.multinomial`.
-
-    Of probabilities that are no numbers any word: the loss will tell, where an error would be a traceback.
-    """
-    sums = probabilities.nan_to_num(nan=1.0).cumsum(dim=-1)
-    chance = torch.rand(len(sums), 1, device=sums.device) * sums[:, -1:]
-    return torch.searchsorted(sums, chance, right=True).squeeze(1).clamp(END, sums.shape[1] - 1)
+    count = len(features) * samples
+    state = tuple(
+        part.repeat_interleave(samples, dim=1) for part in decoder.start(features)
+    )  # each [L, B * samples, H]
+    chances = torch.rand(count, max_length, device=features.device)
+    words, _ = draw_words(decoder, state, chances, replace(RULE, max_length=max_length))  # [B * samples, T - 1]
+    return torch.cat([words.new_full((count, 1), START), words], dim=1)
 
 
 def forbid(logits: Tensor) -> Tensor:
     """Logits [..., V] of the next word, without the words that are never drawn."""
-    return logits.index_fill(-1, torch.tensor([PAD, START], device=logits.device), -torch.inf)
+    return without_words(logits, RULE.never)
 
 
 class Reward:

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import json
 import re
 import shutil
@@ -26,9 +27,11 @@ from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.encoding.encoder import build_encoder
 from captionmill.stages.portable.file import Port, PortableNetwork, open_network, write_network
 from captionmill.stages.portable.networks import portable_decoder, portable_encoder
-from captionmill.stages.settings import ExportFormat, ExtractConfig, FeatureScaling, ImageInput
+from captionmill.stages.settings import ExtractConfig, FeatureScaling, ImageInput
 
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
+INPUTS: tuple[ImageInput, ...] = ("init", "first", "every")
+SCALINGS: tuple[FeatureScaling, ...] = ("standardize", "unit")
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
     reason="captionmill[onnx] is not installed",
@@ -68,6 +71,16 @@ def trained(thin_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.fixture(scope="session")
+def exported(trained: Path) -> Path:
+    """The model of `trained`, exported; no test changes it."""
+    result = run("export", trained / "model", "--output", trained / "exported")
+    assert result.exit_code == 0, result.output
+    files = "decoder_start.onnx, decoder_step.onnx, encoder.onnx, vocabulary.json, manifest.json"
+    assert result.stdout.startswith(f"{trained / 'exported'}: {files}, ")
+    return trained / "exported"
+
+
 def build_decoder(
     image_input: ImageInput, layers: int, tie_weights: bool, feature_scaling: FeatureScaling = "standardize-unit"
 ) -> Decoder:
@@ -81,12 +94,12 @@ def build_decoder(
     return decoder
 
 
-def require_same_steps(decoder: Decoder | Ensemble, folder: Path, file_format: ExportFormat) -> None:
+def require_same_steps(decoder: Decoder | Ensemble, folder: Path) -> None:
     """Start and three steps in the files give what `decoder` gives, at a batch size that no export checks."""
     start, step = portable_decoder(decoder)
     for network in (start, step):
-        write_network(network, folder / network.name, file_format)
-    open_start, open_step = (open_network(folder / name, file_format) for name in ("decoder_start", "decoder_step"))
+        write_network(network, folder / network.name)
+    open_start, open_step = (open_network(folder / name) for name in ("decoder_start", "decoder_step"))
     features, words = torch.randn(4, 16), torch.tensor([1, 7, 29, 4])
     with torch.inference_mode():
         state = decoder.start(features)
@@ -103,89 +116,81 @@ def require_same_steps(decoder: Decoder | Ensemble, folder: Path, file_format: E
         np.testing.assert_allclose(mine, torchs.numpy(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("feature_scaling", ["standardize", "unit"])
-@pytest.mark.parametrize("tie_weights", [False, True])
-@pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("image_input", ["init", "first", "every"])
-def test_every_kind_of_decoder_becomes_torchscript(
-    image_input: ImageInput, layers: int, tie_weights: bool, feature_scaling: FeatureScaling, tmp_path: Path
-) -> None:
-    decoder = build_decoder(image_input, layers, tie_weights, feature_scaling)
-    require_same_steps(decoder, tmp_path, "torchscript")
+@needs_onnx
+@pytest.mark.parametrize("first", [0, 1])
+def test_every_kind_of_decoder_becomes_onnx(first: int, tmp_path: Path) -> None:
+    """Six at once, as an ensemble, each with its own state: every image input and layers, ties and scalings in turn."""
+    kinds = enumerate(itertools.product(INPUTS, (1, 3)), first)
+    decoders = [
+        build_decoder(image_input, layers, number % 2 == 0, SCALINGS[number // 2 % 2])
+        for number, (image_input, layers) in kinds
+    ]
+    require_same_steps(Ensemble(decoders), tmp_path)
 
 
 @needs_onnx
 @pytest.mark.parametrize(("image_input", "layers", "tie_weights"), [("every", 2, True)])
-def test_every_other_kind_of_decoder_becomes_onnx(
-    image_input: ImageInput, layers: int, tie_weights: bool, tmp_path: Path
-) -> None:
-    require_same_steps(build_decoder(image_input, layers, tie_weights), tmp_path, "onnx")
+def test_a_single_decoder_becomes_onnx(image_input: ImageInput, layers: int, tie_weights: bool, tmp_path: Path) -> None:
+    require_same_steps(build_decoder(image_input, layers, tie_weights), tmp_path)
 
 
-def test_an_ensemble_becomes_one_network_with_the_state_of_each_decoder(tmp_path: Path) -> None:
+def test_an_ensemble_becomes_one_network_with_the_state_of_each_decoder() -> None:
     ensemble = Ensemble([build_decoder("init", 1, True), build_decoder("every", 2, False)])
-    require_same_steps(ensemble, tmp_path, "torchscript")
     names = [port.name for port in portable_decoder(ensemble)[0].outputs]
     assert names == ["hidden_1", "cell_1", "hidden_2", "cell_2", "image_2"]
 
 
-@pytest.mark.parametrize(
-    ("preprocess", "views", "file_format"),
-    [("whole", "one", "torchscript"), ("squash", "flip", "torchscript"), ("whole", "flip", "onnx")],
-)
+@needs_onnx
+@pytest.mark.parametrize(("preprocess", "views"), [("squash", "flip"), ("whole", "flip")])
 def test_an_encoder_takes_its_shapes_and_its_views(
-    preprocess: Preprocess, views: Views, file_format: ExportFormat, thin_weights: Path, tmp_path: Path
+    preprocess: Preprocess, views: Views, thin_weights: Path, tmp_path: Path
 ) -> None:
-    if file_format == "onnx":
-        pytest.importorskip("onnxruntime")
     config = ExtractConfig("scenes-resnet14", str(thin_weights), preprocess, 64, views)
     encoder = build_encoder(config)
-    write_network(portable_encoder(encoder), tmp_path / "encoder", file_format)
+    write_network(portable_encoder(encoder), tmp_path / "encoder")
     height, width = (64, 160) if preprocess == "whole" else (64, 64)
     pixels = np.random.default_rng(0).integers(256, size=(4, height, width, 3)).astype(np.uint8)
     with torch.inference_mode():
         expected = encoder.network(torch.from_numpy(pixels))
         if views == "flip":
             expected = (expected + encoder.network(torch.from_numpy(pixels[:, :, ::-1].copy()))) / 2
-    (features,) = open_network(tmp_path / "encoder", file_format)(pixels)
+    (features,) = open_network(tmp_path / "encoder")(pixels)
     np.testing.assert_allclose(features, expected.numpy(), rtol=0, atol=1e-4)
 
 
 @needs_onnx
-def test_the_documented_loop_says_what_captionmill_says(trained: Path, tmp_path: Path) -> None:
-    result = run("export", trained / "model", "--output", tmp_path / "exported", "--format", "onnx")
-    assert result.exit_code == 0, result.output
-    files = "decoder_start.onnx, decoder_step.onnx, encoder.onnx, vocabulary.json, manifest.json"
-    assert result.stdout.startswith(f"{tmp_path / 'exported'}: {files}, ")
+def test_the_documented_loop_says_what_captionmill_says(trained: Path, exported: Path, tmp_path: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     program += "assert not {'torch', 'captionmill'} & set(sys.modules)\n"
     (tmp_path / "greedy.py").write_text(program, encoding="utf-8")
     run("caption", trained / "photos", "--model", trained / "model", "--output", tmp_path / "c.csv", "--beam-size", 1)
     with (tmp_path / "c.csv").open(encoding="utf-8-sig", newline="") as file:
         expected = {row["path"]: row["caption"] for row in csv.DictReader(file)}
-    command = [sys.executable, str(tmp_path / "greedy.py"), str(tmp_path / "exported"), *sorted(expected)]
+    command = [sys.executable, str(tmp_path / "greedy.py"), str(exported), *sorted(expected)]
     done = subprocess.run(command, cwd=trained / "photos", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert dict(line.split("\t") for line in done.stdout.splitlines()) == expected
     assert expected["more/green_5.JPG"].startswith("the green picture's very ")
-    assert str(Path(__file__).parents[2]).encode() not in (tmp_path / "exported" / "decoder_step.onnx").read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in (exported / "decoder_step.onnx").read_bytes()
 
 
-def test_the_manifest_describes_the_files(trained: Path, tmp_path: Path) -> None:
-    arguments = ["export", trained / "model", "--output", tmp_path / "exported", "--format", "torchscript"]
-    assert run(*arguments, "--no-encoder").exit_code == 0
-    assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == [
-        "decoder_start.pt",
-        "decoder_step.pt",
+@needs_onnx
+def test_the_manifest_describes_the_files(exported: Path) -> None:
+    assert sorted(path.name for path in exported.iterdir()) == [
+        "decoder_start.onnx",
+        "decoder_step.onnx",
+        "encoder.onnx",
         "manifest.json",
         "vocabulary.json",
     ]
-    manifest: dict[str, Any] = json.loads((tmp_path / "exported" / "manifest.json").read_text())
-    words = json.loads((tmp_path / "exported" / "vocabulary.json").read_text())
+    manifest: dict[str, Any] = json.loads((exported / "manifest.json").read_text())
+    words = json.loads((exported / "vocabulary.json").read_text())
     assert manifest["special"] == {"pad": 0, "start": 1, "end": 2, "unk": 3}
     assert words[:4] == ["<pad>", "<start>", "<end>", "<unk>"]
     assert manifest["vocabulary"] == {"file": "vocabulary.json", "size": len(words)}
+    assert manifest["file_format"] == "onnx"
     assert manifest["search"] == {"never_chosen": [0, 1, 3], "not_first": [2], "max_length": 20}
+    assert f'"search": {json.dumps(manifest["search"])}\n' in DOCS.read_text(encoding="utf-8")
     assert manifest["features"]["backbone"] == "scenes-resnet14"
     state = [{"name": name, "dtype": "float32", "shape": [1, "batch", 32]} for name in ("hidden", "cell")]
     step = manifest["networks"]["decoder_step"]
@@ -195,10 +200,11 @@ def test_the_manifest_describes_the_files(trained: Path, tmp_path: Path) -> None
     assert manifest["networks"]["decoder_start"]["outputs"] == state
 
 
-def test_an_export_is_replaced_on_request_alone_and_whole(trained: Path, tmp_path: Path) -> None:
-    output = tmp_path / "exported"
-    arguments = ["export", trained / "model", "--output", output, "--format", "torchscript"]
-    assert run(*arguments).exit_code == 0
+@needs_onnx
+def test_an_export_is_replaced_on_request_alone_and_whole(trained: Path, exported: Path, tmp_path: Path) -> None:
+    output = shutil.copytree(exported, tmp_path / "exported")
+    (output / "decoder_step.pt").touch()  # as the version before wrote it with --format torchscript
+    arguments = ["export", trained / "model", "--output", output]
     before = {path.name: path.read_bytes() for path in output.iterdir()}
     assert fail(*arguments) == (
         f"Error: {output}: holds an export already; pass --overwrite to replace it, or another --output"
@@ -207,32 +213,37 @@ def test_an_export_is_replaced_on_request_alone_and_whole(trained: Path, tmp_pat
     bundle = tmp_path / "model" / "bundle.json"
     bundle.write_text(re.sub(r'"weights": "[^"]*"', '"weights": "gone.pth"', bundle.read_text(), count=1))
     arguments[1] = tmp_path / "model"
-    assert "pass that file as --weights" in fail(*arguments, "--overwrite")
+    assert "pass --weights FILE" in fail(*arguments, "--overwrite")
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert run(*arguments, "--overwrite", "--no-encoder").exit_code == 0
-    assert "encoder.pt" not in {path.name for path in output.iterdir()}
+    assert {path.name for path in output.iterdir()} == {*before} - {"encoder.onnx", "decoder_step.pt"}
     assert not list(tmp_path.glob(".*"))
 
 
-def test_an_export_killed_while_it_took_its_place_is_made_by_the_same_command(trained: Path, tmp_path: Path) -> None:
-    arguments = ["export", trained / "model", "--output", tmp_path / "out", "--format", "torchscript", "--no-encoder"]
-    assert run(*arguments).exit_code == 0
+@needs_onnx
+def test_an_export_killed_while_it_took_its_place_is_made_by_the_same_command(
+    trained: Path, exported: Path, tmp_path: Path
+) -> None:
+    output = shutil.copytree(exported, tmp_path / "out")
+    arguments = ["export", trained / "model", "--output", output, "--no-encoder"]
     left = tmp_path / ".out.partial"
     left.mkdir()
-    (tmp_path / "out" / "manifest.json").rename(left / "manifest.json")
-    (tmp_path / "out" / "mine.txt").touch()
+    (output / "manifest.json").rename(left / "manifest.json")
+    (output / "mine.txt").touch()
     assert "holds other files" in fail(*arguments)
-    (tmp_path / "out" / "mine.txt").unlink()
+    (output / "mine.txt").unlink()
     assert run(*arguments).exit_code == 0
-    assert (tmp_path / "out" / "manifest.json").exists()
+    assert (output / "manifest.json").exists()
     assert not left.exists()
 
 
+@needs_onnx
 def test_a_folder_of_other_things_is_left_alone(trained: Path) -> None:
-    message = fail("export", trained / "model", "--output", trained / "model", "--format", "torchscript")
+    message = fail("export", trained / "model", "--output", trained / "model")
     assert message == f"Error: {trained / 'model'}: holds other files; name another folder with --output"
 
 
+@needs_onnx
 def test_a_network_that_computes_something_else_in_its_file_is_refused(tmp_path: Path) -> None:
     class BatchSizeBakedIn(nn.Module):
         def forward(self, numbers: Tensor) -> Tensor:
@@ -240,13 +251,13 @@ def test_a_network_that_computes_something_else_in_its_file_is_refused(tmp_path:
 
     port = Port("numbers", "float32", ("batch", 2))
     network = PortableNetwork("doubled", BatchSizeBakedIn(), (port,), (port,), ({"batch": 2}, {"batch": 5}))
-    with pytest.raises(ExportError, match="doubled: the torchscript file computes other numbers than torch"):
-        write_network(network, tmp_path / "doubled.pt", "torchscript")
+    with pytest.raises(ExportError, match="doubled: the ONNX file computes other numbers than torch"):
+        write_network(network, tmp_path / "doubled")
 
 
 def test_missing_packages_are_one_line(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else found(name))
-    message = fail("export", trained / "model", "--output", tmp_path / "exported", "--format", "onnx")
-    assert message == ("Error: --format onnx needs onnx, onnxscript, onnxruntime; run: pip install 'captionmill[onnx]'")
+    message = fail("export", trained / "model", "--output", tmp_path / "exported")
+    assert message == ("Error: an export needs onnx, onnxscript, onnxruntime; run: pip install 'captionmill[onnx]'")
     assert not (tmp_path / "exported").exists()

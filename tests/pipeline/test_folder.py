@@ -16,7 +16,7 @@ from processes import Child
 from captionmill.data.captions.table import CaptionRow, read_captions
 from captionmill.data.errors import InputError, SpecMismatchError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.images.description import check_description, read_description, write_description
+from captionmill.data.images.description import check_description, write_description
 from captionmill.data.model import LOW_CONFIDENCE, read_model
 from captionmill.pipeline.captioning.embedding import EmbedSummary
 from captionmill.pipeline.captioning.folder import FolderSummary, caption_folder
@@ -222,6 +222,17 @@ class TestSidecars:
             tar.add(photos / "red_0.png", "red_0.png")
         with pytest.raises(InputError, match="`sidecar` needs images that are files here"):
             caption(tmp_path / "a.tar", model, tmp_path / "t.csv", sidecar=".txt")
+
+
+def read_description(path: Path) -> str:
+    """The XMP description in an image, which is in its IPTC too where it has some."""
+    exiv2 = pytest.importorskip("exiv2")
+    image = exiv2.ImageFactory.open(path.read_bytes())
+    image.readMetadata()
+    text = str(dict(image.xmpData()["Xmp.dc.description"].value())["x-default"])
+    if "Iptc.Application2.Caption" in image.iptcData():
+        assert image.iptcData()["Iptc.Application2.Caption"].toString() == text
+    return text
 
 
 class TestEmbedding:

@@ -1,24 +1,32 @@
-"""Each number of an explanation is the network's own: checked against `Decoder.start`, `step` and `forward`."""
+"""Each number of an explanation is the network's own, and its caption the captioner's by every search setting."""
 
+import itertools
 import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import make_rows
+from builders import make_rows, make_store
 from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
+from captionmill.data.features.store import FeatureStore
+from captionmill.stages.decoding.captioner import choose_steps, decode_features, find_captions
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.explain import Explanation, explain_features
 from captionmill.stages.decoding.search import search_captions
+from captionmill.stages.decoding.trace import TracedStep
 from captionmill.stages.settings import ImageInput, SearchConfig
 
 VOCABULARY = Vocabulary([*SPECIAL_WORDS, *(f"word{index}" for index in range(4, 30))])
 SEARCH = SearchConfig(beam_size=3, length_penalty=0.7, max_length=7)
 ROWS = make_rows(12, seed=5)
+IMAGE_INPUTS: tuple[ImageInput, ...] = ("init", "first", "every")
 
 
 def make_decoder(seed: int = 3, *, image_input: ImageInput = "init", layers: int = 1) -> Decoder:
@@ -54,14 +62,17 @@ def features_of(row: int) -> Tensor:
 
 @pytest.mark.parametrize(("image_input", "layers"), [("init", 1), ("first", 2), ("every", 1)])
 @torch.inference_mode()
-def test_each_step_is_what_the_decoder_steps(image_input: ImageInput, layers: int) -> None:
+def test_each_step_is_what_the_captioners_decoder_steps(image_input: ImageInput, layers: int) -> None:
     decoder = make_decoder(image_input=image_input, layers=layers)
+    steps = choose_steps(decoder)
     for row in range(6):
         explanation = explain(decoder, row)
         for walk in (explanation.greedy, explanation.caption):
-            state, fed = decoder.start(features_of(row)), START
+            state, fed = steps.start(features_of(row)), START
+            plain = decoder(features_of(row), torch.tensor([[START, *walk.words]]))[0]
             for number, step in enumerate(walk.steps, start=1):
-                logits, state = decoder.step(torch.tensor([fed]), state)
+                logits, state = steps.step(torch.tensor([fed]), state)
+                torch.testing.assert_close(logits[0], plain[number - 1], atol=1e-5, rtol=1e-5)
                 assert (step.number, step.fed, step.fed_word) == (number, fed, VOCABULARY.words[fed])
                 best = logits[0].topk(10)
                 assert [word.index for word in step.top] == best.indices.tolist()
@@ -89,6 +100,105 @@ def test_greedy_is_the_searchs_beam_of_one_and_the_caption_its_winner() -> None:
             assert walk.confidence == pytest.approx(found.confidence, rel=1e-5)
             lengths.add(len(walk.words))
     assert len(lengths) > 2
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"beam_size": 1},
+    {"beam_size": 4, "length_penalty": 0.0, "alternatives": 3},
+    {"beam_size": 2, "length_penalty": 2.5, "max_length": 3},
+    {"min_length": 4},
+    {"min_length": 3, "no_repeat_ngram": 2, "alternatives": 1},
+    {"no_repeat_ngram": 1, "max_length": 40},
+    {"beam_size": 4, "diversity_groups": 2},
+    {"beam_size": 6, "diversity_groups": 3, "diversity_strength": 4.0, "alternatives": 2, "no_repeat_ngram": 2},
+    {"sample": True},
+    {"sample": True, "alternatives": 3, "seed": 7},
+    {"sample": True, "temperature": 2.0, "min_length": 3, "no_repeat_ngram": 1},
+    {"sample": True, "top_k": 3},
+    {"sample": True, "top_p": 0.7, "temperature": 0.8, "max_length": 2},
+]
+
+
+def test_by_every_search_setting_200_decoders_captions_are_explained_word_for_word(tmp_path: Path) -> None:
+    assert {name for settings in SETTINGS for name in settings} == {field.name for field in fields(SearchConfig)}
+    keys = ["a.jpg", "more/b.jpg", "c.jpg"]
+    store = FeatureStore.open(make_store(tmp_path / "f.h5", keys, ROWS[:3]))
+    kinds = itertools.cycle(itertools.product(IMAGE_INPUTS, (1, 2), (False, True)))
+    captions = set()
+    for seed, (image_input, layers, is_ensemble) in zip(range(200), kinds, strict=False):
+        decoder: Decoder | Ensemble = make_decoder(seed, image_input=image_input, layers=layers)
+        if is_ensemble:
+            decoder = Ensemble([decoder, make_decoder(seed + 1000, image_input="init")])
+        search = SearchConfig(**{"beam_size": 3, "max_length": 7, **SETTINGS[(seed + seed // 12) % len(SETTINGS)]})
+        row = seed % 3
+        _, found = list(decode_features(decoder, store, keys, VOCABULARY, search))[row]
+        explanation = explain_features(decoder, ROWS[row], VOCABULARY, search, key=keys[row])
+        tree = explanation.beam
+        assert VOCABULARY.decode(explanation.caption.words) == VOCABULARY.decode(tree.words) == found.text
+        assert tree.captions[0] == found.text
+        assert explanation.caption.confidence == pytest.approx(found.confidence, rel=1e-4)
+        assert explanation.caption.cut == tree.cut == found.cut
+        assert all(other.text in tree.captions for other in found.alternatives)
+        assert [node.wins for node in tree.steps[-1]] == [True, *[False] * (len(tree.captions) - 1)]
+        assert not any(step.chosen.barred for step in explanation.caption.steps)
+        captions.add(found.text)
+    assert len(captions) > 120
+
+
+def test_the_tree_of_a_diverse_beam_shows_groups_and_what_they_lose() -> None:
+    search = SearchConfig(beam_size=4, diversity_groups=2, diversity_strength=3.0, max_length=7)
+    tree = explain(make_decoder(), search=search).beam
+    first = tree.steps[0]
+    assert sorted(node.group for node in first) == [0, 0, 1, 1]
+    assert [node.score for node in first] == sorted((node.score for node in first), reverse=True)
+    taken = [node.index for node in first if node.group == 0]
+    for node in first:
+        lost = 3.0 * taken.count(node.index) if node.group else 0.0
+        assert node.rank_score == pytest.approx(node.score - lost, abs=1e-5)
+    for number, kept in enumerate(tree.steps[1:], start=1):
+        for node in kept:
+            assert node.parent is not None
+            assert tree.steps[number - 1][node.parent].group == node.group
+
+
+def test_the_tree_of_draws_has_a_branch_for_each() -> None:
+    search = SearchConfig(sample=True, alternatives=3, max_length=7, length_penalty=0.0)
+    explanation = explain_features(make_decoder(), ROWS[0], VOCABULARY, search, key="a.jpg")
+    tree = explanation.beam
+    assert {len(kept) for kept in tree.steps} == {4}
+    for number, kept in enumerate(tree.steps):
+        assert [node.place for node in kept] == [0, 1, 2, 3]
+        assert [node.parent for node in kept] == ([None] * 4 if number == 0 else [0, 1, 2, 3])
+        assert [node.wins for node in kept] == [True, False, False, False]
+    assert all(node.ended for node in tree.steps[-1])
+    chosen = [step.chosen.log_probability for step in explanation.caption.steps]
+    if explanation.caption.cut:
+        chosen.append(tree.winner.log_probability)
+    assert tree.winner.score == tree.winner.total == pytest.approx(math.fsum(chosen), abs=1e-4)
+    assert tree.winner.length == len(chosen)
+
+
+def test_a_trace_is_of_one_image() -> None:
+    features, trace = torch.from_numpy(ROWS[:2]), list[TracedStep]()
+    for search in (SEARCH, SearchConfig(sample=True)):
+        with pytest.raises(ValueError, match="2 images cannot be traced"):
+            find_captions(make_decoder(), features, ["a", "b"], search, trace=trace)
+    assert trace == []
+
+
+def test_every_reason_why_a_word_may_not_come_is_shown() -> None:
+    decoder = make_decoder()
+    with torch.no_grad():
+        decoder.to_logits.bias[9] += 60
+        decoder.to_logits.bias[END] += 40
+    walk = explain(decoder, search=SearchConfig(min_length=3, no_repeat_ngram=2, max_length=7)).greedy
+    assert [step.chosen.index == 9 for step in walk.steps[:2]] == [True, True]
+    assert walk.steps[2].chosen.index != 9
+    barred = [{word.index: word.barred for word in step.top}.get(9) for step in walk.steps[:4]]
+    assert barred[:3] == ["", "", "repeats 2 words"]
+    ends = [{word.index: word.barred for word in step.top}[END] for step in walk.steps[:4]]
+    assert ends[:4] == ["not before 3 words"] * 3 + [""]
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.7, 2.5])
