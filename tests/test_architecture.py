@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -157,3 +158,18 @@ def test_no_public_name_means_two_things() -> None:
         for name in public_names(path):
             homes[name].append(name_of(path))
     assert {name: found for name, found in homes.items() if len(found) > 1} == {}
+
+
+@pytest.mark.parametrize("path", BELOW_THE_TERMINAL, ids=name_of)
+def test_below_the_terminal_no_text_names_an_option(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = tuple(docstrings_of(tree)) if path.name != "command_line.py" else None  # writes command lines
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    assert own is None or [text for text in texts if re.search(r"(^|\W)--[a-z]", text) and text not in own] == []
+
+
+def docstrings_of(tree: ast.Module) -> Iterator[str]:
+    """The texts of `tree` that stand by themselves: docstrings and those below a field."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.value.value
