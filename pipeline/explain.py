@@ -1,6 +1,7 @@
-"""Explain one picture: image -> features -> initial state -> words, with every number on the way."""
+"""Explain one image: pixels -> features -> initial state -> words, with every number on the way."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -10,6 +11,7 @@ from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS
 from captionmill.data.errors import ImageError, InputError, ModelError
 from captionmill.data.features.file import Features
+from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import require_other_file, write_text
 from captionmill.data.images.decode import Pixels
@@ -45,15 +47,15 @@ def explain_picture(
     machine: ExtractConfig = ExtractConfig(),
     weights: AnyPath | None = None,
 ) -> ImageExplanation:
-    """The way of the picture `image` to its caption by `model`; several folders are an ensemble.
+    """How `model` captions `image`, step by step; several folders in `model` are an ensemble.
 
-    The features are made as `caption` makes them, or taken from the store `features` without opening the network; then
-    the picture need not be there. `captions` holds references in any format that `train` reads. In both, the picture is
-    found under `key`, or else under the end of its path that is a key. `output` is a page (HTML) to write. Captions are
-    drawn for `key`, for the key that was found, or else for the name of the file.
+    The caption is that of `caption_folder` by the same `search`. The features are made as it makes them, or taken from
+    the store `features` without opening the network; then the image need not be there. `captions` holds references in
+    any format that `train` reads. In both, the image is found under `key`, or else under the end of its path that is a
+    key. Captions are sampled for that key, or else for the name of the file. `output` is a page (HTML) to write.
 
-    Raises InputError if the picture cannot be read, is not in the store or the captions file, or is not the one that
-    the store's row was made from; WeightsError and SpecMismatchError as `caption_folder`.
+    Raises InputError if the image cannot be read, is not in the store or the captions file, or is not the one that the
+    store's row was made from; WeightsError and SpecMismatchError as `caption_folder`.
     """
     image, folders = Path(image), as_paths(model)
     output, features, captions, weights = map(as_path, (output, features, captions, weights))
@@ -61,43 +63,38 @@ def explain_picture(
         require_other_file(output, image, features, captions, *model_paths(*folders))
     captioner = Captioner.load(folders, device=machine.device)
     if len(captioner.vocabulary) == len(SPECIAL_WORDS):
-        raise ModelError(f"{folders[0]}: its vocabulary has no words; train it with a smaller --min-count")
-    picture = _load_picture(image, needed=features is None)
+        raise ModelError(f"{folders[0]}: its vocabulary has no words; train it with a smaller `min_count`")
+    pixels = _load_pixels(image, needed=features is None)
     is_sure = key is not None
-    store = None
-    if features:
-        store = FeatureStore.open(features)
-        captioner.spec.require(store.spec, mine="the model", others=str(features))
-        key = _require_key(image, key, store.keys, str(features))
-        is_sure = is_sure or picture is None or store.source(key) != UNKNOWN_SOURCE
-        if picture and not is_unchanged(ImageFile(key, image), store.source(key)):
-            raise InputError(f"{image}: not what the row {key} of {features} was made from; leave out --features")
-    references: tuple[str, ...] = ()
-    references_from = ""
-    if captions:
-        annotations = read_annotations(captions)
-        found = _require_key(image, key, annotations.captions.keys(), str(captions))
-        references, references_from = annotations.captions[found], f"{found} in {captions.name}"
-        key = key or found
+    store = FeatureStore.open(features) if features else None
+    if store:
+        key = _stored_key(image, key, store, pixels, captioner.spec)
+        is_sure = is_sure or pixels is None or store.source(key) != UNKNOWN_SOURCE
+    references = _read_references(image, key, captions) if captions else _References()
+    key = key or references.key
     if store and key:
-        row, origin = store[key], f"the row {key} of {store.path.name}, stored as {store.dtype}"
-        seen = prepare_image(np.asarray(picture), captioner.spec) if picture else None
+        row = _stored_row(store, key, pixels, captioner.spec)
     else:
-        row, seen, origin = _encode(image, encoder_for_spec(captioner.spec, machine, weights), machine)
+        row = _made_row(image, encoder_for_spec(captioner.spec, machine, weights), machine)
     names = tuple(image_key(folder.name or str(folder)) for folder in folders)
     explained = ImageExplanation(
         name=image_key(str(image)),
         key=key or "",
-        image=picture,
-        seen=seen,
-        origin=origin,
-        role=_tell_role(image, key, names, captioner.bundles, is_sure=is_sure),
-        references_from=references_from,
+        image=pixels,
+        seen=row.seen,
+        origin=row.origin,
+        role=_describe_role(image, key, names, captioner.bundles, is_sure=is_sure),
+        references_from=references.origin,
         models=names,
         bundles=captioner.bundles,
         search=search,
         explanation=explain_features(
-            captioner.decoder, row, captioner.vocabulary, search, references, key=key or image_key(image.name)
+            captioner.decoder,
+            row.values,
+            captioner.vocabulary,
+            search,
+            references.texts,
+            key=key or image_key(image.name),
         ),
     )
     if output:
@@ -105,7 +102,26 @@ def explain_picture(
     return explained
 
 
-def _load_picture(image: Path, *, needed: bool) -> Image.Image | None:
+@dataclass(frozen=True)
+class _Row:
+    """The features of the image, and where they come from."""
+
+    values: Features  # [D]
+    seen: Pixels | None
+    """What the network saw or would see of the image, [H, W, 3]."""
+    origin: str
+
+
+@dataclass(frozen=True)
+class _References:
+    """The captions by people, none by default."""
+
+    key: str | None = None
+    texts: tuple[str, ...] = ()
+    origin: str = ""
+
+
+def _load_pixels(image: Path, *, needed: bool) -> Image.Image | None:
     if not needed and not image.exists():
         return None
     try:
@@ -114,8 +130,30 @@ def _load_picture(image: Path, *, needed: bool) -> Image.Image | None:
         raise InputError(f"{image}: {exc}") from exc
 
 
-def _encode(image: Path, encoder: Encoder, machine: ExtractConfig) -> tuple[Features, Pixels, str]:
-    """The row that a store would hold of the picture, [D], what the network saw of it, and what made the row."""
+def _stored_key(
+    image: Path, key: str | None, store: FeatureStore, pixels: Image.Image | None, spec: FeatureSpec
+) -> str:
+    """The key of `image` in `store`; raises an error if the row is of another image or of other features."""
+    spec.require(store.spec, mine="the model", others=str(store.path))
+    found = _require_key(image, key, store.keys, str(store.path))
+    if pixels and not is_unchanged(ImageFile(found, image), store.source(found)):
+        raise InputError(f"{image}: not what the row {found} of {store.path} was made from; leave out `features`")
+    return found
+
+
+def _stored_row(store: FeatureStore, key: str, pixels: Image.Image | None, spec: FeatureSpec) -> _Row:
+    seen = prepare_image(np.asarray(pixels), spec) if pixels else None
+    return _Row(store[key], seen, f"the row {key} of {store.path.name}, stored as {store.dtype}")
+
+
+def _read_references(image: Path, key: str | None, captions: Path) -> _References:
+    annotations = read_annotations(captions)
+    found = _require_key(image, key, annotations.captions.keys(), str(captions))
+    return _References(found, annotations.captions[found], f"{found} in {captions.name}")
+
+
+def _made_row(image: Path, encoder: Encoder, machine: ExtractConfig) -> _Row:
+    """The row that a store would hold of the image."""
     engine = build_engine(encoder, machine)
     batches = load_batches(
         [ImageFile(image.name, image)],
@@ -128,7 +166,8 @@ def _encode(image: Path, encoder: Encoder, machine: ExtractConfig) -> tuple[Feat
         for failure in batch.failures:
             raise InputError(f"{image}: {failure.reason}")
         row: Features = rows[0].astype(np.dtype(machine.dtype))
-        return row, batch.pictures[0], f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
+        origin = f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
+        return _Row(row, batch.pictures[0], origin)
     raise InputError(f"{image}: cannot be read")
 
 
@@ -137,15 +176,15 @@ def _require_key(image: Path, key: str | None, keys: Collection[str], where: str
     if key is not None:
         key = match_forms([key], keys).get(key, key)
         if key not in keys:
-            raise InputError(f"{key}: not in {where}; pass another --key")
+            raise InputError(f"{key}: not in {where}; pass another `key`")
         return key
     found = _find_keys(image, keys)
     if len(found) > 1:
         raise InputError(
-            f"{image}: {len(found)} keys of {where} end like this, {found[0]} first; choose one with --key"
+            f"{image}: {len(found)} keys of {where} end like this, {found[0]} first; choose one with `key`"
         )
     if not found:
-        raise InputError(f"{image}: not in {where}, by its path or its name; say what it is called there with --key")
+        raise InputError(f"{image}: not in {where}, by its path or its name; give its name there as `key`")
     return found[0]
 
 
@@ -162,15 +201,17 @@ def _find_keys(image: Path, keys: Collection[str]) -> list[str]:
     return sorted(key for key in keys if key.endswith(f"/{name}"))
 
 
-def _tell_role(image: Path, key: str | None, models: Sequence[str], bundles: Sequence[Model], *, is_sure: bool) -> str:
-    """What the picture was to each model; carefully, if the name is all that tells."""
+def _describe_role(
+    image: Path, key: str | None, models: Sequence[str], bundles: Sequence[Model], *, is_sure: bool
+) -> str:
+    """What the image was to each model; carefully, if only its name is known."""
     roles: dict[str, list[str]] = {}
     for name, bundle in zip(models, bundles, strict=True):
         splits = {split_key: split for split, keys in bundle.splits.items() for split_key in keys}
         model = "the model" if len(bundles) == 1 else f"model {name}"
         known = [key] if key else _find_keys(image, splits)
-        for found in known if len(known) == 1 else []:  # a name that many have tells nothing
+        for found in known if len(known) == 1 else []:  # a name that many have proves nothing
             role = _ROLES[splits[found]] if found in splits else "{model} does not know it"
             roles.setdefault(found, []).append(role.format(model=model))
     which = "this is {}" if is_sure else "by its name, this may be {}"
-    return "; ".join(f"{which.format(found)}: {', '.join(told)}" for found, told in roles.items())
+    return "; ".join(f"{which.format(found)}: {', '.join(known_roles)}" for found, known_roles in roles.items())

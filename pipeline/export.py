@@ -1,4 +1,4 @@
-"""A trained model as files that run without captionmill: encoder, decoder, words, and a manifest that tells of them."""
+"""A trained model as files that run without captionmill: encoder, decoder, words, and a manifest of them."""
 
 import hashlib
 import json
@@ -105,9 +105,9 @@ def _require_place(output: Path, staging: Path, *, overwrite: bool) -> None:
         own = {VOCABULARY_NAME, *(stem + suffix for stem in _STEMS for suffix in _SUFFIXES)}
         if (staging / MANIFEST_NAME).exists() and own.issuperset(path.name for path in output.iterdir()):
             return
-        raise InputError(f"{output}: holds other files; name another folder with --output")
+        raise InputError(f"{output}: holds other files; name another folder as `output`")
     if not overwrite:
-        raise InputError(f"{output}: holds an export already; pass --overwrite to replace it, or another --output")
+        raise InputError(f"{output}: holds an export already; pass `overwrite` to replace it, or another `output`")
 
 
 def _manifest(captioner: Captioner, networks: dict[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ _MACHINE = ("device", "engine", "precision")
 @setting_options(ExtractConfig, *_MACHINE)
 @log_format_option
 def explain(image: Path, models: tuple[Path, ...], output: Path | None, **options: Any) -> None:
-    """Show how the picture IMAGE becomes its caption, with the network's own numbers at each step.
+    """Show how IMAGE gets its caption, with the network's own numbers at each step.
 
     The 2048 numbers, the first state, the ten best words of each step with index, score and probability, the search as
     a tree; with --captions, the cross entropy of each reference word. With the options of `caption`, the caption is

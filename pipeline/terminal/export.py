@@ -5,15 +5,15 @@ from pathlib import Path
 import click
 
 from captionmill.pipeline import summaries
-from captionmill.pipeline.terminal.options import FILE, FOLDER_PATH, overwrite_option, quiet_option
+from captionmill.pipeline.terminal.options import FOLDER_PATH, moved_weights_option, overwrite_option, quiet_option
 from captionmill.pipeline.terminal.progress import ProgressBars
 
 
 @click.command()
 @click.argument("models", metavar="MODEL...", type=FOLDER_PATH, nargs=-1, required=True)
 @click.option("--output", type=FOLDER_PATH, required=True, help="Folder for the files.")
-@click.option("--weights", type=FILE, help="The backbone's weights file, if it was moved since training.")
-@click.option("--no-encoder", is_flag=True, help="Leave out the network that makes features of pictures.")
+@moved_weights_option
+@click.option("--no-encoder", is_flag=True, help="Leave out the network that turns images into features.")
 @overwrite_option
 @quiet_option
 def export(

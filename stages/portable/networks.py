@@ -93,7 +93,7 @@ def portable_encoder(encoder: Encoder) -> PortableNetwork:
 
 
 class _Views(nn.Module):
-    """The features of a picture, or the mean of those of the picture and its mirror."""
+    """The features of an image, or the mean of those of the image and its mirror image."""
 
     def __init__(self, network: nn.Module, *, mirrored: bool) -> None:
         super().__init__()

@@ -127,9 +127,8 @@ def test_by_every_search_setting_200_decoders_captions_are_explained_word_for_wo
     kinds = itertools.cycle(itertools.product(IMAGE_INPUTS, (1, 2), (False, True)))
     captions = set()
     for seed, (image_input, layers, is_ensemble) in zip(range(200), kinds, strict=False):
-        decoder: Decoder | Ensemble = make_decoder(seed, image_input=image_input, layers=layers)
-        if is_ensemble:
-            decoder = Ensemble([decoder, make_decoder(seed + 1000, image_input="init")])
+        single = make_decoder(seed, image_input=image_input, layers=layers)
+        decoder = Ensemble([single, make_decoder(seed + 1000)]) if is_ensemble else single
         search = SearchConfig(**{"beam_size": 3, "max_length": 7, **SETTINGS[(seed + seed // 12) % len(SETTINGS)]})
         row = seed % 3
         _, found = list(decode_features(decoder, store, keys, VOCABULARY, search))[row]

@@ -5,13 +5,14 @@ import html
 import math
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from builders import draw_photos
+from click import Context, unstyle
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -22,7 +23,7 @@ from captionmill.data.model import Model, write_model
 from captionmill.pipeline.explain import explain_picture
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
-from captionmill.stages.settings import ExtractConfig
+from captionmill.stages.settings import ExtractConfig, SearchConfig
 from captionmill.stages.training.features import measure_features
 
 WORDS = [
@@ -119,6 +120,48 @@ def test_a_picture_gets_the_row_of_a_store_and_the_caption_of_caption(made: Path
         stored = explain_picture(made / "photos" / key, made / "model1", features=made / "f.h5", machine=machine)
         assert stored.explanation.beam == explained.explanation.beam
     assert len({row["caption"] for row in rows.values()}) > 1
+
+
+SEARCHES = [
+    ["--beam-size", "4", "--diversity-groups", "2", "--diversity-strength", "2", "--alternatives", "1"],
+    ["--min-length", "4", "--no-repeat-ngram", "1", "--length-penalty", "0", "--max-length", "9"],
+    ["--sample", "--temperature", "1.5", "--top-k", "9", "--top-p", "0.95", "--seed", "3", "--alternatives", "2"],
+]
+
+
+@pytest.mark.parametrize("options", SEARCHES, ids=" ".join)
+@pytest.mark.parametrize("models", [["model1"], ["model1", "model2"]], ids=len)
+def test_with_every_option_of_caption_it_says_what_caption_says(
+    models: list[str], options: list[str], made: Path, tmp_path: Path
+) -> None:
+    chosen = [argument for model in models for argument in ("--model", str(made / model))]
+    chosen += [*options, "--device", "cpu"]
+    result = run("caption", made / "f.h5", *chosen, "--output", tmp_path / "c.csv")
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "c.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = {row["path"]: row["caption"] for row in csv.DictReader(file)}
+    for key in ("red_0.png", "more/green_1.png"):
+        page = tmp_path / "page.html"
+        shown = run("explain", key, "--features", made / "f.h5", *chosen, "--output", page)
+        assert shown.stdout.startswith(f"{page}: {unstyle(rows[key])} (confidence ")
+        text = run("explain", key, "--features", made / "f.h5", *chosen).stdout
+        printed = rows[key].replace("\x1b", r"\x1b")
+        assert text.startswith(f"{key}: {printed}\n")
+        assert ("2 groups; each keeps its best" in text) == ("--diversity-groups" in options)
+        assert ("drawn at random, word by word" in text) == ("--sample" in options)
+        if "--sample" in options:
+            assert re.search(rf"^\*     1 +-[\d.]+ +\d+  {re.escape(printed)}$", text, re.M)
+            assert "computed: " in text
+            assert "sampling (temperature 1.5, the 9 likeliest words, the likeliest words up to 0.95, seed 3)" in text
+
+
+def test_it_has_every_search_option_of_caption() -> None:
+    commands = {name: main.get_command(Context(main), name) for name in ("caption", "explain")}
+    assert all(commands.values())
+    names = {name: {option.name for option in command.params} for name, command in commands.items() if command}
+    search = {field.name for field in fields(SearchConfig)}
+    assert search <= names["caption"]
+    assert search <= names["explain"]
 
 
 def test_text_shows_each_steps_words_with_index_logit_and_probability(made: Path) -> None:
@@ -259,15 +302,14 @@ def test_what_cannot_be_explained_is_one_line(made: Path, tmp_path: Path, thin_w
     assert fail("explain", broken, "--model", model).startswith(f"Error: {broken}: not an image, or in a format other")
     gone = photos / "gone.jpg"
     assert fail("explain", gone, "--model", model) == f"Error: {gone}: no such file or directory"
-    missing = f"Error: {gone}: not in {store}, by its path or its name; say what it is called there with --key"
+    missing = f"Error: {gone}: not in {store}, by its path or its name; give its name there as --key"
     assert fail("explain", gone, "--model", model, "--features", store) == missing
     red = photos / "red_0.png"
     arguments = ["--model", model, "--features", store, "--key", "x.png"]
     assert fail("explain", red, *arguments) == f"Error: x.png: not in {store}; pass another --key"
     captions = made / "captions.csv"
     assert fail("explain", photos / "blue_2.png", "--model", model, "--captions", captions) == (
-        f"Error: {photos / 'blue_2.png'}: not in {captions}, by its path or its name; "
-        "say what it is called there with --key"
+        f"Error: {photos / 'blue_2.png'}: not in {captions}, by its path or its name; give its name there as --key"
     )
     Image.new("RGB", (40, 30), "white").save(tmp_path / "red_0.png")
     assert fail("explain", tmp_path / "red_0.png", "--model", model, "--features", store) == (
