@@ -25,20 +25,9 @@ from captionmill.data.model import read_model
 
 NETWORK = ["--backbone", "scenes-resnet14", "--image-size", "64"]
 ON_CPU = ["--device", "cpu", "--engine", "torch", "--precision", "fp32"]
-TRAINING = [
-    "--min-count",
-    "1",
-    "--embed-dim",
-    "8",
-    "--hidden-dim",
-    "12",
-    "--dropout",
-    "0.1",
-    "--feature-dropout",
-    "0.1",
-]
-TRAINING += ["--label-smoothing", "0", "--batch-size", "3", "--learning-rate", "0.03", "--max-epochs", "24"]
-TRAINING += ["--patience", "24", "--max-length", "6", "--beam-size", "2", "--device", "cpu"]
+TRAINING = ["--min-count=1", "--embed-dim=8", "--hidden-dim=12", "--dropout=0.1", "--feature-dropout=0.1"]
+TRAINING += ["--label-smoothing=0", "--batch-size=3", "--learning-rate=0.03", "--max-epochs=24", "--patience=24"]
+TRAINING += ["--max-length=6", "--beam-size=2", "--device=cpu"]
 TABLES = {"captions.csv": [], "captions.jsonl": ["--alternatives", "2"], "captions.parquet": []}
 
 
@@ -201,6 +190,7 @@ def test_a_table_that_was_edited_by_hand_is_kept_beside_the_new_one(before: Path
     tables = before / "tables"
     edited = (tables / "edited.csv").read_bytes()
     result = caption_rows(before, "edited.csv")
-    assert "edited.csv: was changed since it was written; as it was it is kept as edited.edited.csv" in result.stderr
+    assert f"{tables / 'edited.csv'}: was changed since it was written; " in result.stderr
+    assert result.stderr.endswith(" is kept as edited.edited.csv\n")
     assert (tables / "edited.edited.csv").read_bytes() == edited
     assert_same_captions(tables / "edited.csv", tables / "captions.csv")

@@ -114,14 +114,17 @@ def decode_features(
     vocabulary: Vocabulary,
     search: SearchConfig,
     *,
+    block_rows: int = BLOCK_ROWS,
     progress: Progress = no_progress,
 ) -> Iterator[tuple[str, Caption]]:
     """The caption of each image of `keys`, in that order, a block of images at a time.
 
-    When memory runs out, the block is halved for all that follow; InputError if one image is too much.
+    `block_rows` captions are searched at once. When memory runs out, the block is halved for all that follow;
+    InputError if one image is too much.
     """
     device = next(decoder.parameters()).device
-    return decode_rows(choose_steps(decoder), store, keys, vocabulary, search, device=device, progress=progress)
+    steps = choose_steps(decoder)
+    return decode_rows(steps, store, keys, vocabulary, search, device=device, block_rows=block_rows, progress=progress)
 
 
 def choose_steps(decoder: Decoder | Ensemble) -> StepDecoder:
@@ -139,10 +142,11 @@ def decode_rows(
     search: SearchConfig,
     *,
     device: torch.device,
+    block_rows: int = BLOCK_ROWS,
     progress: Progress = no_progress,
 ) -> Iterator[tuple[str, Caption]]:
     """As `decode_features`, with what `choose_steps` made of a decoder on `device`."""
-    block_size = max(1, BLOCK_ROWS // (1 + search.alternatives if search.sample else search.beam_size))
+    block_size = max(1, block_rows // (1 + search.alternatives if search.sample else search.beam_size))
     start = 0
     while start < len(keys):
         block = keys[start : start + block_size]

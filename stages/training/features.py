@@ -46,12 +46,14 @@ def measure_features(store: FeatureStore, keys: Sequence[str]) -> tuple[Features
 class FeatureFeeder:
     """The features of some images of a store, as tensors on one device."""
 
-    def __init__(self, store: FeatureStore, keys: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self, store: FeatureStore, keys: Sequence[str], device: torch.device, *, memory_limit: int = MEMORY_LIMIT
+    ) -> None:
         """Take all rows of `keys` into memory (on a GPU into its own) if they fit."""
         self._store, self.device = store, device
         self._positions = np.array([store.position(key) for key in keys], dtype=np.int64)
         size = len(keys) * store.spec.feature_dim * np.dtype(store.dtype).itemsize
-        limit = MEMORY_LIMIT
+        limit = memory_limit
         if device.type == "cuda":
             limit = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
         self._matrix: Tensor | None = None

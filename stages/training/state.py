@@ -23,7 +23,7 @@ from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.tokens import tokenize_ptb
 from captionmill.stages.settings import TrainConfig
 from captionmill.stages.training.checkpoint import Checkpoint, load_weights, pack_tensors, unpack_tensors
-from captionmill.stages.training.features import FeatureFeeder, measure_features
+from captionmill.stages.training.features import MEMORY_LIMIT, FeatureFeeder, measure_features
 from captionmill.stages.training.losses import WordLogits
 
 Phase = Literal["cross entropy", "self-critical"]
@@ -82,7 +82,7 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How often the loop looks, saves and shows captions, and how large its self-critical steps are."""
+    """How often the loop looks, saves and shows captions, how large its self-critical steps are, and what it keeps."""
 
     checkpoint_every_s: float = 60.0
     """Seconds of training that a kill loses at most."""
@@ -92,6 +92,8 @@ class LoopConfig:
     """Of self-critical training: with five samples each, as many captions as four default steps of the other phase."""
     samples_shown: int = 8
     """Validation images whose captions are written down after each epoch."""
+    memory_limit: int = MEMORY_LIMIT
+    """Bytes of features that are kept in main memory; more are read from the store again in each epoch."""
 
 
 class Training:
@@ -122,7 +124,7 @@ class Training:
         epochs, patience = choose_epochs(config, len(self.dataset))
         self.config = replace(config, max_epochs=epochs, patience=patience)
         self.first_epochs, self._patience = epochs, patience
-        self.feeder = FeatureFeeder(store, splits.train, device)
+        self.feeder = FeatureFeeder(store, splits.train, device, memory_limit=loop.memory_limit)
         torch.manual_seed(config.seed)
         self.decoder = Decoder(DecoderConfig.of(config, feature_dim=store.spec.feature_dim, vocab_size=len(vocabulary)))
         self.decoder.bias_forget_gates(config.forget_bias)

@@ -13,9 +13,9 @@ from captionmill.data.captions.examples import BUCKET_BATCHES, CaptionDataset, I
 from captionmill.data.captions.vocabulary import END, PAD, START, UNK, Vocabulary
 from captionmill.data.errors import StoreError
 from captionmill.data.features.store import FeatureStore
-from captionmill.stages.training import features as feeder
 from captionmill.stages.training.features import FeatureFeeder, prepare_ahead
-from captionmill.stages.training.train import train
+from captionmill.stages.training.state import LoopConfig
+from captionmill.stages.training.train import TrainListener, train
 
 CAPTIONS = {
     "a.jpg": ["A dog runs on the beach.", "a zebra"],
@@ -104,12 +104,11 @@ def test_a_row_that_is_not_finite_is_named_before_training(tmp_path: Path) -> No
         train(tmp_path / "damaged.h5", captions, tmp_path / "model", TINY_TRAINING)
 
 
-def test_features_come_from_memory_or_from_the_store_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_come_from_memory_or_from_the_store_alike(tmp_path: Path) -> None:
     store = FeatureStore.open(make_store(tmp_path / "f.h5", [f"{number}" for number in range(9)], make_rows(9)))
     keys = ["7", "2", "5", "0"]
-    feeders = [FeatureFeeder(store, keys, torch.device("cpu"))]
-    monkeypatch.setattr(feeder, "MEMORY_LIMIT", 0)
-    feeders.append(FeatureFeeder(store, keys, torch.device("cpu")))
+    cpu = torch.device("cpu")
+    feeders = [FeatureFeeder(store, keys, cpu), FeatureFeeder(store, keys, cpu, memory_limit=0)]
     for chosen in ([0], [3, 1, 1, 2], [2, 2]):
         for one in feeders:
             rows = one.rows(np.array(chosen))
@@ -117,12 +116,12 @@ def test_features_come_from_memory_or_from_the_store_alike(tmp_path: Path, monke
             assert rows.dtype == torch.float32
 
 
-def test_a_training_that_streams_ends_as_one_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_streams_ends_as_one_from_memory(tmp_path: Path) -> None:
     features, captions = make_task(tmp_path)
     config = type(TINY_TRAINING)(**{**vars(TINY_TRAINING), "self_critical_epochs": 1})
     train(features, captions, tmp_path / "memory", config)
-    monkeypatch.setattr(feeder, "MEMORY_LIMIT", 0)
-    train(features, captions, tmp_path / "stream", config)
+    streaming = TrainListener(loop=LoopConfig(memory_limit=0))
+    train(features, captions, tmp_path / "stream", config, listener=streaming)
     for pattern in ("*.safetensors", "bundle.json"):
         (memory,), (stream,) = ((tmp_path / name).glob(pattern) for name in ("memory", "stream"))
         assert memory.read_bytes() == stream.read_bytes()

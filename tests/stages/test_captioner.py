@@ -15,7 +15,6 @@ from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.errors import InputError, ModelError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.model import read_model, write_model
-from captionmill.stages.decoding import captioner as caption_module
 from captionmill.stages.decoding.captioner import Caption, Captioner, decode_features
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig, State
 from captionmill.stages.settings import SearchConfig
@@ -89,14 +88,11 @@ def test_other_errors_are_not_taken_for_want_of_memory(decoder: SmallMemoryDecod
         list(decode_features(decoder, store, store.keys, VOCABULARY, SearchConfig()))
 
 
-def test_captions_are_the_same_in_blocks_of_any_size(
-    decoder: SmallMemoryDecoder, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_captions_are_the_same_in_blocks_of_any_size(decoder: SmallMemoryDecoder, store: FeatureStore) -> None:
     for search in (SearchConfig(beam_size=3, max_length=6), SearchConfig(sample=True, alternatives=2, max_length=6)):
         texts = []
         for rows in (1, 7, 768):
-            monkeypatch.setattr(caption_module, "BLOCK_ROWS", rows)
-            decoded = decode_features(decoder, store, store.keys, VOCABULARY, search)
+            decoded = decode_features(decoder, store, store.keys, VOCABULARY, search, block_rows=rows)
             texts.append(spell_all(decoded))
         assert texts[0] == texts[1] == texts[2]
 
