@@ -125,7 +125,7 @@ def _encode(image: Path, encoder: Encoder, machine: ExtractConfig) -> tuple[Feat
         for failure in batch.failures:
             raise InputError(f"{image}: {failure.reason}")
         row: Features = rows[0].astype(np.dtype(machine.dtype))
-        return row, batch.pictures[0], f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
+        return row, batch.images[0], f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
     raise InputError(f"{image}: cannot be read")
 
 
