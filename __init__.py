@@ -86,10 +86,10 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for one that is there
+if not TYPE_CHECKING:  # a type checker would accept any name
 
     def __getattr__(name):
-        """Import what `name` stands for, once: the next use finds it as any other name of the module."""
+        """Import the object called `name`, once: the next use finds it like any other name of the module."""
         import importlib
 
         if name == "__version__":

@@ -1,4 +1,4 @@
-"""The `captionmill` command. Each command is options -> one call -> a summary, and stands in pipeline/terminal/."""
+"""The `captionmill` command. Each command, in pipeline/terminal/, is options -> one call -> a summary."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ from captionmill.pipeline.terminal.status import status
 from captionmill.pipeline.terminal.train import train
 from captionmill.pipeline.terminal.vocabulary import vocabulary
 
-# torch's threads would spin while they wait for each other: with another busy program beside them, training took seven
+# By default torch's threads spin while they wait for each other: next to another busy program, training took seven
 # times as long. Read once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -36,7 +36,7 @@ def main(context: click.Context) -> None:
     """Caption images offline and in bulk.
 
     Features of a frozen ResNet are cached once (extract); a decoder is trained on them (train), scored (evaluate), and
-    captions folders of pictures to CSV (caption). Start with: captionmill demo
+    captions folders of images to CSV (caption). Start with: captionmill demo
     """
     logger = logging.getLogger("captionmill")
     logger.handlers = [EchoHandler(main.commands.get(context.invoked_subcommand or ""))]

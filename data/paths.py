@@ -1,4 +1,4 @@
-"""A path may come as a string or as a `Path`: the first lines of a public function make it a `Path`, here and once."""
+"""Paths may be given as strings or as `Path`: the first lines of each public function convert them with these."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import overload
 from captionmill.data.urls import is_url
 
 AnyPath = Path | str
-"""A file or a folder, as a caller writes it."""
+"""A file or a folder, as a caller gives it."""
 AnyPaths = AnyPath | Iterable[AnyPath]
-"""One path, or several: a string is one path, never the series of its letters."""
+"""One path, or several: a string is one path, not an iterable of letters."""
 
 
 @overload
@@ -22,10 +22,10 @@ def as_path(path: AnyPath | None) -> Path | None:
 
 
 def as_paths(paths: AnyPaths) -> list[Path]:
-    """`paths` as a list: of one entry for a single path."""
+    """`paths` as a list, which has one entry for a single path."""
     return [Path(paths)] if isinstance(paths, Path | str) else [Path(path) for path in paths]
 
 
 def as_location(location: AnyPath) -> AnyPath:
-    """`location` as a `Path`, but a URL, which a `Path` would break, as the string that it is."""
+    """`location` as a `Path`; a URL, which a `Path` would break, stays a string."""
     return location if is_url(location) else Path(location)

@@ -1,1 +1,1 @@
-"""Which stage runs, in which order, and what is done already."""
+"""Runs the stages in order and skips what is done already."""

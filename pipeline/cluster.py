@@ -1,7 +1,7 @@
 """Runs tasks in many processes: joblib's on this machine, dask's or ray's on a cluster.
 
-The tasks are shares of an extraction, or a pipeline's. There is no scheduler of ours. A worker that dies costs its
-task: what it had stored stays, and the task is done again elsewhere.
+The tasks are shares of an extraction, or jobs of a pipeline. captionmill has no scheduler. If a worker dies, what it
+stored is kept, and its task runs again elsewhere.
 """
 
 import logging
@@ -18,12 +18,12 @@ from captionmill.data.errors import ClusterError, InputError
 from captionmill.data.optional import require
 from captionmill.stages.encoding.spread import RunTasks, Spread
 
-_PROCESSES_A_GPU = 4  # threads that decode share one interpreter lock: a process feeds about 1,400 images/s
-_CORES_A_PROCESS = 4
-_WORTH_STARTING = 10_000  # pictures that one process does while several start
-_MOST_GROWTH = 8e9  # bytes
-_WORKERS_TIMEOUT_S = 60  # a worker that dask starts again imports torch first
-_TASKS_AHEAD = 2  # per dask worker, so that none waits for its next one; the scheduler holds no more than these
+_PROCESSES_PER_GPU = 4  # decoding threads share one interpreter lock: a process decodes about 1,400 images/s
+_CORES_PER_PROCESS = 4
+_LEAST_IMAGES_TO_SPREAD = 10_000  # images that one process extracts while several start
+_MAX_GROWTH = 8e9  # bytes
+_WORKERS_TIMEOUT_S = 60  # a worker that dask restarts imports torch first
+_TASKS_AHEAD = 2  # per dask worker, so that no worker is idle; the scheduler holds no more than these
 _logger = logging.getLogger(__name__)
 
 _Call = tuple[Callable[[Any], Any], int, tuple[int, Any]]
@@ -34,21 +34,21 @@ _RunCalls = Callable[[Sequence[_Call]], Iterator[tuple[int, Any]]]
 
 @contextmanager
 def open_spread(jobs: int, cluster: str | None, *, device: str = "auto", attempts: int = 3) -> Iterator[Spread | None]:
-    """Processes to extract with while the block lasts, or None for this process alone.
+    """Processes to extract with while the block lasts, or None for only this process.
 
-    `jobs`: processes on this machine, 0 for as many as keep its GPUs busy where many images are to be done, else one.
-    `cluster`: dask://HOST:PORT or ray://HOST:PORT; its machines need captionmill and the same paths to images, weights
-    and store.
+    `jobs`: processes on this machine, 0 for as many as keep its GPUs busy if there are many images to extract, else
+    one. `cluster`: dask://HOST:PORT or ray://HOST:PORT; its machines need captionmill and the same paths to images,
+    weights and store.
 
-    Raises InputError for another `cluster` or a missing package, ClusterError if the cluster cannot be reached; using
-    what it gives raises ClusterError when workers die in so many `attempts` in a row that do no task.
+    Raises InputError for another `cluster` or a missing package, ClusterError if the cluster cannot be reached; running
+    tasks raises ClusterError after `attempts` rounds in a row in which workers die and no task is done.
     """
     if cluster is None:
         processes = jobs or _choose_processes(device, cores=joblib.cpu_count())
         if processes < 2:
             yield None
             return
-        with _start_processes(processes, attempts, least_images=0 if jobs else _WORTH_STARTING) as spread:
+        with _start_processes(processes, attempts, least_images=0 if jobs else _LEAST_IMAGES_TO_SPREAD) as spread:
             yield spread
         return
     if jobs:
@@ -62,17 +62,17 @@ def open_spread(jobs: int, cluster: str | None, *, device: str = "auto", attempt
 
 
 def _choose_processes(device: str, *, cores: int) -> int:
-    """Processes that keep the GPUs busy that `device` means on a machine of so many `cores`; 1 for a CPU."""
+    """The number of processes that keep the GPUs of `device` busy on a machine with `cores`; 1 for a CPU."""
     if device == "cpu" or not torch.cuda.is_available():
         return 1
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 1
-    return gpus * max(1, min(_PROCESSES_A_GPU, cores // (gpus * _CORES_A_PROCESS)))
+    return gpus * max(1, min(_PROCESSES_PER_GPU, cores // (gpus * _CORES_PER_PROCESS)))
 
 
 @contextmanager
 def _start_processes(processes: int, attempts: int, *, least_images: int) -> Iterator[Spread]:
-    """As many on this machine, until the block ends."""
-    from joblib.externals.loky import get_reusable_executor  # joblib itself has nothing that ends its processes
+    """Use `processes` on this machine until the block ends."""
+    from joblib.externals.loky import get_reusable_executor  # joblib itself cannot end its processes
 
     threads = max(1, joblib.cpu_count() // processes)
 
@@ -110,7 +110,7 @@ def _connect_dask(address: str, attempts: int) -> Iterator[Spread]:
                     for following in islice(waiting, 1):
                         running.add(following)
             finally:
-                running.clear()  # dask drops tasks that nobody waits for
+                running.clear()  # dask drops tasks whose results are not awaited
 
         run = _retrying(run_calls, (distributed.scheduler.KilledWorker,), min(workers.values()), attempts)
         yield Spread(run, len(workers), min(workers.values()), this_machine=False)
@@ -128,7 +128,7 @@ def _connect_ray(address: str, attempts: int) -> Iterator[Spread]:
         processes = max(1, int(ray.cluster_resources().get("CPU", 1)))
 
         def run_calls(calls: Sequence[_Call]) -> Iterator[tuple[int, Any]]:
-            parallel = joblib.Parallel(processes, backend="ray", batch_size=1)  # it has no generators
+            parallel = joblib.Parallel(processes, backend="ray", batch_size=1)  # this backend has no generators
             return iter(parallel(joblib.delayed(_run_numbered)(call) for call in calls))
 
         yield Spread(_retrying(run_calls, (ray.exceptions.RayError,), 1, attempts), processes, 1, this_machine=False)
@@ -137,7 +137,7 @@ def _connect_ray(address: str, attempts: int) -> Iterator[Spread]:
 
 
 def _retrying(run_calls: _RunCalls, deaths: tuple[type[BaseException], ...], threads: int, attempts: int) -> RunTasks:
-    """Runs tasks by `run_calls`, each on `threads` threads; those that a death (one of `deaths`) cut short, again.
+    """Runs tasks by `run_calls`, each on `threads` threads; tasks that one of `deaths` interrupts run again.
 
     Raises ClusterError after `attempts` rounds in a row in which a worker dies and no task is done.
     """
@@ -153,32 +153,32 @@ def _retrying(run_calls: _RunCalls, deaths: tuple[type[BaseException], ...], thr
                     yield result
             except TimeoutError as exc:
                 raise ClusterError(
-                    f"no worker of the cluster has answered for {_WORKERS_TIMEOUT_S} s; what is done is kept: run "
-                    "again to go on"
+                    f"no worker of the cluster has answered for {_WORKERS_TIMEOUT_S} s; finished work is kept: run "
+                    "again to resume"
                 ) from exc
             except deaths as exc:
                 deaths_in_a_row += 1
                 if deaths_in_a_row == attempts:
                     raise ClusterError(
                         f"workers died {attempts} times while no task was done (out of memory? see their logs); "
-                        "what is done is kept: run again to go on"
+                        "finished work is kept: run again to resume"
                     ) from exc
-                _logger.warning("a worker died: %d of %d tasks are done again", len(pending), len(tasks))
+                _logger.warning("a worker died: %d of %d tasks run again", len(pending), len(tasks))
 
     return run
 
 
 def _run_numbered(call: _Call) -> tuple[int, Any]:
     function, threads, (number, task) = call
-    torch.set_num_threads(threads)  # dask tells its workers to use one, whatever they were given
+    torch.set_num_threads(threads)  # dask makes its workers use one, even if they have more
     return number, function(task)
 
 
 def _run_in_process(call: _Call) -> tuple[int, Any]:
     from joblib.externals.loky import process_executor
 
-    # a network is no leak: loky would end a process that has grown by 300 MB, and start another, which imports torch
-    process_executor._MAX_MEMORY_LEAK_SIZE = _MOST_GROWTH
+    # a network is not a leak: loky would restart a process that has grown by 300 MB, which imports torch again
+    process_executor._MAX_MEMORY_LEAK_SIZE = _MAX_GROWTH
     return _run_numbered(call)
 
 

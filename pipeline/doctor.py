@@ -1,4 +1,4 @@
-"""What this machine has for captionmill, and what to change: facts first, advice as a function of them."""
+"""Finds out how well this machine suits captionmill: facts first, then advice derived from them."""
 
 import importlib.metadata
 import os
@@ -18,7 +18,7 @@ from captionmill.stages.settings import ExtractConfig
 
 NOT_INSTALLED = ""
 _LEAST_MEMORY = 4e9  # bytes
-_BUSY = 0.5  # load a core that is not ours, from which measurements say little
+_BUSY = 0.5  # load per core by other programs, from which measurements are unreliable
 _CPU_FLAGS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -27,40 +27,40 @@ _REQUIREMENT = re.compile(r"^([A-Za-z0-9_.-]+).*extra == [\"'](\w+)[\"']")
 
 @dataclass(frozen=True)
 class Facts:
-    """What there is."""
+    """The facts about this machine."""
 
     versions: dict[str, str]
-    """By package; `NOT_INSTALLED` for one that is missing."""
+    """By package; `NOT_INSTALLED` for a missing package."""
     extras: dict[str, tuple[str, ...]]
-    """By the name of an extra, those of its packages that are missing."""
+    """The missing packages of each extra, by its name."""
     system: str
     cores: int
-    """Those that this process may use."""
+    """CPU cores that this process may use."""
     cores_present: int
     load: float
-    """Processes that wanted a core in the last minute, on the mean; 0 where the system does not tell."""
+    """Mean number of processes that wanted a core in the last minute; 0 if unknown."""
     memory_bytes: int
-    """That this process may use; 0 where the system does not tell."""
+    """Memory that this process may use; 0 if unknown."""
     cpu_flags: tuple[str, ...]
-    """Of the instructions that make a network fast, those that this CPU has."""
+    """The instruction sets of this CPU that make a network fast."""
     fast_bf16: bool
     """Whether the CPU multiplies bfloat16 in hardware."""
     gpus: tuple[str, ...]
-    """That torch can use."""
+    """The GPUs that torch can use."""
     torch_cuda: str
-    """The CUDA that torch was built for; empty for a CPU build."""
+    """The CUDA version that torch was built for; empty for a CPU build."""
     nvidia_driver: bool
-    """Whether the machine has an NVIDIA GPU's driver."""
+    """Whether an NVIDIA driver is installed."""
     java: bool
     weights_path: Path
-    """Where the default backbone's weights are looked for."""
+    """The file in which the default backbone's weights are expected."""
     weights_url: str
-    """Where they would come from."""
+    """The URL that they are downloaded from."""
     weights_here: bool
 
 
 def gather_facts(memory_limits: Sequence[Path] = MEMORY_LIMITS) -> Facts:
-    """Look at this machine; takes about a second and uses no network.
+    """Examine this machine; takes about a second and uses no network.
 
     `memory_limits` are the files that hold the limit of a container, in bytes, where there is one.
     """
@@ -91,7 +91,7 @@ def gather_facts(memory_limits: Sequence[Path] = MEMORY_LIMITS) -> Facts:
 
 
 def advise(facts: Facts, throughput: Throughput | None) -> list[str]:
-    """What to change, the most useful first; without a measurement, what can be said without one."""
+    """What to change, most useful first; without a `throughput`, only advice that needs no measurement."""
     return [
         *_advise_on_gpus(facts),
         *_advise_on_cpu(facts),
@@ -105,10 +105,10 @@ def _advise_on_gpus(facts: Facts) -> list[str]:
         return []
     if not facts.torch_cuda:
         return [
-            "an NVIDIA GPU is here, but torch is a CPU build: install one for CUDA (pytorch.org/get-started/locally)"
+            "this machine has an NVIDIA GPU, but torch is a CPU build: see pytorch.org/get-started/locally for CUDA"
         ]
     wanted = f"torch is built for CUDA {facts.torch_cuda}"
-    return [f"an NVIDIA GPU is here, {wanted} and sees none: check nvidia-smi, CUDA_VISIBLE_DEVICES"]
+    return [f"this machine has an NVIDIA GPU, {wanted} but cannot use it: check nvidia-smi and CUDA_VISIBLE_DEVICES"]
 
 
 def _advise_on_cpu(facts: Facts) -> list[str]:
@@ -134,12 +134,10 @@ def _advise_on_rates(facts: Facts, throughput: Throughput | None) -> list[str]:
     if facts.load > facts.cores * (1 + _BUSY):
         lines.append(
             f"other programs keep the machine busy (load {facts.load:.1f} on {facts.cores} cores): the rates above are "
-            "lower than they could be"
+            "too low"
         )
     if throughput.decoding < throughput.forward:
-        lines.append(
-            "decoding is slower than the network: more cores help, or a copy of the pictures at a smaller size"
-        )
+        lines.append("decoding is slower than the network: more cores help, or a smaller copy of the images")
     elif not facts.gpus:
         lines.append(
             "the network is slower than decoding: a GPU or more machines help (extract with `cluster` or `shard`)"
@@ -167,7 +165,7 @@ def _version(package: str) -> str:
 
 
 def _find_extras() -> dict[str, tuple[str, ...]]:
-    """The extras that the installed captionmill names, each with its packages that are missing; dev left out."""
+    """The extras of the installed captionmill, each with its missing packages; without dev."""
     missing: dict[str, tuple[str, ...]] = {}
     for requirement in importlib.metadata.requires("captionmill") or []:
         if (found := _REQUIREMENT.match(requirement)) and found[2] != "dev":

@@ -167,7 +167,7 @@ def _made_row(image: Path, encoder: Encoder, machine: ExtractConfig) -> _Row:
             raise InputError(f"{image}: {failure.reason}")
         row: Features = rows[0].astype(np.dtype(machine.dtype))
         origin = f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
-        return _Row(row, batch.pictures[0], origin)
+        return _Row(row, batch.images[0], origin)
     raise InputError(f"{image}: cannot be read")
 
 

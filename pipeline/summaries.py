@@ -1,11 +1,11 @@
-"""What a stage did, in words for a terminal: pure functions from a stage's summary to a line or a table."""
+"""The summaries of stages as text for a terminal: pure functions from a summary to a line or a table."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from captionmill.pipeline.words import show_count, show_duration, show_list, show_rate
 
-if TYPE_CHECKING:  # the stages import torch, and `--help` is to be instant
+if TYPE_CHECKING:  # the stages import torch, and `--help` must be instant
     from captionmill.data.captions.splits import Splits
     from captionmill.pipeline.captioning.folder import FolderSummary
     from captionmill.pipeline.doctor import Facts
@@ -49,15 +49,15 @@ def meter_line(summary: "ExtractSummary") -> str:
 
 
 def unlisted_line(summary: "ExtractSummary") -> str:
-    """How many rows of the store have no image any more, and what became of them."""
+    """The number of rows whose image is no longer found, and whether they were removed."""
     rows = show_count(summary.unlisted, "row")
     if summary.pruned:
-        return f"{rows} removed: no image is found here any more"
-    return f"{rows} of {summary.output}: no image is found here; `prune` removes such rows"
+        return f"{rows} removed: their images are no longer found"
+    return f"{summary.output}: no image is found for {rows}; `prune` removes such rows"
 
 
 def splits_lines(splits: "Splits") -> str:
-    """How many images each split has, and which are left out and why."""
+    """The number of images in each split, and the images left out, with the reason."""
     lines = [f"images: {len(splits.train):,} train, {len(splits.val):,} val, {len(splits.test):,} test"]
     for reason, keys in splits.unmatched.items():
         lines += [
@@ -87,7 +87,7 @@ def train_line(summary: "TrainSummary") -> str:
 
 
 def folder_line(summary: "FolderSummary") -> str:
-    """How many images were found, captioned and not readable."""
+    """The numbers of images that were found, captioned and not readable."""
     kept = summary.found - summary.made
     as_before = f", {show_count(kept, 'row')} as before" if kept else ""
     return (
@@ -107,7 +107,7 @@ def export_line(summary: "ExportSummary") -> str:
 
 
 def written_lines(summary: "FolderSummary") -> list[str]:
-    """What was written beside and into the images, a line each."""
+    """One line for each kind of file that was written beside or into the images."""
     lines = []
     if summary.sidecars is not None:
         there = summary.captioned - summary.sidecars
@@ -116,18 +116,16 @@ def written_lines(summary: "FolderSummary") -> list[str]:
     if summary.embedded is not None:
         lines.append(f"{show_count(summary.embedded.embedded, 'image')} with the caption inside")
         if keys := summary.embedded.described:
-            lines.append(f"{show_count(len(keys), 'image')} keep a description that somebody else wrote:")
+            lines.append(f"{show_count(len(keys), 'image')} keep a description that another program wrote:")
             lines.append(show_list(keys))
         if keys := summary.embedded.unsupported:
-            lines.append(
-                f"{show_count(len(keys), 'image')} that take no description: of such a kind, damaged or read-only:"
-            )
+            lines.append(f"{show_count(len(keys), 'image')} cannot hold a description (format, damage or read-only):")
             lines.append(show_list(keys))
     return lines
 
 
 def score_table(evaluation: "Evaluation") -> str:
-    """What was scored, a line for each metric with its 95 % interval, another model's differences, the captions."""
+    """The scored images, one line per metric with its 95 % interval, differences to another model, and the captions."""
     rows = [f"{show_count(len(evaluation.captions), 'image')}: {evaluation.chosen_by}"]
     rows += [
         f"  {SCORE_NAMES[name]:8} {found.value:.4f}  95 % [{found.low:.4f}, {found.high:.4f}]"
@@ -143,7 +141,7 @@ def score_table(evaluation: "Evaluation") -> str:
 
 
 def _statistics_lines(statistics: "CaptionStatistics", caption_count: int) -> list[str]:
-    copied = "not known, the captions file has no training captions of this model"
+    copied = "unknown, the captions file has no training captions of this model"
     if statistics.copied is not None:
         copied = f"{statistics.copied:.1%}"
         if statistics.training_images_missing:
@@ -160,7 +158,7 @@ def _statistics_lines(statistics: "CaptionStatistics", caption_count: int) -> li
 
 
 def leak_lines(report: "LeakReport") -> str:
-    """What was compared, how many pairs each two splits have, and the closest pairs."""
+    """The compared images, the number of pairs between each two splits, and the closest pairs."""
     lines = ["images with features: " + ", ".join(f"{count:,} {name}" for name, count in report.images.items())]
     for (first, second), count in report.counts.items():
         where = f"within {first}" if first == second else f"{first} and {second}"
@@ -177,19 +175,19 @@ def leak_lines(report: "LeakReport") -> str:
         lines.append(show_list(shown))
     kept, found = len(report.pairs), sum(count.near for count in report.counts.values())
     if kept < found:
-        lines.append(f"the closest {kept:,} of {found:,} pairs are kept; a higher threshold leaves fewer")
+        lines.append(f"the closest {kept:,} of {found:,} pairs are listed; a higher threshold finds fewer")
     return "\n".join(lines)
 
 
 def doctor_lines(facts: "Facts", throughput: "Throughput | None", advice: Sequence[str]) -> str:
-    """What the machine has, how fast it is, what to change."""
+    """The machine's facts, its throughput and the advice."""
     extras = [f"{name} ({'yes' if not missing else 'no'})" for name, missing in facts.extras.items()]
     rows = {
         "versions": ", ".join(f"{name} {version or 'not installed'}" for name, version in facts.versions.items()),
         "extras": ", ".join(extras),
         "system": facts.system,
         "cores": f"{facts.cores} of {facts.cores_present} may be used, load {facts.load:.1f}",
-        "memory": f"{facts.memory_bytes / 1e9:.1f} GB" if facts.memory_bytes else "not known",
+        "memory": f"{facts.memory_bytes / 1e9:.1f} GB" if facts.memory_bytes else "unknown",
         "CPU": f"{', '.join(facts.cpu_flags) or 'no fast instructions'}; bf16 {'fast' if facts.fast_bf16 else 'slow'}",
         "GPUs": ", ".join(facts.gpus) or "none that torch can use",
         "torch": f"built for CUDA {facts.torch_cuda}" if facts.torch_cuda else "built without CUDA",

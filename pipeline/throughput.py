@@ -1,4 +1,4 @@
-"""How fast this machine does each part of the work: a few seconds each, on pictures drawn in memory."""
+"""Measures the throughput of this machine for each part of the work: a few seconds each, on images drawn in memory."""
 
 import io
 import time
@@ -20,32 +20,32 @@ from captionmill.stages.encoding.loader import Batch
 from captionmill.stages.machine import choose_device, choose_workers
 from captionmill.stages.settings import ExtractConfig, SearchConfig, TrainConfig
 
-PHOTO_SIZE = (500, 375)  # pixels, as most of Flickr8k's
-_DECODED_IMAGES = 64  # at once
+PHOTO_SIZE = (500, 375)  # pixels, like most images of Flickr8k
+_DECODED_IMAGES = 64  # per batch
 _VOCAB_SIZE = 2540  # Flickr8k's words that occur five times
 _JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Images a second; each part measured alone, with all that the machine has."""
+    """Images per second; each part is measured separately, on the whole machine."""
 
     engine: str
-    """What ran the network: "cpu openvino bfloat16"."""
+    """Device, engine and precision: "cpu openvino bfloat16"."""
     decoding: float
     """JPEGs of `PHOTO_SIZE` decoded and prepared, on all cores."""
     forward: float
-    """Pictures through the network."""
+    """Forward passes of the network."""
     captions: float
-    """Captions by beam search from features."""
+    """Captions decoded from features by beam search."""
 
 
 def measure_throughput(
     seconds: float, config: ExtractConfig = ExtractConfig(), *, progress: Progress = no_progress
 ) -> Throughput:
-    """Each rate from `seconds` of work, the time to get ready not counted.
+    """Measure each rate for `seconds`, without the time for preparation.
 
-    The networks have random weights. A caption has the most words that a search allows, so trained decoders are faster.
+    The networks have random weights. Captions have the maximum length, so trained decoders are faster.
     """
     encoder = build_untrained_encoder(config)
     progress("measure decoding", 0, 3)
@@ -59,7 +59,7 @@ def measure_throughput(
 
 
 def draw_photo(seed: int) -> bytes:
-    """A JPEG with as much detail as a photograph: coarse noise made larger, some fine noise on it."""
+    """A JPEG with about the detail of a typical image: enlarged coarse noise with some fine noise on it."""
     generator = np.random.default_rng(seed)
     width, height = PHOTO_SIZE
     coarse = Image.fromarray(generator.integers(256, size=(height // 16, width // 16, 3), dtype=np.uint8))
@@ -89,10 +89,10 @@ def _measure_decoding(seconds: float, encoder: Encoder, workers: int) -> float:
 
 def _measure_forward(seconds: float, encoder: Encoder, config: ExtractConfig) -> tuple[str, float]:
     engine = build_engine(encoder, config)
-    picture = encoder.prepare(decode_pixels(draw_photo(0)))
+    pixels = encoder.prepare(decode_pixels(draw_photo(0)))
     keys = [str(number) for number in range(engine.batch_size)]
-    batch = Batch(keys=keys, pictures=[picture] * len(keys))
-    engine.submit(batch.pixels)()  # compiles, and reserves memory
+    batch = Batch(keys=keys, images=[pixels] * len(keys))
+    engine.submit(batch.pixels)()  # compiles and reserves memory
     ends = time.monotonic() + seconds
 
     def batches() -> Iterator[Batch]:
@@ -120,7 +120,7 @@ def _measure_captions(seconds: float, device_name: str) -> float:
 
 
 def _rate(work: Callable[[], int], seconds: float) -> float:
-    """How many a second `work` does, repeated for `seconds`; at least once."""
+    """The count per second of `work`, repeated for `seconds`; at least once."""
     started = time.monotonic()
     count = work()
     while time.monotonic() - started < seconds:

@@ -1,4 +1,4 @@
-"""Numbers, rates and times as people read them."""
+"""Formats counts, rates and times for people."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def show_duration(duration_s: float) -> str:
 
 
 def show_time_left(duration_s: float) -> str:
-    """ "8 s left", "4 min left", "1 h 20 min left", "2 d 3 h left": no finer than such a guess is good for."""
+    """ "8 s left", "4 min left", "1 h 20 min left", "2 d 3 h left": no finer than such an estimate allows."""
     minutes = round(duration_s / 60)
     if duration_s < 60:
         return f"{max(1, round(duration_s))} s left"
@@ -35,7 +35,7 @@ def show_time_left(duration_s: float) -> str:
 
 
 def show_list(lines: Sequence[str]) -> str:
-    """The first ten lines, indented, and how many more there are."""
+    """The first ten lines, indented, and the number of further ones."""
     shown = [f"  {line}" for line in lines[:_SHOWN]]
     if len(lines) > _SHOWN:
         shown.append(f"  ... and {len(lines) - _SHOWN:,} more")

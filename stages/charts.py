@@ -1,4 +1,4 @@
-"""Charts of a training, drawn by matplotlib, which is imported only when one is drawn."""
+"""Charts of a training, drawn with matplotlib, which is imported only when one is drawn."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, object]], *, rewarded_ph
     curves = _plot(loss_axes, "loss", [row for row in rows if row not in rewarded], _TRAIN, "training loss")
     if any(not math.isnan(number_in(row, "val_loss")) for row in rows):
         curves += _plot(loss_axes, "val_loss", rows, _VAL, "validation loss")
-    if rewarded:  # on its own axis, since it rises where a loss falls
+    if rewarded:  # on its own axis, since it rises while a loss falls
         reward_axes = loss_axes.twinx()
         curves += _plot(reward_axes, "loss", rewarded, _REWARD, "self-critical: reward (right)")
         reward_axes.tick_params(axis="y", labelcolor=_REWARD)
@@ -53,7 +53,7 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, object]], *, rewarded_ph
         if rewarded:
             axes.axvline(number_in(rewarded[0], "epoch") - 0.5, color=_REWARD, linestyle="--", linewidth=1)
     with replace_atomically(path) as partial_path:
-        figure.savefig(partial_path, format="png", dpi=120)  # by Agg: a Figure that is not pyplot's needs no display
+        figure.savefig(partial_path, format="png", dpi=120)  # by Agg: a Figure without pyplot needs no display
 
 
 def number_in(row: Mapping[str, object], name: str) -> float:
@@ -63,7 +63,7 @@ def number_in(row: Mapping[str, object], name: str) -> float:
 
 
 def _plot(axes: "Axes", name: str, rows: Sequence[Mapping[str, object]], color: str, label: str) -> "list[Line2D]":
-    """A point for each epoch, joined; nothing, for the legend too, where there are no `rows`."""
+    """Plot a point per epoch, joined by lines; without `rows` plot nothing and return no line for the legend."""
     if not rows:
         return []
     epochs = [number_in(row, "epoch") for row in rows]
@@ -71,5 +71,5 @@ def _plot(axes: "Axes", name: str, rows: Sequence[Mapping[str, object]], color: 
 
 
 def _put_legend(axes: "Axes", curves: "list[Line2D]") -> None:
-    """Above the axes, where no curve can run through it."""
+    """Put the legend above the axes, where no curve crosses it."""
     axes.legend(handles=curves, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0)

@@ -1,7 +1,7 @@
-"""What one setting is: its field holds default, type, range, unit and meaning, and all that shows it reads them there.
+"""One setting: its field holds default, type, range, unit and meaning, and everything that uses it reads them there.
 
-The options of the commands, the file that `init` writes, the reading of pipeline files, the refusal of wrong values and
-the API page are made from `settings_of`.
+The options of the commands, the file that `init` writes, the reading of pipeline files, the check of values and the API
+page all come from `settings_of`.
 """
 
 import math
@@ -39,21 +39,21 @@ def setting(
 
 @dataclass(frozen=True)
 class SettingType:
-    """The annotation of a setting, read."""
+    """The type of a setting, read from its annotation."""
 
     kind: type
-    """bool, int, float, str or Path; of a list, that of its items."""
+    """bool, int, float, str or Path; for a list, the type of its items."""
     choices: tuple[str, ...] = ()
-    """The only strings that there are; () for any."""
+    """The strings that are allowed; () for any."""
     is_optional: bool = False
     """Whether it may be None."""
     is_list: bool = False
 
 
 def read_type(annotation: Any) -> SettingType:
-    """What `annotation` allows: a Literal of strings, bool, int, float, str, Path, a tuple of these, or one | None.
+    """The type for `annotation`: a Literal of strings, bool, int, float, str, Path, a tuple of these, or one | None.
 
-    Raises TypeError for any other.
+    Raises TypeError for any other annotation.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
@@ -68,7 +68,7 @@ def read_type(annotation: Any) -> SettingType:
         return SettingType(str, arguments)
     if annotation in _WANTED:
         return SettingType(annotation)
-    raise TypeError(f"{annotation} is no type of a setting")
+    raise TypeError(f"{annotation} is not a type that a setting can have")
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,15 @@ class Setting:
     default: Any
     type: SettingType
     help: str
-    """What it means, with its unit: one or two sentences."""
+    """Its meaning and unit: one or two sentences."""
     least: float | None = None
     most: float | None = None
     unset: str = ""
-    """What holds where the default is None."""
+    """What None means, if that is the default."""
     example: Any = None
-    """A value to show where the default is None."""
+    """A value to show if the default is None."""
     metavar: str | None = None
-    """What stands for the value in the help of a command."""
+    """The placeholder for the value in the help of a command."""
     words: Mapping[str, Any] = field(default_factory=dict)
     """Values that can be given as a word, such as {"auto": 0}."""
 
@@ -99,16 +99,16 @@ class Setting:
 
     @property
     def shown_default(self) -> Any:
-        """The default, as the word for it where there is one."""
+        """The default, or the word for it if there is one."""
         return next((word for word, value in self.words.items() if value == self.default), self.default)
 
     @property
     def unnamed_choices(self) -> tuple[str, ...]:
-        """The choices, or () if the help names them all."""
+        """The choices, or () if the help names all of them."""
         return () if all(choice in self.help for choice in self.type.choices) else self.type.choices
 
     def description(self) -> str:
-        """Help, choices, range and what holds where it is None, as one paragraph."""
+        """Help, choices, range and the meaning of None, as one paragraph."""
         parts = [self.help]
         if self.unnamed_choices:
             parts.append(f"One of {', '.join(self.unnamed_choices)}.")
@@ -121,9 +121,10 @@ class Setting:
         return " ".join(parts)
 
     def accept(self, value: object) -> Any:
-        """`value` as the configuration keeps it: a path for a string and the other way round, a tuple for a list.
+        """`value` as the configuration stores it: strings and paths are converted to the setting's type, lists to
+        tuples.
 
-        Raises SettingError for a value of another type or out of range.
+        Raises SettingError if it has another type or is out of range.
         """
         if value is None and self.type.is_optional:
             return None
@@ -162,7 +163,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Settings that travel together. Those that do not fit their fields are refused with SettingError."""
+    """A group of settings. Raises SettingError for values that do not fit their fields."""
 
     def __post_init__(self) -> None:
         for name, known in settings_of(type(self)).items():
@@ -170,7 +171,7 @@ class Configuration:
 
 
 def settings_of(kind: type[Configuration]) -> Mapping[str, Setting]:
-    """The settings of the configuration `kind` by name, in order; a configuration inside it is none."""
+    """The settings of the configuration `kind` by name, in order, without configurations inside it."""
     hints = get_type_hints(kind)
     return types.MappingProxyType(
         {

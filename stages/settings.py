@@ -30,7 +30,7 @@ class ExtractConfig(Configuration):
     """Stage one: which network makes the features, and how the machine runs it."""
 
     backbone: Backbone = setting(
-        "resnet50", "Network that makes the features; scenes-resnet14 is the demo's, for drawn scenes only."
+        "resnet50", "Network that computes the features; scenes-resnet14 is the demo's, for drawn scenes only."
     )
     weights: str = setting(  # the smoothed labels of v2 make worse features: Kornblith et al. 2021
         "imagenet1k_v1",
@@ -39,17 +39,17 @@ class ExtractConfig(Configuration):
     )
     preprocess: Preprocess = setting(
         "crop",
-        "How an image is made to fit. crop: shorter side resized, centre cut out; squash: whole image made square; "
-        "whole: nothing cut, shape kept.",
+        "How an image is fitted to the network. crop: shorter side resized, centre cut out; squash: whole image made "
+        "square; whole: nothing cut, shape kept.",
     )
     image_size: int = setting(
         224,
-        "Side of the square that the network sees, in pixels; with whole, the shorter side.",
+        "Side of the square input of the network, in pixels; with whole, the shorter side.",
         least=32,
         most=4096,
     )
     views: Views = setting(
-        "one", "Views of each image. flip: the mean of the image and its mirror image, at twice the time."
+        "one", "Views of each image. flip: the mean of the image and its mirror image, in twice the time."
     )
     batch_size: int | None = setting(
         None, "Images per forward pass of the network.", least=1, unset="8 with openvino, else 32", example=32
@@ -63,20 +63,22 @@ class ExtractConfig(Configuration):
     )
     device: str = _device_setting()
     engine: EngineName = setting(
-        "auto", "What runs the network; auto is openvino on a CPU where it is installed, else torch."
+        "auto", "Engine that runs the network; auto is openvino on a CPU if it is installed, else torch."
     )
     compile: bool = setting(
-        False, "Compile the network with torch.compile: minutes at the start, worth it for long runs on a GPU."
+        False, "Compile the network with torch.compile: takes minutes at the start and pays off in long runs on a GPU."
     )
     precision: Precision = setting(
         "auto",
-        "Arithmetic of the network; auto is bf16 or fp16 where the device is fast at it, else fp32.",
+        "Precision of the network; auto is bf16 or fp16 if the device is fast at it, else fp32.",
     )
     dtype: StoredDtype = setting(
         "float16", "Number type of the stored features; float16 halves the file and keeps three digits."
     )
     flush_every: int = setting(
-        1024, "Rows per part file: a kill loses at most these and those on their way; fewer make more files.", least=1
+        1024,
+        "Rows per part file: an interrupted run loses at most these and the rows in flight; fewer make more files.",
+        least=1,
     )
     own_failures: bool = setting(
         False, "List unreadable images in STORE.failures.csv instead of failures.csv, for several stores in one folder."
@@ -84,14 +86,14 @@ class ExtractConfig(Configuration):
 
 
 MACHINE_SETTINGS = ("batch_size", "workers", "device", "engine", "precision")
-"""Settings of an extraction that say how the machine runs it, not what it makes: captioning a folder takes them too."""
+"""Settings of an extraction that affect how the machine runs it, not its result; captioning a folder has them too."""
 
 
 @dataclass(frozen=True)
 class SearchConfig(Configuration):
-    """How captions are read out of a decoder: by beam search, or with `sample` drawn at random.
+    """How captions are decoded: by beam search, or with `sample` drawn at random.
 
-    Raises SettingError, besides for values out of range, if settings contradict each other.
+    Raises SettingError for values out of range and for settings that contradict each other.
     """
 
     beam_size: int = setting(5, "Captions kept at each step; 1 is greedy search. Sampling ignores it.", least=1)
@@ -117,20 +119,20 @@ class SearchConfig(Configuration):
         "Penalty on a word's log probability for each caption of an earlier group that has the word at this position.",
         least=0,
     )
-    sample: bool = setting(False, "Draw each word at random by its probability instead of searching.")
+    sample: bool = setting(False, "Draw each word at random by its probability instead of beam search.")
     temperature: float = setting(
         1.0,
         "Temperature of sampling: below 1 likely words become likelier, above 1 unlikely ones do.",
         least=0.01,
         most=100,
     )
-    top_k: int = setting(0, "Sampling draws from only this many of the likeliest words; 0 is all.", least=0)
+    top_k: int = setting(0, "Sample from only this many of the most likely words; 0 is all.", least=0)
     top_p: float = setting(
-        1.0, "Sampling draws from only the likeliest words that together reach this probability.", least=0.001, most=1
+        1.0, "Sample from only the most likely words that together reach this probability.", least=0.001, most=1
     )
     seed: int = setting(
         0,
-        "Random seed; what is drawn for an image depends only on it, the image's key and its features.",
+        "Random seed; the words sampled for an image depend only on it, the image's key and its features.",
         least=0,
         most=_GREATEST_SEED,
     )
@@ -141,36 +143,36 @@ class SearchConfig(Configuration):
             raise SettingError(f"`min_length` {self.min_length} is more than `max_length` {self.max_length}")
         if self.sample:
             if self.diversity_groups > 1:
-                raise SettingError("`diversity_groups` belongs to beam search: leave it or `sample` out")
+                raise SettingError("`diversity_groups` applies to beam search only: leave it or `sample` out")
             return
         if self.alternatives >= self.beam_size:
             least = self.alternatives + 1
             raise SettingError(f"`alternatives` {least - 1} needs `beam_size` {least} or more, not {self.beam_size}")
         if self.beam_size % self.diversity_groups:
             raise SettingError(
-                f"`beam_size` {self.beam_size} is no multiple of `diversity_groups` {self.diversity_groups}"
+                f"`beam_size` {self.beam_size} is not a multiple of `diversity_groups` {self.diversity_groups}"
             )
         for name, neutral in (("temperature", 1), ("top_k", 0), ("top_p", 1)):
             if getattr(self, name) != neutral:
-                raise SettingError(f"`{name}` belongs to sampling: set `sample` too")
+                raise SettingError(f"`{name}` applies to sampling only: set `sample` too")
 
 
 @dataclass(frozen=True)
 class TableConfig(Configuration):
-    """A table of captions: how it is written, what is flagged in it, and which files go with it."""
+    """A table of captions: its format, which captions are flagged, and which files are written with it."""
 
     format: TableFormat | None = setting(
         None, "Format of the table of captions.", unset="by the suffix of the output, else csv", example="csv"
     )
     gallery: Path | None = setting(
         None,
-        "Page to write as well, with every image and its caption (HTML).",
+        "Page to write too, with all images and their captions (HTML).",
         unset="no page",
         example="captions.html",
     )
     sidecar: str | None = setting(
         None,
-        "Ending of a text file to write beside each image with its caption, such as .txt: a.jpg, a.txt.",
+        "Suffix of a text file to write beside each image with its caption, such as .txt: a.jpg, a.txt.",
         unset="no files",
         example=".txt",
         metavar="SUFFIX",
@@ -187,11 +189,11 @@ class TableConfig(Configuration):
 
 @dataclass(frozen=True)
 class BootstrapConfig(Configuration):
-    """How the intervals of scores are found."""
+    """How the intervals of scores are computed."""
 
     resamples: int = setting(
         1000,
-        "Times that the images are resampled for the 95 % intervals; more make their ends steadier, not narrower.",
+        "Bootstrap resamples for the 95 % intervals; more make the intervals steadier, not narrower.",
         least=1,
     )
     seed: int = setting(0, "Random seed of the resampling.", least=0, most=_GREATEST_SEED)
@@ -199,14 +201,14 @@ class BootstrapConfig(Configuration):
 
 @dataclass(frozen=True)
 class EvaluateConfig(Configuration):
-    """How a model is scored: how its captions are decoded, and what is measured."""
+    """How a model is scored: how its captions are decoded, and which metrics are computed."""
 
-    java_metrics: bool = setting(False, "Measure METEOR and SPICE too; needs Java and captionmill[java].")
+    java_metrics: bool = setting(False, "Compute METEOR and SPICE too; needs Java and captionmill[java].")
     device: str = _device_setting()
     search: SearchConfig = SearchConfig()
     """How the captions are decoded."""
     bootstrap: BootstrapConfig = BootstrapConfig()
-    """How the intervals of the scores are found."""
+    """How the intervals of the scores are computed."""
 
 
 @dataclass(frozen=True)
@@ -221,33 +223,35 @@ class LeakConfig(Configuration):
 
 @dataclass(frozen=True)
 class TrainConfig(Configuration):
-    """Stage two: the decoder's size and how it is trained; chosen by measurement (docs/benchmarks.md)."""
+    """Stage two: the decoder's size and how it is trained; defaults were chosen by measurement (docs/benchmarks.md)."""
 
     min_count: int = setting(
         5, "Minimum number of times that a word occurs in training; rarer words become <unk>.", least=1
     )
     image_input: ImageInput = setting(
         "init",
-        "Where the image enters. init: the LSTM's initial state; first: before the first word; every: beside every "
-        "word.",
+        "Where the image enters the decoder. init: the LSTM's initial state; first: before the first word; every: with "
+        "every word.",
     )
     feature_scaling: FeatureScaling = setting(
         "standardize-unit",
         "Scaling of the features. standardize: each number; unit: each row to length 1; standardize-unit: both.",
     )
-    embed_dim: int = setting(512, "Numbers per word embedding.", least=1)
-    hidden_dim: int = setting(512, "Numbers in the hidden state of the LSTM.", least=1)
+    embed_dim: int = setting(512, "Size of the word embeddings.", least=1)
+    hidden_dim: int = setting(512, "Size of the hidden state of the LSTM.", least=1)
     layers: int = setting(1, "Number of LSTM layers.", least=1)
     tie_weights: bool = setting(True, "Use the word embeddings as output weights too.")
-    dropout: float = setting(0.5, "Share of embedding and output values dropped in training.", least=0, most=1)
-    feature_dropout: float = setting(0.3, "Share of the image's numbers dropped in training.", least=0, most=1)
-    forget_bias: float = setting(  # with 0 half of the memory, and so of the image, is lost at each word
+    dropout: float = setting(0.5, "Dropout rate of the embeddings and outputs in training.", least=0, most=1)
+    feature_dropout: float = setting(0.3, "Dropout rate of the image features in training.", least=0, most=1)
+    forget_bias: float = setting(  # with 0, half of the memory, and so of the image, is lost at each word
         2.0,
-        "Initial bias of the LSTM's forget gates; the higher, the longer it remembers.",
+        "Initial bias of the LSTM's forget gates; with a higher bias it remembers longer.",
         least=0,
         most=10,
     )
-    label_smoothing: float = setting(0.1, "Share of each target spread evenly over all words.", least=0, most=1)
+    label_smoothing: float = setting(
+        0.1, "Label smoothing: share of each target that is spread evenly over all words.", least=0, most=1
+    )
     batch_size: int = setting(64, "Captions per optimizer step, over all processes together.", least=1)
     learning_rate: float = setting(
         1e-3,
@@ -255,9 +259,13 @@ class TrainConfig(Configuration):
         least=0,
     )
     weight_decay: float = setting(0.0, "Weight decay of AdamW, applied to matrices only.", least=0)
-    clip_norm: float = setting(1.0, "Gradients are clipped to this norm.", least=0.001)  # 0 would leave no gradient
+    clip_norm: float = setting(1.0, "Gradients are clipped to this norm.", least=0.001)  # 0 would remove the gradient
     max_epochs: int | None = setting(
-        None, "Passes over the training captions.", least=1, unset="6, up to 100 for few captions", example=20
+        None,
+        "Maximum number of passes over the training captions.",
+        least=1,
+        unset="6, up to 100 for few captions",
+        example=20,
     )
     patience: int | None = setting(
         None,

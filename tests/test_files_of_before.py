@@ -95,7 +95,7 @@ def test_a_killed_extraction_is_verified_and_resumed(before: Path) -> None:
     assert (len(left), len(part_paths(store_path))) == (5, 2)
     assert left.verify() == []
     kept = {key: left[key] for key in left.keys}
-    assert run("features", "verify", store_path).output == f"{store_path}: 5 rows, all as written\n"
+    assert run("features", "verify", store_path).output == f"{store_path}: 5 rows, all intact\n"
     images = before / "pipeline/photos"
     result = run("extract", images, "--output", store_path, *NETWORK, *ON_CPU, "--quiet")
     assert result.stdout.startswith(f"{store_path}: 13 images found: 5 cached before, 7 extracted, 1 failed; ")

@@ -1,6 +1,7 @@
-"""What is written besides a table of captions: files beside the images, captions inside them, a page of all.
+"""Files written along with a table of captions: text files beside images, captions inside images, a gallery page.
 
-Prepared before any work, so that what cannot be written is known at once; written when the table is complete.
+They are prepared before any work, so that a file that cannot be written is reported at once, and written when the table
+is complete.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ EmbedInto = Path | Literal["images"]
 
 
 class Companions:
-    """Those of one table."""
+    """The companion files of one table."""
 
     def __init__(
         self,
@@ -35,10 +36,11 @@ class Companions:
         embed_into: EmbedInto | None,
         overwrite: bool,
     ) -> None:
-        """Of `found` under `images`, whose features are in `store`; InputError if one would overwrite another file.
+        """For the images `found` under `images`, whose features are in `store`; InputError if one would overwrite
+        another file.
 
-        Captions go into copies of the images in the folder `embed_into`, or into these themselves. `overwrite` replaces
-        sidecars and descriptions that somebody else wrote.
+        Captions go into copies of the images in the folder `embed_into`, or with "images" into the images themselves.
+        `overwrite` replaces sidecars and descriptions that another program wrote.
         """
         local = None if is_url(images) else Path(images)
         self._found, self._table, self._config, self._overwrite = found, table, config, overwrite
@@ -57,17 +59,17 @@ class Companions:
             self._embedding = Embedding(images, found, folder)
 
     def write_gallery(self, *, workers: int, progress: Progress) -> None:
-        """Write the page, if it is asked for; `workers` threads decode its pictures."""
+        """Write the page, if requested; `workers` threads decode its images."""
         if self._config.gallery is not None:
             rows = list(read_captions(self._table))
             write_gallery(self._config.gallery, self._title, self._found, rows, workers=workers, progress=progress)
 
     def write_sidecars(self, *, progress: Progress) -> int | None:
-        """How many files were written beside images; None if they are not asked for."""
+        """The number of files written beside images; None if they are not requested."""
         return self._sidecars.write(read_captions(self._table), progress=progress) if self._sidecars else None
 
     def embed(self, *, progress: Progress) -> EmbedSummary | None:
-        """What became of the image files; None if captions are not to be written into them."""
+        """The result for the image files; None if captions are not written into them."""
         if self._embedding is None:
             return None
         return self._embedding.write(read_captions(self._table), overwrite=self._overwrite, progress=progress)

@@ -1,4 +1,4 @@
-"""Captions into the image files themselves: into copies, or, if the user says so, in place."""
+"""Writes captions into image files: into copies, or in place if the user chooses that."""
 
 import os
 import shutil
@@ -22,25 +22,25 @@ from captionmill.pipeline.captioning.sidecars import image_path_of
 
 @dataclass(frozen=True)
 class EmbedSummary:
-    """What became of the images that have a caption."""
+    """The result for the images that have a caption."""
 
     embedded: int
-    """Images that hold their caption now."""
+    """Images that contain their caption now."""
     described: tuple[str, ...]
-    """Keys of those with a description of somebody else, which stayed."""
+    """Keys of images that keep a description written by another program."""
     unsupported: tuple[str, ...]
-    """Keys of those whose format takes no description, whose metadata is damaged, or, in place, that are read-only;
-    they are not copied."""
+    """Keys of images that are not copied: their format has no description, their metadata is damaged, or they are
+    read-only and written in place."""
 
 
 class Embedding:
-    """Where each image with its caption goes."""
+    """The destination of each image with its caption."""
 
     def __init__(self, images: Path | str, found: Sequence[ImageFile], copies: Path | None) -> None:
         """Into the folder `copies`, or, if that is None, into the images themselves.
 
-        Raises InputError if the library is missing, an image is no local file, the copies would lie among the images,
-        or two images would have one copy.
+        Raises InputError if the library is missing, an image is not a local file, the copies would be among the images,
+        or two images would have the same copy.
         """
         require_metadata_library()
         self._sources = {image.key: image_path_of(image, "`embed_metadata`") for image in found}
@@ -51,7 +51,7 @@ class Embedding:
             raise InputError(f"{copies}: copies among the images would be captioned too; name another folder: `copies`")
         self._targets = {key: copies / _below(key) for key in self._sources}
         if len(set(self._targets.values())) < len(found):
-            raise InputError(f"{copies}: two images would have one copy, since their names differ in .. or / alone")
+            raise InputError(f"{copies}: two images would have the same copy, since their names differ only in .. or /")
 
     def write(self, rows: Iterable[CaptionRow], *, overwrite: bool, progress: Progress = no_progress) -> EmbedSummary:
         """Put the caption of each row into its image; a copy that is up to date stays as it is."""
@@ -71,7 +71,7 @@ class Embedding:
         return EmbedSummary(embedded, tuple(described), tuple(unsupported))
 
     def _write_one(self, row: CaptionRow, overwrite: bool) -> DescriptionState:
-        """Write it; how the image stands to its caption after that."""
+        """Write the caption; the state of the image's description after that."""
         source, target = self._sources[row.path], self._targets[row.path]
         state = check_description(source, row.caption, overwrite=overwrite)
         is_copy = target != _real_path(source)
@@ -85,20 +85,20 @@ class Embedding:
             shutil.copyfile(source, partial_path)
             if state == "missing":
                 write_description(partial_path, row.caption)
-            (shutil.copystat if is_copy else shutil.copymode)(source, partial_path)  # a read-only one is one at the end
+            (shutil.copystat if is_copy else shutil.copymode)(source, partial_path)  # read-only images end as read-only
         return "same" if state == "missing" else state
 
 
 def _is_copy_of(target: Path, source: Path) -> bool:
-    """Whether `target` was copied from `source` as it is now: a copy keeps the time of its original."""
+    """Whether `target` is a copy of the current `source`: a copy keeps the modification time of its original."""
     return target.exists() and target.stat().st_mtime_ns == source.stat().st_mtime_ns
 
 
 def _real_path(path: Path) -> Path:
-    """The file behind all links; of a link to itself the link, where `Path.resolve` would fail."""
+    """The file behind all links; for a link to itself the link, where `Path.resolve` would fail."""
     return Path(os.path.realpath(path))
 
 
 def _below(key: str) -> PurePosixPath:
-    """The path of a copy below its folder: of a list's ../a.jpg and /a.jpg, a.jpg."""
+    """The path of a copy below its folder: a.jpg for ../a.jpg and /a.jpg of a list."""
     return PurePosixPath(*(part for part in PurePosixPath(key).parts if part not in ("..", "/")))

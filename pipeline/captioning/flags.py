@@ -1,4 +1,4 @@
-"""What is suspicious about a caption, so that people can look at the doubtful ones first."""
+"""Flags for suspicious captions, so that people can check the doubtful ones first."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from captionmill.stages.scoring.statistics import is_repetitive
 
 def find_flags(caption: Caption, low_confidence: float | None) -> tuple[str, ...]:
     """`cut`: it reached the maximum length; `repeated`: a word follows itself, or three words in a row occur twice;
-    `low-confidence`: the decoder is less sure of it than `low_confidence`.
+    `low-confidence`: its confidence is below `low_confidence`.
     """
     found = {
         "cut": caption.cut,
@@ -20,9 +20,10 @@ def find_flags(caption: Caption, low_confidence: float | None) -> tuple[str, ...
 
 
 def usual_low_confidence(bundles: Sequence[Model]) -> float | None:
-    """What a tenth of a model's validation captions are below, of several models the mean; None if one does not say.
+    """The confidence that a tenth of a model's validation captions are below; the mean of several models, None if one
+    has none.
 
-    One number for all models would not do: training with a reward makes a decoder much surer of all that it says.
+    One number does not suit all models: training with a reward raises the confidence of all captions.
     """
     known = [bundle.scores[LOW_CONFIDENCE] for bundle in bundles if LOW_CONFIDENCE in bundle.scores]
     return sum(known) / len(known) if len(known) == len(bundles) else None

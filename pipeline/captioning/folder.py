@@ -1,4 +1,4 @@
-"""Caption a folder: stage one into a cache, stage two from the cache, one row for every image found."""
+"""Captions a folder: features go into a cache, captions come from the cache, with one row for each image found."""
 
 import logging
 import time
@@ -31,22 +31,22 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FolderSummary:
-    """What captioning a folder did; `found` = `captioned` + the number of `failures`."""
+    """The result of captioning a folder; `found` = `captioned` + the number of `failures`."""
 
     found: int
     cached: int
     """Images whose features were in the cache already."""
     captioned: int
     made: int
-    """Rows made now; the others are as an earlier run left them."""
+    """Rows made now; the others are unchanged from an earlier run."""
     failures: tuple[Failure, ...]
     features_path: Path
     """The store that the captions were decoded from."""
     duration_s: float
     sidecars: int | None = None
-    """Files written beside images, if they were asked for; those that were right already are not counted."""
+    """Files written beside images, if requested; those that were up to date are not counted."""
     embedded: EmbedSummary | None = None
-    """What became of the image files, if captions were to be written into them."""
+    """The result for the image files, if captions were written into them."""
 
 
 def caption_folder(
@@ -64,21 +64,21 @@ def caption_folder(
     """Caption every image of `images`, as `extract` takes them, with `model` and write the table `output`.
 
     `images` may be a feature store: then its rows are captioned, and no image is opened. Several folders in `model`
-    are an ensemble. Rows of an earlier table are kept if model, settings and image are what they were; a table that was
-    edited since is kept beside the new one.
+    form an ensemble. Rows of an earlier table are kept if model, settings and image have not changed; a table that was
+    edited since then is kept beside the new one.
 
-    `table` is the table's format, which captions are flagged, and which files are written besides: a gallery, and a
-    text file beside each image. `embed_into` is a folder for copies of the images that hold their captions, or "images"
-    to write into these themselves. `cache` is where features are kept, and how those that it lacks are extracted.
+    `table` is the table's format, which captions are flagged, and which other files are written: a gallery, and a text
+    file beside each image. `embed_into` is a folder for copies of the images that contain their captions, or "images"
+    to write into the images themselves. `cache` describes where features are stored and how missing ones are extracted.
 
-    `overwrite` replaces an `output` that is no table of captions or was edited, a cache of other features than the
-    model needs, and sidecars and descriptions that somebody else wrote; "made" only an `output` and a cache that an
-    earlier run made for something else.
+    `overwrite` replaces an `output` that is not a table of captions or was edited, a cache whose features do not match
+    the model, and sidecars and descriptions that another program wrote; "made" replaces only an `output` and a cache
+    that an earlier run made for something else.
 
-    Raises InputError if there is no image or none can be read (the table is written all the same), or `output` is
-    another kind of file or named like one; WeightsError if the backbone's weights are not the model's,
-    SpecMismatchError if the cache holds other features than the model needs. Models that do not fit each other are
-    refused as by `Captioner.load`.
+    Raises InputError if there is no image or none can be read (the table is written even then), or `output` is another
+    kind of file or has the name of one; WeightsError if the backbone's weights are not the model's, SpecMismatchError
+    if the features in the cache do not match the model. Raises for models that do not match each other as
+    `Captioner.load` does.
     """
     started = time.monotonic()
     images, models, output = as_location(images), as_paths(model), Path(output)
@@ -88,7 +88,7 @@ def caption_folder(
     companions: Companions | None = None
     if isinstance(images, Path) and images.is_file() and is_store_file(images):
         if table.sidecar is not None or embed_into is not None or table.gallery is not None:
-            raise InputError(f"{images}: holds features and no images to write captions to; name the images themselves")
+            raise InputError(f"{images}: holds features, not images to write captions to; give the images themselves")
         require_other_file(output, images)
         _require_replaceable(output, overwrite=bool(overwrite))
         source = open_source(images, cache.features, captioner.spec)
@@ -141,7 +141,7 @@ def caption_folder(
 
 def _require_replaceable(output: Path, *, overwrite: bool) -> None:
     if output.exists() and not (overwrite or is_caption_table(output)):
-        raise InputError(f"{output}: no table of captions; pass `overwrite` to replace it, or another `output`")
+        raise InputError(f"{output}: not a table of captions; pass `overwrite` to replace it, or another `output`")
 
 
 def _update_table(
@@ -155,12 +155,12 @@ def _update_table(
     keep_edited: bool,
     progress: Progress,
 ) -> int:
-    """Bring the table up to date; how many of its rows were made."""
+    """Bring the table up to date; the number of rows that were made."""
     low_confidence = table.low_confidence
     if low_confidence is None:
         low_confidence = usual_low_confidence(captioner.bundles)
         if low_confidence is None:
-            _logger.warning("the model does not say how sure it usually is; `low_confidence` says what to flag")
+            _logger.warning("the model has no usual confidence; pass `low_confidence` to flag captions below it")
     made_with = {
         "models": [model_digest(folder) for folder in models],
         "search": asdict(search),

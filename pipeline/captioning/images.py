@@ -1,7 +1,7 @@
-"""Caption images as they come, from files or from memory, without a table and without a feature store.
+"""Captions a stream of images, from files or from memory, without a table and without a feature store.
 
-A group of images at a time is encoded and captioned, so that any number of them, from a generator too, needs little
-memory. A file gets the caption that `caption_folder` gives it: its features are rounded as they are in a store.
+Groups of images are encoded and captioned together, so that any number of images, also from a generator, needs little
+memory. A file gets the same caption as from `caption_folder`: its features are rounded as in a store.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from captionmill.stages.machine import choose_workers
 from captionmill.stages.settings import ExtractConfig, SearchConfig, TableConfig
 
 AnyImage = AnyPath | bytes | Image.Image | npt.NDArray[np.uint8]
-"""A file or its URL, the bytes of a file, Pillow's image, or an array: [H, W, 3] uint8 RGB or [H, W] uint8 grey."""
+"""A file or its URL, the bytes of a file, a Pillow image, or an array: [H, W, 3] uint8 RGB or [H, W] uint8 grey."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class CaptionedImage:
     """One image with its caption, or with the reason why it has none."""
 
     name: str
-    """The path or the URL as it was given; for an image in memory its number in the order given, from 0."""
+    """The path or URL as given; for an image in memory its number in the order given, from 0."""
     text: str
     """The caption; "" if the image cannot be read."""
     confidence: float | None
     """Geometric mean of the words' probabilities, 0 to 1; None if the image cannot be read."""
     flags: tuple[str, ...] = ()
-    """What is suspicious about the caption, as `find_flags` names it."""
+    """Flags of a suspicious caption, as `find_flags` returns them."""
     alternatives: tuple[str, ...] = ()
-    """The next best captions, best first, if the search looks for them."""
+    """The next best captions, best first, if `search` has `alternatives`."""
     error: str = ""
     """Why the image cannot be read; "" if it has a caption."""
 
@@ -61,13 +61,13 @@ def caption_images(
     """The caption of each of `images` (or of one image), in the order given, as an iterator.
 
     `images` may be any iterable; `group_size` of them are captioned together, and no more are in memory. Files and
-    bytes are decoded on threads. Arrays and Pillow's images are prepared as they are taken, and may change after that.
-    The EXIF orientation is applied; that of Pillow's image is in its `info`.
+    bytes are decoded on threads. Arrays and Pillow images are prepared when they are taken, and may be changed after
+    that. The EXIF orientation is applied; for a Pillow image it is read from its `info`.
 
-    What cannot be read, or is no image, has the reason in `error`; the others are captioned all the same. Several
-    folders in `model` are an ensemble. The networks are loaded by each call, so make one call for many images.
-    `machine`, `weights` and `low_confidence` are as for `caption_folder`. Sampled captions are drawn by an image's
-    number, where `caption_folder` draws by its key.
+    An input that cannot be read or is not an image has the reason in `error`; the others are captioned even then.
+    Several folders in `model` form an ensemble. Each call loads the networks, so make one call for many images.
+    `machine`, `weights` and `low_confidence` are as for `caption_folder`. Sampled captions depend on an image's number,
+    in `caption_folder` on its key.
 
     Raises InputError, ModelError, WeightsError or SpecMismatchError, at once, if the model or its network cannot be
     used.
@@ -85,23 +85,23 @@ def caption_images(
 
 @dataclass(frozen=True)
 class _Group:
-    """Some images: a row of features of each, or the reason why it cannot be read, by its number as a key."""
+    """A group of images: the features of each, or the reason why it cannot be read, by its number as key."""
 
     names: dict[str, str] = field(default_factory=dict)
     rows: dict[str, Features] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
     def position(self, key: str) -> int:
-        """The number."""
+        """The number of the image."""
         return int(key)
 
     def read(self, positions: Sequence[int]) -> Features:
-        """The rows of the images of these numbers, [len(positions), D]."""
+        """The features of the images with these numbers, [len(positions), D]."""
         return np.stack([self.rows[str(number)] for number in positions])
 
 
 def _each(images: AnyImage | Iterable[AnyImage]) -> Iterator[AnyImage]:
-    """Each image; a single one is one image, not the letters, bytes or rows that it can be iterated as."""
+    """Each image; a single image counts as one image, not as an iterable of letters, bytes or rows."""
     if isinstance(images, Path | str | bytes | Image.Image):
         return iter((images,))
     if isinstance(images, np.ndarray) and images.ndim in (2, 3):
@@ -112,13 +112,13 @@ def _each(images: AnyImage | Iterable[AnyImage]) -> Iterator[AnyImage]:
 def _encode_groups(
     images: Iterator[AnyImage], group_size: int, encoder: Encoder, engine: Engine, machine: ExtractConfig
 ) -> Iterator[_Group]:
-    """The images, `group_size` at a time."""
+    """The encoded images in groups of `group_size`."""
     numbered = enumerate(images)
     workers = choose_workers(machine.workers)
     while True:
         group = _Group()
         files: list[ImageFile] = []
-        pictures: list[tuple[str, Pixels]] = []
+        in_memory: list[tuple[str, Pixels]] = []
         for number, image in itertools.islice(numbered, group_size):
             key = str(number)
             group.names[key] = str(image) if isinstance(image, Path | str) else key
@@ -126,7 +126,7 @@ def _encode_groups(
                 if isinstance(image, Path | str | bytes):
                     files.append(_file_of(key, image))
                 else:
-                    pictures.append((key, _prepare(image, encoder)))
+                    in_memory.append((key, _prepare(image, encoder)))
             except ImageError as exc:
                 group.reasons[key] = str(exc)
         if not group.names:
@@ -134,7 +134,7 @@ def _encode_groups(
         loaded = load_batches(
             files, encoder.prepare, least_size=encoder.least_size, batch_size=engine.batch_size, workers=workers
         )
-        for batch, rows in encode_batches(engine, itertools.chain(_batches_of(pictures, engine.batch_size), loaded)):
+        for batch, rows in encode_batches(engine, itertools.chain(_batches_of(in_memory, engine.batch_size), loaded)):
             group.reasons.update((failure.key, failure.reason) for failure in batch.failures)
             group.rows.update(zip(batch.keys, rows.astype(np.dtype(machine.dtype)), strict=True))
         yield group
@@ -145,15 +145,15 @@ def _file_of(key: str, image: AnyPath | bytes) -> ImageFile:
 
 
 def _prepare(image: object, encoder: Encoder) -> Pixels:
-    """What the network sees of an image that is in memory as pixels; a copy. ImageError if it is no such image."""
+    """A copy of the pixels of an image in memory, prepared for the network; ImageError if it is not an image."""
     pixels = pixels_of(image) if isinstance(image, Image.Image) else _pixels_of_array(image)
     return np.array(prepare_pixels(pixels, encoder.prepare))
 
 
 def _pixels_of_array(array: object) -> Pixels:
-    """[H, W, 3] uint8 of such an array, or of a grey one, [H, W]."""
+    """The pixels [H, W, 3] uint8 of such an array, or of a grey one, [H, W]."""
     if not isinstance(array, np.ndarray):
-        raise ImageError(f"{type(array).__name__}: neither a path, nor bytes, an image of Pillow's or an array")
+        raise ImageError(f"{type(array).__name__}: not a path, bytes, a Pillow image or an array")
     is_grey = array.ndim == 2
     if array.dtype != np.uint8 or not (is_grey or (array.ndim == 3 and array.shape[2] == 3)):
         shape = ", ".join(map(str, array.shape))
@@ -163,14 +163,14 @@ def _pixels_of_array(array: object) -> Pixels:
     return np.repeat(array[:, :, np.newaxis], 3, axis=2) if is_grey else array
 
 
-def _batches_of(pictures: Sequence[tuple[str, Pixels]], batch_size: int) -> Iterator[Batch]:
+def _batches_of(in_memory: Sequence[tuple[str, Pixels]], batch_size: int) -> Iterator[Batch]:
     """Batches of at most `batch_size` images of one shape."""
     by_shape: dict[tuple[int, ...], list[tuple[str, Pixels]]] = {}
-    for key, pixels in pictures:
+    for key, pixels in in_memory:
         by_shape.setdefault(pixels.shape, []).append((key, pixels))
-    for alike in by_shape.values():
-        for start in range(0, len(alike), batch_size):
-            keys, pixels_of_each = zip(*alike[start : start + batch_size], strict=True)
+    for same_shape in by_shape.values():
+        for start in range(0, len(same_shape), batch_size):
+            keys, pixels_of_each = zip(*same_shape[start : start + batch_size], strict=True)
             yield Batch(list(keys), list(pixels_of_each))
 
 

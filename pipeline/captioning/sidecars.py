@@ -1,7 +1,8 @@
-"""A text file beside each image with its caption, as training sets have them: photo.jpg, photo.txt.
+"""A text file beside each image with its caption, as in training sets: photo.jpg, photo.txt.
 
-Only files that an earlier run into the same table wrote, and nobody has changed since, are replaced unasked: what was
-written is remembered beside the table: a line a file, the beginning of the SHA-256 of name and content.
+Without `overwrite`, only files that an earlier run into the same table wrote, and that are unchanged since, are
+replaced. The files written are recorded beside the table: one line per file, the first digits of the SHA-256 of name
+and content.
 """
 
 import hashlib
@@ -25,26 +26,26 @@ _HASH_DIGITS = 16
 
 
 def image_path_of(image: ImageFile, option: str) -> Path:
-    """The file of `image`; InputError if it is none of this machine's own."""
+    """The file of `image`; InputError if it is not a file on this machine."""
     if isinstance(image.path, str) or image.offset is not None:
         raise InputError(f"{option} needs images that are files here; {image.key} is in a tar or behind a URL")
     return image.path
 
 
 def is_sidecar_suffix(suffix: str) -> bool:
-    """Whether files with this ending may lie beside images: it begins with a dot and is not that of an image."""
+    """Whether files with this suffix may be beside images: it begins with a dot and is not the suffix of an image."""
     return bool(re.fullmatch(r"\.\w[\w.-]*", suffix)) and suffix.lower() not in (*IMAGE_SUFFIXES, ".tar")
 
 
 def count_missing(images: Path | str, suffix: str, table: Path) -> int:
-    """How many of `images` have a caption in `table` and no sidecar with the ending `suffix`."""
+    """The number of `images` that have a caption in `table` but no sidecar with the suffix `suffix`."""
     paths = {image.key: image_path_of(image, "`sidecar`").with_suffix(suffix) for image in find_images(images)}
     captioned = (row.path for row in read_captions(table) if row.status == "ok")
     return sum(key in paths and not paths[key].exists() for key in captioned)
 
 
 class Sidecars:
-    """The file beside each image."""
+    """The text files beside the images."""
 
     def __init__(
         self,
@@ -55,42 +56,42 @@ class Sidecars:
         others: Iterable[Path],
         overwrite: bool,
     ) -> None:
-        """Of the images `found`, with the ending `suffix`, for the captions of `table`; `others` are files to spare.
+        """For the images `found`, with the suffix `suffix` and the captions of `table`; `others` are never overwritten.
 
-        Raises InputError if the ending will not do, an image is no local file, two images would share a sidecar, or
-        one exists that no run into `table` wrote, unless `overwrite`.
+        Raises InputError if the suffix cannot be used, an image is not a local file, two images would share a sidecar,
+        or, without `overwrite`, a sidecar exists that no run into `table` wrote.
         """
         if not is_sidecar_suffix(suffix):
-            raise InputError(f"`sidecar` {suffix}: must be the ending of a text file, such as .txt")
+            raise InputError(f"`sidecar` {suffix}: must be the suffix of a text file, such as .txt")
         self._record_path = made_dir(table) / "sidecars"
         self._known = self._read_known()
         self._paths: dict[str, Path] = {}
         owners: dict[Path, str] = {}
-        spared = {os.path.realpath(path) for path in (table, *others)}
+        reserved = {os.path.realpath(path) for path in (table, *others)}
         for image in found:
             path = self._paths[image.key] = image_path_of(image, "`sidecar`").with_suffix(suffix)
-            if image.problem:  # it gets none, and what is called so may be another's
+            if image.problem:  # it gets no sidecar, and a file of that name may be another image's
                 continue
             if path in owners:
                 raise InputError(f"`sidecar`: {owners[path]} and {image.key} would share {path}; rename one of them")
-            if os.path.realpath(path) in spared:
-                raise InputError(f"`sidecar`: {path} is another file of this command; choose another ending")
+            if os.path.realpath(path) in reserved:
+                raise InputError(f"`sidecar`: {path} is another file of this command; choose another suffix")
             if not overwrite and path.exists() and self._hash(image.key, path.read_bytes()) not in self._known:
                 raise InputError(
-                    f"{path}: exists already, and is not as a run into {table} wrote it; "
+                    f"{path}: exists already and was not written by a run into {table}, or was changed since; "
                     "move it away, or pass `overwrite` to replace all such files"
                 )
             owners[path] = image.key
 
     def write(self, rows: Iterable[CaptionRow], *, progress: "Progress") -> int:
-        """Write the caption of each row that has one; how many files were new or changed."""
+        """Write the caption of each row that has one; the number of files that were new or changed."""
         written = 0
         with self._record_path.open("ab") as record:
             for done, row in enumerate(rows, 1):
                 path, content = self._paths[row.path], f"{row.caption}\n".encode()
                 if row.status == "ok" and not (path.exists() and path.read_bytes() == content):
                     record.write(b"\n" + self._hash(row.path, content))
-                    record.flush()  # first, so that a kill leaves no file that the next run does not know
+                    record.flush()  # first, so that an interrupted run leaves no file without a record
                     partial_path = partial_path_of(path)
                     partial_path.write_bytes(content)
                     partial_path.replace(path)

@@ -1,4 +1,4 @@
-"""What is captioned: a feature store that is there, or images, of which the missing features are extracted first."""
+"""The source of captions: an existing feature store, or images, whose missing features are extracted first."""
 
 import zlib
 from collections.abc import Sequence
@@ -23,27 +23,27 @@ from captionmill.stages.settings import ExtractConfig
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """The cache of features that images are captioned from, and how those that it lacks are extracted."""
+    """The cache of features that images are captioned from, and how missing features are extracted."""
 
     features: AnyPath | None = None
-    """Where it is; None is beside the table."""
+    """Its path; None is beside the table."""
     weights: AnyPath | None = None
     """The file of the backbone's weights, if it was moved since the model was trained."""
     machine: ExtractConfig = field(default_factory=ExtractConfig)
-    """Of these only `MACHINE_SETTINGS` count: the model knows its backbone and preprocessing."""
+    """Only its `MACHINE_SETTINGS` are used: the model determines backbone and preprocessing."""
 
 
 @dataclass(frozen=True)
 class CaptionSource:
-    """What is to be captioned."""
+    """The images to caption, and the store with their features."""
 
     keys: Sequence[str]
     path: Path
-    """Of the store."""
+    """Path of the store."""
     store: FeatureStore | None
     """None if no image can be read."""
     extraction: ExtractSummary | None
-    """What was extracted for it; None for a store that was there."""
+    """The extraction that filled it; None for an existing store."""
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -52,13 +52,13 @@ class CaptionSource:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Why each of these cannot be read, by key."""
+        """The reason why each of them cannot be read, by key."""
         return {failure.key: failure.reason for failure in self.failures}
 
     def row_sources(self) -> SourceChecksums:
-        """[N] what each row of the table is made from, as a number.
+        """Checksums [N] of what each row of the table is made from.
 
-        A failed row is made from its reason; any other from its features, whose checksum knows the picture too.
+        A failed row is made from its reason, any other from its features, whose checksum includes the image.
         """
         reasons = self.reasons
         texts = (f"{key}\0{reasons.get(key, '')}".encode("utf-8", "replace") for key in self.keys)
@@ -70,7 +70,7 @@ class CaptionSource:
 
 
 def open_source(path: Path, features: AnyPath | None, spec: FeatureSpec) -> CaptionSource:
-    """The store at `path`, which is to hold what `spec` says; InputError if `features` names another cache."""
+    """The store at `path`, which must match `spec`; InputError if `features` names another cache."""
     if features is not None:
         raise InputError(f"{path}: holds features already; leave out `features` {features}")
     store = FeatureStore.open(path)
@@ -87,9 +87,9 @@ def extract_source(
     replaces: bool,
     progress: Progress,
 ) -> CaptionSource:
-    """Add to the store at `path` what it lacks of `found`.
+    """Add the missing features of `found` to the store at `path`.
 
-    Raises SpecMismatchError if it holds other features than `spec` says; with `replaces` it is made anew then.
+    If its features do not match `spec`, raises SpecMismatchError, or with `replaces` extracts all of them again.
     """
     missing, machine = len(found), cache.machine
     replaced = False

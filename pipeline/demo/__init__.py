@@ -1,1 +1,1 @@
-"""The demo: drawn scenes, captioned without any download."""
+"""The demo: drawn scenes, captioned without a download."""

@@ -1,4 +1,4 @@
-"""The demo: drawn scenes, a pipeline file over them, and a gallery of the captions of images held out."""
+"""The demo: drawn scenes, a pipeline file for them, and a gallery of captions of held-out images."""
 
 import json
 import time
@@ -20,13 +20,13 @@ from captionmill.stages.training.state import EpochResult
 
 PICTURES_DIR, HELD_OUT_DIR = "pictures", "held_out"
 PLAN_NAME, PAGE_NAME, CAPTIONS_NAME = "pipeline.toml", "page.html", "captions.csv"
-PLAN = """\
+PLAN = f"""\
 # Made by `captionmill demo`; run it with `captionmill run pipeline.toml`. Paths start at this file's folder.
 
 [extract]
-images = "pictures"
+images = "{PICTURES_DIR}"
 output = "features.h5"
-backbone = "scenes-resnet14"  # the demo's small network; for photographs leave this line out: resnet50
+backbone = "scenes-resnet14"  # the demo's small network; leave this line out for your own images: resnet50
 preprocess = "squash"
 image_size = 128
 
@@ -49,15 +49,15 @@ max_epochs = 10
 output = "scores.json"
 
 [caption]
-images = "held_out"
-output = "captions.csv"
+images = "{HELD_OUT_DIR}"
+output = "{CAPTIONS_NAME}"
 """
 _SEED = 20261122
 
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """What the demo made."""
+    """The files and results of the demo."""
 
     folder: Path
     page_path: Path
@@ -66,7 +66,7 @@ class DemoSummary:
     captions_path: Path
     outcomes: tuple[TaskOutcome, ...]
     right_count: int
-    """Held-out captions that name every object, colour, size and the background right."""
+    """Held-out captions with every object, colour, size and the background right."""
     held_out_count: int
     duration_s: float
 
@@ -74,24 +74,24 @@ class DemoSummary:
 def run_demo(
     folder: Path,
     *,
-    picture_count: int = 2000,
+    image_count: int = 2000,
     held_out_count: int = 200,
     on_stage: Callable[[str, str], None] = lambda stage, command: None,
     on_epoch: Callable[[EpochResult], None] = lambda result: None,
     progress: Progress = no_progress,
 ) -> DemoSummary:
-    """Draw images into `folder`, extract, train, evaluate, caption the held-out ones, write the gallery of these.
+    """Draw images into `folder`, extract, train, evaluate, caption the held-out images and write their gallery.
 
-    The gallery marks each caption as right or wrong, the wrong ones first. The pipeline writes its report.
+    The gallery marks each caption as right or wrong, the wrong ones first. The pipeline also writes its report.
 
-    Raises InputError if `folder` holds files that no demo made.
+    Raises InputError if `folder` holds files that a demo did not make.
     """
     started = time.monotonic()
     plan_path = folder / PLAN_NAME
     if folder.exists() and any(folder.iterdir()) and not _is_demo(plan_path):
-        raise InputError(f"{folder}: holds other files; name an empty or a new folder")
+        raise InputError(f"{folder}: holds other files; choose an empty or a new folder")
     write_text(plan_path, PLAN)
-    draw_samples(folder / PICTURES_DIR, picture_count, seed=_SEED, captions_path=folder / "references.csv")
+    draw_samples(folder / PICTURES_DIR, image_count, seed=_SEED, captions_path=folder / "references.csv")
     scenes = draw_samples(folder / HELD_OUT_DIR, held_out_count, seed=_SEED + 1)
     written: list[Path] = []
     events = RunEvents(on_stage=on_stage, on_epoch=on_epoch, on_report=written.append)
@@ -127,7 +127,7 @@ def run_demo(
 
 
 def _is_demo(plan_path: Path) -> bool:
-    """Whether a demo wrote this plan, finished or not: only then may its folder be written to."""
+    """Whether a demo wrote this plan, finished or not: only then may the demo write to its folder."""
     return plan_path.exists() and plan_path.read_bytes().startswith(PLAN.splitlines()[0].encode())
 
 

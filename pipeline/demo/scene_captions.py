@@ -1,4 +1,4 @@
-"""The scenes of the embedded sample, in words: what a scene is, how people would caption it, and what a caption claims.
+"""The scenes of the embedded sample in words: their objects, their captions, and the scene that a caption describes.
 
 The language is closed, so that a generated caption can be checked: `describes` needs no reference captions.
 """
@@ -71,21 +71,21 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows, and all that its captions tell."""
+    """The content of one image, and of its captions."""
 
     objects: tuple[SceneObject, ...]  # one or two; their order means nothing
     background: str  # a key of `PLACES`
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """One object, or a large and a small one (3 scenes of 5), before any of the backgrounds."""
+    """One object, or a large and a small one (3 scenes of 5), on a random background."""
     sizes = ("large", "small") if rng.random() < 0.6 else (_pick(rng, tuple(SIZES)),)
     objects = tuple(SceneObject(size, _pick(rng, COLOURS), _pick(rng, tuple(SHAPES))) for size in sizes)
     return Scene(objects, _pick(rng, tuple(PLACES)))
 
 
 def word_captions(scene: Scene, rng: np.random.Generator, *, count: int = 5) -> list[str]:
-    """`count` different captions of one scene (6 at most), each naming all of it."""
+    """`count` different captions of one scene (6 at most), each of which names everything in it."""
     wordings = ONE_OBJECT_WORDINGS if len(scene.objects) == 1 else TWO_OBJECT_WORDINGS
     captions = []
     for chosen in rng.permutation(len(wordings))[:count]:
@@ -96,10 +96,10 @@ def word_captions(scene: Scene, rng: np.random.Generator, *, count: int = 5) -> 
 
 
 def read_scene_caption(caption: str) -> Scene | None:
-    """The scene that a caption claims, its objects sorted; `None` where it claims no whole scene.
+    """The scene that a caption describes, its objects sorted; None if it does not describe a complete scene.
 
     Sizes and colours belong to the next shape, in any order. A word outside the language, an object without its size or
-    colour, two sizes or colours for one object, and no background or two are all `None`.
+    colour, two sizes or colours for one object, and no background or two all return None.
     """
     objects: list[SceneObject] = []
     backgrounds: set[str] = set()
@@ -124,14 +124,14 @@ def read_scene_caption(caption: str) -> Scene | None:
 
 
 def describes(caption: str, scene: Scene) -> bool:
-    """True where a caption names the background and every object of a scene rightly, and nothing else."""
+    """Whether a caption names the background and every object of a scene correctly, and nothing else."""
     return read_scene_caption(caption) == Scene(tuple(sorted(scene.objects)), scene.background)
 
 
 def _name_object(scene_object: SceneObject, rng: np.random.Generator) -> str:
     size = _pick(rng, SIZES[scene_object.size])
     shape = _pick(rng, SHAPES[scene_object.shape])
-    # "a big red disc", now and then "a red big disc", as people mix the order up
+    # "a big red disc", now and then "a red big disc", as people vary the order
     adjectives = (scene_object.colour, size) if rng.random() < 0.1 else (size, scene_object.colour)
     phrase = f"{adjectives[0]} {adjectives[1]} {shape}"
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

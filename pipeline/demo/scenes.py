@@ -1,6 +1,6 @@
 """The embedded sample: drawn scenes with captions, for the demo and the tests, without a download.
 
-Every picture depends on the seed and its own number alone, so any count of processes draws the same files.
+Each image depends only on the seed and its number, so any number of processes draws the same files.
 """
 
 import csv
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from captionmill.data.files import write_text
 from captionmill.pipeline.demo.scene_captions import Scene, random_scene, word_captions
 
-Levels = npt.NDArray[np.float32]  # (height, width) or (height, width, 3), grey levels of 255 or shares
+Levels = npt.NDArray[np.float32]  # (height, width) or (height, width, 3), grey levels up to 255 or shares
 Points = npt.NDArray[np.float64]  # (points, 2): across and down
 
 SHADES = {  # chosen to stand out from every background
@@ -29,21 +29,21 @@ SHADES = {  # chosen to stand out from every background
     "purple": (128, 40, 176),
     "pink": (248, 128, 188),
 }
-RADIUS_RANGES = {"small": (0.14, 0.17), "large": (0.25, 0.29)}  # shares of the picture's height
-WIDTH_RANGE = (176, 208)  # pixels; the height is three quarters of it
-OVERSAMPLING = 3  # outlines are drawn this much larger, then averaged: smooth edges
+RADIUS_RANGES = {"small": (0.14, 0.17), "large": (0.25, 0.29)}  # shares of the image's height
+WIDTH_RANGE = (176, 208)  # pixels; the height is 3/4 of it
+OVERSAMPLING = 3  # outlines are drawn larger by this factor, then averaged, for smooth edges
 JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True)
 class Texture:
-    """How a background looks: one colour, and soft blotches and fine grain in its brightness."""
+    """The look of a background: one colour, with soft blotches and fine grain in its brightness."""
 
     shade: tuple[int, int, int]
     blotch: tuple[int, int]  # pixels across and down: wide for waves, tall for blades of grass
     blotch_contrast: float  # standard deviations in grey levels of 255
     grain_contrast: float
-    light_dots: int = 0  # how many lit pixels: the stars of the night
+    light_dots: int = 0  # number of lit pixels: the stars of the night
 
 
 TEXTURES = {
@@ -64,17 +64,17 @@ def draw_samples(
     held_out_share: float = 0.1,
     workers: int = -1,
 ) -> dict[str, Scene]:
-    """Draw `count` pictures into `folder` and return the scenes by image key (the path under `folder`).
+    """Draw `count` images into `folder` and return the scenes by image key (the path under `folder`).
 
-    Every other picture is a PNG, the rest JPEG; one of four lies in a sub-folder. With `captions_path` a CSV of image,
-    caption and split is written too: 5 rows an image, `held_out_share` of the images in val and as many in test.
-    `workers` is a count of processes, -1 for one a core.
+    Every other image is a PNG, the rest JPEG; one in four is in a sub-folder. With `captions_path` a CSV of image,
+    caption and split is written too: 5 rows per image, `held_out_share` of the images in val and as many in test.
+    `workers` is a number of processes, -1 for one per core.
     """
-    keys = [_name_picture(index) for index in range(count)]
+    keys = [_name_image(index) for index in range(count)]
     for parent in {(folder / key).parent for key in keys}:
         parent.mkdir(parents=True, exist_ok=True)
     scenes: list[Scene] = Parallel(n_jobs=workers)(
-        delayed(_write_picture)(folder / key, seed, index) for index, key in enumerate(keys)
+        delayed(_write_image)(folder / key, seed, index) for index, key in enumerate(keys)
     )
     if captions_path is not None:
         _write_captions(captions_path, dict(zip(keys, scenes, strict=True)), seed, held_out_share)
@@ -82,7 +82,7 @@ def draw_samples(
 
 
 def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """A picture of a scene; where things lie, their tilt, shade and the texture are drawn from `rng`."""
+    """An image of a scene; positions, tilts, shades and the texture are drawn from `rng`."""
     width = int(rng.integers(WIDTH_RANGE[0], WIDTH_RANGE[1] + 1))
     height = width * 3 // 4
     pixels = _paint_background(TEXTURES[scene.background], (width, height), rng)  # (height, width, 3)
@@ -98,20 +98,20 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _name_picture(index: int) -> str:
-    """Turns of eight: both formats in the folder itself and in a sub-folder."""
+def _name_image(index: int) -> str:
+    """In turns of eight: both formats in the folder itself and in a sub-folder."""
     name = f"scene_{index:05d}.{'png' if index % 2 == 0 else 'jpg'}"
     return f"album/{name}" if index % 8 >= 6 else name
 
 
-def _write_picture(path: Path, seed: int, index: int) -> Scene:
+def _write_image(path: Path, seed: int, index: int) -> Scene:
     rng = np.random.default_rng([seed, index])
     scene = random_scene(rng)
-    picture = draw_scene(scene, rng)
+    image = draw_scene(scene, rng)
     if path.suffix == ".png":
-        picture.save(path, compress_level=1)
+        image.save(path, compress_level=1)
     else:
-        picture.save(path, quality=JPEG_QUALITY)
+        image.save(path, quality=JPEG_QUALITY)
     return scene
 
 
@@ -141,7 +141,7 @@ def _paint_background(texture: Texture, size: tuple[int, int], rng: np.random.Ge
 
 
 def _find_free_centres(radii: list[float], size: tuple[int, int], rng: np.random.Generator) -> list[Points]:
-    """Centres where the objects lie whole inside the picture and apart from each other."""
+    """Centres with which the objects are completely inside the image and apart from each other."""
     while True:  # 5 tries on average for two objects (5,000 scenes)
         centres = [rng.uniform(REACH * radius, np.array(size) - REACH * radius) for radius in radii]
         if len(radii) == 1 or math.dist(*centres) > REACH * sum(radii):
@@ -165,7 +165,7 @@ def _rotate(outline: Points, degrees: float) -> Points:
 
 
 def _regular_outline(corners: int, *, start_degrees: float, inner: float = 1.0) -> Points:
-    """A regular polygon in the unit circle, y down; every other corner lies `inner` from the centre."""
+    """A regular polygon in the unit circle, y down; every other corner has the distance `inner` from the centre."""
     angles = np.radians(start_degrees) + np.arange(corners) * 2 * np.pi / corners
     reach = np.where(np.arange(corners) % 2 == 0, 1.0, inner)
     return np.stack([np.cos(angles) * reach, np.sin(angles) * reach], axis=1)
@@ -178,7 +178,7 @@ def _heart_outline() -> Points:
     return np.stack([16 * np.sin(t) ** 3, -y - 2.5], axis=1) / 16
 
 
-REACH = 1.2  # how far an outline may lie from its centre: the triangle's feet, and a margin
+REACH = 1.2  # largest distance of an outline from its centre: the triangle's lower corners, and a margin
 RING_HOLE = 0.58  # of the ring's radius
 OUTLINES = {  # scaled to look equally large; all within REACH
     "circle": _regular_outline(48, start_degrees=0) * 0.95,

@@ -1,1 +1,1 @@
-"""A pipeline file: what it describes, what is up to date, and doing the rest."""
+"""Pipeline files: reads them, finds what is up to date and runs the rest."""

@@ -1,4 +1,4 @@
-"""The command line that does by hand what a job of a pipeline does."""
+"""The command line of each job of a pipeline."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ from captionmill.stages.settings import MACHINE_SETTINGS
 
 
 def command_line(job: Job) -> str:
-    """The command for `job`, with paths as seen from the current folder, ready to paste."""
+    """The command for `job`, with paths relative to the current folder, ready to paste."""
     match job:
         case ExtractJob():
             words = [show_path(job.images), *_path_option("--output", job.output), *_options(job.config)]
@@ -33,7 +33,7 @@ def command_line(job: Job) -> str:
 
 
 def show_path(path: Path | str) -> str:
-    """`path` as seen from the current folder, if it is below it."""
+    """`path` relative to the current folder, if it is below it."""
     if isinstance(path, str):  # a URL
         return path
     relative = os.path.relpath(path)

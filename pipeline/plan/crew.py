@@ -1,6 +1,6 @@
-"""Who does the jobs of a pipeline: this process, or several side by side, here or on a cluster, on joblib's backends.
+"""Runs the jobs of a pipeline: in this process, or in several in parallel, here or on a cluster, by joblib's backends.
 
-A process aside is told to stop by a file, on storage that all share: a signal reaches no other machine.
+Worker processes stop when a file appears on storage that all share: a signal does not reach another machine.
 """
 
 import logging
@@ -21,48 +21,48 @@ from captionmill.pipeline.plan.work import Listeners, Summary, describe, do_job
 from captionmill.stages.encoding.share import claim_device
 from captionmill.stages.encoding.spread import Spread
 
-_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_BETWEEN_CHECKS = 0.2
 
 
 @dataclass(frozen=True)
 class JobCall:
-    """What a process is to do; it can be done twice without harm."""
+    """One job for a process; running it twice does no harm."""
 
     task: Task
     replaces: bool
-    """Whether the output may take the place of one that was made from something else."""
+    """Whether the output may replace one that was made from something else."""
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """How it went."""
+    """The result of a job."""
 
     task: Task
     summary: Summary | None = None
     """None if it failed or was stopped, with the reason in `error`."""
     text: str = ""
-    """What it did, in words."""
+    """A summary in words."""
     error: str = ""
     """Why it failed, in one line."""
     warnings: tuple[str, ...] = ()
-    """What it told while it ran aside."""
+    """Its warnings, if it ran in a worker process."""
     duration_s: float = 0.0
 
 
 class Crew:
-    """Processes, one or several: what runs in them now, and what has ended."""
+    """One or several processes, the jobs that run in them and those that have ended."""
 
     def __init__(self, spread: Spread | None, stop_path: Path, listeners: Listeners) -> None:
         """Use `open_crew`."""
         self.running = 0
-        """Jobs that run aside."""
+        """The number of jobs that run in worker processes."""
         self._spread, self._stop_path, self._listeners = spread, stop_path, listeners
         self._ended: queue.SimpleQueue[JobResult | _Broken] = queue.SimpleQueue()
 
-    def choose_aside(self, tasks: Sequence[Task]) -> list[Task]:
-        """Which of the `tasks` that can be done now are done aside.
+    def choose_for_workers(self, tasks: Sequence[Task]) -> list[Task]:
+        """Those of the `tasks` that can run now that should run in worker processes.
 
-        No extraction is: it is spread over the processes by itself. Nor is a task that has this machine for itself.
+        Extractions never do, as each one spreads over all processes. Nor does a task that has this machine to itself.
         """
         if self._spread is None or (len(tasks) == 1 and not self.running and self._spread.this_machine):
             return []
@@ -73,23 +73,23 @@ class Crew:
         job = call.task.job
         with ExitStack() as stack:
             spread = self._spread
-            if isinstance(job, ExtractJob) and spread is None:  # several a GPU, as `extract` does
+            if isinstance(job, ExtractJob) and spread is None:  # several processes per GPU, as in `extract`
                 spread = stack.enter_context(open_spread(0, None, device=job.config.device))
             return _attempt(call, job, self._listeners, spread)
 
     def start(self, calls: Sequence[JobCall]) -> None:
-        """Begin with jobs aside."""
-        assert self._spread is not None, "choose_aside chooses none"
+        """Start jobs in worker processes."""
+        assert self._spread is not None, "choose_for_workers chooses none"
         workers = self._spread.workers
-        numbered = [_AsideCall(call, workers, self._stop_path) for call in calls]
+        numbered = [_WorkerCall(call, workers, self._stop_path) for call in calls]
         self.running += len(calls)
-        # a thread a batch: joblib waits for its results
-        threading.Thread(target=self._run, args=(self._spread, numbered), daemon=True, name="jobs aside").start()
+        # one thread per batch, as joblib waits for its results
+        threading.Thread(target=self._run, args=(self._spread, numbered), daemon=True, name="jobs in workers").start()
 
     def ended(self, *, wait: bool) -> Iterator[JobResult]:
-        """The jobs aside that have ended since the last call; `wait` for one if there is none yet.
+        """The jobs in worker processes that have ended since the last call; `wait` for one if there is none yet.
 
-        Raises ClusterError if processes keep dying, and what a job raises that no user can cause.
+        Raises ClusterError if processes keep dying, and any bug that a job raised.
         """
         while self.running:
             try:
@@ -104,18 +104,18 @@ class Crew:
             yield result
 
     def stop(self) -> Iterator[JobResult]:
-        """Tell all aside to stop where nothing is lost, and wait until they have."""
+        """Stop all worker processes where nothing is lost, and wait until they have stopped."""
         if self.running:
             self._stop_path.touch()
         while self.running:
-            with suppress(Exception):  # there is an error already, or Ctrl-C
+            with suppress(Exception):  # there is an error or Ctrl-C already
                 yield from self.ended(wait=True)
         self._stop_path.unlink(missing_ok=True)
 
-    def _run(self, spread: Spread, calls: "list[_AsideCall]") -> None:
+    def _run(self, spread: Spread, calls: "list[_WorkerCall]") -> None:
         left = len(calls)
         try:
-            for result in spread.run(run_aside, calls):
+            for result in spread.run(run_in_worker, calls):
                 left -= 1
                 self._ended.put(result)
         except BaseException as exc:
@@ -124,9 +124,9 @@ class Crew:
 
 @contextmanager
 def open_crew(jobs: int, cluster: str | None, stop_path: Path, listeners: Listeners) -> Iterator[Crew]:
-    """`jobs` processes, 1 for this one alone, or those of a `cluster`, as for `open_spread`, while the block lasts.
+    """`jobs` processes, 1 for only this one, or those of a `cluster`, as for `open_spread`, while the block lasts.
 
-    `stop_path` is the file that tells processes aside to stop; `listeners` hear of jobs in this process.
+    Worker processes stop when the file `stop_path` appears; `listeners` are called for jobs in this process.
     """
     stop_path.unlink(missing_ok=True)
     if jobs == 1 and cluster is None:
@@ -146,27 +146,32 @@ class _Broken:
 
 
 @dataclass(frozen=True)
-class _AsideCall:
+class _WorkerCall:
     call: JobCall
     workers: int
-    """Decoding threads where the job leaves them to the machine."""
+    """Decoding threads, if the job does not set them."""
     stop_path: Path
 
 
-def run_aside(aside: _AsideCall) -> JobResult:
-    """Do a job in this process, which somebody else started for that; it stops when the file says so."""
-    with _warnings_kept() as warnings, _deaf_to_ctrl_c():
+def run_in_worker(worker_call: _WorkerCall) -> JobResult:
+    """Run a job in this worker process; it stops when the stop file appears."""
+    with _collect_warnings() as warnings, _ignore_ctrl_c():
         try:
-            stop = _StopLook(aside.stop_path)
-            stop.look()
-            result = _attempt(aside.call, _fitted(aside.call.task.job, aside.workers), Listeners(progress=stop), None)
+            stop = _StopCheck(worker_call.stop_path)
+            stop.check()
+            result = _attempt(
+                worker_call.call,
+                _fitted(worker_call.call.task.job, worker_call.workers),
+                Listeners(progress=stop),
+                None,
+            )
         except _Stopped:
-            result = JobResult(aside.call.task, error="stopped")
+            result = JobResult(worker_call.call.task, error="stopped")
     return replace(result, warnings=tuple(warnings))
 
 
 def error_line(error: CaptionmillError | OSError) -> str:
-    """What the command line would say."""
+    """The error in one line, as on the command line."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(getattr(error, "strerror", None) or error)
@@ -182,26 +187,26 @@ def _attempt(call: JobCall, job: Job, listeners: Listeners, spread: Spread | Non
 
 
 class _Stopped(KeyboardInterrupt):
-    """The stages take it as Ctrl-C: everything is written down first."""
+    """Stages handle it as Ctrl-C: everything is saved first."""
 
 
-class _StopLook:
-    """A stage's progress: whenever it tells any, the file is looked for that says to stop."""
+class _StopCheck:
+    """A stage's progress callback, which checks now and then whether the stop file exists."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._looked = path, time.monotonic()
+        self._path, self._checked_at = path, time.monotonic()
 
     def __call__(self, *_: object, **__: object) -> None:
-        if time.monotonic() - self._looked > _SECONDS_BETWEEN_LOOKS:
-            self.look()
+        if time.monotonic() - self._checked_at > _SECONDS_BETWEEN_CHECKS:
+            self.check()
 
-    def look(self) -> None:
-        self._looked = time.monotonic()
+    def check(self) -> None:
+        self._checked_at = time.monotonic()
         if self._path.exists():
             raise _Stopped
 
 
-class _Keeper(logging.Handler):
+class _WarningList(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
@@ -211,19 +216,19 @@ class _Keeper(logging.Handler):
 
 
 @contextmanager
-def _warnings_kept() -> Iterator[list[str]]:
-    """Warnings, which would come up unlabelled among those of other jobs, go into the list."""
-    keeper, logger = _Keeper(), logging.getLogger("captionmill")
-    logger.addHandler(keeper)
+def _collect_warnings() -> Iterator[list[str]]:
+    """Collect warnings in the list; printed directly, they would mix with those of other jobs."""
+    handler, logger = _WarningList(), logging.getLogger("captionmill")
+    logger.addHandler(handler)
     try:
-        yield keeper.lines
+        yield handler.lines
     finally:
-        logger.removeHandler(keeper)
+        logger.removeHandler(handler)
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Leave a terminal's Ctrl-C, which all its processes hear, to the one that started them."""
+def _ignore_ctrl_c() -> Iterator[None]:
+    """Ignore Ctrl-C, which a terminal sends to all its processes: the process that started them handles it."""
     if threading.current_thread() is not threading.main_thread():  # a dask worker's
         yield
         return
@@ -235,7 +240,7 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 
 
 def _fitted(job: Job, workers: int) -> Job:
-    """The job on the share of the machine that this process has."""
+    """The job with the devices and threads that this process may use."""
     match job:
         case TrainJob():
             return replace(job, config=replace(job.config, device=claim_device(job.config.device)))

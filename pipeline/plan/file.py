@@ -1,4 +1,4 @@
-"""The tables of a pipeline file, read key by key; errors name the line."""
+"""Reads the tables of a pipeline file key by key; errors name the line."""
 
 import difflib
 import os
@@ -41,7 +41,7 @@ class PlanFile:
         return PipelineError(f"{self.path}: {message}")
 
     def sections(self, kind: str) -> list["Section"]:
-        """The tables of one kind: [kind] itself, or each [kind.NAME] with what [kind] says for all of them."""
+        """The tables of one kind: [kind] itself, or each [kind.NAME] with what [kind] sets for all."""
         table = self.values.get(kind)
         if table is None:
             return []
@@ -59,7 +59,7 @@ class PlanFile:
 
 
 class Section:
-    """Takes the keys of one table one by one; what is left over at the end is unknown."""
+    """Reads the keys of one table one by one; the keys left at the end are unknown."""
 
     def __init__(
         self, file: PlanFile, place: tuple[str, ...], values: Mapping[str, Any], shared: Mapping[str, Any]
@@ -95,7 +95,7 @@ class Section:
         return value
 
     def texts(self, key: str) -> list[str]:
-        """The texts of `key`, one or a list; none if it is not there."""
+        """The texts of `key`, one or a list; empty if it is not there."""
         value = self.take(key)
         values = [] if value is None else value if isinstance(value, list) else [value]
         if not all(isinstance(item, str) for item in values):
@@ -125,7 +125,7 @@ class Section:
         return self.path(key)
 
     def resolve(self, value: str) -> Path:
-        """A path in the file, as absolute path."""
+        """The absolute path of a path in the file."""
         return Path(os.path.normpath(self._file.folder / value))
 
     def choice(self, key: str, choices: Sequence[str]) -> str:
@@ -152,9 +152,9 @@ class Section:
         }
 
     def settings(self, base: Config, names: Sequence[str] | None = None) -> Config:
-        """`base` with those of its settings that the table has: all that are left, or just `names`.
+        """`base` with the settings in the table: all keys that are left, or only `names`.
 
-        Without `names` whatever is left and is no setting is an error.
+        Without `names`, a key that is not a setting is an error.
         """
         known = {name: one for name, one in settings_of(type(base)).items() if names is None or name in names}
         self._known += known
@@ -178,7 +178,7 @@ class Section:
                 raise self.error(key, f"has no key `{key}`{_nearest(key, self._known)}")
 
     def _convert(self, key: str, value: Any, setting: Setting) -> Any:
-        """The value of a TOML file as `setting` keeps it; paths start at the file's folder."""
+        """The value of a TOML file converted for `setting`; paths start at the file's folder."""
         try:
             if isinstance(value, list) and setting.type.is_list:
                 return setting.accept([self._read(item, setting) for item in value])
@@ -200,7 +200,7 @@ class Section:
 
 
 def refuse_unknown_tables(file: PlanFile, known: Sequence[str]) -> None:
-    """Raise PipelineError for a table of `file` that is none of the `known`."""
+    """Raise PipelineError for a table of `file` that is not among the `known`."""
     for name in file.values:
         if name not in known:
             raise file.error([name], f"there is no table [{name}]{_nearest(name, known)}")
@@ -223,8 +223,8 @@ def _show(value: object) -> str:
 def find_line(text: str, names: Sequence[str]) -> int | None:
     """The line, from 1, where the key or table at `names` begins in the valid TOML `text`; None if it is not there.
 
-    However it is written, quoted, dotted or inline: the text up to and including that statement is the first that
-    parses and has it. The statement begins on the line after the longest shorter text that parses.
+    It works for quoted, dotted and inline keys: the text up to and including that statement is the shortest that parses
+    and contains it. The statement begins on the line after the longest shorter text that parses.
     """
     lines = text.splitlines(keepends=True)
     begins = 0

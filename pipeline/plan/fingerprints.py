@@ -1,7 +1,7 @@
-"""What tells whether the content of a file, a folder of images, a store or a model is the same as before.
+"""Fingerprints, which show whether a file, a folder of images, a store or a model has changed.
 
-A fingerprint has two halves. The quick one is of names, sizes and times: while it is the same, nothing is read. Where
-it differs, the content decides, so that a file that was touched, copied or checked out again counts as unchanged.
+A fingerprint has two halves. The quick half covers names, sizes and times: while it is the same, nothing is read. If it
+differs, the content decides, so a file that was touched, copied or checked out again counts as unchanged.
 """
 
 import functools
@@ -24,7 +24,7 @@ _SUFFIXES = tuple(suffix.removeprefix(".") for suffix in (*IMAGE_SUFFIXES, TAR_S
 
 @dataclass(frozen=True)
 class Images:
-    """Images as `extract` takes them, and the store made of them, which knows the hash of each that it has read."""
+    """Images as `extract` takes them, and the store made from them, which holds the hash of each image read."""
 
     location: Path | str
     store: Path
@@ -38,15 +38,15 @@ class Fingerprint:
     """Texts that change when the content does."""
 
     quick: str
-    """Of names, sizes and times: the same for the same content, unless it was touched."""
+    """Of names, sizes and times; the same as long as the files are not touched."""
     content: str
     """Of the content itself."""
 
 
 def take_fingerprint(source: Input, known: Fingerprint | None = None) -> Fingerprint:
-    """The fingerprint of `source` now: `known` itself where the quick half says that nothing has changed since.
+    """The current fingerprint of `source`; `known` itself if its quick half has not changed.
 
-    Raises PipelineError for what is not there or cannot be read, InputError for a folder without images.
+    Raises PipelineError if it is not there or cannot be read, InputError for a folder without images.
     """
     with _errors_named(source):
         statuses, contents = _halves(source, known)
@@ -55,13 +55,13 @@ def take_fingerprint(source: Input, known: Fingerprint | None = None) -> Fingerp
 
 
 def glance_at(images: Images) -> Fingerprint:
-    """The quick half alone, for images whose store is yet to be made; `settle` adds the other without reading them."""
+    """Only the quick half, for images whose store does not exist yet; `settle` adds the other without reading."""
     with _errors_named(images):
         return Fingerprint(_hash_lines(_image_statuses(images.location)), "")
 
 
 def settle(images: Images, before: Fingerprint) -> Fingerprint:
-    """The fingerprint of images whose store was made since `before`; if they changed meanwhile, one like no other."""
+    """The fingerprint of images whose store was made since `before`; equal to no other if they changed meanwhile."""
     now = glance_at(images)
     return take_fingerprint(images) if now.quick == before.quick else Fingerprint("", "changed meanwhile")
 
@@ -87,7 +87,7 @@ def _errors_named(source: Input) -> Iterator[None]:
 
 
 def _halves(source: Input, known: Fingerprint | None) -> tuple[Iterator[str], Callable[[], str]]:
-    """The lines of the quick half, and what gives the other."""
+    """The lines of the quick half, and a function that returns the other half."""
     if isinstance(source, Images):
         return _image_statuses(source.location), functools.partial(_hash_images, source, known)
     if source.is_dir():
@@ -114,7 +114,7 @@ def _status(name: str, status: os.stat_result) -> str:
 
 def _statuses(paths: list[Path]) -> Iterator[str]:
     for path in paths:
-        if path.exists() or len(paths) == 1:  # a store may be parts alone
+        if path.exists() or len(paths) == 1:  # a store may consist of parts only
             yield _status(path.name, path.stat())
 
 
@@ -123,7 +123,7 @@ def _model_statuses(folder: Path) -> Iterator[str]:
 
 
 def _image_statuses(location: Path | str) -> Iterator[str]:
-    """A line for each image, without opening one; a second for a folder of 100,000."""
+    """One line per image, without opening any; takes a second for a folder of 100,000."""
     if isinstance(location, Path) and location.is_dir():
         yield from _walk(location, "", ())
     elif isinstance(location, Path) and location.suffix.lower() == TAR_SUFFIX:
@@ -153,9 +153,9 @@ def _walk(folder: Path, start: str, ancestors: tuple[tuple[int, int], ...]) -> I
 
 
 def _hash_images(images: Images, known: Fingerprint | None) -> str:
-    """Their count and the hash of keys and contents; read is only what the store does not know or was touched since.
+    """Their count and the hash of keys and contents; only images that are new or touched since the extraction are read.
 
-    Where the count alone differs from the `known`, nothing is read.
+    If already the count differs from the `known` one, nothing is read.
     """
     found = find_images(images.location)
     count = f"{len(found)} images"
@@ -189,7 +189,7 @@ def _hash_store(path: Path) -> str:
 
 
 def _hash_model(folder: Path) -> str:
-    """Of the bundle, which holds the hash of its weights, and of the names of weights that are there."""
+    """The hash of the bundle, which holds the hash of its weights, and of the names of the weights that are there."""
     weights = sorted(path.name for path in folder.glob("decoder-*.safetensors"))
     return _hash_lines(iter([_hash_file(folder / BUNDLE_NAME), *weights]))
 

@@ -1,4 +1,4 @@
-"""A pipeline as a graph: tasks, each a job under a name, joined where one's output is another's input."""
+"""A pipeline as a graph of named tasks, connected where the output of one is an input of another."""
 
 import difflib
 import fnmatch
@@ -18,10 +18,10 @@ class Task:
     """One job of a pipeline."""
 
     name: str
-    """Within its kind; "" where the pipeline has one job of the kind, under no name."""
+    """Unique within its kind; "" if the pipeline has one unnamed job of the kind."""
     job: Job
     group: str = ""
-    """The table that it stands in: for a task of a grid the grid's name, else its own."""
+    """The name of its table: for a task of a grid the grid's name, else its own."""
 
     @property
     def id(self) -> str:
@@ -35,7 +35,7 @@ class Task:
 
     @property
     def output(self) -> Path:
-        """What the job makes."""
+        """The output of the job."""
         return self.job.output
 
     def is_called(self, pattern: str) -> bool:
@@ -53,7 +53,7 @@ class Graph:
     def of(cls, tasks: Sequence[Task]) -> "Graph":
         """The graph of `tasks`, which may come in any order.
 
-        Raises PipelineError if two have one name or write one output, or if they wait for each other in a circle.
+        Raises PipelineError if two have the same name or output, or if they depend on each other in a circle.
         """
         by_id: dict[str, Task] = {}
         by_output: dict[Path, Task] = {}
@@ -101,9 +101,9 @@ class Graph:
         return found
 
     def forced_by(self, stage: str | None) -> frozenset[str]:
-        """The ids of the tasks that `--from STAGE` forces: those that `find` finds, and what depends on them."""
+        """The ids of the tasks that `--from STAGE` forces: those that `find` finds, and all that depend on them."""
         forced = {task.id for task in self.find(stage)} if stage else set()
-        for task in self.tasks:  # in order: what a task needs has been looked at
+        for task in self.tasks:  # in order: the tasks that a task needs come before it
             if any(need.id in forced for need in self.needs(task)):
                 forced.add(task.id)
         return frozenset(forced)

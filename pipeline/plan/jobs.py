@@ -1,4 +1,4 @@
-"""The four kinds of work that a pipeline is made of: what each is made from, and what it makes. Imports no torch."""
+"""The four kinds of jobs in a pipeline, with their inputs, settings and output. Imports no torch."""
 
 import os
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from captionmill.stages.settings import ExtractConfig, SearchConfig, TableConfig
 
 Kind = Literal["extract", "train", "evaluate", "caption"]
 Several = Literal["each", "best", "ensemble"]
-"""What to do with several models: one output each, the one of the best validation CIDEr-D, or all as one."""
+"""How several models are used: one output each, only the model with the best validation CIDEr-D, or an ensemble."""
 
-_WHAT_MAKES_ROWS = ("backbone", "weights", "preprocess", "image_size", "views", "dtype")
+_ROW_SETTINGS = ("backbone", "weights", "preprocess", "image_size", "views", "dtype")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ExtractJob:
     config: ExtractConfig
 
     def settings(self) -> dict[str, Any]:
-        """What makes a row; how the machine runs the network does not."""
+        """The settings that change the rows, without those of the machine."""
         return _chosen(self.config, without_file=self.weights_path is not None)
 
     def default_settings(self) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class ExtractJob:
         return _chosen(ExtractConfig(), without_file=False)
 
     def inputs(self) -> dict[str, Input]:
-        """What the output is made from, by name."""
+        """The inputs of the job, by name."""
         images: dict[str, Input] = {"images": Images(self.images, self.output)}
         return images | ({"weights": self.weights_path} if self.weights_path else {})
 
@@ -62,7 +62,7 @@ class TrainJob:
     restval: str = "train"
 
     def settings(self) -> dict[str, Any]:
-        """All that changes the model."""
+        """All settings that change the model."""
         return _without_device(self.config) | {"restval": self.restval}
 
     def default_settings(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class TrainJob:
         return _without_device(TrainConfig()) | {"restval": "train"}
 
     def inputs(self) -> dict[str, Input]:
-        """What the output is made from, by name."""
+        """The inputs of the job, by name."""
         lists = {"train_list": self.train_list, "val_list": self.val_list}
         return {"features": self.features, "captions": self.captions} | _given(lists)
 
@@ -90,7 +90,7 @@ class EvaluateJob:
     device: str = "auto"
 
     def settings(self) -> dict[str, Any]:
-        """All that changes the scores."""
+        """All settings that change the scores."""
         return asdict(self.search) | _several(self.models, self.several)
 
     def default_settings(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class EvaluateJob:
         return asdict(SearchConfig())
 
     def inputs(self) -> dict[str, Input]:
-        """What the output is made from, by name."""
+        """The inputs of the job, by name."""
         inputs: dict[str, Input] = {"features": self.features, "captions": self.captions}
         return inputs | _models(self.models) | _given({"list": self.image_list})
 
@@ -114,11 +114,11 @@ class CaptionJob:
     search: SearchConfig
     several: Several = "best"
     machine: ExtractConfig = field(default_factory=ExtractConfig)
-    """Of these only `MACHINE_SETTINGS` count."""
+    """Only its `MACHINE_SETTINGS` are used."""
     table: TableConfig = field(default_factory=TableConfig)
 
     def settings(self) -> dict[str, Any]:
-        """All that changes the captions and their table, and what is written besides."""
+        """All settings that change the captions, their table and the files beside it."""
         gallery, sidecar = self.table.gallery, self.table.sidecar
         where = Path(os.path.relpath(gallery, self.output.parent)).as_posix() if gallery else None
         beside = {name: value for name, value in (("gallery", where), ("sidecar", sidecar)) if value}
@@ -129,11 +129,11 @@ class CaptionJob:
         return asdict(SearchConfig()) | self._rows(TableConfig(format=self.table.format))
 
     def _rows(self, table: TableConfig) -> dict[str, Any]:
-        """What of `table` changes the rows."""
+        """The settings in `table` that change the rows."""
         return {"format": table.format or format_of(self.output), "low_confidence": table.low_confidence}
 
     def inputs(self) -> dict[str, Input]:
-        """What the output is made from, by name."""
+        """The inputs of the job, by name."""
         images: dict[str, Input] = {"images": Images(self.images, cache_path_for(self.output))}
         return images | _models(self.models)
 
@@ -142,9 +142,9 @@ Job = ExtractJob | TrainJob | EvaluateJob | CaptionJob
 
 
 def with_chosen_models(job: Job) -> Job:
-    """`job` with the models that it will use: all for an ensemble, else the one of the best validation CIDEr-D.
+    """`job` with the models that it will use: all for an ensemble, else the one with the best validation CIDEr-D.
 
-    The models are there. Raises ModelError if one cannot be read.
+    The models must exist. Raises ModelError if one cannot be read.
     """
     if not isinstance(job, EvaluateJob | CaptionJob) or job.several == "ensemble" or len(job.models) == 1:
         return job
@@ -152,7 +152,7 @@ def with_chosen_models(job: Job) -> Job:
 
 
 def _chosen(config: ExtractConfig, *, without_file: bool) -> dict[str, Any]:
-    names = [name for name in _WHAT_MAKES_ROWS if not (without_file and name == "weights")]  # its content is an input
+    names = [name for name in _ROW_SETTINGS if not (without_file and name == "weights")]  # its content is an input
     return {name: getattr(config, name) for name in names}
 
 

@@ -1,4 +1,4 @@
-"""Reads a pipeline file, TOML, into the graph of its tasks. docs/pipeline.md describes the file."""
+"""Reads a pipeline file (TOML) into the graph of its tasks. docs/pipeline.md describes the file."""
 
 import itertools
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class _Model:
-    """A model that a table names: one that the pipeline trains, or a folder that is there already."""
+    """A model that a table names: one that the pipeline trains, or an existing folder."""
 
     path: Path
     name: str
@@ -119,7 +119,7 @@ def _read_caption(section: Section, extractions: Sequence[Task], trainings: Sequ
     table = section.settings(TableConfig(), [*settings_of(TableConfig)])
     if table.sidecar is not None and not is_sidecar_suffix(table.sidecar):
         raise section.error(
-            "sidecar", f"`sidecar` must be the ending of a text file, such as .txt, not {table.sidecar!r}"
+            "sidecar", f"`sidecar` must be the suffix of a text file, such as .txt, not {table.sidecar!r}"
         )
     suffix = f".{table.format or 'csv'}"
     output = section.path("output", _default_output("captions", section.name, suffix, is_folder=False))
@@ -138,7 +138,7 @@ def _read_caption(section: Section, extractions: Sequence[Task], trainings: Sequ
 
 
 def _read_features(section: Section, extractions: Sequence[Task]) -> Path | None:
-    """The store that `features` names; without it that of the same name, or the only one; None if neither is there."""
+    """The store that `features` names; else the one of the same name, or the only one; None if there is neither."""
     value = section.text("features")
     if value is not None:
         names = {task.name: task.output for task in extractions if task.name}
@@ -156,7 +156,7 @@ def _features_needed(extractions: Sequence[Task]) -> str:
 
 
 def _read_models(section: Section, trainings: Sequence[Task]) -> list[_Model]:
-    """The models that `model` names; without it the training or grid of the same name, else all trainings."""
+    """The models that `model` names; else the training or grid of the same name, else all trainings."""
     values = section.texts("model")
     same_name = any(task.is_called(section.name) for task in trainings)
     found: dict[Path, _Model] = {}
@@ -182,9 +182,9 @@ def _is_path(section: Section, value: str) -> bool:
 
 
 def _agreed(section: Section, key: str, values: Sequence[Value]) -> Value:
-    """The one value that the trainings of the models to be scored agree in."""
+    """The value that the trainings of the scored models have in common."""
     if len(set(values)) != 1:
-        why = "the models were not trained on the same" if values else "the model is not of this pipeline"
+        why = "the models were not trained on the same" if values else "this pipeline does not train the model"
         raise section.error(None, f"needs `{key}`: {why}")
     return values[0]
 

@@ -1,7 +1,7 @@
-"""What made each output of a pipeline, so that a second run does only what changed.
+"""Records how each output of a pipeline was made, so that a second run does only what has changed.
 
-Beside `pipeline.toml` stands `pipeline.made.json`: for each output the settings, the fingerprints of the inputs and the
-version of captionmill that it was made with, and its own fingerprint.
+They are in `pipeline.made.json` beside `pipeline.toml`: for each output the settings, the fingerprints of the inputs
+and the version of captionmill that made it, and its own fingerprint.
 """
 
 import json
@@ -24,10 +24,10 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What an output is made from."""
+    """The settings and inputs that an output is made from."""
 
     settings: dict[str, Any]
-    """By name, as JSON knows them."""
+    """By name, as JSON values."""
     inputs: dict[str, Fingerprint]
     """By name."""
 
@@ -37,16 +37,16 @@ class Record:
     """How one output was made."""
 
     task: str
-    """Under which name."""
+    """The name of the task that made it."""
     ingredients: Ingredients
     replaces: bool
     """While it is being made: whether it replaces an output that was made from something else."""
     made: Fingerprint | None
-    """Of the output when it was done; None while it is being made, or if that was cut short."""
+    """The fingerprint of the finished output; None while it is being made, or if that was interrupted."""
     captionmill: str
-    """The version that made it."""
+    """The version of captionmill that made it."""
     ended: str = ""
-    """When it was done, local time."""
+    """The time when it was finished, local time."""
     duration_s: float = 0.0
 
 
@@ -54,7 +54,7 @@ class Workspace:
     """The records of the outputs of one pipeline file."""
 
     def __init__(self, plan_path: Path) -> None:
-        """Read the records that stand beside `plan_path`; PipelineError if they cannot be understood."""
+        """Read the records beside `plan_path`; PipelineError if they are not valid."""
         self.path = plan_path.with_name(f"{plan_path.stem}.made.json")
         self._folder = plan_path.parent.absolute()
         self._records: dict[str, Record] = {}
@@ -73,13 +73,13 @@ class Workspace:
         return self._records.get(self._name(output))
 
     def begin(self, task: str, output: Path, ingredients: Ingredients, *, replaces: bool) -> None:
-        """Note that `task` is about to run: until `end`, its output is this pipeline's own, but not made."""
+        """Record that `task` is about to run: until `end`, its output belongs to this pipeline but is not made."""
         version = metadata.version("captionmill")
         self._records[self._name(output)] = Record(task, ingredients, replaces, made=None, captionmill=version)
         self._write()
 
     def end(self, output: Path, inputs: dict[str, Fingerprint], duration_s: float) -> None:
-        """Note that `output` is made, and from which `inputs`."""
+        """Record that `output` is made, with the `inputs` it was made from."""
         record = self._records[self._name(output)]
         self._records[self._name(output)] = replace(
             record,
@@ -92,7 +92,7 @@ class Workspace:
         self._write()
 
     def refresh(self, output: Path, inputs: dict[str, Fingerprint], made: Fingerprint) -> None:
-        """Note new times of `inputs` and output whose contents are the same, so that the next look is quick."""
+        """Record new times of `inputs` and output whose contents are the same, so that the next comparison is quick."""
         record = self._records[self._name(output)]
         refreshed = replace(record, ingredients=replace(record.ingredients, inputs=inputs), made=made)
         if refreshed != record:

@@ -1,4 +1,4 @@
-"""The report of a pipeline: one page over all that its tasks have made, beside the pipeline file."""
+"""The report of a pipeline: one page about the outputs of all its tasks, beside the pipeline file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from captionmill.data.model import model_exists
 from captionmill.pipeline.plan.graph import Task
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, TrainJob
 
-_OURS = b'<meta name="generator" content="captionmill '  # a gallery's names no version
+_OURS = b'<meta name="generator" content="captionmill '  # a gallery does not name a version
 
 
 def report_path_for(plan_path: Path) -> Path:
@@ -17,15 +17,15 @@ def report_path_for(plan_path: Path) -> Path:
 
 
 def write_plan_report(plan_path: Path, tasks: Sequence[Task]) -> Path:
-    """Write the report of `tasks`, whose outputs are there; its path.
+    """Write the report of `tasks`, whose outputs exist; returns its path.
 
-    Raises InputError if a file of that name is there that no report is, and what `write_run_report` raises.
+    Raises InputError if there is a file of that name that is not a report, and the errors of `write_run_report`.
     """
     from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
 
     path = report_path_for(plan_path)
     if path.exists() and _OURS not in path.read_bytes()[:1000]:
-        raise InputError(f"{path}: is there already and no report of captionmill's; move it away")
+        raise InputError(f"{path}: exists already and is not a report of captionmill; move it away")
     jobs = [task.job for task in tasks]
     trainings = [job for job in jobs if isinstance(job, TrainJob)]
     used = [model for job in jobs if isinstance(job, EvaluateJob | CaptionJob) for model in job.models]

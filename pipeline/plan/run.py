@@ -1,6 +1,6 @@
-"""A pipeline from one file: each task after those that it needs, what is up to date skipped, some side by side.
+"""Runs a pipeline from one file: each task after those that it needs, some in parallel; up-to-date ones are skipped.
 
-Imports no torch until something is to be done, so that a run with nothing to do is over at once.
+Imports no torch until a task runs, so that a run with nothing to do ends at once.
 """
 
 import logging
@@ -39,36 +39,36 @@ class TaskOutcome:
 
     task: Task
     text: str
-    """What the stage did, in words, or why nothing was done."""
+    """A summary of the stage in words, or the reason why nothing was done."""
     summary: "Summary | None" = None
-    """What the stage did; None if it did nothing."""
+    """The summary of the stage; None if it did not run."""
     error: str = ""
     """Why it failed, in one line."""
     missing: tuple[str, ...] = ()
-    """The tasks that it needs and that failed or were not run, for which reason it was not run."""
+    """The tasks that it needs and that failed or were not run; if there are any, it was not run."""
     warnings: tuple[str, ...] = ()
-    """Its warnings, if it ran aside."""
+    """Its warnings, if it ran in a worker process."""
 
     @property
     def is_made(self) -> bool:
-        """Whether the output is there as the plan wants it."""
+        """Whether the output exists as the plan describes it."""
         return not self.error and not self.missing
 
 
 @dataclass(frozen=True)
 class RunEvents:
-    """What is called while a pipeline runs."""
+    """The functions that are called while a pipeline runs."""
 
     on_stage: Callable[[str, str], None] = lambda task, command: None
-    """With the id of each task that runs, and the command that does the same by hand."""
+    """Called with the id of each task that runs and its command."""
     on_outcome: Callable[[TaskOutcome], None] = lambda outcome: None
-    """With each task that has ended."""
+    """Called with each task that has ended."""
     on_splits: "Callable[[Splits], None]" = lambda splits: None
-    """With the images of each training that runs in this process."""
+    """Called with the images of each training that runs in this process."""
     on_epoch: "Callable[[EpochResult], None]" = lambda result: None
-    """With each epoch of these."""
+    """Called with each epoch of these trainings."""
     on_report: Callable[[Path], None] = lambda path: None
-    """With the path of the report of all outputs, written after each run that made something."""
+    """Called with the path of the report of all outputs, which is written after each run that made something."""
 
 
 def run_pipeline(
@@ -82,19 +82,19 @@ def run_pipeline(
 ) -> list[TaskOutcome]:
     """Run the tasks that the TOML file `plan_path` describes; those whose output is up to date are skipped.
 
-    `jobs` processes, or those of a `cluster` (as for `open_spread`), do independent tasks side by side, and an
-    extraction together. `start` names tasks as `Graph.find` takes them: these and what depends on them are run in any
-    case.
+    `jobs` processes, or those of a `cluster` (as for `open_spread`), run independent tasks in parallel, and each
+    extraction together. `start` names tasks as `Graph.find` takes them: these and the tasks that depend on them run in
+    any case.
 
-    Raises PipelineError for a file that cannot be understood or that another process runs, and, when all that can be
-    made is made, for tasks that failed; ClusterError if processes keep dying.
+    Raises PipelineError for a file that is not valid or that another process runs, and, after all other tasks are done,
+    for tasks that failed; ClusterError if processes keep dying.
     """
     plan_path = Path(plan_path)
     graph = read_plan(plan_path)
     forced = graph.forced_by(start)
     with claim_pipeline(plan_path), ExitStack() as stack:
 
-        def hire() -> "Crew":
+        def start_crew() -> "Crew":
             from captionmill.data.progress import no_progress
             from captionmill.pipeline.plan.crew import open_crew
             from captionmill.pipeline.plan.work import Listeners
@@ -103,7 +103,7 @@ def run_pipeline(
             listeners = Listeners(events.on_splits, events.on_epoch, progress or no_progress)
             return stack.enter_context(open_crew(0 if cluster else jobs, cluster, stop_path, listeners))
 
-        outcomes = _Run(graph, Workspace(plan_path), forced, hire, events).to_the_end()
+        outcomes = _Run(graph, Workspace(plan_path), forced, start_crew, events).run_all()
         if any(outcome.summary for outcome in outcomes) or not report_path_for(plan_path).exists():
             _write_report(plan_path, outcomes, events.on_report)
     require_made(plan_path, outcomes)
@@ -111,11 +111,11 @@ def run_pipeline(
 
 
 def _write_report(plan_path: Path, outcomes: Sequence[TaskOutcome], on_report: Callable[[Path], None]) -> None:
-    """Write the report of what is made; the run is none the worse if that fails."""
+    """Write the report of the outputs that are made; an error there is only a warning."""
     if made := [outcome.task for outcome in outcomes if outcome.is_made]:
         try:
             path = write_plan_report(plan_path, made)
-        except Exception as exc:  # whatever it is: the outputs are there and whole
+        except Exception as exc:  # any error: the outputs are complete
             reason = str(exc) if isinstance(exc, CaptionmillError) else repr(exc)
             _logger.warning("no report of this run: %s", reason)
         else:
@@ -131,18 +131,18 @@ def require_made(plan_path: Path, outcomes: Sequence[TaskOutcome]) -> None:
 
 
 class _Run:
-    """A graph on its way from nothing done to all done."""
+    """One run of a graph: which tasks wait, run or have ended."""
 
     def __init__(
         self,
         graph: Graph,
         workspace: Workspace,
         forced: frozenset[str],
-        hire: "Callable[[], Crew]",
+        start_crew: "Callable[[], Crew]",
         events: RunEvents,
     ) -> None:
         self._graph, self._workspace, self._forced = graph, workspace, forced
-        self._hire, self._events = hire, events
+        self._start_crew, self._events = start_crew, events
         self._crew: Crew | None = None
         self._waiting = list(graph.tasks)
         self._ready: dict[str, Standing] = {}
@@ -150,22 +150,22 @@ class _Run:
         self._commands: dict[str, str] = {}
         self._outcomes: dict[str, TaskOutcome] = {}
 
-    def to_the_end(self) -> list[TaskOutcome]:
+    def run_all(self) -> list[TaskOutcome]:
         try:
             while self._waiting or self._ready or self._begun:
-                self._look_for_ready()
+                self._find_ready()
                 if self._ready or self._begun:
-                    self._crew = self._crew or self._hire()
+                    self._crew = self._crew or self._start_crew()
                     self._advance(self._crew)
-        except BaseException:  # Ctrl-C too: what runs aside is to stop where nothing is lost, and counts if it is done
+        except BaseException:  # also Ctrl-C: worker processes stop where nothing is lost; finished jobs count
             for result in self._crew.stop() if self._crew else ():
                 if result.summary:
                     self._end(result)
             raise
         return [self._outcomes[task.id] for task in self._graph.tasks]
 
-    def _look_for_ready(self) -> None:
-        """Settle what needs no run, in order, and put into `_ready` what does and can be run now."""
+    def _find_ready(self) -> None:
+        """Settle the tasks that need no run, in order, and put those that can run now into `_ready`."""
         for task in list(self._waiting):
             needs = self._graph.needs(task)
             if any(need.id not in self._outcomes for need in needs):
@@ -191,9 +191,9 @@ class _Run:
                 self._settle(TaskOutcome(task, "up to date"))
 
     def _advance(self, crew: "Crew") -> None:
-        """Start what can run aside, do one task here if there is one left, and take note of what has ended."""
-        if aside := crew.choose_aside([standing.task for standing in self._ready.values()]):
-            crew.start([self._begin(task) for task in aside])
+        """Start the tasks for worker processes, else run one here, and settle the tasks that have ended."""
+        if for_workers := crew.choose_for_workers([standing.task for standing in self._ready.values()]):
+            crew.start([self._begin(task) for task in for_workers])
         elif self._ready:
             task = next(iter(self._ready.values())).task
             self._end(crew.do_here(self._begin(task)))
@@ -201,7 +201,7 @@ class _Run:
             self._end(result)
 
     def _begin(self, task: Task) -> "JobCall":
-        """Note and tell that a task is about to run."""
+        """Record and report that a task is about to run."""
         from captionmill.pipeline.plan.crew import JobCall
 
         standing = self._ready.pop(task.id)
@@ -212,7 +212,7 @@ class _Run:
         return JobCall(task, replaces)
 
     def _end(self, result: "JobResult") -> None:
-        """Note how a task ended: its output is of its inputs as they were when it began."""
+        """Record how a task ended: its output belongs to the inputs as they were at the start."""
         task = result.task
         inputs = dict(self._begun.pop(task.id).ingredients.inputs)
         if result.error:
@@ -236,13 +236,13 @@ def _require_ours(standing: Standing) -> None:
         raise InputError(f"{task.output}: holds a model already that this pipeline did not make; move it away")
     was_ours = standing.record is not None and standing.record.made is not None
     if task.kind == "caption" and not was_ours and task.output.exists() and not is_caption_table(task.output):
-        raise InputError(f"{task.output}: no table of captions; move it away, or name another output")
+        raise InputError(f"{task.output}: not a table of captions; move it away, or name another output")
 
 
 def _replaces(standing: Standing, *, forced: bool) -> bool:
-    """Whether the output is this pipeline's own, made from something else. More images are added, not made anew."""
+    """Whether the pipeline made the output from something else. New images are only added to a store."""
     record, task = standing.record, standing.task
-    if task.kind == "train":  # a model that is there is ours; one that was made by a process that died then, too
+    if task.kind == "train":  # an existing model is ours, also after a process died
         return True
     if record is None:
         return False

@@ -1,4 +1,4 @@
-"""How each task of a pipeline stands: up to date, or to be run, and why."""
+"""The standing of each task of a pipeline: up to date, or the reasons to run it."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -29,19 +29,19 @@ class Standing:
 
     task: Task
     reasons: tuple[str, ...]
-    """Why it is to be run; none if it is up to date."""
+    """The reasons to run it; empty if it is up to date."""
     ingredients: Ingredients
-    """Settings and inputs as they are now; without inputs that are yet to be made."""
+    """The current settings and inputs, without inputs that do not exist yet."""
     made: Fingerprint | None
-    """The output as it is now."""
+    """The current output."""
     record: Record | None
-    """What made it."""
+    """The record of how the output was made."""
     error: str = ""
     """Why it cannot be run, in one line."""
 
     @property
     def runs(self) -> bool:
-        """Whether it is to be run."""
+        """Whether it must run."""
         return bool(self.reasons)
 
     @property
@@ -53,10 +53,9 @@ class Standing:
 
 
 def survey(plan_path: AnyPath, start: str | None = None) -> tuple[Graph, list[Standing]]:
-    """The graph of the pipeline file `plan_path`, and how each of its tasks stands; runs and changes nothing.
+    """The graph of the pipeline file `plan_path`, and the standing of each of its tasks; runs and changes nothing.
 
-    `start` names tasks to be run in any case, as for `run_pipeline`. Raises PipelineError for a file that cannot be
-    understood.
+    `start` names tasks that run in any case, as for `run_pipeline`. Raises PipelineError for a file that is not valid.
     """
     plan_path = Path(plan_path)
     graph, workspace = read_plan(plan_path), Workspace(plan_path)
@@ -72,25 +71,25 @@ def survey(plan_path: AnyPath, start: str | None = None) -> tuple[Graph, list[St
 
 
 def find_standing(task: Task, workspace: Workspace, *, before: Sequence[Task] = (), forced: bool = False) -> Standing:
-    """How `task` stands when the tasks `before` it have yet to run, in which case their outputs are not looked at.
+    """The standing of `task`; the tasks `before` it have yet to run, so their outputs are not examined.
 
     Raises PipelineError or InputError for an input that is not there.
     """
     record = workspace.record(task.output)
-    yet_to_be_made = [need.output for need in before]
+    not_made_yet = [need.output for need in before]
     made = take_fingerprint(task.output, record.made if record else None) if output_exists(task.output) else None
     known = record.ingredients.inputs if record and record.made and made else {}
     inputs = {
-        name: _look(source, known.get(name))
+        name: _fingerprint(source, known.get(name))
         for name, source in task.job.inputs().items()
-        if source not in yet_to_be_made
+        if source not in not_made_yet
     }
     settings = plain(task.job.settings())
     reasons = ["forced by `from`"] if forced else []
     if record is None:
         reasons.append("never made by this pipeline" if made else "never run")
     elif record.made is None:
-        reasons.append("cut short")
+        reasons.append("interrupted")
     elif made is None:
         reasons.append(f"{task.output.name} is not there")
     else:
@@ -103,19 +102,19 @@ def find_standing(task: Task, workspace: Workspace, *, before: Sequence[Task] = 
     return Standing(task, tuple(reasons), Ingredients(settings, inputs), made, record)
 
 
-def _look(source: Input, known: Fingerprint | None) -> Fingerprint:
-    """The fingerprint of an input; of images that there is nothing to find_standing with, the quick half."""
+def _fingerprint(source: Input, known: Fingerprint | None) -> Fingerprint:
+    """The fingerprint of an input; only the quick half of images that there is nothing to compare with."""
     return glance_at(source) if isinstance(source, Images) and known is None else take_fingerprint(source, known)
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`settings` as they come back from JSON."""
+    """`settings` as read back from JSON."""
     values: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return values
 
 
 def setting_changes(was: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """A text for each setting that differs; one that an older captionmill did not know counts as at its default."""
+    """A text for each setting that differs; a setting that an older version did not have counts as its default."""
     changes = []
     for name, value in now.items():
         old = was.get(name, defaults.get(name))
@@ -138,7 +137,7 @@ def _input_changes(was: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint
 
 
 def _missing_companions(job: Job) -> list[str]:
-    """What is not there any more of the files that a job makes besides its output, which is up to date."""
+    """The missing files of those that a job writes beside its output, which is up to date."""
     if not isinstance(job, CaptionJob):
         return []
     gallery = job.table.gallery
@@ -149,6 +148,6 @@ def _missing_companions(job: Job) -> list[str]:
 
 
 def _counts(was: Fingerprint, now: Fingerprint) -> str:
-    """How many images there were and are, where that differs."""
+    """The number of images before and now, if it differs."""
     before, after = was.content.partition(" images")[0], now.content.partition(" images")[0]
     return f" ({before} before, {after} now)" if before.isdecimal() and after.isdecimal() and before != after else ""

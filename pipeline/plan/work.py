@@ -1,4 +1,4 @@
-"""Does one job of a pipeline, in this process: what the job's command does by hand."""
+"""Runs one job of a pipeline in this process, as the job's command would."""
 
 import functools
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Summary = ExtractSummary | TrainSummary | Evaluation | FolderSummary
 
 @dataclass(frozen=True)
 class Listeners:
-    """Who hears of a job while it is done."""
+    """The functions that are called while a job runs."""
 
     on_splits: Callable[[Splits], None] = lambda splits: None
     on_epoch: Callable[[EpochResult], None] = lambda result: None
@@ -33,9 +33,9 @@ class Listeners:
 def do_job(
     job: Job, *, replaces: bool = False, spread: Spread | None = None, listeners: Listeners = Listeners()
 ) -> Summary:
-    """Do `job`; `replaces` lets it take the place of an output made from something else.
+    """Run `job`; with `replaces` it may replace an output made from something else.
 
-    `spread` is for extraction alone. Raises what the stage raises.
+    Only extraction uses `spread`. Raises the errors of the stage.
     """
     progress = listeners.progress
     job = with_chosen_models(job)
@@ -87,7 +87,7 @@ def do_job(
 
 
 def describe(summary: Summary) -> str:
-    """What a job did, in words."""
+    """The summary of a job in words."""
     match summary:
         case ExtractSummary():
             return summaries.extract_line(summary)
@@ -100,7 +100,7 @@ def describe(summary: Summary) -> str:
 
 
 def _train_or_restart(run: Callable[..., TrainSummary]) -> TrainSummary:
-    """Resume an unfinished training, or start from scratch where the plan has changed since."""
+    """Resume an unfinished training, or start from scratch if the plan has changed since."""
     try:
         return run()
     except UnfinishedRunError:

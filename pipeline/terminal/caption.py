@@ -27,29 +27,33 @@ from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchC
 @models_option
 @click.option("--output", type=FILE_PATH, required=True, help="Table to write.")
 @setting_options(TableConfig)
-@click.option("--features", type=FILE_PATH, help="Cache of the features.  [default: OUTPUT with .features.h5]")
+@click.option(
+    "--features", type=FILE_PATH, help="Feature store that caches the features.  [default: OUTPUT with .features.h5]"
+)
 @moved_weights_option
 @search_options
 @machine_options
 @click.option(
     "--embed-metadata", is_flag=True, help="Write each caption into a copy of its image, as XMP and IPTC description."
 )
-@click.option("--copies", type=FOLDER_PATH, help="Folder of these copies.  [default: OUTPUT with .images]")
-@click.option("--in-place", is_flag=True, help="With --embed-metadata: write into the images themselves, not copies.")
+@click.option("--copies", type=FOLDER_PATH, help="Folder for these copies.  [default: OUTPUT with .images]")
+@click.option(
+    "--in-place", is_flag=True, help="With --embed-metadata: write into the images themselves, not into copies."
+)
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace an OUTPUT that is no table of captions or was edited, a cache of other features than the model "
-    "needs, and sidecars and descriptions that somebody else wrote.",
+    help="Replace an OUTPUT that is not a table of captions or was edited, a cache whose features do not match the "
+    "model, and sidecars and descriptions that another program wrote.",
 )
 @quiet_option
 def caption(images: Path | str, models: tuple[Path, ...], output: Path, quiet: bool, **options: Any) -> None:
-    """Caption each image of IMAGES to a table: a folder, a list of paths, a .tar, or a URL, as for `extract`.
+    """Write a table of captions for the images of IMAGES: a folder, a list of paths, a .tar or a URL, as for `extract`.
 
-    A feature store as IMAGES has its rows captioned. Columns: path, caption, confidence (0 to 1), flags (cut, repeated,
-    low-confidence), status, error. A further run does only what is new or changed; a killed one goes on. A table
-    edited since is kept beside the new one: captions.edited.csv. In CSV a text that a spreadsheet could take for a
-    formula, such as a path that begins with = or -, has a ' in front.
+    IMAGES may also be a feature store, whose rows are captioned. Columns: path, caption, confidence (0 to 1), flags
+    (cut, repeated, low-confidence), status, error. If the command is interrupted or images are added, run it again:
+    only what is new or changed is done. A table that you edited is kept beside the new one: captions.edited.csv. In CSV
+    a text that a spreadsheet could read as a formula, such as a path that begins with = or -, has a ' in front.
 
     Example: captionmill caption photos --model model --output captions.csv
     """
@@ -83,9 +87,9 @@ def caption(images: Path | str, models: tuple[Path, ...], output: Path, quiet: b
 def _embed_into(
     output: Path, *, embed_metadata: bool, copies: Path | None, in_place: bool
 ) -> Path | Literal["images"] | None:
-    """Where images that hold their captions go: a folder of copies, the images themselves, or nowhere."""
+    """Where to write captions into images: a folder of copies, "images" for the images themselves, or None."""
     if (in_place or copies is not None) and not embed_metadata:
-        raise click.UsageError("--in-place and --copies belong to --embed-metadata")
+        raise click.UsageError("--in-place and --copies need --embed-metadata")
     if in_place and copies is not None:
         raise click.UsageError("--in-place makes no copies: leave out one of --in-place and --copies")
     if not embed_metadata:

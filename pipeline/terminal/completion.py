@@ -8,7 +8,7 @@ from click.shell_completion import get_completion_class
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script with which SHELL completes commands, options and paths of captionmill.
+    """Print the script that makes SHELL complete commands, options and paths of captionmill.
 
     bash: add  eval "$(captionmill completion bash)"  to ~/.bashrc. zsh: the same with zsh, in ~/.zshrc. fish:
     captionmill completion fish > ~/.config/fish/completions/captionmill.fish

@@ -14,9 +14,9 @@ from captionmill.pipeline.terminal.results import epoch_printer, show_outcomes, 
 @click.argument("folder", metavar="[DIR]", type=FOLDER_PATH, default=Path("captionmill-demo"))
 @quiet_option
 def demo(folder: Path, quiet: bool) -> None:
-    """Draw pictures into DIR, extract, train, caption pictures held out, score, and write a page. Offline.
+    """Draw images into DIR, extract, train, evaluate, caption held-out images and write a page, all offline.
 
-    DIR is captionmill-demo unless given. The commands are shown, to be repeated on photographs.
+    DIR is captionmill-demo unless given. The commands are shown, so that you can repeat them on your own images.
 
     Example: captionmill demo
     """

@@ -19,10 +19,10 @@ from captionmill.pipeline.terminal.progress import ProgressBars
 )
 @quiet_option
 def doctor(seconds: float, quiet: bool) -> None:
-    """Print versions, devices, engines, how fast this machine is, and what to change.
+    """Print versions, devices, engines and the throughput of this machine, and advice on what to change.
 
-    Measured are decoding JPEGs of 500 x 375 pixels, a ResNet-50 of random weights and the decoder's beam search, each
-    alone. Nothing is downloaded.
+    Three parts are measured one by one: decoding JPEGs of 500 x 375 pixels, a ResNet-50 with random weights and the
+    decoder's beam search. Nothing is downloaded.
 
     Example: captionmill doctor
     """

@@ -1,4 +1,4 @@
-"""How a command ends when it does not end well: errors in one line, Ctrl-C and SIGTERM after everything is flushed."""
+"""How commands end early: errors in one line; Ctrl-C and SIGTERM after everything is flushed."""
 
 import _thread
 import signal
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from captionmill.data.errors import CaptionmillError
-from captionmill.pipeline.terminal.json_lines import asks_for_json, begin_json, json_errors, streams_put_back
+from captionmill.pipeline.terminal.json_lines import begin_json, json_errors, streams_put_back, wants_json
 from captionmill.pipeline.terminal.names import as_typed
 
 if TYPE_CHECKING:
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM: a batch system or a shutdown wants the process to end; everything is flushed as for Ctrl-C."""
+    """SIGTERM, sent by a batch system or a shutdown; everything is flushed as for Ctrl-C."""
 
 
 def _raise_terminated(*_: object) -> None:
     raise _Terminated
 
 
-class _AskingAgain:
-    """Takes what the interpreter swallows: a signal that arrived in a destructor or a weak reference's callback.
+class _SignalRepeater:
+    """Repeats signals that the interpreter swallows: those that arrive in a destructor or a weak reference's callback.
 
-    The exception of such a signal goes nowhere; without this, Ctrl-C had no effect in three of a hundred extractions.
+    The exception of such a signal is lost; without this class, Ctrl-C had no effect in three of a hundred extractions.
     """
 
     def __init__(self, otherwise: Callable[["UnraisableHookArgs"], object], pause_s: float) -> None:
@@ -41,43 +41,43 @@ class _AskingAgain:
             seconds = self._pause_s
             while True:
                 try:
-                    _thread.start_new_thread(_ask_again, (number, seconds))
+                    _thread.start_new_thread(_repeat_signal, (number, seconds))
                     return
-                except KeyboardInterrupt:  # on a busy machine it comes while still in here, from where it goes nowhere
+                except KeyboardInterrupt:  # on a busy machine it arrives in this function, where it is lost too
                     seconds = 2 * seconds + 0.01
         else:
             self._otherwise(unraisable)
 
 
-def _ask_again(number: signal.Signals, seconds: float) -> None:
+def _repeat_signal(number: signal.Signals, seconds: float) -> None:
     time.sleep(seconds)
     _thread.interrupt_main(number)
 
 
 def listen_to_signals(*, pause_s: float = 0.01) -> None:
-    """From now on SIGTERM and Ctrl-C end a command where nothing is lost, wherever they arrive.
+    """From now on SIGTERM and Ctrl-C end a command where nothing is lost, whenever they arrive.
 
     One that the interpreter swallows is raised again `pause_s` seconds later.
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
-    if not isinstance(sys.unraisablehook, _AskingAgain):
-        sys.unraisablehook = _AskingAgain(sys.unraisablehook, pause_s)
+    if not isinstance(sys.unraisablehook, _SignalRepeater):
+        sys.unraisablehook = _SignalRepeater(sys.unraisablehook, pause_s)
 
 
 @contextmanager
 def _errors_as_objects() -> Iterator[None]:
-    """An error is said as an object if stderr is to hold JSON, and left to click if not."""
+    """Write errors as JSON objects if stderr holds JSON; else click shows them."""
     try:
         yield
     except click.ClickException as exc:
         if (stream := json_errors()) is None:
             raise
-        stream.say("error", "error", exc.format_message())
+        stream.log("error", "error", exc.format_message())
         raise click.exceptions.Exit(exc.exit_code) from exc
 
 
 class ErrorGroup(click.Group):
-    """Shows what a user can mend as one line, or object, on stderr with exit code 1; a bug keeps its traceback.
+    """Shows errors that a user can fix as one line (or JSON object) on stderr, exit code 1; a bug keeps its traceback.
 
     Its help lists the commands in the order in which they were added.
     """
@@ -87,7 +87,7 @@ class ErrorGroup(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> Any:
         with streams_put_back():
-            if asks_for_json(sys.argv[1:] if args is None else args):  # before click reads it, and finds what is wrong
+            if wants_json(sys.argv[1:] if args is None else args):  # before click reports errors
                 begin_json()
             return super().main(args, *others, **settings)
 
@@ -104,8 +104,8 @@ class ErrorGroup(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt as exc:
             click.echo(
-                "\nStopped. Features, captions and checkpoints made so far are kept for the same command to go on with;"
-                " a finished output is as it was before.",
+                "\nStopped. Features, captions and checkpoints made so far are kept: run the same command again to "
+                "resume. A finished output is unchanged.",
                 err=True,
             )
             if isinstance(exc, _Terminated):

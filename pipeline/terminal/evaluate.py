@@ -34,9 +34,12 @@ from captionmill.stages.settings import BootstrapConfig, EvaluateConfig, SearchC
     help="Images to score, one per line.  [default: the test split, else all that the model has not seen]",
 )
 @click.option("--output", type=FILE_PATH, help="File for scores and captions (JSON).")
-@click.option("--per-image", type=FILE_PATH, help="Table of each image's caption, scores and traits (CSV).")
+@click.option("--per-image", type=FILE_PATH, help="Table with the caption, scores and properties of each image (CSV).")
 @click.option(
-    "--against", metavar="MODEL", type=FOLDER_PATH, help="Another model for the same images; show the differences."
+    "--against",
+    metavar="MODEL",
+    type=FOLDER_PATH,
+    help="Another model to score on the same images; shows the differences.",
 )
 @setting_options(EvaluateConfig, "java_metrics")
 @setting_options(BootstrapConfig, "resamples")
@@ -47,9 +50,9 @@ def evaluate(features: Path, models: tuple[Path, ...], captions: Path, quiet: bo
     """Caption images of the feature store FEATURES and score the captions against all references.
 
     Each score comes with its 95 % bootstrap interval over the images. Columns of --per-image: key, caption, confidence,
-    bleu_4 (of the image alone), rouge_l, cider_d, meteor and spice if asked for, words, copied (the same words as a
-    training caption), repeated_word (twice in a row), repeated_trigram. Text that a spreadsheet could take for a
-    formula has a ' in front.
+    bleu_4 (of this image only), rouge_l, cider_d, meteor and spice if requested, words, copied (the same words as a
+    training caption), repeated_word (twice in a row), repeated_trigram. Text that a spreadsheet could read as a formula
+    has a ' in front.
 
     Example: captionmill evaluate features.h5 --model model --captions captions.csv --output scores.json
     """

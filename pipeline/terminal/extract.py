@@ -34,13 +34,13 @@ from captionmill.stages.settings import ExtractConfig
     default=0,
     help="Processes on this machine; 0 is up to four per GPU if there are many images to extract, else one.",
 )
-@click.option("--cluster", metavar="URL", help="Spread over dask://HOST:PORT or ray://HOST:PORT.")
+@click.option("--cluster", metavar="URL", help="Extract on a cluster: dask://HOST:PORT or ray://HOST:PORT.")
 @click.option(
-    "--shard", type=ShardType(), help="Do the I-th of N parts, for array jobs; then: captionmill features merge."
+    "--shard", type=ShardType(), help="Extract the I-th of N shards, for array jobs; then: captionmill features merge."
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after this many images of the sorted list.")
-@click.option("--prune", is_flag=True, help="Remove rows whose image is not among IMAGES any more.")
-@click.option("--strict", is_flag=True, help="Exit with 1 if any image cannot be read.")
+@click.option("--prune", is_flag=True, help="Remove rows whose image is no longer among IMAGES.")
+@click.option("--strict", is_flag=True, help="Exit with code 1 if any image cannot be read.")
 @overwrite_option
 @quiet_option
 def extract(
@@ -52,10 +52,11 @@ def extract(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Cache 2048 numbers for each image of IMAGES.
+    """Compute 2048 features for each image of IMAGES and cache them.
 
-    IMAGES is a folder, a text file with one path or URL per line, a .tar of images or a folder of .tar files; or a URL
-    of these. A rerun does only what is missing. Images that cannot be read are listed in failures.csv beside the store.
+    IMAGES is a folder, a text file with one path or URL per line, a .tar of images, a folder of .tar files, or a URL of
+    one of these. If the command is run again, it extracts only what is missing. Images that cannot be read are listed
+    in failures.csv beside the store.
 
     Example: captionmill extract photos --output features.h5
     """

@@ -1,4 +1,4 @@
-"""`captionmill features`: what can be done to a whole store."""
+"""`captionmill features`: commands that work on whole stores."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from captionmill.pipeline.words import show_count, show_list
 
 @click.group()
 def features() -> None:
-    """Look into feature stores; check, mend, join and export them."""
+    """Show, check, repair, merge and export feature stores."""
 
 
 @features.command()
 @click.argument("store", metavar="FILE", type=FILE_PATH)
 @log_format_option
 def info(store: Path) -> None:
-    """Print what FILE holds and what made it.
+    """Print the contents of FILE and how it was made.
 
     Example: captionmill features info features.h5
     """
@@ -28,7 +28,7 @@ def info(store: Path) -> None:
     opened = FeatureStore.open(store)
     click.echo(f"{store}: {show_count(len(opened), 'image')}, {opened.dtype}, {opened.size_bytes / 1e6:.1f} MB")
     if opened.part_count:
-        click.echo(f"  {show_count(opened.part_count, 'part')} beside it, in {store.name}.parts: belong to it")
+        click.echo(f"  {show_count(opened.part_count, 'part')} beside it in {store.name}.parts belong to it")
     if shard := opened.shard:
         images = show_count(shard.images, "image")
         click.echo(f"  shard {shard.index} of {shard.count}: {images}, {shard.failed:,} not readable")
@@ -40,7 +40,7 @@ def info(store: Path) -> None:
 @click.argument("store", metavar="FILE", type=FILE_PATH)
 @log_format_option
 def verify(store: Path) -> None:
-    """Check each row of FILE against its checksum; exit with 1 if any is damaged.
+    """Check each row of FILE against its checksum; exit with code 1 if any is damaged.
 
     Example: captionmill features verify features.h5
     """
@@ -50,19 +50,19 @@ def verify(store: Path) -> None:
     if damaged := opened.verify():
         click.echo(show_list(damaged), err=True)
         raise InputError(
-            f"{store}: {len(damaged)} of {len(opened)} rows are damaged; captionmill features repair {store} drops "
-            "them, and extract makes them again"
+            f"{store}: {len(damaged)} of {len(opened)} rows are damaged; captionmill features repair {store} removes "
+            "them, and extract computes them again"
         )
-    click.echo(f"{store}: {show_count(len(opened), 'row')}, all as written")
+    click.echo(f"{store}: {show_count(len(opened), 'row')}, all intact")
 
 
 @features.command()
 @click.argument("store", metavar="FILE", type=FILE_PATH)
 @log_format_option
 def repair(store: Path) -> None:
-    """Drop the damaged rows of FILE, so that `extract` makes just these again.
+    """Remove the damaged rows of FILE, so that `extract` computes only these again.
 
-    A file of the store that cannot be opened at all is set aside under a name that ends in .damaged.
+    A file of the store that cannot be opened is renamed to end in .damaged.
 
     Example: captionmill features repair features.h5
     """
@@ -70,11 +70,11 @@ def repair(store: Path) -> None:
 
     summary = repair_store(store)
     for path in summary.files_set_aside:
-        click.echo(f"{path}: set aside, it cannot be read", err=True)
+        click.echo(f"{path}: renamed, as it cannot be read", err=True)
     if summary.rows_dropped:
         click.echo(show_list(summary.rows_dropped), err=True)
     if summary.rows_dropped or summary.files_set_aside:
-        click.echo(f"{store}: {show_count(len(summary.rows_dropped), 'damaged row')} dropped; run extract again")
+        click.echo(f"{store}: {show_count(len(summary.rows_dropped), 'damaged row')} removed; run extract again")
     else:
         click.echo(f"{store}: nothing is damaged")
 
@@ -85,9 +85,9 @@ def repair(store: Path) -> None:
 @overwrite_option
 @log_format_option
 def merge(stores: tuple[Path, ...], output: Path, overwrite: bool) -> None:
-    """Join feature stores, such as the shards of an array job, into one.
+    """Merge feature stores, such as the shards of an array job, into one.
 
-    Refused: missing or unfinished shards, an image in two stores, differing networks or preprocessing.
+    It is an error if shards are missing or unfinished, an image is in two stores, or networks or preprocessing differ.
 
     Example: captionmill features merge features-*-of-00008.h5 --output features.h5
     """

@@ -12,9 +12,9 @@ from captionmill.pipeline.terminal.options import FILE_PATH, log_format_option
 @click.argument("pipeline", metavar="[PIPELINE]", type=FILE_PATH, default=Path("pipeline.toml"))
 @log_format_option
 def init(pipeline: Path) -> None:
-    """Write a pipeline file to fill in, with every setting, its default and its meaning.
+    """Write a pipeline file to fill in, with all settings, their defaults and meanings.
 
-    PIPELINE is pipeline.toml unless given. A file that exists is left as it is.
+    PIPELINE is pipeline.toml unless given. An existing file is never overwritten.
 
     Example: captionmill init
     """

@@ -22,20 +22,20 @@ from captionmill.stages.settings import LeakConfig
 
 @click.command()
 @click.argument("features", type=FILE_PATH)
-@click.option("--model", type=FOLDER_PATH, help="Model whose splits are meant, those that `train` drew included.")
-@click.option("--captions", type=FILE, help="Captions file that names splits; not needed with lists.")
+@click.option("--model", type=FOLDER_PATH, help="Model whose splits to compare, also if `train` drew them.")
+@click.option("--captions", type=FILE, help="Captions file with splits; not needed with lists.")
 @click.option("--train-list", type=FILE, help="Images of the split train, one per line.")
 @click.option("--val-list", type=FILE, help="Images of the split val, one per line.")
 @click.option("--test-list", type=FILE, help="Images of the split test, one per line.")
 @setting_options(LeakConfig)
-@click.option("--output", type=FILE_PATH, help="Table for the pairs (CSV), the closest first.")
+@click.option("--output", type=FILE_PATH, help="Table for the pairs (CSV), closest first.")
 @device_option
 @quiet_option
 def leaks(features: Path, captions: Path | None, quiet: bool, **options: Any) -> None:
-    """Report identical and nearly identical images across splits, by the features in the store FEATURES.
+    """Report identical and nearly identical images in different splits, by the features in the store FEATURES.
 
-    Splits are those of the model, or those of the lists given, or else those of the captions file. Identical are images
-    of the same content.
+    The splits come from the model, or from the lists, or else from the captions file. Images are identical if their
+    files have the same content.
 
     Example: captionmill leaks features.h5 --model model --output leaks.csv
     """

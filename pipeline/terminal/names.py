@@ -1,4 +1,4 @@
-"""What is raised below the terminal names parameters, in backticks; here they become the options that a user types."""
+"""Errors raised below the terminal name parameters in backticks; here they become the options that a user types."""
 
 import re
 
@@ -8,9 +8,9 @@ _NAME = re.compile(r"`(\w+)`")
 
 
 def as_typed(message: str, command: click.Command | None = None) -> str:
-    """`message` with each parameter of `command`, by default the running one, as it is typed: --batch-size.
+    """`message` with each parameter of `command` (default: the running one) as it is typed: --batch-size.
 
-    A name that is no parameter of it, such as a key of a pipeline file, keeps its backticks.
+    A name that is not a parameter of it, such as a key of a pipeline file, keeps its backticks.
     """
     if command is None:
         context = click.get_current_context(silent=True)

@@ -65,7 +65,7 @@ class ValueOrWord(click.ParamType[Any]):
 
 
 def setting_options(kind: type[Configuration], *names: str, note: str = "") -> Decorator[Any]:
-    """The options of the settings of `kind`, all or those called `names`; `note` ends the help of each."""
+    """The options of the settings of `kind`, all or those called `names`; `note` is added to the help of each."""
     known = settings_of(kind)
     return options(*(_setting_option(known[name], note) for name in names or known))
 
@@ -119,15 +119,15 @@ log_format_option = click.option(
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    expose_value=False,  # `ErrorGroup` has seen it: errors about other options use the format too
+    expose_value=False,  # `ErrorGroup` reads it, so that errors about other options use the format too
     help="Format of all output. json: one JSON object per line, on stdout and stderr.",
 )
 quiet_option = options(
-    click.option("--quiet", is_flag=True, help="Show no progress, only the summary and warnings."),
+    click.option("--quiet", is_flag=True, help="Show only the summary and warnings, no progress."),
     log_format_option,
 )
 overwrite_option = click.option(
-    "--overwrite", is_flag=True, help="Replace an output that exists, once the new one is complete."
+    "--overwrite", is_flag=True, help="Replace an existing output, once the new one is complete."
 )
 device_option = setting_options(ExtractConfig, "device")
 machine_options = setting_options(ExtractConfig, *MACHINE_SETTINGS)
@@ -138,7 +138,7 @@ models_option = click.option(
     type=FOLDER_PATH,
     multiple=True,
     required=True,
-    help="Folder that `train` wrote; if given several times, the mean of their probabilities is used.",
+    help="Model folder that `train` wrote; several form an ensemble: the mean of their probabilities is used.",
 )
 captions_option = click.option(
     "--captions", type=FILE, required=True, help="Reference captions: Flickr token file, COCO or Karpathy JSON, or CSV."

@@ -13,8 +13,8 @@ from captionmill.pipeline import words
 from captionmill.pipeline.terminal.json_lines import json_errors
 from captionmill.pipeline.terminal.names import as_typed
 
-_LEAST_MEASURED_S = 1.0  # a rate of less time says little
-_COUNTED = {"extract": "images", "caption": "images", "export": "rows"}  # by label: what a step is
+_LEAST_MEASURED_S = 1.0  # a rate over less time is unreliable
+_COUNTED = {"extract": "images", "caption": "images", "export": "rows"}  # by label: what is counted
 _LEAST_BAR, _MOST_BAR = 8, 36  # characters
 
 
@@ -31,9 +31,10 @@ class Intervals:
 
 
 class ProgressBars:
-    """On a terminal a bar for each label that a stage reports; in a log, a line or an object now and then. On stderr.
+    """Shows progress on stderr: on a terminal a bar for each label that a stage reports; in a log, a line or object now
+    and then.
 
-    The line of a label that has notes makes way for what comes after it: the stage's results say it better.
+    The line of a label with notes is removed at its end, as the stage's results show the same better.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class ProgressBars:
         self._has_notes = False
         self._started = (0.0, 0)  # when, and with how much done
         self._drawn_at = 0.0
-        self._said_at = self._clock()
+        self._reported_at = self._clock()
 
     def __enter__(self) -> "ProgressBars":
         for handler in logging.getLogger("captionmill").handlers:
@@ -74,37 +75,37 @@ class ProgressBars:
         left = [words.show_time_left(left_s)] if left_s else []
         self._has_notes = bool(note)
         if (stream := json_errors()) is not None:
-            if done >= total or now - self._said_at > self._intervals.objects_s:
-                self._said_at = now
+            if done >= total or now - self._reported_at > self._intervals.objects_s:
+                self._reported_at = now
                 measured = {"rate": rate and round(rate, 3), "left_s": left_s and round(left_s, 1)}
                 message = f"{label}: {', '.join(facts + left)}"
-                stream.say("info", "progress", message, label=label, done=done, total=total, **measured)
+                stream.log("info", "progress", message, label=label, done=done, total=total, **measured)
         elif sys.stderr.isatty():
             if is_new or done >= total or now - self._drawn_at >= self._intervals.drawings_s:
                 self._drawn_at = now
                 self._write(label, done / total if total else 1.0, facts, left)
             if done >= total and not note:
                 self._end(stays=True)
-        elif now - self._said_at > self._intervals.lines_s:
+        elif now - self._reported_at > self._intervals.lines_s:
             counted = [f"{done:,} of {total:,}"] if note else []
             click.echo(f"{label}: {', '.join(counted + facts + left)}", err=True)
-            self._said_at = now
+            self._reported_at = now
 
     def _show_rate(self, rate: float | None) -> list[str]:
         return [words.show_rate(rate, _COUNTED[self._label])] if rate and self._label in _COUNTED else []
 
     def clear(self) -> None:
-        """Take away the line that is on the terminal, so that another can be written there."""
+        """Remove the line that is on the terminal, so that another can be written there."""
         if self._line:
             click.echo(f"\r{' ' * len(self._line)}\r", nl=False, err=True)
             self._line = ""
 
     def _write(self, label: str, share: float, facts: list[str], left: list[str]) -> None:
-        """Where the terminal is narrow, the bar gets shorter and goes, then the last facts go, then it is cut."""
-        columns = _terminal_columns() - 1  # a character in the last one makes some terminals begin a new line
+        """Draw the line; on a narrow terminal first the bar is shortened or left out, then facts, then it is cut."""
+        columns = _terminal_columns() - 1  # a character in the last column makes some terminals begin a new line
         percent = f"{int(100 * share):3}%"
         room = columns - len(f"{label}  []  {percent}  {', '.join(facts + left)}")
-        self._bar_width = min(self._bar_width, room)  # it never grows again for a label, since that would flicker
+        self._bar_width = min(self._bar_width, room)  # it never grows again for a label, as that would flicker
         filled = int(self._bar_width * share)
         bar = f"  [{'#' * filled}{'-' * (self._bar_width - filled)}]" if self._bar_width >= _LEAST_BAR else ""
         start = f"{label}{bar}  {percent}  "
@@ -115,7 +116,7 @@ class ProgressBars:
         self._line = line
 
     def _end(self, *, stays: bool) -> None:
-        """Be done with the label whose line is on the terminal."""
+        """Finish the label whose line is on the terminal."""
         if self._line and stays:
             click.echo(err=True)
             self._line = ""
@@ -131,19 +132,19 @@ def _terminal_columns() -> int:
 
 
 class EchoHandler(logging.Handler):
-    """Log records as plain lines on stderr, in place of a bar that is on a terminal now and drawn again below."""
+    """Writes log records as plain lines on stderr; a bar on a terminal is removed first and drawn again below."""
 
     progress: ProgressBars | None = None
 
     def __init__(self, command: click.Command | None = None) -> None:
-        """Names of parameters are shown as `command` has them typed."""
+        """Names of parameters are shown as they are typed for `command`."""
         super().__init__()
         self._command = command
 
     def emit(self, record: logging.LogRecord) -> None:
         message = as_typed(record.getMessage(), self._command)
         if (stream := json_errors()) is not None:
-            stream.say(record.levelname.lower(), "log", message, logger=record.name)
+            stream.log(record.levelname.lower(), "log", message, logger=record.name)
             return
         if self.progress is not None:
             self.progress.clear()

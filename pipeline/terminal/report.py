@@ -9,23 +9,32 @@ from captionmill.pipeline.terminal.options import ANY_OR_URL, FILE, FILE_PATH, F
 
 @click.command()
 @click.argument("models", metavar="[MODEL]...", type=FOLDER_PATH, nargs=-1)
-@click.option("--features", type=FILE_PATH, multiple=True, help="Feature store; several times for several.")
-@click.option("--scores", type=FILE, multiple=True, help="What `evaluate --output` wrote; several times for several.")
+@click.option("--features", type=FILE_PATH, multiple=True, help="Feature store; may be given several times.")
 @click.option(
-    "--captions-table", "tables", type=FILE, multiple=True, help="What `caption` wrote; several times for several."
+    "--scores", type=FILE, multiple=True, help="File that `evaluate --output` wrote; may be given several times."
 )
 @click.option(
-    "--captions", type=FILE, multiple=True, help="Reference captions of the training, to count words in them."
+    "--captions-table",
+    "tables",
+    type=FILE,
+    multiple=True,
+    help="Table that `caption` wrote; may be given several times.",
+)
+@click.option(
+    "--captions",
+    type=FILE,
+    multiple=True,
+    help="Reference captions of the training, for word counts; may be given several times.",
 )
 @click.option(
     "--images",
     type=ANY_OR_URL,
     multiple=True,
-    help="Where the scored pictures are.  [default: where the last extraction found them]",
+    help="Location of the scored images.  [default: where the last extraction found them]",
 )
 @click.option("--title", default="", help="Heading of the page.  [default: the first model's name]")
 @click.option(
-    "--output", type=FILE_PATH, default=Path("report.html"), show_default=True, help="The page (HTML), one file."
+    "--output", type=FILE_PATH, default=Path("report.html"), show_default=True, help="Page to write (HTML, one file)."
 )
 @log_format_option
 def report(
@@ -38,10 +47,11 @@ def report(
     title: str,
     output: Path,
 ) -> None:
-    """Write a page about a run, from what lies on disk of it.
+    """Write a page about a run, from its files on disk.
 
-    It tells what became of the images, where the time went, the curves of each MODEL, its scores with intervals, its
-    best, median and worst captions, and the settings. What is not named, or was never recorded, is said to be missing.
+    The page shows which images were extracted, where the time went, the curves of each MODEL, its scores with
+    intervals, its best, median and worst captions, and the settings. Files that are not given or were never written are
+    listed as missing.
 
     Example: captionmill report model --features features.h5 --scores scores.json --output report.html
     """

@@ -1,4 +1,4 @@
-"""What commands say on the terminal about stages that run."""
+"""What commands show on the terminal while stages run."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def stage_printer(quiet: bool) -> Callable[[str, str], None]:
-    """What a pipeline calls before each task: the command that does the same, after the name of a task that has one."""
+    """The callback before each task of a pipeline: shows the name of the task, if it has one, and its command."""
 
     def show(task: str, command: str) -> None:
         if not quiet:
@@ -28,18 +28,18 @@ def stage_printer(quiet: bool) -> Callable[[str, str], None]:
 
 
 def show_splits(splits: "Splits") -> None:
-    """How many images train, choose and test, and which are left out."""
+    """Show the number of images in each split, and those left out."""
     click.echo(summaries.splits_lines(splits), err=True)
 
 
 def show_outcomes(outcomes: Iterable["TaskOutcome"]) -> None:
-    """One line for each task's output."""
+    """Show one line per output."""
     for outcome in outcomes:
         click.echo(f"{outcome.task.output}: {outcome.text}")
 
 
 def show_outcome(outcome: "TaskOutcome", progress: ProgressBars) -> None:
-    """What a task did, in place of the bar; what it told while it ran aside comes under its name."""
+    """Show the result of a task instead of the bar; warnings of a worker process follow with the task's name."""
     progress.clear()
     for line in outcome.warnings:
         click.echo(f"Warning: {outcome.task.id}: {line}", err=True)
@@ -50,14 +50,14 @@ def show_outcome(outcome: "TaskOutcome", progress: ProgressBars) -> None:
 
 
 def show_standings(standings: Sequence["Standing"]) -> None:
-    """A line for each task: up to date, or why it would run."""
+    """Show one line per task: up to date, or why it would run."""
     width = max(len(standing.task.id) for standing in standings)
     for standing in standings:
         click.echo(f"{standing.task.id:{width}}  {as_typed(standing.text)}")
 
 
 def show_graph(graph: "Graph", standings: Sequence["Standing"]) -> None:
-    """For each task what it needs, where its output is and when it was made, and how it stands."""
+    """Show for each task what it needs, its output and when that was made, and its standing."""
     from captionmill.pipeline.plan.command_line import show_path
 
     for standing in standings:
@@ -73,7 +73,7 @@ def show_graph(graph: "Graph", standings: Sequence["Standing"]) -> None:
 
 
 def epoch_printer(quiet: bool, progress: ProgressBars) -> Callable[["EpochResult"], None]:
-    """What a training calls after each epoch: its line takes the place of the bar."""
+    """The callback after each epoch of a training: its line replaces the bar."""
 
     def show(result: "EpochResult") -> None:
         progress.clear()

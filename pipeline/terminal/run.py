@@ -18,26 +18,26 @@ from captionmill.pipeline.terminal.results import (
 
 @click.command()
 @click.argument("pipeline", type=FILE)
-@click.option("--dry-run", is_flag=True, help="Run nothing; show what would be run, and why.")
+@click.option("--dry-run", is_flag=True, help="Show what would run, and why, without running it.")
 @click.option(
     "--from",
     "start",
     metavar="STAGE",
-    help="Run this in any case, and what depends on it: a kind (train), a task (train.base) or a name (base).",
+    help="Run these tasks and those that need them in any case: a kind (train), a task (train.base) or a name (base).",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Processes on this machine that do independent tasks side by side, and an extraction together.",
+    help="Processes on this machine; they run independent tasks in parallel, and each extraction together.",
 )
-@click.option("--cluster", metavar="URL", help="Processes of dask://HOST:PORT or ray://HOST:PORT instead.")
+@click.option("--cluster", metavar="URL", help="Run on a cluster instead: dask://HOST:PORT or ray://HOST:PORT.")
 @quiet_option
 def run(pipeline: Path, dry_run: bool, start: str | None, jobs: int, cluster: str | None, quiet: bool) -> None:
-    """Run the tasks that the TOML file PIPELINE describes, in order; what is up to date is skipped.
+    """Run the tasks that the TOML file PIPELINE describes, in order; tasks that are up to date are skipped.
 
-    The next run resumes whatever was stopped or failed. A task that fails stops only those that need it.
+    The next run resumes whatever was stopped or failed. If a task fails, only the tasks that need it are not run.
 
     A run that made something writes report.html beside PIPELINE: all outputs on one page.
 

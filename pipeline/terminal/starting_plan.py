@@ -1,4 +1,4 @@
-"""The file that `captionmill init` writes: a pipeline to fill in, with every setting, its default and its meaning."""
+"""The file that `captionmill init` writes: a pipeline to fill in, with all settings, their defaults and meanings."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,53 +10,53 @@ from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchC
 _TEXT = """\
 # A captionmill pipeline: images to features to a trained decoder to captions.
 #
-#   captionmill run {name} --dry-run    what would be run, and why
-#   captionmill run {name}              run it; again, after a change or a stop: only what is needed
-#   captionmill status {name}           the graph, and what is up to date
+#   captionmill run {name} --dry-run    show what would run, and why
+#   captionmill run {name}              run it; run again, it does only what is new, changed or unfinished
+#   captionmill status {name}           show the graph, and what is up to date
 #
 # Paths start at this file's folder. A line that begins with # is a comment: remove the # to set the
 # value; if nothing is set, the value shown is used. Several data sets, trainings or folders: see the end.
 
-[extract]  # stage one: a pretrained network turns each image into 2048 numbers
+[extract]  # stage one: a pretrained network turns each image into 2048 features
 images = "images"  # a folder, a list of paths, a .tar or a URL
 # output = "features.h5"
 {extract}
 
-[train]  # stage two: a decoder learns to caption from these numbers
+[train]  # stage two: a decoder learns to caption from these features
 captions = "references.csv"  # CSV with image and caption, Flickr token file, COCO or Karpathy JSON
 # output = "model"
-# train_list = "train.txt"  # images to train on, one per line; goes with val_list
-# val_list = "val.txt"  # images that choose the best epoch, one per line
+# train_list = "train.txt"  # images to train on, one per line; needs val_list too
+# val_list = "val.txt"  # images to choose the best epoch by, one per line
 # restval = "train"  # what to do with the restval images of Karpathy's JSON: train, drop
 {train}
 
 [evaluate]  # scores on the test images; leave this table out if there are none
 # output = "scores.json"
-# list = "test.txt"  # images to score, one per line; else the test split, else what the model has not seen
+# list = "test.txt"  # images to score, one per line; else the test split, else all that the model has not seen
 {evaluate}
 
-[caption]  # a folder of new images to a table
+[caption]  # writes captions of a folder of new images to a table
 images = "new-images"
 # output = "captions.csv"
 {caption}
 
-# Several tables of a kind have names; what [train] (or another) itself sets holds for each unless it sets it too:
+# Several tables of a kind have names. The values in [train] (or another) itself are defaults for all of them:
 #
 #   [extract.flickr]                  [extract.mine]
 #   images = "Flickr8k/images"        images = "my-images"
 #
-#   [train.small]                     a training
-#   features = "flickr"               of this extraction; without it the one of the same name, or the only one
+#   [train.small]                     one training
+#   features = "flickr"               the extraction; default: the one of the same name, or the only one
 #   captions = "Flickr8k/captions.csv"
 #
-#   [train.small.grid]                or one for each combination: small-seed-0-hidden_dim-256, ...
+#   [train.small.grid]                or one per combination: small-seed-0-hidden_dim-256, ...
 #   seed = [0, 1, 2]
 #   hidden_dim = [256, 512]
 #
 #   [evaluate.all]                    scores each training, into scores/
 #   [evaluate.together]
 #   model = "small-*-hidden_dim-512"  a training, a grid or a list of them; * matches anything
-#   several = "ensemble"              all as one; or "best", by validation CIDEr-D; or "each"
+#   several = "ensemble"              all together; or "best", by validation CIDEr-D; or "each"
 #
 #   [caption.holidays]                [caption.archive]
 #   images = "holidays"               images = "s3://bucket/archive"
@@ -80,13 +80,13 @@ def starting_plan(name: str) -> str:
 
 
 def setting_lines(kind: type[Configuration], names: Iterable[str] = ()) -> str:
-    """A commented line for each setting of `kind`, all or those called `names`: a value, and what it means."""
+    """A commented line for each setting of `kind`, all or those called `names`: a value and its meaning."""
     known = settings_of(kind)
     return "\n".join(_line(known[name]) for name in names or known)
 
 
 def _line(setting: Setting, unset: str = "") -> str:
-    """The default, or an example where that is None, with the help."""
+    """A commented line with the default, or an example if that is None, and the help."""
     value = setting.example if setting.default is None else setting.shown_default
     choices = f" ({', '.join(setting.unnamed_choices)})" if setting.unnamed_choices else ""
     unset = unset or (f"; if not set, {setting.unset}" if setting.unset else "")

@@ -14,7 +14,7 @@ from captionmill.pipeline.terminal.results import show_graph
 def status(pipeline: Path) -> None:
     """Show the graph of the TOML file PIPELINE: what is up to date, and why the rest is not.
 
-    Each task stands after those that it needs (<-), with its output.
+    Each task is listed after those that it needs (<-), with its output.
 
     Example: captionmill status pipeline.toml
     """

@@ -27,14 +27,14 @@ from captionmill.stages.settings import SearchConfig, TrainConfig
 @click.argument("features", type=FILE_PATH)
 @captions_option
 @click.option("--output", type=FOLDER_PATH, required=True, help="Folder for the model.")
-@click.option("--train-list", type=FILE, help="Images to train on, one per line; goes with --val-list.")
-@click.option("--val-list", type=FILE, help="Images that choose the best epoch, one per line.")
+@click.option("--train-list", type=FILE, help="Images to train on, one per line; needs --val-list too.")
+@click.option("--val-list", type=FILE, help="Images to choose the best epoch by, one per line.")
 @click.option(
     "--restval",
     type=click.Choice(["train", "drop"]),
     default="train",
     show_default=True,
-    help="What to do with the restval images of Karpathy's JSON.",
+    help="Whether to train on the restval images of Karpathy's JSON or drop them.",
 )
 @setting_options(TrainConfig)
 @setting_options(SearchConfig, "beam_size", "length_penalty", note="Used to decode validation captions.")
@@ -44,7 +44,7 @@ from captionmill.stages.settings import SearchConfig, TrainConfig
 def train(features: Path, captions: Path, output: Path, quiet: bool, **options: Any) -> None:
     """Train a decoder on the feature store FEATURES and reference captions.
 
-    Images without a row, and rows without captions, are listed before training starts and left out.
+    Images without features, and images without captions, are left out; they are listed before training starts.
 
     Example: captionmill train features.h5 --captions captions.csv --output model
     """
@@ -66,5 +66,5 @@ def train(features: Path, captions: Path, output: Path, quiet: bool, **options: 
             progress=progress,
             **options,
         )
-    if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun started, one speaks
+    if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun started, one prints
         click.echo(f"{output}: {summaries.train_line(summary)}")

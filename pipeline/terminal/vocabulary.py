@@ -26,5 +26,5 @@ def vocabulary(model: Path, word: str | None) -> None:
         click.echo(words.index(word.lower()))
     else:
         raise InputError(
-            f"{word}: none of the {len(words)} words of {model}, which reads it as <unk>, index {words.index(word)}"
+            f"{word}: not among the {len(words)} words of {model}, which reads it as <unk>, index {words.index(word)}"
         )

@@ -25,7 +25,7 @@ from captionmill.data.urls import is_url, local_path
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.encoding.meter import Meter
-from captionmill.stages.encoding.share import PartResult
+from captionmill.stages.encoding.share import ShareResult
 from captionmill.stages.encoding.spread import Spread, run_tasks
 from captionmill.stages.machine import choose_workers, unused_gpu_note, versions
 from captionmill.stages.settings import ExtractConfig
@@ -205,7 +205,7 @@ def extract_images(
     if note := unused_gpu_note(config.device):
         _logger.warning(note)
     started = time.monotonic()
-    results: list[PartResult] = []
+    results: list[ShareResult] = []
     shard = layout.shard
     with FeatureWriter(
         output,

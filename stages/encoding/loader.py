@@ -39,7 +39,7 @@ class Batch:
     """Images of one shape that were read, and failures of images that could not be read."""
 
     keys: list[str] = field(default_factory=list)
-    pictures: list[Pixels] = field(default_factory=list)
+    images: list[Pixels] = field(default_factory=list)
     sources: list[ImageSource] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     read_s: float = 0.0
@@ -50,7 +50,7 @@ class Batch:
     @property
     def pixels(self) -> Pixels:
         """[B, H, W, 3]."""
-        return np.stack(self.pictures)
+        return np.stack(self.images)
 
 
 class _Loaded(NamedTuple):
@@ -94,7 +94,7 @@ def load_batches(
                 shape = loaded.pixels.shape
                 batch = waiting.setdefault(shape, Batch())
                 batch.keys.append(key)
-                batch.pictures.append(loaded.pixels)
+                batch.images.append(loaded.pixels)
                 batch.sources.append(loaded.source)
                 if len(batch.keys) < batch_size:
                     if sum(len(others.keys) for others in waiting.values()) < _WAITING_BATCHES * batch_size:

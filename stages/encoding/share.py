@@ -1,4 +1,4 @@
-"""One task of an extraction, in any process: runs its images through the network into part files of the store."""
+"""One share of an extraction, in any process: runs its images through the network into part files of the store."""
 
 import functools
 import getpass
@@ -29,8 +29,8 @@ _one_at_a_time = threading.Lock()  # a dask worker runs tasks on threads; only o
 
 
 @dataclass(frozen=True)
-class PartTask:
-    """The work of one process; it can be done twice without harm."""
+class ShareTask:
+    """The images for one process; running a share twice does no harm."""
 
     images: tuple[ImageFile, ...]
     store: Path
@@ -42,8 +42,8 @@ class PartTask:
 
 
 @dataclass(frozen=True)
-class PartResult:
-    """What one process did."""
+class ShareResult:
+    """The result of one share."""
 
     extracted: int
     failures: tuple[Failure, ...]
@@ -52,7 +52,7 @@ class PartResult:
     """Device, engine and precision."""
 
 
-def extract_part(task: PartTask) -> PartResult:
+def extract_share(task: ShareTask) -> ShareResult:
     """Run `task` in this process, with a network that is built once and kept for the next tasks.
 
     Raises WeightsError or SpecMismatchError if this machine has other weights than the task was made with.
@@ -60,17 +60,17 @@ def extract_part(task: PartTask) -> PartResult:
     with _one_at_a_time:
         encoder, engine = _worker_engine(task.config, task.spec.resize_size)
         task.spec.require(encoder.spec, mine=str(task.store), others="this worker")
-        return run_part(task, encoder, engine)
+        return run_share(task, encoder, engine)
 
 
-def run_part(
-    task: PartTask,
+def run_share(
+    task: ShareTask,
     encoder: Encoder,
     engine: Engine,
     *,
     on_part: Callable[[Path], None] | None = None,
     progress: Progress = no_progress,
-) -> PartResult:
+) -> ShareResult:
     """Run `task` with an existing network; `on_part` is called with each part file."""
     config = task.config
     failures: list[Failure] = []
@@ -105,7 +105,7 @@ def run_part(
             writer.flush()
     meter.wall_s = time.perf_counter() - started
     meter.forward_s = max(0.0, meter.wall_s - meter.input_wait_s - meter.write_s)
-    return PartResult(meter.images, tuple(failures), meter, engine.description)
+    return ShareResult(meter.images, tuple(failures), meter, engine.description)
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ from captionmill.data.images.read import ImageFile
 from captionmill.data.progress import Progress
 from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.encoding.engine import build_engine
-from captionmill.stages.encoding.share import PartResult, PartTask, extract_part, run_part
+from captionmill.stages.encoding.share import ShareResult, ShareTask, extract_share, run_share
 from captionmill.stages.settings import ExtractConfig
 
 TASK_IMAGES = 4096  # images per task, at most: so many are lost when a process dies
@@ -44,14 +44,14 @@ def run_tasks(
     *,
     spread: Spread | None,
     progress: Progress,
-) -> Iterator[PartResult]:
+) -> Iterator[ShareResult]:
     """Results of the tasks that `missing` is cut into: one task here, or several in other processes."""
     if not missing:
         return
     progress("extract", 0, len(missing))
     if spread is None or len(missing) < spread.least_images:
-        task = PartTask(tuple(missing), writer.path, writer.part_prefix(0), encoder.spec, config)
-        yield run_part(task, encoder, build_engine(encoder, config), on_part=writer.on_change, progress=progress)
+        task = ShareTask(tuple(missing), writer.path, writer.part_prefix(0), encoder.spec, config)
+        yield run_share(task, encoder, build_engine(encoder, config), on_part=writer.on_change, progress=progress)
         return
     # other processes have other working folders
     config = replace(config, weights=encoder.spec.weights, workers=config.workers or spread.workers)
@@ -60,7 +60,7 @@ def run_tasks(
     batch = config.batch_size or _USUAL_BATCH
     size = -(-min(TASK_IMAGES, share) // batch) * batch  # whole batches
     tasks = [
-        PartTask(
+        ShareTask(
             tuple(images[start : start + size]),
             writer.path.resolve(),
             writer.part_prefix(number),
@@ -79,7 +79,7 @@ def run_tasks(
                 writer.on_change(part)
 
     try:
-        for result in spread.run(extract_part, tasks):
+        for result in spread.run(extract_share, tasks):
             report_parts()
             done += result.extracted + len(result.failures)
             progress("extract", done, len(missing))

@@ -1,7 +1,7 @@
 """The state of a training on disk: one safetensors file, replaced in one rename. Reading it never runs code from it.
 
-Random numbers need no saved state: each step draws them from a seed made of the training's seed, the epoch's and the
-step's number and the process's rank, each epoch's order from the training's seed and the epoch's number.
+Random numbers need no saved state: each step draws them from a seed made of the training's seed, the epoch, the step
+and the process's rank; each epoch's order comes from the training's seed and the epoch.
 """
 
 import json
@@ -25,12 +25,12 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training stands, and the tensors to resume it with."""
+    """The state of a training, and the tensors to resume it with."""
 
     state: dict[str, Any]
-    """Counters and settings: what JSON can hold."""
+    """Counters and settings, as JSON values."""
     tensors: Mapping[str, Tensor]
-    """The decoder's and the optimizer's, by name."""
+    """Those of the decoder and the optimizer, by name."""
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:

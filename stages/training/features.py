@@ -1,4 +1,4 @@
-"""Features for training: mean and deviation, and rows from memory where they fit, else read ahead from the store."""
+"""Features for training: mean and deviation, and rows from memory if they fit, else read ahead from the store."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -15,7 +15,7 @@ from captionmill.data.features.file import Features
 from captionmill.data.features.store import FeatureStore
 
 MEMORY_LIMIT = 768_000_000  # bytes of features held in main memory: COCO's 123,000 images fit in float16
-_GPU_SHARE = 0.5  # of a GPU's free memory, at most
+_GPU_SHARE = 0.5  # share of a GPU's free memory, at most
 _AHEAD = 4
 _BLOCK_ROWS = 4096
 T = TypeVar("T")
@@ -24,7 +24,7 @@ T = TypeVar("T")
 def measure_features(store: FeatureStore, keys: Sequence[str]) -> tuple[Features, Features]:
     """Mean and standard deviation of each number over the images `keys`, each [D] float32; read block by block.
 
-    Raises StoreError for a number that is not finite: no store was written with one.
+    Raises StoreError for a number that is not finite, which means damage: stores are written without any.
     """
     total, squares = np.zeros(store.spec.feature_dim), np.zeros(store.spec.feature_dim)
     for start in range(0, len(keys), _BLOCK_ROWS):
@@ -39,7 +39,7 @@ def measure_features(store: FeatureStore, keys: Sequence[str]) -> tuple[Features
         squares += (rows**2).sum(0)
     mean = total / len(keys)
     variance = np.maximum(squares / len(keys) - mean**2, 0)
-    std = np.where(variance > 1e-12 * (mean**2 + 1e-12), np.sqrt(variance), 0)  # rounding is no variation
+    std = np.where(variance > 1e-12 * (mean**2 + 1e-12), np.sqrt(variance), 0)  # rounding is not variation
     return mean.astype(np.float32), std.astype(np.float32)
 
 
@@ -49,7 +49,7 @@ class FeatureFeeder:
     def __init__(
         self, store: FeatureStore, keys: Sequence[str], device: torch.device, *, memory_limit: int = MEMORY_LIMIT
     ) -> None:
-        """Take all rows of `keys` into memory (on a GPU into its own) if they fit."""
+        """Read all rows of `keys` into memory (that of the GPU, if it is the device) if they fit."""
         self._store, self.device = store, device
         self._positions = np.array([store.position(key) for key in keys], dtype=np.int64)
         size = len(keys) * store.spec.feature_dim * np.dtype(store.dtype).itemsize
@@ -73,7 +73,7 @@ class FeatureFeeder:
 
 
 def prepare_ahead(prepare: Callable[[Indices], T], batches: Sequence[Indices]) -> Generator[T, None, None]:
-    """`prepare` of each batch, in order, done by a thread a few batches ahead of whoever takes them."""
+    """`prepare` of each batch, in order, computed in a thread a few batches ahead of the consumer."""
     with ThreadPoolExecutor(1, thread_name_prefix="feeder") as pool:
         pending: deque[Future[T]] = deque()
         try:

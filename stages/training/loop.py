@@ -1,7 +1,7 @@
 """The training loop: one function per phase, in the order of time.
 
 Shapes: B captions of a step (self-critical: B images, each with S sampled captions), T words of the longest of them,
-N words of all of them (in the logits filled up to a multiple of 32), D numbers per image, V words of the vocabulary. Of
+N words of all of them (in the logits padded to a multiple of 32), D features per image, V words of the vocabulary. With
 several processes, each has its share of B.
 """
 
@@ -27,20 +27,20 @@ from captionmill.stages.training.state import EpochResult, Training, scheduled_s
 
 
 class Recorder(Protocol):
-    """What is shown, saved and drawn of a training; of several processes, only the first has its epochs recorded."""
+    """Shows, saves and draws a training; with several processes, only the first has its epochs recorded."""
 
     def show_step(self, training: Training, steps: int) -> None:
-        """Every few of an epoch's `steps`, wherever a checkpoint can be made: show the loss, now and then save one."""
+        """Called every few of an epoch's `steps`, where a checkpoint is possible: show the loss, sometimes save one."""
 
     def end_epoch(self, training: Training, result: EpochResult, captions: Mapping[str, Caption]) -> None:
-        """Keep the weights if they are the best, write the history, save a checkpoint; `captions` are validation's."""
+        """Keep the weights if they are best, write the history, save a checkpoint; `captions`: of validation."""
 
     def begin_self_critical(self, training: Training) -> None:
-        """Go over to the second phase from the best weights that were kept, and save a checkpoint."""
+        """Start the second phase from the best weights that were kept, and save a checkpoint."""
 
 
 def run_training(training: Training, recorder: Recorder) -> None:
-    """Both phases, or what is left of them."""
+    """Run both phases, or the rest of them."""
     if training.state.phase == "cross entropy":
         train_on_captions(training, recorder)
         if training.config.self_critical_epochs:
@@ -55,7 +55,7 @@ def train_on_captions(training: Training, recorder: Recorder) -> None:
     while not training.phase_is_over:
         started = time.monotonic() - state.seconds
         plan = training.dataset.plan_epoch(config.batch_size, training.epoch_generator())
-        sums = torch.zeros(2, device=training.device)  # cross entropy and words, since the last look
+        sums = torch.zeros(2, device=training.device)  # cross entropy and words, since the last check
         training.decoder.train()
         batches = prepare_ahead(lambda chosen: prepare_batch(training, chosen), plan[state.step :])
         for features, words, word_count in batches:  # [B, D], [B, T], words of all processes
@@ -65,7 +65,7 @@ def train_on_captions(training: Training, recorder: Recorder) -> None:
             loss, entropy = cross_entropy(logits, targets, label_smoothing=config.label_smoothing)  # sums over N
             del logits  # by far the largest tensor of a step
             optimizer.zero_grad(set_to_none=True)
-            (loss * (world.size / word_count)).backward()  # the mean per word, as processes average their gradients
+            (loss * (world.size / word_count)).backward()  # the mean per word, since processes average their gradients
             nn.utils.clip_grad_norm_(training.decoder.parameters(), config.clip_norm)
             optimizer.step()
             sums += torch.stack([world.sum(entropy.detach()), sums.new_tensor(word_count)])
@@ -75,13 +75,13 @@ def train_on_captions(training: Training, recorder: Recorder) -> None:
 
 
 def train_on_rewards(training: Training, recorder: Recorder) -> None:
-    """Phase two, self-critical: make sampled captions likelier the more CIDEr-D they earn (`self_critical`)."""
+    """Phase two, self-critical: make sampled captions more likely if they have a higher CIDEr-D (`self_critical`)."""
     config, state, world, optimizer = training.config, training.state, training.world, training.optimizer
     rewards = Reward(training.captions, training.splits.train, training.vocabulary)
     while not training.phase_is_over:
         started = time.monotonic() - state.seconds
         plan = plan_images(training)
-        sums = torch.zeros(2, device=training.device)  # rewards and sampled captions, since the last look
+        sums = torch.zeros(2, device=training.device)  # rewards and sampled captions, since the last check
         for chosen in plan[state.step :]:
             seed_step(training)  # what the samples are drawn from
             set_learning_rate(training, config.self_critical_learning_rate, len(plan), config.self_critical_epochs)
@@ -101,7 +101,7 @@ def train_on_rewards(training: Training, recorder: Recorder) -> None:
             (loss / (sampled != PAD).sum()).backward()
             nn.utils.clip_grad_norm_(training.decoder.parameters(), config.clip_norm)
             optimizer.step()
-            earned = reward * len(sampled) + 0 * loss.detach()  # a loss that is not finite shows in the sum
+            earned = reward * len(sampled) + 0 * loss.detach()  # a loss that is not finite makes the sum so too
             sums += world.sum(torch.stack([earned, sums.new_tensor(len(sampled))]))
             if count_step(training, len(plan), started, sums):
                 recorder.show_step(training, len(plan))  # now and then a checkpoint
@@ -123,31 +123,31 @@ def prepare_batch(training: Training, chosen: Indices) -> tuple[Tensor, Tensor, 
 
 
 def plan_images(training: Training) -> list[Indices]:
-    """The training images once, in this epoch's order, as steps of their numbers."""
+    """The indices of the training images in this epoch's order, divided into steps."""
     order, size = training.epoch_generator().permutation(len(training.splits.train)), training.loop.images_per_step
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def seed_step(training: Training) -> None:
-    """Let everything that this step draws at random depend only on the seed, the step and the process."""
+    """Seed torch, so that all random numbers of this step depend only on the seed, the step and the process."""
     numbers = (training.config.seed, training.state.epoch, training.state.step, training.world.rank)
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
-def set_learning_rate(training: Training, largest: float, steps: int, epochs: int) -> None:
-    """Set the rate of this step by the schedule of a phase of `epochs` of `steps` each."""
+def set_learning_rate(training: Training, peak: float, steps: int, epochs: int) -> None:
+    """Set the learning rate of this step by the schedule of a phase of `epochs` with `steps` each."""
     state = training.state
     step = (state.epoch - 1 - state.phase_start) * steps + state.step
-    state.learning_rate = largest * scheduled_share(step, steps * epochs)
+    state.learning_rate = peak * scheduled_share(step, steps * epochs)
     for group in training.optimizer.param_groups:
         group["lr"] = state.learning_rate
 
 
 def stop_dropout(training: Training) -> None:
-    """Let self-critical steps follow the very network that drew the captions.
+    """Turn dropout off, so that self-critical steps use the same network that drew the captions.
 
-    With dropout in between, the reward rises more slowly (docs/benchmarks.md). cuDNN has gradients only for an LSTM in
-    training mode.
+    With dropout, the reward rises more slowly (docs/benchmarks.md). cuDNN has gradients only for an LSTM in training
+    mode.
     """
     training.decoder.eval()
     if training.device.type == "cuda":
@@ -155,11 +155,11 @@ def stop_dropout(training: Training) -> None:
 
 
 def count_step(training: Training, steps: int, started: float, sums: Tensor) -> bool:
-    """Count the step; every few steps look at the loss, take over `sums` since the last look, and return True."""
+    """Count the step; every few steps check the loss, add `sums` to the epoch's, and return True."""
     state = training.state
     state.step += 1
     state.seconds = time.monotonic() - started
-    if state.step % training.loop.steps_per_look and state.step < steps:
+    if state.step % training.loop.steps_per_check and state.step < steps:
         return False
     state.sums = [total + recent for total, recent in zip(state.sums, sums.tolist(), strict=True)]
     sums.zero_()
@@ -168,7 +168,7 @@ def count_step(training: Training, steps: int, started: float, sums: Tensor) -> 
 
 
 def end_epoch(training: Training, recorder: Recorder) -> None:
-    """Validate by decoding, move on to the next epoch, and let `recorder` keep what this one gave."""
+    """Validate by decoding, advance to the next epoch, and let `recorder` record this one."""
     state, trained_s, started = training.state, training.state.seconds, time.monotonic()
     is_finite = all(bool(tensor.isfinite().all()) for tensor in training.decoder.parameters())
     require_finite(training, is_finite, "network")

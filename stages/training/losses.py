@@ -1,4 +1,4 @@
-"""The logits of every word of whole captions, and the losses that training makes smaller."""
+"""The logits of every word of whole captions, and the losses that training minimizes."""
 
 import torch
 import torch.nn.functional as F
@@ -9,15 +9,15 @@ from captionmill.stages.decoding.decoder import Decoder, State
 from captionmill.stages.training.self_critical import forbid
 
 LENGTH_GROUPS = 3
-"""Groups of sampled captions, which differ in length: each is padded to its group's longest caption."""
-_WORDS_MULTIPLE = 32  # that a step's words are filled up to: oneDNN makes and keeps kernels for each count it meets
+"""Groups of sampled captions of similar length: each caption is padded to the longest of its group."""
+_WORDS_MULTIPLE = 32  # a step's words are padded to this: oneDNN builds and keeps kernels for each count
 
 
 class WordLogits(nn.Module):
     """A decoder that reads whole captions (teacher forcing); a module, so that data-parallel training can wrap it."""
 
     def __init__(self, decoder: Decoder, dtype: torch.dtype) -> None:
-        """`dtype`: the arithmetic of the network; the logits are float32."""
+        """`dtype` is the precision of the network; the logits are float32."""
         super().__init__()
         self.decoder = decoder
         self._dtype = dtype
@@ -25,8 +25,8 @@ class WordLogits(nn.Module):
     def forward(self, features: Tensor, words: Tensor, groups: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """The logits, the words to predict, and each one's caption, for captions [B * S, T] of images [B, D].
 
-        N words are predicted: targets [N], rows of `words` [N]. Padding has no logits, but for the rows that fill
-        them up to a multiple of 32: [N + 31 at most, V]. The captions are unrolled in `groups` of similar length.
+        N words are predicted: targets [N], rows of `words` [N]. Padding has no logits, except for the rows that pad
+        them to a multiple of 32: [N + 31 at most, V]. The captions are unrolled in `groups` of similar length.
         """
         order = (words != PAD).sum(dim=1).argsort(descending=True)  # [B * S], the longest caption first
         words = words[order]
@@ -42,7 +42,7 @@ class WordLogits(nn.Module):
         return logits.float(), targets[places], order[places[0]]
 
     def _unroll_in_groups(self, state: State, inputs: Tensor, is_word: Tensor, groups: int) -> Tensor:
-        """The LSTM's outputs at each word [N, H]; the captions are in the order of their lengths, longest first."""
+        """The LSTM's outputs at each word [N, H]; the captions are sorted by length, longest first."""
         size = -(-len(inputs) // groups)
         outputs = []
         for start in range(0, len(inputs), size):
@@ -53,7 +53,7 @@ class WordLogits(nn.Module):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Sums over the targets [N], in nats: smoothed cross entropy, and plain; logits as `WordLogits` returns them."""
+    """Sums over the targets [N] in nats: smoothed and plain cross entropy; logits as `WordLogits` returns them."""
     log_probabilities = logits.log_softmax(dim=-1)
     entropy = F.nll_loss(log_probabilities, _fill(targets, logits), ignore_index=PAD, reduction="sum")
     if not label_smoothing:
@@ -63,9 +63,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0
 
 
 def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """The sum over the targets [N] of sampled captions, each counted by its weight [N].
+    """The cross entropy summed over the targets [N] of sampled captions, each multiplied by its weight [N].
 
-    It is of the probabilities that the words were drawn with: those of the words that may be drawn.
+    It uses the probabilities that the words were drawn with, in which only words that may be drawn count.
     """
     entropies = F.cross_entropy(forbid(logits), _fill(targets, logits), ignore_index=PAD, reduction="none")
     return (entropies[: len(targets)] * weights).sum()

@@ -1,8 +1,8 @@
-"""The folder that a training works in, and what it leaves there for people, epoch by epoch.
+"""The folder that a training works in, and the files for people that it writes there after each epoch.
 
-These are settings, history, curves, samples and TensorBoard events. Training reads nothing of it again, except the
-samples of earlier epochs when it is resumed. Every file is replaced whole, except the events, which are only appended
-to. The folder is claimed by one training at a time, and published when the training has ended.
+These are settings, history, curves, samples and TensorBoard events. Training never reads them again, except the samples
+of earlier epochs when it is resumed. Every file is replaced atomically, except the events, which are only appended to.
+The folder is claimed by one training at a time, and published when the training has ended.
 """
 
 import contextlib
@@ -37,10 +37,10 @@ SAMPLES_NAME = "samples.csv"
 EVENTS_NAME = "events"
 UNMATCHED_NAME = "unmatched.csv"
 RUN_NAMES = (CONFIG_NAME, HISTORY_NAME, CURVES_NAME, SAMPLES_NAME, EVENTS_NAME)
-"""All that a run folder writes; the last is a folder."""
+"""All names that a run folder writes; the last is a folder."""
 
 SELF_CRITICAL = "self-critical"
-"""The phase of a history's row whose `loss` is a reward, the higher the better; any other phase's is a loss."""
+"""The phase of history rows whose `loss` is a reward, where higher is better; in any other phase it is a loss."""
 
 _SCALARS = {
     "val_loss": "loss/val",
@@ -73,7 +73,7 @@ class RunFolder:
     """The files of one training in `folder`; opened again when the training is resumed, it continues them."""
 
     def __init__(self, folder: Path) -> None:
-        """InputError if `folder` holds a samples.csv that is not ours."""
+        """Raises InputError if `folder` holds a samples.csv that training did not write."""
         self._folder = folder
         self._samples = _read_samples(folder / SAMPLES_NAME)
         self._events: SummaryWriter | None = None
@@ -85,7 +85,7 @@ class RunFolder:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is not None:  # such as Ctrl-C: nothing that takes a moment, and nothing that could hide it
+        if error is not None:  # such as Ctrl-C: skip drawing, which takes a moment and could hide the error
             self._undrawn = ()
         self.close()
 
@@ -100,9 +100,9 @@ class RunFolder:
     def write_history(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Replace history.csv and curves.png, from all epochs so far, one row per epoch, in order.
 
-        Curves take a moment to draw: those of quick epochs are drawn once in some seconds, and the last by `close`.
+        Curves take a moment to draw: with quick epochs they are drawn once in some seconds, and at the end by `close`.
 
-        The table has the columns that the rows have; `charts.draw_curves` describes what the curves need of a row.
+        The table has the columns of the rows; `charts.draw_curves` describes what the curves need.
         """
         frame = pd.DataFrame([{name: _shorten(value) for name, value in row.items()} for row in rows])
         write_table(self._folder / HISTORY_NAME, frame)
@@ -113,7 +113,7 @@ class RunFolder:
     def add_epoch_events(self, row: Mapping[str, object]) -> None:
         """Append the epoch in `row` of the history to the TensorBoard events, if tensorboard is installed.
 
-        TensorBoard forgets this epoch and later ones of a training that was killed, as they are trained again.
+        After an interruption, TensorBoard drops this epoch and later ones, as they are trained again.
         """
         step = charts.number_in(row, "epoch")
         if self._events is None and self._has_tensorboard:
@@ -164,20 +164,20 @@ class RunFolder:
 
 @contextlib.contextmanager
 def claim_folder(folder: Path) -> Iterator[None]:
-    """Make `folder`, and keep every other training from it while the block lasts.
+    """Create `folder`, and lock it against every other training while the block lasts.
 
     Raises InputError if it is a file, TrainingError if another process has claimed it.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: needed for the training, but is a file; move it away")
     folder.mkdir(parents=True, exist_ok=True)
-    error = TrainingError(f"{folder}: another process is at this training; wait for it to end")
+    error = TrainingError(f"{folder}: another process is running this training; wait for it to end")
     with hold_lock(folder / _LOCK_NAME, error):
         yield
 
 
 def empty_folder(folder: Path) -> None:
-    """Remove what an earlier training left in a claimed folder; InputError if it holds anything else."""
+    """Remove the files of an earlier training from a claimed folder; InputError if it holds other files."""
     own = (BUNDLE_NAME, CHECKPOINT_NAME, UNMATCHED_NAME, *RUN_NAMES)
     paths = [path for path in folder.iterdir() if path.name != _LOCK_NAME]
     for path in paths:
@@ -191,14 +191,14 @@ def empty_folder(folder: Path) -> None:
 def publish(folder: Path, output: Path) -> None:
     """Put the finished training in `output` and remove `folder`; the bundle replaces an older one in one rename.
 
-    A kill in between leaves a training that can be resumed, or, as soon as its checkpoint is gone, a finished one.
+    If interrupted, it leaves a training that can be resumed, or, after its checkpoint is removed, a finished one.
     """
     copy_run(folder, output)
     with replace_atomically(output / UNMATCHED_NAME) as partial_path:
         shutil.copyfile(folder / UNMATCHED_NAME, partial_path)
     write_model(output, read_model(folder))
     (folder / CHECKPOINT_NAME).unlink()
-    shutil.rmtree(folder, ignore_errors=True)  # Windows removes no file that is locked
+    shutil.rmtree(folder, ignore_errors=True)  # Windows does not remove a locked file
 
 
 def copy_run(folder: Path, output: Path) -> None:
@@ -217,7 +217,7 @@ def copy_run(folder: Path, output: Path) -> None:
 
 
 def _read_samples(path: Path) -> list[_Sample]:
-    """The rows that `write_samples` wrote; an empty list if there is no such file."""
+    """The rows that `write_samples` wrote; an empty list if the file does not exist."""
     if not path.exists():
         return []
     try:
@@ -231,7 +231,7 @@ def _read_samples(path: Path) -> list[_Sample]:
 
 
 def _shorten(value: object) -> object:
-    """Six digits of a float, whatever its size: a learning rate has more zeros than a table has decimals."""
+    """A float with six significant digits, since a small learning rate would be rounded to 0 in fixed decimals."""
     return f"{value:.6g}" if isinstance(value, float) else value
 
 

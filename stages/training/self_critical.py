@@ -1,9 +1,9 @@
-"""Self-critical training: captions sampled from the decoder are made likelier the more CIDEr-D they earn.
+"""Self-critical training: sampled captions become more likely if they have a higher CIDEr-D.
 
-Each image has several samples, and a sample's baseline is the mean reward of the image's others: no greedy pass, and
-no bias. Sources: Rennie et al. 2017, "Self-critical sequence training for image captioning"; Luo 2020, "A better
-variant of self-critical sequence training" (this baseline). As there, the end of a sentence counts as a word of its own
-in the reward: else captions that break off would be rewarded as if they were whole.
+Each image has several samples, and a sample's baseline is the mean reward of the image's other samples: no greedy pass,
+and no bias. Sources: Rennie et al. 2017, "Self-critical sequence training for image captioning"; Luo 2020, "A better
+variant of self-critical sequence training" (this baseline). As there, the end of a sentence counts as a word in the
+reward: otherwise captions that break off would be rewarded as if they were complete.
 """
 
 import functools
@@ -59,9 +59,9 @@ class Reward:
         self._tokens = functools.cache(lambda index: tuple(tokenize_ptb(vocabulary.decode([index]))))
 
     def advantages(self, keys: Sequence[str], sampled: Tensor) -> tuple[npt.NDArray[np.float32], float]:
-        """How much better each caption is than the others of its image, and the mean reward, 0 to 10.
+        """The advantage of each caption over the others of its image, and the mean reward, 0 to 10.
 
-        `sampled` [B * S, T] as `sample_captions` gives them, S a key.
+        `sampled` [B * S, T] as `sample_captions` returns them, S per key.
         """
         samples = len(sampled) // len(keys)
         rewards = np.array(

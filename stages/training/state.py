@@ -1,4 +1,4 @@
-"""A training: what it works with, and where it stands, which is all that it needs to be resumed."""
+"""A training: its data, network and optimizer, and its state, which is all that it needs to be resumed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from captionmill.stages.training.losses import WordLogits
 
 Phase = Literal["cross entropy", "self-critical"]
 
-_MANY_CAPTIONS = 30_000  # for which the least epochs are enough; a quarter of them needs twice as many
+_MANY_CAPTIONS = 30_000  # for so many the minimum of epochs is enough; a quarter of them needs twice as many epochs
 _LEAST_PATIENCE = 3  # epochs
 _LEAST_EPOCHS, _MOST_EPOCHS = 6, 100
 _WARMUP = 0.1  # share of a phase's steps in which the learning rate rises
@@ -36,7 +36,7 @@ _WARMUP = 0.1  # share of a phase's steps in which the learning rate rises
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One pass over the training captions, or, self-critically, over the training images."""
+    """One pass over the training captions, or, if self-critical, over the training images."""
 
     epoch: int
     """Counted from 1, through both phases."""
@@ -44,63 +44,63 @@ class EpochResult:
     loss: float
     """Mean cross entropy per word, in nats, with dropout; self-critical: the mean reward of the samples, CIDEr-D."""
     val_cider: float
-    """CIDEr-D of the validation captions, decoded as captions are."""
+    """CIDEr-D of the validation captions, decoded as in captioning."""
     captions_per_s: float
     """Training speed, over all processes."""
     duration_s: float
-    """Training and validation."""
+    """Duration of training and validation."""
     learning_rate: float
-    """At the epoch's end."""
+    """Learning rate at the end of the epoch."""
     best: bool
-    """The best validation CIDEr-D so far: this epoch's weights are kept."""
+    """Whether this is the best validation CIDEr-D so far, so that its weights are kept."""
 
 
 @dataclass
 class TrainingState:
-    """Where a training stands; together with the tensors all that it needs to be resumed exactly."""
+    """The progress of a training; with the tensors it is all that is needed to resume exactly."""
 
     epoch: int = 1
     phase: Phase = "cross entropy"
     step: int = 0
     """Steps of this epoch that are done."""
     phase_start: int = 0
-    """Epochs that were done when this phase began."""
+    """Epochs that were complete when this phase began."""
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Of this epoch: losses (or rewards), and words (or samples)."""
+    """Sums over this epoch: losses (or rewards), and words (or samples)."""
     learning_rate: float = 0.0
-    """Of the last step."""
+    """Learning rate of the last step."""
     seconds: float = 0.0
-    """Spent on this epoch before the training was interrupted."""
+    """Time spent on this epoch before the training was interrupted."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """Finished epochs, the fields of `EpochResult`."""
+    """Finished epochs, each with the fields of `EpochResult`."""
 
     @property
     def best_cider(self) -> float:
-        """Of all epochs so far."""
+        """The best validation CIDEr-D of all epochs so far."""
         return max((row["val_cider"] for row in self.history), default=-math.inf)
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How often the loop looks, saves and shows captions, how large its self-critical steps are, and what it keeps."""
+    """How often the loop checks, saves and shows captions, the size of its self-critical steps, and what it keeps."""
 
     checkpoint_every_s: float = 60.0
-    """Seconds of training that a kill loses at most."""
-    steps_per_look: int = 10
-    """Steps between two looks at the loss and the clock: a look waits for a GPU."""
+    """Seconds of training that an interruption loses at most."""
+    steps_per_check: int = 10
+    """Steps between two checks of the loss and the time: a check waits for the GPU."""
     images_per_step: int = 50
-    """Of self-critical training: with five samples each, as many captions as four default steps of the other phase."""
+    """Images per self-critical step: with five samples each, as many captions as four default steps before."""
     samples_shown: int = 8
-    """Validation images whose captions are written down after each epoch."""
+    """Validation images whose captions are recorded after each epoch."""
     memory_limit: int = MEMORY_LIMIT
-    """Bytes of features that are kept in main memory; more are read from the store again in each epoch."""
+    """Bytes of features that are kept in main memory; if there are more, they are read from the store in each epoch."""
 
 
 class Training:
-    """All that a training works with; its weights, its optimizer and its `state` change with each step.
+    """The data, network and optimizer of a training; weights, optimizer and `state` change with each step.
 
-    Everything that is drawn at random depends only on the seed, the epoch, the step and the process's rank, so a
-    training that is resumed from a checkpoint ends bit for bit as it would have on the same CPU.
+    All random numbers depend only on the seed, the epoch, the step and the process's rank, so on the same CPU a
+    training that is resumed from a checkpoint ends with the same bits as an uninterrupted one.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Training:
         self.store, self.splits, self.vocabulary = store, splits, vocabulary
         self.world, self.device, self.loop, self.state = world, device, loop, TrainingState()
         kept = (*splits.val, *(splits.train if config.self_critical_epochs else ()))
-        self.captions = {key: captions[key] for key in kept}  # of the others their indices suffice
+        self.captions = {key: captions[key] for key in kept}  # the others are needed only as word indices
         self.dataset = CaptionDataset(captions, splits.train, vocabulary, max_length=config.max_length)
         epochs, patience = choose_epochs(config, len(self.dataset))
         self.config = replace(config, max_epochs=epochs, patience=patience)
@@ -139,7 +139,7 @@ class Training:
 
     @property
     def phase_is_over(self) -> bool:
-        """Whether the current phase has had its epochs, or has not become better for `patience` of them."""
+        """Whether the current phase has had all its epochs, or has not improved for `patience` epochs."""
         done = self.state.epoch - 1 - self.state.phase_start
         if self.state.phase == "self-critical":
             return done >= self.config.self_critical_epochs
@@ -149,7 +149,7 @@ class Training:
 
     @property
     def max_epochs(self) -> int:
-        """Epochs of both phases, if none is left out."""
+        """Epochs of both phases, without early stopping."""
         if self.state.phase == "self-critical":
             return self.state.phase_start + self.config.self_critical_epochs
         return self.first_epochs + self.config.self_critical_epochs
@@ -171,18 +171,18 @@ class Training:
         return ", ".join([*notes, f"{rate:,.0f} captions/s"])
 
     def seconds_left(self, steps: int) -> float | None:
-        """Until training ends if no epoch is left out; not known before the last phase."""
+        """Seconds until training ends without early stopping; None before the last phase."""
         if self.state.phase == "cross entropy" and self.config.self_critical_epochs:
             return None
         steps_left = steps - self.state.step + steps * (self.max_epochs - self.state.epoch)
         return steps_left * self.state.seconds / self.state.step
 
     def epoch_generator(self) -> np.random.Generator:
-        """What the order of this epoch is drawn from."""
+        """The random generator for the order of this epoch."""
         return np.random.default_rng((self.config.seed, self.state.epoch))
 
     def begin_self_critical(self, best: Mapping[str, Tensor]) -> None:
-        """Go over to the second phase, from the weights `best`."""
+        """Start the second phase from the weights `best`."""
         load_weights(self.decoder, best)
         self.state.phase, self.state.phase_start = "self-critical", self.state.epoch - 1
         self.optimizer = self._new_optimizer()
@@ -228,9 +228,9 @@ class Training:
 
 
 def choose_epochs(config: TrainConfig, captions: int) -> tuple[int, int]:
-    """`max_epochs` and `patience`; where `config` leaves them open, what is usual for so many captions.
+    """`max_epochs` and `patience`; values that `config` leaves open are chosen by the number of captions.
 
-    Few captions need more passes, or they would make few steps. Source: measured on parts of Flickr8k
+    Few captions need more passes, since a pass has few steps. Source: measured on parts of Flickr8k
     (docs/benchmarks.md).
     """
     fitting = round(_LEAST_EPOCHS * math.sqrt(_MANY_CAPTIONS / max(captions, 1)))
@@ -239,7 +239,7 @@ def choose_epochs(config: TrainConfig, captions: int) -> tuple[int, int]:
 
 
 def scheduled_share(step: int, steps: int) -> float:
-    """The share of the largest learning rate in `step` (from 0) of `steps`: a linear rise, then half a cosine to 0.
+    """The share of the peak learning rate in `step` (from 0) of `steps`: a linear rise, then half a cosine to 0.
 
     Source: Loshchilov and Hutter 2017, "SGDR", without restarts.
     """

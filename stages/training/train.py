@@ -1,6 +1,6 @@
-"""Stage two, training: cached features and reference captions in, a model bundle out.
+"""Stage two, training: turns cached features and reference captions into a model.
 
-The bundle appears at `output` when training has ended; until then the best epoch so far is kept beside it, in
+The model is written to `output` when training has ended; until then the best epoch so far is kept beside it, in
 `OUTPUT.training`, together with a checkpoint from which an interrupted training is resumed.
 """
 
@@ -39,24 +39,24 @@ _logger = logging.getLogger(__name__)
 
 _IMAGES_PER_STEP = "images per self-critical step"
 _NOT_PARAMETERS = ("number of processes", _IMAGES_PER_STEP, "features", "captions or splits")
-_BEFORE = {_IMAGES_PER_STEP: str(LoopConfig().images_per_step)}  # what checkpoints without it were made with
+_BEFORE = {_IMAGES_PER_STEP: str(LoopConfig().images_per_step)}  # the value in checkpoints that do not name it
 
 
 @dataclass(frozen=True)
 class TrainListener:
-    """Who hears of a training, and how often it is looked at and saved."""
+    """The functions that are called during a training, and how often it is checked and saved."""
 
     on_splits: Callable[[Splits], None] = lambda splits: None
-    """Called before training starts: which images are used, and which are left out and why."""
+    """Called before training starts with the images that are used, and those left out with the reason."""
     on_epoch: Callable[[EpochResult], None] = lambda result: None
     """Called after each epoch."""
     loop: LoopConfig = field(default_factory=LoopConfig)
-    """How often that is, and how large self-critical steps are."""
+    """How often the training is checked and saved, and how large self-critical steps are."""
 
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """What a training ended with."""
+    """The result of a training."""
 
     splits: Splits
     vocab_size: int
@@ -83,14 +83,14 @@ def train(
 ) -> TrainSummary:
     """Train a decoder on the rows of the store `features` and the reference `captions`; write its bundle to `output`.
 
-    A training that was interrupted is resumed from its last checkpoint, at most `listener.loop.checkpoint_every_s`
-    seconds of training back; `restart` starts from scratch. `data` says which images train and choose, where the
-    captions do not; the images that are left out are listed in `unmatched.csv` in the bundle's folder. Started by
+    An interrupted training is resumed from its last checkpoint, which is at most `listener.loop.checkpoint_every_s`
+    seconds of training old; `restart` starts from scratch. `data` names the images for training and validation if the
+    captions do not; images that are left out are listed in `unmatched.csv` in the bundle's folder. Started by
     `torchrun`, several processes share the work, and the first of them writes and calls `listener` and `progress`.
 
     Raises InputError if `output` holds a model and `overwrite` is not given, AnnotationError if no usable image is
-    left, TrainingError if no word is frequent enough, the loss is not finite, or an unfinished training is there that
-    cannot be resumed (UnfinishedRunError: one of other settings or data) and `restart` is not given.
+    left, TrainingError if no word is frequent enough, the loss is not finite, or an unfinished training exists that
+    cannot be resumed (UnfinishedRunError: its settings or data differ) and `restart` is not given.
     """
     started = time.monotonic()
     features, captions, output = Path(features), Path(captions), Path(output)
@@ -111,11 +111,11 @@ def train(
         training = Training(
             store, annotations.captions, splits, vocabulary, config, world=world, device=device, loop=listener.loop
         )
-        del annotations  # of five million captions half a gigabyte
+        del annotations  # half a gigabyte for five million captions
         if unfinished:
             training.restore(unfinished)
         if world.is_first:
-            _warn_of_what_is_special(work_dir, training.state.history if unfinished else None, splits)
+            _warn(work_dir, training.state.history if unfinished else None, splits)
         with RunFolder(work_dir) as folder:
             if world.is_first:
                 _write_config(folder, training, {"features": features, "captions": captions} | _lists_of(data))
@@ -133,13 +133,13 @@ def build_vocabulary(captions: Mapping[str, Sequence[str]], train_keys: Sequence
     vocabulary = Vocabulary.build((caption for key in train_keys for caption in captions[key]), min_count=min_count)
     if len(vocabulary) == len(SPECIAL_WORDS):
         if min_count == 1:
-            raise TrainingError("the training captions hold no word")
+            raise TrainingError("the training captions contain no words")
         raise TrainingError(f"no word occurs {min_count} times in the training captions; pass a lower `min_count`")
     return vocabulary
 
 
 class _FolderRecorder:
-    """Saves a training in its work folder, and shows it to whoever listens; see `loop.Recorder`."""
+    """Saves a training in its work folder and reports it to the listener; see `loop.Recorder`."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ def _fingerprint(
     world: World,
     loop: LoopConfig,
 ) -> dict[str, str]:
-    """What must be the same for a training to be resumed, by name; where and how fast it runs is left out."""
+    """What must be the same for a training to be resumed, by name; device and speed settings are left out."""
     values = asdict(config.search) | asdict(config) | {"search_length": config.search.max_length}
     left_out = ("device", "search")
     settings = {f"--{name.replace('_', '-')}": str(value) for name, value in values.items() if name not in left_out}
@@ -236,7 +236,7 @@ def _fingerprint(
 
 @contextlib.contextmanager
 def _memory_named() -> Iterator[None]:
-    """Raise one line where memory ran out; the steps of a smaller batch would be other steps, so none is chosen."""
+    """Turn an out-of-memory error into one line; no smaller batch is chosen, as it would change the training."""
     try:
         yield
     except (RuntimeError, MemoryError) as exc:
@@ -254,12 +254,12 @@ def _claim(work_dir: Path, world: World) -> contextlib.AbstractContextManager[No
 def _open_work_dir(
     work_dir: Path, fingerprint: dict[str, str], splits: Splits, *, restart: bool, world: World
 ) -> Checkpoint | None:
-    """The checkpoint to resume from; without one, `work_dir` is emptied of what earlier trainings left."""
+    """The checkpoint to resume from; if there is none, files of earlier trainings are removed from `work_dir`."""
     found = None if restart else read_checkpoint(work_dir)
     if found:
         _require_same(work_dir, found.state["made_from"], fingerprint)
         return Checkpoint(found.state["training"], found.tensors)
-    world.wait()  # all have looked before anything is removed
+    world.wait()  # all processes have read it before anything is removed
     if world.is_first:
         empty_folder(work_dir)
         unmatched = [(key, reason) for reason, keys in splits.unmatched.items() for key in keys]
@@ -269,7 +269,7 @@ def _open_work_dir(
 
 
 def _require_same(work_dir: Path, made_from: Mapping[str, Any], fingerprint: Mapping[str, str]) -> None:
-    """Raise UnfinishedRunError, which names what is different, if a checkpoint was made from something else."""
+    """Raise UnfinishedRunError, which names the difference, if a checkpoint was made from something else."""
     before = _BEFORE | dict(made_from)
     name = next((name for name, value in fingerprint.items() if before.get(name) != value), None)
     if name is None:
@@ -283,8 +283,10 @@ def _require_same(work_dir: Path, made_from: Mapping[str, Any], fingerprint: Map
     )
 
 
-def _warn_of_what_is_special(work_dir: Path, done: Sequence[object] | None, splits: Splits) -> None:
+def _warn(work_dir: Path, done: Sequence[object] | None, splits: Splits) -> None:
     if done is not None:
-        _logger.warning("resuming %s: epochs done: %d; `restart` would start from scratch", work_dir, len(done))
+        _logger.warning("resuming %s: epochs done: %d; pass `restart` to start from scratch", work_dir, len(done))
     if len(splits.val) == 1:
-        _logger.warning("one validation image chooses no epoch, as its CIDEr-D is always 0: give the split more images")
+        _logger.warning(
+            "one validation image cannot choose an epoch, as its CIDEr-D is always 0: give the split more images"
+        )

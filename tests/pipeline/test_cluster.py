@@ -21,7 +21,7 @@ from captionmill.data.errors import ClusterError, InputError, SpecMismatchError
 from captionmill.data.features.store import FeatureStore, parts_dir
 from captionmill.pipeline.cluster import open_spread
 from captionmill.stages.encoding.extract import extract
-from captionmill.stages.encoding.share import PartResult, PartTask, claim_device
+from captionmill.stages.encoding.share import ShareResult, ShareTask, claim_device
 from captionmill.stages.encoding.spread import Spread
 from captionmill.stages.settings import ExtractConfig
 
@@ -87,8 +87,8 @@ def dask_address() -> Iterator[str]:
 def dying_once(spread: Spread, marker: Path) -> Spread:
     """`spread`, but the first process that does the first task is killed when it is about to store a second part."""
 
-    def run(function: Callable[[PartTask], PartResult], tasks: Sequence[PartTask]) -> Iterator[PartResult]:
-        def run_and_die(task: PartTask) -> PartResult:
+    def run(function: Callable[[ShareTask], ShareResult], tasks: Sequence[ShareTask]) -> Iterator[ShareResult]:
+        def run_and_die(task: ShareTask) -> ShareResult:
             def kill_at_second_part(event: str, arguments: tuple[object, ...]) -> None:
                 parts = len(list(parts_dir(task.store).glob(f"{task.prefix}-*"))) if event == "os.rename" else 0
                 if parts and not marker.exists() and Path(str(arguments[1])).name.startswith(task.prefix):
@@ -155,7 +155,7 @@ def test_a_dask_cluster_writes_what_one_process_writes_though_a_worker_is_killed
 def test_workers_that_always_die_end_the_run_and_keep_what_there_is(
     folder: Path, config: ExtractConfig, alone: FeatureStore, tmp_path: Path
 ) -> None:
-    def die(_: PartTask) -> PartResult:
+    def die(_: ShareTask) -> ShareResult:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -171,7 +171,7 @@ def test_workers_that_always_die_end_the_run_and_keep_what_there_is(
 
 
 def test_a_worker_with_other_weights_is_refused(folder: Path, config: ExtractConfig, tmp_path: Path) -> None:
-    def run(function: Callable[[PartTask], PartResult], tasks: Sequence[PartTask]) -> Iterator[PartResult]:
+    def run(function: Callable[[ShareTask], ShareResult], tasks: Sequence[ShareTask]) -> Iterator[ShareResult]:
         for task in tasks:
             yield function(replace(task, config=replace(task.config, weights="drawn-scenes")))
 
@@ -251,7 +251,7 @@ def test_as_many_processes_as_gpus_and_cores_can_feed(
 def test_few_images_are_done_before_other_processes_would_have_started(
     folder: Path, config: ExtractConfig, alone: FeatureStore, tmp_path: Path
 ) -> None:
-    def never(function: Callable[[PartTask], PartResult], tasks: Sequence[PartTask]) -> Iterator[PartResult]:
+    def never(function: Callable[[ShareTask], ShareResult], tasks: Sequence[ShareTask]) -> Iterator[ShareResult]:
         raise AssertionError("another process was asked for")
 
     extract(folder, tmp_path / "few.h5", config, spread=Spread(never, 4, least_images=IMAGE_COUNT + 3))

@@ -54,11 +54,14 @@ CPU_ONLY = {"gpus": (), "nvidia_driver": False, "torch_cuda": ""}
     [
         (
             {"gpus": (), "torch_cuda": ""},
-            "an NVIDIA GPU is here, but torch is a CPU build: install one for CUDA (pytorch.org/get-started/locally)",
+            "this machine has an NVIDIA GPU, but torch is a CPU build: see pytorch.org/get-started/locally for CUDA",
         ),
         (
             {"gpus": ()},
-            "an NVIDIA GPU is here, torch is built for CUDA 13.0 and sees none: check nvidia-smi, CUDA_VISIBLE_DEVICES",
+            (
+                "this machine has an NVIDIA GPU, torch is built for CUDA 13.0 "
+                "but cannot use it: check nvidia-smi and CUDA_VISIBLE_DEVICES"
+            ),
         ),
         (
             {**CPU_ONLY, "versions": {"openvino": NOT_INSTALLED}},
@@ -89,14 +92,14 @@ def test_what_would_change_nothing_is_not_advised(changes: dict[str, Any]) -> No
 def test_advice_on_rates_names_the_slower_part_and_says_when_they_were_disturbed() -> None:
     slow_decoding = replace(FAST, decoding=500.0)
     assert advise(HEALTHY, slow_decoding) == [
-        "decoding is slower than the network: more cores help, or a copy of the pictures at a smaller size"
+        "decoding is slower than the network: more cores help, or a smaller copy of the images"
     ]
     on_cpu = replace(HEALTHY, gpus=(), nvidia_driver=False)
     assert advise(on_cpu, FAST) == [
         "the network is slower than decoding: a GPU or more machines help (extract with `cluster` or `shard`)"
     ]
     assert advise(replace(HEALTHY, load=12.5), FAST) == [
-        "other programs keep the machine busy (load 12.5 on 8 cores): the rates above are lower than they could be"
+        "other programs keep the machine busy (load 12.5 on 8 cores): the rates above are too low"
     ]
 
 

@@ -93,7 +93,7 @@ def test_another_model_or_search_makes_the_table_anew(model: Path, photos: Path,
 def test_a_file_of_another_kind_is_not_replaced_unasked(model: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "captions.csv"
     output.write_text("image,caption\nred_0.png,my own words\n")
-    with pytest.raises(InputError, match=r"captions\.csv: no table of captions; pass `overwrite` to replace it"):
+    with pytest.raises(InputError, match=r"captions\.csv: not a table of captions; pass `overwrite` to replace it"):
         caption(photos, model, output)
     assert output.read_text() == "image,caption\nred_0.png,my own words\n"
     assert caption(photos, model, output, overwrite=True).made == 9
@@ -125,7 +125,7 @@ def test_a_feature_store_is_captioned_without_its_images(model: Path, photos: Pa
     assert rows_of(tmp_path / "store.csv") == expected
     assert caption(str(tmp_path / "t.features.h5"), model, tmp_path / "store.csv").made == 0
     for options in ({"sidecar": ".txt"}, {"embed_into": tmp_path / "copies"}):
-        with pytest.raises(InputError, match="holds features and no images to write captions to"):
+        with pytest.raises(InputError, match="holds features, not images to write captions to"):
             caption(tmp_path / "t.features.h5", model, tmp_path / "u.csv", **options)
     with pytest.raises(InputError, match="is an input of this command"):
         caption(tmp_path / "t.features.h5", model, tmp_path / "t.features.h5")
@@ -183,7 +183,7 @@ class TestSidecars:
     def test_of_other_people_and_changed_ones_stay(self, model: Path, photos: Path, tmp_path: Path) -> None:
         table = tmp_path / "t.csv"
         (photos / "red_0.txt").write_text("my own words")
-        with pytest.raises(InputError, match=r"red_0\.txt: exists already, and is not as a run into .*t\.csv wrote it"):
+        with pytest.raises(InputError, match=r"red_0\.txt: exists already and was not written by a run into .*t\.csv"):
             caption(photos, model, table, sidecar=".txt")
         assert not table.exists()
         caption(photos, model, table, sidecar=".caption")
@@ -195,7 +195,7 @@ class TestSidecars:
 
     @pytest.mark.parametrize("suffix", ["txt", ".png", ".", "./x", ".tar"])
     def test_have_the_ending_of_a_text_file(self, suffix: str, model: Path, photos: Path, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"must be the ending of a text file, such as \.txt"):
+        with pytest.raises(InputError, match=r"must be the suffix of a text file, such as \.txt"):
             caption(photos, model, tmp_path / "t.csv", sidecar=suffix)
 
     def test_are_refused_where_two_images_would_share_one(self, model: Path, photos: Path, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_what_cannot_be_read_has_its_reason_and_harms_no_other(
         "a\0b.jpg": "embedded null byte",
         b"": "the file is empty",
         b"no picture": "not an image, or in a format other than JPEG, PNG, WebP, BMP, GIF and TIFF",
-        None: "NoneType: neither a path, nor bytes, an image of Pillow's or an array",
+        None: "NoneType: not a path, bytes, a Pillow image or an array",
     }
     pairs: list[tuple[Any, str]] = [
         *bad.items(),

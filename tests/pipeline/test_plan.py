@@ -77,9 +77,13 @@ def job_of(graph: Graph, task_id: str) -> ExtractJob | TrainJob | EvaluateJob | 
         (
             ('"new"', '"new"\nsidecar = "txt"'),
             15,
-            "`sidecar` must be the ending of a text file, such as .txt, not 'txt'",
+            "`sidecar` must be the suffix of a text file, such as .txt, not 'txt'",
         ),
-        (('"new"', '"new"\nbeam_size = 3\ntop_k = 5'), 16, "[caption] `top_k` belongs to sampling: set `sample` too"),
+        (
+            ('"new"', '"new"\nbeam_size = 3\ntop_k = 5'),
+            16,
+            "[caption] `top_k` applies to sampling only: set `sample` too",
+        ),
         (("[caption]", "[[caption]]"), 13, "`caption` must be a table: for several, write [caption.NAME] for each"),
         (("[caption]", '[caption."my new"]'), 13, "[caption.my new]: a name has letters, digits, - and _"),
         (("[caption]", '[caption.a]\nimages = "a"\nbeam = 2\n[caption.b]'), 15, "[caption.a] has no key `beam`"),
@@ -212,7 +216,9 @@ def test_what_was_made_elsewhere_is_named_by_its_path(tmp_path: Path) -> None:
     assert isinstance(job, EvaluateJob)
     assert job.models == (tmp_path.parent / "m",)
     assert needs(graph, "evaluate") == []
-    with pytest.raises(PipelineError, match=r":1: \[evaluate\] needs `features`: the model is not of this pipeline"):
+    with pytest.raises(
+        PipelineError, match=r":1: \[evaluate\] needs `features`: this pipeline does not train the model"
+    ):
         read(tmp_path, '[evaluate]\nmodel = "../m"\ncaptions = "c.csv"')
     with pytest.raises(PipelineError, match=r"\[train\] needs `features`, a feature store, or an \[extract\] table"):
         read(tmp_path, '[train]\ncaptions = "c.csv"')

@@ -134,7 +134,7 @@ def test_a_file_that_is_no_table_of_captions_is_not_replaced_by_one(plan_path: P
     mine = plan_path.parent / "captions.csv"
     mine.write_text("image,caption\na.png,my own words\n")
     for _ in range(2):  # the first run does not make it the pipeline's own
-        with pytest.raises(PipelineError, match=r"captions\.csv: no table of captions; move it away"):
+        with pytest.raises(PipelineError, match=r"captions\.csv: not a table of captions; move it away"):
             run_pipeline(plan_path)
         assert mine.read_text() == "image,caption\na.png,my own words\n"
     mine.unlink()
@@ -246,7 +246,7 @@ def test_a_report_that_cannot_be_written_is_a_warning(plan_path: Path) -> None:
     report.write_text("<p>somebody's own</p>")
     result = run_command(plan_path)
     assert result.exit_code == 0
-    assert f"no report of this run: {report}: is there already and no report of captionmill's" in result.stderr
+    assert f"no report of this run: {report}: exists already and is not a report of captionmill" in result.stderr
     assert "open it in a browser" not in result.stdout
     assert report.read_text() == "<p>somebody's own</p>"
     other_path = plan_path.rename(plan_path.with_name("other.toml"))
@@ -440,7 +440,7 @@ def test_ctrl_c_stops_what_runs_aside_and_the_next_run_goes_on(plan_path: Path) 
     unfinished = sorted(path.name for path in models.glob("*.training"))
     lines = run_command(plan_path, "--dry-run").stdout.splitlines()
     assert lines[0] == "extract.first       up to date"
-    assert f"train.{unfinished[0].removesuffix('.training')}  would run: cut short" in lines
+    assert f"train.{unfinished[0].removesuffix('.training')}  would run: interrupted" in lines
     done_before = len((models / unfinished[0] / "history.csv").read_text().splitlines()) - 1
     result = run_command(plan_path)
     assert result.exit_code == 0, result.output

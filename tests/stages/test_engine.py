@@ -39,7 +39,7 @@ def make_pixels(count: int, side: int = 64) -> Pixels:
 
 
 def make_batch(pixels: Pixels) -> Batch:
-    return Batch(keys=[f"{number}" for number in range(len(pixels))], pictures=list(pixels))
+    return Batch(keys=[f"{number}" for number in range(len(pixels))], images=list(pixels))
 
 
 def run_engine(config: ExtractConfig, pixels: Pixels) -> Features:

@@ -291,7 +291,7 @@ def test_an_empty_split_is_an_error(tmp_path: Path, rows: tuple[str, ...], messa
 
 def test_captions_without_a_word_are_an_error(tmp_path: Path) -> None:
     features, captions = write_captions(tmp_path, "0,...,train", "1,?!,train", "2,a cat,val")
-    with pytest.raises(TrainingError, match="the training captions hold no word"):
+    with pytest.raises(TrainingError, match="the training captions contain no words"):
         train(features, captions, tmp_path / "model", TINY_TRAINING)
 
 

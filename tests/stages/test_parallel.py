@@ -47,7 +47,7 @@ torch.set_num_threads(1)
 with_defaults = train.train
 
 def train_with_checkpoints(*paths, listener, **settings):
-    loop = LoopConfig(checkpoint_every_s=0, steps_per_look=1)
+    loop = LoopConfig(checkpoint_every_s=0, steps_per_check=1)
     return with_defaults(*paths, listener=dataclasses.replace(listener, loop=loop), **settings)
 
 train.train = train_with_checkpoints

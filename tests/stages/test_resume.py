@@ -30,7 +30,7 @@ from captionmill.stages.training.train import TrainListener, train
 CONFIG = dataclasses.replace(
     TINY_TRAINING, batch_size=8, self_critical_epochs=2, self_critical_learning_rate=0.05, search=TINY_TRAINING.search
 )
-MANY_STEPS = LoopConfig(images_per_step=4, steps_per_look=1)
+MANY_STEPS = LoopConfig(images_per_step=4, steps_per_check=1)
 """Many steps, a look at each."""
 SAVE_EACH_STEP = dataclasses.replace(MANY_STEPS, checkpoint_every_s=0)
 LISTENER = TrainListener(loop=MANY_STEPS)
@@ -322,7 +322,7 @@ def test_two_trainings_at_once_do_not_mix(tmp_path: Path) -> None:
     features, captions = make_task(tmp_path)
 
     def start_another(result: EpochResult) -> None:
-        with pytest.raises(TrainingError, match=r"model\.training: another process is at this training; wait"):
+        with pytest.raises(TrainingError, match=r"model\.training: another process is running this training; wait"):
             train(features, captions, tmp_path / "model", TINY_TRAINING, restart=result.epoch == 1)
 
     summary = train(

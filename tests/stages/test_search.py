@@ -330,12 +330,12 @@ def test_diverse_beams_differ_more(decoder: Decoder, features: Tensor) -> None:
     [
         ({"min_length": 9, "max_length": 8}, "`min_length` 9 is more than `max_length` 8"),
         ({"beam_size": 3, "alternatives": 3}, "`alternatives` 3 needs `beam_size` 4 or more, not 3"),
-        ({"beam_size": 5, "diversity_groups": 2}, "`beam_size` 5 is no multiple of `diversity_groups` 2"),
-        ({"top_k": 5}, "`top_k` belongs to sampling: set `sample` too"),
-        ({"temperature": 0.5}, "`temperature` belongs to sampling: set `sample` too"),
+        ({"beam_size": 5, "diversity_groups": 2}, "`beam_size` 5 is not a multiple of `diversity_groups` 2"),
+        ({"top_k": 5}, "`top_k` applies to sampling only: set `sample` too"),
+        ({"temperature": 0.5}, "`temperature` applies to sampling only: set `sample` too"),
         (
             {"sample": True, "diversity_groups": 5},
-            "`diversity_groups` belongs to beam search: leave it or `sample` out",
+            "`diversity_groups` applies to beam search only: leave it or `sample` out",
         ),
         ({"sample": True, "top_p": 1.5}, "`top_p` must be at least 0.001 and at most 1, not 1.5"),
     ],

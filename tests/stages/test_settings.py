@@ -190,7 +190,7 @@ def test_one_reader_reads_every_kind_of_annotation(annotation: Any, read: Settin
 
 @pytest.mark.parametrize("annotation", [dict[str, int], int | str, tuple[int, str], object])
 def test_an_annotation_that_nothing_could_show_is_a_bug(annotation: Any) -> None:
-    with pytest.raises(TypeError, match="is no type of a setting"):
+    with pytest.raises(TypeError, match="is not a type that a setting can have"):
         read_type(annotation)
 
 

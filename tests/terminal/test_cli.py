@@ -135,7 +135,7 @@ def test_extract_takes_a_list_of_paths_and_a_limit(photos: Path, thin_weights: P
         (["train", "f.h5", "--output", "m", "--weight-decay", "nan"], "'--weight-decay': nan is not a finite number"),
         (["train", "f.h5", "--output", "m", "--clip-norm", "0"], "'--clip-norm': 0.0 is not in the range x>=0.001"),
         (["caption", ".", "--output", "c.csv"], "Missing option '--model'"),
-        (["caption", ".", "--model", "m", "--output", "c.csv", "--in-place"], "belong to --embed-metadata"),
+        (["caption", ".", "--model", "m", "--output", "c.csv", "--in-place"], "need --embed-metadata"),
         (
             ["caption", ".", "--model", "m", "--output", "c", "--embed-metadata", "--in-place", "--copies", "d"],
             "--in-place makes no copies",
@@ -236,7 +236,7 @@ def test_caption_searches_and_samples_as_asked(model: Path, photos: Path, tmp_pa
 
 def test_search_options_that_contradict_each_other_are_one_line(model: Path, photos: Path, tmp_path: Path) -> None:
     result = run("caption", photos, "--model", model, "--output", tmp_path / "c.csv", "--top-p", "0.9")
-    assert (result.exit_code, result.stderr) == (1, "Error: --top-p belongs to sampling: set --sample too\n")
+    assert (result.exit_code, result.stderr) == (1, "Error: --top-p applies to sampling only: set --sample too\n")
     result = run(
         "evaluate", tmp_path / "f.h5", "--model", model, "--captions", tmp_path / "captions.csv", "--alternatives", "5"
     )
@@ -327,7 +327,7 @@ def test_evaluate_writes_a_row_for_each_image_that_no_spreadsheet_takes_for_a_fo
     assert "Note: METEOR is left out: Java is not installed here\n" in result.stderr
     assert "Note: SPICE is left out: Java is not installed here\n" in result.stderr
     assert (
-        "  copied from training  not known, the captions file has no training captions of this model\n" in result.stdout
+        "  copied from training  unknown, the captions file has no training captions of this model\n" in result.stdout
     )
     first, second = read_csv(table)
     assert 0 < float(first.pop("confidence")) <= 1
@@ -404,7 +404,7 @@ def test_features_info_and_verify(model: Path, tmp_path: Path) -> None:
     info = run("features", "info", path)
     assert info.stdout.startswith(f"{path}: 8 images, float16, 0.0 MB\n")
     assert "backbone        scenes-resnet14\n" in info.stdout
-    assert run("features", "verify", path).stdout == f"{path}: 8 rows, all as written\n"
+    assert run("features", "verify", path).stdout == f"{path}: 8 rows, all intact\n"
     store = FeatureStore.open(path)
     content = bytearray(path.read_bytes())
     content[content.index(store["red_0.png"].tobytes()) + 100] ^= 4
@@ -433,7 +433,7 @@ def test_ctrl_c_ends_a_training_in_words_and_leaves_the_old_model(model: Path, c
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate()
     assert process.returncode == 1
-    assert "a finished output is as it was before.\n" in stderr
+    assert "A finished output is unchanged.\n" in stderr
     assert "Traceback" not in stderr
     assert {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()} == before
 

@@ -79,7 +79,7 @@ def test_an_ended_extraction_flushes_first_and_says_so(
         process.send_signal(number)
         assert process.wait() == code
     stderr = told.read_text()
-    assert stderr.endswith("a finished output is as it was before.\n") or (
+    assert stderr.endswith("A finished output is unchanged.\n") or (
         "Aborted!" in stderr and "Stopped. Features" in stderr
     )
     assert "Traceback" not in stderr
@@ -203,10 +203,10 @@ def test_deleted_images_are_reported_and_pruned_only_when_asked(
     (photos / "red_0.png").unlink()
     (photos / "more" / "green_1.png").unlink()
     told = succeed(*arguments)
-    assert f"2 rows of {tmp_path / 'f.h5'}: no image is found here; --prune removes such rows\n" in told.stderr
+    assert f"2 rows of {tmp_path / 'f.h5'}: no image is found for 2 rows; --prune removes such rows\n" in told.stderr
     assert len(FeatureStore.open(tmp_path / "f.h5")) == 8
     pruned = succeed(*arguments, "--prune")
-    assert "2 rows removed: no image is found here any more\n" in pruned.stderr
+    assert "2 rows removed: their images are no longer found\n" in pruned.stderr
     keys = FeatureStore.open(tmp_path / "f.h5").keys
     assert len(keys) == 6
     assert "red_0.png" not in keys
@@ -237,7 +237,7 @@ def test_repair_drops_damaged_rows_and_extract_makes_just_these_again(
     path.write_bytes(content)
     assert "features repair" in fail("features", "verify", path)
     repaired = succeed("features", "repair", path)
-    assert repaired.stdout == f"{path}: 1 damaged row dropped; run extract again\n"
+    assert repaired.stdout == f"{path}: 1 damaged row removed; run extract again\n"
     assert repaired.stderr == "  red_0.png\n"
     assert "9 images found: 7 cached before, 1 extracted, 1 failed" in succeed(*arguments).stdout
     assert FeatureStore.open(path).digest() == digest
