@@ -7,7 +7,6 @@ and so on. A name's module is imported when the name is first used (PEP 562), so
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from captionmill.data.captions.splits import SplitLists
     from captionmill.data.errors import CaptionmillError
     from captionmill.data.features.store import FeatureStore
     from captionmill.data.model import read_model
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
         ExtractConfig,
         LeakConfig,
         SearchConfig,
+        SplitLists,
         TableConfig,
         TrainConfig,
     )
@@ -43,7 +43,7 @@ _HOMES = {
     "FeatureStore": "captionmill.data.features.store.FeatureStore",
     "LeakConfig": "captionmill.stages.settings.LeakConfig",
     "SearchConfig": "captionmill.stages.settings.SearchConfig",
-    "SplitLists": "captionmill.data.captions.splits.SplitLists",
+    "SplitLists": "captionmill.stages.settings.SplitLists",
     "TableConfig": "captionmill.stages.settings.TableConfig",
     "TrainConfig": "captionmill.stages.settings.TrainConfig",
     "caption_folder": "captionmill.pipeline.captioning.folder.caption_folder",

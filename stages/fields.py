@@ -53,14 +53,17 @@ class SettingType:
 def read_type(annotation: Any) -> SettingType:
     """The type for `annotation`: a Literal of strings, bool, int, float, str, Path, a tuple of these, or one | None.
 
+    `AnyPath`, a path or a string, counts as Path: the configuration holds a Path.
+
     Raises TypeError for any other annotation.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        others = [argument for argument in arguments if argument is not types.NoneType]
-        if len(others) == 1:
-            inner = read_type(others[0])
-            return SettingType(inner.kind, inner.choices, is_optional=True, is_list=inner.is_list)
+        others = {argument for argument in arguments if argument is not types.NoneType}
+        if len(others) == 1 or others == {str, Path}:
+            inner = read_type(Path if len(others) > 1 else others.pop())
+            is_optional = types.NoneType in arguments
+            return SettingType(inner.kind, inner.choices, is_optional=is_optional, is_list=inner.is_list)
     if origin is tuple and arguments[1:] == (...,):
         inner = read_type(arguments[0])
         return SettingType(inner.kind, inner.choices, is_list=True)

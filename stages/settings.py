@@ -4,18 +4,19 @@ Imports no torch, so that `--help` is instant.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from captionmill.data.captions.table import TableFormat
 from captionmill.data.errors import SettingError
 from captionmill.data.features.spec import Preprocess, StoredDtype, Views
+from captionmill.data.paths import AnyPath
 from captionmill.stages.fields import Configuration, setting
 
 Backbone = Literal["resnet50", "resnet101", "resnet152", "scenes-resnet14"]
 EngineName = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ImageInput = Literal["init", "first", "every"]
+Restval = Literal["train", "drop"]
 FeatureScaling = Literal["standardize", "unit", "standardize-unit"]
 
 _GREATEST_SEED = 2**63 - 1
@@ -164,7 +165,7 @@ class TableConfig(Configuration):
     format: TableFormat | None = setting(
         None, "Format of the table of captions.", unset="by the suffix of the output, else csv", example="csv"
     )
-    gallery: Path | None = setting(
+    gallery: AnyPath | None = setting(
         None,
         "Page to write too, with all images and their captions (HTML).",
         unset="no page",
@@ -219,6 +220,22 @@ class LeakConfig(Configuration):
         0.86, "Minimum cosine of the features of a pair.", least=0, most=1
     )
     within: bool = setting(False, "Compare the images of each split with each other too.")
+
+
+@dataclass(frozen=True)
+class SplitLists(Configuration):
+    """Files that choose the images of a training, instead of the splits of its captions file."""
+
+    train_list: AnyPath | None = setting(
+        None,
+        "Images to train on, one per line; goes with the list of validation images.",
+        unset="the captions' split",
+        example="train.txt",
+    )
+    val_list: AnyPath | None = setting(
+        None, "Images that choose the best epoch, one per line.", unset="the captions' split", example="val.txt"
+    )
+    restval: Restval = setting("train", "What to do with the restval images of Karpathy's JSON.")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from captionmill.data.captions.references import Annotations
 from captionmill.data.errors import AnnotationError
@@ -38,18 +38,6 @@ def split_by_image(
     drawn = sorted(unique_keys, key=lambda key: hashlib.sha256(f"{seed}\n{key}".encode()).digest())
     val, test = set(drawn[:val_count]), set(drawn[val_count:held_out_count])
     return {key: "val" if key in val else "test" if key in test else "train" for key in unique_keys}
-
-
-@dataclass(frozen=True)
-class SplitLists:
-    """Files that choose the images of a training, instead of the splits of its captions file."""
-
-    train_list: str | Path | None = None
-    """Images to train on, one per line; goes with `val_list`."""
-    val_list: str | Path | None = None
-    """Images that choose the best epoch, one per line."""
-    restval: str = "train"
-    """What becomes of the restval images of Karpathy's JSON: train or drop."""
 
 
 @dataclass(frozen=True)

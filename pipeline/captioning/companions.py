@@ -12,6 +12,7 @@ from captionmill.data.captions.table import read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.files import require_other_file
 from captionmill.data.images.read import ImageFile
+from captionmill.data.paths import as_path
 from captionmill.data.progress import Progress
 from captionmill.data.urls import is_url
 from captionmill.pipeline.captioning.embedding import Embedding, EmbedSummary
@@ -45,10 +46,11 @@ class Companions:
         local = None if is_url(images) else Path(images)
         self._found, self._table, self._config, self._overwrite = found, table, config, overwrite
         self._title = f"Captions of {local.resolve().name if local else images}"
-        if config.gallery is not None:
-            if config.gallery in (table, store):
-                raise InputError(f"{config.gallery}: cannot be the gallery and another output at once")
-            require_other_file(config.gallery, local, store, table)
+        self._gallery = as_path(config.gallery)
+        if self._gallery is not None:
+            if self._gallery in (table, store):
+                raise InputError(f"{self._gallery}: cannot be the gallery and another output at once")
+            require_other_file(self._gallery, local, store, table)
         self._sidecars: Sidecars | None = None
         self._embedding: Embedding | None = None
         if config.sidecar is not None:
@@ -60,9 +62,9 @@ class Companions:
 
     def write_gallery(self, *, workers: int, progress: Progress) -> None:
         """Write the page, if requested; `workers` threads decode its images."""
-        if self._config.gallery is not None:
+        if self._gallery is not None:
             rows = list(read_captions(self._table))
-            write_gallery(self._config.gallery, self._title, self._found, rows, workers=workers, progress=progress)
+            write_gallery(self._gallery, self._title, self._found, rows, workers=workers, progress=progress)
 
     def write_sidecars(self, *, progress: Progress) -> int | None:
         """The number of files written beside images; None if they are not requested."""

@@ -18,9 +18,7 @@ def command_line(job: Job) -> str:
         case TrainJob():
             words = [show_path(job.features), *_path_option("--captions", job.captions)]
             words += _path_option("--output", job.output)
-            words += _path_option("--train-list", job.train_list) + _path_option("--val-list", job.val_list)
-            words += [] if job.restval == "train" else ["--restval", job.restval]
-            words += _options(job.config)
+            words += _options(job.lists) + _options(job.config)
         case EvaluateJob():
             words = [show_path(job.features), *_models(job.models), *_path_option("--captions", job.captions)]
             words += _path_option("--list", job.image_list) + _path_option("--output", job.output)

@@ -9,6 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from captionmill.data.errors import PipelineError
+from captionmill.data.paths import as_path
 from captionmill.pipeline.plan.fingerprints import Input
 from captionmill.pipeline.plan.jobs import CaptionJob, Job, Kind
 
@@ -112,7 +113,7 @@ class Graph:
 def _require_own_galleries(tasks: Sequence[Task], by_output: Mapping[Path, Task]) -> None:
     writers = dict(by_output)
     for task in tasks:
-        if isinstance(task.job, CaptionJob) and (gallery := task.job.table.gallery):
+        if isinstance(task.job, CaptionJob) and (gallery := as_path(task.job.table.gallery)):
             if other := writers.get(gallery):
                 raise PipelineError(f"{other.id} and {task.id} both write {gallery}; give one another `gallery`")
             writers[gallery] = task

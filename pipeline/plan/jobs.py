@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 from captionmill.data.captions.table import format_of
 from captionmill.data.features.store import cache_path_for
 from captionmill.data.model import read_model
+from captionmill.data.paths import as_path
 from captionmill.pipeline.plan.fingerprints import Images, Input
-from captionmill.stages.settings import ExtractConfig, SearchConfig, TableConfig, TrainConfig
+from captionmill.stages.settings import ExtractConfig, SearchConfig, SplitLists, TableConfig, TrainConfig
 
 Kind = Literal["extract", "train", "evaluate", "caption"]
 Several = Literal["each", "best", "ensemble"]
@@ -57,13 +58,11 @@ class TrainJob:
     captions: Path
     output: Path
     config: TrainConfig
-    train_list: Path | None = None
-    val_list: Path | None = None
-    restval: str = "train"
+    lists: SplitLists
 
     def settings(self) -> dict[str, Any]:
         """All settings that change the model."""
-        return _without_device(self.config) | {"restval": self.restval}
+        return _without_device(self.config) | {"restval": self.lists.restval}
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""
@@ -71,7 +70,7 @@ class TrainJob:
 
     def inputs(self) -> dict[str, Input]:
         """The inputs of the job, by name."""
-        lists = {"train_list": self.train_list, "val_list": self.val_list}
+        lists = {"train_list": as_path(self.lists.train_list), "val_list": as_path(self.lists.val_list)}
         return {"features": self.features, "captions": self.captions} | _given(lists)
 
 
@@ -119,7 +118,7 @@ class CaptionJob:
 
     def settings(self) -> dict[str, Any]:
         """All settings that change the captions, their table and the files beside it."""
-        gallery, sidecar = self.table.gallery, self.table.sidecar
+        gallery, sidecar = as_path(self.table.gallery), self.table.sidecar
         where = Path(os.path.relpath(gallery, self.output.parent)).as_posix() if gallery else None
         beside = {name: value for name, value in (("gallery", where), ("sidecar", sidecar)) if value}
         return asdict(self.search) | _several(self.models, self.several) | self._rows(self.table) | beside

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from captionmill.data.captions.references import RESTVAL_CHOICES
 from captionmill.data.captions.table import format_of
 from captionmill.data.errors import InputError, PipelineError
 from captionmill.pipeline.captioning.sidecars import is_sidecar_suffix
@@ -14,7 +13,14 @@ from captionmill.pipeline.plan.file import PlanFile, Section, refuse_unknown_tab
 from captionmill.pipeline.plan.graph import Graph, Task
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, Several, TrainJob
 from captionmill.stages.fields import settings_of
-from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TableConfig, TrainConfig
+from captionmill.stages.settings import (
+    MACHINE_SETTINGS,
+    ExtractConfig,
+    SearchConfig,
+    SplitLists,
+    TableConfig,
+    TrainConfig,
+)
 
 KINDS = ("extract", "train", "evaluate", "caption")
 Value = TypeVar("Value")
@@ -71,9 +77,7 @@ def _read_train(section: Section, extractions: Sequence[Task]) -> list[Task]:
         captions,
         output,
         TrainConfig(),
-        train_list=section.optional_path("train_list"),
-        val_list=section.optional_path("val_list"),
-        restval=section.choice("restval", RESTVAL_CHOICES),
+        section.settings(SplitLists(), tuple(settings_of(SplitLists))),
     )
     config = section.settings(TrainConfig())
     tasks = []

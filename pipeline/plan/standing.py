@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from captionmill.data.errors import CaptionmillError
-from captionmill.data.paths import AnyPath
+from captionmill.data.paths import AnyPath, as_path
 from captionmill.pipeline.captioning.sidecars import count_missing
 from captionmill.pipeline.plan.fingerprints import (
     Fingerprint,
@@ -140,7 +140,7 @@ def _missing_companions(job: Job) -> list[str]:
     """The missing files of those that a job writes beside its output, which is up to date."""
     if not isinstance(job, CaptionJob):
         return []
-    gallery = job.table.gallery
+    gallery = as_path(job.table.gallery)
     missing = [f"{gallery.name} is not there"] if gallery and not gallery.exists() else []
     if job.table.sidecar and (count := count_missing(job.images, job.table.sidecar, job.output)):
         missing.append(f"{count} sidecar{'s are' if count > 1 else ' is'} not there")

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from captionmill.data.captions.splits import SplitLists, Splits
+from captionmill.data.captions.splits import Splits
 from captionmill.data.errors import UnfinishedRunError
 from captionmill.data.progress import Progress, no_progress
 from captionmill.pipeline import summaries
@@ -57,7 +57,7 @@ def do_job(
                     job.captions,
                     job.output,
                     job.config,
-                    data=SplitLists(job.train_list, job.val_list, job.restval),
+                    data=job.lists,
                     overwrite=replaces,
                     listener=TrainListener(listeners.on_splits, listeners.on_epoch),
                     progress=progress,

@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from captionmill.stages.fields import Configuration, Setting, settings_of
-from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TableConfig, TrainConfig
+from captionmill.stages.settings import (
+    MACHINE_SETTINGS,
+    ExtractConfig,
+    SearchConfig,
+    SplitLists,
+    TableConfig,
+    TrainConfig,
+)
 
 _TEXT = """\
 # A captionmill pipeline: images to features to a trained decoder to captions.
@@ -25,9 +32,6 @@ images = "images"  # a folder, a list of paths, a .tar or a URL
 [train]  # stage two: a decoder learns to caption from these features
 captions = "references.csv"  # CSV with image and caption, Flickr token file, COCO or Karpathy JSON
 # output = "model"
-# train_list = "train.txt"  # images to train on, one per line; needs val_list too
-# val_list = "val.txt"  # images to choose the best epoch by, one per line
-# restval = "train"  # what to do with the restval images of Karpathy's JSON: train, drop
 {train}
 
 [evaluate]  # scores on the test images; leave this table out if there are none
@@ -71,7 +75,7 @@ def starting_plan(name: str) -> str:
     return _TEXT.format(
         name=name,
         extract=setting_lines(ExtractConfig),
-        train=setting_lines(TrainConfig),
+        train=setting_lines(SplitLists) + "\n" + setting_lines(TrainConfig),
         evaluate=_line(settings_of(TrainConfig)["device"], _TRAINING_DEVICE) + "\n" + setting_lines(SearchConfig),
         caption="\n".join(
             [setting_lines(TableConfig), setting_lines(SearchConfig), setting_lines(ExtractConfig, MACHINE_SETTINGS)]

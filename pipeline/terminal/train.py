@@ -9,7 +9,6 @@ import click
 
 from captionmill.pipeline import summaries
 from captionmill.pipeline.terminal.options import (
-    FILE,
     FILE_PATH,
     FOLDER_PATH,
     captions_option,
@@ -20,22 +19,14 @@ from captionmill.pipeline.terminal.options import (
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.terminal.results import epoch_printer, show_splits
-from captionmill.stages.settings import SearchConfig, TrainConfig
+from captionmill.stages.settings import SearchConfig, SplitLists, TrainConfig
 
 
 @click.command()
 @click.argument("features", type=FILE_PATH)
 @captions_option
 @click.option("--output", type=FOLDER_PATH, required=True, help="Folder for the model.")
-@click.option("--train-list", type=FILE, help="Images to train on, one per line; needs --val-list too.")
-@click.option("--val-list", type=FILE, help="Images to choose the best epoch by, one per line.")
-@click.option(
-    "--restval",
-    type=click.Choice(["train", "drop"]),
-    default="train",
-    show_default=True,
-    help="Whether to train on the restval images of Karpathy's JSON or drop them.",
-)
+@setting_options(SplitLists)
 @setting_options(TrainConfig)
 @setting_options(SearchConfig, "beam_size", "length_penalty", note="Used to decode validation captions.")
 @overwrite_option
@@ -48,13 +39,12 @@ def train(features: Path, captions: Path, output: Path, quiet: bool, **options: 
 
     Example: captionmill train features.h5 --captions captions.csv --output model
     """
-    from captionmill.data.captions.splits import SplitLists
     from captionmill.stages.training.train import TrainListener, train
 
     config = take_settings(TrainConfig, options)
     search = take_settings(SearchConfig, options, "beam_size", "length_penalty")
     config = replace(config, search=replace(search, max_length=config.max_length))
-    lists = SplitLists(options.pop("train_list"), options.pop("val_list"), options.pop("restval"))
+    lists = take_settings(SplitLists, options)
     with ProgressBars(quiet=quiet) as progress:
         summary = train(
             features,

@@ -18,18 +18,18 @@ import pandas as pd
 import torch
 
 from captionmill.data.captions.references import Annotations, read_annotations, read_split_list
-from captionmill.data.captions.splits import SplitLists, Splits, choose_splits
+from captionmill.data.captions.splits import Splits, choose_splits
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError, TrainingError, UnfinishedRunError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.model import model_exists, read_model, write_model
-from captionmill.data.paths import AnyPath
+from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Caption
 from captionmill.stages.machine import is_out_of_memory
 from captionmill.stages.parallel import World, join_world
-from captionmill.stages.settings import TrainConfig
+from captionmill.stages.settings import SplitLists, TrainConfig
 from captionmill.stages.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from captionmill.stages.training.loop import run_training
 from captionmill.stages.training.run_folder import UNMATCHED_NAME, RunFolder, claim_folder, empty_folder, publish
@@ -189,8 +189,7 @@ class _FolderRecorder:
 
 
 def _lists_of(data: SplitLists) -> dict[str, Path | None]:
-    lists = {"train_list": data.train_list, "val_list": data.val_list}
-    return {name: Path(path) if path else None for name, path in lists.items()}
+    return {"train_list": as_path(data.train_list), "val_list": as_path(data.val_list)}
 
 
 def _choose_splits(annotations: Annotations, store: FeatureStore, data: SplitLists, seed: int) -> Splits:

@@ -7,12 +7,12 @@ import pytest
 from builders import TINY_TRAINING, make_rows, make_store
 
 from captionmill.data.captions.references import read_annotations, read_split_list
-from captionmill.data.captions.splits import SplitLists
 from captionmill.data.errors import AnnotationError
 from captionmill.data.images.keys import match_forms
 from captionmill.pipeline.explain import explain_picture
 from captionmill.stages.scoring.evaluate import evaluate
 from captionmill.stages.scoring.leaks import find_leaks
+from captionmill.stages.settings import SplitLists
 from captionmill.stages.training.train import train
 
 TYPED = [f"Gärten/Bär {number}.jpg" for number in range(6)]

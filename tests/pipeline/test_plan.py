@@ -14,7 +14,7 @@ from captionmill.pipeline.plan.graph import Graph, Task
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, TrainJob
 from captionmill.pipeline.plan.read import read_plan
 from captionmill.pipeline.plan.standing import setting_changes
-from captionmill.stages.settings import ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.settings import ExtractConfig, SearchConfig, SplitLists, TrainConfig
 
 PLAN = """
 [extract]
@@ -226,7 +226,7 @@ def test_what_was_made_elsewhere_is_named_by_its_path(tmp_path: Path) -> None:
 
 def make_tasks(folder: Path) -> tuple[Task, Task, Task]:
     extract = ExtractJob(folder / "photos", folder / "f.h5", ExtractConfig())
-    train = TrainJob(folder / "f.h5", folder / "c.csv", folder / "m", TrainConfig())
+    train = TrainJob(folder / "f.h5", folder / "c.csv", folder / "m", TrainConfig(), SplitLists())
     caption = CaptionJob(folder / "new", (folder / "m",), folder / "c.out", SearchConfig())
     return Task("x", extract), Task("y", train), Task("z", caption)
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from builders import TINY_TRAINING, make_rows, make_spec, make_store, make_task
 
-from captionmill.data.captions.splits import SplitLists, Splits
+from captionmill.data.captions.splits import Splits
 from captionmill.data.errors import AnnotationError, InputError, SpecMismatchError, TrainingError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.model import read_model
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.scoring.evaluate import evaluate
-from captionmill.stages.settings import EvaluateConfig, SearchConfig, TrainConfig
+from captionmill.stages.settings import EvaluateConfig, SearchConfig, SplitLists, TrainConfig
 from captionmill.stages.training.state import EpochResult
 from captionmill.stages.training.train import TrainListener, train
 
