@@ -79,7 +79,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class _Axes:
-    """Where values stand in the drawing."""
+    """Maps values to places in the drawing."""
 
     x_values: Sequence[float]
     y_values: Sequence[float]

@@ -217,7 +217,7 @@ def confidence_against_score(file: ScoreFile) -> Confidence | None:
 def settings_tables(
     stores: Sequence[StoreFiles], models: Sequence[ModelFiles], scores: Sequence[ScoreFile]
 ) -> list[SettingsTable]:
-    """The settings of each stage, side by side for several outputs."""
+    """The settings of each stage, a column per output."""
     store_values = [store.store.spec.to_json() | {"dtype": str(store.store.dtype)} for store in stores]
     tables = [
         _settings_table("extract", [store.name for store in stores], store_values, asdict(ExtractConfig())),

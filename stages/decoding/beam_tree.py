@@ -1,6 +1,6 @@
 """The steps of one image's search as a tree: what was kept at each step, from where, and with which score.
 
-It is built from the trace of the search that found the caption. Drawn captions stand side by side in it, each a branch.
+It is built from the trace of the search that found the caption. Each drawn caption is a branch of it.
 """
 
 from collections.abc import Sequence

@@ -160,7 +160,7 @@ def decode_rows(
             if len(block) == 1:
                 raise InputError("not enough memory for one image: use a smaller `beam_size` or `device` cpu") from exc
             block_size = len(block) // 2
-            _log.warning("not enough memory: going on with %d images at once", block_size)
+            _log.warning("not enough memory: continuing with %d images at once", block_size)
             continue
         for key, caption in zip(block, decoded, strict=True):
             yield key, _spell(caption, vocabulary)

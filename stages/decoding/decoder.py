@@ -13,7 +13,7 @@ from captionmill.stages.settings import FeatureScaling, ImageInput, TrainConfig
 
 State = tuple[Tensor, ...]
 """What a step hands to the next, each part [L, B, ...] with the caption in dimension 1: hidden, cell, and with
-`image_input` "every" the image as it stands beside each word; of an ensemble, those of each decoder in turn."""
+`image_input` "every" also the image as it is fed in with each word; for an ensemble, those of each decoder in turn."""
 
 _INIT_STD = 0.05  # of tied embeddings: torch's 1.0 makes the first logits hundreds
 
@@ -23,11 +23,11 @@ class DecoderConfig:
     """What a decoder is built from; its weights fit no other."""
 
     feature_dim: int
-    """Numbers an image."""
+    """Numbers per image."""
     vocab_size: int
     """Words, the four special ones included."""
     embed_dim: int
-    """Numbers a word embedding."""
+    """Numbers per word embedding."""
     hidden_dim: int
     """Numbers in the hidden state, and in the cell state, of each layer."""
     dropout: float
@@ -53,7 +53,7 @@ class DecoderConfig:
 class Decoder(nn.Module):
     """Features -> initial state; a word and the state -> logits of the next word and the next state.
 
-    Source: Vinyals et al. 2015, "Show and Tell"; the ways in for the image have their names from Tanti et al. 2018,
+    Source: Vinyals et al. 2015, "Show and Tell"; the image inputs are named in Tanti et al. 2018,
     "Where to put the image in an image caption generator": "init" is init-inject, "first" pre-inject, "every"
     par-inject. Tied weights: Press and Wolf 2017, "Using the output embedding to improve language models".
     """
@@ -154,7 +154,7 @@ class Decoder(nn.Module):
         return self.score(self.unroll(self.start(features), words)[0])
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        """One word a caption [B] and the state -> logits of the next word [B, V] and the next state."""
+        """One word per caption [B] and the state -> logits of the next word [B, V] and the next state."""
         outputs, state = self.unroll(state, words.unsqueeze(1))  # [B, 1, H]
         return self.score(outputs[:, 0]), state
 

@@ -36,7 +36,7 @@ class Ensemble(nn.Module):
         return tuple(part for decoder in self._decoders for part in decoder.start(features))
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        """One word a caption [B] and the states -> log of the next word's mean probability [B, V], the next states.
+        """One word per caption [B] and the states -> log of the next word's mean probability [B, V], the next states.
 
         The logarithms are natural and their exponentials add up to one, so that log_softmax leaves them as they are.
         """

@@ -106,7 +106,7 @@ class StatePart:
     """One vector of the state before `<start>`."""
 
     name: str
-    """hidden, cell, or image where the image stands beside each word."""
+    """hidden, cell, or image, if the image is fed in with each word."""
     layer: int
     """From 1."""
     values: Numbers  # [H]

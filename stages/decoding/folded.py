@@ -34,7 +34,7 @@ class FoldedDecoder:
             self._logit_bias = self._logit_bias + embedding @ decoder.to_embedding.bias
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        """One word a caption [B] and the state -> logits of the next word [B, V] and the next state."""
+        """One word per caption [B] and the state -> logits of the next word [B, V] and the next state."""
         hidden, cell, *image = state
         gates = self._word_gates.index_select(0, words)  # [B, 4H]
         if image:

@@ -25,7 +25,7 @@ class StepDecoder(Protocol):
         """The state before `<start>`, from features [B, D]."""
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        """One word a caption [B] and the state -> logits of the next word [B, V] and the next state."""
+        """One word per caption [B] and the state -> logits of the next word [B, V] and the next state."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def search_captions(
     "Google's neural machine translation system", with the words instead of their (5 + words) / 6).
 
     Beam search keeps the `beam_size` best captions at each step; one that has ended competes on with its score as it
-    is. Of equal scores the one that goes on from the better caption is kept, then the likelier word, then the lower
+    is. Of equal scores the one that extends the better caption is kept, then the likelier word, then the lower
     index. A beam of one is greedy: the likeliest word is the next. Which words may come is up to `WordRule`. The
     decoder should be in evaluation mode.
 
@@ -92,7 +92,7 @@ class _Beam:
         self._weights = torch.tensor(weights, dtype=torch.float32, device=device)
         self.images = torch.arange(count, device=device)  # [B] which row of the features each is
         self._sums = torch.full((count, beams), -math.inf, device=device)  # [B, K] of log probabilities
-        self._sums[:, :: self._group_size] = 0.0  # all captions are equal at first: one in a group goes on
+        self._sums[:, :: self._group_size] = 0.0  # all captions are equal at first: one per group is extended
         self._ended = torch.zeros(count, beams, dtype=torch.bool, device=device)  # [B, K]
         self._lengths = torch.zeros(count, beams, dtype=torch.long, device=device)  # [B, K] words, with <end>
         self._words = torch.empty(count, beams, 0, dtype=torch.long, device=device)  # [B, K, T], <pad> after <end>
@@ -141,7 +141,7 @@ class _Beam:
         words[:, 0] = torch.where(is_stuck, END, words[:, 0])
         all_values = torch.full((count, beams, beams), -math.inf, device=logits.device)
         all_words = torch.full((count, beams, beams), PAD, device=logits.device)
-        all_values[:, :, 0].masked_fill_(self._ended, 0.0)  # an ended caption goes on as it is
+        all_values[:, :, 0].masked_fill_(self._ended, 0.0)  # an ended caption stays as it is
         all_values[..., : values.shape[1]][living] = values
         all_words[..., : values.shape[1]][living] = words.masked_fill(values == -math.inf, PAD)
         return all_values, all_words
@@ -196,7 +196,7 @@ class _Beam:
         return known
 
     def _keep(self, stays: Tensor, rows: Tensor, state: State) -> None:
-        """Go on with the images that stay [B]; a living caption's state is in row `rows` [B, K] of `state`."""
+        """Keep the images that stay [B]; a living caption's state is in row `rows` [B, K] of `state`."""
         self.images, self._sums, self._lengths = self.images[stays], self._sums[stays], self._lengths[stays]
         self._ended, self._words = self._ended[stays], self._words[stays]
         self._log_probabilities = self._log_probabilities[stays]

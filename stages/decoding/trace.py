@@ -8,7 +8,7 @@ class TracedStep:
     """The captions after one step, K of them: the best first, drawn ones in the order of the draws."""
 
     places: list[int]
-    """Where each stands in the search's own order, which `parents` of the next step refer to."""
+    """The place of each in the search's own order, which `parents` of the next step refer to."""
     parents: list[int]
     """Where the caption that each continues stood before this step; of no meaning at the first step."""
     words: list[int]

@@ -50,7 +50,7 @@ class PortableNetwork:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     checked_sizes: tuple[Mapping[str, int], ...]
-    """Values of the free sizes to compare at; an export is traced at the first, whose sizes are to be more than 1."""
+    """Values of the free sizes to compare at; an export is traced at the first, whose sizes must be more than 1."""
 
 
 def require_packages() -> None:
@@ -128,11 +128,11 @@ def _write_onnx(network: PortableNetwork, module: nn.Module, example: Sequence[T
         input_names=[port.name for port in network.inputs],
         output_names=[port.name for port in network.outputs],
     )
-    assert program is not None  # for mypy: it is None in the old exporter alone
+    assert program is not None  # for mypy: only the old exporter returns None
     model = program.model_proto
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        del part.metadata_props[:]  # torch writes down the folders of its own and our source files
+        del part.metadata_props[:]  # torch records the folders of its source files and of ours
         part.doc_string = ""
     onnx.save_model(model, path)
 

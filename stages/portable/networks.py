@@ -18,7 +18,7 @@ _CHECKED_SIZES: tuple[Mapping[str, int], ...] = tuple({"batch": size} for size i
 def portable_decoder(decoder: Decoder | Ensemble) -> tuple[PortableNetwork, PortableNetwork]:
     """The networks "decoder_start" and "decoder_step" of `decoder`, which is moved to the CPU.
 
-    The parts of the state are called hidden, cell and, if the image stands beside every word, image; of an ensemble
+    The parts of the state are called hidden, cell and, if the image is fed in with every word, image; for an ensemble
     hidden_1, cell_1, hidden_2 and so on. An ensemble's logits are logarithms of probabilities.
     """
     decoder.cpu().eval()
