@@ -18,30 +18,22 @@ if TYPE_CHECKING:
     from captionmill.stages.decoding.captioner import Captioner
     from captionmill.stages.encoding.extract import extract
     from captionmill.stages.scoring.evaluate import evaluate
-    from captionmill.stages.settings import (
-        BootstrapConfig,
-        EvaluateConfig,
-        ExtractConfig,
-        LeakConfig,
-        SearchConfig,
-        SplitLists,
-        TableConfig,
-        TrainConfig,
-    )
+    from captionmill.stages.scoring.settings import BootstrapConfig, EvaluateConfig, LeakConfig
+    from captionmill.stages.settings import ExtractConfig, SearchConfig, SplitLists, TableConfig, TrainConfig
     from captionmill.stages.training.train import train
 
     __version__: str
 
 _HOMES = {
-    "BootstrapConfig": "captionmill.stages.settings.BootstrapConfig",
+    "BootstrapConfig": "captionmill.stages.scoring.settings.BootstrapConfig",
     "CacheConfig": "captionmill.pipeline.captioning.source.CacheConfig",
     "CaptionedImage": "captionmill.pipeline.captioning.images.CaptionedImage",
     "Captioner": "captionmill.stages.decoding.captioner.Captioner",
     "CaptionmillError": "captionmill.data.errors.CaptionmillError",
-    "EvaluateConfig": "captionmill.stages.settings.EvaluateConfig",
+    "EvaluateConfig": "captionmill.stages.scoring.settings.EvaluateConfig",
     "ExtractConfig": "captionmill.stages.settings.ExtractConfig",
     "FeatureStore": "captionmill.data.features.store.FeatureStore",
-    "LeakConfig": "captionmill.stages.settings.LeakConfig",
+    "LeakConfig": "captionmill.stages.scoring.settings.LeakConfig",
     "SearchConfig": "captionmill.stages.settings.SearchConfig",
     "SplitLists": "captionmill.stages.settings.SplitLists",
     "TableConfig": "captionmill.stages.settings.TableConfig",

@@ -19,10 +19,11 @@ ImageInput = Literal["init", "first", "every"]
 Restval = Literal["train", "drop"]
 FeatureScaling = Literal["standardize", "unit", "standardize-unit"]
 
-_GREATEST_SEED = 2**63 - 1
+GREATEST_SEED = 2**63 - 1
 
 
-def _device_setting() -> str:
+def device_setting() -> str:
+    """The field of a device."""
     return setting("auto", "Device: auto, cpu, cuda, cuda:N or mps; auto takes a GPU if there is one.")
 
 
@@ -62,7 +63,7 @@ class ExtractConfig(Configuration):
         most=256,
         words={"auto": 0},
     )
-    device: str = _device_setting()
+    device: str = device_setting()
     engine: EngineName = setting(
         "auto", "Engine that runs the network; auto is openvino on a CPU if it is installed, else torch."
     )
@@ -135,7 +136,7 @@ class SearchConfig(Configuration):
         0,
         "Random seed; the words sampled for an image depend only on it, the image's key and its features.",
         least=0,
-        most=_GREATEST_SEED,
+        most=GREATEST_SEED,
     )
 
     def __post_init__(self) -> None:
@@ -186,40 +187,6 @@ class TableConfig(Configuration):
         unset="the confidence that a tenth of the model's validation captions are below",
         example=0.5,
     )
-
-
-@dataclass(frozen=True)
-class BootstrapConfig(Configuration):
-    """How the intervals of scores are computed."""
-
-    resamples: int = setting(
-        1000,
-        "Bootstrap resamples for the 95 % intervals; more make the intervals steadier, not narrower.",
-        least=1,
-    )
-    seed: int = setting(0, "Random seed of the resampling.", least=0, most=_GREATEST_SEED)
-
-
-@dataclass(frozen=True)
-class EvaluateConfig(Configuration):
-    """How a model is scored: how its captions are decoded, and which metrics are computed."""
-
-    java_metrics: bool = setting(False, "Compute METEOR and SPICE too; needs Java and captionmill[java].")
-    device: str = _device_setting()
-    search: SearchConfig = SearchConfig()
-    """How the captions are decoded."""
-    bootstrap: BootstrapConfig = BootstrapConfig()
-    """How the intervals of the scores are computed."""
-
-
-@dataclass(frozen=True)
-class LeakConfig(Configuration):
-    """Which images of two splits count as nearly the same."""
-
-    threshold: float = setting(  # about half of the 30 such pairs of Flickr8k show one scene
-        0.86, "Minimum cosine of the features of a pair.", least=0, most=1
-    )
-    within: bool = setting(False, "Compare the images of each split with each other too.")
 
 
 @dataclass(frozen=True)
@@ -312,8 +279,8 @@ class TrainConfig(Configuration):
         0,
         "Random seed of the initial weights, the order of the captions and, without splits, the 90/5/5 split.",
         least=0,
-        most=_GREATEST_SEED,
+        most=GREATEST_SEED,
     )
-    device: str = _device_setting()
+    device: str = device_setting()
     search: SearchConfig = SearchConfig()
     """How validation captions are decoded after each epoch."""

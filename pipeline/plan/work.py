@@ -14,7 +14,7 @@ from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, 
 from captionmill.stages.encoding.extract import ExtractSummary, extract
 from captionmill.stages.encoding.spread import Spread
 from captionmill.stages.scoring.evaluate import Evaluation, evaluate
-from captionmill.stages.settings import EvaluateConfig
+from captionmill.stages.scoring.settings import EvaluateConfig
 from captionmill.stages.training.state import EpochResult
 from captionmill.stages.training.train import TrainListener, TrainSummary, train
 

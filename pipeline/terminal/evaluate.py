@@ -20,7 +20,8 @@ from captionmill.pipeline.terminal.options import (
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.words import show_list
-from captionmill.stages.settings import BootstrapConfig, EvaluateConfig, SearchConfig
+from captionmill.stages.scoring.settings import BootstrapConfig, EvaluateConfig
+from captionmill.stages.settings import SearchConfig
 
 
 @click.command()

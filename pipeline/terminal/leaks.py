@@ -17,7 +17,7 @@ from captionmill.pipeline.terminal.options import (
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.words import show_count, show_list
-from captionmill.stages.settings import LeakConfig
+from captionmill.stages.scoring.settings import LeakConfig
 
 
 @click.command()

@@ -13,7 +13,7 @@ import numpy as np
 
 from captionmill.data.errors import InputError
 from captionmill.stages.scoring.metrics import Floats, Metric
-from captionmill.stages.settings import BootstrapConfig
+from captionmill.stages.scoring.settings import BootstrapConfig
 
 LEVEL = 0.95
 

@@ -23,8 +23,9 @@ from captionmill.stages.decoding.captioner import Caption, Captioner
 from captionmill.stages.scoring.bootstrap import LEVEL, Estimate, compare, estimate
 from captionmill.stages.scoring.java import JAVA_METRICS, measure_with_java
 from captionmill.stages.scoring.metrics import Metric, Scores, measure_captions
+from captionmill.stages.scoring.settings import BootstrapConfig, EvaluateConfig
 from captionmill.stages.scoring.statistics import CaptionStatistics, CaptionTraits, describe_captions, find_traits
-from captionmill.stages.settings import BootstrapConfig, EvaluateConfig, SearchConfig
+from captionmill.stages.settings import SearchConfig
 
 _YES_NO = {True: "yes", False: "no", None: ""}
 

@@ -25,7 +25,7 @@ from captionmill.data.model import model_paths, read_model
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.machine import choose_device
-from captionmill.stages.settings import LeakConfig
+from captionmill.stages.scoring.settings import LeakConfig
 
 SPLIT_NAMES = ("train", "val", "test")
 

@@ -54,7 +54,7 @@ def test_format_sidecars_and_low_confidence_are_those_of_the_command(
     monkeypatch.chdir(folder)
     plan_path.write_text(PLAN + 'format = "jsonl"\nsidecar = ".txt"\nlow_confidence = 1.0\n')
     told = CliRunner().invoke(main, ["run", "pipeline.toml"], catch_exceptions=False)
-    command = "caption new --model model --output captions.jsonl --format jsonl --low-confidence 1.0 --sidecar .txt"
+    command = "caption new --model model --output captions.jsonl --format jsonl --sidecar .txt --low-confidence 1.0"
     assert f"$ captionmill {command} --beam-size 1 --max-length 5 --engine torch" in told.stderr
     assert "8 sidecars written\n" in told.stdout
     rows = list(read_captions(folder / "captions.jsonl"))

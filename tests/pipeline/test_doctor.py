@@ -111,7 +111,7 @@ def test_the_page_has_a_line_for_each_fact_and_the_advice_last() -> None:
         "extras    java (yes), parquet (no)",
         "system    Linux x86_64",
         "cores     8 of 8 may be used, load 0.3",
-        "memory    not known",
+        "memory    unknown",
         "CPU       avx2, amx_bf16; bf16 fast",
         "GPUs      none that torch can use",
         "torch     built for CUDA 13.0",

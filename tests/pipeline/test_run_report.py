@@ -27,7 +27,8 @@ from captionmill.pipeline.pages.run_results import pick_captions, show_score
 from captionmill.pipeline.summaries import SCORE_NAMES
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.scoring.evaluate import evaluate
-from captionmill.stages.settings import EvaluateConfig, ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.scoring.settings import EvaluateConfig
+from captionmill.stages.settings import ExtractConfig, SearchConfig, TrainConfig
 from captionmill.stages.training.train import train
 
 PHONE_WIDTH = 375

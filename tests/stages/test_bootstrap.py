@@ -7,7 +7,7 @@ from builders import plain_bleu
 from captionmill.data.errors import InputError
 from captionmill.stages.scoring.bootstrap import Estimate, compare, estimate
 from captionmill.stages.scoring.metrics import Metric, mean_metric, measure_captions
-from captionmill.stages.settings import BootstrapConfig
+from captionmill.stages.scoring.settings import BootstrapConfig
 
 WORDS = ["a", "dog", "runs", "on", "the", "grass", "with", "red", "ball", "and", "two", "men", "ride", "in", "snow"]
 

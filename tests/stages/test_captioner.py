@@ -70,7 +70,7 @@ def test_when_memory_runs_out_the_block_is_halved_and_no_caption_changes(
     with caplog.at_level(logging.WARNING):
         found = decode_features(decoder, store, store.keys, VOCABULARY, search, progress=progress)
         assert spell_all(found) == expected
-    assert caplog.messages == [f"not enough memory: going on with {count} images at once" for count in (15, 7)]
+    assert caplog.messages == [f"not enough memory: continuing with {count} images at once" for count in (15, 7)]
     assert seen == [(7, 30), (14, 30), (21, 30), (28, 30), (30, 30)]
 
 

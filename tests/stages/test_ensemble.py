@@ -23,7 +23,8 @@ from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.search import search_captions
 from captionmill.stages.scoring.evaluate import evaluate
-from captionmill.stages.settings import EvaluateConfig, SearchConfig
+from captionmill.stages.scoring.settings import EvaluateConfig
+from captionmill.stages.settings import SearchConfig
 
 WORDS = [*SPECIAL_WORDS, *(f"word{index}" for index in range(4, 20))]
 MAX_LENGTH = 6

@@ -15,7 +15,7 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageSource
 from captionmill.stages.scoring.leaks import LeakLimits, LeakPair, PairCount, find_leaks
-from captionmill.stages.settings import LeakConfig
+from captionmill.stages.scoring.settings import LeakConfig
 
 ROWS = {  # unit vectors in a plane: the cosine of two is that of the angle between them, degrees
     "a.jpg": 0,
@@ -163,7 +163,7 @@ def test_the_command_says_that_the_closest_of_very_many_pairs_are_kept(tmp_path:
     (tmp_path / "train.txt").write_text("\n".join(keys[:320]))
     (tmp_path / "test.txt").write_text("\n".join(keys[320:]))
     lists = ["--train-list", tmp_path / "train.txt", "--test-list", tmp_path / "test.txt"]
-    assert "the closest 100,000 of 102,400 pairs are kept" in run(store, *lists, "--threshold", 0).stdout
+    assert "the closest 100,000 of 102,400 pairs are listed" in run(store, *lists, "--threshold", 0).stdout
 
 
 def test_the_command_prints_a_summary_and_writes_the_pairs(store: Path, lists: dict[str, Path], tmp_path: Path) -> None:

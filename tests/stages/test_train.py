@@ -13,7 +13,8 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.model import read_model
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.scoring.evaluate import evaluate
-from captionmill.stages.settings import EvaluateConfig, SearchConfig, SplitLists, TrainConfig
+from captionmill.stages.scoring.settings import EvaluateConfig
+from captionmill.stages.settings import SearchConfig, SplitLists, TrainConfig
 from captionmill.stages.training.state import EpochResult
 from captionmill.stages.training.train import TrainListener, train
 

@@ -396,7 +396,7 @@ def test_vocabulary_prints_words_and_indices(model: Path) -> None:
     assert lines[:4] == ["0\t<pad>", "1\t<start>", "2\t<end>", "3\t<unk>"]
     assert lines[4:8] == ["4\ta", "5\tall", "6\tpicture", "7\tblue"]
     assert run("vocabulary", model, "--word", "Picture").stdout == "6\n"
-    assert fail("vocabulary", model, "--word", "tree").startswith("Error: tree: none of the 11 words of ")
+    assert fail("vocabulary", model, "--word", "tree").startswith("Error: tree: not among the 11 words of ")
 
 
 def test_features_info_and_verify(model: Path, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_deleted_images_are_reported_and_pruned_only_when_asked(
     (photos / "red_0.png").unlink()
     (photos / "more" / "green_1.png").unlink()
     told = succeed(*arguments)
-    assert f"2 rows of {tmp_path / 'f.h5'}: no image is found for 2 rows; --prune removes such rows\n" in told.stderr
+    assert f"{tmp_path / 'f.h5'}: no image is found for 2 rows; --prune removes such rows\n" in told.stderr
     assert len(FeatureStore.open(tmp_path / "f.h5")) == 8
     pruned = succeed(*arguments, "--prune")
     assert "2 rows removed: their images are no longer found\n" in pruned.stderr
