@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from captionmill.pipeline.captioning.folder import caption_folder
     from captionmill.pipeline.captioning.images import CaptionedImage, caption_images
     from captionmill.pipeline.captioning.source import CacheConfig
-    from captionmill.pipeline.explain import explain_picture as explain
+    from captionmill.pipeline.explain import explain_image as explain
     from captionmill.pipeline.plan.run import run_pipeline
     from captionmill.stages.decoding.captioner import Captioner
     from captionmill.stages.encoding.extract import extract
@@ -41,7 +41,7 @@ _HOMES = {
     "caption_folder": "captionmill.pipeline.captioning.folder.caption_folder",
     "caption_images": "captionmill.pipeline.captioning.images.caption_images",
     "evaluate": "captionmill.stages.scoring.evaluate.evaluate",
-    "explain": "captionmill.pipeline.explain.explain_picture",
+    "explain": "captionmill.pipeline.explain.explain_image",
     "extract": "captionmill.stages.encoding.extract.extract",
     "read_model": "captionmill.data.model.read_model",
     "run_pipeline": "captionmill.pipeline.plan.run.run_pipeline",

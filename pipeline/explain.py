@@ -35,7 +35,7 @@ _ROLES = {
 }
 
 
-def explain_picture(
+def explain_image(
     image: AnyPath,
     model: AnyPaths,
     *,

@@ -46,11 +46,11 @@ def explain(image: Path, models: tuple[Path, ...], output: Path | None, **option
 
     Example: captionmill explain photo.jpg --model model --output page.html
     """
-    from captionmill.pipeline.explain import explain_picture
+    from captionmill.pipeline.explain import explain_image
     from captionmill.pipeline.terminal.texts import render_text
 
     search, machine = take_settings(SearchConfig, options), take_settings(ExtractConfig, options, *_MACHINE)
-    explained = explain_picture(image, models, output=output, search=search, machine=machine, **options)
+    explained = explain_image(image, models, output=output, search=search, machine=machine, **options)
     if output:
         click.echo(f"{output}: {explained.caption} (confidence {explained.explanation.caption.confidence:.4f})")
     else:

@@ -9,7 +9,7 @@ from builders import TINY_TRAINING, make_rows, make_store
 from captionmill.data.captions.references import read_annotations, read_split_list
 from captionmill.data.errors import AnnotationError
 from captionmill.data.images.keys import match_forms
-from captionmill.pipeline.explain import explain_picture
+from captionmill.pipeline.explain import explain_image
 from captionmill.stages.scoring.evaluate import evaluate
 from captionmill.stages.scoring.leaks import find_leaks
 from captionmill.stages.settings import SplitLists
@@ -72,7 +72,7 @@ def test_training_evaluation_and_leaks_pair_typed_names_with_files_of_a_mac(
     assert find_leaks(store, captions=captions).images == {"train": 3, "val": 2, "test": 1}
     assert find_leaks(store, lists=lists).images == {"train": 3, "val": 3}
 
-    explained = explain_picture(Path(TYPED[5]), tmp_path / "model", features=store, captions=captions)
+    explained = explain_image(Path(TYPED[5]), tmp_path / "model", features=store, captions=captions)
     assert (explained.key, explained.explanation.references[0].text) == (ON_DISK[5], "bear 5")
 
 

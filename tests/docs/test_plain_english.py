@@ -31,7 +31,7 @@ DIALECT = {  # what is looked for, in any case: what to write
     r"in the place of|in \w+'s place": "instead of",
     r"(hang|hangs|hung) (less |more )?on": "depends on",
     r"(is|are|was|were) to be": "must be, will be, should be",
-    r"(?<!Show and )tells?|told": "shows, reports, returns",
+    r"(?<!Show\sand\s)tells?|told": "shows, reports, returns",
     r"(is|are|was|were) said": "is printed, is reported",
     r"a killed (one|run|training|extraction)": "one that was interrupted",
     r"mend(s|ed|ing)?": "fix, correct, repair",

@@ -16,7 +16,7 @@ from captionmill.data.captions.table import CaptionRow
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.images.find import find_images
 from captionmill.data.model import read_model, write_model
-from captionmill.pipeline.explain import explain_picture
+from captionmill.pipeline.explain import explain_image
 from captionmill.pipeline.pages.gallery import Verdict, write_gallery
 from captionmill.pipeline.pages.page import colour, environment
 from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
@@ -71,7 +71,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "references.csv").write_text(
         f'image,caption\n"{key.replace(chr(34), chr(34) * 2)}",red &lt;b&gt; <b>dog\n'
     )
-    explain_picture(
+    explain_image(
         photos / key,
         named,
         output=made["explanation"],

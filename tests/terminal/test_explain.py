@@ -20,7 +20,7 @@ from captionmill.cli import main
 from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.model import Model, write_model
-from captionmill.pipeline.explain import explain_picture
+from captionmill.pipeline.explain import explain_image
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.settings import ExtractConfig, SearchConfig
@@ -113,11 +113,11 @@ def test_a_picture_gets_the_row_of_a_store_and_the_caption_of_caption(made: Path
     store = FeatureStore.open(made / "f.h5")
     machine = ExtractConfig(device="cpu", engine="torch")
     for key, row in [*rows.items()][::2]:
-        explained = explain_picture(made / "photos" / key, made / "model1", machine=machine)
+        explained = explain_image(made / "photos" / key, made / "model1", machine=machine)
         assert explained.explanation.features.tolist() == store[key].astype(np.float32).tolist()
         assert explained.caption == row["caption"]
         assert explained.explanation.caption.confidence == pytest.approx(float(row["confidence"]), abs=1e-4)
-        stored = explain_picture(made / "photos" / key, made / "model1", features=made / "f.h5", machine=machine)
+        stored = explain_image(made / "photos" / key, made / "model1", features=made / "f.h5", machine=machine)
         assert stored.explanation.beam == explained.explanation.beam
     assert len({row["caption"] for row in rows.values()}) > 1
 
@@ -191,7 +191,7 @@ def test_the_page_holds_the_same_numbers_and_escapes_what_is_not_its_own(made: P
     arguments = ["--captions", made / "captions.csv", "--key", "red_0.png", "--features", made / "f.h5"]
     result = run("explain", photo, "--model", made / "model1", "--output", page, *arguments, *CPU)
     assert result.exit_code == 0, result.output
-    explained = explain_picture(photo, made / "model1", features=made / "f.h5", key="red_0.png")
+    explained = explain_image(photo, made / "model1", features=made / "f.h5", key="red_0.png")
     assert result.stdout.startswith(f"{page}: ")
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"<script|<i>red_0|<b>bold|https?://(?!www\.w3\.org/2000/svg)", text)

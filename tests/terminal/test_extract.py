@@ -210,7 +210,7 @@ def test_deleted_images_are_reported_and_pruned_only_when_asked(
     keys = FeatureStore.open(tmp_path / "f.h5").keys
     assert len(keys) == 6
     assert "red_0.png" not in keys
-    assert "run it without --limit and --shard" in fail(*arguments, "--prune", "--limit", 2)
+    assert "leave out --limit and --shard" in fail(*arguments, "--prune", "--limit", 2)
 
 
 def test_extract_says_where_the_time_went_unless_it_is_to_be_quiet(
