@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from captionmill.pipeline.captioning.images import CaptionedImage, caption_images
     from captionmill.pipeline.captioning.source import CacheConfig
     from captionmill.pipeline.explain import explain_image as explain
-    from captionmill.pipeline.plan.run import run_pipeline
+    from captionmill.pipeline.plan.run import RunEvents, run_pipeline
     from captionmill.stages.decoding.captioner import Captioner
     from captionmill.stages.encoding.extract import extract
     from captionmill.stages.scoring.evaluate import evaluate
     from captionmill.stages.scoring.settings import BootstrapConfig, EvaluateConfig, LeakConfig
     from captionmill.stages.settings import ExtractConfig, SearchConfig, SplitLists, TableConfig, TrainConfig
-    from captionmill.stages.training.train import train
+    from captionmill.stages.training.train import TrainListener, train
 
     __version__: str
 
@@ -34,10 +34,12 @@ _HOMES = {
     "ExtractConfig": "captionmill.stages.settings.ExtractConfig",
     "FeatureStore": "captionmill.data.features.store.FeatureStore",
     "LeakConfig": "captionmill.stages.scoring.settings.LeakConfig",
+    "RunEvents": "captionmill.pipeline.plan.run.RunEvents",
     "SearchConfig": "captionmill.stages.settings.SearchConfig",
     "SplitLists": "captionmill.stages.settings.SplitLists",
     "TableConfig": "captionmill.stages.settings.TableConfig",
     "TrainConfig": "captionmill.stages.settings.TrainConfig",
+    "TrainListener": "captionmill.stages.training.train.TrainListener",
     "caption_folder": "captionmill.pipeline.captioning.folder.caption_folder",
     "caption_images": "captionmill.pipeline.captioning.images.caption_images",
     "evaluate": "captionmill.stages.scoring.evaluate.evaluate",
@@ -58,10 +60,12 @@ __all__ = [
     "ExtractConfig",
     "FeatureStore",
     "LeakConfig",
+    "RunEvents",
     "SearchConfig",
     "SplitLists",
     "TableConfig",
     "TrainConfig",
+    "TrainListener",
     "__version__",
     "caption_folder",
     "caption_images",

@@ -35,9 +35,9 @@ ROOT = Path(__file__).parents[1]
 SEARCH = SearchConfig(beam_size=1, max_length=4)
 THE_DOOR = {
     *("BootstrapConfig", "CacheConfig", "CaptionedImage", "Captioner", "CaptionmillError", "EvaluateConfig"),
-    *("ExtractConfig", "FeatureStore", "LeakConfig", "SearchConfig", "SplitLists", "TableConfig", "TrainConfig"),
+    *("ExtractConfig", "FeatureStore", "LeakConfig", "RunEvents", "SearchConfig", "SplitLists", "TableConfig"),
     *("__version__", "caption_folder", "caption_images", "evaluate", "explain", "extract", "read_model"),
-    *("run_pipeline", "train"),
+    *("TrainConfig", "TrainListener", "run_pipeline", "train"),
 }
 
 

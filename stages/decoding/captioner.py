@@ -27,7 +27,7 @@ from captionmill.stages.decoding.trace import TracedStep
 from captionmill.stages.machine import choose_device, is_out_of_memory
 from captionmill.stages.settings import SearchConfig
 
-BLOCK_ROWS = 768  # captions under way at once; more are no faster (docs/benchmarks.md)
+BLOCK_ROWS = 768  # captions that are searched at once
 
 _log = logging.getLogger(__name__)
 

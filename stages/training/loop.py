@@ -146,8 +146,7 @@ def set_learning_rate(training: Training, peak: float, steps: int, epochs: int) 
 def stop_dropout(training: Training) -> None:
     """Turn dropout off, so that self-critical steps use the same network that drew the captions.
 
-    With dropout, the reward rises more slowly (docs/benchmarks.md). cuDNN has gradients only for an LSTM in training
-    mode.
+    cuDNN has gradients only for an LSTM in training mode.
     """
     training.decoder.eval()
     if training.device.type == "cuda":
