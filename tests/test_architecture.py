@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import re
 import subprocess
 import sys
@@ -9,8 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 TOP = ("data", "stages", "pipeline")
@@ -48,16 +47,23 @@ MOST_PARAMETERS = 9
 SHORT = ("data/progress",)  # a contract
 
 
-def imports_of(path: Path) -> set[str]:
+@functools.cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """All nodes of the module at `path`, the module itself first."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@functools.cache
+def imports_of(path: Path) -> frozenset[str]:
     """The full names of the modules that `path` imports, under TYPE_CHECKING too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    found: set[str] = set()
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def own_imports(path: Path) -> set[Path]:
@@ -74,27 +80,34 @@ def room_of(path: Path) -> str:
     return path.parent.relative_to(ROOT).as_posix().removeprefix(".")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_imports_only_what_its_room_may(path: Path) -> None:
-    allowed = ALLOWED[room_of(path)]
-    wrong = {name_of(other) for other in own_imports(path) if not {room_of(other), name_of(other)} & allowed}
-    assert not wrong
+def test_a_module_imports_only_what_its_room_may() -> None:
+    wrong = [
+        f"{name_of(path)} imports {name_of(other)}"
+        for path in MODULES
+        for other in own_imports(path)
+        if not {room_of(other), name_of(other)} & ALLOWED[room_of(path)]
+    ]
+    assert wrong == []
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
     TopologicalSorter({path: own_imports(path) for path in CODE}).prepare()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "data").rglob("*.py")), ids=name_of)
-def test_what_is_on_disk_is_read_without_torch(path: Path) -> None:
-    assert not {module for module in imports_of(path) if module.split(".")[0] in ("torch", "torchvision")}
+def packages_of(path: Path) -> set[str]:
+    """The packages that `path` imports from."""
+    return {module.split(".")[0] for module in imports_of(path)}
 
 
-@pytest.mark.parametrize("path", BELOW_THE_TERMINAL, ids=name_of)
-def test_only_the_terminal_prints_or_exits(path: Path) -> None:
-    assert not {module for module in imports_of(path) if module.split(".")[0] in ("click", "sys")}
-    names = {node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)}
-    assert not names & {"print", "exit", "quit", "input"}
+def test_what_is_on_disk_is_read_without_torch() -> None:
+    modules = sorted((ROOT / "data").rglob("*.py"))
+    assert [name_of(path) for path in modules if packages_of(path) & {"torch", "torchvision"}] == []
+
+
+def test_only_the_terminal_prints_or_exits() -> None:
+    assert [name_of(path) for path in BELOW_THE_TERMINAL if packages_of(path) & {"click", "sys"}] == []
+    names = {path: {node.id for node in nodes_of(path) if isinstance(node, ast.Name)} for path in BELOW_THE_TERMINAL}
+    assert [name_of(path) for path, found in names.items() if found & {"print", "exit", "quit", "input"}] == []
 
 
 def test_help_needs_no_heavy_import() -> None:
@@ -110,26 +123,29 @@ def test_no_flat_room_but_the_terminal_has_more_than_twelve_modules() -> None:
     assert {room: size for room, size in sizes.items() if size > MOST_MODULES and room != TERMINAL} == {}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_no_function_takes_more_than_nine_parameters(path: Path) -> None:
+def test_no_function_takes_more_than_nine_parameters() -> None:
     wrong = {}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            parameters = [one for one in ast.walk(node.args) if isinstance(one, ast.arg)]
-            count = len([one for one in parameters if one.arg not in ("self", "cls")])
-            if count > MOST_PARAMETERS:
-                wrong[node.name] = count
-    assert not wrong
+    for path in MODULES:
+        for node in nodes_of(path):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                parameters = [one for one in ast.walk(node.args) if isinstance(one, ast.arg)]
+                count = len([one for one in parameters if one.arg not in ("self", "cls")])
+                if count > MOST_PARAMETERS:
+                    wrong[name_of(path), node.name] = count
+    assert wrong == {}
 
 
-@pytest.mark.parametrize("path", CODE, ids=name_of)
-def test_a_module_fits_its_size_and_is_not_named_after_its_folder(path: Path) -> None:
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MOST_LINES
-    assert lines >= LEAST_LINES or name_of(path) in SHORT
-    folder = path.parent.name.removesuffix("s")
-    assert path.parent == ROOT or path.stem == folder or folder not in path.stem.split("_")
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+def test_a_module_fits_its_size_and_says_what_it_is_for() -> None:
+    lines = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in CODE}
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+    assert {name: count for name, count in lines.items() if count < LEAST_LINES and name not in SHORT} == {}
+    trees = {name_of(path): nodes_of(path)[0] for path in CODE}
+    assert [name for name, tree in trees.items() if isinstance(tree, ast.Module) and not ast.get_docstring(tree)] == []
+
+
+def test_no_module_is_named_after_its_folder() -> None:
+    inside = [path for path in CODE if path.parent != ROOT and path.stem != path.parent.name.removesuffix("s")]
+    assert [name_of(path) for path in inside if path.parent.name.removesuffix("s") in path.stem.split("_")] == []
 
 
 def test_the_root_holds_no_other_module() -> None:
@@ -145,7 +161,8 @@ def is_command(node: ast.stmt) -> bool:
 def public_names(path: Path) -> set[str]:
     """The public classes, functions and types that the module at `path` defines."""
     found = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    module = nodes_of(path)[0]
+    for node in module.body if isinstance(module, ast.Module) else ():
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not is_command(node):
             found.add(node.name)
         elif isinstance(node, ast.Assign):
@@ -161,17 +178,20 @@ def test_no_public_name_means_two_things() -> None:
     assert {name: found for name, found in homes.items() if len(found) > 1} == {}
 
 
-@pytest.mark.parametrize("path", BELOW_THE_TERMINAL, ids=name_of)
-def test_below_the_terminal_no_text_names_an_option(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    own = tuple(docstrings_of(tree)) if path.name != "command_line.py" else None  # writes command lines
-    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    assert own is None or [text for text in texts if re.search(r"(^|\W)--[a-z]", text) and text not in own] == []
+def test_below_the_terminal_no_text_names_an_option() -> None:
+    wrong = []
+    for path in BELOW_THE_TERMINAL:
+        if path.name != "command_line.py":  # writes command lines
+            own = set(docstrings_of(path))
+            constants = [node.value for node in nodes_of(path) if isinstance(node, ast.Constant)]
+            texts = [text for text in constants if isinstance(text, str) and text not in own]
+            wrong += [(name_of(path), text) for text in texts if re.search(r"(^|\W)--[a-z]", text)]
+    assert wrong == []
 
 
-def docstrings_of(tree: ast.Module) -> Iterator[str]:
-    """The texts of `tree` that stand by themselves: docstrings and those below a field."""
-    for node in ast.walk(tree):
+def docstrings_of(path: Path) -> Iterator[str]:
+    """The texts of a module that belong to no expression: docstrings and those below a field."""
+    for node in nodes_of(path):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.value.value
 
