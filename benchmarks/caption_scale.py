@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where the store and the tables go")
     arguments = parser.parse_args()
     source = FeatureStore.open(arguments.store) if arguments.store else None
+    if arguments.work:
+        arguments.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:
         work = Path(name)
         model = make_model(work / "model")
