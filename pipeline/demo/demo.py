@@ -92,7 +92,7 @@ def run_demo(
         raise InputError(f"{folder}: holds other files; choose an empty or a new folder")
     write_text(plan_path, PLAN)
     draw_samples(folder / PICTURES_DIR, image_count, seed=_SEED, captions_path=folder / "references.csv")
-    scenes = draw_samples(folder / HELD_OUT_DIR, held_out_count, seed=_SEED + 1)
+    scenes = draw_samples(folder / HELD_OUT_DIR, held_out_count, seed=_SEED + 1, name="new_scene")
     written: list[Path] = []
     events = RunEvents(on_stage=on_stage, on_epoch=on_epoch, on_report=written.append)
     outcomes = run_pipeline(plan_path, events=events, progress=progress)

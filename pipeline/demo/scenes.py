@@ -62,15 +62,16 @@ def draw_samples(
     seed: int,
     captions_path: Path | None = None,
     held_out_share: float = 0.1,
+    name: str = "scene",
     workers: int = -1,
 ) -> dict[str, Scene]:
     """Draw `count` images into `folder` and return the scenes by image key (the path under `folder`).
 
-    Every other image is a PNG, the rest JPEG; one in four is in a sub-folder. With `captions_path` a CSV of image,
+    Each is called `name` and its number. Every other image is a PNG, the rest JPEG; one in four is in a sub-folder. With `captions_path` a CSV of image,
     caption and split is written too: 5 rows per image, `held_out_share` of the images in val and as many in test.
     `workers` is a number of processes, -1 for one per core.
     """
-    keys = [_name_image(index) for index in range(count)]
+    keys = [_name_image(name, index) for index in range(count)]
     for parent in {(folder / key).parent for key in keys}:
         parent.mkdir(parents=True, exist_ok=True)
     scenes: list[Scene] = Parallel(n_jobs=workers)(
@@ -98,10 +99,10 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _name_image(index: int) -> str:
+def _name_image(name: str, index: int) -> str:
     """In turns of eight: both formats in the folder itself and in a sub-folder."""
-    name = f"scene_{index:05d}.{'png' if index % 2 == 0 else 'jpg'}"
-    return f"album/{name}" if index % 8 >= 6 else name
+    file_name = f"{name}_{index:05d}.{'png' if index % 2 == 0 else 'jpg'}"
+    return f"album/{file_name}" if index % 8 >= 6 else file_name
 
 
 def _write_image(path: Path, seed: int, index: int) -> Scene:
