@@ -67,9 +67,9 @@ def draw_samples(
 ) -> dict[str, Scene]:
     """Draw `count` images into `folder` and return the scenes by image key (the path under `folder`).
 
-    Each is called `name` and its number. Every other image is a PNG, the rest JPEG; one in four is in a sub-folder. With `captions_path` a CSV of image,
-    caption and split is written too: 5 rows per image, `held_out_share` of the images in val and as many in test.
-    `workers` is a number of processes, -1 for one per core.
+    Each is called `name` and its number. Every other image is a PNG, the rest JPEG; one in four is in a sub-folder.
+    With `captions_path` a CSV of image, caption and split is written too: 5 rows per image, `held_out_share` of the
+    images in val and as many in test. `workers` is a number of processes, -1 for one per core.
     """
     keys = [_name_image(name, index) for index in range(count)]
     for parent in {(folder / key).parent for key in keys}:

@@ -29,7 +29,7 @@ def test_a_small_demo_leaves_pictures_captions_scores_a_page_and_its_plan(tmp_pa
         rows = list(csv.DictReader(file))
     assert len(rows) == 12
     assert {row["status"] for row in rows} == {"ok"}
-    scenes = draw_samples(tmp_path / "again", 12, seed=20261123)
+    scenes = draw_samples(tmp_path / "again", 12, seed=20261123, name="new_scene")
     assert summary.right_count == sum(describes(row["caption"], scenes[row["path"]]) for row in rows)
     page = (folder / "page.html").read_text(encoding="utf-8")
     shown = json.loads(page.split('id="rows">')[1].split("</script>")[0])
