@@ -72,8 +72,11 @@ def draw_words(
         logits, state = decoder.step(last_words, state)
         allowed = logits.float().log_softmax(dim=-1)  # [R, V]
         ends = forbid_words(allowed, drawn[living, :step], rule)
-        allowed[:, END] = torch.where(allowed.amax(dim=1) == -torch.inf, ends, allowed[:, END])
-        last_words = _draw(allowed, chances[living, step], search)
+        best = allowed.amax(dim=1)  # [R], -inf where nothing may follow: the caption ends
+        is_stuck = best == -torch.inf
+        allowed[:, END] = torch.where(is_stuck, ends, allowed[:, END])
+        best = torch.where(is_stuck, ends, best)
+        last_words = _draw(allowed, best, chances[living, step], search)
         drawn[living, step] = last_words
         log_probabilities[living, step] = allowed.gather(1, last_words.unsqueeze(1)).squeeze(1)
         stays = last_words != END
@@ -90,14 +93,14 @@ def _chances(seed: int, key: str, draws: int, steps: int) -> "np.ndarray[tuple[i
     return np.random.default_rng(int.from_bytes(digest)).random((draws, steps), dtype=np.float32)
 
 
-def _draw(allowed: Tensor, chances: Tensor, search: SearchConfig) -> Tensor:
-    """A word for each row [R] of log probabilities [R, V], by a number of `chances` [R] from 0 to 1."""
+def _draw(allowed: Tensor, best: Tensor, chances: Tensor, search: SearchConfig) -> Tensor:
+    """A word for each row of log probabilities [R, V], whose greatest are `best` [R], by `chances` [R] from 0 to 1."""
     vocab_size = allowed.shape[1]
     kept = min(search.top_k or vocab_size, vocab_size)
     words = None
     if kept < vocab_size or search.top_p < 1:
         allowed, words = likeliest_words(allowed, kept)  # [R, k] in falling order
-    weights = allowed - allowed.amax(dim=1, keepdim=True)  # [R, k]: 0 for the likeliest, so that the sums are 1 or more
+    weights = allowed - best.unsqueeze(1)  # [R, k]: 0 for the likeliest, so that the sums are 1 or more
     if search.temperature != 1:
         weights /= search.temperature
     weights.exp_()  # in place, as a fresh tensor of this size costs more than its numbers
