@@ -55,10 +55,14 @@ def fit_name(start: str, ending: str) -> str:
 
 
 def require_other_file(output: Path, *inputs: Path | None) -> None:
-    """Raise InputError if `output` is one of the `inputs`, because writing it would destroy that input."""
+    """Raise InputError if `output` is one of the `inputs`, or any image: writing it would destroy that file."""
+    from captionmill.data.images.read import has_image_header  # imports Pillow and numpy, which a help does not need
+
     for path in inputs:
         if path is not None and output.exists() and path.exists() and output.samefile(path):
             raise InputError(f"{output}: is an input of this command and would be overwritten; name another output")
+    if has_image_header(output):
+        raise InputError(f"{output}: is an image and would be overwritten; name another output")
 
 
 def write_text(path: Path, text: str) -> None:

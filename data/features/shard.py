@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from captionmill.data.errors import InputError
+
 T = TypeVar("T")
 
 
@@ -24,7 +26,9 @@ class Shard:
 
     @classmethod
     def of(cls, keys: Sequence[str], index: int, count: int) -> "Shard":
-        """Part `index` of `count` of the images with the sorted `keys`."""
+        """Part `index` of `count` of the images with the sorted `keys`; InputError unless it is from 1 to `count`."""
+        if not 1 <= index <= count:
+            raise InputError(f"`shard` must be (I, N) with I from 1 to N, not ({index}, {count})")
         digest = hashlib.sha256("\n".join(keys).encode())
         return cls(index, count, digest.hexdigest(), len(shard_of(keys, index, count)))
 

@@ -5,14 +5,12 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from captionmill.data.errors import ImageError, InputError
-from captionmill.data.images.decode import HEADER_BYTES, is_image_header
 from captionmill.data.images.keys import image_key
-from captionmill.data.images.read import ImageFile
+from captionmill.data.images.read import ImageFile, has_image_header
 from captionmill.data.images.tar import TAR_SUFFIX, is_compressed_tar, list_members, refuse_compressed
 from captionmill.data.urls import is_url, join_url, open_filesystem, read_url
 
@@ -105,7 +103,7 @@ def _walk(root: Path, folder: Path, ancestors: tuple[tuple[int, int], ...]) -> I
             yield from _walk(root, path, (*ancestors, identity))
         elif is_compressed_tar(path):
             _logger.warning("%s: a compressed tar, left out; unpack it, or make it a plain .tar", path)
-        elif path.suffix.lower() in (*IMAGE_SUFFIXES, TAR_SUFFIX) or (not path.suffix and _has_image_header(path)):
+        elif path.suffix.lower() in (*IMAGE_SUFFIXES, TAR_SUFFIX) or (not path.suffix and has_image_header(path)):
             yield ImageFile(_key_below(root, path), path)
 
 
@@ -151,7 +149,7 @@ def _is_folder(entry: Path | str | os.DirEntry[str]) -> bool:
 def _read_list(location: Path | str) -> Iterator[ImageFile]:
     """The images that the lines of a list name."""
     expected = "expected a folder of images, a .tar, or a UTF-8 text file with one image path per line"
-    if isinstance(location, Path) and _suffix(location) in IMAGE_SUFFIXES and _has_image_header(location):
+    if isinstance(location, Path) and _suffix(location) in IMAGE_SUFFIXES and has_image_header(location):
         raise InputError(f"{location}: one image; {expected}")
     try:
         data = read_url(location) if isinstance(location, str) else location.read_bytes()
@@ -171,11 +169,3 @@ def _read_list(location: Path | str) -> Iterator[ImageFile]:
             yield ImageFile(image_key(name), join_url(location, image_key(name)))
         else:
             yield ImageFile(image_key(name), location.parent / name.replace("\\", "/"))
-
-
-def _has_image_header(path: Path) -> bool:
-    with suppress(OSError):  # an unreadable file without a suffix does not count as an image
-        if path.is_file():  # opening a pipe would wait forever
-            with path.open("rb") as file:
-                return is_image_header(file.read(HEADER_BYTES))
-    return False

@@ -2,6 +2,7 @@
 
 import hashlib
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from captionmill.data.errors import ImageError
-from captionmill.data.images.decode import decode_image
+from captionmill.data.images.decode import HEADER_BYTES, decode_image, is_image_header
 from captionmill.data.urls import read_url
 
 
@@ -77,6 +78,15 @@ def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
     except ValueError as exc:  # a null byte in the path
         raise ImageError(str(exc)) from exc
     return data, ImageSource(len(data), modified_ns, hash_content(data))
+
+
+def has_image_header(path: Path) -> bool:
+    """Whether the file at `path` begins as an image does; False for one that cannot be read."""
+    with suppress(OSError):
+        if path.is_file():  # opening a pipe would wait forever
+            with path.open("rb") as file:
+                return is_image_header(file.read(HEADER_BYTES))
+    return False
 
 
 def load_image(path: Path) -> Image.Image:

@@ -158,7 +158,8 @@ def decode_rows(
             if not is_out_of_memory(exc):
                 raise
             if len(block) == 1:
-                raise InputError("not enough memory for one image: use a smaller `beam_size` or `device` cpu") from exc
+                smaller = "fewer `alternatives`" if search.sample else "a smaller `beam_size`"
+                raise InputError(f"not enough memory for one image: use {smaller} or `device` cpu") from exc
             block_size = len(block) // 2
             _log.warning("not enough memory: continuing with %d images at once", block_size)
             continue

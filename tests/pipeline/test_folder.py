@@ -346,3 +346,13 @@ class TestEmbedding:
 def pixels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def test_no_output_replaces_an_image(model: Path, photos: Path, tmp_path: Path) -> None:
+    image = next(photos.rglob("*.JPG"))
+    before = image.read_bytes()
+    with pytest.raises(InputError, match="is an image and would be overwritten; name another output"):
+        caption_folder(photos, model, tmp_path / "captions.csv", table=TableConfig(gallery=image))
+    with pytest.raises(InputError, match="is an image and would be overwritten; name another output"):
+        caption_folder(photos, model, image, overwrite=True)
+    assert image.read_bytes() == before

@@ -297,3 +297,10 @@ def test_a_shard_without_a_picture_is_done_and_merges_but_not_one_that_reached_n
 )
 def test_a_shard_is_named_beside_the_whole(output: Path | str, named: Path | str) -> None:
     assert shard_path(output, 2, 8) == named
+
+
+@pytest.mark.parametrize("shard", [(3, 2), (0, 0), (0, 2)])
+def test_a_shard_that_is_none_of_the_list_is_refused(shard: tuple[int, int], photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"`shard` must be \(I, N\) with I from 1 to N"):
+        extract(photos, tmp_path / "f.h5", shard=shard)
+    assert not [*tmp_path.glob("*.h5")]
