@@ -27,6 +27,12 @@ def unguard_formula(cell: str) -> str:
     return cell.removeprefix("'")
 
 
+def csv_line(cells: Iterable[str]) -> bytes:
+    """One record as in RFC 4180, except that it ends with only a line feed, which every CSV reader accepts."""
+    quoted = ['"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\r\n') else cell for cell in cells]
+    return (",".join(quoted) + "\n").encode("utf-8", "backslashreplace")
+
+
 def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> None:
     """Write failures.csv (key, reason), replacing any old one."""
     import pandas as pd

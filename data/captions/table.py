@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from captionmill.data.csv_tables import guard_formula, unguard_formula
+from captionmill.data.csv_tables import csv_line, guard_formula, unguard_formula
 from captionmill.data.errors import InputError
 from captionmill.data.optional import require
 from captionmill.data.paths import AnyPath
@@ -79,13 +79,13 @@ def row_text(table_format: TableFormat, *, with_alternatives: bool) -> RowText:
 
     def encode(row: CaptionRow) -> bytes:
         cells = _cells(row)
-        return _csv_line(cells[name] for name in columns)
+        return csv_line(cells[name] for name in columns)
 
     def decode(line: bytes) -> CaptionRow:
         (cells,) = csv.reader([line.decode("utf-8")])
         return _row_of_cells(dict(zip(columns, cells, strict=True)))
 
-    return RowText(_MARK + _csv_line(columns), encode, decode)
+    return RowText(_MARK + csv_line(columns), encode, decode)
 
 
 def read_captions(path: AnyPath) -> Iterator[CaptionRow]:
@@ -178,12 +178,6 @@ def _row_of_cells(cells: dict[str, str]) -> CaptionRow:
         "ok" if cells["status"] == "ok" else "failed",
         unguard_formula(cells["error"]),
     )
-
-
-def _csv_line(cells: Iterable[str]) -> bytes:
-    """One record as in RFC 4180, except that it ends with only a line feed, which every CSV reader accepts."""
-    quoted = ['"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\r\n') else cell for cell in cells]
-    return (",".join(quoted) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _read_csv(path: Path) -> Iterator[CaptionRow]:

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from captionmill.data.csv_tables import csv_line
+
 
 @dataclass(frozen=True)
 class ExtractionRecord:
@@ -52,18 +54,16 @@ def log_path(store_path: Path) -> Path:
 def append_record(store_path: Path, record: ExtractionRecord) -> None:
     """Append a row to the log of the store. Earlier rows are not read: a damaged log stops no extraction."""
     path = log_path(store_path)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _NAMES, lineterminator="\n")
-    if not path.exists():
-        writer.writeheader()
-    writer.writerow({name: _shorten(value) for name, value in asdict(record).items()})
+    values = (_shorten(value) for value in asdict(record).values())
+    row = csv_line("" if value is None else str(value) for value in values)
+    header = b"" if path.exists() else csv_line(_NAMES)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         if file.tell():
             file.seek(-1, io.SEEK_END)
             if file.read(1) != b"\n":  # a kill cut the last row short: keep this one apart from it
                 file.write(b"\n")
-        file.write(text.getvalue().encode("utf-8", "backslashreplace"))  # a path may contain any bytes
+        file.write(header + row)
 
 
 def read_records(store_path: Path) -> list[ExtractionRecord]:

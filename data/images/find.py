@@ -41,7 +41,7 @@ def find_images(images: Path | str) -> list[ImageFile]:
     elif isinstance(location, str) and _suffix(location) != ".txt":
         found = [image for listed in _walk_url(location) for image in _expand(listed)]
     elif isinstance(location, Path) and _is_folder(location):
-        found = [image for listed in _walk(location, location, ()) for image in _expand(listed)]
+        found = [image for listed in _walk(location) for image in _expand(listed)]
     else:
         found = [image for listed in _read_list(location) for image in _expand(listed)]
         nothing = "the list is empty; write one image path per line"
@@ -80,27 +80,50 @@ def _expand(image: ImageFile) -> Iterator[ImageFile]:
             yield ImageFile(key, image.path, member.offset, member.size, member.modified_ns)
 
 
-def _walk(root: Path, folder: Path, ancestors: tuple[tuple[int, int], ...]) -> Iterator[ImageFile]:
-    """Images and tars in and below `folder`, which lies below `root`, and folders that cannot be listed.
+def walk_folder(folder: Path) -> Iterator[tuple[os.DirEntry[str], OSError | None]]:
+    """The files in and below `folder` that are not hidden, each folder by name; what cannot be listed with its error.
 
-    A link back to one of its `ancestors` (device, inode) is not followed.
+    A link back to a folder above itself is not followed. Raises OSError if `folder` itself cannot be listed.
     """
-    try:
-        status = folder.stat()
-        with os.scandir(folder) as scanned:
-            entries = [entry for entry in scanned if not entry.name.startswith(".")]
-    except OSError as exc:
-        if folder == root:
-            raise InputError(f"{folder}: cannot list this folder ({exc.strerror}); make it readable") from exc
-        reason = (exc.strerror or str(exc)).lower()
-        yield ImageFile(_key_below(root, folder), folder, problem=f"a folder that cannot be listed ({reason})")
-        return
-    if (identity := (status.st_dev, status.st_ino)) in ancestors:
-        return
+    identity, entries = _list_folder(str(folder))
+    return _walk_entries(entries, (identity,))
+
+
+def _walk_entries(
+    entries: list[os.DirEntry[str]], ancestors: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[os.DirEntry[str], OSError | None]]:
     for entry in entries:
+        if not _is_folder(entry):
+            yield entry, None
+            continue
+        try:
+            identity, below = _list_folder(entry.path)
+        except OSError as exc:
+            yield entry, exc
+            continue
+        if identity not in ancestors:
+            yield from _walk_entries(below, (*ancestors, identity))
+
+
+def _list_folder(folder: str) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
+    """Device and inode of `folder`, and what is in it by name, hidden entries left out."""
+    status = Path(folder).stat()
+    with os.scandir(folder) as scanned:
+        entries = [entry for entry in scanned if not entry.name.startswith(".")]
+    return (status.st_dev, status.st_ino), sorted(entries, key=lambda entry: entry.name)
+
+
+def _walk(root: Path) -> Iterator[ImageFile]:
+    """Images and tars in and below `root`, and folders that cannot be listed."""
+    try:
+        walked = walk_folder(root)
+    except OSError as exc:
+        raise InputError(f"{root}: cannot list this folder ({exc.strerror}); make it readable") from exc
+    for entry, error in walked:
         path = Path(entry.path)
-        if _is_folder(entry):
-            yield from _walk(root, path, (*ancestors, identity))
+        if error:
+            reason = (error.strerror or str(error)).lower()
+            yield ImageFile(_key_below(root, path), path, problem=f"a folder that cannot be listed ({reason})")
         elif is_compressed_tar(path):
             _logger.warning("%s: a compressed tar, left out; unpack it, or make it a plain .tar", path)
         elif path.suffix.lower() in (*IMAGE_SUFFIXES, TAR_SUFFIX) or (not path.suffix and has_image_header(path)):

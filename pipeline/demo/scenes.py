@@ -3,8 +3,6 @@
 Each image depends only on the seed and its number, so any number of processes draws the same files.
 """
 
-import csv
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy.typing as npt
 from joblib import Parallel, delayed
 from PIL import Image, ImageDraw
 
+from captionmill.data.csv_tables import csv_line
 from captionmill.data.files import write_text
 from captionmill.pipeline.demo.scene_captions import Scene, random_scene, word_captions
 
@@ -121,12 +120,10 @@ def _write_captions(path: Path, scenes: dict[str, Scene], seed: int, held_out_sh
     held_out_count = round(len(scenes) * held_out_share)
     splits = ["val"] * held_out_count + ["test"] * held_out_count
     splits += ["train"] * (len(scenes) - len(splits))
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["image", "caption", "split"])
+    lines = [csv_line(["image", "caption", "split"])]
     for (key, scene), place in zip(scenes.items(), rng.permutation(len(scenes)), strict=True):
-        writer.writerows([key, caption, splits[place]] for caption in word_captions(scene, rng))
-    write_text(path, table.getvalue())
+        lines += [csv_line([key, caption, splits[place]]) for caption in word_captions(scene, rng)]
+    write_text(path, b"".join(lines).decode())
 
 
 def _paint_background(texture: Texture, size: tuple[int, int], rng: np.random.Generator) -> Levels:
