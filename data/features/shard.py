@@ -1,4 +1,4 @@
-"""The part of a list of images that one task of an array job processes."""
+"""The piece of a list of images that one task of an array job processes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` of `count` of a sorted list of images."""
+    """Piece `index` of `count` of a sorted list of images."""
 
     index: int
     """1 to `count`."""
@@ -20,13 +20,13 @@ class Shard:
     list_sha256: str
     """Hexadecimal SHA-256 over the keys of the whole list: shards of different lists do not belong together."""
     images: int
-    """Images of this part."""
+    """Images of this shard."""
     failed: int = 0
-    """Images of this part that could not be read."""
+    """Images of this shard that could not be read."""
 
     @classmethod
     def of(cls, keys: Sequence[str], index: int, count: int) -> "Shard":
-        """Part `index` of `count` of the images with the sorted `keys`; InputError unless it is from 1 to `count`."""
+        """Shard `index` of `count` of the images with the sorted `keys`; InputError unless it is from 1 to `count`."""
         if not 1 <= index <= count:
             raise InputError(f"`shard` must be (I, N) with I from 1 to N, not ({index}, {count})")
         digest = hashlib.sha256("\n".join(keys).encode())
@@ -34,5 +34,5 @@ class Shard:
 
 
 def shard_of(items: Sequence[T], index: int, count: int) -> Sequence[T]:
-    """Part `index` (from 1) of `count` of `items`: consecutive ones; the sizes of parts differ by at most one."""
+    """Piece `index` (from 1) of `count` of `items`: consecutive ones; the sizes of pieces differ by at most one."""
     return items[len(items) * (index - 1) // count : len(items) * index // count]

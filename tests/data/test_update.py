@@ -72,10 +72,10 @@ class TestAFinishedTable:
         path = tmp_path / "t"
         update(path, KEYS[1:6], table_format=table_format)
         assert update(path, [*KEYS[:3], *KEYS[4:]], table_format=table_format) == ["a.jpg", "g.jpg"]
-        update(tmp_path / "anew", [*KEYS[:3], *KEYS[4:]], table_format=table_format)
-        assert captions(path) == captions(tmp_path / "anew")
+        update(tmp_path / "fresh", [*KEYS[:3], *KEYS[4:]], table_format=table_format)
+        assert captions(path) == captions(tmp_path / "fresh")
         if table_format != "parquet":
-            assert path.read_bytes() == (tmp_path / "anew").read_bytes()
+            assert path.read_bytes() == (tmp_path / "fresh").read_bytes()
 
     def test_makes_only_the_row_of_a_changed_image_again(self, table_format: TableFormat, tmp_path: Path) -> None:
         path = tmp_path / "t"
