@@ -60,7 +60,7 @@ def require_same_steps(decoder: Decoder | Ensemble, folder: Path) -> None:
 
 @needs_onnx
 def test_every_kind_of_decoder_becomes_onnx(tmp_path: Path) -> None:
-    """Three at once, as an ensemble, in which each has its own state; `trained` of the export's tests is a single one."""
+    """Three at once, as an ensemble, in which each has its own state; the export of a whole model has one."""
     kinds: list[tuple[ImageInput, int, bool, FeatureScaling]] = [
         ("init", 3, False, "unit"),
         ("first", 1, False, "standardize"),
