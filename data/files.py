@@ -1,5 +1,6 @@
 """Atomic file writes (written beside, flushed, renamed), and lock files."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,24 @@ def require_other_file(output: Path, *inputs: Path | None) -> None:
             raise InputError(f"{output}: is an input of this command and would be overwritten; name another output")
     if has_image_header(output):
         raise InputError(f"{output}: is an image and would be overwritten; name another output")
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits; "" if there is no file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
+def stamp_of(path: Path) -> tuple[int, int, int] | None:
+    """Time, size and number of a file, of which one differs after a change; None if there is no file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def write_text(path: Path, text: str) -> None:

@@ -107,8 +107,12 @@ def export_line(summary: "ExportSummary") -> str:
 
 
 def written_lines(summary: "FolderSummary") -> list[str]:
-    """One line for each kind of file that was written beside or into the images."""
+    """One line for a person's captions and for each kind of file that was written beside or into the images."""
     lines = []
+    if summary.reviewed:
+        new = f", {summary.corrections:,} of them since the last run" if summary.corrections else ""
+        verb = "is" if summary.reviewed == 1 else "are"
+        lines.append(f"{show_count(summary.reviewed, 'caption')} {verb} a person's and stay{'s' * (verb == 'is')}{new}")
     if summary.sidecars is not None:
         there = summary.captioned - summary.sidecars
         others = f", {there:,} {'was' if there == 1 else 'were'} there already" if there else ""

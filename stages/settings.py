@@ -187,6 +187,9 @@ class TableConfig(Configuration):
         unset="the confidence that a tenth of the model's validation captions are below",
         example=0.5,
     )
+    redo_corrected: bool = False
+    """Whether to forget every caption that a person corrected or accepted. No file can set it: it would do so at every
+    run."""
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,10 @@ def run(*arguments: object) -> Result:
     return result
 
 
-def content_of(folder: Path) -> dict[Path, bytes]:
-    """All files below `folder`, but for locks."""
+def content_of(folder: Path, but: str = ".lock") -> dict[Path, bytes]:
+    """All files below `folder`, but for locks and folders whose names end in `but`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
+    paths = [path for path in paths if not path.parent.name.endswith(but)]
     return {path.relative_to(folder): path.read_bytes() for path in paths}
 
 
@@ -170,11 +171,13 @@ def test_a_killed_training_ends_as_the_one_that_nobody_stopped(before: Path) -> 
 
 @pytest.mark.parametrize(("table", "options"), TABLES.items())
 def test_the_rows_of_a_table_are_kept(before: Path, table: str, options: list[str]) -> None:
-    tables = content_of(before / "tables")
+    tables = content_of(before / "tables", but=".made")
     result = caption_rows(before, table, *options)
     counts = "10 images found: 10 captioned (10 from cached features, 10 rows as before), 0 failed"
     assert result.stdout.startswith(f"{before / 'tables' / table}: {counts}; ")
-    assert content_of(before / "tables") == tables
+    assert content_of(before / "tables", but=".made") == tables
+    made = before / "tables" / f".{table}.made"
+    assert [path.name for path in made.iterdir() if path.name != ".lock"] == ["journal.jsonl"]
 
 
 @pytest.mark.parametrize(("table", "options"), TABLES.items())
@@ -186,11 +189,15 @@ def test_a_table_is_made_again_as_it_was(before: Path, table: str, options: list
     assert_same_captions(path, made)
 
 
-def test_a_table_that_was_edited_by_hand_is_kept_beside_the_new_one(before: Path) -> None:
+def test_a_caption_that_was_edited_by_hand_stays_until_it_is_given_up(before: Path) -> None:
     tables = before / "tables"
     edited = (tables / "edited.csv").read_bytes()
     result = caption_rows(before, "edited.csv")
-    assert f"{tables / 'edited.csv'}: was changed since it was written; " in result.stderr
+    assert f"{tables / 'edited.csv'}: has more changes than corrected captions; " in result.stderr
     assert result.stderr.endswith(" is kept as edited.edited.csv\n")
     assert (tables / "edited.edited.csv").read_bytes() == edited
+    assert {row.path: row.caption for row in read_captions(tables / "edited.csv") if row.status == "corrected"} == {
+        "01.jpg": "a caption by hand"
+    }
+    result = caption_rows(before, "edited.csv", "--redo-corrected")
     assert_same_captions(tables / "edited.csv", tables / "captions.csv")

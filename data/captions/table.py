@@ -7,11 +7,12 @@ was written.
 
 import csv
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from captionmill.data.csv_tables import csv_line, guard_formula, unguard_formula
 from captionmill.data.errors import InputError
@@ -19,6 +20,8 @@ from captionmill.data.optional import require
 from captionmill.data.paths import AnyPath
 
 TableFormat = Literal["csv", "jsonl", "parquet"]
+Status = Literal["ok", "failed", "corrected", "accepted"]
+"""`corrected`: a person wrote the caption; `accepted`: a person found the model's caption right."""
 
 _COLUMNS = ("path", "caption", "confidence", "alternatives", "flags", "status", "error")
 _NO_TABLE = frozenset({".xlsx", ".xls", ".ods", ".json", ".html", ".htm", ".tsv", ".gz", ".zip"})
@@ -44,9 +47,14 @@ class CaptionRow:
     """The next best captions, best first, if requested."""
     flags: tuple[str, ...] = ()
     """What is suspicious about the caption."""
-    status: Literal["ok", "failed"] = "ok"
+    status: Status = "ok"
     error: str = ""
     """Why it failed."""
+
+    @property
+    def is_captioned(self) -> bool:
+        """Whether it has a caption, of a model or of a person."""
+        return self.status != "failed"
 
 
 @dataclass(frozen=True)
@@ -121,13 +129,40 @@ def is_caption_table(path: Path) -> bool:
     return not start or start.startswith(_JSON_START) or _NEEDED_COLUMNS.issubset(columns)
 
 
+def has_other_columns(path: Path) -> bool:
+    """Whether the table of captions at `path` has a column that none of ours has."""
+    with path.open("rb") as file:
+        line = file.readline()
+    if line.startswith(_PARQUET_START):
+        _, parquet = _require_pyarrow()
+        columns = set(parquet.read_schema(path).names)
+    elif line.startswith(b"{"):
+        columns = set(json.loads(line))
+    else:
+        columns = set(next(csv.reader([line.decode("utf-8-sig")]), []))
+    return not columns.issubset(_COLUMNS)
+
+
+def write_captions(
+    path: Path, rows: Iterable[CaptionRow], table_format: TableFormat, *, with_alternatives: bool
+) -> None:
+    """Write `rows` to `path` as a table; `with_alternatives` adds that column to CSV."""
+    if table_format == "parquet":
+        write_parquet(path, rows)
+        return
+    text = row_text(table_format, with_alternatives=with_alternatives)
+    with path.open("wb") as file:
+        file.write(text.header)
+        file.writelines(map(text.encode, rows))
+
+
 def read_parquet(path: Path) -> Iterator[CaptionRow]:
     """The rows of a Parquet table, read one row group at a time."""
     _, parquet = _require_pyarrow()
     with parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(_PARQUET_ROWS):
             for values in batch.to_pylist():
-                yield _row_of_values(path, values)
+                yield row_of_values(values, path)
 
 
 def write_parquet(path: Path, rows: Iterable[CaptionRow]) -> None:
@@ -172,12 +207,29 @@ def _row_of_cells(cells: dict[str, str]) -> CaptionRow:
     return CaptionRow(
         unguard_formula(cells["path"]),
         unguard_formula(cells["caption"]),
-        float(cells["confidence"]) if cells["confidence"] else None,
+        _confidence_of(cells["confidence"]),
         tuple(alternatives.split(_BETWEEN_ALTERNATIVES)) if alternatives else (),
         tuple(cells.get("flags", "").split()),
-        "ok" if cells["status"] == "ok" else "failed",
+        _status_of(cells["status"]),
         unguard_formula(cells["error"]),
     )
+
+
+def _confidence_of(cell: str) -> float | None:
+    """The number in a cell, also as spreadsheets of other languages write it (0,43); None for an empty cell."""
+    if not cell:
+        return None
+    number = float(cell.replace(",", "."))
+    if not math.isfinite(number):
+        raise ValueError(cell)
+    return number
+
+
+def _status_of(cell: str) -> Status:
+    for status in get_args(Status):
+        if cell.strip().lower() == status:
+            return cast(Status, status)
+    return "failed"
 
 
 def _read_csv(path: Path) -> Iterator[CaptionRow]:
@@ -201,7 +253,7 @@ def _encode_json(row: CaptionRow) -> bytes:
 
 
 def _decode_json(line: bytes) -> CaptionRow:
-    return _row_of_values(None, json.loads(line))
+    return row_of_values(json.loads(line))
 
 
 def _read_json_lines(path: Path) -> Iterator[CaptionRow]:
@@ -213,10 +265,12 @@ def _read_json_lines(path: Path) -> Iterator[CaptionRow]:
                 raise _damaged(path, f"line {number}") from exc
 
 
-def _row_of_values(path: Path | None, values: dict[str, Any]) -> CaptionRow:
+def row_of_values(values: Mapping[str, Any], path: Path | None = None) -> CaptionRow:
+    """The row with the fields `values`, as JSON has them; InputError if one is missing. Other fields are left out."""
     try:
+        known = {name: values[name] for name in _COLUMNS}
         return CaptionRow(
-            **values | {"alternatives": tuple(values["alternatives"] or ()), "flags": tuple(values["flags"] or ())}
+            **{**known, "alternatives": tuple(known["alternatives"] or ()), "flags": tuple(known["flags"] or ())}
         )
     except (TypeError, KeyError) as exc:
         raise InputError(f"{path or 'a row'}: not a table of captions") from exc

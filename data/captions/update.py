@@ -1,148 +1,137 @@
-"""Brings a table of captions up to date: rows are appended in blocks, and rows that are up to date are not made again.
+"""Brings a table of captions up to date: rows that are up to date are not made again, and a person's are never lost.
 
-A new table grows under its own name. A finished one is never changed: the next table grows beside it and replaces it
-when it is complete. The next run resumes what an interrupted one left (`journal.py`).
+Rows go into the journal first, in blocks. When all are there, the table is written beside the old one and replaces it,
+so a table is whole at every moment, and the next run resumes what an interrupted one left.
 """
 
-import bisect
-import contextlib
+import hashlib
 import json
-import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from captionmill.data.captions.journal import (
-    BLOCK_ROWS,
-    FORMAT,
-    FORMAT_VERSION,
-    CaptionJournal,
-    Line,
-    SourceChecksums,
-    TableDifference,
-    lock_table,
-)
-from captionmill.data.captions.table import CaptionRow, RowText, TableFormat, row_text
+from captionmill.data.captions.edits import take_edits
+from captionmill.data.captions.journal import BLOCK_ROWS, CaptionJournal, Known, SourceChecksums, lock_table
+from captionmill.data.captions.older_journal import convert_older
+from captionmill.data.captions.table import CaptionRow, TableFormat, write_captions
 from captionmill.data.errors import InputError
-from captionmill.data.files import flush_to_disk
+from captionmill.data.files import digest_of_file, replace_atomically, stamp_of
 
-_logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class WantedTable:
+    """What a table shall show."""
+
+    keys: Sequence[str]
+    """The images, sorted, one row each."""
+    sources: SourceChecksums
+    """[N], checksums of what each row is made from, including its key."""
+    made_with: Mapping[str, Any]
+    """The settings that all rows are made with, as JSON."""
+    format: TableFormat = "csv"
+    with_alternatives: bool = False
+    """Whether CSV has that column."""
+
+    def digest(self) -> str:
+        """SHA-256 of all this."""
+        digest = hashlib.sha256(json.dumps([self.made_with, self.format, self.with_alternatives]).encode())
+        for key in self.keys:
+            digest.update(key.encode("utf-8", "surrogatepass") + b"\0")
+        digest.update(self.sources.tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class TableSummary:
+    """What an update of a table did."""
+
+    made: int
+    """Rows that were made now."""
+    corrections: int
+    """Captions that a person had changed in the table since it was written."""
+    reviewed: int
+    """Rows with a caption that a person wrote or accepted."""
 
 
 def update_captions(
     path: Path,
-    keys: Sequence[str],
-    sources: SourceChecksums,
-    made_with: dict[str, Any],
+    wanted: WantedTable,
     make_rows: Callable[[Sequence[str]], Iterable[CaptionRow]],
     *,
-    table_format: TableFormat = "csv",
-    with_alternatives: bool = False,
     keep_edited: bool = True,
+    withdraw_reviews: bool = False,
     block_rows: int = BLOCK_ROWS,
-) -> int:
-    """Make `path` the table of the images `keys` (sorted), one row each; returns how many rows were made.
+) -> TableSummary:
+    """Make `path` the table that is `wanted`.
 
-    `sources` [N] are checksums of what each row is made from, including its key; `made_with` (JSON) are the settings
-    that all rows are made with. A row is kept if both are unchanged. `make_rows` gets the other keys and returns their
-    rows in that order. If `keep_edited`, a table that is replaced but was changed since it was written (by hand, for
-    example) is kept under another name, with a warning. `block_rows` rows are written together. Raises InputError if
-    another process writes to the table.
+    An earlier row is kept if its source and settings are the wanted ones. `make_rows` gets the keys of the others and
+    returns their rows in that order. `block_rows` rows are written together.
+
+    Captions that were changed in the table since it was written are a person's from then on, whatever is wanted;
+    `withdraw_reviews` forgets all of them. If `keep_edited`, a table with more changes than that is kept under another
+    name too, with a warning. Raises InputError if another process writes to the table, or it is changed meanwhile.
     """
-    text = row_text(table_format, with_alternatives=with_alternatives)
-    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "table": table_format}
-    header |= {"with_alternatives": with_alternatives, "made_with": made_with}
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_table(path) as folder:
-        header_line = (json.dumps(header) + "\n").encode()
-        place = CaptionJournal(path, folder, header_line, text, table_format == "parquet", block_rows)
-        place.recover()
-        old_rows = place.table_rows()
-        old = _compare(old_rows(), keys, sources, text)
-        if place.is_finished(old) and old.matches.all() and old.row_count == len(keys):
-            return 0
-        in_place = place.can_grow_in_place(old)
-        if in_place:
-            table, journal, there, kept = path, place.growing, old, np.zeros(len(keys), dtype=np.bool_)
-        else:
-            table, journal, kept = place.new, place.new_rows, old.matches
-            there = _compare(place.rows(table, journal)(), keys, sources, text)
-        start = there.first_rows
-        missing = [key for key, is_kept in zip(keys[start:], kept[start:], strict=True) if not is_kept]
-        made = _check_keys(missing, make_rows(missing))
-        with (
-            contextlib.closing(_kept_lines(old_rows(), keys, sources, text)) as kept_lines,
-            place.append(table, journal, start, there.first_end) as add,
-        ):
-            for position in range(start, len(keys)):
-                if kept[position]:
-                    line = next((line for place_of_line, line in kept_lines if place_of_line == position), None)
-                    if line is None:
-                        raise InputError(f"{path}: was changed while the new table was made from it; run again")
-                else:
-                    line = text.encode(next(made))
-                add(int(sources[position]), line)
-        if in_place:
-            place.growing.replace(place.finished)
-        else:
-            if keep_edited and (kept_path := place.keep_edited()):
-                _logger.warning(
-                    "%s: was changed since it was written; the changed table is kept as %s", path, kept_path.name
-                )
-            place.take_new()
-        flush_to_disk(path.parent)
+        journal = CaptionJournal(folder)
+        convert_older(path, journal)
+        stamp = stamp_of(path)
+        known = journal.known(wanted.keys, wanted.sources, wanted.made_with)
+        corrections = take_edits(path, journal, known, keep_copy=keep_edited)
+        if corrections or withdraw_reviews:
+            with journal.append(known.end) as writer:
+                writer.add_reviews(corrections)
+                if withdraw_reviews:
+                    writer.withdraw_reviews()
+            known = journal.known(wanted.keys, wanted.sources, wanted.made_with)
+        made = _make_missing(journal, known, wanted, make_rows, block_rows=block_rows)
+        if made or known.last != (digest_of_file(path), wanted.digest()):
+            _render(path, journal, known, wanted, stamp=stamp)
+            journal.compact(known, wanted.made_with)
+    reviewed = sum(key in known.reviews and known.reviews[key].decision != "later" for key in wanted.keys)
+    return TableSummary(made, len(corrections), reviewed)
+
+
+def _make_missing(
+    journal: CaptionJournal,
+    known: Known,
+    wanted: WantedTable,
+    make_rows: Callable[[Sequence[str]], Iterable[CaptionRow]],
+    *,
+    block_rows: int,
+) -> int:
+    """Add the rows that are missing to the journal and to `known`; their number."""
+    missing = [position for position, is_current in enumerate(known.is_current) if not is_current]
+    if not missing:
+        return 0
+    rows = make_rows([wanted.keys[position] for position in missing])
+    with journal.append(known.end, block_rows) as writer:
+        writer.add_settings(wanted.made_with)
+        for position, row in zip(missing, rows, strict=True):
+            if row.path != wanted.keys[position]:
+                raise ValueError(f"the row of {row.path} came for {wanted.keys[position]}")
+            known.offsets[position] = writer.add_row(row, int(wanted.sources[position]))
+            known.is_current[position] = True
+    known.end = journal.path.stat().st_size
     return len(missing)
 
 
-def _compare(rows: Iterable[Line], keys: Sequence[str], sources: SourceChecksums, text: RowText) -> TableDifference:
-    matches = np.zeros(len(keys), dtype=np.bool_)
-    row_count = first_rows = 0
-    end = first_end = len(text.header)
-    is_whole = True
-    for place, line in _find_places(rows, keys, sources, text):
-        end += len(line or b"")
-        is_whole = is_whole and line is not None
-        if place is not None:
-            matches[place] = True
-            if is_whole and place == first_rows == row_count:
-                first_rows, first_end = first_rows + 1, end
-        row_count += 1
-    return TableDifference(matches, row_count, is_whole, end, first_rows, first_end)
-
-
-def _kept_lines(
-    rows: Iterable[Line], keys: Sequence[str], sources: SourceChecksums, text: RowText
-) -> Generator[tuple[int, bytes], None, None]:
-    """The rows that are up to date, each with the position of its key."""
-    for place, line in _find_places(rows, keys, sources, text):
-        if place is not None and line is not None:
-            yield place, line
-
-
-def _find_places(
-    rows: Iterable[Line], keys: Sequence[str], sources: SourceChecksums, text: RowText
-) -> Iterator[tuple[int | None, bytes | None]]:
-    """Each row with the position of its key in the sorted `keys`; None if it is outdated or out of order."""
-    following = 0
-    for source, line in rows:
-        place = None
-        if line is not None:
-            if following < len(keys) and sources[following] == source:  # a source belongs to one key: no search needed
-                place = following
-            else:
-                key = text.decode(line).path
-                following = bisect.bisect_left(keys, key, following)
-                if following < len(keys) and keys[following] == key and sources[following] == source:
-                    place = following
-            if place is not None:
-                following = place + 1
-        yield place, line
-
-
-def _check_keys(keys: Sequence[str], rows: Iterable[CaptionRow]) -> Iterator[CaptionRow]:
-    for key, row in zip(keys, rows, strict=True):
-        if row.path != key:
-            raise ValueError(f"the row of {row.path} came for {key}")
-        yield row
+def _render(
+    path: Path, journal: CaptionJournal, known: Known, wanted: WantedTable, *, stamp: tuple[int, ...] | None
+) -> None:
+    """Replace the table, if it is still the one that had `stamp`."""
+    rows = (
+        known.reviews[row.path].apply(row) if row.path in known.reviews else row
+        for row in journal.rows_at(known.offsets)
+    )
+    with replace_atomically(path) as partial_path:
+        write_captions(partial_path, rows, wanted.format, with_alternatives=wanted.with_alternatives)
+        rendering = digest_of_file(partial_path)
+        with journal.append(known.end) as writer:  # first, so that no table of ours is taken for an edited one
+            writer.add_table(rendering, wanted.digest())
+        if stamp_of(path) != stamp:
+            raise InputError(f"{path}: was changed while the new table was made from it; run again")
+    known.last = rendering, wanted.digest()
+    known.renderings.add(rendering)
+    known.end = journal.path.stat().st_size

@@ -59,7 +59,7 @@ class Embedding:
         described: list[str] = []
         unsupported: list[str] = []
         for done, row in enumerate(rows, 1):
-            if row.status == "ok":
+            if row.is_captioned:
                 try:
                     state = self._write_one(row, overwrite)
                 except ImageError:

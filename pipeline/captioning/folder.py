@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from captionmill.data.captions.table import CaptionRow, format_of, is_caption_table
-from captionmill.data.captions.update import update_captions
+from captionmill.data.captions.update import TableSummary, WantedTable, update_captions
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import append_record
 from captionmill.data.features.store import cache_path_for, is_store_file
@@ -39,6 +39,10 @@ class FolderSummary:
     captioned: int
     made: int
     """Rows made now; the others are unchanged from an earlier run."""
+    corrections: int
+    """Captions that a person had changed in the table since it was written."""
+    reviewed: int
+    """Captions that a person wrote or accepted; the model's stay out of the table."""
     failures: tuple[Failure, ...]
     features_path: Path
     """The store that the captions were decoded from."""
@@ -64,14 +68,14 @@ def caption_folder(
     """Caption every image of `images`, as `extract` takes them, with `model` and write the table `output`.
 
     `images` may be a feature store: then its rows are captioned, and no image is opened. Several folders in `model`
-    form an ensemble. Rows of an earlier table are kept if model, settings and image have not changed; a table that was
-    edited since then is kept beside the new one.
+    form an ensemble. Rows of an earlier table are kept if model, settings and image have not changed. Captions that
+    a person changed in it are kept whatever changes, and go into every other file; `table.redo_corrected` forgets them.
 
     `table` is the table's format, which captions are flagged, and which other files are written: a gallery, and a text
     file beside each image. `embed_into` is a folder for copies of the images that contain their captions, or "images"
     to write into the images themselves. `cache` describes where features are stored and how missing ones are extracted.
 
-    `overwrite` replaces an `output` that is not a table of captions or was edited, a cache whose features do not match
+    `overwrite` replaces an `output` that is not a table of captions, a cache whose features do not match
     the model, and sidecars and descriptions that another program wrote; "made" replaces only an `output` and a cache
     that an earlier run made for something else.
 
@@ -104,7 +108,7 @@ def caption_folder(
         )
         source = extract_source(found, store_path, captioner.spec, cache, replaces=bool(overwrite), progress=progress)
     captioning_started = time.monotonic()
-    made = _update_table(
+    updated = _update_table(
         output,
         source,
         models,
@@ -130,7 +134,9 @@ def caption_folder(
         found=len(source.keys),
         cached=source.extraction.cached if source.extraction else len(source.keys),
         captioned=captioned,
-        made=made,
+        made=updated.made,
+        corrections=updated.corrections,
+        reviewed=updated.reviewed,
         failures=source.failures,
         features_path=source.path,
         duration_s=time.monotonic() - started,
@@ -154,8 +160,8 @@ def _update_table(
     table: TableConfig,
     keep_edited: bool,
     progress: Progress,
-) -> int:
-    """Bring the table up to date; the number of rows that were made."""
+) -> TableSummary:
+    """Bring the table up to date."""
     low_confidence = table.low_confidence
     if low_confidence is None:
         low_confidence = usual_low_confidence(captioner.bundles)
@@ -168,16 +174,10 @@ def _update_table(
     }
 
     make_rows = partial(_make_rows, source, captioner, search=search, low_confidence=low_confidence, progress=progress)
-    return update_captions(
-        output,
-        source.keys,
-        source.row_sources(),
-        made_with,
-        make_rows,
-        table_format=table.format or "csv",
-        with_alternatives=search.alternatives > 0,
-        keep_edited=keep_edited,
+    wanted = WantedTable(
+        source.keys, source.row_sources(), made_with, table.format or "csv", with_alternatives=search.alternatives > 0
     )
+    return update_captions(output, wanted, make_rows, keep_edited=keep_edited, withdraw_reviews=table.redo_corrected)
 
 
 def _make_rows(

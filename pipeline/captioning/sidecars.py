@@ -40,7 +40,7 @@ def is_sidecar_suffix(suffix: str) -> bool:
 def count_missing(images: Path | str, suffix: str, table: Path) -> int:
     """The number of `images` that have a caption in `table` but no sidecar with the suffix `suffix`."""
     paths = {image.key: image_path_of(image, "`sidecar`").with_suffix(suffix) for image in find_images(images)}
-    captioned = (row.path for row in read_captions(table) if row.status == "ok")
+    captioned = (row.path for row in read_captions(table) if row.is_captioned)
     return sum(key in paths and not paths[key].exists() for key in captioned)
 
 
@@ -89,7 +89,7 @@ class Sidecars:
         with self._record_path.open("ab") as record:
             for done, row in enumerate(rows, 1):
                 path, content = self._paths[row.path], f"{row.caption}\n".encode()
-                if row.status == "ok" and not (path.exists() and path.read_bytes() == content):
+                if row.is_captioned and not (path.exists() and path.read_bytes() == content):
                     record.write(b"\n" + self._hash(row.path, content))
                     record.flush()  # first, so that an interrupted run leaves no file without a record
                     partial_path = partial_path_of(path)

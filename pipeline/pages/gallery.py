@@ -129,7 +129,7 @@ def _blocks(
     rows: Sequence[CaptionRow], by_key: Mapping[str, ImageFile], workers: int, progress: Progress
 ) -> Iterator[str]:
     """The thumbnails of `BLOCK_ROWS` rows at a time: a line of base64 for each, empty without an image."""
-    images = (by_key.get(row.path) if row.status == "ok" else None for row in rows)
+    images = (by_key.get(row.path) if row.is_captioned else None for row in rows)
     thumbnails = _thumbnails(images, workers)
     for start in range(0, len(rows), BLOCK_ROWS):
         end = min(start + BLOCK_ROWS, len(rows))

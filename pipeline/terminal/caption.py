@@ -1,5 +1,6 @@
 """`captionmill caption`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,8 +44,11 @@ from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchC
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace an OUTPUT that is not a table of captions or was edited, a cache whose features do not match the "
-    "model, and sidecars and descriptions that another program wrote.",
+    help="Replace an OUTPUT that is not a table of captions, a cache whose features do not match the model, and "
+    "sidecars and descriptions that another program wrote.",
+)
+@click.option(
+    "--redo-corrected", is_flag=True, help="Forget the captions that a person corrected or accepted in OUTPUT."
 )
 @quiet_option
 def caption(images: Path | str, models: tuple[Path, ...], output: Path, quiet: bool, **options: Any) -> None:
@@ -52,8 +56,9 @@ def caption(images: Path | str, models: tuple[Path, ...], output: Path, quiet: b
 
     IMAGES may also be a feature store, whose rows are captioned. Columns: path, caption, confidence (0 to 1), flags
     (cut, repeated, low-confidence), status, error. If the command is interrupted or images are added, run it again:
-    only what is new or changed is done. A table that you edited is kept beside the new one: captions.edited.csv. In CSV
-    a text that a spreadsheet could read as a formula, such as a path that begins with = or -, has a ' in front.
+    only what is new or changed is done. Captions that you correct in OUTPUT are yours: they get the status corrected,
+    no later run replaces them, and the next one writes them into sidecars, metadata and gallery. In CSV a text that a
+    spreadsheet could read as a formula, such as a path that begins with = or -, has a ' in front.
 
     Example: captionmill caption photos --model model --output captions.csv
     """
@@ -61,6 +66,7 @@ def caption(images: Path | str, models: tuple[Path, ...], output: Path, quiet: b
     from captionmill.pipeline.captioning.source import CacheConfig
 
     search, table = take_settings(SearchConfig, options), take_settings(TableConfig, options)
+    table = replace(table, redo_corrected=options.pop("redo_corrected"))
     machine = take_settings(ExtractConfig, options, *MACHINE_SETTINGS)
     cache = CacheConfig(options.pop("features"), options.pop("weights"), machine)
     overwrite = options.pop("overwrite")

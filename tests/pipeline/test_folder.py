@@ -98,7 +98,7 @@ def test_a_file_of_another_kind_is_not_replaced_unasked(model: Path, photos: Pat
     assert output.read_text() == "image,caption\nred_0.png,my own words\n"
     assert caption(photos, model, output, overwrite=True).made == 9
     for table_format in ("jsonl", "csv"):
-        assert caption(photos, model, output, format=table_format).made == 9
+        assert caption(photos, model, output, format=table_format).made == 0
 
 
 def test_captions_less_sure_than_usual_are_flagged(model: Path, photos: Path, tmp_path: Path) -> None:
@@ -154,13 +154,10 @@ def test_a_run_killed_while_it_decodes_goes_on_and_ends_as_if_it_had_not_been(tm
         "               cache=CacheConfig(machine=ExtractConfig(device='cpu')))\n"
     )
     table = tmp_path / "t.csv"
-    lengths = []
     for _ in range(2):  # of each life 256 captions are left, decoded together
         with Child(program, store, model, table, 256) as process:
             assert process.wait() == -signal.SIGKILL
-        assert whole.startswith(table.read_bytes())
-        lengths.append(len(list(read_captions(table))))
-    assert lengths == [256, 512]
+        assert not table.exists()
     assert caption(store, model, table).made == 700 - 512
     assert table.read_bytes() == whole
 

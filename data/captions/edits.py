@@ -1,0 +1,84 @@
+"""What a person changed in a table of captions, in an editor or a spreadsheet, since it was written."""
+
+import filecmp
+import itertools
+import logging
+import math
+import shutil
+from pathlib import Path
+
+from captionmill.data.captions.journal import CaptionJournal, Known
+from captionmill.data.captions.review import Review, is_decision
+from captionmill.data.captions.table import CaptionRow, has_other_columns, is_caption_table, read_captions
+from captionmill.data.errors import InputError
+from captionmill.data.files import digest_of_file, fit_name, replace_atomically
+
+_logger = logging.getLogger(__name__)
+
+
+def take_edits(path: Path, journal: CaptionJournal, known: Known, *, keep_copy: bool = True) -> list[Review]:
+    """The reviews that the table at `path` has and its journal does not.
+
+    A caption that differs from the one written is a correction, whatever else a spreadsheet did to the file: rows may
+    be sorted or deleted, separators and quotes changed. A caption that was emptied is none. What cannot be kept so, as
+    a column or a row that somebody added, is kept in a copy of the table, with a warning, if `keep_copy`. Raises
+    InputError if an image has two different captions.
+    """
+    if digest_of_file(path) in ("", *known.renderings):
+        return []
+    reviews: dict[str, Review] = {}
+    is_table = is_caption_table(path)
+    is_more = not is_table or has_other_columns(path)
+    written = {_as_written(key): row for key, row in journal.rendered_rows().items()}
+    for row in read_captions(path) if is_table else ():
+        before = written.get(row.path)
+        review = _review_of(row, before)
+        if review is None:
+            is_more = is_more or not _is_same(row, before)
+        elif reviews.setdefault(review.path, review) != review:
+            raise InputError(f"{path}: {row.path} has two different captions; leave one of them")
+    if is_more and keep_copy:
+        _keep_copy(path)
+    return list(reviews.values())
+
+
+def _review_of(row: CaptionRow, before: CaptionRow | None) -> Review | None:
+    """What a person decided, if `row` was written as `before`."""
+    caption = " ".join(row.caption.split())
+    if before is None:
+        return Review(row.path, row.status, caption) if caption and is_decision(row.status) else None
+    if not caption:
+        return None
+    if caption != " ".join(before.caption.split()):
+        return None if _is_of_another_run(row, before) else Review(before.path, "corrected", caption)
+    if row.status == "accepted" and before.status == "ok":
+        return Review(before.path, "accepted", caption)
+    return None
+
+
+def _is_of_another_run(row: CaptionRow, before: CaptionRow) -> bool:
+    """Whether a model made `row`: a person changes a caption and leaves its confidence as it is, or empties it."""
+    if row.status != "ok" or row.confidence is None:
+        return False
+    return before.confidence is None or not math.isclose(row.confidence, before.confidence, abs_tol=6e-4)
+
+
+def _as_written(key: str) -> str:
+    """A path as a table shows it."""
+    return key.encode("utf-8", "backslashreplace").decode()
+
+
+def _is_same(row: CaptionRow, before: CaptionRow | None) -> bool:
+    """Whether nothing is lost if `row` becomes `before`; an emptied caption is nothing."""
+    return before is not None and row.caption.split() in ([], before.caption.split())
+
+
+def _keep_copy(path: Path) -> None:
+    """Copy the table to a free name beside it, unless it was already."""
+    endings = (".edited" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+    paths = (path.with_name(fit_name(path.stem, ending + path.suffix)) for ending in endings)
+    kept = next(other for other in paths if not other.exists() or filecmp.cmp(path, other, shallow=False))
+    if not kept.exists():  # else an interrupted run kept it already
+        with replace_atomically(kept) as partial_path:
+            shutil.copy2(path, partial_path)
+    _logger.warning("%s: has more changes than corrected captions; the changed table is kept as %s", path, kept.name)
