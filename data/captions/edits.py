@@ -5,6 +5,7 @@ import itertools
 import logging
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from captionmill.data.captions.journal import CaptionJournal, Known
@@ -16,30 +17,43 @@ from captionmill.data.files import digest_of_file, fit_name, replace_atomically
 _logger = logging.getLogger(__name__)
 
 
-def take_edits(path: Path, journal: CaptionJournal, known: Known, *, keep_copy: bool = True) -> list[Review]:
-    """The reviews that the table at `path` has and its journal does not.
+def take_edits(
+    path: Path, journal: CaptionJournal, known: Known, others: Iterable[Review] = (), *, keep_copy: bool = True
+) -> list[Review]:
+    """The reviews that the table at `path` has and its journal does not, and `others`, made elsewhere.
 
     A caption that differs from the one written is a correction, whatever else a spreadsheet did to the file: rows may
     be sorted or deleted, separators and quotes changed. A caption that was emptied is none. What cannot be kept so, as
     a column or a row that somebody added, is kept in a copy of the table, with a warning, if `keep_copy`. Raises
     InputError if an image has two different captions.
     """
-    if digest_of_file(path) in ("", *known.renderings):
-        return []
     reviews: dict[str, Review] = {}
-    is_table = is_caption_table(path)
-    is_more = not is_table or has_other_columns(path)
-    written = {_as_written(key): row for key, row in journal.rendered_rows().items()}
-    for row in read_captions(path) if is_table else ():
-        before = written.get(row.path)
-        review = _review_of(row, before)
-        if review is None:
-            is_more = is_more or not _is_same(row, before)
-        elif reviews.setdefault(review.path, review) != review:
-            raise InputError(f"{path}: {row.path} has two different captions; leave one of them")
+    is_more = False
+    if digest_of_file(path) not in ("", *known.renderings):
+        written = {_as_written(key): row for key, row in journal.rendered_rows().items()}
+        is_table = is_caption_table(path)
+        is_more = not is_table or has_other_columns(path)
+        for row in read_captions(path) if is_table else ():
+            before = written.get(row.path)
+            if review := _review_of(row, before):
+                _add(reviews, review, path)
+            else:
+                is_more = is_more or not _is_same(row, before)
+    for review in others:
+        if known.reviews.get(review.path) != review:
+            _add(reviews, review, path)
     if is_more and keep_copy:
         _keep_copy(path)
     return list(reviews.values())
+
+
+def _add(reviews: dict[str, Review], review: Review, path: Path) -> None:
+    other = reviews.setdefault(review.path, review)
+    if other != review:
+        raise InputError(
+            f"{path}: {review.path} was corrected twice, as {other.caption!r} and as {review.caption!r}; "
+            "leave one of them"
+        )
 
 
 def _review_of(row: CaptionRow, before: CaptionRow | None) -> Review | None:

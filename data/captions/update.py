@@ -14,6 +14,7 @@ from typing import Any
 from captionmill.data.captions.edits import take_edits
 from captionmill.data.captions.journal import BLOCK_ROWS, CaptionJournal, Known, SourceChecksums, lock_table
 from captionmill.data.captions.older_journal import convert_older
+from captionmill.data.captions.review import Review
 from captionmill.data.captions.table import CaptionRow, TableFormat, write_captions
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically, stamp_of
@@ -59,6 +60,7 @@ def update_captions(
     wanted: WantedTable,
     make_rows: Callable[[Sequence[str]], Iterable[CaptionRow]],
     *,
+    corrections: Sequence[Review] = (),
     keep_edited: bool = True,
     withdraw_reviews: bool = False,
     block_rows: int = BLOCK_ROWS,
@@ -68,9 +70,11 @@ def update_captions(
     An earlier row is kept if its source and settings are the wanted ones. `make_rows` gets the keys of the others and
     returns their rows in that order. `block_rows` rows are written together.
 
-    Captions that were changed in the table since it was written are a person's from then on, whatever is wanted;
-    `withdraw_reviews` forgets all of them. If `keep_edited`, a table with more changes than that is kept under another
-    name too, with a warning. Raises InputError if another process writes to the table, or it is changed meanwhile.
+    Captions that were changed in the table since it was written, and `corrections` made elsewhere, are a person's from
+    then on, whatever is wanted; `withdraw_reviews` forgets all of them. If `keep_edited`, a table with more changes
+    than that is kept under another name too, with a warning.
+
+    Raises InputError if another process writes to the table, it is changed meanwhile, or an image has two corrections.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_table(path) as folder:
@@ -78,10 +82,10 @@ def update_captions(
         convert_older(path, journal)
         stamp = stamp_of(path)
         known = journal.known(wanted.keys, wanted.sources, wanted.made_with)
-        corrections = take_edits(path, journal, known, keep_copy=keep_edited)
-        if corrections or withdraw_reviews:
+        edits = take_edits(path, journal, known, corrections, keep_copy=keep_edited)
+        if edits or withdraw_reviews:
             with journal.append(known.end) as writer:
-                writer.add_reviews(corrections)
+                writer.add_reviews(edits)
                 if withdraw_reviews:
                     writer.withdraw_reviews()
             known = journal.known(wanted.keys, wanted.sources, wanted.made_with)
@@ -90,7 +94,7 @@ def update_captions(
             _render(path, journal, known, wanted, stamp=stamp)
             journal.compact(known, wanted.made_with)
     reviewed = sum(key in known.reviews and known.reviews[key].decision != "later" for key in wanted.keys)
-    return TableSummary(made, len(corrections), reviewed)
+    return TableSummary(made, len(edits), reviewed)
 
 
 def _make_missing(

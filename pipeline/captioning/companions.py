@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from captionmill.data.captions.review import Review
 from captionmill.data.captions.table import read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.files import require_other_file
@@ -59,6 +60,11 @@ class Companions:
         if embed_into is not None:
             folder = None if embed_into == "images" else Path(embed_into)
             self._embedding = Embedding(images, found, folder)
+
+    @property
+    def corrections(self) -> list[Review]:
+        """What a person corrected in the files beside the images."""
+        return self._sidecars.corrections if self._sidecars else []
 
     def write_gallery(self, *, workers: int, progress: Progress) -> None:
         """Write the page, if requested; `workers` threads decode its images."""

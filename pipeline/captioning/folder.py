@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from captionmill.data.captions.review import Review
 from captionmill.data.captions.table import CaptionRow, format_of, is_caption_table
 from captionmill.data.captions.update import TableSummary, WantedTable, update_captions
 from captionmill.data.errors import InputError
@@ -115,6 +116,7 @@ def caption_folder(
         captioner,
         search=search,
         table=table,
+        corrections=companions.corrections if companions else (),
         keep_edited=overwrite is not True,
         progress=progress,
     )
@@ -158,6 +160,7 @@ def _update_table(
     *,
     search: SearchConfig,
     table: TableConfig,
+    corrections: Sequence[Review],
     keep_edited: bool,
     progress: Progress,
 ) -> TableSummary:
@@ -177,7 +180,14 @@ def _update_table(
     wanted = WantedTable(
         source.keys, source.row_sources(), made_with, table.format or "csv", with_alternatives=search.alternatives > 0
     )
-    return update_captions(output, wanted, make_rows, keep_edited=keep_edited, withdraw_reviews=table.redo_corrected)
+    return update_captions(
+        output,
+        wanted,
+        make_rows,
+        corrections=corrections,
+        keep_edited=keep_edited,
+        withdraw_reviews=table.redo_corrected,
+    )
 
 
 def _make_rows(

@@ -1,10 +1,11 @@
 """A text file beside each image with its caption, as in training sets: photo.jpg, photo.txt.
 
-Without `overwrite`, only files that an earlier run into the same table wrote, and that are unchanged since, are
-replaced. The files written are recorded beside the table: one line per file, the first digits of the SHA-256 of name
-and content.
+A file that an earlier run into the same table wrote and a person changed since is that person's caption of the image.
+Without `overwrite`, a file that no such run wrote is not replaced. What was written is recorded beside the table: one
+line per file, the first digits of the SHA-256 of name and content, and one of the name.
 """
 
+import functools
 import hashlib
 import os
 import re
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captionmill.data.captions.journal import made_dir
-from captionmill.data.captions.table import CaptionRow, read_captions
+from captionmill.data.captions.review import Review
+from captionmill.data.captions.table import CaptionRow, is_caption_table, read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.files import partial_path_of
 from captionmill.data.images.find import IMAGE_SUFFIXES, find_images
@@ -59,13 +61,16 @@ class Sidecars:
         """For the images `found`, with the suffix `suffix` and the captions of `table`; `others` are never overwritten.
 
         Raises InputError if the suffix cannot be used, an image is not a local file, two images would share a sidecar,
-        or, without `overwrite`, a sidecar exists that no run into `table` wrote.
+        or, without `overwrite`, a sidecar exists that no run into `table` wrote or that is no text.
         """
         if not is_sidecar_suffix(suffix):
             raise InputError(f"`sidecar` {suffix}: must be the suffix of a text file, such as .txt")
+        self._table = table
         self._record_path = made_dir(table) / "sidecars"
         self._known = self._read_known()
         self._paths: dict[str, Path] = {}
+        self.corrections: list[Review] = []
+        """What a person wrote into sidecars since they were written."""
         owners: dict[Path, str] = {}
         reserved = {os.path.realpath(path) for path in (table, *others)}
         for image in found:
@@ -76,12 +81,15 @@ class Sidecars:
                 raise InputError(f"`sidecar`: {owners[path]} and {image.key} would share {path}; rename one of them")
             if os.path.realpath(path) in reserved:
                 raise InputError(f"`sidecar`: {path} is another file of this command; choose another suffix")
-            if not overwrite and path.exists() and self._hash(image.key, path.read_bytes()) not in self._known:
-                raise InputError(
-                    f"{path}: exists already and was not written by a run into {table}, or was changed since; "
-                    "move it away, or pass `overwrite` to replace all such files"
-                )
             owners[path] = image.key
+            if path.exists() and self._hash(image.key, content := path.read_bytes()) not in self._known:
+                if correction := self._correction(image.key, content):
+                    self.corrections.append(correction)
+                elif not overwrite:
+                    raise InputError(
+                        f"{path}: exists already and was not written by a run into {table}; "
+                        "move it away, or pass `overwrite` to replace all such files"
+                    )
 
     def write(self, rows: Iterable[CaptionRow], *, progress: "Progress") -> int:
         """Write the caption of each row that has one; the number of files that were new or changed."""
@@ -89,9 +97,11 @@ class Sidecars:
         with self._record_path.open("ab") as record:
             for done, row in enumerate(rows, 1):
                 path, content = self._paths[row.path], f"{row.caption}\n".encode()
-                if row.is_captioned and not (path.exists() and path.read_bytes() == content):
-                    record.write(b"\n" + self._hash(row.path, content))
+                is_there = path.exists() and path.read_bytes() == content
+                if row.is_captioned and not (is_there and self._hash(row.path, content) in self._known):
+                    record.write(b"\n".join((b"", self._hash(row.path), self._hash(row.path, content))))
                     record.flush()  # first, so that an interrupted run leaves no file without a record
+                if row.is_captioned and not is_there:
                     partial_path = partial_path_of(path)
                     partial_path.write_bytes(content)
                     partial_path.replace(path)
@@ -99,9 +109,26 @@ class Sidecars:
                 progress("sidecars", done, len(self._paths))
         return written
 
+    def _correction(self, key: str, content: bytes) -> Review | None:
+        """The caption in the changed sidecar of `key`; None if it was not ours or holds no text."""
+        is_ours = (
+            self._hash(key) in self._known or self._hash(key, f"{self._captions.get(key)}\n".encode()) in self._known
+        )
+        try:
+            caption = " ".join(content.decode("utf-8-sig").split())
+        except UnicodeDecodeError:
+            return None
+        return Review(key, "corrected", caption) if is_ours and caption else None
+
+    @functools.cached_property
+    def _captions(self) -> dict[str, str]:
+        """The captions of the table as it is."""
+        is_there = is_caption_table(self._table)
+        return {row.path: row.caption for row in read_captions(self._table)} if is_there else {}
+
     def _read_known(self) -> set[bytes]:
         return set(self._record_path.read_bytes().split()) if self._record_path.exists() else set()
 
     @staticmethod
-    def _hash(key: str, content: bytes) -> bytes:
+    def _hash(key: str, content: bytes = b"") -> bytes:
         return hashlib.sha256(key.encode() + b"\0" + content).hexdigest()[:_HASH_DIGITS].encode()

@@ -227,7 +227,7 @@ def test_two_corrections_of_one_image_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     update(path, KEYS)
     edited = edit(path, b"c.jpg,first 0 of c.jpg,0.5000,,ok,\n", b"c.jpg,one,0.5,,ok,\nc.jpg,another,0.5,,ok,\n")
-    with pytest.raises(InputError, match=r"t\.csv: c\.jpg has two different captions; leave one of them"):
+    with pytest.raises(InputError, match=r"t\.csv: c\.jpg was corrected twice, as 'one' and as 'another'; "):
         update(path, KEYS)
     assert path.read_bytes() == edited
 

@@ -8,7 +8,7 @@ from builders import draw_photos, make_model
 from click.testing import CliRunner
 
 from captionmill.cli import main
-from captionmill.data.captions.table import read_captions
+from captionmill.data.captions.table import CaptionRow, read_captions
 from captionmill.data.errors import PipelineError
 from captionmill.data.model import LOW_CONFIDENCE
 from captionmill.pipeline.plan.fingerprints import take_fingerprint
@@ -100,15 +100,16 @@ def test_a_run_keeps_the_captions_that_a_person_corrected(plan_path: Path) -> No
     assert list(table.parent.glob("captions.edited*")) == []
 
 
-def test_a_run_never_replaces_a_sidecar_that_somebody_changed(plan_path: Path) -> None:
+def test_a_run_takes_a_sidecar_that_somebody_changed_for_a_correction(plan_path: Path) -> None:
     plan_path.write_text(PLAN + 'sidecar = ".txt"\n')
     run_pipeline(plan_path)
     sidecar = plan_path.parent / "new" / "red_0.txt"
     sidecar.write_text("my own\n")
     plan_path.write_text(PLAN + 'sidecar = ".txt"\nmin_length = 3\n')
-    with pytest.raises(PipelineError, match=r"red_0\.txt: exists already and was not written by a run into"):
-        run_pipeline(plan_path)
+    run_pipeline(plan_path)
     assert sidecar.read_text() == "my own\n"
+    rows = {row.path: row for row in read_captions(plan_path.with_name("captions.csv"))}
+    assert rows["red_0.png"] == CaptionRow("red_0.png", "my own", None, status="corrected")
 
 
 def test_a_gallery_or_sidecars_that_were_deleted_are_made_again(plan_path: Path) -> None:

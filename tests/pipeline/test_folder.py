@@ -177,18 +177,45 @@ class TestSidecars:
         caption(photos, model, table, sidecar=".txt")
         assert (photos / "red_0.txt").read_text(encoding="utf-8") == f"{rows_of(table)['red_0.png'].caption}\n"
 
-    def test_of_other_people_and_changed_ones_stay(self, model: Path, photos: Path, tmp_path: Path) -> None:
+    def test_of_other_people_stay(self, model: Path, photos: Path, tmp_path: Path) -> None:
         table = tmp_path / "t.csv"
         (photos / "red_0.txt").write_text("my own words")
         with pytest.raises(InputError, match=r"red_0\.txt: exists already and was not written by a run into .*t\.csv"):
             caption(photos, model, table, sidecar=".txt")
         assert not table.exists()
-        caption(photos, model, table, sidecar=".caption")
-        (photos / "red_0.caption").write_text("mended by hand")
-        with pytest.raises(InputError, match=r"red_0\.caption: exists already"):
-            caption(photos, model, table, sidecar=".caption")
-        caption(photos, model, table, sidecar=".caption", overwrite=True)
-        assert (photos / "red_0.caption").read_text(encoding="utf-8") == f"{rows_of(table)['red_0.png'].caption}\n"
+        assert (photos / "red_0.txt").read_text() == "my own words"
+        caption(photos, model, table, sidecar=".txt", overwrite=True)
+        assert (photos / "red_0.txt").read_text(encoding="utf-8") == f"{rows_of(table)['red_0.png'].caption}\n"
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_that_a_person_changed_are_that_persons_captions(
+        self, overwrite: bool, model: Path, photos: Path, tmp_path: Path
+    ) -> None:
+        table = tmp_path / "t.csv"
+        caption(photos, model, table, sidecar=".txt")
+        (photos / "red_0.txt").write_text("mended\r\nby hand", newline="")
+        summary = caption(photos, model, table, sidecar=".txt", overwrite=overwrite)
+        assert (summary.corrections, summary.reviewed, summary.sidecars) == (1, 1, 1)
+        assert rows_of(table)["red_0.png"] == CaptionRow("red_0.png", "mended by hand", None, status="corrected")
+        make_model(model, read_model(model).spec, seed=1)
+        summary = caption(photos, model, table, sidecar=".txt", overwrite=overwrite)
+        assert (summary.corrections, summary.reviewed) == (0, 1)
+        assert (photos / "red_0.txt").read_text() == "mended by hand\n"
+        table.write_bytes(table.read_bytes().replace(b"mended by hand", b"mended in the table"))
+        caption(photos, model, table, sidecar=".txt", overwrite=overwrite)
+        assert (photos / "red_0.txt").read_text() == "mended in the table\n"
+
+    def test_and_a_table_that_were_corrected_differently_are_refused(
+        self, model: Path, photos: Path, tmp_path: Path
+    ) -> None:
+        table = tmp_path / "t.csv"
+        caption(photos, model, table, sidecar=".txt")
+        (photos / "red_0.txt").write_text("one")
+        text = rows_of(table)["red_0.png"].caption
+        table.write_bytes(table.read_bytes().replace(f"red_0.png,{text},".encode(), b"red_0.png,another,"))
+        with pytest.raises(InputError, match=r"red_0\.png was corrected twice, as 'another' and as 'one'; leave one"):
+            caption(photos, model, table, sidecar=".txt")
+        assert (photos / "red_0.txt").read_text() == "one"
 
     @pytest.mark.parametrize("suffix", ["txt", ".png", ".", "./x", ".tar"])
     def test_have_the_ending_of_a_text_file(self, suffix: str, model: Path, photos: Path, tmp_path: Path) -> None:
