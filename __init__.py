@@ -7,6 +7,7 @@ and so on. A name's module is imported when the name is first used (PEP 562), so
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from captionmill.data.captions.decisions import apply_decisions
     from captionmill.data.errors import CaptionmillError
     from captionmill.data.features.store import FeatureStore
     from captionmill.data.model import read_model
@@ -40,6 +41,7 @@ _HOMES = {
     "TableConfig": "captionmill.stages.settings.TableConfig",
     "TrainConfig": "captionmill.stages.settings.TrainConfig",
     "TrainListener": "captionmill.stages.training.train.TrainListener",
+    "apply_decisions": "captionmill.data.captions.decisions.apply_decisions",
     "caption_folder": "captionmill.pipeline.captioning.folder.caption_folder",
     "caption_images": "captionmill.pipeline.captioning.images.caption_images",
     "evaluate": "captionmill.stages.scoring.evaluate.evaluate",
@@ -67,6 +69,7 @@ __all__ = [
     "TrainConfig",
     "TrainListener",
     "__version__",
+    "apply_decisions",
     "caption_folder",
     "caption_images",
     "evaluate",

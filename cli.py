@@ -5,6 +5,7 @@ import os
 
 import click
 
+from captionmill.pipeline.terminal.apply import apply
 from captionmill.pipeline.terminal.caption import caption
 from captionmill.pipeline.terminal.completion import completion
 from captionmill.pipeline.terminal.demo import demo
@@ -59,6 +60,7 @@ for _command in (
     evaluate,
     leaks,
     caption,
+    apply,
     explain,
     export,
     completion,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from captionmill.pipeline.words import show_count, show_duration, show_list, show_rate
 
 if TYPE_CHECKING:  # the stages import torch, and `--help` must be instant
+    from captionmill.data.captions.decisions import DecisionSummary
     from captionmill.data.captions.splits import Splits
     from captionmill.pipeline.captioning.folder import FolderSummary
     from captionmill.pipeline.doctor import Facts
@@ -95,6 +96,14 @@ def folder_line(summary: "FolderSummary") -> str:
         f"({summary.cached:,} from cached features{as_before}), "
         f"{len(summary.failures):,} failed; "
         f"{show_duration(summary.duration_s)}"
+    )
+
+
+def decision_line(summary: "DecisionSummary") -> str:
+    """ "12 captions corrected, 30 accepted, 1 for later, 3 as before, 0 conflicts"."""
+    return (
+        f"{show_count(summary.corrected, 'caption')} corrected, {summary.accepted:,} accepted, {summary.later:,} for "
+        f"later, {summary.as_before:,} as before, {show_count(len(summary.conflicts), 'conflict')}"
     )
 
 

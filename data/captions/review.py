@@ -1,11 +1,12 @@
 """What a person decided about captions; no run of any model replaces it."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, TypeGuard
+from typing import Literal, TypeGuard, get_args
 
 from captionmill.data.captions.table import CaptionRow
 
 Decision = Literal["corrected", "accepted", "later"]
+DECISIONS = frozenset(get_args(Decision))
 
 
 def is_decision(status: str) -> TypeGuard[Literal["corrected", "accepted"]]:
@@ -27,7 +28,7 @@ class Review:
     def apply(self, row: CaptionRow) -> CaptionRow:
         """The row of the table for this image, whose row without a review is `row`."""
         if self.decision == "later":
-            return replace(row, flags=(*row.flags, "later"))
+            return replace(row, flags=tuple(dict.fromkeys((*row.flags, "later"))))
         if self.decision == "accepted" and row.caption == self.caption:
             return replace(row, status="accepted", flags=())
         return CaptionRow(self.path, self.caption, None, status=self.decision)

@@ -129,18 +129,32 @@ def is_caption_table(path: Path) -> bool:
     return not start or start.startswith(_JSON_START) or _NEEDED_COLUMNS.issubset(columns)
 
 
+def layout_of(path: Path) -> tuple[TableFormat, bool]:
+    """The format of the table of captions at `path`, and whether it has a column of alternatives."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    table_format: TableFormat = "csv"
+    if start == _PARQUET_START:
+        table_format = "parquet"
+    elif start.startswith(b"{"):
+        table_format = "jsonl"
+    return table_format, "alternatives" in _columns_of(path)
+
+
 def has_other_columns(path: Path) -> bool:
     """Whether the table of captions at `path` has a column that none of ours has."""
+    return not _columns_of(path).issubset(_COLUMNS)
+
+
+def _columns_of(path: Path) -> set[str]:
     with path.open("rb") as file:
         line = file.readline()
     if line.startswith(_PARQUET_START):
         _, parquet = _require_pyarrow()
-        columns = set(parquet.read_schema(path).names)
-    elif line.startswith(b"{"):
-        columns = set(json.loads(line))
-    else:
-        columns = set(next(csv.reader([line.decode("utf-8-sig")]), []))
-    return not columns.issubset(_COLUMNS)
+        return set(parquet.read_schema(path).names)
+    if line.startswith(b"{"):
+        return set(json.loads(line))
+    return set(next(csv.reader([line.decode("utf-8-sig")]), []))
 
 
 def write_captions(

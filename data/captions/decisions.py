@@ -1,0 +1,116 @@
+"""A file of decisions about captions, which a page of the captions saves, and how it is merged into their table."""
+
+import csv
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from captionmill.data.captions.edits import take_edits
+from captionmill.data.captions.journal import CaptionJournal, lock_table
+from captionmill.data.captions.older_journal import convert_older
+from captionmill.data.captions.review import DECISIONS, Decision, Review
+from captionmill.data.captions.table import CaptionRow, is_caption_table, layout_of, read_captions, write_captions
+from captionmill.data.csv_tables import unguard_formula
+from captionmill.data.errors import InputError
+from captionmill.data.files import digest_of_file, replace_atomically
+from captionmill.data.paths import AnyPath
+
+COLUMNS = ("path", "decision", "caption", "shown")
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A decision that is not merged."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DecisionSummary:
+    """What a file of decisions does to a table; `applied` + `as_before` + the number of `conflicts` is all of them."""
+
+    corrected: int
+    accepted: int
+    later: int
+    as_before: int
+    """Decisions that the table shows already."""
+    conflicts: tuple[Conflict, ...]
+
+
+def apply_decisions(decisions: AnyPath, table: AnyPath, *, dry_run: bool = False) -> DecisionSummary:
+    """Merge the file `decisions` into the table of captions `table`; with `dry_run` only find out what it would do.
+
+    A decision about a caption that the table no longer has, or about an image that it does not have, is a conflict: the
+    table keeps what it says. Captions that a person changed in the table itself count as corrections. Raises InputError
+    if one of the files cannot be read or is something else, an image has two decisions, or another process writes to
+    the table.
+    """
+    decisions, table = Path(decisions), Path(table)
+    decided = _read_decisions(decisions)
+    if not table.exists() or not is_caption_table(table):
+        raise InputError(f"{table}: not a table of captions; `captionmill caption` makes one")
+    with lock_table(table) as folder:
+        journal = CaptionJournal(folder)
+        convert_older(table, journal)
+        known = journal.known((), np.empty(0, dtype=np.uint32), {})
+        edits = {review.path: review for review in take_edits(table, journal, known, keep_copy=not dry_run)}
+        rows = {row.path: edits[row.path].apply(row) if row.path in edits else row for row in read_captions(table)}
+        reviews: dict[str, Review] = {}
+        conflicts = []
+        as_before = 0
+        for review, shown in decided:
+            row = rows.get(review.path)
+            if row is None:
+                conflicts.append(Conflict(review.path, "the table has no such image"))
+            elif review.apply(row) == row:
+                as_before += 1
+            elif row.caption != shown:
+                conflicts.append(Conflict(review.path, f"decided about {shown!r}, but the table says {row.caption!r}"))
+            else:
+                reviews[review.path] = review
+        if not dry_run and (reviews or edits):
+            with journal.append(known.end) as writer:
+                writer.add_reviews([*edits.values(), *reviews.values()])
+            _render(table, rows | {path: review.apply(rows[path]) for path, review in reviews.items()}, journal)
+    counts = Counter(review.decision for review in reviews.values())
+    return DecisionSummary(counts["corrected"], counts["accepted"], counts["later"], as_before, tuple(conflicts))
+
+
+def _render(table: Path, rows: Mapping[str, CaptionRow], journal: CaptionJournal) -> None:
+    """Replace the table by one of `rows`, of the same format."""
+    table_format, with_alternatives = layout_of(table)
+    with replace_atomically(table) as partial_path:
+        write_captions(partial_path, rows.values(), table_format, with_alternatives=with_alternatives)
+        with journal.append(journal.path.stat().st_size) as writer:
+            writer.add_table(digest_of_file(partial_path), of="")
+
+
+def _read_decisions(path: Path) -> list[tuple[Review, str]]:
+    """Each decision, with the caption that was shown to whoever made it."""
+    decided: dict[str, tuple[Review, str]] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            if not set(COLUMNS).issubset(reader.fieldnames or ()):
+                raise InputError(f"{path}: not a file of decisions; it needs the columns {', '.join(COLUMNS)}")
+            for cells in reader:
+                key, decision, caption, shown = (unguard_formula(cells[name] or "") for name in COLUMNS)
+                caption = " ".join(caption.split())
+                if decision not in DECISIONS or (decision == "corrected" and not caption):
+                    raise InputError(f"{path}: line {reader.line_num}: {decision} {caption!r} is no decision")
+                if key in decided:
+                    raise InputError(f"{path}: line {reader.line_num}: a second decision about {key}")
+                decided[key] = (
+                    Review(key, cast(Decision, decision), caption if decision == "corrected" else shown),
+                    shown,
+                )
+    except OSError as exc:
+        raise InputError(f"{path}: {exc.strerror}") from exc
+    except (UnicodeDecodeError, csv.Error) as exc:
+        raise InputError(f"{path}: not a CSV file in UTF-8 ({exc})") from exc
+    return list(decided.values())

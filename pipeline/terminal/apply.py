@@ -1,0 +1,32 @@
+"""`captionmill apply`."""
+
+from pathlib import Path
+
+import click
+
+from captionmill.pipeline import summaries
+from captionmill.pipeline.terminal.options import FILE
+from captionmill.pipeline.words import show_count, show_list
+
+
+@click.command()
+@click.argument("decisions", type=FILE)
+@click.option("--to", "table", type=FILE, required=True, help="Table of captions to change.")
+@click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
+def apply(decisions: Path, table: Path, dry_run: bool) -> None:
+    """Merge DECISIONS, a file that the page of a gallery saved, into a table of captions.
+
+    Corrected captions get the status corrected, accepted ones the status accepted; no later run replaces them. Captions
+    marked for later get a flag. A decision about a caption that has changed since the page was made is a conflict: the
+    table stays as it is, and the decision is listed. The next `caption` run writes the captions into sidecars, metadata
+    and gallery.
+
+    Example: captionmill apply decisions.csv --to captions.csv
+    """
+    from captionmill.data.captions.decisions import apply_decisions
+
+    summary = apply_decisions(decisions, table, dry_run=dry_run)
+    click.echo(f"{table}: {summaries.decision_line(summary)}{'; nothing is changed' if dry_run else ''}")
+    if summary.conflicts:
+        click.echo(f"Not merged: {show_count(len(summary.conflicts), 'conflict')}", err=True)
+        click.echo(show_list([f"{conflict.path}: {conflict.reason}" for conflict in summary.conflicts]), err=True)

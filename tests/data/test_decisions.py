@@ -1,0 +1,124 @@
+"""Decisions about captions are merged into their table, whatever its format, and never replace what changed since."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from captionmill.cli import main
+from captionmill.data.captions.decisions import Conflict, DecisionSummary, apply_decisions
+from captionmill.data.captions.table import CaptionRow, TableFormat, read_captions
+from captionmill.data.captions.update import WantedTable, update_captions
+from captionmill.data.errors import InputError
+
+KEYS = [f"{name}.jpg" for name in "abcde"]
+
+
+def make_table(path: Path, table_format: TableFormat = "csv", made_with: str = "first") -> Path:
+    def make_rows(keys: Sequence[str]) -> list[CaptionRow]:
+        return [CaptionRow(key, f"{made_with} of {key}", 0.5, ("another",), ("repeated",)) for key in keys]
+
+    sources = np.arange(len(KEYS), dtype=np.uint32)
+    wanted = WantedTable(KEYS, sources, {"model": made_with}, table_format, with_alternatives=True)
+    update_captions(path, wanted, make_rows)
+    return path
+
+
+def decide(path: Path, *rows: Sequence[str]) -> Path:
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows([("path", "decision", "caption", "shown"), *rows])
+    return path
+
+
+def rows_of(path: Path) -> dict[str, CaptionRow]:
+    return {row.path: row for row in read_captions(path)}
+
+
+@pytest.mark.parametrize("table_format", ["csv", "jsonl", "parquet"])
+def test_decisions_last_through_other_runs(table_format: TableFormat, tmp_path: Path) -> None:
+    table = make_table(tmp_path / "t", table_format)
+    before = rows_of(table)
+    decisions = decide(
+        tmp_path / "decisions.csv",
+        ("a.jpg", "corrected", " a  dog, on grass ", "first of a.jpg"),
+        ("b.jpg", "accepted", "", "first of b.jpg"),
+        ("c.jpg", "later", "", "first of c.jpg"),
+    )
+    would = apply_decisions(decisions, table, dry_run=True)
+    assert rows_of(table) == before
+    assert apply_decisions(str(decisions), str(table)) == would == DecisionSummary(1, 1, 1, 0, ())
+    expected = before | {
+        "a.jpg": CaptionRow("a.jpg", "a dog, on grass", None, status="corrected"),
+        "b.jpg": CaptionRow("b.jpg", "first of b.jpg", 0.5, ("another",), status="accepted"),
+        "c.jpg": CaptionRow("c.jpg", "first of c.jpg", 0.5, ("another",), ("repeated", "later")),
+    }
+    assert rows_of(table) == expected
+    assert apply_decisions(decisions, table) == DecisionSummary(0, 0, 0, 3, ())
+    make_table(table, table_format)
+    assert rows_of(table) == expected
+    make_table(table, table_format, made_with="second")
+    rows = rows_of(table)
+    assert (rows["a.jpg"], rows["b.jpg"].caption, rows["c.jpg"].caption) == (
+        expected["a.jpg"],
+        "first of b.jpg",
+        "second of c.jpg",
+    )
+    assert list(tmp_path.glob("*.edited*")) == []
+
+
+def test_what_changed_since_the_page_was_made_is_a_conflict(tmp_path: Path) -> None:
+    table = make_table(tmp_path / "t.csv")
+    table.write_bytes(table.read_bytes().replace(b"first of b.jpg", b"mended in the table"))
+    decisions = decide(
+        tmp_path / "decisions.csv",
+        ("a.jpg", "corrected", "a dog", "what an older model said"),
+        ("b.jpg", "corrected", "a cat", "first of b.jpg"),
+        ("c.jpg", "accepted", "", "first of c.jpg"),
+        ("x.jpg", "accepted", "", "a horse"),
+    )
+    result = CliRunner().invoke(main, ["apply", str(decisions), "--to", str(table)], catch_exceptions=False)
+    assert result.exit_code == 0
+    line = "0 captions corrected, 1 accepted, 0 for later, 0 as before, 3 conflicts"
+    assert result.stdout == f"{table}: {line}\n"
+    assert result.stderr.splitlines() == [
+        "Not merged: 3 conflicts",
+        "  a.jpg: decided about 'what an older model said', but the table says 'first of a.jpg'",
+        "  b.jpg: decided about 'first of b.jpg', but the table says 'mended in the table'",
+        "  x.jpg: the table has no such image",
+    ]
+    rows = rows_of(table)
+    assert rows["a.jpg"].caption == "first of a.jpg"
+    assert rows["b.jpg"] == CaptionRow("b.jpg", "mended in the table", None, status="corrected")
+    assert rows["c.jpg"].status == "accepted"
+    assert apply_decisions(decisions, table, dry_run=True).conflicts[2] == Conflict(
+        "x.jpg", "the table has no such image"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"path,caption\na.jpg,a dog\n",
+            "not a file of decisions; it needs the columns path, decision, caption, shown",
+        ),
+        (b"path,decision,caption,shown\na.jpg,perhaps,,x\n", "line 2: perhaps '' is no decision"),
+        (b"path,decision,caption,shown\na.jpg,corrected, ,x\n", "line 2: corrected '' is no decision"),
+        (
+            b"path,decision,caption,shown\na.jpg,later,,x\na.jpg,accepted,,x\n",
+            r"line 3: a second decision about a\.jpg",
+        ),
+        (b"path,decision,caption,shown\na.jpg,later,,\xff\n", "not a CSV file in UTF-8"),
+        (b'path,decision,caption,shown\na.jpg,later,,"x\n', "not a CSV file in UTF-8"),
+    ],
+)
+def test_what_is_no_file_of_decisions_changes_nothing(content: bytes, message: str, tmp_path: Path) -> None:
+    table = make_table(tmp_path / "t.csv")
+    before = table.read_bytes()
+    (tmp_path / "decisions.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        apply_decisions(tmp_path / "decisions.csv", table)
+    assert table.read_bytes() == before
