@@ -23,7 +23,7 @@ def take_edits(
     """The reviews that the table at `path` has and its journal does not, and `others`, made elsewhere.
 
     A caption that differs from the one written is a correction, whatever else a spreadsheet did to the file: rows may
-    be sorted or deleted, separators and quotes changed. A caption that was emptied is none. What cannot be kept so, as
+    be sorted or deleted, separators and quotes changed. An emptied caption is no correction. What cannot be kept so, as
     a column or a row that somebody added, is kept in a copy of the table, with a warning, if `keep_copy`. Raises
     InputError if an image has two different captions.
     """
