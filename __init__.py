@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from captionmill.pipeline.captioning.folder import caption_folder
     from captionmill.pipeline.captioning.images import CaptionedImage, caption_images
     from captionmill.pipeline.captioning.source import CacheConfig
+    from captionmill.pipeline.compare import compare_tables
     from captionmill.pipeline.explain import explain_image as explain
     from captionmill.pipeline.plan.run import RunEvents, run_pipeline
     from captionmill.stages.decoding.captioner import Captioner
@@ -44,6 +45,7 @@ _HOMES = {
     "apply_decisions": "captionmill.data.captions.decisions.apply_decisions",
     "caption_folder": "captionmill.pipeline.captioning.folder.caption_folder",
     "caption_images": "captionmill.pipeline.captioning.images.caption_images",
+    "compare_tables": "captionmill.pipeline.compare.compare_tables",
     "evaluate": "captionmill.stages.scoring.evaluate.evaluate",
     "explain": "captionmill.pipeline.explain.explain_image",
     "extract": "captionmill.stages.encoding.extract.extract",
@@ -72,6 +74,7 @@ __all__ = [
     "apply_decisions",
     "caption_folder",
     "caption_images",
+    "compare_tables",
     "evaluate",
     "explain",
     "extract",

@@ -7,6 +7,7 @@ import click
 
 from captionmill.pipeline.terminal.apply import apply
 from captionmill.pipeline.terminal.caption import caption
+from captionmill.pipeline.terminal.compare import compare
 from captionmill.pipeline.terminal.completion import completion
 from captionmill.pipeline.terminal.demo import demo
 from captionmill.pipeline.terminal.doctor import doctor
@@ -61,6 +62,7 @@ for _command in (
     leaks,
     caption,
     apply,
+    compare,
     explain,
     export,
     completion,

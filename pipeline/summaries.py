@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the stages import torch, and `--help` must be instant
     from captionmill.pipeline.export import ExportSummary
     from captionmill.pipeline.throughput import Throughput
     from captionmill.stages.encoding.extract import ExtractSummary
+    from captionmill.stages.scoring.comparison import TableComparison
     from captionmill.stages.scoring.evaluate import Evaluation
     from captionmill.stages.scoring.leaks import LeakReport
     from captionmill.stages.scoring.statistics import CaptionStatistics
@@ -151,6 +152,28 @@ def score_table(evaluation: "Evaluation") -> str:
             for name, found in evaluation.against.differences.items()
         ]
     return "\n".join([*rows, *_statistics_lines(evaluation.statistics, len(evaluation.captions))])
+
+
+def comparison_lines(comparison: "TableComparison") -> str:
+    """How many captions differ, the scores of both tables, and the images with different captions."""
+    names = comparison.first.name, comparison.second.name
+    only = f"{show_count(len(comparison.only_first), 'image')} only in {names[0]}"
+    only += f", {len(comparison.only_second):,} only in {names[1]}"
+    lines = [f"{comparison.equal:,} captions equal, {len(comparison.different):,} different; {only}"]
+    if scores := comparison.scores:
+        lines.append(f"{show_count(scores.image_count, 'image')} with references: first, second, difference (paired)")
+        lines += [
+            f"  {SCORE_NAMES[name]:8} {scores.first[name].value:.4f}  {scores.second[name].value:.4f}  "
+            f"{found.value:+.4f}  95 % [{found.low:+.4f}, {found.high:+.4f}]"
+            for name, found in scores.differences.items()
+        ]
+    if comparison.different:
+        lines.append(
+            show_list(
+                [f"{one.first.path}: {one.first.caption!r} -> {one.second.caption!r}" for one in comparison.different]
+            )
+        )
+    return "\n".join(lines)
 
 
 def _statistics_lines(statistics: "CaptionStatistics", caption_count: int) -> list[str]:

@@ -37,7 +37,7 @@ THE_DOOR = {
     *("BootstrapConfig", "CacheConfig", "CaptionedImage", "Captioner", "CaptionmillError", "EvaluateConfig"),
     *("ExtractConfig", "FeatureStore", "LeakConfig", "RunEvents", "SearchConfig", "SplitLists", "TableConfig"),
     *("__version__", "caption_folder", "caption_images", "evaluate", "explain", "extract", "read_model"),
-    *("TrainConfig", "TrainListener", "run_pipeline", "train"),
+    *("TrainConfig", "TrainListener", "apply_decisions", "compare_tables", "run_pipeline", "train"),
 }
 
 

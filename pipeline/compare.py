@@ -1,0 +1,64 @@
+"""Compares two tables of captions and writes what differs, as a table and as a page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from captionmill.data.csv_tables import guard_formula, write_table
+from captionmill.data.errors import InputError
+from captionmill.data.files import require_other_file, write_text
+from captionmill.data.images.find import find_images
+from captionmill.data.paths import AnyPath, as_location, as_path
+from captionmill.data.progress import Progress, no_progress
+from captionmill.pipeline.pages.comparison import render_comparison
+from captionmill.stages.scoring.comparison import TableComparison, compare_rows
+from captionmill.stages.scoring.settings import BootstrapConfig
+
+
+def compare_tables(
+    first: AnyPath,
+    second: AnyPath,
+    *,
+    captions: AnyPath | None = None,
+    output: AnyPath | None = None,
+    page: AnyPath | None = None,
+    images: AnyPath | None = None,
+    bootstrap: BootstrapConfig = BootstrapConfig(),
+    progress: Progress = no_progress,
+) -> TableComparison:
+    """Compare two tables of captions, in any format, image by image.
+
+    With reference `captions`, both are scored on the images that have references and a caption in both; only on the
+    test split if `captions` has one. The difference is paired: its interval covers 0 if the choice of images explains
+    it. `output` is a table (CSV) of the images with different captions. `page` is the same as a page (HTML), with the
+    pictures that are found in `images`, as `extract` takes them.
+
+    Raises InputError if a table cannot be read or an output would replace an input; AnnotationError if no image can be
+    scored.
+    """
+    first, second, captions, output, page = Path(first), Path(second), *map(as_path, (captions, output, page))
+    for path in (output, page):
+        if path is not None:
+            require_other_file(path, first, second, captions, as_path(images))
+    if images is not None and page is None:
+        raise InputError("`images` are shown on the page: name its file with `page`")
+    comparison = compare_rows(first, second, captions, bootstrap)
+    if output is not None:
+        _write_differences(output, comparison)
+    if page is not None:
+        found = find_images(as_location(images)) if images is not None else []
+        write_text(page, render_comparison(comparison, found, progress=progress))
+    return comparison
+
+
+def _write_differences(path: Path, comparison: TableComparison) -> None:
+    different = comparison.different
+    columns: dict[str, Sequence[object]] = {
+        "path": [guard_formula(image.first.path) for image in different],
+        "first": [guard_formula(image.first.caption) for image in different],
+        "second": [guard_formula(image.second.caption) for image in different],
+    }
+    if comparison.scores:
+        columns["cider_d_gain"] = [image.gain for image in different]
+    write_table(path, pd.DataFrame(columns))

@@ -1,0 +1,69 @@
+"""The page of two tables of captions: the images whose captions differ, with the words that do."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from captionmill.data.errors import ImageError
+from captionmill.data.images.decode import decode_image
+from captionmill.data.images.read import ImageFile, read_image
+from captionmill.data.progress import Progress
+from captionmill.pipeline.pages.page import THUMBNAIL_SIDE, render_page, thumbnail_url
+from captionmill.pipeline.summaries import SCORE_NAMES
+from captionmill.stages.scoring.comparison import ComparedImage, TableComparison
+
+MOST_SHOWN = 200
+"""Images on the page: half of them those that gain most, half those that lose most."""
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Words of a caption that follow each other and are all changed, or none of them."""
+
+    text: str
+    are_changed: bool
+
+
+@dataclass(frozen=True)
+class _Card:
+    path: str
+    image_url: str
+    first: Sequence[_Words]
+    second: Sequence[_Words]
+    gain: float | None
+
+
+def render_comparison(comparison: TableComparison, images: Iterable[ImageFile], *, progress: Progress) -> str:
+    """The page as one string of HTML; an image that is not among `images` or cannot be read has no picture."""
+    by_key = {image.key: image for image in images}
+    different = comparison.different
+    shown = different
+    if len(different) > MOST_SHOWN:
+        shown = (*different[: MOST_SHOWN // 2], *different[-MOST_SHOWN // 2 :])
+    cards = []
+    for done, image in enumerate(shown, 1):
+        cards.append(_card(image, by_key.get(image.first.path)))
+        progress("images", done, len(shown))
+    values = {"comparison": comparison, "cards": cards, "has_images": bool(by_key), "metric_names": SCORE_NAMES}
+    return render_page("comparison", values)
+
+
+def _card(image: ComparedImage, file: ImageFile | None) -> _Card:
+    first, second = image.first.caption.split(), image.second.caption.split()
+    steps = difflib.SequenceMatcher(None, first, second, autojunk=False).get_opcodes()
+    return _Card(
+        image.first.path,
+        _image_url(file) if file else "",
+        [_Words(" ".join(first[start:end]), step != "equal") for step, start, end, _, _ in steps if end > start],
+        [_Words(" ".join(second[start:end]), step != "equal") for step, _, _, start, end in steps if end > start],
+        image.gain,
+    )
+
+
+def _image_url(file: ImageFile) -> str:
+    try:
+        return thumbnail_url(
+            decode_image(read_image(file)[0], at_least=lambda _w, _h: (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        )
+    except ImageError:
+        return ""

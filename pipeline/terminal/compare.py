@@ -1,0 +1,45 @@
+"""`captionmill compare`."""
+
+from pathlib import Path
+
+import click
+
+from captionmill.pipeline import summaries
+from captionmill.pipeline.terminal.options import ANY_OR_URL, FILE, FILE_PATH, quiet_option
+from captionmill.pipeline.terminal.progress import ProgressBars
+
+
+@click.command()
+@click.argument("first", type=FILE)
+@click.argument("second", type=FILE)
+@click.option("--captions", type=FILE, help="Reference captions to score both tables with.")
+@click.option("--output", type=FILE_PATH, help="Table of the images with different captions (CSV).")
+@click.option("--page", type=FILE_PATH, help="The same as a page (HTML).")
+@click.option("--images", type=ANY_OR_URL, help="Images to show on the page, as `caption` takes them.")
+@quiet_option
+def compare(
+    first: Path,
+    second: Path,
+    captions: Path | None,
+    output: Path | None,
+    page: Path | None,
+    images: Path | str | None,
+    quiet: bool,
+) -> None:
+    """Show what differs between two tables of captions, such as those of two models.
+
+    With references, both are scored on the same images (those of the test split, if there is one), and each difference
+    has a paired 95 % bootstrap interval: one that covers 0 can be chance.
+
+    Example: captionmill compare before.csv after.csv --page compare.html --images photos
+    """
+    from captionmill.pipeline.compare import compare_tables
+
+    with ProgressBars(quiet=quiet) as progress:
+        comparison = compare_tables(
+            first, second, captions=captions, output=output, page=page, images=images, progress=progress
+        )
+    click.echo(summaries.comparison_lines(comparison))
+    for path, what in ((output, "the images with different captions"), (page, "the page, open it in a browser")):
+        if path is not None:
+            click.echo(f"{path}: {what}")
