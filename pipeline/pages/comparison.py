@@ -34,7 +34,7 @@ class _Card:
 
 
 def render_comparison(comparison: TableComparison, images: Iterable[ImageFile], *, progress: Progress) -> str:
-    """The page as one string of HTML; an image that is not among `images` or cannot be read has no picture."""
+    """The page as one string of HTML; an image that is not among `images` or cannot be read is not shown."""
     by_key = {image.key: image for image in images}
     different = comparison.different
     shown = different
