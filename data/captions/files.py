@@ -25,6 +25,17 @@ class CaptionFiles:
         """The names of both columns."""
         return ColumnNames(self.image_column, self.caption_column)
 
+    def to_json(self) -> dict[str, str | list[str]]:
+        """For a record: the path or the list of them as `captions`, and the columns that are named."""
+        paths = [str(path) for path in self.paths]
+        return {"captions": paths[0] if len(paths) == 1 else paths, **self.named_columns}
+
+    @property
+    def named_columns(self) -> dict[str, str]:
+        """The columns that are named, as `image_column` and `caption_column`."""
+        columns = {"image_column": self.image_column, "caption_column": self.caption_column}
+        return {name: column for name, column in columns.items() if column is not None}
+
     @property
     def name(self) -> str:
         """The paths of the files, for a message."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from captionmill.data.captions.files import Captions, as_caption_files
 from captionmill.data.captions.references import Annotations, read_annotations, read_split_list
 from captionmill.data.csv_tables import guard_formula, write_table
 from captionmill.data.errors import AnnotationError, InputError
@@ -77,7 +78,7 @@ class Evaluation:
 def evaluate(
     features: AnyPath,
     model: AnyPaths,
-    captions: AnyPath,
+    captions: Captions,
     config: EvaluateConfig = EvaluateConfig(),
     *,
     image_list: AnyPath | None = None,
@@ -98,10 +99,10 @@ def evaluate(
     Raises AnnotationError if no such image has both features and references, SpecMismatchError if the features do not
     match those that a model was trained on, InputError if an output is an input or the other output.
     """
-    features, models, captions = Path(features), as_paths(model), Path(captions)
+    features, models, captions = Path(features), as_paths(model), as_caption_files(captions)
     image_list, output, per_image, against = map(as_path, (image_list, output, per_image, against))
     model_files = model_paths(*models, *([against] if against else []))
-    _check_outputs(output, per_image, inputs=(features, captions, image_list, *model_files))
+    _check_outputs(output, per_image, inputs=(features, *captions.paths, image_list, *model_files))
     captioner = Captioner.load(models, device=config.device)
     other = Captioner.load(against, device=config.device) if against else None
     store = FeatureStore.open(features)

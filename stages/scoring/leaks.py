@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captionmill.data.captions.files import CaptionFiles, Captions, as_caption_files
 from captionmill.data.captions.references import read_annotations, read_split_list
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
@@ -96,7 +97,7 @@ class _Hits:
 
 def find_leaks(
     features: AnyPath,
-    captions: AnyPath | None = None,
+    captions: Captions | None = None,
     config: LeakConfig = LeakConfig(),
     *,
     lists: Mapping[str, AnyPath] | None = None,
@@ -116,11 +117,12 @@ def find_leaks(
     Raises InputError if fewer than two splits have images with features (one is enough with `config.within`), or if
     `model` is combined with `captions` or `lists`; ModelError if the model cannot be read.
     """
-    features, captions, model, output = Path(features), as_path(captions), as_path(model), as_path(output)
+    features, model, output = Path(features), as_path(model), as_path(output)
+    captions = None if captions is None else as_caption_files(captions)
     list_paths = {split: Path(path) for split, path in (lists or {}).items()}
     if output:
         model_files = model_paths(model) if model else []
-        require_other_file(output, features, captions, *list_paths.values(), *model_files)
+        require_other_file(output, features, *(captions.paths if captions else ()), *list_paths.values(), *model_files)
     chosen_device = choose_device(device)
     store = FeatureStore.open(features)
     splits = _read_splits(captions, list_paths, model, store)
@@ -160,7 +162,7 @@ def find_leaks(
 
 
 def _read_splits(
-    captions: Path | None, lists: Mapping[str, Path], model: Path | None, store: FeatureStore
+    captions: CaptionFiles | None, lists: Mapping[str, Path], model: Path | None, store: FeatureStore
 ) -> dict[str, list[str]]:
     """The keys of each split, each once, in the order train, val, test."""
     if model:
@@ -179,7 +181,7 @@ def _read_splits(
     annotations = read_annotations(captions, known_keys=store.keys)
     if not annotations.splits:
         raise InputError(
-            f"{captions}: names no splits; pass two or more of `train_list`, `val_list` and `test_list`, "
+            f"{captions.name}: names no splits; pass two or more of `train_list`, `val_list` and `test_list`, "
             "or the `model` whose training drew them"
         )
     return {name: annotations.keys_of(name) for name in SPLIT_NAMES if annotations.keys_of(name)}

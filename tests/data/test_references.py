@@ -191,8 +191,7 @@ def test_captions_without_text_are_left_out_and_counted(tmp_path: Path, caplog: 
         ),
         (
             'image,caption\na.jpg,"A cat\n',
-            "line 2 opens a quote that is not closed before the end of the file: remove it, or complete the caption if "
-            "the file was cut",
+            "line 2 opens a quote that nothing closes: remove it, or complete the caption if it was cut",
         ),
         (
             '{"images": [',

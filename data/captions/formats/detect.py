@@ -19,7 +19,7 @@ from captionmill.data.captions.formats.records import (
     read_parquet_file,
 )
 from captionmill.data.captions.formats.rows import FORMATS, ColumnNames, LeftOut, ReferenceRow
-from captionmill.data.captions.formats.tables import find_table, has_header, read_table
+from captionmill.data.captions.formats.tables import find_table, has_header, read_caption_table
 from captionmill.data.captions.formats.text_files import find_text_files, read_text_files
 from captionmill.data.captions.formats.token_file import is_token_line, read_token_file
 from captionmill.data.errors import AnnotationError
@@ -103,7 +103,7 @@ def _recognise(start: str, columns: ColumnNames, left_out: LeftOut) -> Reader:
     layout = find_table(start, columns)
     if layout is None:
         raise AnnotationError(f"unknown format; expected {FORMATS}")
-    return functools.partial(read_table, layout=layout)
+    return functools.partial(read_caption_table, layout=layout)
 
 
 def _recognise_json(first_lines: list[str], columns: ColumnNames, left_out: LeftOut) -> Reader:

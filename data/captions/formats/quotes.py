@@ -82,7 +82,7 @@ class RowReader:
         return self._read_quoted(line, None)
 
     def _read_quoted(self, text: str, lines: _Lines | None) -> TableRow:
-        taken, cells, starts, stray = [text], [], [0], []
+        taken, cells, starts, stray = [text], list[str](), [0], list[int]()
         first = lines.count if lines else 1
         position = 0
         while True:

@@ -75,7 +75,7 @@ def _has_columns(header: Sequence[str], wanted: ColumnNames) -> bool:
         return False
 
 
-def read_table(file: TextIO, layout: TableLayout) -> Iterator[ReferenceRow]:
+def read_caption_table(file: TextIO, layout: TableLayout) -> Iterator[ReferenceRow]:
     """The captions of a table from its beginning."""
     columns, mark = layout.columns, layout.mark
     is_own = layout.header[columns.image].strip().casefold() == OWN_IMAGE_COLUMN
@@ -122,10 +122,9 @@ def _read_checked(file: TextIO, layout: TableLayout) -> Iterator[tuple[int, Tabl
         if row.stray:
             stray = row
         yield number, row
-    if stray:
+    if stray and stray.lines[-1].count('"') % 2:  # `"Go" sign` closes its own
         raise AnnotationError(
-            f"line {stray.line} opens a quote that is not closed before the end of the file: remove it, or complete the "
-            "caption if the file was cut"
+            f"line {stray.line} opens a quote that nothing closes: remove it, or complete the caption if it was cut"
         )
 
 
@@ -143,8 +142,8 @@ def _refuse_doubtful(row: TableRow, layout: TableLayout, reader: RowReader, name
         for index, line in enumerate(row.lines):
             if index != own and names.make_row(reader.split(line).cells):
                 raise AnnotationError(
-                    f"line {row.line} opens a quote that line {last} closes, and line {row.line + index} between them "
-                    "looks like a row: remove the quotes, or double those that belong to a caption and quote it whole"
+                    f"line {row.line} opens a quote that line {last} closes, but line {row.line + index} by itself is "
+                    "a row: remove the quotes, or double those that belong to a caption and quote it whole"
                 )
     elif row.lines and len(row.cells) < len(layout.header) == len(row.lines[0].split(layout.mark)):
         raise AnnotationError(
