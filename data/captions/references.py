@@ -75,7 +75,8 @@ def read_split_list(path: AnyPath, *, known_keys: Collection[str] = ()) -> list[
     """
     with open_text(Path(path)) as file:
         names = [line.strip() for line in file]
-    if found := find_misread(names, lambda name: image_key(name) in known_keys):
+    known = set(known_keys)
+    if found := find_misread(names, lambda name: image_key(name) in known):
         raise AnnotationError(f"{path}: {found}")
     keys = dict.fromkeys(image_key(name) for name in names if name)
     forms = match_forms(keys, known_keys)

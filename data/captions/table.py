@@ -120,7 +120,8 @@ def is_caption_table(path: Path) -> bool:
         except (ValueError, OSError):
             return False
     text = start.removeprefix(_MARK).decode("utf-8", "replace").replace("\r\n", "\n")
-    header = _SEPARATOR_LINE.sub("", text, count=1).partition("\n")[0].strip("\r")
+    separator_line = _SEPARATOR_LINE.match(text)
+    header = text[separator_line.end() if separator_line else 0 :].partition("\n")[0].strip("\r")
     columns = re.split(f"[{_SEPARATORS}]", header.replace('"', ""))  # as spreadsheets save it
     return not start or start.startswith(_JSON_START) or _NEEDED_COLUMNS.issubset(columns)
 

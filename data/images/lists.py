@@ -39,7 +39,7 @@ def _misread(line: str) -> tuple[str, str] | None:
     """What the line looks like if it holds more than a path, and the path in it, "" for none."""
     if "\r" in line:
         name = line.partition("\r")[0].rstrip()
-        return "its lines end in carriage returns only; save it with the line ends of Unix or Windows", name
+        return "lines that end in carriage returns only, which must be line feeds", name
     if line.startswith("#"):
         name = line.lstrip("#").strip()
         return "a comment", name if _ENDS_LIKE_A_FILE.search(name) else ""
@@ -47,7 +47,7 @@ def _misread(line: str) -> tuple[str, str] | None:
         return ("a path in quotes" if not quoted["label"] else "a path in quotes and more"), quoted["name"]
     if "\t" in line:
         name = line.partition("\t")[0].rstrip()
-        return "a path, a tab and more; captions are not given here but to `captions`", _NUMBER.sub("", name)
+        return "a path, a tab and more, as in a file of captions", _NUMBER.sub("", name)
     if labelled := _WITH_LABEL.fullmatch(line):
         return "a path and a label", labelled["name"]
     return None

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from captionmill.data.captions.files import Captions, as_caption_files
+from captionmill.data.captions.near import describe_near
 from captionmill.data.captions.references import Annotations, read_annotations, read_split_list
 from captionmill.data.csv_tables import guard_formula, write_table
 from captionmill.data.errors import AnnotationError, InputError
@@ -113,7 +114,11 @@ def evaluate(
     keys, chosen_by = _choose_keys(annotations, splits, store, image_list)
     scored = [key for key in keys if key in store and key in annotations.captions]
     if not scored:
-        raise AnnotationError(f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references")
+        near = describe_near(sorted(annotations.captions.keys() - {*store.keys}), store.keys, across_folders=True)
+        raise AnnotationError(
+            f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references"
+            + (f"; {near}" if near else "")
+        )
     _warn_of_training_images(splits, scored, "the model")
     if len(scored) == 1:
         _log.warning("one image: its CIDEr-D is 0 whatever its caption, since all words are equally rare in one image")

@@ -40,14 +40,14 @@ def read_text_files(folder: Path, left_out: LeftOut, known_keys: Collection[str]
     or if no file belongs to an image.
     """
     texts, images = find_text_files(folder)
-    stems = _by_stem(known_keys)
+    known, stems = set(known_keys), _by_stem(known_keys)
     stranger_count = 0
     for path in texts:
         stem = path.with_suffix("")
         whole = [stem] if stem in images[stem.with_suffix("")] else []
         name = stem.relative_to(folder).as_posix()
         beside = [image.relative_to(folder).as_posix() for image in whole or images[stem]]
-        keys = beside or ([name] if name in known_keys else stems.get(name, []))
+        keys = beside or ([name] if name in known else stems.get(name, []))
         stranger_count += not keys
         lines = _read_lines(path) if keys else []
         for key in keys:
