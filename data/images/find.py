@@ -31,7 +31,8 @@ def find_images(images: Path | str) -> list[ImageFile]:
     - any other file: a UTF-8 list with one path or URL per line. Relative paths start at the folder of the list.
 
     A listed file that does not exist is kept, so that reading it fails and is reported. So are a subfolder that cannot
-    be listed, and a damaged tar among other files. Raises InputError if there is nothing to work on.
+    be listed, and a damaged tar among other files. Raises InputError if there is nothing to work on, or if a list
+    holds more than paths, such as quotes or labels.
     """
     location = images if is_url(images) else Path(images)
     refuse_compressed(location)

@@ -17,7 +17,7 @@ _ONLY = "a list has one path per line and nothing else"
 def find_misread(lines: Sequence[str], is_image: Callable[[str], bool]) -> str:
     """What is wrong with the first of the `lines` that holds more than a path; "" if no line does.
 
-    A line is left alone if all of it is an image (`is_image`). One that only looks like a path and more counts if what
+    A line is accepted if all of it is an image (`is_image`). One that only looks like a path and more counts if what
     it holds is an image, or if it is a comment, or if half of all lines are like it: a single image that is not there
     must not end a run.
     """

@@ -160,7 +160,9 @@ def captions_options(help_text: str = "", *, required: bool = True) -> Decorator
             help=f"{help_text or f'Reference captions: {read}'}; may be given several times.",
         ),
         click.option(
-            "--image-column", metavar="NAME", help="Column of the captions that names the image.  [default: image, ...]"
+            "--image-column",
+            metavar="NAME",
+            help="Column that names the image.  [default: image, image_name, file_name, filename or path]",
         ),
         click.option(
             "--caption-column",

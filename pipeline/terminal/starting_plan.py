@@ -30,7 +30,9 @@ images = "images"  # a folder, a list of paths, a .tar or a URL
 {extract}
 
 [train]  # stage two: a decoder learns to caption from these features
-captions = "references.csv"  # CSV with image and caption, Flickr token file, COCO or Karpathy JSON
+captions = "references.csv"  # CSV with image and caption, Flickr token file, COCO or Karpathy JSON, ...; or a list
+# image_column = "image"  # Column of the captions that names the image
+# caption_column = "caption"  # Column of the captions that holds the caption
 # output = "model"
 {train}
 

@@ -46,7 +46,7 @@ def _read_coco(images: list[Any], annotations: list[Any], left_out: LeftOut) -> 
 
 
 def _images_by_id(images: list[Any]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Where each image stands in the file, and itself, by its id."""
+    """The place of each image in the file, and itself, by its id."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for index, image in enumerate(images):
         where = f"images[{index}]"

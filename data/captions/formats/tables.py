@@ -1,7 +1,7 @@
 """Captions in a CSV or TSV; a quote that opens a cell swallows no other row.
 
 Where a quoted cell spans lines, and one of them would make a row of this table by itself, nobody can say whether the
-quotes belong together or stand in two captions: the table is refused, with the line.
+quotes belong together or are in two captions: the table is refused, with the line.
 """
 
 import re
@@ -156,7 +156,7 @@ def _refuse_doubtful(row: TableRow, layout: TableLayout, reader: RowReader, name
 
 @dataclass
 class _Names:
-    """What the image names of a table look like, by which a row is told from a line of a caption."""
+    """What the image names of a table look like, by which a row is known from a line of a caption."""
 
     columns: FoundColumns
     width: int
@@ -176,11 +176,12 @@ class _Names:
         for number, row in enumerate(rows, 1):
             name = _bare(_cell(row.cells, layout.columns.image))
             if number > layout.skipped_lines + 1 and name and not after_stray:
-                names._add(name)
+                names.add(name)
             after_stray = bool(row.stray)
         return names
 
-    def _add(self, name: str) -> None:
+    def add(self, name: str) -> None:
+        """Count one more name."""
         self.total += 1
         if suffix := _SUFFIX.search(name):
             self.suffixes.add(suffix[0].lower())
