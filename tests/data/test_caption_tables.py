@@ -86,12 +86,23 @@ def test_the_same_holds_where_the_caption_comes_first(tmp_path: Path) -> None:
         ('"x1.jpg,a dog\nx2.jpg,a cat\n', "line 2 has an image name that begins with a quote; remove the quote"),
         ('"x1.jpg,a dog"\nx2.jpg,a cat\n', "line 2 has quotes around ',' and one cell too few: remove the quotes, or"),
         ('x1.jpg,"a "red" dog\nruns\nx2.jpg,a cat\n', "line 2 opens a quote that is not closed, and line 3 does not"),
+        (
+            'x1.jpg,"Stop, go\nx2.jpg,a man, of 32"\n',
+            "line 2 opens a quote that line 3 closes, but line 3 by itself is",
+        ),
         ('x1.jpg,a dog\nx2.jpg,"a cat\n', "line 3 opens a quote that nothing closes: remove it, or complete the"),
         ('x1.jpg,a dog\nx2.jpg,"a cat\n\n', "line 3 opens a quote that nothing closes: remove it, or complete the"),
     ],
 )
 def test_what_may_be_read_in_two_ways_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     assert error_of(write(tmp_path / "c", f"image,caption\n{text}")).startswith(message)
+
+
+def test_a_quote_in_the_header_swallows_no_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "c", 'image,caption,"notes\nx1.jpg,a dog,x\nx2.jpg,a cat,y"\nx3.jpg,a cow,z\n')
+    assert error_of(path).startswith("line 1 opens a quote that line 3 closes, but line 2 by itself is a row")
+    path = write(tmp_path / "c", 'image,caption,"notes\nof mine"\nx1.jpg,a dog,x\n')
+    assert captions_of(path) == {"x1.jpg": ["a dog"]}
 
 
 def test_quotes_around_a_split_are_not_taken_for_a_part_of_the_caption(tmp_path: Path) -> None:

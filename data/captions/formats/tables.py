@@ -101,9 +101,9 @@ def _read_checked(file: TextIO, layout: TableLayout) -> Iterator[tuple[int, Tabl
     """The rows below the header with their numbers; AnnotationError for one that can be read in two ways."""
     reader = RowReader(layout.mark)
     names: _Names | None = None
-    stray: TableRow | None = None
+    stray: TableRow | None = None  # the last row but for empty ones, if it has a quote that is text
     for number, row in enumerate(reader.read(file), 1):
-        if number <= layout.skipped_lines + 1:
+        if number <= layout.skipped_lines:
             continue
         if stray or (row.lines and (len(row.lines) > 1 or row.stray or len(row.cells) != len(layout.header))):
             if names is None:
@@ -111,20 +111,25 @@ def _read_checked(file: TextIO, layout: TableLayout) -> Iterator[tuple[int, Tabl
                 file.seek(0)
                 names = _Names.of(reader.read(file), layout)
                 file.seek(position)
-            is_blank = not any(map(str.strip, row.cells))
-            if stray and not is_blank and not names.make_row(reader.split(_first_line(row, layout.mark)).cells):
-                raise AnnotationError(
-                    f"line {stray.line} opens a quote that is not closed, and line {row.line} does not begin a row: "
-                    "double the quotes inside a quoted caption, or remove the one that opens it"
-                )
-            stray = stray if is_blank else None
+            if stray and any(map(str.strip, row.cells)):
+                _require_row_after(stray, row, reader.split(_first_line(row, layout.mark)), names)
+                stray = None
             _refuse_doubtful(row, layout, reader, names)
-        if row.stray:
-            stray = row
-        yield number, row
+        stray = row if row.stray else stray
+        if number > layout.skipped_lines + 1:
+            yield number, row
     if stray and stray.lines[-1].count('"') % 2:  # `"Go" sign` closes its own
         raise AnnotationError(
             f"line {stray.line} opens a quote that nothing closes: remove it, or complete the caption if it was cut"
+        )
+
+
+def _require_row_after(stray: TableRow, row: TableRow, first_line: TableRow, names: "_Names") -> None:
+    """Raise AnnotationError if `row` may be the rest of a caption whose quotes are not doubled, not a row."""
+    if not names.make_row(first_line.cells):
+        raise AnnotationError(
+            f"line {stray.line} opens a quote that is not closed, and line {row.line} does not begin a row: double the "
+            "quotes inside a quoted caption, or remove the one that opens it"
         )
 
 
@@ -192,11 +197,11 @@ class _Names:
     def make_row(self, cells: Sequence[str]) -> bool:
         """Whether `cells`, those of one line, could be a row: the columns are there, the image has a likely name."""
         name = _bare(_cell(cells, self.columns.image))
-        if not name or not max(self.columns.image, self.columns.caption) < len(cells) <= self.width:
+        if not name or len(cells) <= max(self.columns.image, self.columns.caption):
             return False
         suffix = _SUFFIX.search(name)
         if suffix and (suffix[0].lower() in self.suffixes or _IMAGE_SUFFIX.search(name)):
-            return True
+            return True  # even with too many cells: its caption may lack quotes
         if suffix or len(cells) != self.width or self.plain * 4 < self.total:
             return False
         usual = {kind for kind, count in self.kinds.items() if count * 10 >= self.plain}
