@@ -36,8 +36,7 @@ def describe_near(names: Collection[str], keys: Collection[str], *, across_folde
     by = f"{', '.join(best[:-1])} and {best[-1]}" if len(best) > 1 else best[0]
     what = "1 of them differs" if len(found) == 1 else f"{len(found)} of them differ"
     return (
-        f"{what} from images with features only by {by}: the captions name {name}, the feature store {key}; write the "
-        "names as they are in the store"
+        f"{what} from images with features only by {by}: {name} is not {key}; write the names as they are in the store"
     )
 
 

@@ -80,7 +80,7 @@ def choose_splits(
     for key in sorted(usable & wanted.keys()):
         keys[wanted[key]].append(key)
     if usable and (near := describe_near(unmatched[NO_FEATURES], unmatched[NO_CAPTIONS])):
-        _logger.warning("%s", near)
+        _logger.warning("%s: %s", NO_FEATURES, near)
     if not usable:
         raise AnnotationError(_no_match_message(sorted(annotations.captions), sorted(with_features)))
     for name, purpose in (("train", "to train on"), ("val", "to choose the best epoch with")):

@@ -114,11 +114,12 @@ def evaluate(
     keys, chosen_by = _choose_keys(annotations, splits, store, image_list)
     scored = [key for key in keys if key in store and key in annotations.captions]
     if not scored:
-        near = describe_near(sorted(annotations.captions.keys() - {*store.keys}), store.keys, across_folders=True)
-        raise AnnotationError(
-            f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references"
-            + (f"; {near}" if near else "")
-        )
+        near = describe_near(sorted({*keys, *annotations.captions} - {*store.keys}), store.keys, across_folders=True)
+        nothing = f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references"
+        raise AnnotationError("; ".join(filter(None, (nothing, near))))
+    without_features = sorted(key for key in keys if key not in store)
+    if without_features and (near := describe_near(without_features, sorted({*store.keys} - {*keys}))):
+        _log.warning("not all images are scored: %s", near)
     _warn_of_training_images(splits, scored, "the model")
     if len(scored) == 1:
         _log.warning("one image: its CIDEr-D is 0 whatever its caption, since all words are equally rare in one image")

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captionmill.data.captions.files import CaptionFiles, Captions, as_caption_files
+from captionmill.data.captions.near import describe_near
 from captionmill.data.captions.references import read_annotations, read_split_list
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
@@ -130,7 +131,7 @@ def find_leaks(
         name: np.array([store.position(key) for key in keys if key in store], dtype=np.int64)
         for name, keys in splits.items()
     }
-    _require_something_to_compare(places, config, features)
+    _require_something_to_compare(places, config, splits, store)
     compared = (
         itertools.combinations_with_replacement(places, 2) if config.within else itertools.combinations(places, 2)
     )
@@ -187,12 +188,16 @@ def _read_splits(
     return {name: annotations.keys_of(name) for name in SPLIT_NAMES if annotations.keys_of(name)}
 
 
-def _require_something_to_compare(places: Mapping[str, Places], config: LeakConfig, features: Path) -> None:
+def _require_something_to_compare(
+    places: Mapping[str, Places], config: LeakConfig, splits: Mapping[str, Sequence[str]], store: FeatureStore
+) -> None:
     with_images = [name for name, rows in places.items() if len(rows)]
     if len(with_images) < (1 if config.within else 2):
+        near = describe_near([key for keys in splits.values() for key in keys if key not in store], store.keys)
+        remedy = "name the splits' images by their paths in the store, and two splits or `within`"
         raise InputError(
-            f"nothing to compare: {features} has images of {f'{with_images[0]} only' if with_images else 'no split'}; "
-            "name the splits' images by their paths in the store, and two splits or `within`"
+            f"nothing to compare: {store.path} has images of {f'{with_images[0]} only' if with_images else 'no split'}; "
+            f"{near or remedy}"
         )
 
 

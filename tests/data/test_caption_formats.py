@@ -244,11 +244,11 @@ def test_columns_of_any_name_are_read_when_they_are_named(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("names", "described"),
     [
-        (["p/0001.JPG", "p/0002.JPG"], "2 of them differ from images with features only by case: the captions name"),
-        (["p/0001", "p/0002.png"], "2 of them differ from images with features only by suffix: the captions name p/"),
-        (["p/1.jpg", "x"], "1 of them differs from images with features only by leading zeros: the captions name p/1"),
-        (["p/1"], "1 of them differs from images with features only by suffix and leading zeros: the captions name"),
-        (["1.png"], "1 of them differs from images with features only by suffix, leading zeros and folder: the capt"),
+        (["p/0001.JPG", "p/0002.JPG"], "2 of them differ from images with features only by case: p/0001.JPG is not p/"),
+        (["p/0001", "p/0002.png"], "2 of them differ from images with features only by suffix: p/0001 is not p/0001."),
+        (["p/1.jpg", "x"], "1 of them differs from images with features only by leading zeros: p/1.jpg is "),
+        (["p/1"], "1 of them differs from images with features only by suffix and leading zeros: p/1 is"),
+        (["1.png"], "1 of them differs from images with features only by suffix, leading zeros and folder: 1.pn"),
         (["0001.jpg"], ""),
         (["q.jpg"], ""),
     ],
@@ -270,8 +270,8 @@ def test_the_names_that_differ_are_in_the_error_and_in_a_warning(caplog: pytest.
         choose_splits(Annotations({key.upper() if key < "0004" else key: ("x",) for key in keys}, {}), keys)
     (message,) = caplog.messages
     assert message == (
-        "4 of them differ from images with features only by case: the captions name 0000.JPG, the feature store "
-        "0000.jpg; write the names as they are in the store"
+        "captions without features: 4 of them differ from images with features only by case: 0000.JPG is not 0000.jpg; "
+        "write the names as they are in the store"
     )
 
 
