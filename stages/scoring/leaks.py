@@ -194,11 +194,9 @@ def _require_something_to_compare(
     with_images = [name for name, rows in places.items() if len(rows)]
     if len(with_images) < (1 if config.within else 2):
         near = describe_near([key for keys in splits.values() for key in keys if key not in store], store.keys)
+        of_one = f"{with_images[0]} only" if with_images else "no split"
         remedy = "name the splits' images by their paths in the store, and two splits or `within`"
-        raise InputError(
-            f"nothing to compare: {store.path} has images of {f'{with_images[0]} only' if with_images else 'no split'}; "
-            f"{near or remedy}"
-        )
+        raise InputError(f"nothing to compare: {store.path} has images of {of_one}; {near or remedy}")
 
 
 def _content_hashes(store: FeatureStore) -> npt.NDArray[np.uint64]:
