@@ -31,8 +31,7 @@ images = "images"  # a folder, a list of paths, a .tar or a URL
 
 [train]  # stage two: a decoder learns to caption from these features
 captions = "references.csv"  # CSV with image and caption, Flickr token file, COCO or Karpathy JSON, ...; or a list
-# image_column = "image"  # Column of the captions that names the image
-# caption_column = "caption"  # Column of the captions that holds the caption
+# if its columns have other names: image_column = "file" and caption_column = "text"
 # output = "model"
 {train}
 
