@@ -10,7 +10,7 @@ from captionmill.data.errors import AnnotationError
 from captionmill.data.paths import AnyPaths, as_paths
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class CaptionFiles:
     """Files of reference captions, or folders with text files beside images; they are read as one."""
 
@@ -19,6 +19,12 @@ class CaptionFiles:
     """The column of a table, or the field of a record, that holds the image; None for the usual names."""
     caption_column: str | None = None
     """The column or field that holds the caption; None for the usual names."""
+
+    def __init__(self, paths: AnyPaths, image_column: str | None = None, caption_column: str | None = None) -> None:
+        """Of one path or several, which may be strings."""
+        object.__setattr__(self, "paths", tuple(as_paths(paths)))
+        object.__setattr__(self, "image_column", image_column)
+        object.__setattr__(self, "caption_column", caption_column)
 
     @property
     def columns(self) -> ColumnNames:
@@ -62,4 +68,4 @@ Captions = AnyPaths | CaptionFiles
 
 def as_caption_files(captions: Captions) -> CaptionFiles:
     """`captions` as `CaptionFiles`."""
-    return captions if isinstance(captions, CaptionFiles) else CaptionFiles(tuple(as_paths(captions)))
+    return captions if isinstance(captions, CaptionFiles) else CaptionFiles(captions)

@@ -103,6 +103,7 @@ def test_the_python_api_takes_one_path_or_several(tmp_path: Path) -> None:
     assert two.vocab_size == one.vocab_size + 2
     evaluation = evaluate(features, tmp_path / "two", (captions, more), image_list=make_list(tmp_path))
     assert evaluation.references["00.jpg"] == ("a red dog", "there is a red dog", "one more")
+    assert replace(CaptionFiles(str(captions)), image_column="file") == CaptionFiles((captions,), "file")
 
 
 def make_list(folder: Path) -> Path:
