@@ -7,6 +7,7 @@ and so on. A name's module is imported when the name is first used (PEP 562), so
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from captionmill.data.captions.files import CaptionFiles
     from captionmill.data.errors import CaptionmillError
     from captionmill.data.features.store import FeatureStore
     from captionmill.data.model import read_model
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BootstrapConfig": "captionmill.stages.scoring.settings.BootstrapConfig",
     "CacheConfig": "captionmill.pipeline.captioning.source.CacheConfig",
+    "CaptionFiles": "captionmill.data.captions.files.CaptionFiles",
     "CaptionedImage": "captionmill.pipeline.captioning.images.CaptionedImage",
     "Captioner": "captionmill.stages.decoding.captioner.Captioner",
     "CaptionmillError": "captionmill.data.errors.CaptionmillError",
@@ -53,6 +55,7 @@ _HOMES = {
 __all__ = [
     "BootstrapConfig",
     "CacheConfig",
+    "CaptionFiles",
     "CaptionedImage",
     "Captioner",
     "CaptionmillError",

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from captionmill.data.captions.files import CaptionFiles, Captions, as_caption_files
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS
 from captionmill.data.errors import ImageError, InputError, ModelError
@@ -41,7 +42,7 @@ def explain_image(
     *,
     output: AnyPath | None = None,
     features: AnyPath | None = None,
-    captions: AnyPath | None = None,
+    captions: Captions | None = None,
     key: str | None = None,
     search: SearchConfig = SearchConfig(),
     machine: ExtractConfig = ExtractConfig(),
@@ -58,9 +59,10 @@ def explain_image(
     store's row was made from; WeightsError and SpecMismatchError as `caption_folder`.
     """
     image, folders = Path(image), as_paths(model)
-    output, features, captions, weights = map(as_path, (output, features, captions, weights))
+    output, features, weights = map(as_path, (output, features, weights))
+    captions = None if captions is None else as_caption_files(captions)
     if output:
-        require_other_file(output, image, features, captions, *model_paths(*folders))
+        require_other_file(output, image, features, *(captions.paths if captions else ()), *model_paths(*folders))
     captioner = Captioner.load(folders, device=machine.device)
     if len(captioner.vocabulary) == len(SPECIAL_WORDS):
         raise ModelError(f"{folders[0]}: its vocabulary has no words; train it with a smaller `min_count`")
@@ -146,10 +148,12 @@ def _stored_row(store: FeatureStore, key: str, pixels: Image.Image | None, spec:
     return _Row(store[key], seen, f"the row {key} of {store.path.name}, stored as {store.dtype}")
 
 
-def _read_references(image: Path, key: str | None, captions: Path) -> _References:
+def _read_references(image: Path, key: str | None, captions: CaptionFiles) -> _References:
     annotations = read_annotations(captions)
-    found = _require_key(image, key, annotations.captions.keys(), str(captions))
-    return _References(found, annotations.captions[found], f"{found} in {captions.name}")
+    found = _require_key(image, key, annotations.captions.keys(), captions.name)
+    return _References(
+        found, annotations.captions[found], f"{found} in {', '.join(path.name for path in captions.paths)}"
+    )
 
 
 def _made_row(image: Path, encoder: Encoder, machine: ExtractConfig) -> _Row:

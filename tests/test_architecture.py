@@ -18,13 +18,15 @@ CODE = [path for path in MODULES if path.name != "__init__.py"]
 TERMINAL = "pipeline/terminal"
 BELOW_THE_TERMINAL = [path for path in CODE if path.name != "cli.py" and path.parent != ROOT / TERMINAL]
 IMAGE_ROOMS = {"data", "data/images"}
-DATA = {*IMAGE_ROOMS, "data/features", "data/captions"}
+DATA = {*IMAGE_ROOMS, "data/features", "data/captions", "data/captions/formats"}
+CAPTION_ROOMS = {"data", "data/captions", "data/captions/formats", "data/images/keys", "data/images/lists"}
 DECODING = {*DATA, "stages", "stages/decoding"}
 ALLOWED = {
     "data": DATA,
     "data/images": IMAGE_ROOMS,
     "data/features": {"data", "data/features", "data/images/read"},
-    "data/captions": {"data", "data/captions", "data/images/keys"},
+    "data/captions": CAPTION_ROOMS,
+    "data/captions/formats": {"data", "data/captions/formats", "data/images/find"},
     "stages": {*DATA, "stages"},
     "stages/encoding": {*DATA, "stages", "stages/encoding"},
     "stages/decoding": DECODING,

@@ -25,6 +25,9 @@ _NO_TABLE = frozenset({".xlsx", ".xls", ".ods", ".json", ".html", ".htm", ".tsv"
 _BETWEEN_ALTERNATIVES = " | "  # no word of a vocabulary contains this
 _MARK = b"\xef\xbb\xbf"
 _NEEDED_COLUMNS = frozenset(_COLUMNS) - {"alternatives", "flags"}
+_SEPARATORS = ",;\t"
+_SEPARATOR_LINE = re.compile(r'"?sep=."?\s*', re.IGNORECASE)  # Excel's first line
+_STATUSES = ("ok", "failed")
 _JSON_START = b'{"path": '
 _PARQUET_START = b"PAR1"
 _PARQUET_ROWS = 16_384  # in a row group
@@ -116,8 +119,10 @@ def is_caption_table(path: Path) -> bool:
             return set(_COLUMNS).issubset(parquet.read_schema(path).names)
         except (ValueError, OSError):
             return False
-    header = start.removeprefix(_MARK).partition(b"\n")[0].decode("utf-8", "replace").strip("\r")
-    columns = re.split(r"[,;\t]", header.replace('"', ""))  # as spreadsheets save it
+    text = start.removeprefix(_MARK).decode("utf-8", "replace").replace("\r\n", "\n")
+    separator_line = _SEPARATOR_LINE.match(text)
+    header = text[separator_line.end() if separator_line else 0 :].partition("\n")[0].strip("\r")
+    columns = re.split(f"[{_SEPARATORS}]", header.replace('"', ""))  # as spreadsheets save it
     return not start or start.startswith(_JSON_START) or _NEEDED_COLUMNS.issubset(columns)
 
 
@@ -172,7 +177,7 @@ def _row_of_cells(cells: dict[str, str]) -> CaptionRow:
     return CaptionRow(
         unguard_formula(cells["path"]),
         unguard_formula(cells["caption"]),
-        float(cells["confidence"]) if cells["confidence"] else None,
+        float(cells["confidence"].replace(",", ".")) if cells["confidence"] else None,  # 0,5 where a comma is used
         tuple(alternatives.split(_BETWEEN_ALTERNATIVES)) if alternatives else (),
         tuple(cells.get("flags", "").split()),
         "ok" if cells["status"] == "ok" else "failed",
@@ -181,18 +186,28 @@ def _row_of_cells(cells: dict[str, str]) -> CaptionRow:
 
 
 def _read_csv(path: Path) -> Iterator[CaptionRow]:
+    """The rows of a CSV with the separator that its header shows: a spreadsheet may have saved it with another one."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
+        first = file.readline()
+        has_separator_line = _SEPARATOR_LINE.fullmatch(first) is not None
+        header = file.readline() if has_separator_line else first
+        mark = max(_SEPARATORS, key=header.count)
+        file.seek(0)
+        lines = csv.reader(file, delimiter=mark, strict=True)  # else a quote could swallow rows
         try:
-            columns = next(reader, [])
+            columns = next(lines, [])
+            columns = next(lines, []) if has_separator_line else columns
             if not _NEEDED_COLUMNS.issubset(columns):
                 raise InputError(f"{path}: not a table of captions; it begins with {','.join(columns)[:80]!r}")
-            for cells in reader:
-                yield _row_of_cells(dict(zip(columns, cells, strict=True)))
+            for cells in lines:
+                if any(f"{mark}{status}{mark}" in cell for cell in cells if "\n" in cell for status in _STATUSES):
+                    raise _damaged(path, f"line {lines.line_num}")
+                if any(cells):  # spreadsheets leave empty rows
+                    yield _row_of_cells(dict(zip(columns, cells, strict=True)))
         except InputError:
             raise
         except (ValueError, csv.Error) as exc:
-            raise _damaged(path, f"line {reader.line_num}") from exc
+            raise _damaged(path, f"line {lines.line_num}") from exc
 
 
 def _encode_json(row: CaptionRow) -> bytes:

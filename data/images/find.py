@@ -1,5 +1,6 @@
 """Finds the images in a folder, a list, a tar or at a URL."""
 
+import functools
 import logging
 import os
 import posixpath
@@ -10,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from captionmill.data.errors import ImageError, InputError
 from captionmill.data.images.keys import image_key
+from captionmill.data.images.lists import find_misread
 from captionmill.data.images.read import ImageFile, has_image_header
 from captionmill.data.images.tar import TAR_SUFFIX, is_compressed_tar, list_members, refuse_compressed
 from captionmill.data.urls import is_url, join_url, open_filesystem, read_url
@@ -29,7 +31,8 @@ def find_images(images: Path | str) -> list[ImageFile]:
     - any other file: a UTF-8 list with one path or URL per line. Relative paths start at the folder of the list.
 
     A listed file that does not exist is kept, so that reading it fails and is reported. So are a subfolder that cannot
-    be listed, and a damaged tar among other files. Raises InputError if there is nothing to work on.
+    be listed, and a damaged tar among other files. Raises InputError if there is nothing to work on, or if a list
+    holds more than paths, such as quotes or labels.
     """
     location = images if is_url(images) else Path(images)
     refuse_compressed(location)
@@ -169,6 +172,16 @@ def _is_folder(entry: Path | str | os.DirEntry[str]) -> bool:
         return False
 
 
+def _is_listed_image(location: Path | str, name: str) -> bool:
+    """Whether `name`, as a whole line of the list `location`, is a file that is there, or a URL."""
+    if is_url(name) or isinstance(location, str):
+        return is_url(name) and not any(map(str.isspace, name))
+    try:
+        return (location.parent / name.replace("\\", "/")).exists()
+    except (OSError, ValueError):  # a name that is too long
+        return False
+
+
 def _read_list(location: Path | str) -> Iterator[ImageFile]:
     """The images that the lines of a list name."""
     expected = "expected a folder of images, a .tar, or a UTF-8 text file with one image path per line"
@@ -182,10 +195,10 @@ def _read_list(location: Path | str) -> Iterator[ImageFile]:
         raise InputError(f"{location}: {reason}; {expected}") from exc
     if "\0" in text:
         raise InputError(f"{location}: not text; {expected}")
-    for line in text.split("\n"):
-        name = line.strip()
-        if not name:
-            continue
+    names = [line.strip() for line in text.split("\n")]
+    if found := find_misread(names, functools.partial(_is_listed_image, location)):
+        raise InputError(f"{location}: {found}")
+    for name in filter(None, names):
         if is_url(name):
             yield ImageFile(name, name)
         elif isinstance(location, str):

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from captionmill.data.captions.files import CaptionFiles
 from captionmill.data.captions.table import format_of
 from captionmill.data.features.store import cache_path_for
 from captionmill.data.model import read_model
 from captionmill.data.paths import as_path
-from captionmill.pipeline.plan.fingerprints import Images, Input
+from captionmill.pipeline.plan.fingerprints import Images, Input, TextFiles
 from captionmill.stages.settings import ExtractConfig, SearchConfig, SplitLists, TableConfig, TrainConfig
 
 Kind = Literal["extract", "train", "evaluate", "caption"]
@@ -55,14 +56,14 @@ class TrainJob:
 
     kind: ClassVar[Kind] = "train"
     features: Path
-    captions: Path
+    captions: CaptionFiles
     output: Path
     config: TrainConfig
     lists: SplitLists
 
     def settings(self) -> dict[str, Any]:
         """All settings that change the model."""
-        return _without_device(self.config) | {"restval": self.lists.restval}
+        return _without_device(self.config) | {"restval": self.lists.restval} | self.captions.named_columns
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""
@@ -71,7 +72,7 @@ class TrainJob:
     def inputs(self) -> dict[str, Input]:
         """The inputs of the job, by name."""
         lists = {"train_list": as_path(self.lists.train_list), "val_list": as_path(self.lists.val_list)}
-        return {"features": self.features, "captions": self.captions} | _given(lists)
+        return {"features": self.features} | _captions(self.captions) | _given(lists)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class EvaluateJob:
     kind: ClassVar[Kind] = "evaluate"
     features: Path
     models: tuple[Path, ...]
-    captions: Path
+    captions: CaptionFiles
     output: Path
     search: SearchConfig
     several: Several = "each"
@@ -90,7 +91,7 @@ class EvaluateJob:
 
     def settings(self) -> dict[str, Any]:
         """All settings that change the scores."""
-        return asdict(self.search) | _several(self.models, self.several)
+        return asdict(self.search) | _several(self.models, self.several) | self.captions.named_columns
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""
@@ -98,8 +99,8 @@ class EvaluateJob:
 
     def inputs(self) -> dict[str, Input]:
         """The inputs of the job, by name."""
-        inputs: dict[str, Input] = {"features": self.features, "captions": self.captions}
-        return inputs | _models(self.models) | _given({"list": self.image_list})
+        inputs: dict[str, Input] = {"features": self.features}
+        return inputs | _captions(self.captions) | _models(self.models) | _given({"list": self.image_list})
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,11 @@ def _several(models: tuple[Path, ...], several: Several) -> dict[str, Any]:
 
 def _models(models: tuple[Path, ...]) -> dict[str, Input]:
     return {"model": models[0]} if len(models) == 1 else {f"model {model.name}": model for model in models}
+
+
+def _captions(captions: CaptionFiles) -> dict[str, Input]:
+    names = ["captions", *(f"captions {number}" for number in range(2, len(captions.paths) + 1))]
+    return {name: TextFiles(path) if path.is_dir() else path for name, path in zip(names, captions.paths, strict=True)}
 
 
 def _given(paths: Mapping[str, Path | None]) -> dict[str, Input]:

@@ -5,12 +5,13 @@ from pathlib import Path
 import click
 
 from captionmill.data.errors import InputError
+from captionmill.pipeline.terminal.endings import StrictGroup
 from captionmill.pipeline.terminal.options import FILE_PATH, log_format_option, overwrite_option, quiet_option
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.words import show_count, show_list
 
 
-@click.group()
+@click.group(cls=StrictGroup)
 def features() -> None:
     """Show, check, repair, merge and export feature stores."""
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 
+from captionmill.data.captions.files import Captions, as_caption_files
+from captionmill.data.captions.near import describe_near
 from captionmill.data.captions.references import Annotations, read_annotations, read_split_list
 from captionmill.data.csv_tables import guard_formula, write_table
 from captionmill.data.errors import AnnotationError, InputError
@@ -77,7 +79,7 @@ class Evaluation:
 def evaluate(
     features: AnyPath,
     model: AnyPaths,
-    captions: AnyPath,
+    captions: Captions,
     config: EvaluateConfig = EvaluateConfig(),
     *,
     image_list: AnyPath | None = None,
@@ -98,10 +100,10 @@ def evaluate(
     Raises AnnotationError if no such image has both features and references, SpecMismatchError if the features do not
     match those that a model was trained on, InputError if an output is an input or the other output.
     """
-    features, models, captions = Path(features), as_paths(model), Path(captions)
+    features, models, captions = Path(features), as_paths(model), as_caption_files(captions)
     image_list, output, per_image, against = map(as_path, (image_list, output, per_image, against))
     model_files = model_paths(*models, *([against] if against else []))
-    _check_outputs(output, per_image, inputs=(features, captions, image_list, *model_files))
+    _check_outputs(output, per_image, inputs=(features, *captions.paths, image_list, *model_files))
     captioner = Captioner.load(models, device=config.device)
     other = Captioner.load(against, device=config.device) if against else None
     store = FeatureStore.open(features)
@@ -112,7 +114,12 @@ def evaluate(
     keys, chosen_by = _choose_keys(annotations, splits, store, image_list)
     scored = [key for key in keys if key in store and key in annotations.captions]
     if not scored:
-        raise AnnotationError(f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references")
+        near = describe_near(sorted({*keys, *annotations.captions} - {*store.keys}), store.keys, across_folders=True)
+        nothing = f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references"
+        raise AnnotationError("; ".join(filter(None, (nothing, near))))
+    without_features = sorted(key for key in keys if key not in store)
+    if without_features and (near := describe_near(without_features, sorted({*store.keys} - {*keys}))):
+        _log.warning("not all images are scored: %s", near)
     _warn_of_training_images(splits, scored, "the model")
     if len(scored) == 1:
         _log.warning("one image: its CIDEr-D is 0 whatever its caption, since all words are equally rare in one image")

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from captionmill.data.captions.files import CaptionFiles, Captions, as_caption_files
 from captionmill.data.captions.references import Annotations, read_annotations, read_split_list
 from captionmill.data.captions.splits import Splits, choose_splits
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
@@ -71,7 +72,7 @@ class TrainSummary:
 
 def train(
     features: AnyPath,
-    captions: AnyPath,
+    captions: Captions,
     output: AnyPath,
     config: TrainConfig = TrainConfig(),
     *,
@@ -83,6 +84,8 @@ def train(
 ) -> TrainSummary:
     """Train a decoder on the rows of the store `features` and the reference `captions`; write its bundle to `output`.
 
+    `captions` is a file, a folder of text files beside images, several of these, or `CaptionFiles` to name columns.
+
     An interrupted training is resumed from its last checkpoint, which is at most `listener.loop.checkpoint_every_s`
     seconds of training old; `restart` starts from scratch. `data` names the images for training and validation if the
     captions do not; images that are left out are listed in `unmatched.csv` in the bundle's folder. Started by
@@ -93,7 +96,7 @@ def train(
     cannot be resumed (UnfinishedRunError: its settings or data differ) and `restart` is not given.
     """
     started = time.monotonic()
-    features, captions, output = Path(features), Path(captions), Path(output)
+    features, captions, output = Path(features), as_caption_files(captions), Path(output)
     if model_exists(output) and not overwrite:
         raise InputError(f"{output}: holds a model already; pass `overwrite` to replace it, or another `output`")
     if output.exists() and not output.is_dir():
@@ -118,7 +121,7 @@ def train(
             _warn(work_dir, training.state.history if unfinished else None, splits)
         with RunFolder(work_dir) as folder:
             if world.is_first:
-                _write_config(folder, training, {"features": features, "captions": captions} | _lists_of(data))
+                _write_config(folder, training, features, captions, _lists_of(data))
             shown = progress if world.is_first else no_progress
             run_training(training, _FolderRecorder(folder, work_dir, fingerprint, listener.on_epoch, shown))
         if world.is_first:
@@ -199,10 +202,12 @@ def _choose_splits(annotations: Annotations, store: FeatureStore, data: SplitLis
     return choose_splits(annotations, store.keys, train_list=train_list, val_list=val_list, seed=seed)
 
 
-def _write_config(folder: RunFolder, training: Training, paths: Mapping[str, Path | None]) -> None:
+def _write_config(
+    folder: RunFolder, training: Training, features: Path, captions: CaptionFiles, lists: Mapping[str, Path | None]
+) -> None:
     folder.write_config(
         asdict(training.config),
-        data=paths,
+        data={"features": features, **captions.to_json(), **lists},
         counts={
             "train_images": len(training.splits.train),
             "val_images": len(training.splits.val),
