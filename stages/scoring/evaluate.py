@@ -65,6 +65,8 @@ class Evaluation:
     """How the images were chosen: the list, the captions file's test split, or what the model has not seen."""
     missing: tuple[str, ...]
     """Images that should be scored, but have no features or no references."""
+    damaged: tuple[str, ...]
+    """Images that should be scored, but whose features are damaged: `extract` makes them again."""
     bootstrap: BootstrapConfig
     """How the intervals were computed."""
 
@@ -110,9 +112,14 @@ def evaluate(
     annotations = read_annotations(captions, known_keys=store.keys)
     splits = _splits_of(captioner, store)
     keys, chosen_by = _choose_keys(annotations, splits, store, image_list)
-    scored = [key for key in keys if key in store and key in annotations.captions]
+    complete = [key for key in keys if key in store and key in annotations.captions]
+    damaged = set(store.verify(complete))
+    scored = [key for key in complete if key not in damaged]
     if not scored:
-        raise AnnotationError(f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references")
+        sound = " that are not damaged" if damaged else ""
+        raise AnnotationError(
+            f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references{sound}"
+        )
     _warn_of_training_images(splits, scored, "the model")
     if len(scored) == 1:
         _log.warning("one image: its CIDEr-D is 0 whatever its caption, since all words are equally rare in one image")
@@ -146,7 +153,8 @@ def evaluate(
         captions=decoded,
         references=references,
         chosen_by=chosen_by,
-        missing=tuple(sorted(set(keys) - set(scored))),
+        missing=tuple(sorted(set(keys).difference(complete))),
+        damaged=tuple(sorted(damaged)),
         bootstrap=config.bootstrap,
     )
     if per_image:
@@ -237,6 +245,7 @@ def _to_json(
         "images": len(evaluation.captions),
         "images_chosen_by": evaluation.chosen_by,
         "missing": list(evaluation.missing),
+        **({"damaged": list(evaluation.damaged)} if evaluation.damaged else {}),
         "search": asdict(search),
         "scores": _values(evaluation.estimates),
         "intervals": _intervals(evaluation.estimates),
