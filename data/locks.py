@@ -38,7 +38,7 @@ def hold_lock(path: Path, otherwise: CaptionmillError) -> Iterator[None]:
 
 
 def _acquire(path: Path, otherwise: CaptionmillError) -> filelock.BaseFileLock:
-    lock: filelock.BaseFileLock = filelock.FileLock(path)
+    lock: filelock.BaseFileLock = filelock.FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
         return lock
