@@ -1,4 +1,4 @@
-"""Opens HDF5 files for reading, and tells a file that cannot be opened now from one that is damaged.
+"""Opens HDF5 files for reading, and separates files that cannot be opened now from damaged ones.
 
 HDF5 reports both in one exception. A number of the system (`errno`) in it means that the file was not judged: another
 program holds it, permissions are missing, the storage does not answer. Without one, HDF5 has read the file and did not
@@ -15,6 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from captionmill.data.hdf5_check import REFERENCE, check_attributes, check_references
 from captionmill.data.locks import NO_LOCKS
 
 _BUSY = (errno.EAGAIN, errno.EACCES)  # where flock is made of fcntl's locks, as on NFS, it may answer EACCES
@@ -32,12 +33,11 @@ _NOT_DAMAGED = {
     "already open for write": "a program that wrote to it was killed; run h5clear -s on it",
     "required filter": "another program compressed it with a filter that is not installed here; install hdf5plugin",
 }
-_TEXT = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])  # how HDF5 stores a reference to a text
 
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """The HDF5 file at `path`, open for reading during the block.
+    """The HDF5 file at `path`, open for reading during the block; its attributes can be read.
 
     HDF5 takes a shared lock, so that no other program may write meanwhile. Where the storage has no locks, the file is
     read without: files of a store are never changed, only replaced.
@@ -49,6 +49,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             raise
         file = h5py.File(path, "r", locking=False)
     with file:
+        with path.open("rb") as plain:
+            check_attributes(plain, h5py.h5o.get_info(file.id).addr, path.stat().st_size)
         yield file
 
 
@@ -81,18 +83,13 @@ def _errno_of(exc: BaseException) -> int | None:
 
 
 def read_texts(dataset: h5py.Dataset, path: Path) -> list[str]:
-    """All texts of a `dataset` of the file at `path`; ValueError for lengths that the file cannot hold.
-
-    HDF5 would ask for as much memory as one damaged length says, gigabytes, before it finds the damage.
-    """
+    """All texts of a `dataset` of the file at `path`; ValueError for references that HDF5 cannot be trusted with."""
     size = path.stat().st_size
     count, offset = len(dataset), dataset.id.get_offset()
-    if count * _TEXT.itemsize > size:
+    if count * REFERENCE.itemsize > size:
         raise ValueError(f"{count} texts in {size} bytes")
-    if offset is not None and dataset.id.get_storage_size() == count * _TEXT.itemsize:
+    if offset is not None and dataset.id.get_storage_size() == count * REFERENCE.itemsize:
         with path.open("rb") as file:
             file.seek(offset)
-            references = np.frombuffer(file.read(count * _TEXT.itemsize), _TEXT)
-        if int(references["length"].sum(dtype=np.uint64)) > size:
-            raise ValueError(f"a text of {references['length'].max()} bytes in {size} bytes")
+            check_references(file, np.frombuffer(file.read(count * REFERENCE.itemsize), REFERENCE), size)
     return list(dataset.asstr(errors="backslashreplace")[:])

@@ -28,7 +28,7 @@ class _Filter(ctypes.Structure):
 
 
 def refuse(call: str, error: int, *, from_offset: int = 0) -> None:
-    """From now on every `call` of this process fails with `error`; of pread64, only those at `from_offset` or beyond."""
+    """From now on each `call` of this process fails with `error`; pread64 only at `from_offset` or beyond."""
     steps = [
         (_LOAD, 0, 0, 0),
         (_JUMP_EQUAL, 0, 3, _NUMBERS[platform.machine()][call]),
