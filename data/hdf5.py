@@ -31,6 +31,7 @@ _REMEDIES = {
 }
 _NOT_DAMAGED = {
     "already open for write": "a program that wrote to it was killed; run h5clear -s on it",
+    "memory allocation failed": "not enough memory to read it; close other programs and run again",
     "required filter": "another program compressed it with a filter that is not installed here; install hdf5plugin",
 }
 
@@ -56,7 +57,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
 def why_not_now(exc: BaseException) -> str:
     """The reason in `exc` why an HDF5 file cannot be opened or read now, and what to do; "" if the file is damaged."""
-    text = str(exc)
+    text = "memory allocation failed" if isinstance(exc, MemoryError) else str(exc)
     for sign, remedy in _NOT_DAMAGED.items():
         if sign in text:
             return remedy

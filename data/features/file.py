@@ -35,6 +35,7 @@ Sources = npt.NDArray[np.uint64]
 
 FORMAT = "captionmill-features"
 FORMAT_VERSION = 2
+_UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError)
 
 Block = tuple[list[str], Features, npt.NDArray[np.uint32], Sources]
 """Keys, their rows [N, D], checksums [N] and sources [N, 3], as stored in a file."""
@@ -140,18 +141,30 @@ def read_store_file(path: Path) -> StoreFile:
     Raises StoreAccessError if it cannot be opened now, StoreDamageError if it is damaged, StoreError if it is of
     another program or version.
     """
+    inode = None
     try:
         inode = path.stat().st_ino
         with open_hdf5(path) as file:
             read = _read_open_file(path, file)
-            # a writer may just have replaced it
-            return read if path.stat().st_ino == inode else read_store_file(path)
-    except StoreError:
-        raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError) as exc:
-        if reason := why_not_now(exc):
-            raise StoreAccessError(f"{path}: {reason}") from exc
-        raise StoreDamageError(f"{path}: not a readable feature store ({_first_words(exc)}); extract it again") from exc
+        if path.stat().st_ino == inode:
+            return read
+    except _UNREADABLE as exc:
+        if not _was_replaced(path, inode):
+            if isinstance(exc, StoreError):
+                raise
+            if reason := why_not_now(exc):
+                raise StoreAccessError(f"{path}: {reason}") from exc
+            raise StoreDamageError(
+                f"{path}: not a readable feature store ({_first_words(exc)}); extract it again"
+            ) from exc
+    return read_store_file(path)  # a writer has just replaced it
+
+
+def _was_replaced(path: Path, inode: int | None) -> bool:
+    try:
+        return inode is not None and path.stat().st_ino != inode
+    except OSError:
+        return False
 
 
 def _read_open_file(path: Path, file: h5py.File) -> StoreFile:

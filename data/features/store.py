@@ -30,7 +30,7 @@ Column = TypeVar("Column", bound=npt.NDArray[Any])
 
 _BLOCK_ROWS = 4096
 _HDF5_START = b"\x89HDF\r\n\x1a\n"
-_LISTINGS = 3  # a writer may join parts between listing and reading them
+_LISTINGS = 5  # a writer may join parts between listing and reading them
 
 
 def store_exists(path: Path) -> bool:
@@ -116,6 +116,7 @@ class FeatureStore:
             parts = part_paths(path)  # listed first: a part joined after that is in the main file, or gone
             paths = [*([path] if path.exists() else []), *parts]
             if not paths:
+                report_foreign_files(path)
                 raise StoreError(f"{path}: no such feature store; `captionmill extract` makes one")
             try:
                 files = [read_store_file(file_path) for file_path in paths]

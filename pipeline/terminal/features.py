@@ -50,8 +50,8 @@ def verify(store: Path) -> None:
     if damaged := opened.verify():
         click.echo(show_list(damaged), err=True)
         raise InputError(
-            f"{store}: {len(damaged)} of {len(opened)} rows are damaged; extract computes them again, captionmill features "
-            f"repair {store} removes them"
+            f"{store}: {len(damaged)} of {len(opened)} rows are damaged; extract computes them again, and captionmill "
+            f"features repair {store} removes them"
         )
     click.echo(f"{store}: {show_count(len(opened), 'row')}, all intact")
 
