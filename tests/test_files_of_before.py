@@ -20,7 +20,8 @@ from click.testing import CliRunner, Result
 from captionmill.cli import main
 from captionmill.data.captions.table import read_captions
 from captionmill.data.features.log import read_records
-from captionmill.data.features.store import FeatureStore, part_paths
+from captionmill.data.features.parts import part_paths
+from captionmill.data.features.store import FeatureStore
 from captionmill.data.model import read_model
 
 NETWORK = ["--backbone", "scenes-resnet14", "--image-size", "64"]

@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from captionmill.data.captions.table import RowText, read_parquet, row_text, write_parquet
 from captionmill.data.errors import InputError
-from captionmill.data.files import errors_named, fit_name, flush_to_disk, hold_lock, replace_atomically
+from captionmill.data.files import errors_named, fit_name, flush_to_disk, replace_atomically
+from captionmill.data.locks import hold_lock
 
 FORMAT = "captionmill-captions"
 FORMAT_VERSION = 1

@@ -14,6 +14,7 @@ NO_FEATURES = "captions without features"
 NO_CAPTIONS = "features without captions"
 NOT_ANNOTATED = "in a split without captions"
 IN_NO_SPLIT = "in no split"
+DAMAGED_FEATURES = "damaged features, which extract makes again"
 _logger = logging.getLogger(__name__)
 
 
@@ -52,6 +53,18 @@ class Splits:
     test: list[str]
     unmatched: dict[str, list[str]] = field(default_factory=dict)
     """Keys that are left out, by reason; only reasons that occur."""
+
+    def without(self, damaged: Collection[str]) -> "Splits":
+        """These splits without the images of `damaged` rows; AnnotationError if train or val has no other."""
+        lost = sorted({*self.train, *self.val, *self.test}.intersection(damaged))
+        if not lost:
+            return self
+        train, val, test = ([key for key in keys if key not in damaged] for keys in (self.train, self.val, self.test))
+        if not train or not val:
+            raise AnnotationError(
+                f"the features of all images of split {'val' if train else 'train'} are damaged; run extract again"
+            )
+        return Splits(train, val, test, self.unmatched | {DAMAGED_FEATURES: lost})
 
 
 def choose_splits(

@@ -30,6 +30,7 @@ _SEPARATOR_LINE = re.compile(r'"?sep=."?\s*', re.IGNORECASE)  # Excel's first li
 _STATUSES = ("ok", "failed")
 _JSON_START = b'{"path": '
 _PARQUET_START = b"PAR1"
+_SPECIAL = re.compile(r"""[",\\\x00-\x1f]|^'""")  # in a key that a table may quote, escape or guard
 _PARQUET_ROWS = 16_384  # in a row group
 
 
@@ -60,6 +61,16 @@ class RowText:
     """The beginning of a file."""
     encode: Callable[[CaptionRow], bytes]
     decode: Callable[[bytes], CaptionRow]
+    around_key: tuple[bytes, bytes]
+    """What is before and after the key in a row whose key is written as it is."""
+
+    def is_of(self, line: bytes, key: str) -> bool:
+        """Whether `line` is the row of `key`; a row is decoded only if its key may be written in another way."""
+        before, after = self.around_key
+        is_plain = not _SPECIAL.search(key)
+        if is_plain and line.startswith(before + key.encode("utf-8", "surrogatepass") + after):
+            return True
+        return self.decode(line).path == key
 
 
 def format_of(path: Path) -> TableFormat:
@@ -77,7 +88,7 @@ def format_of(path: Path) -> TableFormat:
 def row_text(table_format: TableFormat, *, with_alternatives: bool) -> RowText:
     """How a table of this format is written row by row; `with_alternatives` adds that column to CSV."""
     if table_format != "csv":
-        return RowText(b"", _encode_json, _decode_json)
+        return RowText(b"", _encode_json, _decode_json, (_JSON_START + b'"', b'",'))
     columns = [name for name in _COLUMNS if with_alternatives or name != "alternatives"]
 
     def encode(row: CaptionRow) -> bytes:
@@ -88,7 +99,7 @@ def row_text(table_format: TableFormat, *, with_alternatives: bool) -> RowText:
         (cells,) = csv.reader([line.decode("utf-8")])
         return _row_of_cells(dict(zip(columns, cells, strict=True)))
 
-    return RowText(_MARK + csv_line(columns), encode, decode)
+    return RowText(_MARK + csv_line(columns), encode, decode, (b"", b","))
 
 
 def read_captions(path: AnyPath) -> Iterator[CaptionRow]:

@@ -129,7 +129,8 @@ def _find_places(
     for source, line in rows:
         place = None
         if line is not None:
-            if following < len(keys) and sources[following] == source:  # a source belongs to one key: no search needed
+            # a checksum has four bytes and proves no name
+            if following < len(keys) and sources[following] == source and text.is_of(line, keys[following]):
                 place = following
             else:
                 key = text.decode(line).path

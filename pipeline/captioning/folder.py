@@ -122,8 +122,9 @@ def caption_folder(
     sidecar_count = embedded = None
     if companions is not None:
         companions.write_gallery(workers=machine.workers, progress=progress)
-        if not captioned:
-            raise InputError(f"{images}: none of {len(source.keys)} images can be read; the reasons are in {output}")
+    if not captioned and source.keys:
+        raise InputError(f"{images}: none of {len(source.keys)} images can be read; the reasons are in {output}")
+    if companions is not None:
         sidecar_count = companions.write_sidecars(progress=progress)
         embedded = companions.embed(progress=progress)
     return FolderSummary(

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from captionmill.data.captions.formats.text_files import find_text_files
 from captionmill.data.errors import ImageError, PipelineError, StoreError
-from captionmill.data.features.store import FeatureStore, part_paths, store_exists
+from captionmill.data.features.parts import part_paths
+from captionmill.data.features.store import FeatureStore, store_exists
 from captionmill.data.images.find import IMAGE_SUFFIXES, find_images, walk_folder
 from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged, read_image
 from captionmill.data.images.tar import TAR_SUFFIX

@@ -72,3 +72,6 @@ def evaluate(features: Path, models: tuple[Path, ...], quiet: bool, **options: A
     if evaluation.missing:
         click.echo(f"Not scored, without features or references: {len(evaluation.missing)}", err=True)
         click.echo(show_list(evaluation.missing), err=True)
+    if evaluation.damaged:
+        click.echo(f"Not scored, as their features are damaged: {len(evaluation.damaged)}; run extract again", err=True)
+        click.echo(show_list(evaluation.damaged), err=True)

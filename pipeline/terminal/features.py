@@ -51,8 +51,8 @@ def verify(store: Path) -> None:
     if damaged := opened.verify():
         click.echo(show_list(damaged), err=True)
         raise InputError(
-            f"{store}: {len(damaged)} of {len(opened)} rows are damaged; captionmill features repair {store} removes "
-            "them, and extract computes them again"
+            f"{store}: {len(damaged)} of {len(opened)} rows are damaged; extract computes them again, and captionmill "
+            f"features repair {store} removes them"
         )
     click.echo(f"{store}: {show_count(len(opened), 'row')}, all intact")
 
@@ -61,9 +61,10 @@ def verify(store: Path) -> None:
 @click.argument("store", metavar="FILE", type=FILE_PATH)
 @log_format_option
 def repair(store: Path) -> None:
-    """Remove the damaged rows of FILE, so that `extract` computes only these again.
+    """Remove the damaged rows of FILE; `extract` computes them again, also without this.
 
-    A file of the store that cannot be opened is renamed to end in .damaged.
+    A file of the store that is damaged as a whole is renamed to end in .damaged. A file that cannot be opened now, such
+    as one that a notebook has open for writing, is no damage: then nothing is changed.
 
     Example: captionmill features repair features.h5
     """

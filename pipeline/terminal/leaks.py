@@ -54,5 +54,8 @@ def leaks(features: Path, quiet: bool, **options: Any) -> None:
     if report.without_features:
         click.echo(f"Not compared, without features: {len(report.without_features):,}", err=True)
         click.echo(show_list(report.without_features), err=True)
+    if report.damaged:
+        click.echo(f"Not compared, as their features are damaged: {len(report.damaged):,}; run extract again", err=True)
+        click.echo(show_list(report.damaged), err=True)
     if report.in_no_split:
         click.echo(f"Not compared, in no split: {show_count(report.in_no_split, 'image')} of the store", err=True)

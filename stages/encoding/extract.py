@@ -10,21 +10,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from captionmill.data.csv_tables import write_failures
-from captionmill.data.errors import InputError, StoreError
+from captionmill.data.errors import InputError, StoreAccessError, StoreError
 from captionmill.data.features.log import ExtractionRecord, append_record
 from captionmill.data.features.mirror import StoreMirror
+from captionmill.data.features.parts import part_paths
 from captionmill.data.features.shard import Shard, shard_of
-from captionmill.data.features.store import FeatureStore, delete_store, part_paths, replace_store
+from captionmill.data.features.store import FeatureStore, delete_store, replace_store
 from captionmill.data.features.writer import FeatureWriter, lock_store
 from captionmill.data.files import require_other_file
 from captionmill.data.images.find import find_images
-from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged
+from captionmill.data.images.read import ImageFile
 from captionmill.data.paths import as_location
 from captionmill.data.progress import Progress, no_progress
 from captionmill.data.urls import is_url, local_path
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.encoding.meter import Meter
+from captionmill.stages.encoding.missing import find_missing, find_unlisted
 from captionmill.stages.encoding.share import ShareResult
 from captionmill.stages.encoding.spread import Spread, run_tasks
 from captionmill.stages.machine import choose_workers, unused_gpu_note, versions
@@ -178,18 +180,6 @@ def shard_path(output: Path | str, index: int, count: int) -> Path | str:
     return named if is_url(output) else Path(named)
 
 
-def find_missing(found: Sequence[ImageFile], store: FeatureStore | None) -> list[ImageFile]:
-    """The images of `found` that have no row in `store`, or have changed since theirs was made."""
-    if store is None:
-        return list(found)
-    sources = store.sources()
-    return [
-        image
-        for image in found
-        if image.key not in store or not is_unchanged(image, ImageSource(*sources[store.position(image.key)].tolist()))
-    ]
-
-
 def extract_images(
     found: Sequence[ImageFile],
     output: Path,
@@ -218,7 +208,7 @@ def extract_images(
         on_change=layout.on_change,
     ) as writer:
         missing = find_missing(found, writer.store)
-        unlisted = _find_unlisted(writer.store.keys, found) if writer.store else set()
+        unlisted = find_unlisted(writer.store.keys, found) if writer.store else set()
         if prune or shard is not None:  # a shard's store holds only its part of the present list
             writer.drop(unlisted)
         for result in run_tasks(missing, writer, encoder, config, spread=spread, progress=progress):
@@ -251,12 +241,6 @@ def extract_images(
     )
 
 
-def _find_unlisted(keys: Sequence[str], found: Sequence[ImageFile]) -> set[str]:
-    """Those of `keys` whose image is gone, without those in a folder or tar that cannot be read now."""
-    closed = tuple(f"{image.key}/" for image in found if image.problem)
-    return {key for key in set(keys).difference(image.key for image in found) if not key.startswith(closed)}
-
-
 @contextmanager
 def _local_store(output: Path | str) -> Iterator[tuple[Path, StoreMirror | None]]:
     """A local path for the store `output`; for a URL, a downloaded copy and the mirror that uploads its changes."""
@@ -285,6 +269,8 @@ def _can_resume(target: Path, encoder: Encoder, config: ExtractConfig, keys: set
     """Whether an interrupted `overwrite` run left rows of the same kind, and only of these images."""
     try:
         store = FeatureStore.open(target)
+    except StoreAccessError:  # nothing is known about what is in it
+        raise
     except StoreError:
         return False
     return store.dtype == config.dtype and not store.spec.differences(encoder.spec) and keys.issuperset(store.keys)

@@ -67,6 +67,8 @@ class Evaluation:
     """How the images were chosen: the list, the captions file's test split, or what the model has not seen."""
     missing: tuple[str, ...]
     """Images that should be scored, but have no features or no references."""
+    damaged: tuple[str, ...]
+    """Images that should be scored, but whose features are damaged: `extract` makes them again."""
     bootstrap: BootstrapConfig
     """How the intervals were computed."""
 
@@ -112,10 +114,13 @@ def evaluate(
     annotations = read_annotations(captions, known_keys=store.keys)
     splits = _splits_of(captioner, store)
     keys, chosen_by = _choose_keys(annotations, splits, store, image_list)
-    scored = [key for key in keys if key in store and key in annotations.captions]
+    complete = [key for key in keys if key in store and key in annotations.captions]
+    damaged = set(store.verify(complete))
+    scored = [key for key in complete if key not in damaged]
     if not scored:
         near = describe_near(sorted({*keys, *annotations.captions} - {*store.keys}), store.keys, across_folders=True)
-        nothing = f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references"
+        sound = " that are not damaged" if damaged else ""
+        nothing = f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references{sound}"
         raise AnnotationError("; ".join(filter(None, (nothing, near))))
     without_features = sorted(key for key in keys if key not in store)
     if without_features and (near := describe_near(without_features, sorted({*store.keys} - {*keys}))):
@@ -153,7 +158,8 @@ def evaluate(
         captions=decoded,
         references=references,
         chosen_by=chosen_by,
-        missing=tuple(sorted(set(keys) - set(scored))),
+        missing=tuple(sorted(set(keys).difference(complete))),
+        damaged=tuple(sorted(damaged)),
         bootstrap=config.bootstrap,
     )
     if per_image:
@@ -244,6 +250,7 @@ def _to_json(
         "images": len(evaluation.captions),
         "images_chosen_by": evaluation.chosen_by,
         "missing": list(evaluation.missing),
+        **({"damaged": list(evaluation.damaged)} if evaluation.damaged else {}),
         "search": asdict(search),
         "scores": _values(evaluation.estimates),
         "intervals": _intervals(evaluation.estimates),

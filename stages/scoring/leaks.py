@@ -82,6 +82,8 @@ class LeakReport:
     """Identical ones first, then by decreasing cosine; the first `kept_pairs` if there are more."""
     without_features: tuple[str, ...]
     """Images of a split that have no row, sorted."""
+    damaged: tuple[str, ...]
+    """Images of a split whose rows are damaged, sorted: `extract` makes them again."""
     in_no_split: int
     """Rows of images that are in no split."""
 
@@ -127,8 +129,9 @@ def find_leaks(
     chosen_device = choose_device(device)
     store = FeatureStore.open(features)
     splits = _read_splits(captions, list_paths, model, store)
+    damaged = set(store.verify({key for keys in splits.values() for key in keys}))
     places = {
-        name: np.array([store.position(key) for key in keys if key in store], dtype=np.int64)
+        name: np.array([store.position(key) for key in keys if key in store and key not in damaged], dtype=np.int64)
         for name, keys in splits.items()
     }
     _require_something_to_compare(places, config, splits, store)
@@ -154,7 +157,8 @@ def find_leaks(
         counts=counts,
         pairs=tuple(pairs[: limits.kept_pairs]),
         without_features=tuple(sorted({key for keys in splits.values() for key in keys if key not in store})),
-        in_no_split=len(store) - len(in_splits),
+        damaged=tuple(sorted(damaged)),
+        in_no_split=len(store) - len(in_splits) - len(damaged),
     )
     if output:
         columns = [field.name for field in fields(LeakPair)]

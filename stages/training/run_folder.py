@@ -20,7 +20,8 @@ import pandas as pd
 
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError, TrainingError
-from captionmill.data.files import hold_lock, replace_atomically, write_text
+from captionmill.data.files import replace_atomically, write_text
+from captionmill.data.locks import hold_lock
 from captionmill.data.model import BUNDLE_NAME, read_model, write_model
 from captionmill.data.optional import install_command
 from captionmill.stages import charts
@@ -179,7 +180,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
 def empty_folder(folder: Path) -> None:
     """Remove the files of an earlier training from a claimed folder; InputError if it holds other files."""
     own = (BUNDLE_NAME, CHECKPOINT_NAME, UNMATCHED_NAME, *RUN_NAMES)
-    paths = [path for path in folder.iterdir() if path.name != _LOCK_NAME]
+    paths = [path for path in folder.iterdir() if not path.name.startswith(_LOCK_NAME)]
     for path in paths:
         is_weights = path.name.startswith("decoder-") and path.suffix == ".safetensors"
         if path.name not in own and not is_weights and not path.name.endswith(".partial"):

@@ -199,7 +199,8 @@ def _choose_splits(annotations: Annotations, store: FeatureStore, data: SplitLis
     train_list, val_list = (
         read_split_list(path, known_keys=store.keys) if path else None for path in _lists_of(data).values()
     )
-    return choose_splits(annotations, store.keys, train_list=train_list, val_list=val_list, seed=seed)
+    splits = choose_splits(annotations, store.keys, train_list=train_list, val_list=val_list, seed=seed)
+    return splits.without(set(store.verify((*splits.train, *splits.val, *splits.test))))
 
 
 def _write_config(

@@ -10,6 +10,7 @@ import torch
 from builders import TINY_TRAINING, make_rows, make_store, make_task
 
 from captionmill.data.captions.examples import BUCKET_BATCHES, CaptionDataset, Indices
+from captionmill.data.captions.splits import DAMAGED_FEATURES, Splits
 from captionmill.data.captions.vocabulary import END, PAD, START, UNK, Vocabulary
 from captionmill.data.errors import StoreError
 from captionmill.data.features.store import FeatureStore
@@ -100,8 +101,16 @@ def test_a_row_that_is_not_finite_is_named_before_training(tmp_path: Path) -> No
     number, infinity = np.float32(12345).tobytes(), np.float32(np.inf).tobytes()
     assert content.count(number) == 1
     (tmp_path / "damaged.h5").write_bytes(content.replace(number, infinity))
-    with pytest.raises(StoreError, match=r"the row of 03\.jpg is damaged; run `captionmill features repair"):
-        train(tmp_path / "damaged.h5", captions, tmp_path / "model", TINY_TRAINING)
+    heard: list[Splits] = []
+    train(
+        tmp_path / "damaged.h5",
+        captions,
+        tmp_path / "model",
+        TINY_TRAINING,
+        listener=TrainListener(on_splits=heard.append),
+    )
+    assert heard[0].unmatched == {DAMAGED_FEATURES: ["03.jpg"]}
+    assert "03.jpg" not in heard[0].train
 
 
 def test_features_come_from_memory_or_from_the_store_alike(tmp_path: Path) -> None:

@@ -401,3 +401,25 @@ def test_a_kill_as_a_table_takes_its_place_makes_none_look_edited(table_format: 
         assert set(captions(path).values()) == {f"second 0 of {key}" for key in KEYS}
         assert update(path, **now) == []
     assert not list(tmp_path.glob("*.edited*"))
+
+
+@pytest.mark.parametrize("table_format", ["csv", "jsonl", "parquet"])
+def test_a_row_is_found_by_its_name_even_where_checksums_are_equal(table_format: TableFormat, tmp_path: Path) -> None:
+    """Of two names in a billion the checksums of four bytes are equal, and those of failed rows hold nothing else."""
+    path = tmp_path / "t"
+    names = {key: CaptionRow(key, "", None, status="failed", error="not an image") for key in ("a,b.jpg", "c.jpg")}
+
+    def update_all(keys: Sequence[str]) -> int:
+        rows = names | {"'d.jpg": CaptionRow("'d.jpg", "a dog", 0.5)}
+        sources = np.full(len(keys), 7, np.uint32)
+        return update_captions(
+            path, keys, sources, {}, lambda missing: [rows[key] for key in missing], table_format=table_format
+        )
+
+    assert update_all(["a,b.jpg"]) == 1
+    assert update_all(["a,b.jpg"]) == 0
+    assert update_all(["c.jpg"]) == 1
+    assert list(read_captions(path)) == [names["c.jpg"]]
+    assert update_all(["'d.jpg", "c.jpg"]) == 1
+    assert update_all(["'d.jpg", "c.jpg"]) == 0
+    assert [row.path for row in read_captions(path)] == ["'d.jpg", "c.jpg"]

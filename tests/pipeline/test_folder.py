@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +80,17 @@ def test_a_second_run_makes_no_row_and_later_ones_only_what_changed(model: Path,
     caption(photos, model, tmp_path / "anew.csv")
     assert table.read_bytes() == (tmp_path / "anew.csv").read_bytes()
     assert {key for key, row in rows_of(table).items() if row.status == "ok"} == set(rows_of(table))
+
+
+def test_a_failed_image_that_is_renamed_has_its_new_name(model: Path, photos: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    names = ("brjcykot.jpg", "nbpitdgr.jpg")
+    assert zlib.crc32(names[0].encode()) == zlib.crc32(names[1].encode())  # and so are those of name and reason
+    (photos / "broken.jpg").rename(photos / names[0])
+    caption(photos, model, table)
+    (photos / names[0]).rename(photos / names[1])
+    assert caption(photos, model, table).made == 1
+    assert [key for key, row in rows_of(table).items() if row.status == "failed"] == [names[1]]
 
 
 def test_another_model_or_search_makes_the_table_anew(model: Path, photos: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 from processes import Child, start_command
 
 from captionmill.cli import main
-from captionmill.data.features.store import FeatureStore, parts_dir
+from captionmill.data.features.parts import parts_dir
+from captionmill.data.features.store import FeatureStore
 
 THIN = ["--backbone", "scenes-resnet14", "--preprocess", "squash", "--image-size", "32", "--engine", "torch"]
 THIN += ["--precision", "fp32", "--batch-size", "4"]
