@@ -13,8 +13,10 @@ from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from captionmill.data.errors import ImageError, InputError
 from captionmill.data.features.spec import Preprocess
-from captionmill.data.images.decode import PIXEL_LIMIT, REDUCING_GAP, decode_image, decode_pixels
+from captionmill.data.images.decode import decode_image, decode_pixels
 from captionmill.data.images.find import find_images
+from captionmill.data.images.formats.jpeg import REDUCING_GAP
+from captionmill.data.images.formats.limits import PIXEL_LIMIT
 from captionmill.data.images.keys import image_key
 from captionmill.data.images.read import load_image, read_image
 from captionmill.stages.encoding.encoder import Encoder, build_encoder

@@ -1,0 +1,82 @@
+"""The chunks of a PNG: those of the pixels must be whole; a damaged or huge text or colour profile is not needed.
+
+Pillow does not look at the checksums of the pixels, and refuses a file for any other (PNG specification, 5.5 and 11).
+"""
+
+import zlib
+from typing import Any
+
+from captionmill.data.errors import ImageError
+from captionmill.data.images.formats.orientation import RAW_EXIF_KEYS, XMP_KEYS
+
+_SIGNATURE_BYTES = 8
+_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_MOST_TEXT = 16_000_000  # bytes of EXIF or XMP that are decompressed
+
+
+def require_whole_pixels(data: bytes) -> None:
+    """Raise ImageError if the checksum of a chunk of pixels is wrong; one that is cut off is left to the decoder."""
+    start, kind = _SIGNATURE_BYTES, b""
+    view = memoryview(data)
+    while kind != b"IEND" and start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4])
+        kind = data[start + 4 : start + 8]
+        is_cut = end > len(data)
+        if (
+            kind == b"IDAT"
+            and not is_cut
+            and zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end])
+        ):
+            raise ImageError("truncated or damaged image (wrong checksum of the pixels)")
+        start = end
+
+
+def without_metadata(data: bytes) -> tuple[bytes, dict[str | tuple[int, int], Any]] | None:
+    """A PNG without the chunks that its pixels do not need, and its EXIF and XMP texts, as in the `info` of Pillow.
+
+    Damaged chunks that are needed, EXIF and XMP among them, stay as they are. None if the chunks cannot be followed, or
+    if all are needed. Nothing that is left out is decompressed, so that a bomb of text costs nothing.
+    """
+    kept = [data[:_SIGNATURE_BYTES]]
+    texts: dict[str | tuple[int, int], Any] = {}
+    start, kind = _SIGNATURE_BYTES, b""
+    while kind != b"IEND" and start < len(data):
+        size, kind = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8]
+        end = start + 12 + size
+        if not kind.isalpha():
+            return None
+        is_metadata = kind not in _NEEDED and kind[0:1].islower()
+        if (
+            is_metadata
+            and kind in _TEXTS
+            and _keyword(content := data[start + 8 : end - 4]) in (*XMP_KEYS, *RAW_EXIF_KEYS)
+        ):
+            if zlib.crc32(kind + content) == int.from_bytes(data[end - 4 : end]):
+                texts |= _read_text(kind, content)
+            else:
+                is_metadata = False
+        if not is_metadata:
+            kept.append(data[start:end])
+        start = end
+    return (b"".join(kept), texts) if len(kept) > 1 and sum(map(len, kept)) < min(start, len(data)) else None
+
+
+def _keyword(content: bytes) -> str:
+    return content.partition(b"\0")[0].decode("latin-1")
+
+
+def _read_text(kind: bytes, content: bytes) -> dict[str | tuple[int, int], Any]:
+    """The keyword and the first _MOST_TEXT bytes of the text of a chunk; nothing if it cannot be decompressed."""
+    _, _, text = content.partition(b"\0")
+    is_compressed = kind == b"zTXt"
+    if kind == b"iTXt":
+        is_compressed, text = text[:1] == b"\x01", text[2:].split(b"\0", 2)[-1]  # after the language and its keyword
+    elif is_compressed:
+        text = text[1:]
+    if is_compressed:
+        try:
+            text = zlib.decompressobj().decompress(text, _MOST_TEXT)
+        except zlib.error:
+            return {}
+    return {_keyword(content): text[:_MOST_TEXT]}
