@@ -11,6 +11,7 @@ which is the rule for damage that restart markers keep in bounds.
 import argparse
 import io
 import resource
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -146,6 +147,7 @@ def main() -> None:
         print(f"| {name} | {counts.total():,} | {' | '.join(f'{counts[column]:,}' for column in columns)} |")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"\n{time.monotonic() - started:.0f} s, the slowest {slowest:.2f} s, peak memory {peak:.2f} GB")
+    sys.exit(any(found["others, known wrong"] + found["another exception"] for found in outcomes.values()))
 
 
 if __name__ == "__main__":

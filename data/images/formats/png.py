@@ -12,24 +12,41 @@ from captionmill.data.images.formats.orientation import RAW_EXIF_KEYS, XMP_KEYS
 _SIGNATURE_BYTES = 8
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-_MOST_TEXT = 16_000_000  # bytes of EXIF or XMP that are decompressed
+_MOST_BYTES = 4_000_000  # decompressed at once, and of EXIF or XMP in all
 
 
 def require_whole_pixels(data: bytes) -> None:
-    """Raise ImageError if the checksum of a chunk of pixels is wrong; one that is cut off is left to the decoder."""
+    """Raise ImageError if a checksum of the pixels is wrong: that of a chunk, or of all of them if the last is cut."""
     start, kind = _SIGNATURE_BYTES, b""
     view = memoryview(data)
+    chunks: list[memoryview] = []
     while kind != b"IEND" and start < len(data):
         end = start + 12 + int.from_bytes(data[start : start + 4])
         kind = data[start + 4 : start + 8]
-        is_cut = end > len(data)
-        if (
-            kind == b"IDAT"
-            and not is_cut
-            and zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end])
-        ):
-            raise ImageError("truncated or damaged image (wrong checksum of the pixels)")
+        if kind == b"IDAT":
+            chunks.append(view[start + 8 : end - 4])
+            is_whole = (
+                zlib.crc32(view[start + 4 : end - 4]) == int.from_bytes(view[end - 4 : end])
+                if end <= len(data)
+                else _is_whole_stream(chunks)
+            )
+            if not is_whole:
+                raise ImageError("truncated or damaged image (wrong checksum of the pixels)")
         start = end
+
+
+def _is_whole_stream(chunks: list[memoryview]) -> bool:
+    """Whether the zlib stream in `chunks` ends with its right checksum."""
+    stream = zlib.decompressobj()
+    try:
+        for chunk in chunks:
+            rest = bytes(chunk)
+            while rest and not stream.eof:
+                stream.decompress(rest, _MOST_BYTES)
+                rest = stream.unconsumed_tail
+    except zlib.error:
+        return False
+    return stream.eof
 
 
 def without_metadata(data: bytes) -> tuple[bytes, dict[str | tuple[int, int], Any]] | None:
@@ -67,7 +84,7 @@ def _keyword(content: bytes) -> str:
 
 
 def _read_text(kind: bytes, content: bytes) -> dict[str | tuple[int, int], Any]:
-    """The keyword and the first _MOST_TEXT bytes of the text of a chunk; nothing if it cannot be decompressed."""
+    """The keyword and the first _MOST_BYTES bytes of the text of a chunk; nothing if it cannot be decompressed."""
     _, _, text = content.partition(b"\0")
     is_compressed = kind == b"zTXt"
     if kind == b"iTXt":
@@ -76,7 +93,7 @@ def _read_text(kind: bytes, content: bytes) -> dict[str | tuple[int, int], Any]:
         text = text[1:]
     if is_compressed:
         try:
-            text = zlib.decompressobj().decompress(text, _MOST_TEXT)
+            text = zlib.decompressobj().decompress(text, _MOST_BYTES)
         except zlib.error:
             return {}
-    return {_keyword(content): text[:_MOST_TEXT]}
+    return {_keyword(content): text[:_MOST_BYTES]}

@@ -30,8 +30,8 @@ def decode_tiff(data: bytes, *, page: int = 0) -> npt.NDArray[np.uint8]:
     """
     try:
         image = TiffImageFile(io.BytesIO(data))
-    except (SyntaxError, LookupError, TypeError, ValueError, OSError) as exc:
-        return decode_samples(data, page, otherwise=exc)
+    except (SyntaxError, LookupError, TypeError, ValueError, OSError):
+        return decode_samples(data, page)
     with image:
         image.seek(page)
         require_size(image.size)

@@ -1,6 +1,5 @@
 """TIFFs by tifffile: samples of any type in any layout, as 8-bit RGB. imagecodecs is needed for some compressions."""
 
-import importlib.util
 import io
 import logging
 from typing import Any
@@ -24,13 +23,16 @@ _COLORS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4,
 _JPEG = 7
 _PREMULTIPLIED, _ALPHA = 1, 2
 
+# What tifffile raises for a damaged file, or where imagecodecs is missing, beside its own error
+_TIFFFILE_ERRORS = (ImportError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
+
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it reports damaged metadata, which is not needed
 
 
-def decode_samples(data: bytes, page_number: int = 0, *, otherwise: Exception | None = None) -> npt.NDArray[np.uint8]:
+def decode_samples(data: bytes, page_number: int = 0) -> npt.NDArray[np.uint8]:
     """One page of a TIFF, upright, [H, W, 3] uint8 RGB on white.
 
-    Raises ImageError with the reason; for a damaged file `otherwise`, which is what Pillow said, or ValueError.
+    Raises ImageError with the reason, ValueError if it is damaged.
     """
     import tifffile
 
@@ -44,10 +46,10 @@ def decode_samples(data: bytes, page_number: int = 0, *, otherwise: Exception | 
                 orientation = read_orientation({"xmp": page.tags.valueof(_XMP)})
     except ImageError:
         raise
-    except (tifffile.TiffFileError, RuntimeError, ValueError, LookupError, TypeError, OSError) as exc:
-        if "imagecodecs" in str(exc) and importlib.util.find_spec("imagecodecs") is None:
-            raise ImageError(f"{_name(page)}, which needs a package: {install_command('tiff')}") from exc
-        raise otherwise or ValueError(str(exc)) from exc
+    except (tifffile.TiffFileError, RuntimeError, *_TIFFFILE_ERRORS) as exc:
+        if isinstance(exc, ImportError) or "imagecodecs" in str(exc):
+            raise ImageError(f"{_name(page)} needs the package imagecodecs; run: {install_command('tiff')}") from exc
+        raise ValueError(str(exc)) from exc
     return turn_upright(np.array(to_rgb(image)), int(orientation))
 
 
