@@ -161,8 +161,8 @@ def main() -> None:
     for kind in [kind for kind, outcome in tried.items() if outcome == "wrong"][: arguments.show]:
         print("wrong:", kind)
     print("| samples | tried | right | refused | wrong |\n|---|---|---|---|---|")
-    for name in (*DTYPES, "all"):
-        found = Counter(outcome for kind, outcome in tried.items() if name in (kind.dtype, "all"))
+    for name, start in (("unsigned integers", "uint"), ("signed integers", "int"), ("floats", "float"), ("all", "")):
+        found = Counter(outcome for kind, outcome in tried.items() if kind.dtype.startswith(start))
         right, wrong, total = found["right"], found["wrong"], found.total()
         print(f"| {name} | {total:,} | {right:,} | {total - right - wrong:,} | {wrong:,} |")
     sys.exit("wrong" in tried.values())

@@ -87,7 +87,7 @@ def decode_pixels(data: bytes, *, at_least: Callable[[int, int], tuple[int, int]
     REDUCING_GAP times that size. This is several times faster, and the resized image is nearly the same.
 
     Raises ImageError with the reason if it is not an image, is damaged, is of a kind that is not supported or exceeds
-    PIXEL_LIMIT. Which damage is accepted is stated in `docs/formats.md`.
+    PIXEL_LIMIT. Which damage is accepted is stated in `docs/images.md`.
     """
     try:
         return _decode(data, at_least)

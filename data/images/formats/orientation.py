@@ -71,7 +71,7 @@ def _read_exif(exif: bytes) -> int:
 
 
 def _from_hex(profile: str | bytes) -> bytes:
-    """The bytes in a raw profile: a name, their count, and lines of hexadecimal digits; empty if it is none."""
+    """The bytes in a raw profile: a name, their count, and lines of hexadecimal digits; empty for other text."""
     text = profile.decode("latin-1") if isinstance(profile, bytes) else profile
     digits = "".join(text.split("\n")[3:]).strip()
     try:

@@ -63,8 +63,9 @@ def _is_read_by_pillow(image: TiffImageFile) -> bool:
     Raises ImageError for a tile that would waste memory.
     """
     tags = image.tag_v2
-    require_small_tile(image.size, (tags.get(_TILE_WIDTH), tags.get(_TILE_LENGTH)))
     bits, formats = tags.get(_BITS, (1,)), tags.get(_FORMAT, (_UNSIGNED,))
+    sample_bytes = -(-max(bits) // 8) * tags.get(_SAMPLES, 1)
+    require_small_tile(image.size, (tags.get(_TILE_WIDTH), tags.get(_TILE_LENGTH)), sample_bytes=sample_bytes)
     if tags.get(_COMPRESSION) == _WEBP:
         return False
     is_raw, is_one_sample = tags.get(_COMPRESSION, 1) == 1, tags.get(_SAMPLES, 1) == 1

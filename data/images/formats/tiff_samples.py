@@ -67,13 +67,14 @@ def _require_supported(page: Any) -> None:
     if page.dtype is None or page.dtype.kind not in "uif" or isinstance(page.bitspersample, tuple):
         raise ImageError(f"{_name(page)} is not supported")
     is_known = page.photometric in _COLORS and (page.photometric != _YCBCR or page.compression == _JPEG)
-    if not is_known or page.samplesperpixel < _COLORS[page.photometric] or page.imagedepth > 1:
+    if not is_known or page.samplesperpixel < _COLORS[page.photometric] or max(page.imagedepth, page.tiledepth) > 1:
         raise ImageError(f"{_name(page)} of {photometric} with {page.samplesperpixel} samples is not supported")
     if page.dtype.kind == "i" and (page.photometric != _BLACK_IS_ZERO or _alpha_of(page)):
         raise ImageError(f"{_name(page)} of {photometric} is not supported: signed samples are read as grey only")
-    require_size(size, sample_bytes=page.samplesperpixel * page.dtype.itemsize)
+    sample_bytes = page.samplesperpixel * page.dtype.itemsize
+    require_size(size, sample_bytes=sample_bytes)
     if page.is_tiled:
-        require_small_tile(size, (page.tilewidth, page.tilelength))
+        require_small_tile(size, (page.tilewidth, page.tilelength), sample_bytes=sample_bytes)
 
 
 def _read(page: Any) -> Samples:
