@@ -106,7 +106,7 @@ def _compose(page: Any, values: Samples) -> Image.Image:
     if photometric == _WHITE_IS_ZERO:
         levels = 255 - levels
     if photometric == _CMYK:
-        return Image.fromarray(np.ascontiguousarray(levels), "CMYK")
+        return Image.frombytes("CMYK", (levels.shape[1], levels.shape[0]), levels.tobytes())
     if levels.shape[2] == 1:
         levels = levels.repeat(3, axis=2)
     if not alpha_kind:
