@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captionmill.data.errors import ImageError, InputError
+from captionmill.data.images.read import known_ns, seconds_to_ns
 from captionmill.data.urls import open_filesystem
 
 TAR_SUFFIX = ".tar"
 _BLOCK = 512  # bytes of a header, and of the end mark
-_COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 class TarMember(NamedTuple):
@@ -28,7 +29,7 @@ class TarMember(NamedTuple):
 
 def is_compressed_tar(path: Path | str) -> bool:
     """Whether `path` has the suffix of a compressed tar."""
-    return str(path).lower().endswith(_COMPRESSED_SUFFIXES)
+    return str(path).lower().endswith(COMPRESSED_SUFFIXES)
 
 
 def refuse_compressed(path: Path | str) -> None:
@@ -44,7 +45,7 @@ def list_members(path: Path | str) -> Collection[TarMember]:
     """
     members: dict[str, TarMember] = {}
     try:
-        own_ns = max(0, path.stat().st_mtime_ns) if isinstance(path, Path) else 0
+        own_ns = known_ns(path.stat().st_mtime_ns) if isinstance(path, Path) else 0
         with _open(path) as file, _open_tar(file) as archive:
             size = file.seek(0, 2)
             for info in archive:
@@ -52,7 +53,7 @@ def list_members(path: Path | str) -> Collection[TarMember]:
                 if info.islnk() and (target := members.get(_unpacked_name(info.linkname))):
                     members[name] = target._replace(name=name)
                 elif info.isreg() and not info.issparse():
-                    modified_ns = max(0, int(info.mtime * 1_000_000_000)) or own_ns
+                    modified_ns = seconds_to_ns(info.mtime) or own_ns
                     members[name] = TarMember(name, info.offset_data, info.size, modified_ns)
                 archive.members = []  # tarfile would keep them all; a shard may have a million
             file.seek(archive.offset)
