@@ -7,11 +7,14 @@ import re
 from pathlib import PurePosixPath
 from typing import Literal
 
+from captionmill.data.optional import missing_packages
+
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".hif"),
     *(".avif", ".jp2", ".j2k", ".psd", ".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".apng", ".jif", ".jps", ".pjpeg"),
 )
 """Suffixes of the formats that are read."""
+_HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 
 _CAMERA_SUFFIXES = [
     ".3fr",
@@ -109,6 +112,12 @@ _SENSOR_PHOTOMETRIC = (32803, 34892)  # colour filter array, linear raw (DNG 1.7
 _MOST_SUB_IFDS = 16
 
 
+def has_read_suffix(name: str) -> bool:
+    """Whether images with the suffix of `name` can be read here: those in HEIC need an extra."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix in IMAGE_SUFFIXES and not (suffix in _HEIC_SUFFIXES and missing_packages("pillow_heif"))
+
+
 def family_of(header: bytes) -> Family | None:
     """HEIC or AVIF, by the brands with which such a file begins (ISO/IEC 14496-12, 4.3); None for any other file."""
     if header[4:8] != b"ftyp":
@@ -129,7 +138,7 @@ def unsupported_format(data: bytes, name: str, *, is_known: bool) -> str | None:
     """The name of the format of an image that cannot be read, by its content and the suffix of `name`; else None.
 
     `is_known` is whether it begins as an image that can be read. Most cameras write TIFFs whose first image is a
-    thumbnail of the photograph: these must not be taken for images in TIFF.
+    thumbnail: these must not be taken for images in TIFF.
     """
     header = data[:HEADER_BYTES]
     by_suffix = _OTHER_SUFFIXES.get(PurePosixPath(name).suffix.lower())

@@ -18,6 +18,7 @@ from captionmill.data.optional import install_command, require
 Opener = Callable[[io.BytesIO], PillowFile]
 
 _MERGED_RESOURCE = 1057  # Adobe Photoshop File Formats Specification, Image Resource IDs: Version Info
+_MULTICHANNEL = 7
 _END_OF_CODESTREAM = b"\xff\xd9"  # ISO/IEC 15444-1, A.4.4
 _HOLE = bytes(8192)  # compressed pixels hold no run of so many zeros; a copy or download that was interrupted does
 _END_HOLE = bytes(256)
@@ -81,9 +82,12 @@ class _MergedPsdFile(PsdImageFile):
     """The merged image of a Photoshop file, in which a fourth channel may be a saved selection."""
 
     def _open(self) -> None:
-        depth = int.from_bytes(self.fp.read(26)[22:24], "big") if self.fp else 0
+        header = self.fp.read(26) if self.fp else b""
+        depth, mode = int.from_bytes(header[22:24], "big"), int.from_bytes(header[24:26], "big")
         if depth not in (1, 8):
             raise ImageError(f"PSD with {depth} bits per channel is not supported; save it with 8")
+        if mode == _MULTICHANNEL:  # Pillow takes the first of its inks for an image in grey
+            raise ImageError("PSD in multichannel mode is not supported; save it as RGB")
         if self.fp:
             self.fp.seek(0)
         super()._open()

@@ -1,7 +1,6 @@
 """Reads the bytes of an image and records their hash, so that a changed image does not keep its old row."""
 
 import hashlib
-import math
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ def known_ns(time_ns: int) -> int:
 
 def seconds_to_ns(time_s: float) -> int:
     """A time in seconds since 1970 in nanoseconds; 0, unknown, if a store cannot hold it or it is not finite."""
-    return known_ns(int(time_s * 1_000_000_000)) if math.isfinite(time_s) else 0
+    return known_ns(int(time_s * 1_000_000_000)) if 0 <= time_s < _LATEST_NS else 0
 
 
 def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:

@@ -38,7 +38,7 @@ class LeftOut:
     """Compressed tars."""
 
     def passes(self, parts: Sequence[str]) -> bool:
-        """Whether the image at the relative path of these `parts` is to be left out; it is counted then."""
+        """Whether a search passes over the image at the relative path of these `parts`; it is counted then."""
         for part in parts[:-1]:
             if is_system_folder(part):
                 self.system[part] += 1
