@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from captionmill.data.errors import ImageError, InputError
-from captionmill.data.images.formats import IMAGE_SUFFIXES, PICTURE_SUFFIXES
+from captionmill.data.images.formats import ALL_IMAGE_SUFFIXES, IMAGE_SUFFIXES
 from captionmill.data.images.keys import FileFinder, escape_name, image_key
 from captionmill.data.images.read import ImageFile, has_image_header, known_ns, seconds_to_ns
 from captionmill.data.images.tar import (
@@ -138,7 +138,7 @@ def _expand(named: _Named, left_out: LeftOut) -> Iterator[_Named]:
         return
     for member in members:
         path = PurePosixPath(member.name)
-        if path.suffix.lower() in PICTURE_SUFFIXES and not left_out.passes(path.parts):
+        if path.suffix.lower() in ALL_IMAGE_SUFFIXES and not left_out.passes(path.parts):
             name = f"{named.name}/{member.name}" if image.key else member.name
             key = image_key(f"{image.key}/{member.name}".lstrip("/"))
             yield _Named(name, ImageFile(key, image.path, member.offset, member.size, member.modified_ns))
@@ -161,7 +161,9 @@ def _walk(root: Path, left_out: LeftOut) -> Iterator[_Named]:
             left_out.compressed += 1
             _logger.warning("%s: a compressed tar, left out; unpack it, or make it a plain .tar", entry.path)
             continue
-        elif suffix not in PICTURE_SUFFIXES and suffix != TAR_SUFFIX and (suffix or not has_image_header(Path(entry))):
+        elif (
+            suffix not in ALL_IMAGE_SUFFIXES and suffix != TAR_SUFFIX and (suffix or not has_image_header(Path(entry)))
+        ):
             continue
         name = entry.path[start:].replace(os.sep, "/")
         yield _Named(name, ImageFile(image_key(name), Path(entry.path), problem=problem))
@@ -177,7 +179,7 @@ def _walk_url(url: str, left_out: LeftOut) -> Iterator[_Named]:
     for path, details in listed.items():
         name = posixpath.relpath(path, root)
         suffix = suffix_of(posixpath.basename(name))
-        if (suffix in PICTURE_SUFFIXES or suffix == TAR_SUFFIX) and not left_out.passes(name.split("/")):
+        if (suffix in ALL_IMAGE_SUFFIXES or suffix == TAR_SUFFIX) and not left_out.passes(name.split("/")):
             full = filesystem.unstrip_protocol(path)
             yield _Named(name, ImageFile(image_key(name), full, None, details.get("size"), _modified_ns(details)))
 
@@ -202,10 +204,16 @@ def _is_folder(location: Path | str) -> bool:
         return False
 
 
+def _is_image(path: Path) -> bool:
+    """Whether a file that is given as a list is an image: no list has the suffix of a format that cannot be read."""
+    suffix = _suffix(path)
+    return has_image_header(path) if suffix in IMAGE_SUFFIXES else suffix in ALL_IMAGE_SUFFIXES and path.is_file()
+
+
 def _read_list(location: Path | str) -> Iterator[_Named]:
     """The images that the lines of a list name."""
     expected = "expected a folder of images, a .tar, or a UTF-8 text file with one image path per line"
-    if isinstance(location, Path) and _suffix(location) in IMAGE_SUFFIXES and has_image_header(location):
+    if isinstance(location, Path) and _is_image(location):
         raise InputError(f"{location}: one image; {expected}")
     try:
         data = read_url(location) if isinstance(location, str) else location.read_bytes()

@@ -69,7 +69,7 @@ _OTHER_FORMATS = {
 _OTHER_SUFFIXES = {suffix: f"RAW ({suffix[1:].upper()})" for suffix in _CAMERA_SUFFIXES} | {
     suffix: name for name, suffixes in _OTHER_FORMATS.items() for suffix in suffixes.split()
 }
-PICTURE_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *_OTHER_SUFFIXES))
+ALL_IMAGE_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *_OTHER_SUFFIXES))
 """Suffixes of all files that are images to a person: each of them has a row."""
 
 HEADER_BYTES = 1024  # enough to recognise any of the formats; an SVG may begin with comments

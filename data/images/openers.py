@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from PIL import features
 from PIL.AvifImagePlugin import AvifImageFile
@@ -59,23 +59,33 @@ def _open_avif(file: io.BytesIO) -> PillowFile:
 
 
 def _open_jpeg_2000(file: io.BytesIO) -> PillowFile:
-    """JPEG 2000; Pillow fills what is missing at the end with other pixels, so the end mark must be there."""
+    """JPEG 2000; Pillow makes up what is missing at the end, so the end mark must be there."""
     data = file.getvalue()
-    if _END_OF_CODESTREAM not in data[-4096:] or _HOLE in data:
+    ends = [end for kind, _, end in _boxes(data) if kind == b"jp2c"] if data.startswith(b"\0\0\0\x0c") else [len(data)]
+    if not ends or not data[: ends[-1]].rstrip(b"\0").endswith(_END_OF_CODESTREAM) or _HOLE in data:
         raise EOFError("a part of the JPEG 2000 codestream is missing")
     return Jpeg2KImageFile(file)
 
 
 def _require_whole(data: bytes) -> None:
     """Raise EOFError if zeros stand for a part of a HEIC or AVIF: their decoders would make up the pixels."""
-    start = 0
-    while (size := int.from_bytes(data[start : start + 4], "big")) > 1:  # 0: up to the end; 1: over 4 GB
-        start += size
-        is_media = data[start - size + 4 : start - size + 8] == b"mdat"
-        if is_media and data[max(start - len(_END_HOLE), 0) : start].strip(b"\0") == b"" and size > len(_END_HOLE):
-            raise EOFError("its end is zeros")
-    if _HOLE in data:
+    media = [data[max(start, end - len(_END_HOLE)) : end] for kind, start, end in _boxes(data) if kind == b"mdat"]
+    if _END_HOLE in media or _HOLE in data:
         raise EOFError("a part of it is zeros")
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The kind of each box of a file, and where its content begins and ends (ISO/IEC 14496-12, 4.2)."""
+    start = 0
+    while len(data) - start >= 8:
+        size, content = int.from_bytes(data[start : start + 4], "big"), start + 8
+        if size == 1:  # the size takes 64 bits
+            size, content = int.from_bytes(data[content : content + 8], "big"), content + 8
+        end = start + size if size else len(data)
+        if end < content:
+            return
+        yield data[start + 4 : start + 8], content, min(end, len(data))
+        start = end
 
 
 class _MergedPsdFile(PsdImageFile):

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from captionmill.data.images.formats import PICTURE_SUFFIXES
+from captionmill.data.images.formats import ALL_IMAGE_SUFFIXES
 
 _SYSTEM_FOLDERS = frozenset(
     (
@@ -141,7 +141,7 @@ class _Walk:
         """Count a hidden entry, or one that has the name of a system folder; False if it is only a file so called."""
         is_hidden = entry.name.startswith(".")
         if not _is_folder(entry):
-            self._left_out.hidden += is_hidden and suffix_of(entry.name) in PICTURE_SUFFIXES
+            self._left_out.hidden += is_hidden and suffix_of(entry.name) in ALL_IMAGE_SUFFIXES
             return is_hidden
         if not is_system_folder(entry.name):
             self._left_out.hidden_folders += 1
@@ -164,4 +164,4 @@ def _identity(folder: str) -> Identity:
 
 def _count_images(folder: str) -> int:
     """The number of files in and below `folder` with the suffix of an image."""
-    return sum(suffix_of(name) in PICTURE_SUFFIXES for _, _, names in os.walk(folder) for name in names)
+    return sum(suffix_of(name) in ALL_IMAGE_SUFFIXES for _, _, names in os.walk(folder) for name in names)

@@ -17,7 +17,7 @@ from captionmill.data.captions.table import CaptionRow, read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.files import partial_path_of
 from captionmill.data.images.find import find_images
-from captionmill.data.images.formats import PICTURE_SUFFIXES, has_read_suffix
+from captionmill.data.images.formats import ALL_IMAGE_SUFFIXES, has_read_suffix
 from captionmill.data.images.read import ImageFile
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def image_path_of(image: ImageFile, option: str) -> Path:
 
 def is_sidecar_suffix(suffix: str) -> bool:
     """Whether files with this suffix may be beside images: it begins with a dot and is not the suffix of an image."""
-    return bool(re.fullmatch(r"\.\w[\w.-]*", suffix)) and suffix.lower() not in (*PICTURE_SUFFIXES, ".tar")
+    return bool(re.fullmatch(r"\.\w[\w.-]*", suffix)) and suffix.lower() not in (*ALL_IMAGE_SUFFIXES, ".tar")
 
 
 def count_missing(images: Path | str, suffix: str, table: Path) -> int:

@@ -15,13 +15,13 @@ from pathlib import Path
 from captionmill.data.errors import ImageError, PipelineError, StoreError
 from captionmill.data.features.store import FeatureStore, part_paths, store_exists
 from captionmill.data.images.find import find_images
-from captionmill.data.images.formats import PICTURE_SUFFIXES
+from captionmill.data.images.formats import ALL_IMAGE_SUFFIXES
 from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged, read_image
 from captionmill.data.images.tar import TAR_SUFFIX
 from captionmill.data.images.walk import walk_folder
 from captionmill.data.model import BUNDLE_NAME, model_exists
 
-_SUFFIXES = frozenset(suffix.removeprefix(".") for suffix in (*PICTURE_SUFFIXES, TAR_SUFFIX))
+_SUFFIXES = frozenset(suffix.removeprefix(".") for suffix in (*ALL_IMAGE_SUFFIXES, TAR_SUFFIX))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from captionmill.data.errors import ImageError
 from captionmill.data.images.decode import Pixels, decode_pixels, is_image_header
-from captionmill.data.images.formats import IMAGE_SUFFIXES, PICTURE_SUFFIXES, has_read_suffix
+from captionmill.data.images.formats import ALL_IMAGE_SUFFIXES, IMAGE_SUFFIXES, has_read_suffix
 
 LEVELS = np.random.default_rng(0).integers(0, 255, (4, 6, 8), dtype=np.uint8)
 """Four planes of an image, [4, H, W]."""
@@ -86,6 +86,8 @@ def test_heic_avif_and_jpeg_2000_that_are_cut_or_filled_with_zeros_are_refused()
         "AVIF": encode(noise, "AVIF"),
         "JPEG2000": encode(noise, "JPEG2000", quality_mode="rates", quality_layers=[4]),
     }
+    metadata = struct.pack(">I4s", 9008, b"uuid") + b"metadata" * 1125
+    assert decode_pixels(files["JPEG2000"] + metadata).shape == noise.shape
     for name, data in files.items():
         assert decode_pixels(data).shape == noise.shape, name
         for part in (3, 2):
@@ -198,9 +200,9 @@ def test_a_jpeg_is_read_whatever_its_name_says(name: str) -> None:
 
 
 def test_every_suffix_that_is_read_is_that_of_an_image() -> None:
-    assert PICTURE_SUFFIXES.issuperset(IMAGE_SUFFIXES)
-    assert {".cr2", ".nef", ".arw", ".dng", ".heic", ".avif", ".jxl", ".psd", ".svg"} < PICTURE_SUFFIXES
-    assert not PICTURE_SUFFIXES & {".txt", ".json", ".csv", ".mp4", ".tar", ".xmp", ".npy"}
+    assert ALL_IMAGE_SUFFIXES.issuperset(IMAGE_SUFFIXES)
+    assert {".cr2", ".nef", ".arw", ".dng", ".heic", ".avif", ".jxl", ".psd", ".svg"} < ALL_IMAGE_SUFFIXES
+    assert not ALL_IMAGE_SUFFIXES & {".txt", ".json", ".csv", ".mp4", ".tar", ".xmp", ".npy"}
 
 
 def test_a_text_is_no_image(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """What a search passes over is counted, each folder is searched once, and no name or date ends a run."""
 
+import inspect
 import io
 import os
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,13 @@ def test_thumbnails_bins_and_hidden_files_are_left_out_and_counted(tmp_path: Pat
     )
 
 
+def test_an_image_in_place_of_a_list_is_one_line(tmp_path: Path) -> None:
+    for name in ("a.svg", "a.nef"):
+        path = write(tmp_path / name, b"<svg></svg>")
+        with pytest.raises(InputError, match=f"{name}: one image; expected a folder of images"):
+            find_images(path)
+
+
 def test_they_are_left_out_of_tars_and_remote_folders_too(tmp_path: Path) -> None:
     names = ["a.jpg", "b.nef", "@eaDir/a.jpg/x.jpg", "__MACOSX/._a.jpg", "._a.jpg", ".cache/c.jpg", "d.txt"]
     memory = fsspec.filesystem("memory")
@@ -107,26 +116,15 @@ def test_a_folder_elsewhere_is_searched_under_the_first_link_to_it(tmp_path: Pat
     assert keys_of(tmp_path / "photos") == ["m/sub/b.jpg", "z/a.jpg"]
 
 
-def test_a_folder_of_any_depth_is_searched(tmp_path: Path) -> None:
-    depth, here = 1200, os.open(tmp_path, os.O_RDONLY)
-
-    def enter(name: str) -> int:
-        entered = os.open(name, os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        return entered
-
-    for _ in range(depth):
-        os.mkdir("d", dir_fd=here)
-        here = enter("d")
-    os.close(os.open("a.jpg", os.O_WRONLY | os.O_CREAT, dir_fd=here))
+def test_a_folder_deeper_than_pythons_stack_is_searched(tmp_path: Path) -> None:
+    folders = ["d"] * 200
+    write(tmp_path.joinpath(*folders, "a.jpg"))
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(context=0)) + 100)
     try:
-        assert keys_of(tmp_path) == ["d/" * depth + "a.jpg"]
-    finally:  # pytest removes folders recursively, and so not such deep ones
-        os.unlink("a.jpg", dir_fd=here)
-        for _ in range(depth):
-            here = enter("..")
-            os.rmdir("d", dir_fd=here)
-        os.close(here)
+        assert keys_of(tmp_path) == ["/".join([*folders, "a.jpg"])]
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 # Dates and sizes
