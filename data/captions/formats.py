@@ -17,6 +17,7 @@ FORMATS = (
 _OWN_IMAGE_COLUMN = "path"  # in a table that `caption` wrote
 _IMAGE_COLUMNS = ("image", "image_name", _OWN_IMAGE_COLUMN)  # the second as in Flickr30k's results.csv
 _CAPTION_COLUMNS = ("caption", "comment")
+_REJECTED = ("is_rejected", "is_precanned")  # of annotations of VizWiz
 _DELIMITERS = ("\t", ",", "|", ";")
 _TOKEN_LINE = re.compile(r"(?P<image>.*?)#\d+[ \t]*\t(?P<caption>.*)")
 _START_CHARACTERS = 65_536
@@ -31,6 +32,8 @@ class ReferenceRow:
     image: str
     caption: str
     split: str | None = None
+    is_rejected: bool = False
+    """Whether VizWiz marks the caption as rejected or as one of its stock sentences ("precanned")."""
 
 
 def read_start(file: TextIO) -> str:
@@ -136,7 +139,9 @@ def _read_coco(images: list[Any], annotations: list[Any]) -> Iterator[ReferenceR
         image_id = _field(annotation, "image_id", (int, str), where)
         if image_id not in names:
             raise AnnotationError(f"{where} is about image {image_id}, which is not among the images of the file")
-        yield ReferenceRow(where, names[image_id], _field(annotation, "caption", str, where))
+        is_rejected = any(bool(annotation.get(name)) for name in _REJECTED)
+        caption = _field(annotation, "caption", str, where)
+        yield ReferenceRow(where, names[image_id], caption, is_rejected=is_rejected)
 
 
 def _read_karpathy(images: list[Any]) -> Iterator[ReferenceRow]:
