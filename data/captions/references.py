@@ -95,8 +95,8 @@ def _collect(
     captions = CaptionTexts()
     splits: dict[str, str] = {}
     left_out: Counter[str] = Counter()
-    row_count = 0
-    for row_count, row in enumerate(rows, start=1):
+    kept_count = 0
+    for row in rows:
         key, caption = image_key(row.image.strip()), _read_caption(row.caption, word_rule)
         if not key:
             raise AnnotationError(f"{row.where} has no image name; fill it in or remove the {row.where.split()[0]}")
@@ -108,8 +108,10 @@ def _collect(
             left_out[reason] += 1
         else:
             captions.add(key, caption)
+            kept_count += 1
+    total = left_out.total() + kept_count
     for reason, count in left_out.items():
-        share = "" if reason == _WITHOUT_TEXT else f" ({count / row_count:.1%})"
+        share = "" if reason == _WITHOUT_TEXT else f" ({count / total:.1%})"
         _logger.warning("%s: left out %d captions %s%s", path, count, reason, share)
     for key in [key for key, split in splits.items() if split == "drop" or key not in captions]:
         captions.drop(key)

@@ -26,7 +26,7 @@ _BEFORE = {_IMAGES_PER_STEP: str(LoopConfig().images_per_step), _WORD_RULE: str(
 def as_it_began(work_dir: Path, config: TrainConfig, *, restart: bool) -> tuple[int, TrainConfig]:
     """The word rule of the training that is unfinished in `work_dir`, or of a new one; and `config` with its defaults.
 
-    The first versions cut captions after 20 words unless told otherwise.
+    In the first versions the default length was always 20 words.
     """
     unfinished = None if restart else read_checkpoint(work_dir)
     word_rule = WORD_RULE if unfinished is None else int((_BEFORE | unfinished.state["made_from"])[_WORD_RULE])
