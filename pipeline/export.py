@@ -118,11 +118,8 @@ def _manifest(captioner: Captioner, networks: dict[str, Any]) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "file_format": "onnx",
         "networks": networks,
-        "vocabulary": {
-            "file": VOCABULARY_NAME,
-            "size": len(captioner.vocabulary),
-            "word_rule": captioner.vocabulary.word_rule,
-        },
+        "vocabulary": {"file": VOCABULARY_NAME, "size": len(captioner.vocabulary)},
+        "word_rule": captioner.vocabulary.word_rule,
         "special": {"pad": PAD, "start": START, "end": END, "unk": UNK},
         "search": {
             **{reason.replace(" ", "_"): words[0].tolist() for reason, words in barred_first},
