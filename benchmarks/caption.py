@@ -150,7 +150,7 @@ def main() -> None:
 
     def search_plainly() -> None:
         for key in plain_keys:
-            plain_search(decoder, torch.from_numpy(store[key]).float(), 3, SEARCHES["beam 3"].max_length)
+            plain_search(decoder, torch.from_numpy(store[key]).float(), 3, SEARCHES["beam 3"].longest)
 
     works: dict[str, tuple[int, Callable[[], object]]] = {"plain, beam 3": (len(plain_keys), search_plainly)}
     for name, search in SEARCHES.items():

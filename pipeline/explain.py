@@ -67,13 +67,14 @@ def explain_image(
     captioner = Captioner.load(folders, device=machine.device)
     if len(captioner.vocabulary) == len(SPECIAL_WORDS):
         raise ModelError(f"{folders[0]}: its vocabulary has no words; train it with a smaller `min_count`")
+    search = captioner.fit_search(search)
     pixels = _load_pixels(image, needed=features is None)
     is_sure = key is not None
     store = FeatureStore.open(features) if features else None
     if store:
         key = _stored_key(image, key, store, pixels, captioner.spec)
         is_sure = is_sure or pixels is None or store.source(key) != UNKNOWN_SOURCE
-    references = _read_references(image, key, captions) if captions else _References()
+    references = _read_references(image, key, captions, captioner.vocabulary.word_rule) if captions else _References()
     key = key or references.key
     if store and key:
         row = _stored_row(store, key, pixels, captioner.spec)
@@ -162,8 +163,8 @@ def _stored_row(store: FeatureStore, key: str, pixels: Image.Image | None, spec:
     return _Row(store[key], seen, f"the row {key} of {store.path.name}, stored as {store.dtype}")
 
 
-def _read_references(image: AnyPath, key: str | None, captions: CaptionFiles) -> _References:
-    annotations = read_annotations(captions)
+def _read_references(image: AnyPath, key: str | None, captions: CaptionFiles, word_rule: int) -> _References:
+    annotations = read_annotations(captions, word_rule=word_rule)
     found = _require_key(image, key, annotations.captions.keys(), captions.name)
     return _References(
         found, annotations.captions[found], f"{found} in {', '.join(path.name for path in captions.paths)}"

@@ -158,6 +158,7 @@ def test_a_killed_training_ends_as_the_one_that_nobody_stopped(before: Path) -> 
     assert "epochs done: 9" in result.stderr
     assert not (folder / "killed.training").exists()
     resumed, whole = read_model(folder / "killed"), read_model(folder / "whole")
+    assert (resumed.vocabulary.word_rule, whole.vocabulary.word_rule) == (1, 1)
     assert (resumed.scores["epoch"], resumed.vocabulary.words) == (19, whole.vocabulary.words)
     assert resumed.tensors.keys() == whole.tensors.keys()
     for name, tensor in whole.tensors.items():

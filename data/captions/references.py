@@ -1,9 +1,9 @@
 """Reference captions and splits by image key, from every common layout of caption data sets.
 
-A layout is recognised by content, never by the file's name. Captions keep their text, with these exceptions: space at
-both ends is removed, accents are combined with their letters (Unicode NFC), so that a word is the same however it was
-typed, and half of a surrogate pair, which is no text, becomes the replacement character. Tokenizing is the vocabulary's
-job. "None" and "NA" are valid captions.
+A layout is recognised by content, never by the file's name. Captions keep their text, with these exceptions: HTML
+entities are decoded, space at both ends is removed, accents are combined with their letters (Unicode NFC), so that a
+word is the same however it was typed, and half of a surrogate pair, which is no text, becomes the replacement
+character. Tokenizing is the vocabulary's job. "None" and "NA" are valid captions.
 """
 
 import logging
@@ -17,6 +17,7 @@ from captionmill.data.captions.files import Captions, as_caption_files
 from captionmill.data.captions.formats.detect import open_rows, open_text
 from captionmill.data.captions.formats.rows import LeftOut, ReferenceRow
 from captionmill.data.captions.texts import CaptionTexts
+from captionmill.data.captions.words import FIRST_RULE, WORD_RULE, decode_entities, has_words
 from captionmill.data.errors import AnnotationError
 from captionmill.data.images.keys import image_key, match_forms
 from captionmill.data.images.lists import find_misread
@@ -26,6 +27,8 @@ RESTVAL_CHOICES = ("train", "drop")
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _WITHOUT_TEXT = "captions without text"
+_REJECTED = "captions that are marked as rejected or precanned"
+_WITHOUT_WORDS = "captions without words, such as emoji only"
 _logger = logging.getLogger(__name__)
 
 
@@ -43,27 +46,33 @@ class Annotations:
         return sorted(key for key, name in self.splits.items() if name == split)
 
 
-def read_annotations(captions: Captions, *, restval: str = "train", known_keys: Collection[str] = ()) -> Annotations:
+def read_annotations(
+    captions: Captions, *, restval: str = "train", known_keys: Collection[str] = (), word_rule: int = WORD_RULE
+) -> Annotations:
     """The captions and splits of one file or several: Flickr token file, COCO or Karpathy JSON, CSV, JSON lines, ...
 
     Several files are read as one; an image may have captions in each. Images of the split "restval" (Karpathy's rest of
-    the COCO validation set) go to "train", or are left out if `restval` is "drop". Captions without text, and what
-    belongs to no image, are left out and counted in a warning. An image that differs from one of `known_keys` only in
-    its Unicode form gets that key. Raises AnnotationError naming the file and the line, row or entry that cannot be
-    understood, or if the files contradict each other: an image in two splits, or in none where others have one.
+    the COCO validation set) go to "train", or are left out if `restval` is "drop". Captions without text, without
+    words, those that VizWiz marks as rejected or precanned, and what belongs to no image, are left out and counted in a
+    warning each. An image that differs from one of `known_keys` only in its Unicode form gets that key. For a model of
+    the first `word_rule`, of the captions only those without text are left out, and entities are kept.
+
+    Raises AnnotationError naming the file and the line, row or entry that cannot be understood, or if the files
+    contradict each other: an image in two splits, or in none where others have one.
     """
     if restval not in RESTVAL_CHOICES:
         raise AnnotationError(f"restval is {restval!r}; choose one of {', '.join(RESTVAL_CHOICES)}")
     files = as_caption_files(captions)
     files.require_different()
-    collected = _Collected(restval)
+    collected = _Collected(restval, word_rule)
     for path in files.paths:
         left_out = LeftOut()
         with open_rows(path, files.columns, left_out=left_out, known_keys=known_keys) as rows:
-            collected.add(rows, left_out)
+            read_count = collected.add(rows, left_out)
         for what, count in left_out.items():
+            share = f" ({count / read_count:.1%})" if what in (_REJECTED, _WITHOUT_WORDS) else ""
             if count:
-                _logger.warning("%s: left out %d %s", path, count, what)
+                _logger.warning("%s: left out %d %s%s", path, count, what, share)
     return collected.finish(files.name, known_keys)
 
 
@@ -88,28 +97,31 @@ class _Collected:
     """The captions and splits of all files that were read so far."""
 
     restval: str
+    word_rule: int
     captions: CaptionTexts = field(default_factory=CaptionTexts)
     splits: dict[str, str] = field(default_factory=dict)
 
-    def add(self, rows: Iterator[ReferenceRow], left_out: LeftOut) -> None:
-        """Add the rows of one file."""
+    def add(self, rows: Iterator[ReferenceRow], left_out: LeftOut) -> int:
+        """Add the rows of one file; how many there are."""
         has_captions = False
+        count = 0
         for row in rows:
-            key = image_key(row.image.strip())
-            caption = unicodedata.normalize("NFC", _HALF_PAIR.sub("\ufffd", row.caption or "").strip())
+            count += 1
+            key, caption = image_key(row.image.strip()), _read_caption(row.caption or "", self.word_rule)
             if not key:
                 raise AnnotationError(f"{row.where} has no image name; fill it in or remove the {row.where.split()[0]}")
             if row.split is not None:
                 split = _read_split_name(row, self.restval)
                 if self.splits.setdefault(key, split) != split:
                     raise AnnotationError(f"{row.where} puts {key} in {split}, but it is in {self.splits[key]} already")
-            if caption:
+            if reason := _reason_to_leave_out(row, caption, self.word_rule):
+                left_out[reason] += 1
+            else:
                 self.captions.add(key, caption)
                 has_captions = True
-            else:
-                left_out[_WITHOUT_TEXT] += 1
         if not has_captions:
             raise AnnotationError("no captions in this file")
+        return count
 
     def finish(self, name: str, known_keys: Collection[str]) -> Annotations:
         """The captions and splits of all files together."""
@@ -131,6 +143,22 @@ class _Collected:
             if key in splits:
                 splits[known_key] = splits.pop(key)
         return Annotations(captions, splits)
+
+
+def _read_caption(text: str, word_rule: int) -> str:
+    decoded = text if word_rule == FIRST_RULE else decode_entities(text)
+    return unicodedata.normalize("NFC", _HALF_PAIR.sub("\ufffd", decoded).strip())
+
+
+def _reason_to_leave_out(row: ReferenceRow, caption: str, word_rule: int) -> str:
+    """Why the caption is of no use; "" if it is of use."""
+    if not caption:
+        return _WITHOUT_TEXT
+    if word_rule == FIRST_RULE:
+        return ""
+    if row.is_rejected:
+        return _REJECTED
+    return "" if has_words(caption) else _WITHOUT_WORDS
 
 
 def _read_split_name(row: ReferenceRow, restval: str) -> str:

@@ -170,7 +170,7 @@ def _update_table(
             _logger.warning("the model has no usual confidence; pass `low_confidence` to flag captions below it")
     made_with = {
         "models": [model_digest(folder) for folder in models],
-        "search": asdict(search),
+        "search": asdict(captioner.fit_search(search)),
         "low_confidence": low_confidence,
     }
 

@@ -86,7 +86,7 @@ def caption_images(
         low_confidence = usual_low_confidence(captioner.bundles)
     encoder = encoder_for_spec(captioner.spec, machine, as_path(weights))
     groups = _encode_groups(_each(images), group_size, encoder, build_engine(encoder, machine), machine)
-    return _caption_groups(groups, captioner, search, low_confidence)
+    return _caption_groups(groups, captioner, captioner.fit_search(search), low_confidence)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -189,15 +189,18 @@ def empty_folder(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def publish(folder: Path, output: Path) -> None:
+def publish(folder: Path, output: Path, notes: Sequence[str]) -> None:
     """Put the finished training in `output` and remove `folder`; the bundle replaces an older one in one rename.
+
+    `notes` about the whole training go in front of those about the epoch that was kept.
 
     If interrupted, it leaves a training that can be resumed, or, after its checkpoint is removed, a finished one.
     """
     copy_run(folder, output)
     with replace_atomically(output / UNMATCHED_NAME) as partial_path:
         shutil.copyfile(folder / UNMATCHED_NAME, partial_path)
-    write_model(output, read_model(folder))
+    model = read_model(folder)
+    write_model(output, replace(model, notes=(*notes, *model.notes)))
     (folder / CHECKPOINT_NAME).unlink()
     shutil.rmtree(folder, ignore_errors=True)  # Windows does not remove a locked file
 

@@ -144,9 +144,9 @@ def test_unknown_restval_choice_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_corrected_table_of_captions_can_be_trained_on(tmp_path: Path) -> None:
-    rows = ("a.jpg,A dog,0.9,,ok,", "d/b.jpg,,,,failed,damaged", "'=c.jpg,'-,0.1,,ok,")
+    rows = ("a.jpg,A dog,0.9,,ok,", "d/b.jpg,,,,failed,damaged", "'=c.jpg,'-5,0.1,,ok,")
     table = "\n".join(("path,caption,confidence,flags,status,error", *rows))
-    captions = {"a.jpg": ("A dog",), "=c.jpg": ("-",)}
+    captions = {"a.jpg": ("A dog",), "=c.jpg": ("-5",)}
     assert read_annotations(write(tmp_path / "captions.csv", table)).captions == captions
 
 

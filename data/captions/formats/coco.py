@@ -6,6 +6,8 @@ from typing import Any
 from captionmill.data.captions.formats.rows import FORMATS, ColumnNames, LeftOut, ReferenceRow
 from captionmill.data.errors import AnnotationError
 
+_REJECTED = ("is_rejected", "is_precanned")  # of annotations of VizWiz
+
 
 def read_images(content: Mapping[str, Any], columns: ColumnNames, left_out: LeftOut) -> Iterator[ReferenceRow]:
     """The captions of `content`, a whole file; AnnotationError if it has neither of the two layouts."""
@@ -38,7 +40,9 @@ def _read_coco(images: list[Any], annotations: list[Any], left_out: LeftOut) -> 
         place, image = by_id[image_id]
         used.add(image_id)
         split = _field(image, "split", str, place) if names_splits else None
-        yield ReferenceRow(where, _field(image, "file_name", str, place), _caption(annotation, "caption", where), split)
+        name, caption = _field(image, "file_name", str, place), _caption(annotation, "caption", where)
+        is_rejected = any(bool(annotation.get(mark)) for mark in _REJECTED)
+        yield ReferenceRow(where, name, caption, split, is_rejected)
     left_out["annotations of unknown images"] += unknown_count
     left_out["images without file_name"] += sum(
         not isinstance(image.get("file_name"), str) for image_id, (_, image) in by_id.items() if image_id not in used

@@ -27,6 +27,8 @@ class ReferenceRow:
     caption: str | None
     """None if the file holds a null."""
     split: str | None = None
+    is_rejected: bool = False
+    """Whether VizWiz marks the caption as rejected or as one of its stock sentences ("precanned")."""
 
 
 @dataclass(frozen=True)
