@@ -32,7 +32,9 @@ from captionmill.data.images.formats.background import (
     to_rgb,
 )
 from captionmill.data.images.formats.jpeg import PlainJpegFile, decode_jpeg, reduction_of
+from captionmill.data.images.formats.kinds import HEADER_BYTES, is_camera_header, unsupported_format
 from captionmill.data.images.formats.limits import PIXEL_LIMIT, require_size
+from captionmill.data.images.formats.openers import Opener, find_opener
 from captionmill.data.images.formats.orientation import read_orientation, turn_upright
 from captionmill.data.images.formats.png import require_whole_pixels, without_metadata
 from captionmill.data.images.formats.tiff import decode_tiff, pixels_of_tiff
@@ -53,29 +55,32 @@ _DECODERS: tuple[tuple[bytes, type[PillowFile]], ...] = (
     (rb"II[*+]\0|MM\0[*+]", TiffImageFile),
     (rb"BM.{13}\0\0\0", BmpImageFile),
 )
-HEADER_BYTES = 18  # enough to recognise any of the formats
 
 # What Pillow may raise on a damaged file; Warning is for a caller who turns warnings into errors.
 _DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError, MemoryError),
-    *(AssertionError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError, Warning),
+    *(AssertionError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError, Warning),
 )
 
 
 def is_image_header(header: bytes) -> bool:
-    """Whether a file that begins with `header` (HEADER_BYTES, or all of it) is in one of the formats."""
-    return _find_decoder(header) is not None
+    """Whether a file that begins with `header` (HEADER_BYTES, or all of it) is an image, in whatever format."""
+    return _find_decoder(header) is not None or is_camera_header(header)
 
 
-def decode_image(data: bytes, *, at_least: Callable[[int, int], tuple[int, int]] | None = None) -> Image.Image:
+def decode_image(
+    data: bytes, *, at_least: Callable[[int, int], tuple[int, int]] | None = None, name: str = ""
+) -> Image.Image:
     """The result of `decode_pixels` as a Pillow image in mode RGB."""
     try:
-        return Image.fromarray(decode_pixels(data, at_least=at_least))
+        return Image.fromarray(decode_pixels(data, at_least=at_least, name=name))
     except MemoryError as exc:
         raise ImageError(_reason(exc)) from exc
 
 
-def decode_pixels(data: bytes, *, at_least: Callable[[int, int], tuple[int, int]] | None = None) -> Pixels:
+def decode_pixels(
+    data: bytes, *, at_least: Callable[[int, int], tuple[int, int]] | None = None, name: str = ""
+) -> Pixels:
     """The upright image, [H, W, 3] uint8 RGB, on white where it is transparent; the first of several frames or pages.
 
     Levels of more than 8 bits are scaled: white is the first of 255, 1023, 4095 and 65535 that no pixel exceeds, of
@@ -86,11 +91,14 @@ def decode_pixels(data: bytes, *, at_least: Callable[[int, int], tuple[int, int]
     * REDUCING_GAP times as large or larger is decoded at a half, a quarter or an eighth of its size, but never below
     REDUCING_GAP times that size. This is several times faster, and the resized image is nearly the same.
 
+    `name` is that of the file. Its suffix counts only where the content does not show the format: the files of many
+    cameras begin as a TIFF does, with a thumbnail.
+
     Raises ImageError with the reason if it is not an image, is damaged, is of a kind that is not supported or exceeds
     PIXEL_LIMIT. Which damage is accepted is stated in `docs/images.md`.
     """
     try:
-        return _decode(data, at_least)
+        return _decode(data, at_least, name)
     except ImageError:
         raise
     except _DAMAGE as exc:
@@ -119,14 +127,17 @@ def pixels_of(image: Image.Image) -> Pixels:
         raise ImageError(_reason(exc)) from exc
 
 
-def _find_decoder(header: bytes) -> type[PillowFile] | None:
-    return next((decoder for magic, decoder in _DECODERS if re.match(magic, header, re.DOTALL)), None)
+def _find_decoder(header: bytes) -> Opener | None:
+    usual = next((decoder for magic, decoder in _DECODERS if re.match(magic, header, re.DOTALL)), None)
+    return usual or find_opener(header)
 
 
-def _decode(data: bytes, at_least: _AtLeast | None) -> Pixels:
+def _decode(data: bytes, at_least: _AtLeast | None, name: str) -> Pixels:
     if not data:
         raise ImageError("the file is empty")
     decoder = _find_decoder(data[:HEADER_BYTES])
+    if unsupported := unsupported_format(data, name, is_known=decoder is not None):
+        raise ImageError(f"{unsupported} is not supported; convert it to JPEG or PNG")
     if decoder is None:
         raise ImageError("not an image, or in a format other than JPEG, PNG, WebP, BMP, GIF and TIFF")
     if decoder is TiffImageFile:

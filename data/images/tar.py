@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captionmill.data.errors import ImageError, InputError
+from captionmill.data.images.read import known_ns, seconds_to_ns
 from captionmill.data.urls import open_filesystem
 
 _logger = logging.getLogger(__name__)
@@ -15,7 +16,7 @@ TAR_SUFFIX = ".tar"
 _BLOCK = 512  # bytes of a header, and of the end mark
 _CHUNK = 2048 * _BLOCK  # bytes read at once in search of a tar behind the end mark
 _CUT = "the tar is cut short or damaged; copy it again"
-_COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 class TarMember(NamedTuple):
@@ -32,7 +33,7 @@ class TarMember(NamedTuple):
 
 def is_compressed_tar(path: Path | str) -> bool:
     """Whether `path` has the suffix of a compressed tar."""
-    return str(path).lower().endswith(_COMPRESSED_SUFFIXES)
+    return str(path).lower().endswith(COMPRESSED_SUFFIXES)
 
 
 def refuse_compressed(path: Path | str) -> None:
@@ -51,7 +52,7 @@ def list_members(path: Path | str) -> Collection[TarMember]:
     members: dict[str, TarMember] = {}
     sparse: list[str] = []
     try:
-        own_ns = max(0, path.stat().st_mtime_ns) if isinstance(path, Path) else 0
+        own_ns = known_ns(path.stat().st_mtime_ns) if isinstance(path, Path) else 0
         with _open(path) as file:
             size = file.seek(0, 2)
             for info in _entries(file, path):
@@ -61,7 +62,7 @@ def list_members(path: Path | str) -> Collection[TarMember]:
                 elif info.issparse():
                     sparse.append(name)
                 elif info.isreg():
-                    modified_ns = max(0, int(info.mtime * 1_000_000_000)) or own_ns
+                    modified_ns = seconds_to_ns(info.mtime) or own_ns
                     members[name] = TarMember(name, info.offset_data, info.size, modified_ns)
     except (InputError, ImageError):
         raise

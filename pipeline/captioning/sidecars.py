@@ -16,7 +16,8 @@ from captionmill.data.captions.journal import made_dir
 from captionmill.data.captions.table import CaptionRow, read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.files import partial_path_of
-from captionmill.data.images.find import IMAGE_SUFFIXES, find_images
+from captionmill.data.images.find import find_images
+from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES, has_read_suffix
 from captionmill.data.images.read import ImageFile
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def image_path_of(image: ImageFile, option: str) -> Path:
 
 def is_sidecar_suffix(suffix: str) -> bool:
     """Whether files with this suffix may be beside images: it begins with a dot and is not the suffix of an image."""
-    return bool(re.fullmatch(r"\.\w[\w.-]*", suffix)) and suffix.lower() not in (*IMAGE_SUFFIXES, ".tar")
+    return bool(re.fullmatch(r"\.\w[\w.-]*", suffix)) and suffix.lower() not in (*ALL_IMAGE_SUFFIXES, ".tar")
 
 
 def count_missing(images: Path | str, suffix: str, table: Path) -> int:
@@ -66,17 +67,22 @@ class Sidecars:
         self._record_path = made_dir(table) / "sidecars"
         self._known = self._read_known()
         self._paths: dict[str, Path] = {}
+        self._count = len(found)
         owners: dict[Path, str] = {}
         reserved = {os.path.realpath(path) for path in (table, *others)}
-        for image in found:
-            path = self._paths[image.key] = image_path_of(image, "`sidecar`").with_suffix(suffix)
+        for image in sorted(found, key=lambda image: not has_read_suffix(image.key)):
+            path = image_path_of(image, "`sidecar`").with_suffix(suffix)
             if image.problem:  # it gets no sidecar, and a file of that name may be another image's
                 continue
+            is_taken = path in owners or (path.exists() and self._hash(image.key, path.read_bytes()) not in self._known)
+            if is_taken and not has_read_suffix(image.key):  # a camera's photo.cr2 beside its photo.jpg
+                continue
+            self._paths[image.key] = path
             if path in owners:
                 raise InputError(f"`sidecar`: {owners[path]} and {image.key} would share {path}; rename one of them")
             if os.path.realpath(path) in reserved:
                 raise InputError(f"`sidecar`: {path} is another file of this command; choose another suffix")
-            if not overwrite and path.exists() and self._hash(image.key, path.read_bytes()) not in self._known:
+            if is_taken and not overwrite:
                 raise InputError(
                     f"{path}: exists already and was not written by a run into {table}, or was changed since; "
                     "move it away, or pass `overwrite` to replace all such files"
@@ -88,15 +94,15 @@ class Sidecars:
         written = 0
         with self._record_path.open("ab") as record:
             for done, row in enumerate(rows, 1):
-                path, content = self._paths[row.path], f"{row.caption}\n".encode()
-                if row.status == "ok" and not (path.exists() and path.read_bytes() == content):
+                path, content = self._paths.get(row.path), f"{row.caption}\n".encode()
+                if path and row.status == "ok" and not (path.exists() and path.read_bytes() == content):
                     record.write(b"\n" + self._hash(row.path, content))
                     record.flush()  # first, so that an interrupted run leaves no file without a record
                     partial_path = partial_path_of(path)
                     partial_path.write_bytes(content)
                     partial_path.replace(path)
                     written += 1
-                progress("sidecars", done, len(self._paths))
+                progress("sidecars", done, self._count)
         return written
 
     def _read_known(self) -> set[bytes]:

@@ -162,7 +162,7 @@ def _thumbnail(image: ImageFile | None) -> str:
     if image is None:
         return ""
     try:
-        pixels = decode_image(read_image(image)[0], at_least=_thumbnail_size)
+        pixels = decode_image(read_image(image)[0], at_least=_thumbnail_size, name=image.key)
     except ImageError:
         return ""
     content = io.BytesIO()

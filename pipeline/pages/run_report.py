@@ -101,7 +101,7 @@ class _Images:
         if key not in self.files:
             return "", "no image: " + ("; ".join(self.problems) or "it is not among the images named")
         try:
-            image = decode_image(read_image(self.files[key])[0], at_least=lambda *_: (THUMBNAIL_SIDE,) * 2)
+            image = decode_image(read_image(self.files[key])[0], at_least=lambda *_: (THUMBNAIL_SIDE,) * 2, name=key)
         except ImageError as exc:
             return "", f"no image: {exc}"
         return thumbnail_url(image), ""

@@ -16,12 +16,14 @@ from captionmill.data.captions.formats.text_files import find_text_files
 from captionmill.data.errors import ImageError, PipelineError, StoreError
 from captionmill.data.features.parts import part_paths
 from captionmill.data.features.store import FeatureStore, store_exists
-from captionmill.data.images.find import IMAGE_SUFFIXES, find_images, walk_folder
+from captionmill.data.images.find import find_images
+from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES
 from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged, read_image
 from captionmill.data.images.tar import TAR_SUFFIX
+from captionmill.data.images.walk import walk_folder
 from captionmill.data.model import BUNDLE_NAME, model_exists
 
-_SUFFIXES = tuple(suffix.removeprefix(".") for suffix in (*IMAGE_SUFFIXES, TAR_SUFFIX))
+_SUFFIXES = frozenset(suffix.removeprefix(".") for suffix in (*ALL_IMAGE_SUFFIXES, TAR_SUFFIX))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import click
 
 from captionmill.pipeline.terminal.options import (
     FILE_PATH,
+    FILE_PATH_OR_URL,
     captions_options,
     log_format_option,
     models_option,
@@ -22,7 +23,7 @@ _MACHINE = ("device", "engine", "precision")
 
 
 @click.command()
-@click.argument("image", type=FILE_PATH)
+@click.argument("image", type=FILE_PATH_OR_URL)
 @models_option
 @click.option("--output", type=FILE_PATH, help="Page to write (HTML, one file).  [default: text on the terminal]")
 @captions_options("Reference captions, in any format that `train` reads", required=False)
@@ -38,7 +39,7 @@ _MACHINE = ("device", "engine", "precision")
 @search_options
 @setting_options(ExtractConfig, *_MACHINE)
 @log_format_option
-def explain(image: Path, models: tuple[Path, ...], output: Path | None, **options: Any) -> None:
+def explain(image: Path | str, models: tuple[Path, ...], output: Path | None, **options: Any) -> None:
     """Show how IMAGE gets its caption, with the network's own numbers at each step.
 
     The 2048 numbers, the first state, the ten best words of each step with index, score and probability, the search as

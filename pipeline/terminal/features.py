@@ -24,6 +24,7 @@ def info(store: Path) -> None:
 
     Example: captionmill features info features.h5
     """
+    from captionmill.data.features.log import read_records
     from captionmill.data.features.store import FeatureStore
 
     opened = FeatureStore.open(store)
@@ -35,6 +36,9 @@ def info(store: Path) -> None:
         click.echo(f"  shard {shard.index} of {shard.count}: {images}, {shard.failed:,} not readable")
     for name, value in (opened.spec.to_json() | opened.made_by).items():
         click.echo(f"  {name:15} {value}")
+    for record in read_records(store)[-1:]:
+        found = f"{show_count(record.found, 'image')} found, {record.failed:,} failed"
+        click.echo(f"  {'last run':15} {found}" + (f"; left out: {record.left_out}" if record.left_out else ""))
 
 
 @features.command()

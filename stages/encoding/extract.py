@@ -18,8 +18,9 @@ from captionmill.data.features.shard import Shard, shard_of
 from captionmill.data.features.store import FeatureStore, delete_store, replace_store
 from captionmill.data.features.writer import FeatureWriter, lock_store
 from captionmill.data.files import require_other_file
-from captionmill.data.images.find import find_images
+from captionmill.data.images.find import search_images
 from captionmill.data.images.read import ImageFile
+from captionmill.data.images.walk import PassedOver
 from captionmill.data.paths import as_location
 from captionmill.data.progress import Progress, no_progress
 from captionmill.data.urls import is_url, local_path
@@ -64,6 +65,8 @@ class ExtractSummary:
     """The store that was written; a shard has its own name."""
     failures_name: str = ""
     """The table of failures, beside the store."""
+    left_out: PassedOver = field(default_factory=PassedOver)
+    """What the search passed over, such as thumbnails and hidden files."""
 
     def record(
         self, images: Path | str, *, captioned: int | None = None, captioning_s: float | None = None
@@ -82,6 +85,7 @@ class ExtractSummary:
             advice=self.advice if self.extracted else "",
             captioned=captioned,
             captioning_s=captioning_s,
+            left_out=self.left_out.describe(),
         )
 
 
@@ -130,7 +134,8 @@ def extract(
         raise InputError(f"{output}: a cluster writes to storage that its machines share; name a path, not a URL")
     if not is_url(images) and not is_url(output):
         require_other_file(Path(output), Path(images))
-    found = find_images(images)[:limit]
+    search = search_images(images)
+    found = search.found[:limit]
     part_of = None
     if shard is not None:
         part_of = Shard.of([image.key for image in found], *shard)
@@ -151,6 +156,7 @@ def extract(
             spread=spread,
             progress=progress,
         )
+        summary = replace(summary, left_out=search.left_out)
         failures_path = path.with_name(_failures_name(path, is_own=config.own_failures or shard is not None))
         if summary.failures or failures_path.exists() or mirror:  # an old one may exist at the URL
             write_failures(failures_path, [(failure.key, failure.reason) for failure in summary.failures])

@@ -422,7 +422,7 @@ def test_missing_empty_and_foreign_files_say_so(tmp_path: Path) -> None:
     assert reason_of(tmp_path) == "a folder, not a file"
     assert reason_of(write(tmp_path / "a.jpg", b"")) == "the file is empty"
     assert reason_of(write(tmp_path / "b.jpg", b"<!DOCTYPE html>\n")) == foreign
-    assert reason_of(write(tmp_path / "c.png", encode(NOISE, "PPM"))) == foreign
+    assert reason_of(write(tmp_path / "c.png", encode(NOISE, "PCX"))) == foreign
     assert reason_of(write(tmp_path / "d.jpg", bytes(1000))) == foreign
     assert reason_of(tmp_path / "nul\0.jpg") == "embedded null byte"
 

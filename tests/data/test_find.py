@@ -228,13 +228,6 @@ def test_names_of_members_that_unpack_to_one_file_are_one_name(tmp_path: Path) -
     assert sorted(contents_of(tmp_path / "photos")) == ["x.tar/a.png", "x.tar/c.png", "x.tar/d/b.png"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a backslash is no part of a name on Windows")
-def test_two_files_of_one_key_are_refused_by_name(tmp_path: Path) -> None:
-    for name in ("a/b.png", "a\\b.png", "c.png"):
-        write(tmp_path / name, RED)
-    assert "two names are 'a/b.png' in UTF-8" in error_of(tmp_path)
-
-
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_and_foreign_names_come_whole_in_either_format(tmp_path: Path, tar_format: int) -> None:
     names = ["x" * 300 + ".jpg", "/".join(["folder" * 10] * 5) + "/é.png", "caf\udce9.jpg"]

@@ -223,6 +223,15 @@ class TestSidecars:
         assert (photos / "notes.txt").read_text() == "my own words"
         assert rows_of(tmp_path / "t.csv")["red_0.tar"].error == "not a readable tar (empty file)"
 
+    def test_are_not_shared_with_a_file_of_a_camera(self, model: Path, photos: Path, tmp_path: Path) -> None:
+        for name in ("red_0.cr2", "aaa.svg"):
+            (photos / name).write_bytes(b"II*\0\x10\0\0\0CR\2\0")
+        (photos / "aaa.txt").write_text("my own words")
+        assert caption(photos, model, tmp_path / "t.csv", sidecar=".txt").sidecars == 8
+        assert (photos / "aaa.txt").read_text() == "my own words"
+        row = rows_of(tmp_path / "t.csv")["red_0.cr2"]
+        assert (row.status, row.error) == ("failed", "RAW (CR2) is not supported; convert it to JPEG or PNG")
+
     def test_never_replace_the_table_the_cache_or_the_list(self, model: Path, photos: Path, tmp_path: Path) -> None:
         (photos / "red_0.txt").write_text("red_0.png\n")
         with pytest.raises(InputError, match="is another file of this command"):
