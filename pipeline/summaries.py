@@ -7,7 +7,7 @@ from captionmill.pipeline.words import show_count, show_duration, show_list, sho
 
 if TYPE_CHECKING:  # the stages import torch, and `--help` must be instant
     from captionmill.data.captions.splits import Splits
-    from captionmill.data.images.walk import LeftOut
+    from captionmill.data.images.walk import PassedOver
     from captionmill.pipeline.captioning.folder import FolderSummary
     from captionmill.pipeline.doctor import Facts
     from captionmill.pipeline.export import ExportSummary
@@ -99,7 +99,7 @@ def folder_line(summary: "FolderSummary") -> str:
     ) + _left_out(summary.left_out)
 
 
-def _left_out(left_out: "LeftOut") -> str:
+def _left_out(left_out: "PassedOver") -> str:
     words = left_out.describe()
     return f"; left out: {words}" if words else ""
 

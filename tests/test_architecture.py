@@ -27,7 +27,7 @@ ALLOWED = {
     "data/images/formats": {"data", "data/images/formats"},
     "data/features": {"data", "data/features", "data/images/read"},
     "data/captions": CAPTION_ROOMS,
-    "data/captions/formats": {"data", "data/captions/formats", "data/images/kinds", "data/images/walk"},
+    "data/captions/formats": {"data", "data/captions/formats", "data/images/formats", "data/images/walk"},
     "stages": {*DATA, "stages"},
     "stages/encoding": {*DATA, "stages", "stages/encoding"},
     "stages/decoding": DECODING,

@@ -32,7 +32,9 @@ from captionmill.data.images.formats.background import (
     to_rgb,
 )
 from captionmill.data.images.formats.jpeg import PlainJpegFile, decode_jpeg, reduction_of
+from captionmill.data.images.formats.kinds import HEADER_BYTES, is_camera_header, unsupported_format
 from captionmill.data.images.formats.limits import PIXEL_LIMIT, require_size
+from captionmill.data.images.formats.openers import Opener, find_opener
 from captionmill.data.images.formats.orientation import read_orientation, turn_upright
 from captionmill.data.images.formats.png import require_whole_pixels, without_metadata
 from captionmill.data.images.formats.tiff import decode_tiff, pixels_of_tiff
@@ -94,8 +96,8 @@ def decode_pixels(
     `name` is that of the file. Its suffix counts only where the content does not show the format: the files of many
     cameras begin as a TIFF does, with a thumbnail.
 
-    Raises ImageError with the reason if it is not an image, is damaged, is of a kind or in a format that is not
-    supported or exceeds PIXEL_LIMIT. Which damage is accepted is stated in `docs/images.md`.
+    Raises ImageError with the reason if it is not an image, is damaged, is of a kind that is not supported or exceeds
+    PIXEL_LIMIT. Which damage is accepted is stated in `docs/images.md`.
     """
     try:
         return _decode(data, at_least, name)

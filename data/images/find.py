@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from captionmill.data.errors import ImageError, InputError
+from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES, IMAGE_SUFFIXES
 from captionmill.data.images.keys import FileFinder, escape_name, image_key
-from captionmill.data.images.kinds import ALL_IMAGE_SUFFIXES, IMAGE_SUFFIXES
 from captionmill.data.images.lists import find_misread
 from captionmill.data.images.read import ImageFile, has_image_header, known_ns, seconds_to_ns
 from captionmill.data.images.tar import (
@@ -21,7 +21,7 @@ from captionmill.data.images.tar import (
     list_members,
     refuse_compressed,
 )
-from captionmill.data.images.walk import LeftOut, suffix_of, walk_folder
+from captionmill.data.images.walk import PassedOver, suffix_of, walk_folder
 from captionmill.data.urls import is_url, join_url, open_filesystem, read_url
 
 _logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class ImageSearch:
 
     found: list[ImageFile]
     """Sorted by key; no two have the same."""
-    left_out: LeftOut
+    left_out: PassedOver
 
 
 def find_images(images: Path | str) -> list[ImageFile]:
@@ -60,7 +60,7 @@ def search_images(images: Path | str) -> ImageSearch:
     location = images if is_url(images) else Path(images)
     refuse_compressed(location)
     nothing = f"no image in this folder or below it; looked for {' '.join(IMAGE_SUFFIXES)} {TAR_SUFFIX}"
-    left_out = LeftOut()
+    left_out = PassedOver()
     if _suffix(location) == TAR_SUFFIX and not _is_folder(location):
         listed: Iterator[_Named] = iter((_Named(TAR_SUFFIX, ImageFile("", location)),))
         nothing = "no image in this tar"
@@ -124,7 +124,7 @@ def _suffix(location: Path | str) -> str:
     return PurePosixPath(location).suffix.lower()
 
 
-def _expand(named: _Named, left_out: LeftOut) -> Iterator[_Named]:
+def _expand(named: _Named, left_out: PassedOver) -> Iterator[_Named]:
     """The image itself, or the images inside it if it is a tar; InputError for a damaged tar without a key."""
     image = named.image
     if image.problem or not named.name.lower().endswith(_TAR_ENDINGS):
@@ -146,7 +146,7 @@ def _expand(named: _Named, left_out: LeftOut) -> Iterator[_Named]:
             yield _Named(name, ImageFile(key, image.path, member.offset, member.size, member.modified_ns))
 
 
-def _walk(root: Path, left_out: LeftOut) -> Iterator[_Named]:
+def _walk(root: Path, left_out: PassedOver) -> Iterator[_Named]:
     """Images and tars in and below `root`, and folders that cannot be listed."""
     try:
         walked = walk_folder(root, left_out)
@@ -171,7 +171,7 @@ def _walk(root: Path, left_out: LeftOut) -> Iterator[_Named]:
         yield _Named(name, ImageFile(image_key(name), Path(entry.path), problem=problem))
 
 
-def _walk_url(url: str, left_out: LeftOut) -> Iterator[_Named]:
+def _walk_url(url: str, left_out: PassedOver) -> Iterator[_Named]:
     """Images and tars in and below the remote folder `url`."""
     filesystem, root = open_filesystem(url.rstrip("/"))
     try:
@@ -206,12 +206,12 @@ def _is_folder(location: Path | str) -> bool:
         return False
 
 
-def _is_listed_image(location: Path | str, name: str) -> bool:
-    """Whether `name`, as a whole line of the list `location`, is a file that is there, or a URL."""
-    if is_url(name) or isinstance(location, str):
+def _is_listed_image(files: FileFinder | None, name: str) -> bool:
+    """Whether `name`, as a whole line of a list, is one of `files`, or a URL; `files` is None for a list at a URL."""
+    if is_url(name) or files is None:
         return is_url(name) and not any(map(str.isspace, name))
     try:
-        return (location.parent / name.replace("\\", "/")).exists()
+        return files.find(name).exists()
     except (OSError, ValueError):  # a name that is too long
         return False
 
@@ -235,15 +235,14 @@ def _read_list(location: Path | str) -> Iterator[_Named]:
         raise InputError(f"{location}: {reason}; {expected}") from exc
     if "\0" in text:
         raise InputError(f"{location}: not text; {expected}")
+    files = FileFinder(location.parent) if isinstance(location, Path) else None
     names = [line.strip() for line in text.split("\n")]
-    if found := find_misread(names, functools.partial(_is_listed_image, location)):
+    if found := find_misread(names, functools.partial(_is_listed_image, files)):
         raise InputError(f"{location}: {found}")
     files = FileFinder(Path(location).parent)
     for name in filter(None, names):
         if is_url(name):
             path: Path | str = name
-        elif isinstance(location, str):
-            path = join_url(location, image_key(name))
         else:
-            path = files.find(name)
+            path = files.find(name) if files is not None else join_url(str(location), image_key(name))
         yield _Named(name, ImageFile(image_key(name), path))

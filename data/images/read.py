@@ -11,7 +11,7 @@ from PIL import Image
 
 from captionmill.data.errors import ImageError
 from captionmill.data.images.decode import decode_image, is_image_header
-from captionmill.data.images.kinds import HEADER_BYTES
+from captionmill.data.images.formats.kinds import HEADER_BYTES
 from captionmill.data.urls import read_url
 
 

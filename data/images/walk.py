@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from captionmill.data.images.kinds import ALL_IMAGE_SUFFIXES
+from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES
 
 _SYSTEM_FOLDERS = frozenset(
     (
@@ -23,7 +23,7 @@ Identity = tuple[int, int]
 
 
 @dataclass
-class LeftOut:
+class PassedOver:
     """What a search passed over."""
 
     system: Counter[str] = field(default_factory=Counter)
@@ -75,7 +75,7 @@ def suffix_of(name: str) -> str:
     return name[place:].lower() if 0 < place < len(name) - 1 else ""
 
 
-def walk_folder(folder: Path, left_out: LeftOut | None = None) -> Iterator[tuple[os.DirEntry[str], OSError | None]]:
+def walk_folder(folder: Path, left_out: PassedOver | None = None) -> Iterator[tuple[os.DirEntry[str], OSError | None]]:
     """The files in and below `folder`, each folder by name; what cannot be listed with its error.
 
     Hidden files and folders, and those of `is_system_folder`, are left out, and counted in `left_out`. Each folder is
@@ -83,11 +83,11 @@ def walk_folder(folder: Path, left_out: LeftOut | None = None) -> Iterator[tuple
     Links to `folder` itself or to a folder that contains it are not followed. Raises OSError if `folder` itself cannot
     be listed.
     """
-    return _Walk(folder, LeftOut() if left_out is None else left_out, counts=left_out is not None).files()
+    return _Walk(folder, PassedOver() if left_out is None else left_out, counts=left_out is not None).files()
 
 
 class _Walk:
-    def __init__(self, folder: Path, left_out: LeftOut, *, counts: bool) -> None:
+    def __init__(self, folder: Path, left_out: PassedOver, *, counts: bool) -> None:
         self._left_out, self._counts = left_out, counts
         self._links: list[os.DirEntry[str]] = []
         self._walked = {_identity(str(folder))}

@@ -15,7 +15,7 @@ from captionmill.data.features.log import append_record
 from captionmill.data.features.store import cache_path_for, is_store_file
 from captionmill.data.files import require_other_file
 from captionmill.data.images.find import search_images
-from captionmill.data.images.walk import LeftOut
+from captionmill.data.images.walk import PassedOver
 from captionmill.data.model import model_digest
 from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path, as_paths
 from captionmill.data.progress import Progress, no_progress
@@ -48,7 +48,7 @@ class FolderSummary:
     """Files written beside images, if requested; those that were up to date are not counted."""
     embedded: EmbedSummary | None = None
     """The result for the image files, if captions were written into them."""
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: PassedOver = field(default_factory=PassedOver)
     """What the search for images passed over, such as thumbnails and hidden files."""
 
 
@@ -89,7 +89,7 @@ def caption_folder(
     machine = cache.machine
     captioner = Captioner.load(models, device=machine.device)
     companions: Companions | None = None
-    left_out = LeftOut()
+    left_out = PassedOver()
     if isinstance(images, Path) and images.is_file() and is_store_file(images):
         if table.sidecar is not None or embed_into is not None or table.gallery is not None:
             raise InputError(f"{images}: holds features, not images to write captions to; give the images themselves")

@@ -17,7 +17,7 @@ from captionmill.data.captions.table import CaptionRow, read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.files import partial_path_of
 from captionmill.data.images.find import find_images
-from captionmill.data.images.kinds import ALL_IMAGE_SUFFIXES, has_read_suffix
+from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES, has_read_suffix
 from captionmill.data.images.read import ImageFile
 
 if TYPE_CHECKING:

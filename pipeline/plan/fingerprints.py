@@ -17,7 +17,7 @@ from captionmill.data.errors import ImageError, PipelineError, StoreError
 from captionmill.data.features.parts import part_paths
 from captionmill.data.features.store import FeatureStore, store_exists
 from captionmill.data.images.find import find_images
-from captionmill.data.images.kinds import ALL_IMAGE_SUFFIXES
+from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES
 from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged, read_image
 from captionmill.data.images.tar import TAR_SUFFIX
 from captionmill.data.images.walk import walk_folder

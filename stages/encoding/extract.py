@@ -20,7 +20,7 @@ from captionmill.data.features.writer import FeatureWriter, lock_store
 from captionmill.data.files import require_other_file
 from captionmill.data.images.find import search_images
 from captionmill.data.images.read import ImageFile
-from captionmill.data.images.walk import LeftOut
+from captionmill.data.images.walk import PassedOver
 from captionmill.data.paths import as_location
 from captionmill.data.progress import Progress, no_progress
 from captionmill.data.urls import is_url, local_path
@@ -65,7 +65,7 @@ class ExtractSummary:
     """The store that was written; a shard has its own name."""
     failures_name: str = ""
     """The table of failures, beside the store."""
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: PassedOver = field(default_factory=PassedOver)
     """What the search passed over, such as thumbnails and hidden files."""
 
     def record(

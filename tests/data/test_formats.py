@@ -13,7 +13,7 @@ from PIL import Image
 
 from captionmill.data.errors import ImageError
 from captionmill.data.images.decode import Pixels, decode_pixels, is_image_header
-from captionmill.data.images.kinds import ALL_IMAGE_SUFFIXES, IMAGE_SUFFIXES, has_read_suffix
+from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES, IMAGE_SUFFIXES, has_read_suffix
 
 LEVELS = np.random.default_rng(0).integers(0, 255, (4, 6, 8), dtype=np.uint8)
 """Four planes of an image, [4, H, W]."""

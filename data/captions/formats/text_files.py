@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from captionmill.data.captions.formats.rows import LeftOut, ReferenceRow
 from captionmill.data.errors import AnnotationError
-from captionmill.data.images.kinds import IMAGE_SUFFIXES
+from captionmill.data.images.formats.kinds import IMAGE_SUFFIXES
 from captionmill.data.images.walk import walk_folder
 
 _SUFFIX = ".txt"
