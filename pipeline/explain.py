@@ -163,8 +163,8 @@ def _stored_row(store: FeatureStore, key: str, pixels: Image.Image | None, spec:
     return _Row(store[key], seen, f"the row {key} of {store.path.name}, stored as {store.dtype}")
 
 
-def _read_references(image: AnyPath, key: str | None, captions: CaptionFiles) -> _References:
-    annotations = read_annotations(captions)
+def _read_references(image: AnyPath, key: str | None, captions: CaptionFiles, word_rule: int) -> _References:
+    annotations = read_annotations(captions, word_rule=word_rule)
     found = _require_key(image, key, annotations.captions.keys(), captions.name)
     return _References(
         found, annotations.captions[found], f"{found} in {', '.join(path.name for path in captions.paths)}"

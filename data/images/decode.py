@@ -38,8 +38,6 @@ from captionmill.data.images.formats.openers import Opener, find_opener
 from captionmill.data.images.formats.orientation import read_orientation, turn_upright
 from captionmill.data.images.formats.png import require_whole_pixels, without_metadata
 from captionmill.data.images.formats.tiff import decode_tiff, pixels_of_tiff
-from captionmill.data.images.kinds import HEADER_BYTES, is_camera_header, unsupported_format
-from captionmill.data.images.openers import Opener, find_opener
 
 Pixels = npt.NDArray[np.uint8]
 
