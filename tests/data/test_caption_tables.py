@@ -140,7 +140,7 @@ def draw_rows(drawn: random.Random, words: Sequence[str], name: str) -> list[dic
 @pytest.mark.parametrize("quoting", QUOTING)
 def test_what_pythons_csv_writes_is_read_back_equal(tmp_path: Path, mark: str, quoting: Literal[0, 1, 2]) -> None:
     refused = 0
-    for seed in range(30):
+    for seed in range(16):
         drawn = random.Random(seed)
         columns = drawn.choice(COLUMNS)
         rows = draw_rows(drawn, WORDS, drawn.choice(NAMES))
@@ -178,7 +178,7 @@ def plant(drawn: random.Random, cells: Mapping[str, str], *, is_quoted: bool) ->
 @pytest.mark.parametrize("is_quoted", [False, True])
 def test_with_planted_quotes_all_rows_are_read_or_the_line_is_named(tmp_path: Path, mark: str, is_quoted: bool) -> None:
     read = 0
-    for seed in range(40):
+    for seed in range(24):
         drawn = random.Random(seed)
         columns = drawn.choice(COLUMNS)
         words = ["a", "dog", "cat"] if is_quoted else ["a dog", 'says "Bus"', 'of 32"', '"Go" sign', "x"]
@@ -196,4 +196,4 @@ def test_with_planted_quotes_all_rows_are_read_or_the_line_is_named(tmp_path: Pa
         read += 1
         bare = {key: [caption.replace('"', "").strip() for caption in captions] for key, captions in found.items()}
         assert bare == {row["image"]: [row["caption"].replace('"', "").strip()] for row in rows}, seed
-    assert read >= 4
+    assert read >= 3
