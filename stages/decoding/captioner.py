@@ -87,7 +87,7 @@ class Captioner:
             return search
         trained = [bundle.training.get("max_length") for bundle in self.bundles]
         lengths = [length for length in trained if isinstance(length, int)]
-        return replace(search, max_length=max(search.longest, *lengths))
+        return replace(search, max_length=max([search.longest, *lengths]))
 
     def captions(
         self,
