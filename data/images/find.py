@@ -239,7 +239,6 @@ def _read_list(location: Path | str) -> Iterator[_Named]:
     names = [line.strip() for line in text.split("\n")]
     if found := find_misread(names, functools.partial(_is_listed_image, files)):
         raise InputError(f"{location}: {found}")
-    files = FileFinder(Path(location).parent)
     for name in filter(None, names):
         if is_url(name):
             path: Path | str = name
