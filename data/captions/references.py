@@ -120,7 +120,7 @@ class _Collected:
                 self.captions.add(key, caption)
                 has_captions = True
         if not has_captions:
-            raise AnnotationError("no captions in this file")
+            raise AnnotationError(f"no captions in this file{_show_left_out(left_out)}")
         return count
 
     def finish(self, name: str, known_keys: Collection[str]) -> Annotations:
@@ -143,6 +143,12 @@ class _Collected:
             if key in splits:
                 splits[known_key] = splits.pop(key)
         return Annotations(captions, splits)
+
+
+def _show_left_out(left_out: LeftOut) -> str:
+    """What a file without captions had instead: ": left out 3 captions without words, such as emoji only"."""
+    named = [f"{left_out[what]} {what}" for what in (_REJECTED, _WITHOUT_WORDS) if left_out[what]]
+    return f": left out {'; '.join(named)}" if named else ""
 
 
 def _read_caption(text: str, word_rule: int) -> str:

@@ -11,6 +11,7 @@ from builders import TESTS, TINY_TRAINING, make_rows, make_store
 
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.words import FIRST_RULE
+from captionmill.data.errors import AnnotationError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.model import read_model
 from captionmill.stages.decoding.captioner import Captioner
@@ -110,6 +111,12 @@ def test_captions_without_words_are_left_out_with_their_share(caplog: pytest.Log
     assert caplog.messages == [f"{path}: left out 20 captions without words, such as emoji only (33.3%)"]
     assert len(annotations.captions) == len(annotations.splits) == 40
     assert len(read_annotations(path, word_rule=FIRST_RULE).captions) == 60
+
+
+def test_a_file_of_signs_only_names_what_was_left_out(tmp_path: Path) -> None:
+    (tmp_path / "captions.csv").write_text("image,caption\na.jpg,...\nb.jpg,?!\n", encoding="utf-8")
+    with pytest.raises(AnnotationError, match="no captions in this file: left out 2 captions without words, such as"):
+        read_annotations(tmp_path / "captions.csv")
 
 
 def test_entities_are_no_words_and_numbers_stay_whole(features: Path, tmp_path: Path) -> None:
