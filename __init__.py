@@ -7,10 +7,11 @@ and so on. A name's module is imported when the name is first used (PEP 562), so
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from captionmill.data.captions.decisions import apply_decisions
+    from captionmill.data.captions.files import CaptionFiles
     from captionmill.data.errors import CaptionmillError
     from captionmill.data.features.store import FeatureStore
     from captionmill.data.model import read_model
+    from captionmill.data.tables.decisions import apply_decisions
     from captionmill.pipeline.captioning.folder import caption_folder
     from captionmill.pipeline.captioning.images import CaptionedImage, caption_images
     from captionmill.pipeline.captioning.source import CacheConfig
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BootstrapConfig": "captionmill.stages.scoring.settings.BootstrapConfig",
     "CacheConfig": "captionmill.pipeline.captioning.source.CacheConfig",
+    "CaptionFiles": "captionmill.data.captions.files.CaptionFiles",
     "CaptionedImage": "captionmill.pipeline.captioning.images.CaptionedImage",
     "Captioner": "captionmill.stages.decoding.captioner.Captioner",
     "CaptionmillError": "captionmill.data.errors.CaptionmillError",
@@ -42,7 +44,7 @@ _HOMES = {
     "TableConfig": "captionmill.stages.settings.TableConfig",
     "TrainConfig": "captionmill.stages.settings.TrainConfig",
     "TrainListener": "captionmill.stages.training.train.TrainListener",
-    "apply_decisions": "captionmill.data.captions.decisions.apply_decisions",
+    "apply_decisions": "captionmill.data.tables.decisions.apply_decisions",
     "caption_folder": "captionmill.pipeline.captioning.folder.caption_folder",
     "caption_images": "captionmill.pipeline.captioning.images.caption_images",
     "compare_tables": "captionmill.pipeline.compare.compare_tables",
@@ -57,6 +59,7 @@ _HOMES = {
 __all__ = [
     "BootstrapConfig",
     "CacheConfig",
+    "CaptionFiles",
     "CaptionedImage",
     "Captioner",
     "CaptionmillError",

@@ -22,8 +22,9 @@ from typing import Any
 
 import aiohttp
 
-from captionmill.data.captions.table import CaptionRow, read_captions
 from captionmill.data.images.find import find_images
+from captionmill.data.tables.formats import read_captions
+from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.pages.gallery import write_gallery
 
 Send = Callable[..., Awaitable[dict[str, Any]]]

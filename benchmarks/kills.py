@@ -23,7 +23,8 @@ from photos import link_photos
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from captionmill.data.errors import StoreError
-from captionmill.data.features.store import FeatureStore, parts_dir, store_exists
+from captionmill.data.features.parts import parts_dir
+from captionmill.data.features.store import FeatureStore, store_exists
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.settings import ExtractConfig
 

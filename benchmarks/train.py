@@ -30,10 +30,10 @@ from captionmill.data.captions.vocabulary import END, PAD, START, Vocabulary
 from captionmill.data.features.store import FeatureStore
 from captionmill.stages.machine import choose_device
 from captionmill.stages.settings import TrainConfig
+from captionmill.stages.training.corpus import build_vocabulary
 from captionmill.stages.training.loop import prepare_batch, seed_step, train_on_captions
 from captionmill.stages.training.losses import cross_entropy
 from captionmill.stages.training.state import Training
-from captionmill.stages.training.train import build_vocabulary
 
 _WARM_UP = 2  # steps, or looks of the loop
 _PLAIN_BATCH_SIZE = 128  # captions per step, of the same network in captionmill too

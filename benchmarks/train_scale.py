@@ -27,9 +27,9 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
 from captionmill.stages.machine import choose_device
 from captionmill.stages.settings import TrainConfig
+from captionmill.stages.training.corpus import build_vocabulary
 from captionmill.stages.training.loop import train_on_captions
 from captionmill.stages.training.state import Training
-from captionmill.stages.training.train import build_vocabulary
 
 WORDS = 2500
 CAPTIONS_AN_IMAGE = 5

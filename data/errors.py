@@ -9,7 +9,10 @@ CaptionmillError
 ├── AnnotationError       a captions file or a split list that cannot be understood
 ├── WeightsError          ResNet weights that are missing, unreachable or of another network
 ├── StoreError            a feature store that cannot be opened, read or written
-│   └── SpecMismatchError  features of another network or preprocessing than asked for
+│   ├── SpecMismatchError  features of another network or preprocessing than asked for
+│   ├── StoreAccessError   a store that cannot be opened now, whatever is in it
+│   ├── StoreDamageError   a file or rows of a store that are not what was written
+│   └── MissingRowError    an image that has no row; also a KeyError
 ├── ModelError            a model that cannot be opened
 ├── ExportError           an exported network whose results differ from the model's
 ├── TrainingError         a training run that cannot start or continue
@@ -56,6 +59,22 @@ class StoreError(CaptionmillError, ValueError):
 
 class SpecMismatchError(StoreError):
     """Features were made by another network or preprocessing than asked for."""
+
+
+class StoreAccessError(StoreError):
+    """A feature store cannot be opened now: permissions, another program, the storage. Its content is not judged."""
+
+
+class StoreDamageError(StoreError):
+    """A file of a feature store, or a row in it, is not what was written."""
+
+
+class MissingRowError(StoreError, KeyError):
+    """An image has no row in a feature store."""
+
+    def __str__(self) -> str:
+        """The message; a KeyError would show it in quotes."""
+        return str(self.args[0])
 
 
 class ModelError(CaptionmillError, ValueError):

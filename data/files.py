@@ -1,4 +1,4 @@
-"""Atomic file writes (written beside, flushed, renamed), and lock files."""
+"""Atomic file writes: written beside, flushed, renamed."""
 
 import hashlib
 import os
@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import filelock
-
-from captionmill.data.errors import CaptionmillError, InputError
+from captionmill.data.errors import InputError
 
 _NAME_BYTES = 255  # the limit of all common file systems
 
@@ -99,17 +97,3 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def hold_lock(path: Path, otherwise: CaptionmillError) -> Iterator[None]:
-    """Hold the lock file `path`, in an existing folder, for a block; raise `otherwise` if another process holds it."""
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as exc:
-        raise otherwise from exc
-    try:
-        yield
-    finally:
-        lock.release()

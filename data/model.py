@@ -18,6 +18,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from captionmill.data.captions.vocabulary import Vocabulary
+from captionmill.data.captions.words import FIRST_RULE
 from captionmill.data.errors import ModelError
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.files import replace_atomically, write_text
@@ -52,6 +53,8 @@ class Model:
     """Versions of the software that made it."""
     tensors: Tensors
     """The weights by name."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the training, a line each, such as warnings and an unusual choice of the epoch."""
 
     def splits_in(self, known_keys: Collection[str]) -> dict[str, list[str]]:
         """The splits; an image that differs from one of `known_keys` only in its Unicode form gets that key."""
@@ -86,6 +89,8 @@ def write_model(folder: Path, model: Model) -> None:
         "training": model.training,
         "scores": model.scores,
         "versions": model.versions,
+        "notes": list(model.notes),
+        "word_rule": model.vocabulary.word_rule,
         "vocabulary": list(model.vocabulary.words),
         "splits": model.splits,
     }
@@ -132,13 +137,14 @@ def read_model(folder: AnyPath) -> Model:
             )
         return Model(
             decoder_config=values["decoder"],
-            vocabulary=Vocabulary(values["vocabulary"]),
+            vocabulary=Vocabulary(values["vocabulary"], values.get("word_rule", FIRST_RULE)),
             spec=FeatureSpec.from_json(values["features"]),
             training=values["training"],
             splits={name: _image_keys(values["splits"][name]) for name in ("train", "val", "test")},
             scores={name: score + 0 for name, score in values["scores"].items()},  # a TypeError if it is not a number
             versions=values["versions"],
             tensors=safetensors.numpy.load(content),
+            notes=tuple(map(str, values.get("notes", ()))),
         )
     except ModelError:
         raise

@@ -5,6 +5,7 @@ import re
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from captionmill.data.errors import ImageError, InputError
 from captionmill.data.optional import missing_line, require
@@ -20,7 +21,7 @@ def is_url(text: object) -> bool:
 
 def local_path(location: Path | str) -> Path | str:
     """`location`, or the local path that a file:// URL names, where a file can be replaced atomically."""
-    if not is_url(location) or str(location).partition("://")[0] not in ("file", "local"):
+    if not is_url(location) or not _is_local(str(location)):
         return location
     return Path(open_filesystem(str(location))[1])
 
@@ -47,7 +48,18 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         raise InputError(f"{line} or pip install {package}") from exc
     except ValueError as exc:  # no such protocol
         raise InputError(f"{url}: {exc}") from exc
-    return filesystem, path
+    return filesystem, _decode_local(path) if _is_local(url) else path
+
+
+def _is_local(url: str) -> bool:
+    return url.partition("://")[0].lower() in ("file", "local")
+
+
+def _decode_local(path: str) -> str:
+    """The path in a file:// URL with %20 as a space and so on, unless a file's own name has these characters."""
+    literal, decoded = Path(path), Path(unquote(path))
+    is_literal = literal.exists() or not (decoded.exists() or (decoded.parent.exists() and not literal.parent.exists()))
+    return path if is_literal else str(decoded)
 
 
 def read_url(

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from captionmill.data.captions.files import CaptionFiles, Captions, as_caption_files
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS
 from captionmill.data.errors import ImageError, InputError, ModelError
@@ -15,10 +16,10 @@ from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import require_other_file, write_text
 from captionmill.data.images.decode import Pixels
-from captionmill.data.images.keys import image_key, match_forms
+from captionmill.data.images.keys import FileFinder, image_key, match_forms
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageFile, is_unchanged, load_image
 from captionmill.data.model import Model, model_paths
-from captionmill.data.paths import AnyPath, AnyPaths, as_path, as_paths
+from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path, as_paths
 from captionmill.pipeline.pages.explain_words import ImageExplanation
 from captionmill.pipeline.pages.explanation import render_explanation
 from captionmill.stages.decoding.captioner import Captioner
@@ -41,13 +42,13 @@ def explain_image(
     *,
     output: AnyPath | None = None,
     features: AnyPath | None = None,
-    captions: AnyPath | None = None,
+    captions: Captions | None = None,
     key: str | None = None,
     search: SearchConfig = SearchConfig(),
     machine: ExtractConfig = ExtractConfig(),
     weights: AnyPath | None = None,
 ) -> ImageExplanation:
-    """How `model` captions `image`, step by step; several folders in `model` are an ensemble.
+    """How `model` captions `image`, a file or its URL, step by step; several folders in `model` are an ensemble.
 
     The caption is that of `caption_folder` by the same `search`. The features are made as it makes them, or taken from
     the store `features` without opening the network; then the image need not be there. `captions` holds references in
@@ -57,20 +58,23 @@ def explain_image(
     Raises InputError if the image cannot be read, is not in the store or the captions file, or is not the one that the
     store's row was made from; WeightsError and SpecMismatchError as `caption_folder`.
     """
-    image, folders = Path(image), as_paths(model)
-    output, features, captions, weights = map(as_path, (output, features, captions, weights))
+    image, folders = _locate(image), as_paths(model)
+    output, features, weights = map(as_path, (output, features, weights))
+    captions = None if captions is None else as_caption_files(captions)
     if output:
-        require_other_file(output, image, features, captions, *model_paths(*folders))
+        local = image if isinstance(image, Path) else None
+        require_other_file(output, local, features, *(captions.paths if captions else ()), *model_paths(*folders))
     captioner = Captioner.load(folders, device=machine.device)
     if len(captioner.vocabulary) == len(SPECIAL_WORDS):
         raise ModelError(f"{folders[0]}: its vocabulary has no words; train it with a smaller `min_count`")
+    search = captioner.fit_search(search)
     pixels = _load_pixels(image, needed=features is None)
     is_sure = key is not None
     store = FeatureStore.open(features) if features else None
     if store:
         key = _stored_key(image, key, store, pixels, captioner.spec)
         is_sure = is_sure or pixels is None or store.source(key) != UNKNOWN_SOURCE
-    references = _read_references(image, key, captions) if captions else _References()
+    references = _read_references(image, key, captions, captioner.vocabulary.word_rule) if captions else _References()
     key = key or references.key
     if store and key:
         row = _stored_row(store, key, pixels, captioner.spec)
@@ -94,7 +98,7 @@ def explain_image(
             captioner.vocabulary,
             search,
             references.texts,
-            key=key or image_key(image.name),
+            key=key or _name_of(image),
         ),
     )
     if output:
@@ -121,17 +125,30 @@ class _References:
     origin: str = ""
 
 
-def _load_pixels(image: Path, *, needed: bool) -> Image.Image | None:
-    if not needed and not image.exists():
+def _locate(image: AnyPath) -> AnyPath:
+    """A URL as it is; a file as a path, also if its key in a table of captions is given."""
+    location = as_location(image)
+    return location if isinstance(location, str) else FileFinder(Path()).find(str(location))
+
+
+def _name_of(image: AnyPath) -> str:
+    """The key of the image under its file name only."""
+    return image_key(image.name if isinstance(image, Path) else PurePosixPath(image).name)
+
+
+def _load_pixels(image: AnyPath, *, needed: bool) -> Image.Image | None:
+    if not needed and isinstance(image, Path) and not image.exists():
         return None
     try:
         return load_image(image)
     except ImageError as exc:
+        if not needed and isinstance(image, str):  # out of reach now
+            return None
         raise InputError(f"{image}: {exc}") from exc
 
 
 def _stored_key(
-    image: Path, key: str | None, store: FeatureStore, pixels: Image.Image | None, spec: FeatureSpec
+    image: AnyPath, key: str | None, store: FeatureStore, pixels: Image.Image | None, spec: FeatureSpec
 ) -> str:
     """The key of `image` in `store`; raises an error if the row is of another image or of other features."""
     spec.require(store.spec, mine="the model", others=str(store.path))
@@ -146,17 +163,19 @@ def _stored_row(store: FeatureStore, key: str, pixels: Image.Image | None, spec:
     return _Row(store[key], seen, f"the row {key} of {store.path.name}, stored as {store.dtype}")
 
 
-def _read_references(image: Path, key: str | None, captions: Path) -> _References:
-    annotations = read_annotations(captions)
-    found = _require_key(image, key, annotations.captions.keys(), str(captions))
-    return _References(found, annotations.captions[found], f"{found} in {captions.name}")
+def _read_references(image: AnyPath, key: str | None, captions: CaptionFiles, word_rule: int) -> _References:
+    annotations = read_annotations(captions, word_rule=word_rule)
+    found = _require_key(image, key, annotations.captions.keys(), captions.name)
+    return _References(
+        found, annotations.captions[found], f"{found} in {', '.join(path.name for path in captions.paths)}"
+    )
 
 
-def _made_row(image: Path, encoder: Encoder, machine: ExtractConfig) -> _Row:
+def _made_row(image: AnyPath, encoder: Encoder, machine: ExtractConfig) -> _Row:
     """The row that a store would hold of the image."""
     engine = build_engine(encoder, machine)
     batches = load_batches(
-        [ImageFile(image.name, image)],
+        [ImageFile(str(image), image)],
         encoder.prepare,
         least_size=encoder.least_size,
         batch_size=engine.batch_size,
@@ -171,7 +190,7 @@ def _made_row(image: Path, encoder: Encoder, machine: ExtractConfig) -> _Row:
     raise InputError(f"{image}: cannot be read")
 
 
-def _require_key(image: Path, key: str | None, keys: Collection[str], where: str) -> str:
+def _require_key(image: AnyPath, key: str | None, keys: Collection[str], where: str) -> str:
     """The key of `image` among `keys`; InputError if there is none, or several fit equally."""
     if key is not None:
         key = match_forms([key], keys).get(key, key)
@@ -188,21 +207,23 @@ def _require_key(image: Path, key: str | None, keys: Collection[str], where: str
     return found[0]
 
 
-def _find_keys(image: Path, keys: Collection[str]) -> list[str]:
+def _find_keys(image: AnyPath, keys: Collection[str]) -> list[str]:
     """The keys that `image` may have: the longest end of its path that is one, else all of its file name, sorted."""
-    for path in (image, image.absolute()):
+    for path in (image, image.absolute()) if isinstance(image, Path) else (image,):
+        if isinstance(path, str) and path in keys:
+            return [path]
         parts = PurePosixPath(image_key(str(path))).parts
         tails = [str(PurePosixPath(*parts[start:])) for start in range(len(parts))]
         forms = match_forms(tails, keys)
         for tail in tails:
             if (known := forms.get(tail, tail)) in keys:
                 return [known]
-    name = image_key(image.name)
+    name = _name_of(image)
     return sorted(key for key in keys if key.endswith(f"/{name}"))
 
 
 def _describe_role(
-    image: Path, key: str | None, models: Sequence[str], bundles: Sequence[Model], *, is_sure: bool
+    image: AnyPath, key: str | None, models: Sequence[str], bundles: Sequence[Model], *, is_sure: bool
 ) -> str:
     """What the image was to each model; carefully, if only its name is known."""
     roles: dict[str, list[str]] = {}

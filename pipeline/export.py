@@ -111,7 +111,7 @@ def _require_place(output: Path, staging: Path, *, overwrite: bool) -> None:
 
 
 def _manifest(captioner: Captioner, networks: dict[str, Any]) -> dict[str, Any]:
-    rule = WordRule.of(SearchConfig())
+    rule = WordRule.of(captioner.fit_search(SearchConfig()))
     barred_first = rule.barred(torch.empty(1, 0, dtype=torch.long), len(captioner.vocabulary))
     return {
         "format": FORMAT,
@@ -119,6 +119,7 @@ def _manifest(captioner: Captioner, networks: dict[str, Any]) -> dict[str, Any]:
         "file_format": "onnx",
         "networks": networks,
         "vocabulary": {"file": VOCABULARY_NAME, "size": len(captioner.vocabulary)},
+        "word_rule": captioner.vocabulary.word_rule,
         "special": {"pad": PAD, "start": START, "end": END, "unk": UNK},
         "search": {
             **{reason.replace(" ", "_"): words[0].tolist() for reason, words in barred_first},

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from captionmill.pipeline.words import show_count, show_duration, show_list, show_rate
 
 if TYPE_CHECKING:  # the stages import torch, and `--help` must be instant
-    from captionmill.data.captions.decisions import DecisionSummary
     from captionmill.data.captions.splits import Splits
+    from captionmill.data.images.walk import PassedOver
+    from captionmill.data.tables.decisions import DecisionSummary
     from captionmill.pipeline.captioning.folder import FolderSummary
     from captionmill.pipeline.doctor import Facts
     from captionmill.pipeline.export import ExportSummary
@@ -38,10 +39,10 @@ def extract_line(summary: "ExtractSummary") -> str:
         f"{show_count(summary.found, 'image')} found: {summary.cached:,} cached before, "
         f"{summary.extracted:,} extracted, {len(summary.failures):,} failed"
     )
-    if not summary.extracted:
-        return line
-    rate = show_rate(summary.extracted / summary.duration_s, "images")
-    return f"{line}; {show_duration(summary.duration_s)} ({rate}, {summary.engine})"
+    if summary.extracted:
+        rate = show_rate(summary.extracted / summary.duration_s, "images")
+        line += f"; {show_duration(summary.duration_s)} ({rate}, {summary.engine})"
+    return line + _left_out(summary.left_out)
 
 
 def meter_line(summary: "ExtractSummary") -> str:
@@ -97,7 +98,12 @@ def folder_line(summary: "FolderSummary") -> str:
         f"({summary.cached:,} from cached features{as_before}), "
         f"{len(summary.failures):,} failed; "
         f"{show_duration(summary.duration_s)}"
-    )
+    ) + _left_out(summary.left_out)
+
+
+def _left_out(left_out: "PassedOver") -> str:
+    words = left_out.describe()
+    return f"; left out: {words}" if words else ""
 
 
 def decision_line(summary: "DecisionSummary") -> str:

@@ -6,10 +6,10 @@ Imports no torch, so that `--help` is instant.
 from dataclasses import dataclass
 from typing import Literal
 
-from captionmill.data.captions.table import TableFormat
 from captionmill.data.errors import SettingError
 from captionmill.data.features.spec import Preprocess, StoredDtype, Views
 from captionmill.data.paths import AnyPath
+from captionmill.data.tables.formats import TableFormat
 from captionmill.stages.fields import Configuration, setting
 
 Backbone = Literal["resnet50", "resnet101", "resnet152", "scenes-resnet14"]
@@ -20,11 +20,17 @@ Restval = Literal["train", "drop"]
 FeatureScaling = Literal["standardize", "unit", "standardize-unit"]
 
 GREATEST_SEED = 2**63 - 1
+USUAL_LENGTH = 20  # words of a caption, unless a setting or the data ask for more
 
 
 def device_setting() -> str:
     """The field of a device."""
     return setting("auto", "Device: auto, cpu, cuda, cuda:N or mps; auto takes a GPU if there is one.")
+
+
+def length_setting(help_text: str, *, unset: str) -> int | None:
+    """The field of a maximum number of words."""
+    return setting(None, help_text, least=1, unset=unset, example=USUAL_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,7 @@ class ExtractConfig(Configuration):
         "square; whole: nothing cut, shape kept.",
     )
     image_size: int = setting(
-        224,
-        "Side of the square input of the network, in pixels; with whole, the shorter side.",
-        least=32,
-        most=4096,
+        224, "Side of the square input of the network, in pixels; with whole, the shorter side.", least=32, most=4096
     )
     views: Views = setting(
         "one", "Views of each image. flip: the mean of the image and its mirror image, in twice the time."
@@ -71,8 +74,7 @@ class ExtractConfig(Configuration):
         False, "Compile the network with torch.compile: takes minutes at the start and pays off in long runs on a GPU."
     )
     precision: Precision = setting(
-        "auto",
-        "Precision of the network; auto is bf16 or fp16 if the device is fast at it, else fp32.",
+        "auto", "Precision of the network; auto is bf16 or fp16 if the device is fast at it, else fp32."
     )
     dtype: StoredDtype = setting(
         "float16", "Number type of the stored features; float16 halves the file and keeps three digits."
@@ -106,7 +108,10 @@ class SearchConfig(Configuration):
         most=10,
     )
     min_length: int = setting(1, "Minimum number of words in a caption, unless no word may follow.", least=1)
-    max_length: int = setting(20, "Maximum number of words in a caption; longer ones are cut.", least=1)
+    max_length: int | None = length_setting(
+        "Maximum number of words in a caption; longer ones are cut.",
+        unset="20, or the model's length in training if that is more",
+    )
     no_repeat_ngram: int = setting(
         0, "Number of words in a row that may not occur twice in a caption; 0 allows all repeats.", least=0
     )
@@ -139,9 +144,14 @@ class SearchConfig(Configuration):
         most=GREATEST_SEED,
     )
 
+    @property
+    def longest(self) -> int:
+        """The maximum number of words: `max_length`, or the usual one where it is not set."""
+        return self.max_length or max(USUAL_LENGTH, self.min_length)
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.min_length > self.max_length:
+        if self.min_length > self.longest:
             raise SettingError(f"`min_length` {self.min_length} is more than `max_length` {self.max_length}")
         if self.sample:
             if self.diversity_groups > 1:
@@ -167,10 +177,7 @@ class TableConfig(Configuration):
         None, "Format of the table of captions.", unset="by the suffix of the output, else csv", example="csv"
     )
     gallery: AnyPath | None = setting(
-        None,
-        "Page to write too, with all images and their captions (HTML).",
-        unset="no page",
-        example="captions.html",
+        None, "Page to write too, with all images and their captions (HTML).", unset="no page", example="captions.html"
     )
     sidecar: str | None = setting(
         None,
@@ -231,10 +238,7 @@ class TrainConfig(Configuration):
     dropout: float = setting(0.5, "Dropout rate of the embeddings and outputs in training.", least=0, most=1)
     feature_dropout: float = setting(0.3, "Dropout rate of the image features in training.", least=0, most=1)
     forget_bias: float = setting(  # with 0, half of the memory, and so of the image, is lost at each word
-        2.0,
-        "Initial bias of the LSTM's forget gates; with a higher bias it remembers longer.",
-        least=0,
-        most=10,
+        2.0, "Initial bias of the LSTM's forget gates; with a higher bias it remembers longer.", least=0, most=10
     )
     label_smoothing: float = setting(
         0.1, "Label smoothing: share of each target that is spread evenly over all words.", least=0, most=1
@@ -256,7 +260,7 @@ class TrainConfig(Configuration):
     )
     patience: int | None = setting(
         None,
-        "Epochs without a better validation CIDEr-D after which training stops early.",
+        "Epochs without a better validation CIDEr-D (or loss, where that says nothing) after which training stops.",
         least=1,
         unset="half of the epochs",
         example=10,
@@ -275,8 +279,9 @@ class TrainConfig(Configuration):
         least=2,
         most=1000,
     )
-    max_length: int = setting(
-        20, "Maximum number of words in a training or validation caption; longer ones are cut.", least=1
+    max_length: int | None = length_setting(
+        "Maximum number of words in a training or validation caption; longer ones are cut, and have no end to learn.",
+        unset="20, or more, up to 100, if that cuts over 2 % of the training captions",
     )
     seed: int = setting(
         0,
@@ -286,4 +291,4 @@ class TrainConfig(Configuration):
     )
     device: str = device_setting()
     search: SearchConfig = SearchConfig()
-    """How validation captions are decoded after each epoch."""
+    """How validation captions are decoded after each epoch; if its `max_length` is not set, it is that of training."""

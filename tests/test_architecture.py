@@ -17,14 +17,18 @@ MODULES = [*sorted(path for folder in TOP for path in (ROOT / folder).rglob("*.p
 CODE = [path for path in MODULES if path.name != "__init__.py"]
 TERMINAL = "pipeline/terminal"
 BELOW_THE_TERMINAL = [path for path in CODE if path.name != "cli.py" and path.parent != ROOT / TERMINAL]
-IMAGE_ROOMS = {"data", "data/images"}
-DATA = {*IMAGE_ROOMS, "data/features", "data/captions"}
+IMAGE_ROOMS = {"data", "data/images", "data/images/formats"}
+DATA = {*IMAGE_ROOMS, "data/features", "data/captions", "data/captions/formats", "data/tables"}
+CAPTION_ROOMS = {"data", "data/captions", "data/captions/formats", "data/images/keys", "data/images/lists"}
 DECODING = {*DATA, "stages", "stages/decoding"}
 ALLOWED = {
     "data": DATA,
     "data/images": IMAGE_ROOMS,
+    "data/images/formats": {"data", "data/images/formats"},
     "data/features": {"data", "data/features", "data/images/read"},
-    "data/captions": {"data", "data/captions", "data/images/keys"},
+    "data/captions": CAPTION_ROOMS,
+    "data/captions/formats": {"data", "data/captions/formats", "data/images/formats", "data/images/walk"},
+    "data/tables": {"data", "data/tables"},
     "stages": {*DATA, "stages"},
     "stages/encoding": {*DATA, "stages", "stages/encoding"},
     "stages/decoding": DECODING,

@@ -18,10 +18,11 @@ from builders import TESTS, make_rows
 from click.testing import CliRunner, Result
 
 from captionmill.cli import main
-from captionmill.data.captions.table import read_captions
 from captionmill.data.features.log import read_records
-from captionmill.data.features.store import FeatureStore, part_paths
+from captionmill.data.features.parts import part_paths
+from captionmill.data.features.store import FeatureStore
 from captionmill.data.model import read_model
+from captionmill.data.tables.formats import read_captions
 
 NETWORK = ["--backbone", "scenes-resnet14", "--image-size", "64"]
 ON_CPU = ["--device", "cpu", "--engine", "torch", "--precision", "fp32"]
@@ -158,6 +159,7 @@ def test_a_killed_training_ends_as_the_one_that_nobody_stopped(before: Path) -> 
     assert "epochs done: 9" in result.stderr
     assert not (folder / "killed.training").exists()
     resumed, whole = read_model(folder / "killed"), read_model(folder / "whole")
+    assert (resumed.vocabulary.word_rule, whole.vocabulary.word_rule) == (1, 1)
     assert (resumed.scores["epoch"], resumed.vocabulary.words) == (19, whole.vocabulary.words)
     assert resumed.tensors.keys() == whole.tensors.keys()
     for name, tensor in whole.tensors.items():

@@ -29,12 +29,20 @@ from captionmill import (
     TableConfig,
     TrainConfig,
 )
-from captionmill.data.captions.table import read_captions
+from captionmill.data.tables.formats import read_captions
 
 ROOT = Path(__file__).parents[1]
 SEARCH = SearchConfig(beam_size=1, max_length=4)
 THE_DOOR = {
-    *("BootstrapConfig", "CacheConfig", "CaptionedImage", "Captioner", "CaptionmillError", "EvaluateConfig"),
+    *(
+        "BootstrapConfig",
+        "CacheConfig",
+        "CaptionFiles",
+        "CaptionedImage",
+        "Captioner",
+        "CaptionmillError",
+        "EvaluateConfig",
+    ),
     *("ExtractConfig", "FeatureStore", "LeakConfig", "RunEvents", "SearchConfig", "SplitLists", "TableConfig"),
     *("__version__", "caption_folder", "caption_images", "evaluate", "explain", "extract", "read_model"),
     *("TrainConfig", "TrainListener", "apply_decisions", "compare_tables", "run_pipeline", "train"),

@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from captionmill.data.images.decode import PlainJpegFile
+from captionmill.data.images.formats.jpeg import PlainJpegFile
 
 ROOT = Path(__file__).parents[1]
 CODE = [path for folder in ("data", "stages", "pipeline") for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -1,1 +1,1 @@
-"""Captions: references, splits, vocabulary, and tables of captions."""
+"""Captions: references, splits and the vocabulary."""

@@ -19,14 +19,18 @@ class CaptionDataset:
     def __init__(
         self, captions: Mapping[str, Sequence[str]], keys: Sequence[str], vocabulary: Vocabulary, *, max_length: int
     ) -> None:
-        """All captions of the images `keys`, cut after `max_length` words; captions without words are left out."""
+        """All captions of the images `keys`, cut after `max_length` words; captions without words are left out.
+
+        A caption that is cut has no `<end>`: it would teach the decoder to stop in mid-sentence.
+        """
         words = array("H" if len(vocabulary) <= 2**16 else "i")
         lengths, images = array("i"), array("q")
         for image, key in enumerate(keys):
             for caption in captions[key]:
-                if indices := vocabulary.encode(caption)[:max_length]:
-                    words.extend((START, *indices, END))
-                    lengths.append(len(indices) + 2)
+                if indices := vocabulary.encode(caption):
+                    example = (START, *indices, END) if len(indices) <= max_length else (START, *indices[:max_length])
+                    words.extend(example)
+                    lengths.append(len(example))
                     images.append(image)
         self.images: Indices = np.frombuffer(images, dtype=np.int64) if images else np.empty(0, dtype=np.int64)
         """For each caption, the position of its image in `keys`."""
@@ -53,12 +57,17 @@ class CaptionDataset:
             planned += [bucket[first : first + batch_size] for first in range(0, len(bucket), batch_size)]
         return [planned[place] for place in generator.permutation(len(planned))]
 
+    def batches_by_length(self, batch_size: int) -> list[Indices]:
+        """All captions once, as batches of caption numbers, the shortest captions first."""
+        order = np.argsort(self._lengths, kind="stable")
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
     def count_words(self, chosen: Indices) -> int:
-        """Number of words to predict in the captions `chosen`, including each `<end>`."""
+        """Number of words to predict in the captions `chosen`, each `<end>` included."""
         return int(self._lengths[chosen].sum()) - len(chosen)
 
     def words(self, chosen: Indices) -> Indices:
-        """The captions `chosen` [B, T]: `<start>`, the words, `<end>`, then `<pad>` to the length of the longest."""
+        """The captions `chosen` [B, T]: `<start>`, the words, `<end>` unless cut, then `<pad>` up to the longest."""
         lengths = self._lengths[chosen]
         steps = np.arange(lengths.max())
         places = np.minimum(self._starts[chosen, None] + steps, len(self._words) - 1)  # [B, T]

@@ -1,27 +1,34 @@
 """Reference captions and splits by image key, from every common layout of caption data sets.
 
-A layout is recognised by content, never by the file's name. Captions keep their text, with two exceptions: space at
-both ends is removed, and accents are combined with their letters (Unicode NFC), so that a word is the same however it
-was typed. Tokenizing is the vocabulary's job. "None" and "NA" are valid captions.
+A layout is recognised by content, never by the file's name. Captions keep their text, with these exceptions: HTML
+entities are decoded, space at both ends is removed, accents are combined with their letters (Unicode NFC), so that a
+word is the same however it was typed, and half of a surrogate pair, which is no text, becomes the replacement
+character. Tokenizing is the vocabulary's job. "None" and "NA" are valid captions.
 """
 
-import io
 import logging
+import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
-from captionmill.data.captions.formats import ReferenceRow, read_rows, read_start
+from captionmill.data.captions.files import Captions, as_caption_files
+from captionmill.data.captions.formats.detect import open_rows, open_text
+from captionmill.data.captions.formats.rows import LeftOut, ReferenceRow
 from captionmill.data.captions.texts import CaptionTexts
+from captionmill.data.captions.words import FIRST_RULE, WORD_RULE, decode_entities, has_words
 from captionmill.data.errors import AnnotationError
 from captionmill.data.images.keys import image_key, match_forms
+from captionmill.data.images.lists import find_misread
 from captionmill.data.paths import AnyPath
 
 RESTVAL_CHOICES = ("train", "drop")
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_WITHOUT_TEXT = "captions without text"
+_REJECTED = "captions that are marked as rejected or precanned"
+_WITHOUT_WORDS = "captions without words, such as emoji only"
 _logger = logging.getLogger(__name__)
 
 
@@ -39,78 +46,125 @@ class Annotations:
         return sorted(key for key, name in self.splits.items() if name == split)
 
 
-def read_annotations(path: AnyPath, *, restval: str = "train", known_keys: Collection[str] = ()) -> Annotations:
-    """The captions and splits of one file: Flickr token file, COCO or Karpathy JSON, CSV or TSV.
+def read_annotations(
+    captions: Captions, *, restval: str = "train", known_keys: Collection[str] = (), word_rule: int = WORD_RULE
+) -> Annotations:
+    """The captions and splits of one file or several: Flickr token file, COCO or Karpathy JSON, CSV, JSON lines, ...
 
-    Images of the split "restval" (Karpathy's rest of the COCO validation set) go to "train", or are left out if
-    `restval` is "drop". Captions without text are left out and counted in a warning. An image that differs from one of
-    `known_keys` only in its Unicode form gets that key. Raises AnnotationError naming the line, row or entry that
-    cannot be understood.
+    Several files are read as one; an image may have captions in each. Images of the split "restval" (Karpathy's rest of
+    the COCO validation set) go to "train", or are left out if `restval` is "drop". Captions without text, without
+    words, those that VizWiz marks as rejected or precanned, and what belongs to no image, are left out and counted in a
+    warning each. An image that differs from one of `known_keys` only in its Unicode form gets that key. For a model of
+    the first `word_rule`, of the captions only those without text are left out, and entities are kept.
+
+    Raises AnnotationError naming the file and the line, row or entry that cannot be understood, or if the files
+    contradict each other: an image in two splits, or in none where others have one.
     """
     if restval not in RESTVAL_CHOICES:
         raise AnnotationError(f"restval is {restval!r}; choose one of {', '.join(RESTVAL_CHOICES)}")
-    path = Path(path)
-    with _opened(path) as file:
-        try:
-            return _collect(path, read_rows(file), restval, known_keys)
-        except AnnotationError as exc:
-            raise AnnotationError(f"{path}: {exc}") from exc
+    files = as_caption_files(captions)
+    files.require_different()
+    collected = _Collected(restval, word_rule)
+    for path in files.paths:
+        left_out = LeftOut()
+        with open_rows(path, files.columns, left_out=left_out, known_keys=known_keys) as rows:
+            read_count = collected.add(rows, left_out)
+        for what, count in left_out.items():
+            share = f" ({count / read_count:.1%})" if what in (_REJECTED, _WITHOUT_WORDS) else ""
+            if count:
+                _logger.warning("%s: left out %d %s%s", path, count, what, share)
+    return collected.finish(files.name, known_keys)
 
 
 def read_split_list(path: AnyPath, *, known_keys: Collection[str] = ()) -> list[str]:
     """The image keys of one split in the order of the file, one per line; a repeated key counts once.
 
-    A key that differs from one of `known_keys` only in its Unicode form becomes that key.
+    A key that differs from one of `known_keys` only in its Unicode form becomes that key. Raises AnnotationError if a
+    line holds more than the name of one of `known_keys`, such as quotes or a label.
     """
-    with _opened(Path(path)) as file:
-        keys = dict.fromkeys(image_key(line.strip()) for line in file if line.strip())
+    with open_text(Path(path)) as file:
+        names = [line.strip() for line in file]
+    known = set(known_keys)
+    if found := find_misread(names, lambda name: image_key(name) in known):
+        raise AnnotationError(f"{path}: {found}")
+    keys = dict.fromkeys(image_key(name) for name in names if name)
     forms = match_forms(keys, known_keys)
     return [forms.get(key, key) for key in keys]
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
-    """The file, opened at its beginning; AnnotationError if it is empty or, during the block, cannot be read."""
-    try:
-        with path.open(encoding="utf-8-sig") as opened:
-            file: TextIO = opened if opened.seekable() else io.StringIO(opened.read())  # a pipe
-            if not read_start(file).strip():
-                raise AnnotationError(f"{path}: the file is empty")
-            yield file
-    except UnicodeDecodeError as exc:
-        raise AnnotationError(f"{path}: not UTF-8 text; save it as UTF-8 and try again") from exc
-    except OSError as exc:
-        raise AnnotationError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
+@dataclass
+class _Collected:
+    """The captions and splits of all files that were read so far."""
+
+    restval: str
+    word_rule: int
+    captions: CaptionTexts = field(default_factory=CaptionTexts)
+    splits: dict[str, str] = field(default_factory=dict)
+
+    def add(self, rows: Iterator[ReferenceRow], left_out: LeftOut) -> int:
+        """Add the rows of one file; how many there are."""
+        has_captions = False
+        count = 0
+        for row in rows:
+            count += 1
+            key, caption = image_key(row.image.strip()), _read_caption(row.caption or "", self.word_rule)
+            if not key:
+                raise AnnotationError(f"{row.where} has no image name; fill it in or remove the {row.where.split()[0]}")
+            if row.split is not None:
+                split = _read_split_name(row, self.restval)
+                if self.splits.setdefault(key, split) != split:
+                    raise AnnotationError(f"{row.where} puts {key} in {split}, but it is in {self.splits[key]} already")
+            if reason := _reason_to_leave_out(row, caption, self.word_rule):
+                left_out[reason] += 1
+            else:
+                self.captions.add(key, caption)
+                has_captions = True
+        if not has_captions:
+            raise AnnotationError(f"no captions in this file{_show_left_out(left_out)}")
+        return count
+
+    def finish(self, name: str, known_keys: Collection[str]) -> Annotations:
+        """The captions and splits of all files together."""
+        captions, splits = self.captions, self.splits
+        for key in [key for key, split in splits.items() if split == "drop" or key not in captions]:
+            captions.drop(key)
+            del splits[key]
+        if not captions:
+            raise AnnotationError(f"{name}: no captions in this file")
+        without = next((key for key in captions if key not in splits), None) if splits else None
+        if without is not None:
+            count = sum(key not in splits for key in captions)
+            raise AnnotationError(
+                f"{name}: {count} images have no split, {without} first, but others have one: give a split to all of "
+                "them, or to none"
+            )
+        for key, known_key in match_forms(captions, known_keys).items():
+            captions.rename(key, known_key)
+            if key in splits:
+                splits[known_key] = splits.pop(key)
+        return Annotations(captions, splits)
 
 
-def _collect(path: Path, rows: Iterator[ReferenceRow], restval: str, known_keys: Collection[str]) -> Annotations:
-    captions = CaptionTexts()
-    splits: dict[str, str] = {}
-    empty_count = 0
-    for row in rows:
-        key, caption = image_key(row.image.strip()), unicodedata.normalize("NFC", row.caption.strip())
-        if not key:
-            raise AnnotationError(f"{row.where} has no image name; fill it in or remove the {row.where.split()[0]}")
-        if row.split is not None:
-            split = _read_split_name(row, restval)
-            if splits.setdefault(key, split) != split:
-                raise AnnotationError(f"{row.where} puts {key} in {split}, but it is in {splits[key]} already")
-        if caption:
-            captions.add(key, caption)
-        else:
-            empty_count += 1
-    if empty_count:
-        _logger.warning("%s: left out %d captions without text", path, empty_count)
-    for key in [key for key, split in splits.items() if split == "drop" or key not in captions]:
-        captions.drop(key)
-        del splits[key]
-    if not captions:
-        raise AnnotationError("no captions in this file")
-    for key, known_key in match_forms(captions, known_keys).items():
-        captions.rename(key, known_key)
-        if key in splits:
-            splits[known_key] = splits.pop(key)
-    return Annotations(captions, splits)
+def _show_left_out(left_out: LeftOut) -> str:
+    """What a file without captions had instead: ": left out 3 captions without words, such as emoji only"."""
+    named = [f"{left_out[what]} {what}" for what in (_REJECTED, _WITHOUT_WORDS) if left_out[what]]
+    return f": left out {'; '.join(named)}" if named else ""
+
+
+def _read_caption(text: str, word_rule: int) -> str:
+    decoded = text if word_rule == FIRST_RULE else decode_entities(text)
+    return unicodedata.normalize("NFC", _HALF_PAIR.sub("\ufffd", decoded).strip())
+
+
+def _reason_to_leave_out(row: ReferenceRow, caption: str, word_rule: int) -> str:
+    """Why the caption is of no use; "" if it is of use."""
+    if not caption:
+        return _WITHOUT_TEXT
+    if word_rule == FIRST_RULE:
+        return ""
+    if row.is_rejected:
+        return _REJECTED
+    return "" if has_words(caption) else _WITHOUT_WORDS
 
 
 def _read_split_name(row: ReferenceRow, restval: str) -> str:

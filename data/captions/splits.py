@@ -1,10 +1,12 @@
 """Splits images into train, val and test, and lists those that are left out with the reason."""
 
 import hashlib
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from captionmill.data.captions.near import describe_near
 from captionmill.data.captions.references import Annotations
 from captionmill.data.errors import AnnotationError
 
@@ -12,6 +14,8 @@ NO_FEATURES = "captions without features"
 NO_CAPTIONS = "features without captions"
 NOT_ANNOTATED = "in a split without captions"
 IN_NO_SPLIT = "in no split"
+DAMAGED_FEATURES = "damaged features, which extract makes again"
+_logger = logging.getLogger(__name__)
 
 
 def split_by_image(
@@ -50,6 +54,18 @@ class Splits:
     unmatched: dict[str, list[str]] = field(default_factory=dict)
     """Keys that are left out, by reason; only reasons that occur."""
 
+    def without(self, damaged: Collection[str]) -> "Splits":
+        """These splits without the images of `damaged` rows; AnnotationError if train or val has no other."""
+        lost = sorted({*self.train, *self.val, *self.test}.intersection(damaged))
+        if not lost:
+            return self
+        train, val, test = ([key for key in keys if key not in damaged] for keys in (self.train, self.val, self.test))
+        if not train or not val:
+            raise AnnotationError(
+                f"the features of all images of split {'val' if train else 'train'} are damaged; run extract again"
+            )
+        return Splits(train, val, test, self.unmatched | {DAMAGED_FEATURES: lost})
+
 
 def choose_splits(
     annotations: Annotations,
@@ -76,6 +92,8 @@ def choose_splits(
     keys: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for key in sorted(usable & wanted.keys()):
         keys[wanted[key]].append(key)
+    if usable and (near := describe_near(unmatched[NO_FEATURES], unmatched[NO_CAPTIONS])):
+        _logger.warning("%s: %s", NO_FEATURES, near)
     if not usable:
         raise AnnotationError(_no_match_message(sorted(annotations.captions), sorted(with_features)))
     for name, purpose in (("train", "to train on"), ("val", "to choose the best epoch with")):
@@ -115,7 +133,10 @@ def _no_match_message(captioned: Sequence[str], with_features: Sequence[str]) ->
         (name, by_file_name[PurePosixPath(name).name]) for name in captioned if PurePosixPath(name).name in by_file_name
     )
     named, stored = next(alike, (captioned[0], with_features[0]))
+    none = f"none of the {len(captioned)} captioned images has features"
+    if near := describe_near(captioned, with_features, across_folders=True):
+        return f"{none}: {near}"
     return (
-        f"none of the {len(captioned)} captioned images has features: the captions name {named}, the feature store "
-        f"{stored}; write paths relative to the extracted folder, or extract from the folder that they start at"
+        f"{none}: the captions name {named}, the feature store {stored}; write paths relative to the extracted folder, "
+        "or extract from the folder that they start at"
     )

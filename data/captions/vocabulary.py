@@ -1,33 +1,62 @@
 """The vocabulary: every word of the training captions gets one index; 0 to 3 are `<pad> <start> <end> <unk>`."""
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from captionmill.data.captions.words import FIRST_RULE, WORD_RULE, join_words, tokenize
 
 PAD, START, END, UNK = 0, 1, 2, 3
 SPECIAL_WORDS = ("<pad>", "<start>", "<end>", "<unk>")
 
-_MARKS = "".join(chr(code) for code in range(0x300, 0x1E00) if unicodedata.category(chr(code)).startswith("M"))
-_LETTERS = rf"[^\W_](?:[^\W_]|[{_MARKS}])*"  # vowel signs belong to their letter, as in Hindi, Thai or Arabic
-_WORD = re.compile(rf"{_LETTERS}(?:[-']{_LETTERS})*|(?<=\s)'s(?!\w)")  # t-shirt and man's are one word; so is a lone 's
 
+@dataclass(frozen=True)
+class WordCounts:
+    """The words of some captions."""
 
-def tokenize(caption: str) -> list[str]:
-    """The words of a caption: lower case, without punctuation except inside a word ("t-shirt", "man's")."""
-    return _WORD.findall(caption.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+    words: Counter[str]
+    """How often each word occurs."""
+    lengths: Counter[int]
+    """How many captions have each number of words; captions without words are not counted."""
+    word_rule: int
+
+    @classmethod
+    def of(cls, captions: Iterable[str], word_rule: int = WORD_RULE) -> "WordCounts":
+        """Count the words of `captions`."""
+        words: Counter[str] = Counter()
+        lengths: Counter[int] = Counter()
+        for caption in captions:
+            found = tokenize(caption, word_rule)
+            words.update(found)
+            lengths[len(found)] += 1
+        del lengths[0]
+        return cls(words, lengths, word_rule)
+
+    def covered(self, vocabulary: "Vocabulary") -> float:
+        """The share of all words, with repetitions, that have an index in `vocabulary`; 1 without words."""
+        total = self.words.total()
+        return sum(count for word, count in self.words.items() if word in vocabulary) / total if total else 1.0
+
+    def count_longer(self, length: int) -> int:
+        """The number of captions with more than `length` words."""
+        return sum(count for words, count in self.lengths.items() if words > length)
 
 
 class Vocabulary:
     """Words and their indices, fixed once built."""
 
-    def __init__(self, words: Sequence[str]) -> None:
-        """`words` in the order of their indices, the four special ones first, no word twice; ValueError otherwise."""
+    def __init__(self, words: Sequence[str], word_rule: int = WORD_RULE) -> None:
+        """`words` in the order of their indices, the four special ones first, no word twice; ValueError otherwise.
+
+        `word_rule` is how they were found in captions (`words`).
+        """
         if tuple(words[: len(SPECIAL_WORDS)]) != SPECIAL_WORDS:
             raise ValueError(f"a vocabulary starts with {' '.join(SPECIAL_WORDS)}, not {' '.join(words[:4])}")
         if not all(isinstance(word, str) for word in words):
             raise ValueError("a vocabulary holds only words")
-        self.words = tuple(words)
+        if word_rule not in (FIRST_RULE, WORD_RULE):
+            raise ValueError(f"word rule {word_rule} is not known to this version")
+        self.words, self.word_rule = tuple(words), word_rule
         self._indices = {word: index for index, word in enumerate(self.words)}
         if len(self._indices) != len(self.words):
             raise ValueError("a vocabulary holds each word once")
@@ -35,11 +64,14 @@ class Vocabulary:
     @classmethod
     def build(cls, captions: Iterable[str], *, min_count: int) -> "Vocabulary":
         """The words that occur at least `min_count` times in `captions`, the most frequent first, ties by alphabet."""
-        counts = Counter(word for caption in captions for word in tokenize(caption))
-        kept = sorted(
-            (word for word, count in counts.items() if count >= min_count), key=lambda word: (-counts[word], word)
-        )
-        return cls([*SPECIAL_WORDS, *kept])
+        return cls.of(WordCounts.of(captions), min_count=min_count)
+
+    @classmethod
+    def of(cls, counts: WordCounts, *, min_count: int) -> "Vocabulary":
+        """The words that `counts` has at least `min_count` times, the most frequent first, ties by alphabet."""
+        kept = [word for word, count in counts.words.items() if count >= min_count]
+        kept.sort(key=lambda word: (-counts.words[word], word))
+        return cls([*SPECIAL_WORDS, *kept], counts.word_rule)
 
     def __len__(self) -> int:
         """Number of words, including the special ones."""
@@ -53,10 +85,14 @@ class Vocabulary:
         """The index of `word`, or that of `<unk>` if it has none."""
         return self._indices.get(word, UNK)
 
+    def tokenize(self, caption: str) -> list[str]:
+        """The words of a caption, whether they have an index or not."""
+        return tokenize(caption, self.word_rule)
+
     def encode(self, caption: str) -> list[int]:
         """The indices of a caption's words, without `<start>` and `<end>`."""
-        return [self.index(word) for word in tokenize(caption)]
+        return [self.index(word) for word in self.tokenize(caption)]
 
     def decode(self, indices: Iterable[int]) -> str:
-        """The caption of word indices; a separate "'s" is joined to the word before it."""
-        return " ".join(self.words[index] for index in indices).replace(" 's", "'s")
+        """The caption of word indices, as `join_words` writes it."""
+        return join_words([self.words[index] for index in indices], self.word_rule)

@@ -21,11 +21,13 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from captionmill.data.errors import StoreError
+from captionmill.data.errors import StoreAccessError, StoreDamageError, StoreError
+from captionmill.data.features.parts import PART_PREFIX
 from captionmill.data.features.rows import RowFile
 from captionmill.data.features.shard import Shard
 from captionmill.data.features.spec import FeatureSpec, StoredDtype
 from captionmill.data.files import replace_atomically
+from captionmill.data.hdf5 import open_hdf5, read_texts, why_not_now
 from captionmill.data.images.read import UNKNOWN_SOURCE
 
 Features = npt.NDArray[np.floating[Any]]
@@ -33,7 +35,7 @@ Sources = npt.NDArray[np.uint64]
 
 FORMAT = "captionmill-features"
 FORMAT_VERSION = 2
-PART_PREFIX = "part-"
+_UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError)
 
 Block = tuple[list[str], Features, npt.NDArray[np.uint32], Sources]
 """Keys, their rows [N, D], checksums [N] and sources [N, 3], as stored in a file."""
@@ -106,7 +108,7 @@ def _create(path: Path) -> Iterator[h5py.File]:
     removed, and the process would end in a segmentation fault. So after an error, the remaining writes go to the null
     device.
     """
-    file = h5py.File(path, "w")
+    file = h5py.File(path, "w", locking=False)  # no other program knows this file, and some storage has no locks
     try:
         yield file
         file.flush()
@@ -134,37 +136,59 @@ def checksum_rows(keys: Sequence[str], rows: Features, sources: Sources) -> npt.
 
 
 def read_store_file(path: Path) -> StoreFile:
-    """One file of a store; StoreError if it cannot be read."""
+    """One file of a store.
+
+    Raises StoreAccessError if it cannot be opened now, StoreDamageError if it is damaged, StoreError if it is of
+    another program or version.
+    """
+    inode = None
     try:
         inode = path.stat().st_ino
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                raise StoreError(f"{path}: an HDF5 file, but not a captionmill feature store")
-            if file.attrs["format_version"] != FORMAT_VERSION:
-                version = file.attrs["format_version"]
-                raise StoreError(f"{path}: format version {version}, and this captionmill reads {FORMAT_VERSION}")
-            spec = FeatureSpec.from_json(json.loads(file.attrs["spec"]))
-            made_by = json.loads(file.attrs["made_by"])
-            keys = list(file["keys"].asstr(errors="backslashreplace")[:])
-            rows, checksums, sources = file["features"], file["checksums"][:], file["sources"][:]
-            removed = list(file["removed"].asstr(errors="backslashreplace")[:]) if "removed" in file else []
-            shard = Shard(**json.loads(file.attrs["shard"])) if "shard" in file.attrs else None
-            shapes = (rows.shape, checksums.shape, sources.shape)
-            if shapes != ((len(keys), spec.feature_dim), (len(keys),), (len(keys), 3)):
-                raise StoreError(f"{path}: {len(keys)} keys but features of shape {rows.shape}; extract it again")
-            dtype: StoredDtype = "float16" if rows.dtype.itemsize == 2 else "float32"
-            if (offset := rows.id.get_offset()) is None:  # no rows, or another tool rewrote it in chunks
-                take_rows = rows[:].__getitem__
-            else:
-                is_main = not path.name.startswith(PART_PREFIX)  # names of parts are never reused
-                take_rows = RowFile(path, rows.dtype, spec.feature_dim, offset, keep_open=is_main).take
-            if path.stat().st_ino != inode:  # a writer has just replaced it
-                return read_store_file(path)
-            return StoreFile(path, spec, made_by, keys, dtype, take_rows, checksums, sources, removed, shard)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as exc:
-        if isinstance(exc, StoreError):
-            raise
-        raise StoreError(f"{path}: not a readable feature store ({_first_words(exc)}); extract it again") from exc
+        with open_hdf5(path) as file:
+            read = _read_open_file(path, file)
+        if path.stat().st_ino == inode:
+            return read
+    except _UNREADABLE as exc:
+        if not _was_replaced(path, inode):
+            if isinstance(exc, StoreError):
+                raise
+            if reason := why_not_now(exc):
+                raise StoreAccessError(f"{path}: {reason}") from exc
+            raise StoreDamageError(
+                f"{path}: not a readable feature store ({_first_words(exc)}); extract it again"
+            ) from exc
+    return read_store_file(path)  # a writer has just replaced it
+
+
+def _was_replaced(path: Path, inode: int | None) -> bool:
+    try:
+        return inode is not None and path.stat().st_ino != inode
+    except OSError:
+        return False
+
+
+def _read_open_file(path: Path, file: h5py.File) -> StoreFile:
+    if file.attrs.get("format") != FORMAT:
+        raise StoreError(f"{path}: an HDF5 file, but not a captionmill feature store")
+    if file.attrs["format_version"] != FORMAT_VERSION:
+        version = file.attrs["format_version"]
+        raise StoreError(f"{path}: format version {version}, and this captionmill reads {FORMAT_VERSION}")
+    spec = FeatureSpec.from_json(json.loads(file.attrs["spec"]))
+    made_by = json.loads(file.attrs["made_by"])
+    keys = read_texts(file["keys"], path)
+    removed = read_texts(file["removed"], path) if "removed" in file else []
+    rows, checksums, sources = file["features"], file["checksums"], file["sources"]
+    shapes = (rows.shape, checksums.shape, sources.shape)
+    if shapes != ((len(keys), spec.feature_dim), (len(keys),), (len(keys), 3)):
+        raise StoreDamageError(f"{path}: {len(keys)} keys but features of shape {rows.shape}; extract it again")
+    shard = Shard(**json.loads(file.attrs["shard"])) if "shard" in file.attrs else None
+    dtype: StoredDtype = "float16" if rows.dtype.itemsize == 2 else "float32"
+    if (offset := rows.id.get_offset()) is None:  # no rows, or another tool rewrote it in chunks
+        take_rows = rows[:].__getitem__
+    else:
+        is_main = not path.name.startswith(PART_PREFIX)  # names of parts are never reused
+        take_rows = RowFile(path, rows.dtype, spec.feature_dim, offset, keep_open=is_main).take
+    return StoreFile(path, spec, made_by, keys, dtype, take_rows, checksums[:], sources[:], removed, shard)
 
 
 def _first_words(exc: BaseException) -> str:

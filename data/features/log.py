@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from captionmill.data.csv_tables import csv_line
+from captionmill.data.files import replace_atomically
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,14 @@ class ExtractionRecord:
     captioned: int | None = None
     """Images captioned from the store in the same run; None if the run only extracted."""
     captioning_s: float | None = None
+    left_out: str = ""
+    """What the search for images passed over, in words; empty if nothing, and in rows of earlier versions."""
 
 
 _NAMES = [field.name for field in fields(ExtractionRecord)]
 _COUNTS = {"found", "cached", "extracted", "failed", "captioned"}
 _TEXTS = {"finished", "images", "engine", "advice"}
+_FORMER_HEADER = csv_line(_NAMES[:-1])  # before `left_out`
 
 
 def log_path(store_path: Path) -> Path:
@@ -58,12 +62,20 @@ def append_record(store_path: Path, record: ExtractionRecord) -> None:
     row = csv_line("" if value is None else str(value) for value in values)
     header = b"" if path.exists() else csv_line(_NAMES)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _add_column(path)
     with path.open("a+b") as file:
         if file.tell():
             file.seek(-1, io.SEEK_END)
             if file.read(1) != b"\n":  # a kill cut the last row short: keep this one apart from it
                 file.write(b"\n")
         file.write(header + row)
+
+
+def _add_column(path: Path) -> None:
+    """Give a log of an earlier version the header of this one; its rows are shorter then."""
+    if path.exists() and (content := path.read_bytes()).startswith(_FORMER_HEADER):
+        with replace_atomically(path) as partial_path:
+            partial_path.write_bytes(csv_line(_NAMES) + content.removeprefix(_FORMER_HEADER))
 
 
 def read_records(store_path: Path) -> list[ExtractionRecord]:
@@ -78,8 +90,8 @@ def read_records(store_path: Path) -> list[ExtractionRecord]:
 
 def _parse(row: Mapping[str, Any]) -> ExtractionRecord | None:
     try:
-        values: dict[str, Any] = {name: _read(name, row[name]) for name in _NAMES}
-        return ExtractionRecord(**values)
+        values: dict[str, Any] = {name: _read(name, row[name]) for name in _NAMES[:-1]}
+        return ExtractionRecord(**values, left_out=row.get("left_out") or "")
     except (KeyError, TypeError, ValueError):
         return None
 

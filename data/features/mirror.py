@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from captionmill.data.errors import InputError
+from captionmill.data.features.parts import is_part_name
 from captionmill.data.urls import open_filesystem, parent_of
 
 
@@ -28,7 +29,7 @@ class StoreMirror:
             parts_dir = f"{parent}/{name}.parts"
             for part in filesystem.ls(parts_dir, detail=False) if filesystem.exists(parts_dir) else ():
                 local = self._staging / f"{name}.parts" / part.rpartition("/")[2]
-                if local.name.startswith("part-"):
+                if is_part_name(local.name):
                     local.parent.mkdir(exist_ok=True)
                     filesystem.get_file(part, str(local))
         except Exception as exc:  # each filesystem raises its own errors

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from captionmill.data.errors import StoreError
+from captionmill.data.errors import StoreAccessError, StoreDamageError, StoreError
 from captionmill.data.features.file import read_store_file
-from captionmill.data.features.store import FeatureStore, part_paths, store_exists
+from captionmill.data.features.parts import DAMAGED_SUFFIX, part_paths
+from captionmill.data.features.store import FeatureStore, store_exists
 from captionmill.data.features.writer import FeatureWriter, lock_store
 from captionmill.data.paths import AnyPath
 
-DAMAGED_SUFFIX = ".damaged"
+_READ_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -19,19 +20,20 @@ class RepairSummary:
     rows_dropped: tuple[str, ...]
     """Keys whose rows differed from what was written."""
     files_set_aside: tuple[Path, ...]
-    """Files that could not be opened at all, under their new names."""
+    """Files that could not be understood at all, under their new names."""
 
 
 def repair_store(path: AnyPath) -> RepairSummary:
-    """Drop the damaged rows of the store at `path`; rename its files that cannot be opened to NAME.damaged.
+    """Drop the damaged rows of the store at `path`; rename its files that are damaged as a whole to NAME.damaged.
 
-    Raises StoreError if there is no store, if none of its files can be read, or if another process is writing to it.
+    Raises StoreError, with nothing changed, if there is no store, if none of its files can be read, or if another
+    process is writing to it; StoreAccessError if a file cannot be opened now, which is no damage.
     """
     path = Path(path)
     if not store_exists(path):
         FeatureStore.open(path)  # raises: there is none
     with lock_store(path):
-        set_aside = _set_unreadable_aside(path)
+        set_aside = _set_damaged_aside(path)
     store = FeatureStore.open(path)
     with FeatureWriter(path, store.spec, dtype=store.dtype, made_by=store.made_by, shard=store.shard) as writer:
         damaged = writer.store.verify() if writer.store else []
@@ -39,22 +41,28 @@ def repair_store(path: AnyPath) -> RepairSummary:
     return RepairSummary(tuple(damaged), set_aside)
 
 
-def _set_unreadable_aside(path: Path) -> tuple[Path, ...]:
-    """Rename the files that cannot be opened, and return the new names; StoreError if no file can be opened."""
+def _set_damaged_aside(path: Path) -> tuple[Path, ...]:
+    """Rename the files that are damaged, and return the new names; StoreError if no file can be opened."""
     files = [*([path] if path.exists() else []), *part_paths(path)]
-    unreadable = []
+    damaged = []
     for file_path in files:
         try:
-            with file_path.open("rb") as file:
-                file.read(1)
-        except OSError as exc:
-            raise StoreError(f"{file_path}: cannot be opened ({exc.strerror}); nothing was changed") from exc
-        try:
             read_store_file(file_path)
+        except StoreDamageError:
+            _require_readable(file_path)
+            damaged.append(file_path)
         except StoreError as exc:
-            if exc.__cause__ is None:  # undamaged, but of another program or version
-                raise
-            unreadable.append(file_path)
-    if len(unreadable) == len(files):
+            raise type(exc)(f"{exc}; nothing was changed") from exc
+    if len(damaged) == len(files):
         FeatureStore.open(path)  # raises with the reason
-    return tuple(file_path.replace(file_path.with_name(file_path.name + DAMAGED_SUFFIX)) for file_path in unreadable)
+    return tuple(file_path.replace(file_path.with_name(file_path.name + DAMAGED_SUFFIX)) for file_path in damaged)
+
+
+def _require_readable(path: Path) -> None:
+    """Raise StoreAccessError unless the storage returns every byte of the file: then its content is to blame."""
+    try:
+        with path.open("rb") as file:
+            while file.read(_READ_BYTES):
+                pass
+    except OSError as exc:
+        raise StoreAccessError(f"{path}: cannot be read now ({exc.strerror}); nothing was changed") from exc

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from captionmill.data.errors import StoreError
+from captionmill.data.errors import StoreAccessError, StoreError
+from captionmill.data.hdf5 import why_not_now
 
 Rows = npt.NDArray[Any]
 
@@ -32,15 +33,21 @@ class RowFile:
             weakref.finalize(self, os.close, self._descriptor)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Rows:
-        """The rows at the positions `rows`, in that order, [M, D]; StoreError if the file became shorter."""
+        """The rows at the positions `rows`, in that order, [M, D].
+
+        Raises StoreError if the file became shorter, StoreAccessError if it cannot be read now.
+        """
         taken = np.empty((len(rows), self._row_length), self._dtype)
         row_bytes = self._row_length * self._dtype.itemsize
         bounds = np.flatnonzero(np.diff(rows, prepend=-2, append=-2) != 1)  # where a run of consecutive rows begins
-        with self._opened() as descriptor:
-            for start, stop in pairwise(bounds):
-                buffer = taken[start:stop].reshape(-1).view(np.uint8)
-                if not _read_at(descriptor, buffer, self._offset + int(rows[start]) * row_bytes):
-                    raise StoreError(f"{self._path}: became shorter since it was opened; copy it again")
+        try:
+            with self._opened() as descriptor:
+                for start, stop in pairwise(bounds):
+                    buffer = taken[start:stop].reshape(-1).view(np.uint8)
+                    if not _read_at(descriptor, buffer, self._offset + int(rows[start]) * row_bytes):
+                        raise StoreError(f"{self._path}: became shorter since it was opened; copy it again")
+        except OSError as exc:
+            raise StoreAccessError(f"{self._path}: {why_not_now(exc) or exc.strerror}") from exc
         return taken
 
     @contextmanager

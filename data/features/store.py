@@ -12,23 +12,16 @@ import bisect
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from captionmill.data.errors import StoreError
-from captionmill.data.features.file import (
-    PART_PREFIX,
-    Block,
-    Features,
-    Sources,
-    StoreFile,
-    checksum_rows,
-    read_store_file,
-)
+from captionmill.data.errors import MissingRowError, StoreDamageError, StoreError
+from captionmill.data.features.file import Block, Features, Sources, StoreFile, checksum_rows, read_store_file
+from captionmill.data.features.parts import part_paths, report_foreign_files
 from captionmill.data.images.read import ImageSource
 from captionmill.data.paths import AnyPath
 
@@ -37,17 +30,7 @@ Column = TypeVar("Column", bound=npt.NDArray[Any])
 
 _BLOCK_ROWS = 4096
 _HDF5_START = b"\x89HDF\r\n\x1a\n"
-_LISTINGS = 3  # a writer may join parts between listing and reading them
-
-
-def parts_dir(path: Path) -> Path:
-    """The folder of part files that belongs to the store at `path`."""
-    return path.with_name(f"{path.name}.parts")
-
-
-def part_paths(path: Path) -> list[Path]:
-    """The part files of the store at `path`; later ones override earlier ones."""
-    return sorted(parts_dir(path).glob(f"{PART_PREFIX}*.h5"))
+_LISTINGS = 5  # a writer may join parts between listing and reading them
 
 
 def store_exists(path: Path) -> bool:
@@ -80,6 +63,13 @@ def replace_store(new: Path, path: Path) -> None:
     new.replace(path)
 
 
+def describe_damage(keys: Sequence[str]) -> str:
+    """What is wrong with the damaged rows of `keys`, of which there is at least one, and what to do."""
+    which = f"the row of {keys[0]} is" if len(keys) == 1 else f"{len(keys):,} rows are"
+    first = "" if len(keys) == 1 else f", that of {keys[0]} first"
+    return f"{which} damaged{first}; run extract again, which makes damaged rows again"
+
+
 class FeatureStore:
     """A store opened for reading: rows by key, or by position in `keys`. Cheap to open; rows stay on disk."""
 
@@ -93,7 +83,7 @@ class FeatureStore:
         self.shard = files[0].shard if len(files) == 1 else None
         """Which part of a sharded extraction this is, if it was finished."""
         self._files = files
-        self._ambiguous: list[str] = []  # keys that are twice in one file: damage made one equal its neighbour
+        self._ambiguous: set[str] = set()  # keys that are twice in one file: damage made one equal its neighbour
         keys = files[0].keys
         if len(files) == 1 and all(map(str.__lt__, keys, keys[1:])):  # a finished store: nothing to look up
             self.keys = keys
@@ -109,7 +99,7 @@ class FeatureStore:
                 twice |= {key: number for key, count in Counter(file.keys).items() if count > 1}
             places.update((key, (number, row)) for row, key in enumerate(file.keys))
         self.keys = sorted(places)
-        self._ambiguous = [key for key, number in twice.items() if key in places and places[key][0] == number]
+        self._ambiguous = {key for key, number in twice.items() if key in places and places[key][0] == number}
         self._file_numbers = np.fromiter((places[key][0] for key in self.keys), dtype=np.int32, count=len(self.keys))
         self._file_rows = np.fromiter((places[key][1] for key in self.keys), dtype=np.int64, count=len(self.keys))
 
@@ -117,7 +107,8 @@ class FeatureStore:
     def open(cls, path: AnyPath) -> "FeatureStore":
         """The store at `path`, with the rows of an interrupted extraction.
 
-        Raises StoreError if there is none or it cannot be read, SpecMismatchError if its parts do not belong together.
+        Raises StoreError if there is none, StoreAccessError if it cannot be opened now, StoreDamageError if a file of
+        it is damaged, SpecMismatchError if its parts do not belong together.
         """
         path = Path(path)
         files: list[StoreFile] = []
@@ -125,6 +116,7 @@ class FeatureStore:
             parts = part_paths(path)  # listed first: a part joined after that is in the main file, or gone
             paths = [*([path] if path.exists() else []), *parts]
             if not paths:
+                report_foreign_files(path)
                 raise StoreError(f"{path}: no such feature store; `captionmill extract` makes one")
             try:
                 files = [read_store_file(file_path) for file_path in paths]
@@ -133,6 +125,7 @@ class FeatureStore:
             except StoreError:
                 if attempt + 1 == _LISTINGS or all(file_path.exists() for file_path in paths):
                     raise
+        report_foreign_files(path)
         for file in files[1:]:
             files[0].spec.require(file.spec, mine=str(files[0].path), others=str(file.path))
         return cls(path, files)
@@ -156,21 +149,38 @@ class FeatureStore:
         return place < len(self.keys) and self.keys[place] == key
 
     def __getitem__(self, key: str) -> Features:
-        """The row of one image, [D]; KeyError if there is none."""
+        """The row of one image, [D]; MissingRowError, a KeyError, if there is none, StoreDamageError as `read`."""
         row: Features = self.read([self.position(key)])[0]
         return row
 
     def position(self, key: str) -> int:
-        """The position of `key` in `keys`; KeyError if it has no row."""
+        """The position of `key` in `keys`; MissingRowError, a KeyError, if it has no row."""
         place = bisect.bisect_left(self.keys, key)
         if place == len(self.keys) or self.keys[place] != key:
-            raise KeyError(key)
+            raise MissingRowError(f"{self.path}: no row for {key}; `captionmill extract` makes one")
         return place
 
     def read(self, positions: Positions) -> Features:
-        """The rows at `positions`, in that order, as stored: [len(positions), D]."""
+        """The rows at `positions`, in that order, as stored: [len(positions), D].
+
+        Raises StoreDamageError if one of them differs from its checksum; `verify` finds them all.
+        """
+        rows = self._read_unchecked(positions)
+        if damaged := self._find_damaged(positions, rows):
+            raise StoreDamageError(f"{self.path}: {describe_damage(damaged)}")
+        return rows
+
+    def _read_unchecked(self, positions: Positions) -> Features:
         rows = np.empty((len(positions), self.spec.feature_dim), dtype=self.dtype)
         return self._gather(positions, [file.take_rows for file in self._files], rows)
+
+    def _find_damaged(self, positions: Positions, rows: Features) -> list[str]:
+        """The keys of those rows at `positions` that differ from their checksums."""
+        keys = [self.keys[position] for position in positions]
+        right = checksum_rows(keys, rows, self._sources(positions)) == self.row_checksums(positions)
+        if right.all() and not self._ambiguous:
+            return []
+        return [key for key, is_right in zip(keys, right, strict=True) if not is_right or key in self._ambiguous]
 
     def sources(self) -> Sources:
         """The source of each row, in the order of `keys`: [N, 3], the fields of `ImageSource`."""
@@ -181,7 +191,7 @@ class FeatureStore:
         return ImageSource(*self._sources([self.position(key)])[0].tolist())
 
     def blocks(self, block_rows: int = _BLOCK_ROWS) -> Iterator[tuple[list[str], Features]]:
-        """All rows in key order, as (keys, rows [block_rows, D]); the last block is shorter."""
+        """All rows in key order, as (keys, rows [block_rows, D]); the last block is shorter. Errors as `read`."""
         for start in range(0, len(self), block_rows):
             stop = min(start + block_rows, len(self))
             yield self.keys[start:stop], self.read(np.arange(start, stop))
@@ -194,14 +204,16 @@ class FeatureStore:
             digest.update(f"{key}\0{checksum}\n".encode())
         return digest.digest()
 
-    def verify(self) -> list[str]:
-        """The sorted keys of rows whose bytes differ from what was written."""
-        damaged, start = set(self._ambiguous), 0
-        for keys, rows in self.blocks():
-            positions = np.arange(start, start + len(keys))
-            right = checksum_rows(keys, rows, self._sources(positions)) == self.row_checksums(positions)
-            damaged.update(keys[place] for place in np.flatnonzero(~right))
-            start += len(keys)
+    def verify(self, keys: Iterable[str] | None = None) -> list[str]:
+        """The sorted keys of damaged rows, which differ from their checksums: of all, or of those of `keys`."""
+        if keys is None:
+            positions = np.arange(len(self))
+        else:
+            positions = np.array(sorted(self.position(key) for key in keys if key in self), dtype=np.int64)
+        damaged: set[str] = set()
+        for start in range(0, len(positions), _BLOCK_ROWS):
+            block = positions[start : start + _BLOCK_ROWS]
+            damaged.update(self._find_damaged(block, self._read_unchecked(block)))
         return sorted(damaged)
 
     def stored_blocks(self, keys: Sequence[str]) -> Iterator[Block]:
@@ -209,7 +221,7 @@ class FeatureStore:
         for start in range(0, len(keys), _BLOCK_ROWS):
             block_keys = list(keys[start : start + _BLOCK_ROWS])
             positions = [self.position(key) for key in block_keys]
-            yield block_keys, self.read(positions), self.row_checksums(positions), self._sources(positions)
+            yield block_keys, self._read_unchecked(positions), self.row_checksums(positions), self._sources(positions)
 
     def _sources(self, positions: Positions) -> Sources:
         sources = np.empty((len(positions), 3), dtype=np.uint64)

@@ -11,25 +11,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-import filelock
 import numpy as np
 
 from captionmill.data.errors import StoreError
 from captionmill.data.features.file import (
-    PART_PREFIX,
     Block,
     Features,
     checksum_rows,
     read_store_file,
     write_store_file,
 )
+from captionmill.data.features.parts import PART_PREFIX, part_number, part_paths, parts_dir
 from captionmill.data.features.shard import Shard
 from captionmill.data.features.spec import FeatureSpec, StoredDtype
-from captionmill.data.features.store import FeatureStore, part_paths, parts_dir, store_exists
+from captionmill.data.features.store import FeatureStore, store_exists
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageSource
+from captionmill.data.locks import hold_lock
 from captionmill.data.paths import AnyPath
 
 ROWS_PER_PART = 1024
+_LOCK_NAME = ".lock"
 _JOIN_SHARE = 0.25  # parts with this share of the main file's rows are joined into it: each row is rewritten few times
 _SMALL_ROWS = 20_000  # parts always join a main file this small: rewriting it takes a second
 
@@ -158,7 +159,7 @@ class FeatureWriter:
             self.store = self._check_store()
             self._remove_partials()
             self._lock = stack.pop_all()  # no error so far: keep the lock until the block ends
-        self._first_number = 1 + max((int(part.stem.split("-")[1]) for part in part_paths(path)), default=0)
+        self._first_number = 1 + max(map(part_number, part_paths(path)), default=0)
         self._parts = PartWriter(
             path,
             self.part_prefix(0),
@@ -257,27 +258,28 @@ class FeatureWriter:
 def lock_store(path: Path) -> Iterator[None]:
     """Lock the store at `path` against other writers during the block.
 
-    Raises StoreError if another process is writing to it. The system frees the lock of a process that dies.
+    Raises StoreError if another process is writing to it. `data/locks.py` describes what frees the lock.
     """
     folder = parts_dir(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise StoreError(f"{folder}: cannot be created ({exc.strerror})") from exc
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-        if not (folder / ".lock").exists():  # its last holder has just removed it
-            lock.release()
+    lock_path = folder / _LOCK_NAME
+    busy = StoreError(f"{path}: another process is writing to this store; wait for it to end")
+    with contextlib.ExitStack() as held:
+        held.enter_context(hold_lock(lock_path, busy))
+        if not lock_path.exists():  # its last holder has just removed it
+            held.close()
             folder.mkdir(exist_ok=True)
-            lock.acquire(timeout=0)
-    except filelock.Timeout as exc:
-        raise StoreError(f"{path}: another process is writing to this store; wait for it to end") from exc
-    try:
-        yield
-    finally:
-        if not part_paths(path):
-            with contextlib.suppress(OSError):  # files of other programs may lie there
-                (folder / ".lock").unlink()
-                folder.rmdir()
-        lock.release()
+            held.enter_context(hold_lock(lock_path, busy))
+        try:
+            yield
+        finally:
+            if not part_paths(path):
+                with contextlib.suppress(OSError):  # files of other programs may lie there
+                    lock_path.unlink()
+                    folder.rmdir()
+    if not part_paths(path):
+        with contextlib.suppress(OSError):  # without locks, the holder's file was there until now
+            folder.rmdir()

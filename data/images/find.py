@@ -1,140 +1,177 @@
 """Finds the images in a folder, a list, a tar or at a URL."""
 
+import functools
 import logging
 import os
 import posixpath
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from captionmill.data.errors import ImageError, InputError
-from captionmill.data.images.keys import image_key
-from captionmill.data.images.read import ImageFile, has_image_header
-from captionmill.data.images.tar import TAR_SUFFIX, is_compressed_tar, list_members, refuse_compressed
+from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES, IMAGE_SUFFIXES
+from captionmill.data.images.keys import FileFinder, escape_name, image_key
+from captionmill.data.images.lists import find_misread
+from captionmill.data.images.read import ImageFile, has_image_header, known_ns, seconds_to_ns
+from captionmill.data.images.tar import (
+    COMPRESSED_SUFFIXES,
+    TAR_SUFFIX,
+    is_compressed_tar,
+    list_members,
+    refuse_compressed,
+)
+from captionmill.data.images.walk import PassedOver, suffix_of, walk_folder
 from captionmill.data.urls import is_url, join_url, open_filesystem, read_url
 
 _logger = logging.getLogger(__name__)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_TAR_ENDINGS = (TAR_SUFFIX, *COMPRESSED_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class ImageSearch:
+    """The result of a search for images."""
+
+    found: list[ImageFile]
+    """Sorted by key; no two have the same."""
+    left_out: PassedOver
 
 
 def find_images(images: Path | str) -> list[ImageFile]:
-    """The images that `images` names, sorted by key.
+    """The images that `images` names, sorted by key, as `search_images` finds them."""
+    return search_images(images).found
+
+
+def search_images(images: Path | str) -> ImageSearch:
+    """The images that `images` names, and what was left out.
 
     `images` is one of these, or the URL of one (a list at a URL must end in .txt):
 
-    - a folder: its images and those below it, and the images in every .tar there. Hidden entries are left out. A file
-      without a suffix counts if its first bytes are those of an image.
+    - a folder: its images and those below it, in whatever format, and the images in every .tar there. Hidden entries
+      and the folders of thumbnails and bins are left out (`walk_folder`). A file without a suffix counts if its first
+      bytes are those of an image.
     - a .tar: its images.
     - any other file: a UTF-8 list with one path or URL per line. Relative paths start at the folder of the list.
 
     A listed file that does not exist is kept, so that reading it fails and is reported. So are a subfolder that cannot
-    be listed, and a damaged tar among other files. Raises InputError if there is nothing to work on.
+    be listed, a damaged tar among other files, and the second of two files whose names are the same key. Raises
+    InputError if there is nothing to work on, or if a list holds more than paths, such as quotes or labels.
     """
     location = images if is_url(images) else Path(images)
     refuse_compressed(location)
     nothing = f"no image in this folder or below it; looked for {' '.join(IMAGE_SUFFIXES)} {TAR_SUFFIX}"
-    names_are_files = True
+    left_out = PassedOver()
     if _suffix(location) == TAR_SUFFIX and not _is_folder(location):
-        found = list(_expand(ImageFile("", location)))
+        listed: Iterator[_Named] = iter((_Named(TAR_SUFFIX, ImageFile("", location)),))
         nothing = "no image in this tar"
     elif isinstance(location, str) and _suffix(location) != ".txt":
-        found = [image for listed in _walk_url(location) for image in _expand(listed)]
+        listed = _walk_url(location, left_out)
     elif isinstance(location, Path) and _is_folder(location):
-        found = [image for listed in _walk(location) for image in _expand(listed)]
+        listed = _walk(location, left_out)
     else:
-        found = [image for listed in _read_list(location) for image in _expand(listed)]
+        listed = _read_list(location)
         nothing = "the list is empty; write one image path per line"
-        names_are_files = False
+    found = _one_per_key(named for image in listed for named in _expand(image, left_out))
     if not found:
-        raise InputError(f"{images}: {nothing}")
-    by_key = {image.key: image for image in found}
-    if names_are_files and len(by_key) < len(found):
-        twice = next(key for key, count in Counter(image.key for image in found).items() if count > 1)
-        raise InputError(f"{images}: two names are {twice!r} in UTF-8 with forward slashes; rename one of the files")
-    return [by_key[key] for key in sorted(by_key)]
+        others = f" (left out: {left_out.describe()})" if left_out.describe() else ""
+        raise InputError(f"{images}: {nothing}{others}")
+    return ImageSearch([found[key] for key in sorted(found)], left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """An image with its own name, of which its key is made."""
+
+    name: str
+    image: ImageFile
+
+
+def _one_per_key(named: Iterable[_Named]) -> dict[str, ImageFile]:
+    """The images by key; of two files with one key, that with this very name, and the other under its own name."""
+    by_key: dict[str, _Named] = {}
+    others: list[_Named] = []
+    for one in named:
+        known = by_key.setdefault(one.image.key, one)
+        if known is one or _is_same_file(known.image, one.image):
+            continue
+        if one.name == one.image.key:
+            by_key[one.name] = one
+            others.append(known)
+        else:
+            others.append(one)
+    found = {key: one.image for key, one in by_key.items()}
+    for one in others:
+        key = name = escape_name(one.name)
+        number = 1
+        while key in found:
+            number += 1
+            key = f"{name} ({number})"
+        problem = f"another file has the same name with forward slashes, {one.image.key}; rename one of them"
+        found[key] = replace(one.image, key=key, problem=problem)
+    return found
+
+
+def _is_same_file(one: ImageFile, other: ImageFile) -> bool:
+    """Whether two images with one key are one file, which a list may name twice."""
+    if one.offset != other.offset or isinstance(one.path, str) or isinstance(other.path, str):
+        return (one.path, one.offset) == (other.path, other.offset)
+    with suppress(OSError, ValueError):
+        return one.path == other.path or one.path.samefile(other.path)
+    return True
 
 
 def _suffix(location: Path | str) -> str:
     return PurePosixPath(location).suffix.lower()
 
 
-def _expand(image: ImageFile) -> Iterator[ImageFile]:
-    """`image` itself, or the images inside it if it is a tar; InputError for a damaged tar without a key."""
-    refuse_compressed(image.path)
-    if image.problem or _suffix(image.path) != TAR_SUFFIX:
-        yield image
+def _expand(named: _Named, left_out: PassedOver) -> Iterator[_Named]:
+    """The image itself, or the images inside it if it is a tar; InputError for a damaged tar without a key."""
+    image = named.image
+    if image.problem or not named.name.lower().endswith(_TAR_ENDINGS):
+        yield named
         return
+    refuse_compressed(image.path)
     try:
         members = list_members(image.path)
     except ImageError as exc:
         if not image.key:
             raise InputError(f"{image.path}: {exc}") from exc
-        yield replace(image, problem=str(exc))
+        yield replace(named, image=replace(image, problem=str(exc)))
         return
     for member in members:
-        name = PurePosixPath(member.name)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if not hidden and name.suffix.lower() in IMAGE_SUFFIXES:
+        path = PurePosixPath(member.name)
+        if path.suffix.lower() in ALL_IMAGE_SUFFIXES and not left_out.passes(path.parts):
+            name = f"{named.name}/{member.name}" if image.key else member.name
             key = image_key(f"{image.key}/{member.name}".lstrip("/"))
-            yield ImageFile(key, image.path, member.offset, member.size, member.modified_ns)
+            yield _Named(name, ImageFile(key, image.path, member.offset, member.size, member.modified_ns))
 
 
-def walk_folder(folder: Path) -> Iterator[tuple[os.DirEntry[str], OSError | None]]:
-    """The files in and below `folder` that are not hidden, each folder by name; what cannot be listed with its error.
-
-    A link back to a folder above itself is not followed. Raises OSError if `folder` itself cannot be listed.
-    """
-    identity, entries = _list_folder(str(folder))
-    return _walk_entries(entries, (identity,))
-
-
-def _walk_entries(
-    entries: list[os.DirEntry[str]], ancestors: tuple[tuple[int, int], ...]
-) -> Iterator[tuple[os.DirEntry[str], OSError | None]]:
-    for entry in entries:
-        if not _is_folder(entry):
-            yield entry, None
-            continue
-        try:
-            identity, below = _list_folder(entry.path)
-        except OSError as exc:
-            yield entry, exc
-            continue
-        if identity not in ancestors:
-            yield from _walk_entries(below, (*ancestors, identity))
-
-
-def _list_folder(folder: str) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
-    """Device and inode of `folder`, and what is in it by name, hidden entries left out."""
-    status = Path(folder).stat()
-    with os.scandir(folder) as scanned:
-        entries = [entry for entry in scanned if not entry.name.startswith(".")]
-    return (status.st_dev, status.st_ino), sorted(entries, key=lambda entry: entry.name)
-
-
-def _walk(root: Path) -> Iterator[ImageFile]:
+def _walk(root: Path, left_out: PassedOver) -> Iterator[_Named]:
     """Images and tars in and below `root`, and folders that cannot be listed."""
     try:
-        walked = walk_folder(root)
+        walked = walk_folder(root, left_out)
     except OSError as exc:
         raise InputError(f"{root}: cannot list this folder ({exc.strerror}); make it readable") from exc
+    start = len(f"{root}".rstrip(os.sep)) + 1
     for entry, error in walked:
-        path = Path(entry.path)
+        suffix = suffix_of(entry.name)
+        problem = ""
         if error:
             reason = (error.strerror or str(error)).lower()
-            yield ImageFile(_key_below(root, path), path, problem=f"a folder that cannot be listed ({reason})")
-        elif is_compressed_tar(path):
-            _logger.warning("%s: a compressed tar, left out; unpack it, or make it a plain .tar", path)
-        elif path.suffix.lower() in (*IMAGE_SUFFIXES, TAR_SUFFIX) or (not path.suffix and has_image_header(path)):
-            yield ImageFile(_key_below(root, path), path)
+            problem = f"a folder that cannot be listed ({reason})"
+        elif is_compressed_tar(entry.name):
+            left_out.compressed += 1
+            _logger.warning("%s: a compressed tar, left out; unpack it, or make it a plain .tar", entry.path)
+            continue
+        elif (
+            suffix not in ALL_IMAGE_SUFFIXES and suffix != TAR_SUFFIX and (suffix or not has_image_header(Path(entry)))
+        ):
+            continue
+        name = entry.path[start:].replace(os.sep, "/")
+        yield _Named(name, ImageFile(image_key(name), Path(entry.path), problem=problem))
 
 
-def _key_below(root: Path, path: Path) -> str:
-    return image_key(os.path.relpath(path, root))
-
-
-def _walk_url(url: str) -> Iterator[ImageFile]:
+def _walk_url(url: str, left_out: PassedOver) -> Iterator[_Named]:
     """Images and tars in and below the remote folder `url`."""
     filesystem, root = open_filesystem(url.rstrip("/"))
     try:
@@ -143,10 +180,10 @@ def _walk_url(url: str) -> Iterator[ImageFile]:
         raise InputError(f"{url}: cannot be listed ({' '.join(str(exc).split())[:150]})") from exc
     for path, details in listed.items():
         name = posixpath.relpath(path, root)
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if not hidden and PurePosixPath(name).suffix.lower() in (*IMAGE_SUFFIXES, TAR_SUFFIX):
+        suffix = suffix_of(posixpath.basename(name))
+        if (suffix in ALL_IMAGE_SUFFIXES or suffix == TAR_SUFFIX) and not left_out.passes(name.split("/")):
             full = filesystem.unstrip_protocol(path)
-            yield ImageFile(image_key(name), full, None, details.get("size"), _modified_ns(details))
+            yield _Named(name, ImageFile(image_key(name), full, None, details.get("size"), _modified_ns(details)))
 
 
 def _modified_ns(details: dict[str, object]) -> int:
@@ -154,25 +191,41 @@ def _modified_ns(details: dict[str, object]) -> int:
     for name in ("LastModified", "mtime", "updated", "last_modified", "created"):
         value = details.get(name)
         if isinstance(value, int | float):
-            return int(value * 1_000_000_000)
+            return seconds_to_ns(value)
         if value is not None and hasattr(value, "timestamp"):
-            return int(value.timestamp() * 1_000_000_000)
+            return known_ns(int(value.timestamp() * 1_000_000_000))
     return 0
 
 
-def _is_folder(entry: Path | str | os.DirEntry[str]) -> bool:
-    if isinstance(entry, str):
+def _is_folder(location: Path | str) -> bool:
+    if isinstance(location, str):
         return False
     try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, or into a folder without access: treated as an unreadable file
+        return location.is_dir()
+    except OSError:  # in a folder without access
         return False
 
 
-def _read_list(location: Path | str) -> Iterator[ImageFile]:
+def _is_listed_image(files: FileFinder | None, name: str) -> bool:
+    """Whether `name`, as a whole line of a list, is one of `files`, or a URL; `files` is None for a list at a URL."""
+    if is_url(name) or files is None:
+        return is_url(name) and not any(map(str.isspace, name))
+    try:
+        return files.find(name).exists()
+    except (OSError, ValueError):  # a name that is too long
+        return False
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file that is given as a list is an image: no list has the suffix of a format that cannot be read."""
+    suffix = _suffix(path)
+    return has_image_header(path) if suffix in IMAGE_SUFFIXES else suffix in ALL_IMAGE_SUFFIXES and path.is_file()
+
+
+def _read_list(location: Path | str) -> Iterator[_Named]:
     """The images that the lines of a list name."""
     expected = "expected a folder of images, a .tar, or a UTF-8 text file with one image path per line"
-    if isinstance(location, Path) and _suffix(location) in IMAGE_SUFFIXES and has_image_header(location):
+    if isinstance(location, Path) and _is_image(location):
         raise InputError(f"{location}: one image; {expected}")
     try:
         data = read_url(location) if isinstance(location, str) else location.read_bytes()
@@ -182,13 +235,13 @@ def _read_list(location: Path | str) -> Iterator[ImageFile]:
         raise InputError(f"{location}: {reason}; {expected}") from exc
     if "\0" in text:
         raise InputError(f"{location}: not text; {expected}")
-    for line in text.split("\n"):
-        name = line.strip()
-        if not name:
-            continue
+    files = FileFinder(location.parent) if isinstance(location, Path) else None
+    names = [line.strip() for line in text.split("\n")]
+    if found := find_misread(names, functools.partial(_is_listed_image, files)):
+        raise InputError(f"{location}: {found}")
+    for name in filter(None, names):
         if is_url(name):
-            yield ImageFile(name, name)
-        elif isinstance(location, str):
-            yield ImageFile(image_key(name), join_url(location, image_key(name)))
+            path: Path | str = name
         else:
-            yield ImageFile(image_key(name), location.parent / name.replace("\\", "/"))
+            path = files.find(name) if files is not None else join_url(str(location), image_key(name))
+        yield _Named(name, ImageFile(image_key(name), path))

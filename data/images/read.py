@@ -10,7 +10,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from captionmill.data.errors import ImageError
-from captionmill.data.images.decode import HEADER_BYTES, decode_image, is_image_header
+from captionmill.data.images.decode import decode_image, is_image_header
+from captionmill.data.images.formats.kinds import HEADER_BYTES
 from captionmill.data.urls import read_url
 
 
@@ -20,12 +21,15 @@ class ImageSource(NamedTuple):
     size: int
     """Bytes."""
     modified_ns: int
-    """Time of the last change, nanoseconds since 1970; 0 if unknown."""
+    """Time of the last change, nanoseconds since 1970; 0 if unknown, as it is before 1970 and after 2554."""
     content_hash: int
     """The first 8 bytes of the SHA-256 of the content, little-endian."""
 
 
 UNKNOWN_SOURCE = ImageSource(0, 0, 0)
+FILE_LIMIT = 4_000_000_000
+"""Bytes; an image of the most pixels that are decoded, three float32 numbers each, has fewer."""
+_LATEST_NS = 2**64 - 1  # what a store can hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +52,21 @@ class ImageFile:
     """Why it cannot be read: a folder that cannot be listed, or a damaged tar. Its content is not known."""
 
 
+def known_ns(time_ns: int) -> int:
+    """A time in nanoseconds since 1970; 0, unknown, if a store cannot hold it."""
+    return time_ns if 0 <= time_ns <= _LATEST_NS else 0
+
+
+def seconds_to_ns(time_s: float) -> int:
+    """A time in seconds since 1970 in nanoseconds; 0, unknown, if a store cannot hold it or it is not finite."""
+    return known_ns(int(time_s * 1_000_000_000)) if 0 <= time_s < _LATEST_NS else 0
+
+
 def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
-    """The bytes of `image` and their source; ImageError if they cannot be read."""
+    """The bytes of `image` and their source; ImageError if they cannot be read or are more than FILE_LIMIT."""
     if image.problem:
         raise ImageError(image.problem)
+    _require_size(image.size or 0)
     if image.content is not None:
         return image.content, ImageSource(len(image.content), 0, hash_content(image.content))
     if isinstance(image.path, str):
@@ -67,7 +82,8 @@ def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
             raise ImageError("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
         with image.path.open("rb", buffering=0) as file:
             if image.offset is None or image.size is None:
-                data, modified_ns = file.readall(), max(0, status.st_mtime_ns)
+                _require_size(status.st_size)
+                data, modified_ns = file.readall(), known_ns(status.st_mtime_ns)
             else:
                 file.seek(image.offset)
                 data, modified_ns = file.read(image.size), image.modified_ns
@@ -77,7 +93,14 @@ def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
         raise ImageError(exc.strerror.lower() if exc.strerror else str(exc)) from exc
     except ValueError as exc:  # a null byte in the path
         raise ImageError(str(exc)) from exc
+    except MemoryError as exc:
+        raise ImageError("not enough memory to read it") from exc
     return data, ImageSource(len(data), modified_ns, hash_content(data))
+
+
+def _require_size(size: int) -> None:
+    if size > FILE_LIMIT:
+        raise ImageError(f"{size:,} bytes, over the limit of {FILE_LIMIT:,} bytes")
 
 
 def has_image_header(path: Path) -> bool:
@@ -89,16 +112,17 @@ def has_image_header(path: Path) -> bool:
     return False
 
 
-def load_image(path: Path) -> Image.Image:
-    """The image in the file at `path`, as `decode_image` returns it; ImageError if it cannot be read or decoded."""
-    return decode_image(read_image(ImageFile(path.name, path))[0])
+def load_image(location: Path | str) -> Image.Image:
+    """The image in a file or at a URL, as `decode_image` returns it; ImageError if it cannot be read or decoded."""
+    name = str(location)
+    return decode_image(read_image(ImageFile(name, location))[0], name=name)
 
 
 def is_unchanged(image: ImageFile, source: ImageSource) -> bool:
     """Whether `image` still has the content of `source`; it is read and hashed only if its time has changed.
 
     True for UNKNOWN_SOURCE, False for a file that is gone. A remote file counts as unchanged if its server reports
-    neither size nor time.
+    neither size nor time; any other file whose time is unknown is read.
     """
     if source == UNKNOWN_SOURCE:
         return True
@@ -108,10 +132,10 @@ def is_unchanged(image: ImageFile, source: ImageSource) -> bool:
             status = image.path.stat()
         except (OSError, ValueError):
             return False
-        size, modified_ns = status.st_size, max(0, status.st_mtime_ns)
+        size, modified_ns = status.st_size, known_ns(status.st_mtime_ns)
     if size is not None and size != source.size:
         return False
-    if modified_ns == source.modified_ns:
+    if modified_ns == source.modified_ns and (modified_ns or isinstance(image.path, str)):
         return True
     try:
         return read_image(image)[1].content_hash == source.content_hash

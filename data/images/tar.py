@@ -1,17 +1,22 @@
 """Lists the members of a tar with their offsets, so that webdataset shards are read without unpacking."""
 
+import logging
 import posixpath
 import tarfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from captionmill.data.errors import ImageError, InputError
+from captionmill.data.images.read import known_ns, seconds_to_ns
 from captionmill.data.urls import open_filesystem
 
+_logger = logging.getLogger(__name__)
 TAR_SUFFIX = ".tar"
 _BLOCK = 512  # bytes of a header, and of the end mark
-_COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_CHUNK = 2048 * _BLOCK  # bytes read at once in search of a tar behind the end mark
+_CUT = "the tar is cut short or damaged; copy it again"
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 class TarMember(NamedTuple):
@@ -28,7 +33,7 @@ class TarMember(NamedTuple):
 
 def is_compressed_tar(path: Path | str) -> bool:
     """Whether `path` has the suffix of a compressed tar."""
-    return str(path).lower().endswith(_COMPRESSED_SUFFIXES)
+    return str(path).lower().endswith(COMPRESSED_SUFFIXES)
 
 
 def refuse_compressed(path: Path | str) -> None:
@@ -40,39 +45,80 @@ def refuse_compressed(path: Path | str) -> None:
 def list_members(path: Path | str) -> Collection[TarMember]:
     """The regular files in the tar at `path`, a file or a URL. Of members with the same name, the last.
 
-    Raises ImageError if it is not a tar, is cut short or cannot be read; InputError if a package is missing.
+    Tars that follow each other in one file are one tar, and the end mark may be missing. Sparse members are left out
+    with a warning. Raises ImageError if it is not a tar, is cut inside a member, is damaged or cannot be read;
+    InputError if a package is missing.
     """
     members: dict[str, TarMember] = {}
+    sparse: list[str] = []
     try:
-        own_ns = max(0, path.stat().st_mtime_ns) if isinstance(path, Path) else 0
-        with _open(path) as file, _open_tar(file) as archive:
+        own_ns = known_ns(path.stat().st_mtime_ns) if isinstance(path, Path) else 0
+        with _open(path) as file:
             size = file.seek(0, 2)
-            for info in archive:
+            for info in _entries(file, path):
                 name = _unpacked_name(info.name)
                 if info.islnk() and (target := members.get(_unpacked_name(info.linkname))):
                     members[name] = target._replace(name=name)
-                elif info.isreg() and not info.issparse():
-                    modified_ns = max(0, int(info.mtime * 1_000_000_000)) or own_ns
+                elif info.issparse():
+                    sparse.append(name)
+                elif info.isreg():
+                    modified_ns = seconds_to_ns(info.mtime) or own_ns
                     members[name] = TarMember(name, info.offset_data, info.size, modified_ns)
-                archive.members = []  # tarfile would keep them all; a shard may have a million
-            file.seek(archive.offset)
-            is_whole = file.read(_BLOCK) == bytes(_BLOCK)  # tarfile takes a damaged header for the end
-    except InputError:
+    except (InputError, ImageError):
         raise
     except Exception as exc:  # each remote filesystem raises its own errors
         raise ImageError(f"not a readable tar ({' '.join(str(exc).split())[:100]})") from exc
-    if not is_whole or any(member.offset + member.size > size for member in members.values()):
-        raise ImageError("the tar is cut short or damaged; copy it again")
+    if any(member.offset + member.size > size for member in members.values()):
+        raise ImageError(_CUT)
+    if sparse:
+        _logger.warning(
+            "%s: %d sparse members left out, such as %r; pack them as ordinary files", path, len(sparse), sparse[0]
+        )
     return members.values()
+
+
+def _entries(file: Any, path: Path | str) -> Iterator[tarfile.TarInfo]:
+    """What the tar in `file` holds, and what tars behind its end mark hold.
+
+    Raises ImageError if it is cut short or damaged, and what `tarfile` raises if it begins with no tar.
+    """
+    start: int | None = 0
+    while start is not None:
+        file.seek(start)
+        archive: Any
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for info in archive:
+                yield info
+                archive.members = []  # tarfile would keep them all; a shard may have a million
+            end = archive.offset
+        file.seek(end)
+        block = file.read(_BLOCK)
+        if block.strip(b"\0"):  # tarfile takes a damaged header for the end
+            raise ImageError(_CUT)
+        if not block:
+            _logger.warning("%s: no end mark; if it was cut between two members, later ones are missing", path)
+        start = _next_tar(file, end)
+
+
+def _next_tar(file: Any, start: int) -> int | None:
+    """Where another tar begins behind the zeros at `start`; None if nothing follows, or something else."""
+    file.seek(start)
+    while chunk := file.read(_CHUNK):
+        behind_zeros = chunk.lstrip(b"\0")
+        if behind_zeros:
+            skipped = (len(chunk) - len(behind_zeros)) // _BLOCK * _BLOCK
+            try:
+                tarfile.TarInfo.frombuf(chunk[skipped : skipped + _BLOCK], "utf-8", "surrogateescape")
+            except tarfile.TarError:
+                return None
+            return start + skipped
+        start += len(chunk)
+    return None
 
 
 def _unpacked_name(name: str) -> str:
     """The path that a member called `name` is unpacked to: `./a.jpg` and `/a.jpg` are both `a.jpg`."""
     return posixpath.normpath(name.lstrip("/"))
-
-
-def _open_tar(file: Any) -> Any:
-    return tarfile.open(fileobj=file, mode="r:")
 
 
 def _open(path: Path | str) -> Any:

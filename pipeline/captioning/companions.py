@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from captionmill.data.captions.review import Review
-from captionmill.data.captions.table import read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.files import require_other_file
 from captionmill.data.images.read import ImageFile
 from captionmill.data.paths import as_path
 from captionmill.data.progress import Progress
+from captionmill.data.tables.formats import read_captions
+from captionmill.data.tables.review import Review
 from captionmill.data.urls import is_url
 from captionmill.pipeline.captioning.embedding import Embedding, EmbedSummary
 from captionmill.pipeline.captioning.sidecars import Sidecars

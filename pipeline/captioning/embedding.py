@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from captionmill.data.captions.table import CaptionRow
 from captionmill.data.errors import ImageError, InputError
 from captionmill.data.files import replace_atomically
 from captionmill.data.images.description import (
@@ -17,6 +16,7 @@ from captionmill.data.images.description import (
 )
 from captionmill.data.images.read import ImageFile
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.captioning.sidecars import image_path_of
 
 

@@ -3,22 +3,24 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from captionmill.data.captions.review import Review
-from captionmill.data.captions.table import CaptionRow, format_of, is_caption_table
-from captionmill.data.captions.update import TableSummary, WantedTable, update_captions
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import append_record
 from captionmill.data.features.store import cache_path_for, is_store_file
 from captionmill.data.files import require_other_file
-from captionmill.data.images.find import find_images
+from captionmill.data.images.find import search_images
+from captionmill.data.images.walk import PassedOver
 from captionmill.data.model import model_digest
 from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path, as_paths
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.tables.formats import format_of, is_caption_table
+from captionmill.data.tables.review import Review
+from captionmill.data.tables.rows import CaptionRow
+from captionmill.data.tables.update import TableSummary, WantedTable, update_captions
 from captionmill.pipeline.captioning.companions import Companions, EmbedInto
 from captionmill.pipeline.captioning.embedding import EmbedSummary
 from captionmill.pipeline.captioning.flags import find_flags, usual_low_confidence
@@ -52,6 +54,8 @@ class FolderSummary:
     """Files written beside images, if requested; those that were up to date are not counted."""
     embedded: EmbedSummary | None = None
     """The result for the image files, if captions were written into them."""
+    left_out: PassedOver = field(default_factory=PassedOver)
+    """What the search for images passed over, such as thumbnails and hidden files."""
 
 
 def caption_folder(
@@ -91,6 +95,7 @@ def caption_folder(
     machine = cache.machine
     captioner = Captioner.load(models, device=machine.device)
     companions: Companions | None = None
+    left_out = PassedOver()
     if isinstance(images, Path) and images.is_file() and is_store_file(images):
         if table.sidecar is not None or embed_into is not None or table.gallery is not None:
             raise InputError(f"{images}: holds features, not images to write captions to; give the images themselves")
@@ -98,7 +103,8 @@ def caption_folder(
         _require_replaceable(output, overwrite=bool(overwrite))
         source = open_source(images, cache.features, captioner.spec)
     else:
-        found = find_images(images)
+        image_search = search_images(images)
+        found, left_out = image_search.found, image_search.left_out
         store_path = as_path(cache.features) or cache_path_for(output)
         require_other_file(output, images if isinstance(images, Path) else None, store_path)
         if store_path == output:
@@ -123,13 +129,14 @@ def caption_folder(
     captioned = len(source.keys) - len(source.failures)
     if source.extraction is not None:
         captioning_s = time.monotonic() - captioning_started
-        record = source.extraction.record(images, captioned=captioned, captioning_s=captioning_s)
-        append_record(source.path, record)
+        extraction = replace(source.extraction, left_out=left_out)
+        append_record(source.path, extraction.record(images, captioned=captioned, captioning_s=captioning_s))
     sidecar_count = embedded = None
     if companions is not None:
         companions.write_gallery(workers=machine.workers, progress=progress)
-        if not captioned:
-            raise InputError(f"{images}: none of {len(source.keys)} images can be read; the reasons are in {output}")
+    if not captioned and source.keys:
+        raise InputError(f"{images}: none of {len(source.keys)} images can be read; the reasons are in {output}")
+    if companions is not None:
         sidecar_count = companions.write_sidecars(progress=progress)
         embedded = companions.embed(progress=progress)
     return FolderSummary(
@@ -144,6 +151,7 @@ def caption_folder(
         duration_s=time.monotonic() - started,
         sidecars=sidecar_count,
         embedded=embedded,
+        left_out=left_out,
     )
 
 
@@ -172,7 +180,7 @@ def _update_table(
             _logger.warning("the model has no usual confidence; pass `low_confidence` to flag captions below it")
     made_with = {
         "models": [model_digest(folder) for folder in models],
-        "search": asdict(search),
+        "search": asdict(captioner.fit_search(search)),
         "low_confidence": low_confidence,
     }
 

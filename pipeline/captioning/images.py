@@ -8,14 +8,17 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from captionmill.data.errors import ImageError, InputError
 from captionmill.data.features.file import Features
 from captionmill.data.images.decode import Pixels, pixels_of
+from captionmill.data.images.keys import FileFinder
 from captionmill.data.images.read import ImageFile
 from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path
 from captionmill.pipeline.captioning.flags import find_flags, usual_low_confidence
@@ -26,8 +29,11 @@ from captionmill.stages.encoding.loader import Batch, load_batches, prepare_pixe
 from captionmill.stages.machine import choose_workers
 from captionmill.stages.settings import ExtractConfig, SearchConfig, TableConfig
 
-AnyImage = AnyPath | bytes | Image.Image | npt.NDArray[np.uint8]
-"""A file or its URL, the bytes of a file, a Pillow image, or an array: [H, W, 3] uint8 RGB or [H, W] uint8 grey."""
+AnyImage = AnyPath | bytes | bytearray | BinaryIO | Image.Image | npt.NDArray[np.uint8] | torch.Tensor
+"""A file or its URL, the bytes of a file, a file that is open for reading bytes, a Pillow image, or an array or tensor:
+[H, W, 3] uint8 RGB or [H, W] uint8 grey.
+"""
+_Content = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def caption_images(
         low_confidence = usual_low_confidence(captioner.bundles)
     encoder = encoder_for_spec(captioner.spec, machine, as_path(weights))
     groups = _encode_groups(_each(images), group_size, encoder, build_engine(encoder, machine), machine)
-    return _caption_groups(groups, captioner, search, low_confidence)
+    return _caption_groups(groups, captioner, captioner.fit_search(search), low_confidence)
 
 
 @dataclass(frozen=True)
@@ -101,11 +107,13 @@ class _Group:
 
 
 def _each(images: AnyImage | Iterable[AnyImage]) -> Iterator[AnyImage]:
-    """Each image; a single image counts as one image, not as an iterable of letters, bytes or rows."""
-    if isinstance(images, Path | str | bytes | Image.Image):
+    """Each image; a single image counts as one image, not as an iterable of letters, bytes, lines or rows."""
+    if isinstance(images, Path | str | _Content | Image.Image) or hasattr(images, "read"):
+        return iter((cast(AnyImage, images),))
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim in (2, 3):
         return iter((images,))
-    if isinstance(images, np.ndarray) and images.ndim in (2, 3):
-        return iter((images,))
+    if not isinstance(images, Iterable):
+        raise InputError(f"{type(images).__name__}: neither an image nor a series of images")
     return iter(images)
 
 
@@ -115,6 +123,7 @@ def _encode_groups(
     """The encoded images in groups of `group_size`."""
     numbered = enumerate(images)
     workers = choose_workers(machine.workers)
+    finder = FileFinder(Path())
     while True:
         group = _Group()
         files: list[ImageFile] = []
@@ -123,8 +132,10 @@ def _encode_groups(
             key = str(number)
             group.names[key] = str(image) if isinstance(image, Path | str) else key
             try:
-                if isinstance(image, Path | str | bytes):
-                    files.append(_file_of(key, image))
+                if isinstance(image, Path | str):
+                    files.append(_file_of(key, image, finder))
+                elif isinstance(image, _Content) or hasattr(image, "read"):
+                    files.append(ImageFile(key, Path(), content=_content_of(image)))
                 else:
                     in_memory.append((key, _prepare(image, encoder)))
             except ImageError as exc:
@@ -140,8 +151,22 @@ def _encode_groups(
         yield group
 
 
-def _file_of(key: str, image: AnyPath | bytes) -> ImageFile:
-    return ImageFile(key, Path(), content=image) if isinstance(image, bytes) else ImageFile(key, as_location(image))
+def _file_of(key: str, image: AnyPath, finder: FileFinder) -> ImageFile:
+    """The file or URL `image`, which may be a key from a table of captions."""
+    location = as_location(image)
+    return ImageFile(key, location if isinstance(location, str) else finder.find(str(location)))
+
+
+def _content_of(image: Any) -> bytes:
+    """The bytes of a file's content, or of what is left of an open file; ImageError if that gives no bytes."""
+    if not isinstance(image, _Content):
+        try:
+            image = image.read()
+        except (OSError, ValueError) as exc:  # closed, or not open for reading
+            raise ImageError(f"a file that cannot be read ({exc})") from exc
+    if not isinstance(image, _Content):
+        raise ImageError("a file that is open as text; open it with mode 'rb'")
+    return bytes(image)
 
 
 def _prepare(image: object, encoder: Encoder) -> Pixels:
@@ -151,7 +176,10 @@ def _prepare(image: object, encoder: Encoder) -> Pixels:
 
 
 def _pixels_of_array(array: object) -> Pixels:
-    """The pixels [H, W, 3] uint8 of such an array, or of a grey one, [H, W]."""
+    """The pixels [H, W, 3] uint8 of such an array or tensor, or of a grey one, [H, W]."""
+    if isinstance(array, torch.Tensor):
+        array = array.detach().to("cpu", copy=True)
+        array = array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()
     if not isinstance(array, np.ndarray):
         raise ImageError(f"{type(array).__name__}: not a path, bytes, a Pillow image or an array")
     is_grey = array.ndim == 2

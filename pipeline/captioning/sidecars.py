@@ -11,15 +11,17 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
-from captionmill.data.captions.journal import made_dir
-from captionmill.data.captions.review import Review
-from captionmill.data.captions.table import CaptionRow, is_caption_table, read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.files import partial_path_of
-from captionmill.data.images.find import IMAGE_SUFFIXES, find_images
+from captionmill.data.images.find import find_images
+from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES, has_read_suffix
 from captionmill.data.images.read import ImageFile
+from captionmill.data.tables.formats import is_caption_table, read_captions
+from captionmill.data.tables.journal import made_dir
+from captionmill.data.tables.review import Review
+from captionmill.data.tables.rows import CaptionRow
 
 if TYPE_CHECKING:
     from captionmill.data.progress import Progress
@@ -36,7 +38,7 @@ def image_path_of(image: ImageFile, option: str) -> Path:
 
 def is_sidecar_suffix(suffix: str) -> bool:
     """Whether files with this suffix may be beside images: it begins with a dot and is not the suffix of an image."""
-    return bool(re.fullmatch(r"\.\w[\w.-]*", suffix)) and suffix.lower() not in (*IMAGE_SUFFIXES, ".tar")
+    return bool(re.fullmatch(r"\.\w[\w.-]*", suffix)) and suffix.lower() not in (*ALL_IMAGE_SUFFIXES, ".tar")
 
 
 def count_missing(images: Path | str, suffix: str, table: Path) -> int:
@@ -71,54 +73,68 @@ class Sidecars:
         self._paths: dict[str, Path] = {}
         self.corrections: list[Review] = []
         """What a person wrote into sidecars since they were written."""
+        self._count = len(found)
         owners: dict[Path, str] = {}
         reserved = {os.path.realpath(path) for path in (table, *others)}
-        for image in found:
-            path = self._paths[image.key] = image_path_of(image, "`sidecar`").with_suffix(suffix)
+        for image in sorted(found, key=lambda image: not has_read_suffix(image.key)):
+            path = image_path_of(image, "`sidecar`").with_suffix(suffix)
             if image.problem:  # it gets no sidecar, and a file of that name may be another image's
                 continue
+            correction = self._correction(image.key, path)
+            is_foreign = correction is None and path.exists() and not self._is_known(image.key, path.read_bytes())
+            if (path in owners or is_foreign) and not has_read_suffix(image.key):  # photo.cr2 beside its photo.jpg
+                continue
+            self._paths[image.key] = path
             if path in owners:
                 raise InputError(f"`sidecar`: {owners[path]} and {image.key} would share {path}; rename one of them")
             if os.path.realpath(path) in reserved:
                 raise InputError(f"`sidecar`: {path} is another file of this command; choose another suffix")
+            if is_foreign and not overwrite:
+                raise InputError(
+                    f"{path}: exists already and was not written by a run into {table}; "
+                    "move it away, or pass `overwrite` to replace all such files"
+                )
             owners[path] = image.key
-            if path.exists() and self._hash(image.key, content := path.read_bytes()) not in self._known:
-                if correction := self._correction(image.key, content):
-                    self.corrections.append(correction)
-                elif not overwrite:
-                    raise InputError(
-                        f"{path}: exists already and was not written by a run into {table}; "
-                        "move it away, or pass `overwrite` to replace all such files"
-                    )
+            if correction is not None:
+                self.corrections.append(correction)
 
     def write(self, rows: Iterable[CaptionRow], *, progress: "Progress") -> int:
         """Write the caption of each row that has one; the number of files that were new or changed."""
         written = 0
         with self._record_path.open("ab") as record:
             for done, row in enumerate(rows, 1):
-                path, content = self._paths[row.path], f"{row.caption}\n".encode()
-                is_there = path.exists() and path.read_bytes() == content
-                if row.is_captioned and not (is_there and self._hash(row.path, content) in self._known):
-                    record.write(b"\n".join((b"", self._hash(row.path), self._hash(row.path, content))))
-                    record.flush()  # first, so that an interrupted run leaves no file without a record
-                if row.is_captioned and not is_there:
-                    partial_path = partial_path_of(path)
-                    partial_path.write_bytes(content)
-                    partial_path.replace(path)
-                    written += 1
-                progress("sidecars", done, len(self._paths))
+                path, content = self._paths.get(row.path), f"{row.caption}\n".encode()
+                if path and row.is_captioned:
+                    written += self._write_one(row.path, path, content, record)
+                progress("sidecars", done, self._count)
         return written
 
-    def _correction(self, key: str, content: bytes) -> Review | None:
-        """The caption in the changed sidecar of `key`; None if it was not ours or holds no text."""
-        is_ours = (
-            self._hash(key) in self._known or self._hash(key, f"{self._captions.get(key)}\n".encode()) in self._known
-        )
+    def _write_one(self, key: str, path: Path, content: bytes, record: IO[bytes]) -> bool:
+        """Write the sidecar of one image; whether it was new or changed."""
+        is_there = path.exists() and path.read_bytes() == content
+        if not (is_there and self._is_known(key, content)):
+            record.write(b"\n".join((b"", self._hash(key), self._hash(key, content))))
+            record.flush()  # first, so that an interrupted run leaves no file without a record
+        if is_there:
+            return False
+        partial_path = partial_path_of(path)
+        partial_path.write_bytes(content)
+        partial_path.replace(path)
+        return True
+
+    def _correction(self, key: str, path: Path) -> Review | None:
+        """What a person wrote into the sidecar of `key`; None if it is as it was written, foreign, or not a text."""
+        if not path.exists() or self._is_known(key, content := path.read_bytes()):
+            return None
         try:
             caption = " ".join(content.decode("utf-8-sig").split())
         except UnicodeDecodeError:
             return None
+        is_ours = self._hash(key) in self._known or self._is_known(key, f"{self._captions.get(key)}\n".encode())
         return Review(key, "corrected", caption) if is_ours and caption else None
+
+    def _is_known(self, key: str, content: bytes) -> bool:
+        return self._hash(key, content) in self._known
 
     @functools.cached_property
     def _captions(self) -> dict[str, str]:

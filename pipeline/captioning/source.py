@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from captionmill.data.captions.journal import SourceChecksums
 from captionmill.data.errors import InputError
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore, delete_store, store_exists
@@ -15,9 +14,11 @@ from captionmill.data.features.writer import lock_store
 from captionmill.data.images.read import ImageFile
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress
+from captionmill.data.tables.journal import SourceChecksums
 from captionmill.stages.encoding.encoder import encoder_for_spec
-from captionmill.stages.encoding.extract import ExtractSummary, extract_images, find_missing
+from captionmill.stages.encoding.extract import ExtractSummary, extract_images
 from captionmill.stages.encoding.loader import Failure
+from captionmill.stages.encoding.missing import find_missing
 from captionmill.stages.settings import ExtractConfig
 
 
@@ -44,15 +45,17 @@ class CaptionSource:
     """None if no image can be read."""
     extraction: ExtractSummary | None
     """The extraction that filled it; None for an existing store."""
+    damaged: tuple[Failure, ...] = ()
+    """Images whose rows in an existing store are damaged; an extraction makes such rows again."""
 
     @property
     def failures(self) -> tuple[Failure, ...]:
-        """The images that cannot be read."""
-        return self.extraction.failures if self.extraction else ()
+        """The images that cannot be captioned."""
+        return self.extraction.failures if self.extraction else self.damaged
 
     @property
     def reasons(self) -> dict[str, str]:
-        """The reason why each of them cannot be read, by key."""
+        """The reason why each of them cannot be captioned, by key."""
         return {failure.key: failure.reason for failure in self.failures}
 
     def row_sources(self) -> SourceChecksums:
@@ -70,12 +73,16 @@ class CaptionSource:
 
 
 def open_source(path: Path, features: AnyPath | None, spec: FeatureSpec) -> CaptionSource:
-    """The store at `path`, which must match `spec`; InputError if `features` names another cache."""
+    """The store at `path`, which must match `spec`; InputError if `features` names another cache.
+
+    Every row is compared with its checksum: a damaged one has no caption, but a reason.
+    """
     if features is not None:
         raise InputError(f"{path}: holds features already; leave out `features` {features}")
     store = FeatureStore.open(path)
     spec.require(store.spec, mine="the model", others=str(path))
-    return CaptionSource(store.keys, path, store, None)
+    reason = f"its row in {path.name} is damaged; run extract again, which makes it again"
+    return CaptionSource(store.keys, path, store, None, tuple(Failure(key, reason) for key in store.verify()))
 
 
 def extract_source(

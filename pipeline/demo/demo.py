@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from captionmill.data.captions.table import read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.files import write_text
 from captionmill.data.images.find import find_images
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.tables.formats import read_captions
 from captionmill.pipeline.demo.scene_captions import Scene, describes
 from captionmill.pipeline.demo.scenes import draw_samples
 from captionmill.pipeline.pages.gallery import Verdict, write_gallery

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from urllib.parse import quote
 
-from captionmill.data.captions.table import CaptionRow
 from captionmill.data.errors import ImageError
 from captionmill.data.files import replace_atomically
 from captionmill.data.images.decode import decode_image
 from captionmill.data.images.read import ImageFile, read_image
 from captionmill.data.paths import AnyPath
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.pages.page import page_pieces
 from captionmill.stages.machine import choose_workers
 
@@ -162,7 +162,7 @@ def _thumbnail(image: ImageFile | None) -> str:
     if image is None:
         return ""
     try:
-        pixels = decode_image(read_image(image)[0], at_least=_thumbnail_size)
+        pixels = decode_image(read_image(image)[0], at_least=_thumbnail_size, name=image.key)
     except ImageError:
         return ""
     content = io.BytesIO()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from captionmill.data.captions.files import CaptionFiles, as_caption_files
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS
 from captionmill.data.errors import CaptionmillError, ImageError, InputError
@@ -15,6 +16,7 @@ from captionmill.data.files import require_other_file, write_text
 from captionmill.data.images.decode import decode_image
 from captionmill.data.images.find import find_images
 from captionmill.data.images.read import ImageFile, read_image
+from captionmill.data.paths import AnyPath
 from captionmill.data.urls import is_url
 from captionmill.pipeline.pages import run_results as results
 from captionmill.pipeline.pages import run_work as work
@@ -48,8 +50,8 @@ class ReportSources:
     """What `evaluate --output` wrote."""
     tables: Sequence[Path] = ()
     """What `caption` wrote."""
-    captions: Sequence[Path] = ()
-    """The reference captions that the models were trained on."""
+    captions: Sequence[AnyPath | CaptionFiles] = ()
+    """The reference captions that the models were trained on; each is read by itself."""
     images: Sequence[Path | str] = ()
     """Where the scored images are; without any, where the last extraction into each store found them."""
 
@@ -99,7 +101,7 @@ class _Images:
         if key not in self.files:
             return "", "no image: " + ("; ".join(self.problems) or "it is not among the images named")
         try:
-            image = decode_image(read_image(self.files[key])[0], at_least=lambda *_: (THUMBNAIL_SIDE,) * 2)
+            image = decode_image(read_image(self.files[key])[0], at_least=lambda *_: (THUMBNAIL_SIDE,) * 2, name=key)
         except ImageError as exc:
             return "", f"no image: {exc}"
         return thumbnail_url(image), ""
@@ -114,7 +116,7 @@ def write_run_report(output: Path, sources: ReportSources, *, title: str = "") -
     files = (*sources.scores, *sources.tables, *sources.features)
     if not files and not sources.models:
         raise InputError("nothing to report: name a model, a feature store, scores or a table of captions")
-    require_other_file(output, *files, *sources.captions)
+    require_other_file(output, *files, *(path for one in sources.captions for path in as_caption_files(one).paths))
     stores = [read_store(path) for path in sources.features]
     models = [read_model_files(path) for path in sources.models]
     scores = [read_scores(path) for path in sources.scores]
@@ -180,10 +182,10 @@ def _figures(
 
 
 def _vocabularies(
-    models: Sequence[ModelFiles], scores: Sequence[ScoreFile], captions: Sequence[Path]
+    models: Sequence[ModelFiles], scores: Sequence[ScoreFile], captions: Sequence[AnyPath | CaptionFiles]
 ) -> list[_Vocabulary]:
     trained_on = {key for model in models for key in model.bundle.splits["train"]}
-    annotations = [read_annotations(path, known_keys=trained_on) for path in captions]
+    annotations = [read_annotations(one, known_keys=trained_on) for one in captions]
     found = []
     for model in models:
         words = model.bundle.vocabulary

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Collection
 from pathlib import Path
 
+from captionmill.data.captions.files import CaptionFiles
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, Job, TrainJob
 from captionmill.stages.fields import Configuration, settings_of
 from captionmill.stages.settings import MACHINE_SETTINGS
@@ -16,11 +17,11 @@ def command_line(job: Job) -> str:
         case ExtractJob():
             words = [show_path(job.images), *_path_option("--output", job.output), *_options(job.config)]
         case TrainJob():
-            words = [show_path(job.features), *_path_option("--captions", job.captions)]
+            words = [show_path(job.features), *_captions(job.captions)]
             words += _path_option("--output", job.output)
             words += _options(job.lists) + _options(job.config)
         case EvaluateJob():
-            words = [show_path(job.features), *_models(job.models), *_path_option("--captions", job.captions)]
+            words = [show_path(job.features), *_models(job.models), *_captions(job.captions)]
             words += _path_option("--list", job.image_list) + _path_option("--output", job.output)
             words += _options(job.search) + ([] if job.device == "auto" else ["--device", job.device])
         case CaptionJob():
@@ -40,6 +41,13 @@ def show_path(path: Path | str) -> str:
 
 def _path_option(name: str, path: Path | None) -> list[str]:
     return [name, show_path(path)] if path else []
+
+
+def _captions(captions: CaptionFiles) -> list[str]:
+    words = [word for path in captions.paths for word in _path_option("--captions", path)]
+    for name, column in captions.named_columns.items():
+        words += [f"--{name.replace('_', '-')}", column]
+    return words
 
 
 def _models(models: tuple[Path, ...]) -> list[str]:

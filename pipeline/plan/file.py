@@ -116,6 +116,14 @@ class Section:
             raise self._wrong(key, value, "a path in quotes")
         return None if value is None else self.resolve(value)
 
+    def paths(self, key: str) -> list[Path]:
+        """The paths of `key`, one or a list; empty if it is not there."""
+        value = self.take(key)
+        values = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str) and not is_url(item) for item in values):
+            raise self._wrong(key, value, "a path in quotes, or a list of paths")
+        return [self.resolve(item) for item in values]
+
     def images(self, key: str) -> Path | str:
         """The path or URL of `key`."""
         value = self._left.get(key)

@@ -7,19 +7,23 @@ differs, the content decides, so a file that was touched, copied or checked out 
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from captionmill.data.captions.formats.text_files import find_text_files
 from captionmill.data.errors import ImageError, PipelineError, StoreError
-from captionmill.data.features.store import FeatureStore, part_paths, store_exists
-from captionmill.data.images.find import IMAGE_SUFFIXES, find_images, walk_folder
+from captionmill.data.features.parts import part_paths
+from captionmill.data.features.store import FeatureStore, store_exists
+from captionmill.data.images.find import find_images
+from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES
 from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged, read_image
 from captionmill.data.images.tar import TAR_SUFFIX
+from captionmill.data.images.walk import walk_folder
 from captionmill.data.model import BUNDLE_NAME, model_exists
 
-_SUFFIXES = tuple(suffix.removeprefix(".") for suffix in (*IMAGE_SUFFIXES, TAR_SUFFIX))
+_SUFFIXES = frozenset(suffix.removeprefix(".") for suffix in (*ALL_IMAGE_SUFFIXES, TAR_SUFFIX))
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,14 @@ class Images:
     store: Path
 
 
-Input = Path | Images
+@dataclass(frozen=True)
+class TextFiles:
+    """A folder of text files that hold the captions of images."""
+
+    folder: Path
+
+
+Input = Path | Images | TextFiles
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ def _errors_named(source: Input) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        where = source.location if isinstance(source, Images) else source
+        where = source.location if isinstance(source, Images) else getattr(source, "folder", source)
         reason = "is not there" if isinstance(exc, FileNotFoundError) else f"cannot be read ({exc.strerror or exc})"
         raise PipelineError(f"{where}: {reason}") from exc
 
@@ -90,6 +101,9 @@ def _halves(source: Input, known: Fingerprint | None) -> tuple[Iterator[str], Ca
     """The lines of the quick half, and a function that returns the other half."""
     if isinstance(source, Images):
         return _image_statuses(source.location), functools.partial(_hash_images, source, known)
+    if isinstance(source, TextFiles):
+        texts = find_text_files(source.folder)[0]
+        return _text_statuses(source.folder, texts), functools.partial(_hash_texts, source.folder, texts)
     if source.is_dir():
         return _model_statuses(source), functools.partial(_hash_model, source)
     if is_store(source):
@@ -189,6 +203,15 @@ def _hash_model(folder: Path) -> str:
     """The hash of the bundle, which holds the hash of its weights, and of the names of the weights that are there."""
     weights = sorted(path.name for path in folder.glob("decoder-*.safetensors"))
     return _hash_lines(iter([_hash_file(folder / BUNDLE_NAME), *weights]))
+
+
+def _text_statuses(folder: Path, texts: Sequence[Path]) -> Iterator[str]:
+    return (_status(path.relative_to(folder).as_posix(), path.stat()) for path in texts)
+
+
+def _hash_texts(folder: Path, texts: Sequence[Path]) -> str:
+    """The hash of the names and contents of text files."""
+    return _hash_lines(f"{path.relative_to(folder).as_posix()}\0{_hash_file(path)}" for path in texts)
 
 
 def _hash_file(path: Path) -> str:

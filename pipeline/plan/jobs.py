@@ -1,17 +1,19 @@
 """The four kinds of jobs in a pipeline, with their inputs, settings and output. Imports no torch."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from captionmill.data.captions.table import format_of
+from captionmill.data.captions.files import CaptionFiles
 from captionmill.data.features.store import cache_path_for
 from captionmill.data.model import read_model
 from captionmill.data.paths import as_path
-from captionmill.pipeline.plan.fingerprints import Images, Input
-from captionmill.stages.settings import ExtractConfig, SearchConfig, SplitLists, TableConfig, TrainConfig
+from captionmill.data.tables.formats import format_of
+from captionmill.pipeline.plan.fingerprints import Images, Input, TextFiles
+from captionmill.stages.settings import USUAL_LENGTH, ExtractConfig, SearchConfig, SplitLists, TableConfig, TrainConfig
 
 Kind = Literal["extract", "train", "evaluate", "caption"]
 Several = Literal["each", "best", "ensemble"]
@@ -55,23 +57,28 @@ class TrainJob:
 
     kind: ClassVar[Kind] = "train"
     features: Path
-    captions: Path
+    captions: CaptionFiles
     output: Path
     config: TrainConfig
     lists: SplitLists
 
     def settings(self) -> dict[str, Any]:
         """All settings that change the model."""
-        return _without_device(self.config) | {"restval": self.lists.restval}
+        return self._recorded(self.config) | {"restval": self.lists.restval} | self.captions.named_columns
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""
-        return _without_device(TrainConfig()) | {"restval": "train"}
+        return self._recorded(TrainConfig()) | {"restval": "train"}
+
+    def _recorded(self, config: TrainConfig) -> dict[str, Any]:
+        values = {name: value for name, value in asdict(config).items() if name != "device"}
+        search = values["search"] | _length(config.search, self.config.search)
+        return values | _length(config, self.config) | {"search": search}
 
     def inputs(self) -> dict[str, Input]:
         """The inputs of the job, by name."""
         lists = {"train_list": as_path(self.lists.train_list), "val_list": as_path(self.lists.val_list)}
-        return {"features": self.features, "captions": self.captions} | _given(lists)
+        return {"features": self.features} | _captions(self.captions) | _given(lists)
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class EvaluateJob:
     kind: ClassVar[Kind] = "evaluate"
     features: Path
     models: tuple[Path, ...]
-    captions: Path
+    captions: CaptionFiles
     output: Path
     search: SearchConfig
     several: Several = "each"
@@ -90,16 +97,21 @@ class EvaluateJob:
 
     def settings(self) -> dict[str, Any]:
         """All settings that change the scores."""
-        return asdict(self.search) | _several(self.models, self.several)
+        return (
+            asdict(self.search)
+            | _length(self.search, self.search)
+            | _several(self.models, self.several)
+            | self.captions.named_columns
+        )
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""
-        return asdict(SearchConfig())
+        return asdict(SearchConfig()) | _length(SearchConfig(), self.search)
 
     def inputs(self) -> dict[str, Input]:
         """The inputs of the job, by name."""
-        inputs: dict[str, Input] = {"features": self.features, "captions": self.captions}
-        return inputs | _models(self.models) | _given({"list": self.image_list})
+        inputs: dict[str, Input] = {"features": self.features}
+        return inputs | _captions(self.captions) | _models(self.models) | _given({"list": self.image_list})
 
 
 @dataclass(frozen=True)
@@ -121,11 +133,16 @@ class CaptionJob:
         gallery, sidecar = as_path(self.table.gallery), self.table.sidecar
         where = Path(os.path.relpath(gallery, self.output.parent)).as_posix() if gallery else None
         beside = {name: value for name, value in (("gallery", where), ("sidecar", sidecar)) if value}
-        return asdict(self.search) | _several(self.models, self.several) | self._rows(self.table) | beside
+        search = asdict(self.search) | _length(self.search, self.search)
+        return search | _several(self.models, self.several) | self._rows(self.table) | beside
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""
-        return asdict(SearchConfig()) | self._rows(TableConfig(format=self.table.format))
+        return (
+            asdict(SearchConfig())
+            | _length(SearchConfig(), self.search)
+            | self._rows(TableConfig(format=self.table.format))
+        )
 
     def _rows(self, table: TableConfig) -> dict[str, Any]:
         """The settings in `table` that change the rows."""
@@ -141,13 +158,19 @@ Job = ExtractJob | TrainJob | EvaluateJob | CaptionJob
 
 
 def with_chosen_models(job: Job) -> Job:
-    """`job` with the models that it will use: all for an ensemble, else the one with the best validation CIDEr-D.
+    """`job` with the models that it will use: all for an ensemble, else the one with the best validation scores.
 
     The models must exist. Raises ModelError if one cannot be read.
     """
     if not isinstance(job, EvaluateJob | CaptionJob) or job.several == "ensemble" or len(job.models) == 1:
         return job
-    return replace(job, models=(max(job.models, key=lambda folder: read_model(folder).scores["val_cider_d"]),))
+    return replace(job, models=(max(job.models, key=_rank),))
+
+
+def _rank(folder: Path) -> tuple[float, float]:
+    """The validation CIDEr-D of the model, then how low its validation loss is: the first may be 0 for all models."""
+    scores = read_model(folder).scores
+    return scores["val_cider_d"], -scores.get("val_loss", math.inf)
 
 
 def _chosen(config: ExtractConfig, *, without_file: bool) -> dict[str, Any]:
@@ -155,8 +178,12 @@ def _chosen(config: ExtractConfig, *, without_file: bool) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def _without_device(config: TrainConfig) -> dict[str, Any]:
-    return {name: value for name, value in asdict(config).items() if name != "device"}
+def _length(config: TrainConfig | SearchConfig, now: TrainConfig | SearchConfig) -> dict[str, Any]:
+    """The maximum length of `config` as a number, and whether it follows the data in `now`, the job's own settings.
+
+    Records of versions in which it never followed the data have only the number, and are compared by it.
+    """
+    return {"max_length": config.max_length or USUAL_LENGTH, "max_length_follows": now.max_length is None}
 
 
 def _several(models: tuple[Path, ...], several: Several) -> dict[str, Any]:
@@ -165,6 +192,11 @@ def _several(models: tuple[Path, ...], several: Several) -> dict[str, Any]:
 
 def _models(models: tuple[Path, ...]) -> dict[str, Input]:
     return {"model": models[0]} if len(models) == 1 else {f"model {model.name}": model for model in models}
+
+
+def _captions(captions: CaptionFiles) -> dict[str, Input]:
+    names = ["captions", *(f"captions {number}" for number in range(2, len(captions.paths) + 1))]
+    return {name: TextFiles(path) if path.is_dir() else path for name, path in zip(names, captions.paths, strict=True)}
 
 
 def _given(paths: Mapping[str, Path | None]) -> dict[str, Input]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from captionmill.data.captions.table import format_of
+from captionmill.data.captions.files import CaptionFiles
 from captionmill.data.errors import InputError, PipelineError
+from captionmill.data.tables.formats import format_of
 from captionmill.pipeline.captioning.sidecars import is_sidecar_suffix
 from captionmill.pipeline.plan.file import PlanFile, Section, refuse_unknown_tables, unknown_name
 from captionmill.pipeline.plan.graph import Graph, Task
@@ -69,7 +70,9 @@ def _read_train(section: Section, extractions: Sequence[Task]) -> list[Task]:
     features = _read_features(section, extractions)
     if features is None:
         raise section.error(None, _features_needed(extractions))
-    captions = section.path("captions")
+    captions = _read_captions(section)
+    if captions is None:
+        raise section.error(None, "needs `captions`, a path")
     grid = section.grid(TrainConfig)
     output = section.path("output", _default_output("model", section.name, "", is_folder=bool(grid)))
     job = TrainJob(
@@ -93,7 +96,7 @@ def _read_train(section: Section, extractions: Sequence[Task]) -> list[Task]:
 def _read_evaluate(section: Section, extractions: Sequence[Task], trainings: Sequence[Task]) -> list[Task]:
     models = _read_models(section, trainings)
     several = cast(Several, section.choice("several", ("each", "best", "ensemble")))
-    features, captions = _read_features(section, extractions), section.optional_path("captions")
+    features, captions = _read_features(section, extractions), _read_captions(section)
     image_list, device = section.optional_path("list"), section.text("device")
     groups = [[model] for model in models] if several == "each" else [models]
     is_folder = len(groups) > 1
@@ -139,6 +142,15 @@ def _read_caption(section: Section, extractions: Sequence[Task], trainings: Sequ
     paths = tuple(model.path for model in models)
     job = CaptionJob(images, paths, output, section.settings(SearchConfig()), several, machine, table)
     return Task(section.name, job)
+
+
+def _read_captions(section: Section) -> CaptionFiles | None:
+    """The captions that the table names, one path or a list; None if it names none."""
+    paths = section.paths("captions")
+    columns = [section.text(key) for key in ("image_column", "caption_column")]
+    if not paths and any(columns):
+        raise section.error(None, "names columns of the captions, but no `captions`")
+    return CaptionFiles(tuple(paths), *columns) if paths else None
 
 
 def _read_features(section: Section, extractions: Sequence[Task]) -> Path | None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from captionmill.data.errors import PipelineError
-from captionmill.data.files import hold_lock, write_text
+from captionmill.data.files import write_text
+from captionmill.data.locks import hold_lock
 from captionmill.pipeline.plan.fingerprints import Fingerprint, take_fingerprint
 
 FORMAT = "captionmill-pipeline"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captionmill.data.captions.table import is_caption_table
 from captionmill.data.errors import CaptionmillError, InputError, PipelineError
 from captionmill.data.model import model_exists
 from captionmill.data.paths import AnyPath
+from captionmill.data.tables.formats import is_caption_table
 from captionmill.pipeline.plan.command_line import command_line
 from captionmill.pipeline.plan.fingerprints import Images, settle
 from captionmill.pipeline.plan.graph import Graph, Task

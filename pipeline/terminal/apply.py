@@ -23,7 +23,7 @@ def apply(decisions: Path, table: Path, dry_run: bool) -> None:
 
     Example: captionmill apply decisions.csv --to captions.csv
     """
-    from captionmill.data.captions.decisions import apply_decisions
+    from captionmill.data.tables.decisions import apply_decisions
 
     summary = apply_decisions(decisions, table, dry_run=dry_run)
     click.echo(f"{table}: {summaries.decision_line(summary)}{'; nothing is changed' if dry_run else ''}")

@@ -4,6 +4,7 @@ import _thread
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,28 @@ def _errors_as_objects() -> Iterator[None]:
         raise click.exceptions.Exit(exc.exit_code) from exc
 
 
-class ErrorGroup(click.Group):
+class StrictGroup(click.Group):
+    """Refuses an option that is given twice to one of its commands: the first value would be dropped without a word."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, others = super().resolve_command(ctx, args)
+        if command and not isinstance(command, click.Group) and not ctx.resilient_parsing:  # as completion does
+            refuse_repeated(command, click.Context(command, ctx, name), others)
+        return name, command, others
+
+
+def refuse_repeated(command: click.Command, context: click.Context, arguments: Sequence[str]) -> None:
+    """Raise UsageError if an option of `command` that takes one value is given twice in `arguments`."""
+    _, _, order = command.make_parser(context).parse_args([*arguments])
+    for parameter, count in Counter(order).items():
+        if count > 1 and isinstance(parameter, click.Option) and not parameter.multiple and not parameter.count:
+            names = " or ".join([*parameter.opts, *parameter.secondary_opts])
+            raise click.UsageError(f"{names} is given {count} times; give it once", context)
+
+
+class ErrorGroup(StrictGroup):
     """Shows errors that a user can fix as one line (or JSON object) on stderr, exit code 1; a bug keeps its traceback.
 
     Its help lists the commands in the order in which they were added.

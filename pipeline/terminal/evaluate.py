@@ -11,11 +11,12 @@ from captionmill.pipeline.terminal.options import (
     FILE,
     FILE_PATH,
     FOLDER_PATH,
-    captions_option,
+    captions_options,
     models_option,
     quiet_option,
     search_options,
     setting_options,
+    take_captions,
     take_settings,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
@@ -27,7 +28,7 @@ from captionmill.stages.settings import SearchConfig
 @click.command()
 @click.argument("features", type=FILE_PATH)
 @models_option
-@captions_option
+@captions_options()
 @click.option(
     "--list",
     "image_list",
@@ -47,7 +48,7 @@ from captionmill.stages.settings import SearchConfig
 @search_options
 @setting_options(EvaluateConfig, "device")
 @quiet_option
-def evaluate(features: Path, models: tuple[Path, ...], captions: Path, quiet: bool, **options: Any) -> None:
+def evaluate(features: Path, models: tuple[Path, ...], quiet: bool, **options: Any) -> None:
     """Caption images of the feature store FEATURES and score the captions against all references.
 
     Each score comes with its 95 % bootstrap interval over the images. Columns of --per-image: key, caption, confidence,
@@ -57,6 +58,7 @@ def evaluate(features: Path, models: tuple[Path, ...], captions: Path, quiet: bo
 
     Example: captionmill evaluate features.h5 --model model --captions captions.csv --output scores.json
     """
+    captions = take_captions(options)
     from captionmill.stages.scoring.evaluate import evaluate
 
     search = take_settings(SearchConfig, options)
@@ -70,3 +72,6 @@ def evaluate(features: Path, models: tuple[Path, ...], captions: Path, quiet: bo
     if evaluation.missing:
         click.echo(f"Not scored, without features or references: {len(evaluation.missing)}", err=True)
         click.echo(show_list(evaluation.missing), err=True)
+    if evaluation.damaged:
+        click.echo(f"Not scored, as their features are damaged: {len(evaluation.damaged)}; run extract again", err=True)
+        click.echo(show_list(evaluation.damaged), err=True)

@@ -6,13 +6,15 @@ from typing import Any
 import click
 
 from captionmill.pipeline.terminal.options import (
-    FILE,
     FILE_PATH,
+    FILE_PATH_OR_URL,
+    captions_options,
     log_format_option,
     models_option,
     moved_weights_option,
     search_options,
     setting_options,
+    take_captions,
     take_settings,
 )
 from captionmill.stages.settings import ExtractConfig, SearchConfig
@@ -21,10 +23,10 @@ _MACHINE = ("device", "engine", "precision")
 
 
 @click.command()
-@click.argument("image", type=FILE_PATH)
+@click.argument("image", type=FILE_PATH_OR_URL)
 @models_option
 @click.option("--output", type=FILE_PATH, help="Page to write (HTML, one file).  [default: text on the terminal]")
-@click.option("--captions", type=FILE, help="Reference captions, in any format that `train` reads.")
+@captions_options("Reference captions, in any format that `train` reads", required=False)
 @click.option(
     "--features", type=FILE_PATH, help="Take the numbers from this store; IMAGE may then be a key without a file."
 )
@@ -37,7 +39,7 @@ _MACHINE = ("device", "engine", "precision")
 @search_options
 @setting_options(ExtractConfig, *_MACHINE)
 @log_format_option
-def explain(image: Path, models: tuple[Path, ...], output: Path | None, **options: Any) -> None:
+def explain(image: Path | str, models: tuple[Path, ...], output: Path | None, **options: Any) -> None:
     """Show how IMAGE gets its caption, with the network's own numbers at each step.
 
     The 2048 numbers, the first state, the ten best words of each step with index, score and probability, the search as
@@ -46,6 +48,8 @@ def explain(image: Path, models: tuple[Path, ...], output: Path | None, **option
 
     Example: captionmill explain photo.jpg --model model --output page.html
     """
+    files = take_captions(options)
+    options["captions"] = files if files.paths else None
     from captionmill.pipeline.explain import explain_image
     from captionmill.pipeline.terminal.texts import render_text
 

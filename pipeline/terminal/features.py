@@ -5,12 +5,13 @@ from pathlib import Path
 import click
 
 from captionmill.data.errors import InputError
+from captionmill.pipeline.terminal.endings import StrictGroup
 from captionmill.pipeline.terminal.options import FILE_PATH, log_format_option, overwrite_option, quiet_option
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.words import show_count, show_list
 
 
-@click.group()
+@click.group(cls=StrictGroup)
 def features() -> None:
     """Show, check, repair, merge and export feature stores."""
 
@@ -23,6 +24,7 @@ def info(store: Path) -> None:
 
     Example: captionmill features info features.h5
     """
+    from captionmill.data.features.log import read_records
     from captionmill.data.features.store import FeatureStore
 
     opened = FeatureStore.open(store)
@@ -34,6 +36,9 @@ def info(store: Path) -> None:
         click.echo(f"  shard {shard.index} of {shard.count}: {images}, {shard.failed:,} not readable")
     for name, value in (opened.spec.to_json() | opened.made_by).items():
         click.echo(f"  {name:15} {value}")
+    for record in read_records(store)[-1:]:
+        found = f"{show_count(record.found, 'image')} found, {record.failed:,} failed"
+        click.echo(f"  {'last run':15} {found}" + (f"; left out: {record.left_out}" if record.left_out else ""))
 
 
 @features.command()
@@ -50,8 +55,8 @@ def verify(store: Path) -> None:
     if damaged := opened.verify():
         click.echo(show_list(damaged), err=True)
         raise InputError(
-            f"{store}: {len(damaged)} of {len(opened)} rows are damaged; captionmill features repair {store} removes "
-            "them, and extract computes them again"
+            f"{store}: {len(damaged)} of {len(opened)} rows are damaged; extract computes them again, and captionmill "
+            f"features repair {store} removes them"
         )
     click.echo(f"{store}: {show_count(len(opened), 'row')}, all intact")
 
@@ -60,9 +65,10 @@ def verify(store: Path) -> None:
 @click.argument("store", metavar="FILE", type=FILE_PATH)
 @log_format_option
 def repair(store: Path) -> None:
-    """Remove the damaged rows of FILE, so that `extract` computes only these again.
+    """Remove the damaged rows of FILE; `extract` computes them again, also without this.
 
-    A file of the store that cannot be opened is renamed to end in .damaged.
+    A file of the store that is damaged as a whole is renamed to end in .damaged. A file that cannot be opened now, such
+    as one that a notebook has open for writing, is no damage: then nothing is changed.
 
     Example: captionmill features repair features.h5
     """

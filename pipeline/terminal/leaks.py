@@ -10,9 +10,11 @@ from captionmill.pipeline.terminal.options import (
     FILE,
     FILE_PATH,
     FOLDER_PATH,
+    captions_options,
     device_option,
     quiet_option,
     setting_options,
+    take_captions,
     take_settings,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
@@ -23,7 +25,7 @@ from captionmill.stages.scoring.settings import LeakConfig
 @click.command()
 @click.argument("features", type=FILE_PATH)
 @click.option("--model", type=FOLDER_PATH, help="Model whose splits to compare, also if `train` drew them.")
-@click.option("--captions", type=FILE, help="Captions file with splits; not needed with lists.")
+@captions_options("Captions with splits; not needed with lists", required=False)
 @click.option("--train-list", type=FILE, help="Images of the split train, one per line.")
 @click.option("--val-list", type=FILE, help="Images of the split val, one per line.")
 @click.option("--test-list", type=FILE, help="Images of the split test, one per line.")
@@ -31,7 +33,7 @@ from captionmill.stages.scoring.settings import LeakConfig
 @click.option("--output", type=FILE_PATH, help="Table for the pairs (CSV), closest first.")
 @device_option
 @quiet_option
-def leaks(features: Path, captions: Path | None, quiet: bool, **options: Any) -> None:
+def leaks(features: Path, quiet: bool, **options: Any) -> None:
     """Report identical and nearly identical images in different splits, by the features in the store FEATURES.
 
     The splits come from the model, or from the lists, or else from the captions file. Images are identical if their
@@ -39,15 +41,21 @@ def leaks(features: Path, captions: Path | None, quiet: bool, **options: Any) ->
 
     Example: captionmill leaks features.h5 --model model --output leaks.csv
     """
+    captions = take_captions(options)
     from captionmill.stages.scoring.leaks import SPLIT_NAMES, find_leaks
 
     config = take_settings(LeakConfig, options)
     lists = {name: path for name in SPLIT_NAMES if (path := options.pop(f"{name}_list"))}
     with ProgressBars(quiet=quiet) as progress:
-        report = find_leaks(features, captions, config, lists=lists, progress=progress, **options)
+        report = find_leaks(
+            features, captions if captions.paths else None, config, lists=lists, progress=progress, **options
+        )
     click.echo(summaries.leak_lines(report))
     if report.without_features:
         click.echo(f"Not compared, without features: {len(report.without_features):,}", err=True)
         click.echo(show_list(report.without_features), err=True)
+    if report.damaged:
+        click.echo(f"Not compared, as their features are damaged: {len(report.damaged):,}; run extract again", err=True)
+        click.echo(show_list(report.damaged), err=True)
     if report.in_no_split:
         click.echo(f"Not compared, in no split: {show_count(report.in_no_split, 'image')} of the store", err=True)

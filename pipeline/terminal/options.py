@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -11,11 +11,15 @@ from captionmill.data.urls import is_url
 from captionmill.stages.fields import Configuration, Setting, settings_of
 from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig
 
+if TYPE_CHECKING:
+    from captionmill.data.captions.files import CaptionFiles
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings", bound=Configuration)
 Decorator = Callable[[Command], Command]
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE_OR_FOLDER = click.Path(exists=True, path_type=Path)
 FILE_PATH = click.Path(dir_okay=False, path_type=Path)
 FOLDER_PATH = click.Path(file_okay=False, path_type=Path)
 
@@ -140,9 +144,49 @@ models_option = click.option(
     required=True,
     help="Model folder that `train` wrote; several form an ensemble: the mean of their probabilities is used.",
 )
-captions_option = click.option(
-    "--captions", type=FILE, required=True, help="Reference captions: Flickr token file, COCO or Karpathy JSON, or CSV."
-)
+
+
+def captions_options(help_text: str = "", *, required: bool = True) -> Decorator[Any]:
+    """The options that name reference captions; `take_captions` makes one value of them."""
+    read = (
+        "a Flickr token file, COCO or Karpathy JSON, CSV, JSON lines, Parquet, or a folder of .txt files beside images"
+    )
+    return options(
+        click.option(
+            "--captions",
+            type=FILE_OR_FOLDER,
+            multiple=True,
+            required=required,
+            help=f"{help_text or f'Reference captions: {read}'}; may be given several times.",
+        ),
+        click.option(
+            "--image-column",
+            metavar="NAME",
+            help="Column that names the image.  [default: image, image_name, file_name, filename or path]",
+        ),
+        click.option(
+            "--caption-column",
+            metavar="NAME",
+            help="Column that holds the caption.  [default: caption, comment or text]",
+        ),
+    )
+
+
+def take_captions(options: dict[str, Any]) -> "CaptionFiles":
+    """The reference captions, taken out of a command's `options`; without paths if none are given.
+
+    The beginning of each file is checked here, so that a wrong one is named before torch is imported.
+    """
+    from captionmill.data.captions.files import CaptionFiles
+
+    files = CaptionFiles(*(options.pop(name) for name in ("captions", "image_column", "caption_column")))
+    if files.paths:
+        files.check()
+    elif files.image_column is not None or files.caption_column is not None:
+        raise click.UsageError("--image-column and --caption-column need --captions")
+    return files
+
+
 moved_weights_option = click.option(
     "--weights", type=FILE, help="File of the backbone's weights, if it was moved since training."
 )

@@ -1,10 +1,20 @@
 """`captionmill report`."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
-from captionmill.pipeline.terminal.options import ANY_OR_URL, FILE, FILE_PATH, FOLDER_PATH, log_format_option
+from captionmill.pipeline.terminal.options import (
+    ANY_OR_URL,
+    FILE,
+    FILE_PATH,
+    FOLDER_PATH,
+    captions_options,
+    log_format_option,
+    take_captions,
+)
 
 
 @click.command()
@@ -20,12 +30,7 @@ from captionmill.pipeline.terminal.options import ANY_OR_URL, FILE, FILE_PATH, F
     multiple=True,
     help="Table that `caption` wrote; may be given several times.",
 )
-@click.option(
-    "--captions",
-    type=FILE,
-    multiple=True,
-    help="Reference captions of the training, for word counts; may be given several times.",
-)
+@captions_options("Reference captions of the training, for word counts", required=False)
 @click.option(
     "--images",
     type=ANY_OR_URL,
@@ -42,10 +47,10 @@ def report(
     features: tuple[Path, ...],
     scores: tuple[Path, ...],
     tables: tuple[Path, ...],
-    captions: tuple[Path, ...],
     images: tuple[Path | str, ...],
     title: str,
     output: Path,
+    **options: Any,
 ) -> None:
     """Write a page about a run, from its files on disk.
 
@@ -55,6 +60,8 @@ def report(
 
     Example: captionmill report model --features features.h5 --scores scores.json --output report.html
     """
+    files = take_captions(options)
+    captions = [replace(files, paths=(path,)) for path in files.paths]
     from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
 
     write_run_report(output, ReportSources(models, features, scores, tables, captions, images), title=title)

@@ -30,7 +30,8 @@ images = "images"  # a folder, a list of paths, a .tar or a URL
 {extract}
 
 [train]  # stage two: a decoder learns to caption from these features
-captions = "references.csv"  # CSV with image and caption, Flickr token file, COCO or Karpathy JSON
+captions = "references.csv"  # CSV with image and caption, Flickr token file, COCO or Karpathy JSON, ...; or a list
+# if its columns have other names: image_column = "file" and caption_column = "text"
 # output = "model"
 {train}
 

@@ -11,10 +11,11 @@ from captionmill.pipeline import summaries
 from captionmill.pipeline.terminal.options import (
     FILE_PATH,
     FOLDER_PATH,
-    captions_option,
+    captions_options,
     overwrite_option,
     quiet_option,
     setting_options,
+    take_captions,
     take_settings,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
@@ -24,7 +25,7 @@ from captionmill.stages.settings import SearchConfig, SplitLists, TrainConfig
 
 @click.command()
 @click.argument("features", type=FILE_PATH)
-@captions_option
+@captions_options()
 @click.option("--output", type=FOLDER_PATH, required=True, help="Folder for the model.")
 @setting_options(SplitLists)
 @setting_options(TrainConfig)
@@ -32,13 +33,14 @@ from captionmill.stages.settings import SearchConfig, SplitLists, TrainConfig
 @overwrite_option
 @click.option("--restart", is_flag=True, help="Start from scratch instead of resuming an unfinished training.")
 @quiet_option
-def train(features: Path, captions: Path, output: Path, quiet: bool, **options: Any) -> None:
+def train(features: Path, output: Path, quiet: bool, **options: Any) -> None:
     """Train a decoder on the feature store FEATURES and reference captions.
 
     Images without features, and images without captions, are left out; they are listed before training starts.
 
     Example: captionmill train features.h5 --captions captions.csv --output model
     """
+    captions = take_captions(options)
     from captionmill.stages.training.train import TrainListener, train
 
     config = take_settings(TrainConfig, options)

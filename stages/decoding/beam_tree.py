@@ -78,7 +78,7 @@ def build_beam_tree(trace: Sequence[TracedStep], vocabulary: Vocabulary, search:
     return BeamTree(
         steps=marked,
         words=tuple(captions[0]),
-        cut=len(captions[0]) == search.max_length,
+        cut=len(captions[0]) == search.longest,
         captions=tuple(vocabulary.decode(words) for words in captions),
     )
 

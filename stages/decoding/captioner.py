@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
@@ -81,6 +81,14 @@ class Captioner:
         """The words of every decoder."""
         return self.bundles[0].vocabulary
 
+    def fit_search(self, search: SearchConfig) -> SearchConfig:
+        """`search` with a maximum length: where it has none, 20 words, or as many as a decoder was trained on."""
+        if search.max_length is not None:
+            return search
+        trained = [bundle.training.get("max_length") for bundle in self.bundles]
+        lengths = [length for length in trained if isinstance(length, int)]
+        return replace(search, max_length=max([search.longest, *lengths]))
+
     def captions(
         self,
         store: FeatureStore,
@@ -94,6 +102,7 @@ class Captioner:
         Raises SpecMismatchError at once if the features are not of the kind that the decoder was trained on.
         """
         self.spec.require(store.spec, mine="the model", others=str(store.path))
+        search = self.fit_search(search)
         return decode_features(self.decoder, store, keys, self.vocabulary, search, progress=progress)
 
 

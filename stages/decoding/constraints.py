@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, PAD, START, UNK
-from captionmill.stages.settings import SearchConfig
+from captionmill.stages.settings import USUAL_LENGTH, SearchConfig
 
 _LEAST = -1e30  # a log probability that leaves an end possible where the decoder rules it out
 
@@ -25,7 +25,7 @@ class WordRule:
     """Words that never come."""
     min_length: int = 1
     """Words before `<end>` at the earliest."""
-    max_length: int = SearchConfig.max_length
+    max_length: int = USUAL_LENGTH
     """Words after which only `<end>` comes."""
     no_repeat_ngram: int = 0
     """Words in a row that do not come twice; 0 allows all."""
@@ -33,7 +33,7 @@ class WordRule:
     @classmethod
     def of(cls, search: SearchConfig) -> "WordRule":
         """The rule of every caption that `search` finds or draws."""
-        return cls(min_length=search.min_length, max_length=search.max_length, no_repeat_ngram=search.no_repeat_ngram)
+        return cls(min_length=search.min_length, max_length=search.longest, no_repeat_ngram=search.no_repeat_ngram)
 
     def barred(self, history: Tensor, vocab_size: int) -> Iterator[tuple[str, Tensor]]:
         """The words that must not follow `history` [R, T], each time with the reason: those of each row [R, N].

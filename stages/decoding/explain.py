@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captionmill.data.captions.vocabulary import END, START, Vocabulary, tokenize
+from captionmill.data.captions.vocabulary import END, START, Vocabulary
 from captionmill.data.features.file import Features
 from captionmill.stages.decoding.beam_tree import BeamTree, build_beam_tree
 from captionmill.stages.decoding.captioner import choose_steps, find_captions
@@ -165,9 +165,9 @@ def explain_features(
         beam=build_beam_tree(trace, vocabulary, search),
         caption=walker.follow_caption(caption),
         references=tuple(
-            Reference(text, tuple(tokenize(text)), walker.follow([*vocabulary.encode(text), END]))
+            Reference(text, tuple(vocabulary.tokenize(text)), walker.follow([*vocabulary.encode(text), END]))
             for text in references
-            if tokenize(text)
+            if vocabulary.tokenize(text)
         ),
     )
 

@@ -37,14 +37,14 @@ def draw_captions(
     """
     if trace is not None and len(features) != 1:
         raise ValueError(f"draws for {len(features)} images cannot be traced")
-    draws, steps = 1 + search.alternatives, search.max_length + 1
+    draws, steps = 1 + search.alternatives, search.longest + 1
     chances = torch.from_numpy(np.concatenate([_chances(search.seed, key, draws, steps) for key in keys]))
     state = tuple(part.repeat_interleave(draws, dim=1) for part in decoder.start(features))  # each [L, B * draws, H]
     words, log_probabilities = draw_words(decoder, state, chances.to(features.device), WordRule.of(search), search)
     if trace is not None:
         trace += _record(words, log_probabilities, search)
     captions = [
-        read_caption(row, row_log_probabilities, search.max_length)
+        read_caption(row, row_log_probabilities, search.longest)
         for row, row_log_probabilities in zip(words.tolist(), log_probabilities.tolist(), strict=True)
     ]
     return [

@@ -88,7 +88,7 @@ class _Beam:
         self._search, self._rule, self._trace = search, WordRule.of(search), trace
         self._group_size = beams // groups
         # what sums are divided by; torch's powers of equal numbers may differ in the last bit, Python's do not
-        weights = [max(length, 1) ** search.length_penalty for length in range(search.max_length + 2)]
+        weights = [max(length, 1) ** search.length_penalty for length in range(search.longest + 2)]
         self._weights = torch.tensor(weights, dtype=torch.float32, device=device)
         self.images = torch.arange(count, device=device)  # [B] which row of the features each is
         self._sums = torch.full((count, beams), -math.inf, device=device)  # [B, K] of log probabilities
@@ -190,7 +190,7 @@ class _Beam:
         parts = (self.images, order, counts, self._words, self._log_probabilities)
         known = []
         for image, places, count, words, values in zip(*(part[is_known].tolist() for part in parts), strict=True):
-            ranked = [read_caption(words[place], values[place], self._search.max_length) for place in places[:count]]
+            ranked = [read_caption(words[place], values[place], self._search.longest) for place in places[:count]]
             best, *others = {caption.words: caption for caption in ranked}.values()  # groups may find the same
             known.append((image, replace(best, alternatives=tuple(others[: self._search.alternatives]))))
         return known

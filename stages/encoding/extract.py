@@ -10,21 +10,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from captionmill.data.csv_tables import write_failures
-from captionmill.data.errors import InputError, StoreError
+from captionmill.data.errors import InputError, StoreAccessError, StoreError
 from captionmill.data.features.log import ExtractionRecord, append_record
 from captionmill.data.features.mirror import StoreMirror
+from captionmill.data.features.parts import part_paths
 from captionmill.data.features.shard import Shard, shard_of
-from captionmill.data.features.store import FeatureStore, delete_store, part_paths, replace_store
+from captionmill.data.features.store import FeatureStore, delete_store, replace_store
 from captionmill.data.features.writer import FeatureWriter, lock_store
 from captionmill.data.files import require_other_file
-from captionmill.data.images.find import find_images
-from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged
+from captionmill.data.images.find import search_images
+from captionmill.data.images.read import ImageFile
+from captionmill.data.images.walk import PassedOver
 from captionmill.data.paths import as_location
 from captionmill.data.progress import Progress, no_progress
 from captionmill.data.urls import is_url, local_path
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.encoding.meter import Meter
+from captionmill.stages.encoding.missing import find_missing, find_unlisted
 from captionmill.stages.encoding.share import ShareResult
 from captionmill.stages.encoding.spread import Spread, run_tasks
 from captionmill.stages.machine import choose_workers, unused_gpu_note, versions
@@ -62,6 +65,8 @@ class ExtractSummary:
     """The store that was written; a shard has its own name."""
     failures_name: str = ""
     """The table of failures, beside the store."""
+    left_out: PassedOver = field(default_factory=PassedOver)
+    """What the search passed over, such as thumbnails and hidden files."""
 
     def record(
         self, images: Path | str, *, captioned: int | None = None, captioning_s: float | None = None
@@ -80,6 +85,7 @@ class ExtractSummary:
             advice=self.advice if self.extracted else "",
             captioned=captioned,
             captioning_s=captioning_s,
+            left_out=self.left_out.describe(),
         )
 
 
@@ -128,7 +134,8 @@ def extract(
         raise InputError(f"{output}: a cluster writes to storage that its machines share; name a path, not a URL")
     if not is_url(images) and not is_url(output):
         require_other_file(Path(output), Path(images))
-    found = find_images(images)[:limit]
+    search = search_images(images)
+    found = search.found[:limit]
     part_of = None
     if shard is not None:
         part_of = Shard.of([image.key for image in found], *shard)
@@ -149,6 +156,7 @@ def extract(
             spread=spread,
             progress=progress,
         )
+        summary = replace(summary, left_out=search.left_out)
         failures_path = path.with_name(_failures_name(path, is_own=config.own_failures or shard is not None))
         if summary.failures or failures_path.exists() or mirror:  # an old one may exist at the URL
             write_failures(failures_path, [(failure.key, failure.reason) for failure in summary.failures])
@@ -176,18 +184,6 @@ def shard_path(output: Path | str, index: int, count: int) -> Path | str:
     stem, dot, suffix = name.rpartition(".") if "." in name else (name, "", "")
     named = f"{folder}{slash}{stem}-{index:05d}-of-{count:05d}{dot}{suffix}"
     return named if is_url(output) else Path(named)
-
-
-def find_missing(found: Sequence[ImageFile], store: FeatureStore | None) -> list[ImageFile]:
-    """The images of `found` that have no row in `store`, or have changed since theirs was made."""
-    if store is None:
-        return list(found)
-    sources = store.sources()
-    return [
-        image
-        for image in found
-        if image.key not in store or not is_unchanged(image, ImageSource(*sources[store.position(image.key)].tolist()))
-    ]
 
 
 def extract_images(
@@ -218,7 +214,7 @@ def extract_images(
         on_change=layout.on_change,
     ) as writer:
         missing = find_missing(found, writer.store)
-        unlisted = _find_unlisted(writer.store.keys, found) if writer.store else set()
+        unlisted = find_unlisted(writer.store.keys, found) if writer.store else set()
         if prune or shard is not None:  # a shard's store holds only its part of the present list
             writer.drop(unlisted)
         for result in run_tasks(missing, writer, encoder, config, spread=spread, progress=progress):
@@ -251,12 +247,6 @@ def extract_images(
     )
 
 
-def _find_unlisted(keys: Sequence[str], found: Sequence[ImageFile]) -> set[str]:
-    """Those of `keys` whose image is gone, without those in a folder or tar that cannot be read now."""
-    closed = tuple(f"{image.key}/" for image in found if image.problem)
-    return {key for key in set(keys).difference(image.key for image in found) if not key.startswith(closed)}
-
-
 @contextmanager
 def _local_store(output: Path | str) -> Iterator[tuple[Path, StoreMirror | None]]:
     """A local path for the store `output`; for a URL, a downloaded copy and the mirror that uploads its changes."""
@@ -285,6 +275,8 @@ def _can_resume(target: Path, encoder: Encoder, config: ExtractConfig, keys: set
     """Whether an interrupted `overwrite` run left rows of the same kind, and only of these images."""
     try:
         store = FeatureStore.open(target)
+    except StoreAccessError:  # nothing is known about what is in it
+        raise
     except StoreError:
         return False
     return store.dtype == config.dtype and not store.spec.differences(encoder.spec) and keys.issuperset(store.keys)

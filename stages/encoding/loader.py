@@ -126,7 +126,7 @@ def _load(image: ImageFile, prepare: Prepare, least_size: LeastSize) -> _Loaded:
     read = time.perf_counter()
     pixels, reason = None, ""
     try:
-        pixels = prepare_pixels(decode_pixels(data, at_least=least_size), prepare)
+        pixels = prepare_pixels(decode_pixels(data, at_least=least_size, name=image.key), prepare)
     except ImageError as exc:
         reason = str(exc)
     return _Loaded(pixels, source, reason, read - started, time.perf_counter() - read)

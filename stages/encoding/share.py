@@ -131,11 +131,13 @@ def claim_device(name: str) -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace("/", "-")
     for place, index in itertools.product(range(_PLACES), range(count)):
         lock_name = f"captionmill-{getpass.getuser()}-cuda-{visible}-{index}-{place}.lock"
-        lock = filelock.FileLock(Path(tempfile.gettempdir()) / lock_name)
+        lock = filelock.FileLock(Path(tempfile.gettempdir()) / lock_name, fallback_to_soft=False)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             continue
+        except OSError:  # a folder for temporary files without locks
+            break
         _claims.append(lock)
         return f"cuda:{index}"
     return f"cuda:{os.getpid() % count}"

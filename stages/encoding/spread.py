@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from captionmill.data.features.store import part_paths
+from captionmill.data.features.parts import part_paths
 from captionmill.data.features.writer import FeatureWriter
 from captionmill.data.images.read import ImageFile
 from captionmill.data.progress import Progress

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captionmill.data.captions.references import read_annotations
-from captionmill.data.captions.table import CaptionRow, read_captions
 from captionmill.data.errors import AnnotationError
+from captionmill.data.tables.formats import read_captions
+from captionmill.data.tables.rows import CaptionRow
 from captionmill.stages.scoring.bootstrap import Estimate, compare, estimate
 from captionmill.stages.scoring.metrics import measure_captions
 from captionmill.stages.scoring.settings import BootstrapConfig

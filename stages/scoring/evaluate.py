@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from captionmill.data.captions.references import Annotations, read_annotations, read_split_list
+from captionmill.data.captions.files import Captions, as_caption_files
+from captionmill.data.captions.references import read_annotations
 from captionmill.data.csv_tables import guard_formula, write_table
-from captionmill.data.errors import AnnotationError, InputError
+from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import require_other_file, write_text
 from captionmill.data.model import model_paths
@@ -21,17 +22,29 @@ from captionmill.data.paths import AnyPath, AnyPaths, as_path, as_paths
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Caption, Captioner
 from captionmill.stages.scoring.bootstrap import LEVEL, Estimate, compare, estimate
+from captionmill.stages.scoring.collapse import describe_collapse
 from captionmill.stages.scoring.java import JAVA_METRICS, measure_with_java
 from captionmill.stages.scoring.metrics import Metric, Scores, measure_captions
+from captionmill.stages.scoring.scored import (
+    choose_complete,
+    choose_keys,
+    choose_word_rule,
+    keys_of,
+    splits_of,
+    warn_of_training_images,
+)
 from captionmill.stages.scoring.settings import BootstrapConfig, EvaluateConfig
-from captionmill.stages.scoring.statistics import CaptionStatistics, CaptionTraits, describe_captions, find_traits
+from captionmill.stages.scoring.statistics import (
+    CaptionStatistics,
+    CaptionTraits,
+    describe_captions,
+    find_traits,
+)
 from captionmill.stages.settings import SearchConfig
 
 _YES_NO = {True: "yes", False: "no", None: ""}
 
 _log = logging.getLogger(__name__)
-
-_Splits = Sequence[Mapping[str, Sequence[str]]]  # one per model
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,8 @@ class Evaluation:
     """How the images were chosen: the list, the captions file's test split, or what the model has not seen."""
     missing: tuple[str, ...]
     """Images that should be scored, but have no features or no references."""
+    damaged: tuple[str, ...]
+    """Images that should be scored, but whose features are damaged: `extract` makes them again."""
     bootstrap: BootstrapConfig
     """How the intervals were computed."""
 
@@ -77,7 +92,7 @@ class Evaluation:
 def evaluate(
     features: AnyPath,
     model: AnyPaths,
-    captions: AnyPath,
+    captions: Captions,
     config: EvaluateConfig = EvaluateConfig(),
     *,
     image_list: AnyPath | None = None,
@@ -98,40 +113,42 @@ def evaluate(
     Raises AnnotationError if no such image has both features and references, SpecMismatchError if the features do not
     match those that a model was trained on, InputError if an output is an input or the other output.
     """
-    features, models, captions = Path(features), as_paths(model), Path(captions)
+    features, models, captions = Path(features), as_paths(model), as_caption_files(captions)
     image_list, output, per_image, against = map(as_path, (image_list, output, per_image, against))
     model_files = model_paths(*models, *([against] if against else []))
-    _check_outputs(output, per_image, inputs=(features, captions, image_list, *model_files))
+    _check_outputs(output, per_image, inputs=(features, *captions.paths, image_list, *model_files))
     captioner = Captioner.load(models, device=config.device)
     other = Captioner.load(against, device=config.device) if against else None
     store = FeatureStore.open(features)
     if other:
         other.spec.require(store.spec, mine=str(against), others=str(features))
-    annotations = read_annotations(captions, known_keys=store.keys)
-    splits = _splits_of(captioner, store)
-    keys, chosen_by = _choose_keys(annotations, splits, store, image_list)
-    scored = [key for key in keys if key in store and key in annotations.captions]
-    if not scored:
-        raise AnnotationError(f"nothing to score: none of {len(keys)} images ({chosen_by}) has features and references")
-    _warn_of_training_images(splits, scored, "the model")
+    word_rule = choose_word_rule(captioner, other)
+    annotations = read_annotations(captions, known_keys=store.keys, word_rule=word_rule)
+    splits = splits_of(captioner, store)
+    keys, chosen_by = choose_keys(annotations, splits, store, image_list)
+    scored, damaged = choose_complete(keys, chosen_by, annotations, store)
+    warn_of_training_images(splits, scored, "the model")
     if len(scored) == 1:
         _log.warning("one image: its CIDEr-D is 0 whatever its caption, since all words are equally rare in one image")
-    decoded = dict(captioner.captions(store, scored, config.search, progress=progress))
+    search = captioner.fit_search(config.search)
+    decoded = dict(captioner.captions(store, scored, search, progress=progress))
     references = {key: annotations.captions[key] for key in scored}
     texts = {key: caption.text for key, caption in decoded.items()}
-    metrics, left_out = _measure(texts, references, JAVA_METRICS if config.java_metrics else ())
+    for line in describe_collapse(store, texts, references, captioner.vocabulary):
+        _log.warning("%s", line)
+    metrics, left_out = _measure(texts, references, JAVA_METRICS if config.java_metrics else (), word_rule)
     comparison = None
     if against and other:
-        _warn_of_training_images(_splits_of(other, store), scored, str(against))
+        warn_of_training_images(splits_of(other, store), scored, str(against))
         others = {key: caption.text for key, caption in other.captions(store, scored, config.search, progress=progress)}
         had = [metric.name for metric in metrics if metric.name in JAVA_METRICS]
-        other_metrics, other_left_out = _measure(others, references, had)
+        other_metrics, other_left_out = _measure(others, references, had, word_rule)
         left_out += other_left_out
         differences = compare(metrics, other_metrics, config.bootstrap)
         comparison = ModelComparison(against.name, estimate(other_metrics, config.bootstrap), differences)
-    trained_on = _keys_of(splits, "train")
+    trained_on = keys_of(splits, "train")
     training = [annotations.captions[key] for key in trained_on if key in annotations.captions]
-    traits = find_traits(texts, itertools.chain.from_iterable(training))
+    traits = find_traits(texts, itertools.chain.from_iterable(training), word_rule)
     evaluation = Evaluation(
         estimates=estimate(metrics, config.bootstrap),
         statistics=describe_captions(
@@ -146,7 +163,8 @@ def evaluate(
         captions=decoded,
         references=references,
         chosen_by=chosen_by,
-        missing=tuple(sorted(set(keys) - set(scored))),
+        missing=tuple(sorted(set(keys).difference(scored, damaged))),
+        damaged=tuple(damaged),
         bootstrap=config.bootstrap,
     )
     if per_image:
@@ -154,8 +172,7 @@ def evaluate(
     if output:
         write_text(
             output,
-            json.dumps(_to_json(evaluation, metrics, models, features, config.search), indent=1, ensure_ascii=False)
-            + "\n",
+            json.dumps(_to_json(evaluation, metrics, models, features, search), indent=1, ensure_ascii=False) + "\n",
         )
     return evaluation
 
@@ -168,41 +185,17 @@ def _check_outputs(output: Path | None, per_image: Path | None, *, inputs: Seque
         raise InputError(f"{output}: cannot hold both the scores (JSON) and a row for each image (CSV); name two files")
 
 
-def _choose_keys(
-    annotations: Annotations, splits: _Splits, store: FeatureStore, image_list: Path | None
-) -> tuple[list[str], str]:
-    if image_list:
-        return read_split_list(image_list, known_keys=store.keys), f"listed in {image_list.name}"
-    if keys := annotations.keys_of("test"):
-        return keys, "test split of the captions file"
-    seen = _keys_of(splits, "train", "val")
-    if keys := [key for key in _keys_of(splits, "test") if key not in seen]:
-        return keys, "the model's own test split"
-    return sorted(annotations.captions.keys() - seen), "images that the model has not seen"
-
-
-def _splits_of(captioner: Captioner, store: FeatureStore) -> _Splits:
-    return [bundle.splits_in(store.keys) for bundle in captioner.bundles]
-
-
-def _keys_of(splits: _Splits, *names: str) -> dict[str, None]:
-    """The images in one of the splits `names` of any of the models, each once, in order."""
-    return dict.fromkeys(key for one in splits for name in names for key in one[name])
-
-
-def _warn_of_training_images(splits: _Splits, scored: Sequence[str], whose: str) -> None:
-    if count := len({*scored} & _keys_of(splits, "train").keys()):
-        _log.warning("%d of the %d images scored are ones that %s was trained on", count, len(scored), whose)
-
-
 def _measure(
-    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], java_names: Collection[str]
+    captions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    java_names: Collection[str],
+    word_rule: int,
 ) -> tuple[list[Metric], tuple[str, ...]]:
     """All metrics, rows in the order of `captions`, and a line for each that is not available here."""
-    metrics = measure_captions(captions, references)
+    metrics = measure_captions(captions, references, word_rule)
     if not java_names:
         return metrics, ()
-    with_java, left_out = measure_with_java(captions, references, java_names)
+    with_java, left_out = measure_with_java(captions, references, java_names, word_rule)
     return [*metrics, *with_java], tuple(left_out)
 
 
@@ -237,6 +230,7 @@ def _to_json(
         "images": len(evaluation.captions),
         "images_chosen_by": evaluation.chosen_by,
         "missing": list(evaluation.missing),
+        **({"damaged": list(evaluation.damaged)} if evaluation.damaged else {}),
         "search": asdict(search),
         "scores": _values(evaluation.estimates),
         "intervals": _intervals(evaluation.estimates),

@@ -6,6 +6,7 @@ with a reason. Tokens are those of the other metrics. METEOR is version 1.5 with
 """
 
 import contextlib
+import functools
 import http.client
 import importlib.util
 import io
@@ -21,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
+from captionmill.data.captions.words import WORD_RULE
 from captionmill.data.optional import install_command
 from captionmill.stages.scoring.metrics import Floats, Metric, mean_metric
-from captionmill.stages.scoring.tokens import tokenize_ptb
+from captionmill.stages.scoring.tokens import tokenize_for_scores
 
 _PACKAGE = "pycocoevalcap"
 JAVA_METRICS = ("meteor", "spice")
@@ -42,13 +44,18 @@ class _UnavailableError(Exception):
 
 
 def measure_with_java(
-    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], names: Collection[str] = JAVA_METRICS
+    captions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    names: Collection[str] = JAVA_METRICS,
+    word_rule: int = WORD_RULE,
 ) -> tuple[list[Metric], list[str]]:
     """METEOR and SPICE of one caption per image, rows in the order of `captions`, each 0 to 1; and those left out.
 
-    The second list has a line for each metric of `names` that is not available here, with the reason.
+    The second list has a line for each metric of `names` that is not available here, with the reason. `word_rule` is
+    that of the model.
     """
-    corpus = [(_prepare(caption), [_prepare(text) for text in references[key]]) for key, caption in captions.items()]
+    prepare = functools.partial(_prepare, word_rule=word_rule)
+    corpus = [(prepare(caption), [prepare(text) for text in references[key]]) for key, caption in captions.items()]
     metrics, left_out = [], []
     measures: dict[str, Callable[[Corpus], Metric]] = {"meteor": _measure_meteor, "spice": _measure_spice}
     for name in names:
@@ -59,9 +66,9 @@ def measure_with_java(
     return metrics, left_out
 
 
-def _prepare(caption: str) -> str:
+def _prepare(caption: str, word_rule: int) -> str:
     """The tokens in one line, without METEOR's separator of sentences."""
-    return " ".join(" ".join(tokenize_ptb(caption)).replace("|||", "|").split())
+    return " ".join(" ".join(tokenize_for_scores(caption, word_rule)).replace("|||", "|").split())
 
 
 def _measure_meteor(corpus: Corpus) -> Metric:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captionmill.data.captions.files import CaptionFiles, Captions, as_caption_files
+from captionmill.data.captions.near import describe_near
 from captionmill.data.captions.references import read_annotations, read_split_list
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
@@ -80,6 +82,8 @@ class LeakReport:
     """Identical ones first, then by decreasing cosine; the first `kept_pairs` if there are more."""
     without_features: tuple[str, ...]
     """Images of a split that have no row, sorted."""
+    damaged: tuple[str, ...]
+    """Images of a split whose rows are damaged, sorted: `extract` makes them again."""
     in_no_split: int
     """Rows of images that are in no split."""
 
@@ -96,7 +100,7 @@ class _Hits:
 
 def find_leaks(
     features: AnyPath,
-    captions: AnyPath | None = None,
+    captions: Captions | None = None,
     config: LeakConfig = LeakConfig(),
     *,
     lists: Mapping[str, AnyPath] | None = None,
@@ -116,19 +120,21 @@ def find_leaks(
     Raises InputError if fewer than two splits have images with features (one is enough with `config.within`), or if
     `model` is combined with `captions` or `lists`; ModelError if the model cannot be read.
     """
-    features, captions, model, output = Path(features), as_path(captions), as_path(model), as_path(output)
+    features, model, output = Path(features), as_path(model), as_path(output)
+    captions = None if captions is None else as_caption_files(captions)
     list_paths = {split: Path(path) for split, path in (lists or {}).items()}
     if output:
         model_files = model_paths(model) if model else []
-        require_other_file(output, features, captions, *list_paths.values(), *model_files)
+        require_other_file(output, features, *(captions.paths if captions else ()), *list_paths.values(), *model_files)
     chosen_device = choose_device(device)
     store = FeatureStore.open(features)
     splits = _read_splits(captions, list_paths, model, store)
+    damaged = set(store.verify({key for keys in splits.values() for key in keys}))
     places = {
-        name: np.array([store.position(key) for key in keys if key in store], dtype=np.int64)
+        name: np.array([store.position(key) for key in keys if key in store and key not in damaged], dtype=np.int64)
         for name, keys in splits.items()
     }
-    _require_something_to_compare(places, config, features)
+    _require_something_to_compare(places, config, splits, store)
     compared = (
         itertools.combinations_with_replacement(places, 2) if config.within else itertools.combinations(places, 2)
     )
@@ -151,7 +157,8 @@ def find_leaks(
         counts=counts,
         pairs=tuple(pairs[: limits.kept_pairs]),
         without_features=tuple(sorted({key for keys in splits.values() for key in keys if key not in store})),
-        in_no_split=len(store) - len(in_splits),
+        damaged=tuple(sorted(damaged)),
+        in_no_split=len(store) - len(in_splits) - len(damaged),
     )
     if output:
         columns = [field.name for field in fields(LeakPair)]
@@ -160,7 +167,7 @@ def find_leaks(
 
 
 def _read_splits(
-    captions: Path | None, lists: Mapping[str, Path], model: Path | None, store: FeatureStore
+    captions: CaptionFiles | None, lists: Mapping[str, Path], model: Path | None, store: FeatureStore
 ) -> dict[str, list[str]]:
     """The keys of each split, each once, in the order train, val, test."""
     if model:
@@ -179,19 +186,21 @@ def _read_splits(
     annotations = read_annotations(captions, known_keys=store.keys)
     if not annotations.splits:
         raise InputError(
-            f"{captions}: names no splits; pass two or more of `train_list`, `val_list` and `test_list`, "
+            f"{captions.name}: names no splits; pass two or more of `train_list`, `val_list` and `test_list`, "
             "or the `model` whose training drew them"
         )
     return {name: annotations.keys_of(name) for name in SPLIT_NAMES if annotations.keys_of(name)}
 
 
-def _require_something_to_compare(places: Mapping[str, Places], config: LeakConfig, features: Path) -> None:
+def _require_something_to_compare(
+    places: Mapping[str, Places], config: LeakConfig, splits: Mapping[str, Sequence[str]], store: FeatureStore
+) -> None:
     with_images = [name for name, rows in places.items() if len(rows)]
     if len(with_images) < (1 if config.within else 2):
-        raise InputError(
-            f"nothing to compare: {features} has images of {f'{with_images[0]} only' if with_images else 'no split'}; "
-            "name the splits' images by their paths in the store, and two splits or `within`"
-        )
+        near = describe_near([key for keys in splits.values() for key in keys if key not in store], store.keys)
+        of_one = f"{with_images[0]} only" if with_images else "no split"
+        remedy = "name the splits' images by their paths in the store, and two splits or `within`"
+        raise InputError(f"nothing to compare: {store.path} has images of {of_one}; {near or remedy}")
 
 
 def _content_hashes(store: FeatureStore) -> npt.NDArray[np.uint64]:

@@ -16,8 +16,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from captionmill.data.captions.words import WORD_RULE
 from captionmill.data.errors import InputError
-from captionmill.stages.scoring.tokens import tokenize_ptb
+from captionmill.stages.scoring.tokens import tokenize_for_scores
 
 MAX_ORDER = 4  # n-grams of one to four tokens, in BLEU and in CIDEr-D
 BETA = 1.2  # of ROUGE-L: how much more recall weighs than precision
@@ -73,21 +74,24 @@ def mean_metric(name: str, scores: Floats) -> Metric:
     return Metric(name, scores[:, None], lambda sums, count: sums[..., 0] / count)
 
 
-def measure_captions(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> list[Metric]:
+def measure_captions(
+    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], word_rule: int = WORD_RULE
+) -> list[Metric]:
     """BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D of one caption per image, plain sentences; rows in the order of `captions`.
 
     References of images without a caption are ignored, so the rarity weights of CIDEr-D come only from the captioned
     images; a resample does not change them. BLEU of one image is the corpus formula on that image's counts, without
-    smoothing, as `Bleu(4)` lists it for each image: 0 if no four words in a row are in a reference. Raises InputError
-    if a caption has no references, or there are no captions.
+    smoothing, as `Bleu(4)` lists it for each image: 0 if no four words in a row are in a reference. `word_rule` is that
+    of the model. Raises InputError if a caption has no references, or there are no captions.
     """
     if not captions:
         raise InputError("there are no captions to score; caption some images first")
     for key in captions:
         if not references.get(key):
             raise InputError(f"{key} has a caption but no references; score only images that the captions file names")
-    candidate_tokens = {key: tokenize_ptb(caption) for key, caption in captions.items()}
-    reference_tokens = {key: [tokenize_ptb(reference) for reference in references[key]] for key in captions}
+    tokenize = partial(tokenize_for_scores, word_rule=word_rule)
+    candidate_tokens = {key: tokenize(caption) for key, caption in captions.items()}
+    reference_tokens = {key: [tokenize(reference) for reference in references[key]] for key in captions}
     counts = np.array([_count_bleu(candidate_tokens[key], reference_tokens[key]) for key in captions], np.float64)
     rouge = np.array([rouge_l(candidate_tokens[key], reference_tokens[key]) for key in captions], np.float64)
     return [

@@ -1,14 +1,13 @@
 """Statistics of captions and vocabularies: length, variety, copies, repetition, coverage, confidence."""
 
-import itertools
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary, tokenize
+from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary, WordCounts
+from captionmill.data.captions.words import WORD_RULE, has_unspaced_script, tokenize
 
 REPEATED_ORDER = 3  # words in a row; decoders often block their repetition since Paulus et al. (arXiv 1705.04304)
 _PARTS = 4
@@ -23,7 +22,7 @@ class CaptionTraits:
     copied: bool | None
     """Whether a training caption has the same words in the same order; None if no training captions are known."""
     repeated_word: bool
-    """Whether a word directly follows itself ("a red red ball")."""
+    """Whether a word directly follows itself ("a red red ball"); a character that is a word, twice, as many double."""
     repeated_trigram: bool
     """Whether three words in a row occur twice, overlapping or not."""
 
@@ -52,10 +51,12 @@ class CaptionStatistics:
     """Share in which three words in a row occur twice."""
 
 
-def find_traits(captions: Mapping[str, str], training_captions: Iterable[str]) -> dict[str, CaptionTraits]:
+def find_traits(
+    captions: Mapping[str, str], training_captions: Iterable[str], word_rule: int = WORD_RULE
+) -> dict[str, CaptionTraits]:
     """The traits of each caption, by key; `training_captions` are plain sentences, empty if not known."""
-    known = {tuple(_words(caption)) for caption in training_captions}
-    return {key: _traits(_words(caption), known) for key, caption in captions.items()}
+    known = {tuple(_words(caption, word_rule)) for caption in training_captions}
+    return {key: _traits(_words(caption, word_rule), known) for key, caption in captions.items()}
 
 
 def is_repetitive(caption: str) -> bool:
@@ -77,7 +78,7 @@ def describe_captions(
     copied = [trait.copied for trait in traits.values() if trait.copied is not None]
     return CaptionStatistics(
         mean_length=_mean([trait.words for trait in traits.values()]),
-        distinct=len({tuple(_words(caption)) for caption in captions.values()}),
+        distinct=len({tuple(_words(caption, vocabulary.word_rule)) for caption in captions.values()}),
         words_used=len(used),
         vocabulary_share=len(used) / max(1, len(vocabulary) - len(SPECIAL_WORDS)),
         copied=_mean(copied) if copied else None,
@@ -88,8 +89,8 @@ def describe_captions(
     )
 
 
-def _words(caption: str) -> list[str]:
-    return " ".join(tokenize(caption)).replace(" 's", "'s").split()
+def _words(caption: str, word_rule: int = WORD_RULE) -> list[str]:
+    return " ".join(tokenize(caption, word_rule)).replace(" 's", "'s").split()
 
 
 def _traits(words: Sequence[str], known: Collection[tuple[str, ...]]) -> CaptionTraits:
@@ -97,14 +98,22 @@ def _traits(words: Sequence[str], known: Collection[tuple[str, ...]]) -> Caption
     return CaptionTraits(
         words=len(words),
         copied=tuple(words) in known if known else None,
-        repeated_word=any(word == following for word, following in itertools.pairwise(words)),
+        repeated_word=any(_is_repeated(words, place) for place in range(1, len(words))),
         repeated_trigram=len(set(trigrams)) < len(trigrams),
     )
 
 
+def _is_repeated(words: Sequence[str], place: int) -> bool:
+    """Whether the word at `place` follows itself; a character that is a word, twice."""
+    word = words[place]
+    if words[place - 1] != word:
+        return False
+    return not has_unspaced_script(word) or (place > 1 and words[place - 2] == word)
+
+
 def _vocabulary_words(caption: str, vocabulary: Vocabulary) -> Iterable[str]:
     """The words that the decoder chose: it may have joined "man" and "'s" to "man's"."""
-    for word in caption.split():
+    for word in tokenize(caption) if has_unspaced_script(caption) else caption.split():
         pieces = [word.removesuffix("'s"), "'s"] if word.endswith("'s") and word not in vocabulary else [word]
         yield from (piece for piece in pieces if piece in vocabulary and piece not in SPECIAL_WORDS)
 
@@ -176,7 +185,7 @@ def describe_vocabulary(
     vocabulary: Vocabulary, captions: Iterable[str], *, most_frequent: int = 30
 ) -> VocabularyStatistics:
     """How `vocabulary` covers `captions`, plain sentences; all values are 0 without captions."""
-    counts = Counter(word for caption in captions for word in tokenize(caption))
+    counts = WordCounts.of(captions, vocabulary.word_rule).words
     known = {word: count for word, count in counts.items() if word in vocabulary}
     tokens = counts.total()
     return VocabularyStatistics(

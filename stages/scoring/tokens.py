@@ -19,6 +19,8 @@ line is part of "plan B." or "no."; here, it has no influence.
 
 import re
 
+from captionmill.data.captions.words import FIRST_RULE, WORD_RULE, split_for_scores
+
 # Every rule below was checked against the output of the Java program.
 _LETTERS = (
     r"A-Za-zªµºÀ-ÖØ-öø-\u037dΆΈ-\u0481\u048a-\u0587\u0591-\u0e3e\u0e40-\u17ff\u1810-\u1fbc\u1fc2-\u1ffcⁱⁿⰀ-\u2dff々-〇"
@@ -131,3 +133,16 @@ def tokenize_ptb(caption: str) -> list[str]:
     if _REWRITTEN.keys().isdisjoint(words):
         return words
     return " ".join([_REWRITTEN.get(word, word) for word in words]).split()
+
+
+def tokenize_for_scores(caption: str, word_rule: int = WORD_RULE) -> list[str]:
+    """The tokens that a caption is scored by, segmented as a model of `word_rule` is trained.
+
+    Those of `tokenize_ptb`, but each character of a script without spaces is a token, and HTML entities are decoded.
+    """
+    if word_rule == FIRST_RULE:
+        return tokenize_ptb(caption)
+    tokens: list[str] = []
+    for part, is_word in split_for_scores(caption):
+        tokens += [part] if is_word else tokenize_ptb(part)
+    return tokens

@@ -24,16 +24,16 @@ T = TypeVar("T")
 def measure_features(store: FeatureStore, keys: Sequence[str]) -> tuple[Features, Features]:
     """Mean and standard deviation of each number over the images `keys`, each [D] float32; read block by block.
 
-    Raises StoreError for a number that is not finite, which means damage: stores are written without any.
+    Raises StoreError for a number that is not finite, which stores are written without, and as `FeatureStore.read`.
     """
     total, squares = np.zeros(store.spec.feature_dim), np.zeros(store.spec.feature_dim)
     for start in range(0, len(keys), _BLOCK_ROWS):
         block = keys[start : start + _BLOCK_ROWS]
         rows = store.read([store.position(key) for key in block]).astype(np.float64)
-        if len(damaged := np.flatnonzero(~np.isfinite(rows).all(axis=1))):
+        if len(wrong := np.flatnonzero(~np.isfinite(rows).all(axis=1))):
             raise StoreError(
-                f"{store.path}: the row of {block[damaged[0]]} is damaged; run `captionmill features repair "
-                f"{store.path}`, then extract again"
+                f"{store.path}: the row of {block[wrong[0]]} was written with numbers that are not finite, which "
+                "captionmill does not do; extract the store again with `overwrite`"
             )
         total += rows.sum(0)
         squares += (rows**2).sum(0)

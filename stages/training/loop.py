@@ -19,7 +19,7 @@ from captionmill.data.captions.examples import Indices
 from captionmill.data.captions.vocabulary import PAD
 from captionmill.data.errors import TrainingError
 from captionmill.stages.decoding.captioner import Caption, decode_features
-from captionmill.stages.scoring.tokens import tokenize_ptb
+from captionmill.stages.training.choice import is_best
 from captionmill.stages.training.features import prepare_ahead
 from captionmill.stages.training.losses import LENGTH_GROUPS, cross_entropy, weighted_cross_entropy
 from captionmill.stages.training.self_critical import Reward, sample_captions
@@ -89,7 +89,7 @@ def train_on_rewards(training: Training, recorder: Recorder) -> None:
             features = training.feeder.rows(images)  # [B, D]
             stop_dropout(training)
             sampled = sample_captions(
-                training.decoder, features, samples=config.self_critical_samples, max_length=config.max_length
+                training.decoder, features, samples=config.self_critical_samples, max_length=training.length
             )  # [B * S, T]
             keys = [training.splits.train[image] for image in images]
             advantages, reward = rewards.advantages(keys, sampled)  # [B * S], and the mean over them
@@ -172,8 +172,9 @@ def end_epoch(training: Training, recorder: Recorder) -> None:
     is_finite = all(bool(tensor.isfinite().all()) for tensor in training.decoder.parameters())
     require_finite(training, is_finite, "network")
     captions = decode_validation(training)
-    texts = {key: tokenize_ptb(caption.text) for key, caption in captions.items()}
+    texts = {key: training.tokenize(caption.text) for key, caption in captions.items()}
     val_cider = float(training.val_scorer.scores(texts).mean())
+    val_loss = measure_validation(training)
     result = EpochResult(
         epoch=state.epoch,
         phase=state.phase,
@@ -182,7 +183,8 @@ def end_epoch(training: Training, recorder: Recorder) -> None:
         captions_per_s=training.captions_per_epoch / max(trained_s, 1e-9),
         duration_s=trained_s + time.monotonic() - started,
         learning_rate=state.learning_rate,
-        best=val_cider > state.best_cider,
+        best=is_best(state.history, val_cider, val_loss),
+        val_loss=val_loss,
     )
     state.history.append(asdict(result))
     state.epoch += 1
@@ -199,6 +201,21 @@ def decode_validation(training: Training) -> dict[str, Caption]:
     decoded = decode_features(training.decoder, training.store, share, training.vocabulary, training.config.search)
     captions = dict(training.world.gather(list(decoded)))
     return {key: captions[key] for key in val}
+
+
+@torch.no_grad()
+def measure_validation(training: Training) -> float:
+    """The mean cross entropy per word of the validation captions, in nats; each process measures its share."""
+    dataset, world = training.val_dataset, training.world
+    training.decoder.eval()
+    sums = torch.zeros(2, device=training.device)  # cross entropy and words
+    for chosen in world.share(dataset.batches_by_length(training.config.batch_size)):
+        features = training.val_feeder.rows(dataset.images[chosen])  # [B, D]
+        words = torch.from_numpy(dataset.words(chosen)).to(training.device)  # [B, T]
+        logits, targets, _ = training.word_logits(features, words)  # [N, V], [N]
+        sums += torch.stack([cross_entropy(logits, targets)[1], sums.new_tensor(len(targets))])
+    entropy, count = world.sum(sums).tolist()
+    return float(entropy / max(count, 1))
 
 
 def require_finite(training: Training, is_finite: bool, what: str) -> None:

@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,8 @@ import pandas as pd
 
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError, TrainingError
-from captionmill.data.files import hold_lock, replace_atomically, write_text
+from captionmill.data.files import replace_atomically, write_text
+from captionmill.data.locks import hold_lock
 from captionmill.data.model import BUNDLE_NAME, read_model, write_model
 from captionmill.data.optional import install_command
 from captionmill.stages import charts
@@ -179,7 +180,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
 def empty_folder(folder: Path) -> None:
     """Remove the files of an earlier training from a claimed folder; InputError if it holds other files."""
     own = (BUNDLE_NAME, CHECKPOINT_NAME, UNMATCHED_NAME, *RUN_NAMES)
-    paths = [path for path in folder.iterdir() if path.name != _LOCK_NAME]
+    paths = [path for path in folder.iterdir() if not path.name.startswith(_LOCK_NAME)]
     for path in paths:
         is_weights = path.name.startswith("decoder-") and path.suffix == ".safetensors"
         if path.name not in own and not is_weights and not path.name.endswith(".partial"):
@@ -188,15 +189,18 @@ def empty_folder(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def publish(folder: Path, output: Path) -> None:
+def publish(folder: Path, output: Path, notes: Sequence[str]) -> None:
     """Put the finished training in `output` and remove `folder`; the bundle replaces an older one in one rename.
+
+    `notes` about the whole training go in front of those about the epoch that was kept.
 
     If interrupted, it leaves a training that can be resumed, or, after its checkpoint is removed, a finished one.
     """
     copy_run(folder, output)
     with replace_atomically(output / UNMATCHED_NAME) as partial_path:
         shutil.copyfile(folder / UNMATCHED_NAME, partial_path)
-    write_model(output, read_model(folder))
+    model = read_model(folder)
+    write_model(output, replace(model, notes=(*notes, *model.notes)))
     (folder / CHECKPOINT_NAME).unlink()
     shutil.rmtree(folder, ignore_errors=True)  # Windows does not remove a locked file
 

@@ -20,7 +20,7 @@ from captionmill.stages.decoding.constraints import WordRule, without_words
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.sampling import draw_words
 from captionmill.stages.scoring.metrics import CiderD
-from captionmill.stages.scoring.tokens import tokenize_ptb
+from captionmill.stages.scoring.tokens import tokenize_for_scores
 
 RULE = WordRule(never=(PAD, START), min_length=0)
 """What may be drawn. `<unk>` may: a word that no reference has earns nothing, and what could never be drawn would never
@@ -54,9 +54,10 @@ class Reward:
 
     def __init__(self, captions: Mapping[str, Sequence[str]], keys: Sequence[str], vocabulary: Vocabulary) -> None:
         """Rarity weights come from the references of the images `keys`."""
-        references = {key: [[*tokenize_ptb(text), SPECIAL_WORDS[END]] for text in captions[key]] for key in keys}
+        tokenize = functools.partial(tokenize_for_scores, word_rule=vocabulary.word_rule)
+        references = {key: [[*tokenize(text), SPECIAL_WORDS[END]] for text in captions[key]] for key in keys}
         self._scorer = CiderD(references)
-        self._tokens = functools.cache(lambda index: tuple(tokenize_ptb(vocabulary.decode([index]))))
+        self._tokens = functools.cache(lambda index: tuple(tokenize(vocabulary.decode([index]))))
 
     def advantages(self, keys: Sequence[str], sampled: Tensor) -> tuple[npt.NDArray[np.float32], float]:
         """The advantage of each caption over the others of its image, and the mean reward, 0 to 10.

@@ -19,10 +19,12 @@ from captionmill.stages.decoding.captioner import Caption
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.machine import choose_training_dtype, versions
 from captionmill.stages.parallel import World
+from captionmill.stages.scoring.collapse import describe_captions_alike
 from captionmill.stages.scoring.metrics import CiderD
-from captionmill.stages.scoring.tokens import tokenize_ptb
-from captionmill.stages.settings import TrainConfig
+from captionmill.stages.scoring.tokens import tokenize_for_scores
+from captionmill.stages.settings import USUAL_LENGTH, TrainConfig
 from captionmill.stages.training.checkpoint import Checkpoint, load_weights, pack_tensors, unpack_tensors
+from captionmill.stages.training.choice import best_epoch
 from captionmill.stages.training.features import MEMORY_LIMIT, FeatureFeeder, measure_features
 from captionmill.stages.training.losses import WordLogits
 
@@ -52,7 +54,9 @@ class EpochResult:
     learning_rate: float
     """Learning rate at the end of the epoch."""
     best: bool
-    """Whether this is the best validation CIDEr-D so far, so that its weights are kept."""
+    """Whether this is the best epoch so far (`choice`), so that its weights are kept."""
+    val_loss: float = math.nan
+    """Mean cross entropy per word of the validation captions, in nats, without dropout; NaN where not measured."""
 
 
 @dataclass
@@ -120,22 +124,30 @@ class Training:
         self.world, self.device, self.loop, self.state = world, device, loop, TrainingState()
         kept = (*splits.val, *(splits.train if config.self_critical_epochs else ()))
         self.captions = {key: captions[key] for key in kept}  # the others are needed only as word indices
-        self.dataset = CaptionDataset(captions, splits.train, vocabulary, max_length=config.max_length)
+        self.length = config.max_length or USUAL_LENGTH  # words of a caption at most
+        self.dataset = CaptionDataset(captions, splits.train, vocabulary, max_length=self.length)
+        self.val_dataset = CaptionDataset(captions, splits.val, vocabulary, max_length=self.length)
         epochs, patience = choose_epochs(config, len(self.dataset))
         self.config = replace(config, max_epochs=epochs, patience=patience)
         self.first_epochs, self._patience = epochs, patience
         self.feeder = FeatureFeeder(store, splits.train, device, memory_limit=loop.memory_limit)
+        self.val_feeder = FeatureFeeder(store, splits.val, device, memory_limit=loop.memory_limit)
         torch.manual_seed(config.seed)
         self.decoder = Decoder(DecoderConfig.of(config, feature_dim=store.spec.feature_dim, vocab_size=len(vocabulary)))
         self.decoder.bias_forget_gates(config.forget_bias)
         mean, std = measure_features(store, splits.train)
         self.decoder.fit_features(torch.from_numpy(mean), torch.from_numpy(std))
         self.decoder.to(device)
-        self.network: nn.Module = WordLogits(self.decoder, choose_training_dtype(device))
+        self.word_logits = WordLogits(self.decoder, choose_training_dtype(device))
+        self.network: nn.Module = self.word_logits
         if world.size > 1:
             self.network = DistributedDataParallel(self.network)
         self.optimizer = self._new_optimizer()
-        self.val_scorer = CiderD({key: [tokenize_ptb(text) for text in captions[key]] for key in splits.val})
+        self.val_scorer = CiderD({key: [*map(self.tokenize, captions[key])] for key in splits.val})
+
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens that a caption is scored by."""
+        return tokenize_for_scores(text, self.vocabulary.word_rule)
 
     @property
     def phase_is_over(self) -> bool:
@@ -143,9 +155,7 @@ class Training:
         done = self.state.epoch - 1 - self.state.phase_start
         if self.state.phase == "self-critical":
             return done >= self.config.self_critical_epochs
-        ciders = [row["val_cider"] for row in self.state.history]
-        best_epoch = 1 + ciders.index(max(ciders)) if ciders else 0
-        return done >= self.first_epochs or done - best_epoch >= self._patience
+        return done >= self.first_epochs or done - best_epoch(self.state.history) >= self._patience
 
     @property
     def max_epochs(self) -> int:
@@ -200,6 +210,7 @@ class Training:
     def bundle(self, result: EpochResult, captions: Mapping[str, Caption]) -> Model:
         """The decoder as it is now, with all that captioning needs; `captions` are those of the validation images."""
         confidences = sorted(caption.confidence for caption in captions.values())
+        texts = {key: caption.text for key, caption in captions.items()}
         tensors = dict(self.decoder.named_parameters()) | dict(self.decoder.named_buffers())
         return Model(
             decoder_config=asdict(self.decoder.config),
@@ -211,10 +222,12 @@ class Training:
                 "epoch": result.epoch,
                 "loss": result.loss,
                 "val_cider_d": result.val_cider,
+                "val_loss": result.val_loss,
                 LOW_CONFIDENCE: confidences[len(confidences) // 10],
             },
             versions=versions(),
             tensors={name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
+            notes=tuple(describe_captions_alike(texts, "validation images", self.vocabulary.word_rule)),
         )
 
     def _new_optimizer(self) -> torch.optim.AdamW:

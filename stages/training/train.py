@@ -5,23 +5,20 @@ The model is written to `output` when training has ended; until then the best ep
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 
+from captionmill.data.captions.files import CaptionFiles, Captions, as_caption_files
 from captionmill.data.captions.references import Annotations, read_annotations, read_split_list
 from captionmill.data.captions.splits import Splits, choose_splits
-from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.csv_tables import write_table
-from captionmill.data.errors import InputError, TrainingError, UnfinishedRunError
+from captionmill.data.errors import InputError, TrainingError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.model import model_exists, read_model, write_model
 from captionmill.data.paths import AnyPath, as_path
@@ -29,17 +26,17 @@ from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Caption
 from captionmill.stages.machine import is_out_of_memory
 from captionmill.stages.parallel import World, join_world
+from captionmill.stages.scoring.collapse import describe_equal_features
 from captionmill.stages.settings import SplitLists, TrainConfig
 from captionmill.stages.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from captionmill.stages.training.choice import best_epoch, describe_choice
+from captionmill.stages.training.corpus import choose_vocabulary, count_words, describe_words, with_lengths
 from captionmill.stages.training.loop import run_training
+from captionmill.stages.training.origin import as_it_began, describe_origin, describe_processes, require_same
 from captionmill.stages.training.run_folder import UNMATCHED_NAME, RunFolder, claim_folder, empty_folder, publish
 from captionmill.stages.training.state import EpochResult, LoopConfig, Training
 
 _logger = logging.getLogger(__name__)
-
-_IMAGES_PER_STEP = "images per self-critical step"
-_NOT_PARAMETERS = ("number of processes", _IMAGES_PER_STEP, "features", "captions or splits")
-_BEFORE = {_IMAGES_PER_STEP: str(LoopConfig().images_per_step)}  # the value in checkpoints that do not name it
 
 
 @dataclass(frozen=True)
@@ -66,12 +63,13 @@ class TrainSummary:
     @property
     def best(self) -> EpochResult:
         """The epoch whose weights are in the bundle."""
-        return max(self.history, key=lambda result: (result.val_cider, -result.epoch))
+        kept = best_epoch([asdict(result) for result in self.history])
+        return next(result for result in self.history if result.epoch == kept)
 
 
 def train(
     features: AnyPath,
-    captions: AnyPath,
+    captions: Captions,
     output: AnyPath,
     config: TrainConfig = TrainConfig(),
     *,
@@ -83,6 +81,8 @@ def train(
 ) -> TrainSummary:
     """Train a decoder on the rows of the store `features` and the reference `captions`; write its bundle to `output`.
 
+    `captions` is a file, a folder of text files beside images, several of these, or `CaptionFiles` to name columns.
+
     An interrupted training is resumed from its last checkpoint, which is at most `listener.loop.checkpoint_every_s`
     seconds of training old; `restart` starts from scratch. `data` names the images for training and validation if the
     captions do not; images that are left out are listed in `unmatched.csv` in the bundle's folder. Started by
@@ -93,49 +93,47 @@ def train(
     cannot be resumed (UnfinishedRunError: its settings or data differ) and `restart` is not given.
     """
     started = time.monotonic()
-    features, captions, output = Path(features), Path(captions), Path(output)
+    features, captions, output = Path(features), as_caption_files(captions), Path(output)
     if model_exists(output) and not overwrite:
         raise InputError(f"{output}: holds a model already; pass `overwrite` to replace it, or another `output`")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; `output` must be a folder")
     store = FeatureStore.open(features)
-    annotations = read_annotations(captions, restval=data.restval, known_keys=store.keys)
-    splits = _choose_splits(annotations, store, data, config.seed)
-    vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=config.min_count)
     work_dir = output.resolve().with_name(f"{output.resolve().name}.training")
+    word_rule, config = as_it_began(work_dir, config, restart=restart)
+    annotations = read_annotations(captions, restval=data.restval, known_keys=store.keys, word_rule=word_rule)
+    splits = _choose_splits(annotations, store, data, config.seed)
+    counts = count_words(annotations.captions, splits.train, word_rule)
+    vocabulary = choose_vocabulary(counts, min_count=config.min_count)
+    fitted = with_lengths(config, counts)
     with _memory_named(), join_world(config.device) as (world, device), _claim(work_dir, world):
         if world.is_first:
             listener.on_splits(splits)
-        fingerprint = _fingerprint(store, annotations, splits, config, world=world, loop=listener.loop)
+        origin = describe_origin(store, annotations, splits, config, word_rule)
+        fingerprint = origin | describe_processes(world.size, listener.loop.images_per_step)
         unfinished = _open_work_dir(work_dir, fingerprint, splits, restart=restart, world=world)
         training = Training(
-            store, annotations.captions, splits, vocabulary, config, world=world, device=device, loop=listener.loop
+            store, annotations.captions, splits, vocabulary, fitted, world=world, device=device, loop=listener.loop
         )
         del annotations  # half a gigabyte for five million captions
         if unfinished:
             training.restore(unfinished)
+        notes: list[str] = []
         if world.is_first:
-            _warn(work_dir, training.state.history if unfinished else None, splits)
+            notes += describe_words(counts, vocabulary, fitted)
+            notes += describe_equal_features(store, splits.train, "training images")
+            _warn(work_dir, training.state.history if unfinished else None, splits, notes)
         with RunFolder(work_dir) as folder:
             if world.is_first:
-                _write_config(folder, training, {"features": features, "captions": captions} | _lists_of(data))
+                _write_config(folder, training, features, captions, _lists_of(data))
             shown = progress if world.is_first else no_progress
             run_training(training, _FolderRecorder(folder, work_dir, fingerprint, listener.on_epoch, shown))
         if world.is_first:
-            publish(work_dir, output)
+            publish(work_dir, output, (*notes, *describe_choice(training.state.history)))
+            _log(read_model(output).notes[len(notes) :])
         world.wait()
     history = tuple(EpochResult(**row) for row in training.state.history)
     return TrainSummary(splits, len(vocabulary), history, time.monotonic() - started)
-
-
-def build_vocabulary(captions: Mapping[str, Sequence[str]], train_keys: Sequence[str], *, min_count: int) -> Vocabulary:
-    """The words of the training captions; TrainingError if none occurs `min_count` times."""
-    vocabulary = Vocabulary.build((caption for key in train_keys for caption in captions[key]), min_count=min_count)
-    if len(vocabulary) == len(SPECIAL_WORDS):
-        if min_count == 1:
-            raise TrainingError("the training captions contain no words")
-        raise TrainingError(f"no word occurs {min_count} times in the training captions; pass a lower `min_count`")
-    return vocabulary
 
 
 class _FolderRecorder:
@@ -196,13 +194,16 @@ def _choose_splits(annotations: Annotations, store: FeatureStore, data: SplitLis
     train_list, val_list = (
         read_split_list(path, known_keys=store.keys) if path else None for path in _lists_of(data).values()
     )
-    return choose_splits(annotations, store.keys, train_list=train_list, val_list=val_list, seed=seed)
+    splits = choose_splits(annotations, store.keys, train_list=train_list, val_list=val_list, seed=seed)
+    return splits.without(set(store.verify((*splits.train, *splits.val, *splits.test))))
 
 
-def _write_config(folder: RunFolder, training: Training, paths: Mapping[str, Path | None]) -> None:
+def _write_config(
+    folder: RunFolder, training: Training, features: Path, captions: CaptionFiles, lists: Mapping[str, Path | None]
+) -> None:
     folder.write_config(
         asdict(training.config),
-        data=paths,
+        data={"features": features, **captions.to_json(), **lists},
         counts={
             "train_images": len(training.splits.train),
             "val_images": len(training.splits.val),
@@ -210,27 +211,6 @@ def _write_config(folder: RunFolder, training: Training, paths: Mapping[str, Pat
             "words": len(training.vocabulary),
         },
     )
-
-
-def _fingerprint(
-    store: FeatureStore,
-    annotations: Annotations,
-    splits: Splits,
-    config: TrainConfig,
-    *,
-    world: World,
-    loop: LoopConfig,
-) -> dict[str, str]:
-    """What must be the same for a training to be resumed, by name; device and speed settings are left out."""
-    values = asdict(config.search) | asdict(config) | {"search_length": config.search.max_length}
-    left_out = ("device", "search")
-    settings = {f"--{name.replace('_', '-')}": str(value) for name, value in values.items() if name not in left_out}
-    settings |= {"number of processes": str(world.size), _IMAGES_PER_STEP: str(loop.images_per_step)}
-    digest = hashlib.sha256()
-    for name, keys in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-        for key in keys:
-            digest.update(json.dumps((name, key, annotations.captions[key])).encode())
-    return settings | {"features": store.digest().hex(), "captions or splits": digest.hexdigest()}
 
 
 @contextlib.contextmanager
@@ -256,7 +236,7 @@ def _open_work_dir(
     """The checkpoint to resume from; if there is none, files of earlier trainings are removed from `work_dir`."""
     found = None if restart else read_checkpoint(work_dir)
     if found:
-        _require_same(work_dir, found.state["made_from"], fingerprint)
+        require_same(work_dir, found.state["made_from"], fingerprint)
         return Checkpoint(found.state["training"], found.tensors)
     world.wait()  # all processes have read it before anything is removed
     if world.is_first:
@@ -267,25 +247,17 @@ def _open_work_dir(
     return None
 
 
-def _require_same(work_dir: Path, made_from: Mapping[str, Any], fingerprint: Mapping[str, str]) -> None:
-    """Raise UnfinishedRunError, which names the difference, if a checkpoint was made from something else."""
-    before = _BEFORE | dict(made_from)
-    name = next((name for name, value in fingerprint.items() if before.get(name) != value), None)
-    if name is None:
-        return
-    is_digest = name in ("features", "captions or splits")
-    was, now = (values.get(name, "None").replace("None", "not set") for values in (before, fingerprint))
-    change = "" if is_digest else f" ({was}, now {now})"
-    shown = name if name in _NOT_PARAMETERS else f"`{name.removeprefix('--').replace('-', '_')}`"
-    raise UnfinishedRunError(
-        f"{work_dir}: an unfinished training with other {shown}{change}; pass `restart` to start from scratch"
-    )
-
-
-def _warn(work_dir: Path, done: Sequence[object] | None, splits: Splits) -> None:
+def _warn(work_dir: Path, done: Sequence[object] | None, splits: Splits, notes: Sequence[str]) -> None:
     if done is not None:
         _logger.warning("resuming %s: epochs done: %d; pass `restart` to start from scratch", work_dir, len(done))
     if len(splits.val) == 1:
         _logger.warning(
-            "one validation image cannot choose an epoch, as its CIDEr-D is always 0: give the split more images"
+            "one validation image: its CIDEr-D is always 0, so the cross entropy of its captions chooses the epoch; "
+            "give the split more images"
         )
+    _log(notes)
+
+
+def _log(notes: Sequence[str]) -> None:
+    for note in notes:
+        _logger.warning("%s", note)

@@ -9,10 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from captionmill.cli import main
-from captionmill.data.captions.decisions import Conflict, DecisionSummary, apply_decisions
-from captionmill.data.captions.table import CaptionRow, TableFormat, read_captions
-from captionmill.data.captions.update import WantedTable, update_captions
 from captionmill.data.errors import InputError
+from captionmill.data.tables.decisions import Conflict, DecisionSummary, apply_decisions
+from captionmill.data.tables.formats import TableFormat, read_captions
+from captionmill.data.tables.rows import CaptionRow
+from captionmill.data.tables.update import WantedTable, update_captions
 
 KEYS = [f"{name}.jpg" for name in "abcde"]
 

@@ -13,8 +13,10 @@ from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from captionmill.data.errors import ImageError, InputError
 from captionmill.data.features.spec import Preprocess
-from captionmill.data.images.decode import PIXEL_LIMIT, REDUCING_GAP, decode_image, decode_pixels
+from captionmill.data.images.decode import decode_image, decode_pixels
 from captionmill.data.images.find import find_images
+from captionmill.data.images.formats.jpeg import REDUCING_GAP
+from captionmill.data.images.formats.limits import PIXEL_LIMIT
 from captionmill.data.images.keys import image_key
 from captionmill.data.images.read import load_image, read_image
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
@@ -420,7 +422,7 @@ def test_missing_empty_and_foreign_files_say_so(tmp_path: Path) -> None:
     assert reason_of(tmp_path) == "a folder, not a file"
     assert reason_of(write(tmp_path / "a.jpg", b"")) == "the file is empty"
     assert reason_of(write(tmp_path / "b.jpg", b"<!DOCTYPE html>\n")) == foreign
-    assert reason_of(write(tmp_path / "c.png", encode(NOISE, "PPM"))) == foreign
+    assert reason_of(write(tmp_path / "c.png", encode(NOISE, "PCX"))) == foreign
     assert reason_of(write(tmp_path / "d.jpg", bytes(1000))) == foreign
     assert reason_of(tmp_path / "nul\0.jpg") == "embedded null byte"
 
@@ -489,7 +491,8 @@ def test_flipped_bytes_give_an_image_or_an_image_error(tmp_path: Path, image_for
             outcomes.add(load_image(path).mode)
         except ImageError:
             outcomes.add("ImageError")
-    assert outcomes == {"RGB", "ImageError"}
+    expected = {"ImageError"} if image_format == "PNG" else {"RGB", "ImageError"}  # all parts of a PNG have checksums
+    assert outcomes == expected
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -572,7 +575,7 @@ def test_truncated_jpeg_is_an_error_with_a_reason_wherever_it_ends(progressive: 
     content = encode(draw_detail(300, 200), "JPEG", quality=90, progressive=progressive)
     assert decode_image(content).size == (300, 200)
     header_end = content.index(b"\xff\xda")
-    for kept in [header_end + 20, *(len(content) * share // 10 for share in range(2, 10)), len(content) - 2]:
+    for kept in [header_end + 20, *(len(content) * share // 10 for share in range(2, 10)), len(content) - 3]:
         reason = reason_of_damage(content[:kept])
         assert reason.startswith("truncated or damaged image (image file is truncated (")
     for kept in (3, 30, header_end - 5):

@@ -30,6 +30,19 @@ def test_rows_are_read_as_they_were_appended(tmp_path: Path) -> None:
     assert read_records(tmp_path / "features.h5") == [RECORD, captioned]
 
 
+def test_a_log_of_an_earlier_version_gets_the_column_that_it_lacks(tmp_path: Path) -> None:
+    append_record(tmp_path / "features.h5", RECORD)
+    path = log_path(tmp_path / "features.h5")
+    earlier = b"".join(line.rpartition(b",")[0] + b"\n" for line in path.read_bytes().splitlines())
+    assert earlier.splitlines()[0].endswith(b",captioned,captioning_s")
+    path.write_bytes(earlier)
+    assert read_records(tmp_path / "features.h5") == [RECORD]
+    passed_over = replace(RECORD, left_out="2 hidden images, 1 hidden folder")
+    append_record(tmp_path / "features.h5", passed_over)
+    assert read_records(tmp_path / "features.h5") == [RECORD, passed_over]
+    assert path.read_bytes().splitlines()[1] == earlier.splitlines()[1]
+
+
 def test_a_store_without_a_log_has_no_rows(tmp_path: Path) -> None:
     assert read_records(tmp_path / "features.h5") == []
 

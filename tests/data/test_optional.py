@@ -56,5 +56,5 @@ def test_every_extra_that_a_message_names_exists() -> None:
                 values = [keyword.value for keyword in node.keywords if keyword.arg == "extra"]
                 values += node.args if ast.unparse(node.func) == install_command.__name__ else []
                 named |= {value.value for value in values if isinstance(value, ast.Constant)}
-    assert named == {"dask", "java", "metadata", "onnx", "parquet", "ray", "remote", "tensorboard"}
+    assert named == {"dask", "heif", "java", "metadata", "onnx", "parquet", "ray", "remote", "tensorboard", "tiff"}
     assert named <= set(config["options.extras_require"])

@@ -19,7 +19,8 @@ from builders import make_rows, make_spec, make_store
 
 from captionmill.data.errors import SpecMismatchError, StoreError
 from captionmill.data.features.file import Features
-from captionmill.data.features.store import FeatureStore, part_paths, parts_dir
+from captionmill.data.features.parts import part_paths, parts_dir
+from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import ROWS_PER_PART, FeatureWriter, FileChanged
 from captionmill.data.images.read import ImageSource
 

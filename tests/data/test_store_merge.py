@@ -13,9 +13,10 @@ from builders import make_rows, make_spec, make_store
 from captionmill.data.errors import SpecMismatchError, StoreError
 from captionmill.data.features.file import Features
 from captionmill.data.features.merge import MergeSummary, merge_stores
+from captionmill.data.features.parts import part_paths, parts_dir
 from captionmill.data.features.shard import Shard, shard_of
 from captionmill.data.features.spec import FeatureSpec, StoredDtype
-from captionmill.data.features.store import FeatureStore, part_paths, parts_dir
+from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
 from captionmill.data.images.read import ImageSource
 

@@ -10,9 +10,10 @@ from builders import make_rows, make_spec, make_store
 
 from captionmill.data.errors import StoreError
 from captionmill.data.features.file import Features
+from captionmill.data.features.parts import part_paths, parts_dir
 from captionmill.data.features.repair import RepairSummary, repair_store
 from captionmill.data.features.shard import Shard
-from captionmill.data.features.store import FeatureStore, part_paths, parts_dir
+from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
 from captionmill.data.images.read import ImageSource
 

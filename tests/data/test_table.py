@@ -7,16 +7,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from captionmill.data.captions.table import (
-    CaptionRow,
+from captionmill.data.errors import InputError
+from captionmill.data.tables.formats import (
     TableFormat,
     format_of,
     is_caption_table,
     read_captions,
-    row_text,
-    write_parquet,
+    write_captions,
 )
-from captionmill.data.errors import InputError
+from captionmill.data.tables.rows import CaptionRow
 
 ROWS = [
     CaptionRow("a,b.jpg", 'a "red" dog', 0.12344, ("a dog", "a red cat"), ("cut", "low-confidence")),
@@ -29,11 +28,7 @@ ROWS = [
 
 
 def write(path: Path, rows: list[CaptionRow], table_format: TableFormat, *, with_alternatives: bool = True) -> Path:
-    text = row_text(table_format, with_alternatives=with_alternatives)
-    if table_format == "parquet":
-        write_parquet(path, (text.decode(text.encode(row)) for row in rows))
-    else:
-        path.write_bytes(text.header + b"".join(map(text.encode, rows)))
+    write_captions(path, rows, table_format, with_alternatives=with_alternatives)
     return path
 
 

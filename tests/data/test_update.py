@@ -14,10 +14,11 @@ import filelock
 import numpy as np
 import pytest
 
-from captionmill.data.captions.journal import made_dir
-from captionmill.data.captions.table import CaptionRow, TableFormat, read_captions, write_captions
-from captionmill.data.captions.update import TableSummary, WantedTable, update_captions
 from captionmill.data.errors import InputError
+from captionmill.data.tables.formats import TableFormat, read_captions, write_captions
+from captionmill.data.tables.journal import made_dir
+from captionmill.data.tables.rows import CaptionRow
+from captionmill.data.tables.update import TableSummary, WantedTable, update_captions
 
 KEYS = [f"{name}.jpg" for name in "abcdefg"]
 MODEL = {"model": "first"}
@@ -350,7 +351,7 @@ def test_two_processes_do_not_write_one_table(tmp_path: Path) -> None:
 def is_traced(frame: FrameType) -> bool:
     """Whether the code is the writer's; where it only waits for the disk, nothing changes."""
     own = frame.f_code.co_filename.endswith(
-        ("captions/journal.py", "captions/update.py", "captions/edits.py", "data/files.py")
+        ("tables/journal.py", "tables/update.py", "tables/edits.py", "data/files.py")
     )
     return own and frame.f_code.co_name != "flush_to_disk"
 
@@ -457,3 +458,24 @@ def test_a_kill_as_a_table_takes_its_place_makes_none_look_edited(table_format: 
         assert set(captions(path).values()) == {f"second 0 of {key}" for key in KEYS}
         assert update(path, **now) == []
     assert not list(tmp_path.glob("*.edited*"))
+
+
+@pytest.mark.parametrize("table_format", ["csv", "jsonl", "parquet"])
+def test_a_row_is_found_by_its_name_even_where_checksums_are_equal(table_format: TableFormat, tmp_path: Path) -> None:
+    """Of two names in a billion the checksums of four bytes are equal, and those of failed rows hold nothing else."""
+    path = tmp_path / "t"
+    names = {key: CaptionRow(key, "", None, status="failed", error="not an image") for key in ("a,b.jpg", "c.jpg")}
+
+    def update_all(keys: Sequence[str]) -> int:
+        rows = names | {"'d.jpg": CaptionRow("'d.jpg", "a dog", 0.5)}
+        sources = np.full(len(keys), 7, np.uint32)
+        wanted = WantedTable(keys, sources, {}, table_format)
+        return update_captions(path, wanted, lambda missing: [rows[key] for key in missing]).made
+
+    assert update_all(["a,b.jpg"]) == 1
+    assert update_all(["a,b.jpg"]) == 0
+    assert update_all(["c.jpg"]) == 1
+    assert list(read_captions(path)) == [names["c.jpg"]]
+    assert update_all(["'d.jpg", "c.jpg"]) == 1
+    assert update_all(["'d.jpg", "c.jpg"]) == 0
+    assert [row.path for row in read_captions(path)] == ["'d.jpg", "c.jpg"]

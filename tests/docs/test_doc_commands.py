@@ -34,7 +34,7 @@ PAGES.remove("docs/cli.md")  # written by the program
 
 NEEDS = {"download", "install", "cluster", "time", "edit"}
 
-APPENDED = {  # to each of these commands: the last one given counts
+APPENDED = {  # to each of these commands, instead of the page's own values
     "extract": "--backbone scenes-resnet14 --image-size 32 --engine torch --precision fp32",
     "train": "--max-epochs 1 --embed-dim 8 --hidden-dim 8 --min-count 1 --batch-size 64",
     "evaluate": "--resamples 20",
@@ -99,7 +99,12 @@ def run_line(line: str) -> None:
         subprocess.run(["bash", "-euc", line], check=True)
         return
     expanded = [name for word in words[1:] for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
-    expanded += APPENDED.get(expanded[0], "").split()
+    appended = APPENDED.get(expanded[0], "").split()
+    for option, value in zip(appended[::2], appended[1::2], strict=True):
+        if option in expanded:
+            expanded[expanded.index(option) + 1] = value
+        else:
+            expanded += [option, value]
     result = CliRunner().invoke(main, expanded, catch_exceptions=False)
     assert result.exit_code == 0, f"{line}\n{result.output}"
 

@@ -14,7 +14,8 @@ from builders import TINY_TRAINING, draw_photos, make_rows, make_spec, make_stor
 from click.testing import CliRunner
 
 from captionmill.cli import main
-from captionmill.data.features.store import FeatureStore, part_paths
+from captionmill.data.features.parts import part_paths
+from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter, PartWriter
 from captionmill.data.images.read import ImageSource, hash_content
 from captionmill.stages.decoding.captioner import Captioner

@@ -8,9 +8,10 @@ from builders import draw_photos, make_model
 from click.testing import CliRunner
 
 from captionmill.cli import main
-from captionmill.data.captions.table import CaptionRow, read_captions
 from captionmill.data.errors import PipelineError
 from captionmill.data.model import LOW_CONFIDENCE
+from captionmill.data.tables.formats import read_captions
+from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.plan.fingerprints import take_fingerprint
 from captionmill.pipeline.plan.run import run_pipeline
 from captionmill.pipeline.plan.standing import survey

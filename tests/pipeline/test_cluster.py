@@ -18,7 +18,8 @@ from PIL import Image
 from processes import Child
 
 from captionmill.data.errors import ClusterError, InputError, SpecMismatchError
-from captionmill.data.features.store import FeatureStore, parts_dir
+from captionmill.data.features.parts import parts_dir
+from captionmill.data.features.store import FeatureStore
 from captionmill.pipeline.cluster import open_spread
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.encoding.share import ShareResult, ShareTask, claim_device

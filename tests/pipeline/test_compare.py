@@ -9,7 +9,8 @@ from builders import draw_photos
 from click.testing import CliRunner, Result
 
 from captionmill.cli import main
-from captionmill.data.captions.table import CaptionRow, write_captions
+from captionmill.data.tables.formats import write_captions
+from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.compare import compare_tables
 from captionmill.stages.scoring.bootstrap import compare
 from captionmill.stages.scoring.metrics import measure_captions

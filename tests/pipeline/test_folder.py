@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +14,12 @@ from builders import make_model, make_rows, make_store
 from PIL import Image
 from processes import Child
 
-from captionmill.data.captions.table import CaptionRow, read_captions
 from captionmill.data.errors import InputError, SpecMismatchError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.description import check_description, write_description
 from captionmill.data.model import LOW_CONFIDENCE, read_model
+from captionmill.data.tables.formats import read_captions
+from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.captioning.embedding import EmbedSummary
 from captionmill.pipeline.captioning.folder import FolderSummary, caption_folder
 from captionmill.pipeline.captioning.source import CacheConfig
@@ -79,6 +81,17 @@ def test_a_second_run_makes_no_row_and_later_ones_only_what_changed(model: Path,
     caption(photos, model, tmp_path / "anew.csv")
     assert table.read_bytes() == (tmp_path / "anew.csv").read_bytes()
     assert {key for key, row in rows_of(table).items() if row.status == "ok"} == set(rows_of(table))
+
+
+def test_a_failed_image_that_is_renamed_has_its_new_name(model: Path, photos: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    names = ("brjcykot.jpg", "nbpitdgr.jpg")
+    assert zlib.crc32(names[0].encode()) == zlib.crc32(names[1].encode())  # and so are those of name and reason
+    (photos / "broken.jpg").rename(photos / names[0])
+    caption(photos, model, table)
+    (photos / names[0]).rename(photos / names[1])
+    assert caption(photos, model, table).made == 1
+    assert [key for key, row in rows_of(table).items() if row.status == "failed"] == [names[1]]
 
 
 def test_another_model_or_search_makes_the_table_anew(model: Path, photos: Path, tmp_path: Path) -> None:
@@ -234,6 +247,15 @@ class TestSidecars:
         assert caption(photos, model, tmp_path / "t.csv", sidecar=".txt").sidecars == 8
         assert (photos / "notes.txt").read_text() == "my own words"
         assert rows_of(tmp_path / "t.csv")["red_0.tar"].error == "not a readable tar (empty file)"
+
+    def test_are_not_shared_with_a_file_of_a_camera(self, model: Path, photos: Path, tmp_path: Path) -> None:
+        for name in ("red_0.cr2", "aaa.svg"):
+            (photos / name).write_bytes(b"II*\0\x10\0\0\0CR\2\0")
+        (photos / "aaa.txt").write_text("my own words")
+        assert caption(photos, model, tmp_path / "t.csv", sidecar=".txt").sidecars == 8
+        assert (photos / "aaa.txt").read_text() == "my own words"
+        row = rows_of(tmp_path / "t.csv")["red_0.cr2"]
+        assert (row.status, row.error) == ("failed", "RAW (CR2) is not supported; convert it to JPEG or PNG")
 
     def test_never_replace_the_table_the_cache_or_the_list(self, model: Path, photos: Path, tmp_path: Path) -> None:
         (photos / "red_0.txt").write_text("red_0.png\n")

@@ -15,9 +15,9 @@ import pytest
 from builders import COLOURS, OpenPage
 from PIL import Image
 
-from captionmill.data.captions.table import CaptionRow
 from captionmill.data.images.find import find_images
 from captionmill.data.images.read import ImageFile
+from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.pages.gallery import BLOCK_ROWS, CARD_SIDE, Verdict, write_gallery
 
 NASTY = '</script><img src=x onerror="document.title=1">'

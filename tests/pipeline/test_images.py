@@ -1,5 +1,6 @@
 """Images from files and from memory are captioned in their order, as `caption_folder` captions the same files."""
 
+import io
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from builders import make_model
 from PIL import Image
 
-from captionmill.data.captions.table import read_captions
 from captionmill.data.errors import InputError, SettingError
 from captionmill.data.features.spec import Preprocess
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.decode import decode_pixels
 from captionmill.data.images.find import find_images
 from captionmill.data.model import LOW_CONFIDENCE, read_model, write_model
+from captionmill.data.tables.formats import read_captions
 from captionmill.pipeline.captioning.folder import caption_folder
 from captionmill.pipeline.captioning.images import CaptionedImage, caption_images
 from captionmill.pipeline.captioning.source import CacheConfig
@@ -122,7 +124,7 @@ def test_a_file_has_the_caption_that_caption_folder_gives_it(
     assert [Path(image.name).name for image in found if image.error] == ["text.png", "broken.jpg"]
 
 
-@pytest.mark.parametrize("form", ["str", "bytes", "opened", "loaded", "array"])
+@pytest.mark.parametrize("form", ["str", "bytes", "bytearray", "file", "opened", "loaded", "array", "tensor"])
 def test_an_image_has_one_caption_in_whatever_form_it_comes(
     form: str, folder: Path, model: Path, expected: dict[str, CaptionedImage]
 ) -> None:
@@ -135,6 +137,13 @@ def test_an_image_has_one_caption_in_whatever_form_it_comes(
                 yield str(path)
             elif form == "bytes":
                 yield path.read_bytes()
+            elif form == "bytearray":
+                yield bytearray(path.read_bytes())
+            elif form == "file":
+                with path.open("rb") as file:
+                    yield file
+            elif form == "tensor":
+                yield torch.from_numpy(decode_pixels(path.read_bytes()))
             elif form == "array":
                 yield decode_pixels(path.read_bytes())
             else:
@@ -163,8 +172,32 @@ def test_one_image_is_no_series_of_letters_bytes_or_rows(
     folder: Path, model: Path, expected: dict[str, CaptionedImage]
 ) -> None:
     path = folder / "plain.bmp"
-    for image in (path, str(path), path.read_bytes(), Image.open(path), decode_pixels(path.read_bytes())):
+    content, pixels = path.read_bytes(), decode_pixels(path.read_bytes())
+    images = (path, str(path), content, bytearray(content), memoryview(content), io.BytesIO(content), Image.open(path))
+    for image in (*images, pixels, torch.from_numpy(pixels)):
         require_same(caption(image, model), [expected["plain.bmp"]])
+
+
+def test_what_is_neither_an_image_nor_a_series_is_one_line(folder: Path, model: Path) -> None:
+    with pytest.raises(InputError, match=r"^int: neither an image nor a series of images$"):
+        caption(5, model)
+    closed = (folder / "plain.bmp").open("rb")
+    closed.close()
+    with (folder / "plain.bmp").open(encoding="latin-1") as text:
+        reasons = [image.error for image in caption([text, closed, torch.zeros(3, 4, 5)], model)]
+    assert reasons == [
+        "a file that is open as text; open it with mode 'rb'",
+        "a file that cannot be read (read of closed file)",
+        "an array of float32 [3, 4, 5]; it must be uint8 [H, W, 3] or [H, W]",
+    ]
+
+
+def test_a_file_is_found_by_its_key_in_a_table(
+    folder: Path, model: Path, expected: dict[str, CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a\\b.bmp").write_bytes((folder / "plain.bmp").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    require_same(caption("a/b.bmp", model), [expected["plain.bmp"]])
 
 
 def test_what_cannot_be_read_has_its_reason_and_harms_no_other(

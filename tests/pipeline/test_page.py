@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from builders import OpenPage, draw_photos, make_model, make_rows, make_spec, make_store
 
-from captionmill.data.captions.table import CaptionRow
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.images.find import find_images
 from captionmill.data.model import read_model, write_model
+from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.explain import explain_image
 from captionmill.pipeline.pages.gallery import Verdict, write_gallery
 from captionmill.pipeline.pages.page import colour, environment

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from captionmill.cli import main
+from captionmill.data.captions.files import CaptionFiles
 from captionmill.data.errors import PipelineError
 from captionmill.pipeline.plan.file import find_line
 from captionmill.pipeline.plan.graph import Graph, Task
@@ -226,7 +227,7 @@ def test_what_was_made_elsewhere_is_named_by_its_path(tmp_path: Path) -> None:
 
 def make_tasks(folder: Path) -> tuple[Task, Task, Task]:
     extract = ExtractJob(folder / "photos", folder / "f.h5", ExtractConfig())
-    train = TrainJob(folder / "f.h5", folder / "c.csv", folder / "m", TrainConfig(), SplitLists())
+    train = TrainJob(folder / "f.h5", CaptionFiles((folder / "c.csv",)), folder / "m", TrainConfig(), SplitLists())
     caption = CaptionJob(folder / "new", (folder / "m",), folder / "c.out", SearchConfig())
     return Task("x", extract), Task("y", train), Task("z", caption)
 
@@ -243,7 +244,7 @@ def test_tasks_in_any_order_become_a_graph_in_which_each_follows_what_it_needs(t
 def test_tasks_that_wait_for_each_other_are_refused(tmp_path: Path) -> None:
     _, train, caption = make_tasks(tmp_path)
     assert isinstance(train.job, TrainJob)
-    circle = Task("y", replace(train.job, captions=tmp_path / "c.out"))
+    circle = Task("y", replace(train.job, captions=CaptionFiles((tmp_path / "c.out",))))
     with pytest.raises(PipelineError, match=r"y <- .*: each reads what the next writes; give one another `output`"):
         Graph.of([circle, caption])
 
@@ -260,7 +261,10 @@ def test_init_writes_a_file_that_works_and_whose_every_setting_is_the_default(tm
     plain = read_plan(path)
     assert ids(plain) == ["extract", "train", "evaluate", "caption"]
     set_all, count = re.subn(
-        r"^# (?!gallery|sidecar|low_confidence|max_epochs|patience)(\w+ = )", r"\1", path.read_text(), flags=re.M
+        r"^# (?!gallery|sidecar|low_confidence|max_|patience)(\w+ = )",
+        r"\1",
+        path.read_text(),
+        flags=re.M,
     )
     assert count > 50
     explicit = read(tmp_path, set_all)

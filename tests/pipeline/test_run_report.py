@@ -14,11 +14,12 @@ from builders import OpenPage, draw_photos
 from click.testing import CliRunner
 
 from captionmill.cli import main
-from captionmill.data.captions.table import CaptionRow, row_text
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import append_record, log_path, read_records
 from captionmill.data.images.find import find_images
 from captionmill.data.model import read_model
+from captionmill.data.tables.formats import row_text
+from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.captioning.folder import caption_folder
 from captionmill.pipeline.captioning.source import CacheConfig
 from captionmill.pipeline.pages.run_files import ScoredCaption, read_model_files, read_scores, read_table

@@ -14,7 +14,8 @@ from processes import Child
 from captionmill.data.errors import InputError, SpecMismatchError, StoreError
 from captionmill.data.features.log import log_path
 from captionmill.data.features.merge import merge_stores
-from captionmill.data.features.store import FeatureStore, parts_dir
+from captionmill.data.features.parts import parts_dir
+from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.decode import Pixels
 from captionmill.data.images.find import find_images
 from captionmill.stages.encoding.extract import extract, shard_path

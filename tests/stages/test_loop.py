@@ -21,10 +21,11 @@ from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.machine import has_fast_bf16
 from captionmill.stages.settings import TrainConfig
 from captionmill.stages.training.checkpoint import read_checkpoint
+from captionmill.stages.training.corpus import build_vocabulary
 from captionmill.stages.training.losses import LENGTH_GROUPS, WordLogits, cross_entropy, weighted_cross_entropy
 from captionmill.stages.training.self_critical import forbid
 from captionmill.stages.training.state import EpochResult, LoopConfig, Training, choose_epochs, scheduled_share
-from captionmill.stages.training.train import TrainListener, build_vocabulary, train
+from captionmill.stages.training.train import TrainListener, train
 
 
 def make_training(features: Path, captions: Path, config: TrainConfig) -> Training:
@@ -291,7 +292,7 @@ def test_an_empty_split_is_an_error(tmp_path: Path, rows: tuple[str, ...], messa
 
 def test_captions_without_a_word_are_an_error(tmp_path: Path) -> None:
     features, captions = write_captions(tmp_path, "0,...,train", "1,?!,train", "2,a cat,val")
-    with pytest.raises(TrainingError, match="the training captions contain no words"):
+    with pytest.raises(AnnotationError, match="no image to train on: none of the 1 with captions"):
         train(features, captions, tmp_path / "model", TINY_TRAINING)
 
 

@@ -137,14 +137,14 @@ def test_a_second_phase_that_is_killed_before_its_first_checkpoint_begins_again_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features, captions = make_task(tmp_path)
-    config = dataclasses.replace(CONFIG, max_epochs=3, dropout=0.0)
+    config = dataclasses.replace(CONFIG, max_epochs=4, dropout=0.0)
     whole = train(features, captions, tmp_path / "whole", config, listener=LISTENER)
-    assert [result.best for result in whole.history[3:]] == [True, False]  # its weights are there before a checkpoint
+    assert [result.best for result in whole.history[4:]] == [True, False]  # its weights are there before a checkpoint
 
     rename = Path.replace
 
     def die(path: Path, target: Path) -> Path:
-        if target.name == HISTORY_NAME and len(pd.read_csv(path)) == 4:
+        if target.name == HISTORY_NAME and len(pd.read_csv(path)) == 5:
             raise Killed
         return rename(path, target)
 
@@ -291,6 +291,29 @@ def test_a_checkpoint_that_does_not_know_the_size_of_self_critical_steps_is_resu
     write_checkpoint(tmp_path / "model.training", checkpoint)  # as earlier versions wrote it
     train(features, captions, tmp_path / "model", config)
     assert_same_training(tmp_path / "model", tmp_path / "whole")
+
+
+def test_a_checkpoint_of_the_first_word_rule_is_resumed_by_it(tmp_path: Path) -> None:
+    features, captions = make_task(tmp_path)
+    config = dataclasses.replace(CONFIG, max_length=None, search=SearchConfig(beam_size=1))
+    listener = TrainListener(loop=SAVE_EACH_STEP)
+    with pytest.raises(Killed):
+        train(features, captions, tmp_path / "model", config, listener=listener, progress=kill_at("epoch 2", 2))
+    checkpoint = read_checkpoint(tmp_path / "model.training")
+    assert checkpoint
+    made_from = checkpoint.state["made_from"]
+    assert (made_from.pop("word rule"), made_from["--max-length"], made_from["--search-length"]) == (
+        "2",
+        "None",
+        "None",
+    )
+    made_from |= {"--max-length": "20", "--search-length": "20"}
+    write_checkpoint(tmp_path / "model.training", checkpoint)  # as earlier versions wrote it
+    with pytest.raises(Killed):
+        train(features, captions, tmp_path / "model", config, listener=listener, progress=kill_at("epoch 3", 1))
+    train(features, captions, tmp_path / "model", config, listener=listener)  # what was saved by then has the rule too
+    bundle = read_model(tmp_path / "model")
+    assert (bundle.vocabulary.word_rule, bundle.training["max_length"]) == (1, 20)
 
 
 def test_restart_starts_from_scratch(tmp_path: Path) -> None:

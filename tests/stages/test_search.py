@@ -77,7 +77,7 @@ def allowed_words(values: np.ndarray, words: tuple[int, ...], search: SearchConf
             fits = len(words) >= search.min_length
         else:
             is_repeated = size > 0 and (*words, index)[-size:] in ngrams
-            fits = index > 3 and len(words) < search.max_length and not is_repeated and values[index] > -math.inf
+            fits = index > 3 and len(words) < search.longest and not is_repeated and values[index] > -math.inf
         if fits:
             allowed.append(index)
     return allowed or [END]
@@ -90,7 +90,7 @@ def search_one_image(decoder: StepDecoder, features: Tensor, search: SearchConfi
         [Candidate(np.float32(0), (START,), decoder.start(features), np.float32(0))]
         for _ in range(search.diversity_groups)
     ]
-    for _ in range(search.max_length + 1):
+    for _ in range(search.longest + 1):
         taken: list[int] = []
         for number, group in enumerate(groups):
             candidates = []

@@ -88,7 +88,7 @@ def test_the_bundle_names_what_it_was_made_from(features: Path, captions: Path, 
     assert "tree" not in bundle.vocabulary
     assert set(bundle.versions) >= {"captionmill", "torch"}
     history = (tmp_path / "model" / "history.csv").read_text().splitlines()
-    assert history[0] == "epoch,phase,loss,val_cider,captions_per_s,duration_s,learning_rate,best"
+    assert history[0] == "epoch,phase,loss,val_cider,captions_per_s,duration_s,learning_rate,best,val_loss"
     assert len(history) > 5
 
 

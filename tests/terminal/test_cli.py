@@ -38,6 +38,13 @@ SMALL = [
 SMALL += ["--batch-size", "4", "--max-epochs", "40", "--patience", "40"]
 
 
+def small(*changes: object) -> list[object]:
+    """The options of a small training, with other values of some."""
+    values: dict[object, object] = dict(zip(SMALL[::2], SMALL[1::2], strict=True))
+    values |= dict(zip(changes[::2], changes[1::2], strict=True))
+    return [word for option in values.items() for word in option]
+
+
 def run(*arguments: object, env: dict[str, str] | None = None) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False, env=env)
 
@@ -348,7 +355,7 @@ def test_evaluate_writes_a_row_for_each_image_that_no_spreadsheet_takes_for_a_fo
 
 def test_evaluate_against_another_model_shows_paired_differences(model: Path, captions: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    trained = run("train", tmp_path / "f.h5", "--captions", captions, "--output", other, *SMALL, "--max-epochs", 1)
+    trained = run("train", tmp_path / "f.h5", "--captions", captions, "--output", other, *small("--max-epochs", 1))
     assert trained.exit_code == 0, trained.output
     (tmp_path / "list.txt").write_text("red_4.JPG\nmore/green_5.JPG\nblue_6.JPG\nmore/yellow_7.JPG\n")
     arguments = ["--captions", captions, "--list", tmp_path / "list.txt", "--output", tmp_path / "scores.json"]
@@ -382,7 +389,7 @@ def test_evaluate_against_a_model_of_other_features_is_one_line(
     run("extract", photos, "--output", tmp_path / "g.h5", *THIN[:-1], "48", "--weights", thin_weights)
     other = tmp_path / "other"
     arguments = ["--captions", captions]
-    trained = run("train", tmp_path / "g.h5", *arguments, "--output", other, *SMALL, "--max-epochs", 1)
+    trained = run("train", tmp_path / "g.h5", *arguments, "--output", other, *small("--max-epochs", 1))
     assert trained.exit_code == 0, trained.output
     message = fail("evaluate", tmp_path / "f.h5", "--model", model, *arguments, "--against", other)
     misfit = f"{other} has image_size: 48, not 32; resize_size: 48, not 32"
@@ -424,8 +431,9 @@ def test_an_output_that_cannot_be_written_is_a_one_line_error(model: Path, photo
 
 def test_ctrl_c_ends_a_training_in_words_and_leaves_the_old_model(model: Path, captions: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
-    arguments = ["train", tmp_path / "f.h5", "--captions", captions, "--output", model, "--overwrite", *SMALL]
-    command = [sys.executable, "-m", "captionmill", *map(str, arguments), "--max-epochs", "9999", "--patience", "9999"]
+    arguments = ["train", tmp_path / "f.h5", "--captions", captions, "--output", model, "--overwrite"]
+    arguments += small("--max-epochs", 9999, "--patience", 9999)
+    command = [sys.executable, "-m", "captionmill", *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c) as process:
         while not (tmp_path / "model.training" / "bundle.json").exists():
             assert process.poll() is None
@@ -472,12 +480,12 @@ def test_an_output_that_is_an_input_is_refused_and_untouched(model: Path, captio
 
 def test_train_removes_only_what_a_training_left(model: Path, captions: Path, tmp_path: Path) -> None:
     (model / "decoder-mine.safetensors").write_text("mine")
-    arguments = ["train", tmp_path / "f.h5", "--captions", captions, "--output", model, "--overwrite", *SMALL]
-    assert run(*arguments, "--max-epochs", 1).exit_code == 0
+    arguments = ["train", tmp_path / "f.h5", "--captions", captions, "--output", model, "--overwrite"]
+    assert run(*arguments, *small("--max-epochs", 1)).exit_code == 0
     assert (model / "decoder-mine.safetensors").read_text() == "mine"
     (tmp_path / "model.training").mkdir()
     (tmp_path / "model.training" / "thesis.txt").write_text("years of work")
-    assert "holds other files (thesis.txt); move it away" in fail(*arguments)
+    assert "holds other files (thesis.txt); move it away" in fail(*arguments, *SMALL)
     assert (tmp_path / "model.training" / "thesis.txt").read_text() == "years of work"
 
 

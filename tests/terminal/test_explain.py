@@ -296,6 +296,16 @@ def test_several_models_are_explained_as_an_ensemble(made: Path, tmp_path: Path)
     assert "Model model2" in shown
 
 
+def test_an_image_at_a_url_is_explained_as_the_file(made: Path) -> None:
+    red, model = made / "photos/red_0.png", ["--model", made / "model1", *CPU]
+    file, url = run("explain", red, *model).stdout, run("explain", f"file://{red.as_posix()}", *model).stdout
+    assert url == file.replace(str(red), f"file://{red.as_posix()}")
+    stored = run("explain", f"file://{red.as_posix()}", *model, "--features", made / "f.h5").stdout
+    assert "the row red_0.png of f.h5" in stored
+    gone = f"file://{made.as_posix()}/gone.png"
+    assert fail("explain", gone, *model) == f"Error: {gone}: no such file"
+
+
 def test_what_cannot_be_explained_is_one_line(made: Path, tmp_path: Path, thin_weights: Path) -> None:
     model, photos, store = made / "model1", made / "photos", made / "f.h5"
     broken = photos / "broken.jpg"

@@ -1,5 +1,6 @@
 """`extract` and `features` as a user runs them: shards, repair, export, and ends that nobody wished for."""
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ from PIL import Image
 from processes import Child, start_command
 
 from captionmill.cli import main
-from captionmill.data.features.store import FeatureStore, parts_dir
+from captionmill.data.features.parts import parts_dir
+from captionmill.data.features.store import FeatureStore
 
 THIN = ["--backbone", "scenes-resnet14", "--preprocess", "squash", "--image-size", "32", "--engine", "torch"]
 THIN += ["--precision", "fp32", "--batch-size", "4"]
@@ -221,6 +223,24 @@ def test_extract_says_where_the_time_went_unless_it_is_to_be_quiet(
     line = next(line for line in told.stderr.splitlines() if "-bound: " in line)
     assert all(f"{name} " in line for name in ("reading", "decoding", "forward", "writing"))
     assert "-bound: " not in succeed(*arguments, "--output", tmp_path / "g.h5", "--quiet").stderr
+
+
+def test_whatever_is_left_out_is_counted_in_every_summary(many: Path, thin_weights: Path, tmp_path: Path) -> None:
+    photos, store = tmp_path / "photos", tmp_path / "f.h5"
+    for name in ("a.png", "@eaDir/a.png/x.png", "#recycle/b.png", "._a.png"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes((many / "000.png").read_bytes())
+    (photos / "c.nef").write_bytes(b"II*\0")
+    left_out = "left out: 2 images in thumbnail folders and bins (#recycle, @eaDir), 1 hidden image"
+    command = ["extract", photos, "--output", store, *THIN, "--weights", thin_weights, "--quiet"]
+    result = succeed(*command)
+    assert result.stdout.startswith(f"{store}: 2 images found: 0 cached before, 1 extracted, 1 failed; ")
+    assert result.stdout.endswith(f"; {left_out}\n")
+    assert "c.nef: RAW (NEF) is not supported; convert it to JPEG or PNG" in result.stderr
+    assert f"  last run        2 images found, 1 failed; {left_out}\n" in succeed("features", "info", store).stdout
+    (line,) = succeed(*command, "--log-format", "json").stdout.splitlines()
+    expected = f"{store}: 2 images found: 1 cached before, 0 extracted, 1 failed; {left_out}"
+    assert json.loads(line)["message"] == expected
 
 
 def test_repair_drops_damaged_rows_and_extract_makes_just_these_again(

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captionmill.data.captions.edits import take_edits
-from captionmill.data.captions.journal import BLOCK_ROWS, CaptionJournal, Known, SourceChecksums, lock_table
-from captionmill.data.captions.older_journal import convert_older
-from captionmill.data.captions.review import Review
-from captionmill.data.captions.table import CaptionRow, TableFormat, write_captions
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically, stamp_of
+from captionmill.data.tables.edits import take_edits
+from captionmill.data.tables.formats import TableFormat, write_captions
+from captionmill.data.tables.journal import BLOCK_ROWS, CaptionJournal, Known, SourceChecksums, lock_table
+from captionmill.data.tables.older import convert_older
+from captionmill.data.tables.review import Review
+from captionmill.data.tables.rows import CaptionRow
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from captionmill.data.captions.journal import CaptionJournal, JournalWriter
-from captionmill.data.captions.review import Review
-from captionmill.data.captions.table import is_caption_table, read_captions, row_text
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically
+from captionmill.data.tables.formats import is_caption_table, read_captions, row_text
+from captionmill.data.tables.journal import CaptionJournal, JournalWriter
+from captionmill.data.tables.review import Review
 
 _FILES = ("growing", "rows", "new", "new.rows")
 _RECORD = struct.Struct("<III")

@@ -9,15 +9,16 @@ from typing import cast
 
 import numpy as np
 
-from captionmill.data.captions.edits import take_edits
-from captionmill.data.captions.journal import CaptionJournal, lock_table
-from captionmill.data.captions.older_journal import convert_older
-from captionmill.data.captions.review import DECISIONS, Decision, Review
-from captionmill.data.captions.table import CaptionRow, is_caption_table, layout_of, read_captions, write_captions
 from captionmill.data.csv_tables import unguard_formula
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically
 from captionmill.data.paths import AnyPath
+from captionmill.data.tables.edits import take_edits
+from captionmill.data.tables.formats import is_caption_table, layout_of, read_captions, write_captions
+from captionmill.data.tables.journal import CaptionJournal, lock_table
+from captionmill.data.tables.older import convert_older
+from captionmill.data.tables.review import DECISIONS, Decision, Review
+from captionmill.data.tables.rows import CaptionRow
 
 COLUMNS = ("path", "decision", "caption", "shown")
 

@@ -7,64 +7,40 @@ was written.
 
 import csv
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from captionmill.data.csv_tables import csv_line, guard_formula, unguard_formula
+from captionmill.data.csv_tables import csv_line
 from captionmill.data.errors import InputError
 from captionmill.data.optional import require
 from captionmill.data.paths import AnyPath
+from captionmill.data.tables.rows import COLUMNS, STATUSES, CaptionRow, cells_of, row_of_cells, row_of_values
+
+if TYPE_CHECKING:
+    import _csv
 
 TableFormat = Literal["csv", "jsonl", "parquet"]
-Status = Literal["ok", "failed", "corrected", "accepted"]
-"""`corrected`: a person wrote the caption; `accepted`: a person found the model's caption right."""
 
-_COLUMNS = ("path", "caption", "confidence", "alternatives", "flags", "status", "error")
 _NO_TABLE = frozenset({".xlsx", ".xls", ".ods", ".json", ".html", ".htm", ".tsv", ".gz", ".zip"})
-_BETWEEN_ALTERNATIVES = " | "  # no word of a vocabulary contains this
 _MARK = b"\xef\xbb\xbf"
-_NEEDED_COLUMNS = frozenset(_COLUMNS) - {"alternatives", "flags"}
+_NEEDED_COLUMNS = frozenset(COLUMNS) - {"alternatives", "flags"}
+_SEPARATORS = ",;\t"
+_SEPARATOR_LINE = re.compile(r'"?sep=."?\s*', re.IGNORECASE)  # Excel's first line
 _JSON_START = b'{"path": '
 _PARQUET_START = b"PAR1"
 _PARQUET_ROWS = 16_384  # in a row group
 
 
 @dataclass(frozen=True)
-class CaptionRow:
-    """One image."""
-
-    path: str
-    """The image's key: its path relative to the folder."""
-    caption: str
-    """Empty if the image failed."""
-    confidence: float | None
-    """Geometric mean of the probabilities of the caption's words, 0 to 1, four decimals; None if the image failed."""
-    alternatives: tuple[str, ...] = ()
-    """The next best captions, best first, if requested."""
-    flags: tuple[str, ...] = ()
-    """What is suspicious about the caption."""
-    status: Status = "ok"
-    error: str = ""
-    """Why it failed."""
-
-    @property
-    def is_captioned(self) -> bool:
-        """Whether it has a caption, of a model or of a person."""
-        return self.status != "failed"
-
-
-@dataclass(frozen=True)
 class RowText:
-    """How each row is written as text; Parquet is made from JSON lines when all rows are complete."""
+    """How each row is written as text."""
 
     header: bytes
     """The beginning of a file."""
     encode: Callable[[CaptionRow], bytes]
-    decode: Callable[[bytes], CaptionRow]
 
 
 def format_of(path: Path) -> TableFormat:
@@ -82,18 +58,14 @@ def format_of(path: Path) -> TableFormat:
 def row_text(table_format: TableFormat, *, with_alternatives: bool) -> RowText:
     """How a table of this format is written row by row; `with_alternatives` adds that column to CSV."""
     if table_format != "csv":
-        return RowText(b"", _encode_json, _decode_json)
-    columns = [name for name in _COLUMNS if with_alternatives or name != "alternatives"]
+        return RowText(b"", _encode_json)
+    columns = [name for name in COLUMNS if with_alternatives or name != "alternatives"]
 
     def encode(row: CaptionRow) -> bytes:
-        cells = _cells(row)
+        cells = cells_of(row)
         return csv_line(cells[name] for name in columns)
 
-    def decode(line: bytes) -> CaptionRow:
-        (cells,) = csv.reader([line.decode("utf-8")])
-        return _row_of_cells(dict(zip(columns, cells, strict=True)))
-
-    return RowText(_MARK + csv_line(columns), encode, decode)
+    return RowText(_MARK + csv_line(columns), encode)
 
 
 def read_captions(path: AnyPath) -> Iterator[CaptionRow]:
@@ -121,11 +93,13 @@ def is_caption_table(path: Path) -> bool:
     if start.startswith(_PARQUET_START):
         _, parquet = _require_pyarrow()
         try:
-            return set(_COLUMNS).issubset(parquet.read_schema(path).names)
+            return set(COLUMNS).issubset(parquet.read_schema(path).names)
         except (ValueError, OSError):
             return False
-    header = start.removeprefix(_MARK).partition(b"\n")[0].decode("utf-8", "replace").strip("\r")
-    columns = re.split(r"[,;\t]", header.replace('"', ""))  # as spreadsheets save it
+    text = start.removeprefix(_MARK).decode("utf-8", "replace").replace("\r\n", "\n")
+    separator_line = _SEPARATOR_LINE.match(text)
+    header = text[separator_line.end() if separator_line else 0 :].partition("\n")[0].strip("\r")
+    columns = re.split(f"[{_SEPARATORS}]", header.replace('"', ""))  # as spreadsheets save it
     return not start or start.startswith(_JSON_START) or _NEEDED_COLUMNS.issubset(columns)
 
 
@@ -143,7 +117,7 @@ def layout_of(path: Path) -> tuple[TableFormat, bool]:
 
 def has_other_columns(path: Path) -> bool:
     """Whether the table of captions at `path` has a column that none of ours has."""
-    return not _columns_of(path).issubset(_COLUMNS)
+    return not _columns_of(path).issubset(COLUMNS)
 
 
 def _columns_of(path: Path) -> set[str]:
@@ -154,7 +128,8 @@ def _columns_of(path: Path) -> set[str]:
         return set(parquet.read_schema(path).names)
     if line.startswith(b"{"):
         return set(json.loads(line))
-    return set(next(csv.reader([line.decode("utf-8-sig")]), []))
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        return set(_open_csv(text)[2])
 
 
 def write_captions(
@@ -186,13 +161,13 @@ def write_parquet(path: Path, rows: Iterable[CaptionRow]) -> None:
     schema = arrow.schema(
         [
             (name, {"confidence": arrow.float64(), "alternatives": texts, "flags": texts}.get(name, arrow.string()))
-            for name in _COLUMNS
+            for name in COLUMNS
         ]
     )
     with parquet.ParquetWriter(path, schema) as writer:
         group: list[dict[str, Any]] = []
         for row in rows:
-            group.append(asdict(row))
+            group.append(_values_of(row))
             if len(group) == _PARQUET_ROWS:
                 writer.write_table(arrow.Table.from_pylist(group, schema))
                 group.clear()
@@ -204,90 +179,50 @@ def _require_pyarrow() -> tuple[Any, Any]:
     return arrow, require("pyarrow.parquet", extra="parquet", needed_by="Parquet")
 
 
-def _cells(row: CaptionRow) -> dict[str, str]:
-    return {
-        "path": guard_formula(row.path),
-        "caption": guard_formula(row.caption),
-        "confidence": "" if row.confidence is None else f"{row.confidence:.4f}",
-        "alternatives": guard_formula(_BETWEEN_ALTERNATIVES.join(row.alternatives)),
-        "flags": " ".join(row.flags),
-        "status": row.status,
-        "error": guard_formula(row.error),
-    }
-
-
-def _row_of_cells(cells: dict[str, str]) -> CaptionRow:
-    alternatives = unguard_formula(cells.get("alternatives", ""))
-    return CaptionRow(
-        unguard_formula(cells["path"]),
-        unguard_formula(cells["caption"]),
-        _confidence_of(cells["confidence"]),
-        tuple(alternatives.split(_BETWEEN_ALTERNATIVES)) if alternatives else (),
-        tuple(cells.get("flags", "").split()),
-        _status_of(cells["status"]),
-        unguard_formula(cells["error"]),
-    )
-
-
-def _confidence_of(cell: str) -> float | None:
-    """The number in a cell, also as spreadsheets of other languages write it (0,43); None for an empty cell."""
-    if not cell:
-        return None
-    number = float(cell.replace(",", "."))
-    if not math.isfinite(number):
-        raise ValueError(cell)
-    return number
-
-
-def _status_of(cell: str) -> Status:
-    for status in get_args(Status):
-        if cell.strip().lower() == status:
-            return cast(Status, status)
-    return "failed"
-
-
 def _read_csv(path: Path) -> Iterator[CaptionRow]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
+        lines, mark, columns = _open_csv(file)
         try:
-            columns = next(reader, [])
             if not _NEEDED_COLUMNS.issubset(columns):
                 raise InputError(f"{path}: not a table of captions; it begins with {','.join(columns)[:80]!r}")
-            for cells in reader:
-                yield _row_of_cells(dict(zip(columns, cells, strict=True)))
+            for cells in lines:
+                if any(f"{mark}{status}{mark}" in cell for cell in cells if "\n" in cell for status in STATUSES):
+                    raise _damaged(path, f"line {lines.line_num}")
+                if any(cells):  # spreadsheets leave empty rows
+                    yield row_of_cells(dict(zip(columns, cells, strict=True)))
         except InputError:
             raise
         except (ValueError, csv.Error) as exc:
-            raise _damaged(path, f"line {reader.line_num}") from exc
+            raise _damaged(path, f"line {lines.line_num}") from exc
+
+
+def _open_csv(file: TextIO) -> tuple["_csv.Reader", str, list[str]]:
+    """A reader behind the header, the separator and the header: a spreadsheet may have saved with another separator."""
+    first = file.readline()
+    has_separator_line = _SEPARATOR_LINE.fullmatch(first) is not None
+    header = file.readline() if has_separator_line else first
+    mark = max(_SEPARATORS, key=header.count)
+    file.seek(0)
+    lines = csv.reader(file, delimiter=mark, strict=True)  # else a quote could swallow rows
+    columns = next(lines, [])
+    return lines, mark, next(lines, []) if has_separator_line else columns
 
 
 def _encode_json(row: CaptionRow) -> bytes:
-    values = asdict(row) | {"confidence": None if row.confidence is None else round(row.confidence, 4)}
-    return (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    return (json.dumps(_values_of(row), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
-def _decode_json(line: bytes) -> CaptionRow:
-    return row_of_values(json.loads(line))
+def _values_of(row: CaptionRow) -> dict[str, Any]:
+    return asdict(row) | {"confidence": None if row.confidence is None else round(row.confidence, 4)}
 
 
 def _read_json_lines(path: Path) -> Iterator[CaptionRow]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                yield _decode_json(line)
+                yield row_of_values(json.loads(line))
             except ValueError as exc:
                 raise _damaged(path, f"line {number}") from exc
-
-
-def row_of_values(values: Mapping[str, Any], path: Path | None = None) -> CaptionRow:
-    """The row with the fields `values`, as JSON has them; InputError if one is missing. Other fields are left out."""
-    try:
-        known = {name: values[name] for name in _COLUMNS}
-        return CaptionRow(
-            **{**known, "alternatives": tuple(known["alternatives"] or ()), "flags": tuple(known["flags"] or ())}
-        )
-    except (TypeError, KeyError) as exc:
-        raise InputError(f"{path or 'a row'}: not a table of captions") from exc
 
 
 def _damaged(path: Path, where: str) -> InputError:

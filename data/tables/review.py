@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard, get_args
 
-from captionmill.data.captions.table import CaptionRow
+from captionmill.data.tables.rows import CaptionRow
 
 Decision = Literal["corrected", "accepted", "later"]
 DECISIONS = frozenset(get_args(Decision))

@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from captionmill.data.captions.journal import CaptionJournal, Known
-from captionmill.data.captions.review import Review, is_decision
-from captionmill.data.captions.table import CaptionRow, has_other_columns, is_caption_table, read_captions
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, fit_name, replace_atomically
+from captionmill.data.tables.formats import has_other_columns, is_caption_table, read_captions
+from captionmill.data.tables.journal import CaptionJournal, Known
+from captionmill.data.tables.review import Review, is_decision
+from captionmill.data.tables.rows import CaptionRow
 
 _logger = logging.getLogger(__name__)
 

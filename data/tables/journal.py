@@ -24,10 +24,11 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from captionmill.data.captions.review import Review
-from captionmill.data.captions.table import CaptionRow, row_of_values
 from captionmill.data.errors import InputError
-from captionmill.data.files import errors_named, flush_to_disk, hold_lock, replace_atomically
+from captionmill.data.files import errors_named, flush_to_disk, replace_atomically
+from captionmill.data.locks import hold_lock
+from captionmill.data.tables.review import Review
+from captionmill.data.tables.rows import CaptionRow, row_of_values
 
 FORMAT = "captionmill-captions"
 FORMAT_VERSION = 2

@@ -1,0 +1,95 @@
+"""Captions in one JSON object: COCO's, with images and annotations, and Karpathy's, with sentences in each image."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from captionmill.data.captions.formats.rows import FORMATS, ColumnNames, LeftOut, ReferenceRow
+from captionmill.data.errors import AnnotationError
+
+_REJECTED = ("is_rejected", "is_precanned")  # of annotations of VizWiz
+
+
+def read_images(content: Mapping[str, Any], columns: ColumnNames, left_out: LeftOut) -> Iterator[ReferenceRow]:
+    """The captions of `content`, a whole file; AnnotationError if it has neither of the two layouts."""
+    images = content.get("images")
+    columns.refuse("this JSON")
+    if isinstance(images, list) and "annotations" in content:
+        return _read_coco(images, _field(content, "annotations", list, "the file"), left_out)
+    if isinstance(images, list) and any(isinstance(image, dict) and "sentences" in image for image in images):
+        return _read_karpathy(images)
+    raise AnnotationError(
+        f"unknown JSON, without images and annotations (COCO) or sentences (Karpathy); expected {FORMATS}"
+    )
+
+
+def _read_coco(images: list[Any], annotations: list[Any], left_out: LeftOut) -> Iterator[ReferenceRow]:
+    by_id = _images_by_id(images)
+    names_splits = any(image.get("split") is not None for _, image in by_id.values())
+    unknown_count, used = 0, set()
+    for index, annotation in enumerate(annotations):
+        where = f"annotations[{index}]"
+        image_id = _id(annotation, "image_id", where)
+        if image_id not in by_id:
+            unknown_count += 1
+            if unknown_count == len(annotations):
+                first = annotations[0]["image_id"]
+                raise AnnotationError(
+                    f"annotations[0] is about image {first}, which is not among the images of the file"
+                )
+            continue
+        place, image = by_id[image_id]
+        used.add(image_id)
+        split = _field(image, "split", str, place) if names_splits else None
+        name, caption = _field(image, "file_name", str, place), _caption(annotation, "caption", where)
+        is_rejected = any(bool(annotation.get(mark)) for mark in _REJECTED)
+        yield ReferenceRow(where, name, caption, split, is_rejected)
+    left_out["annotations of unknown images"] += unknown_count
+    left_out["images without file_name"] += sum(
+        not isinstance(image.get("file_name"), str) for image_id, (_, image) in by_id.items() if image_id not in used
+    )
+
+
+def _images_by_id(images: list[Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The place of each image in the file, and itself, by its id."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for index, image in enumerate(images):
+        where = f"images[{index}]"
+        image_id = _id(image, "id", where)
+        place, known = found.setdefault(image_id, (where, image))
+        if image.get("file_name") != known.get("file_name"):
+            name = known.get("file_name") or place
+            raise AnnotationError(f"{where} has the id {image_id} of {name}; every image needs its own")
+        if image.get("split") != known.get("split"):
+            raise AnnotationError(f"{where} and {place} are one image with different splits; correct one of them")
+    return found
+
+
+def _id(entry: Any, name: str, where: str) -> str:
+    """An id as text: 7, 7.0 and "7" are one id, as programs write it in different ways."""
+    value = _field(entry, name, (int, float, str), where)
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _read_karpathy(images: list[Any]) -> Iterator[ReferenceRow]:
+    for index, image in enumerate(images):
+        where = f"images[{index}]"
+        name, split = _field(image, "filename", str, where), _field(image, "split", str, where)
+        folder = image.get("filepath") or ""
+        for number, sentence in enumerate(_field(image, "sentences", list, where)):
+            caption = _caption(sentence, "raw", f"{where}.sentences[{number}]")
+            yield ReferenceRow(where, f"{folder}/{name}" if folder else name, caption, split)
+
+
+def _caption(entry: Any, name: str, where: str) -> str | None:
+    """The caption of `entry`, None for a null; AnnotationError if there is none, as in files of other annotations."""
+    if isinstance(entry, dict) and name in entry and entry[name] is None:
+        return None
+    caption: str = _field(entry, name, str, where)
+    return caption
+
+
+def _field(entry: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    value = entry.get(name) if isinstance(entry, dict) else None
+    if not isinstance(value, kind):
+        raise AnnotationError(f"{where} has no usable {name!r}; download or export the file again")
+    return value

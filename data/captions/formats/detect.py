@@ -1,0 +1,151 @@
+"""Recognises the layout of a file or folder of captions by its content, never by its name, and reads its rows."""
+
+import functools
+import io
+import json
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from captionmill.data.captions.formats.coco import read_images
+from captionmill.data.captions.formats.records import (
+    PARQUET_START,
+    check_parquet,
+    check_record,
+    is_record,
+    read_json_array,
+    read_json_lines,
+    read_parquet_file,
+)
+from captionmill.data.captions.formats.rows import FORMATS, ColumnNames, LeftOut, ReferenceRow
+from captionmill.data.captions.formats.tables import find_table, has_header, read_caption_table
+from captionmill.data.captions.formats.text_files import find_text_files, read_text_files
+from captionmill.data.captions.formats.token_file import is_token_line, read_token_file
+from captionmill.data.errors import AnnotationError
+
+_START_CHARACTERS = 65_536
+
+Reader = Callable[[TextIO], Iterator[ReferenceRow]]
+
+
+@contextmanager
+def open_rows(
+    path: Path, columns: ColumnNames, *, left_out: LeftOut, known_keys: Collection[str]
+) -> Iterator[Iterator[ReferenceRow]]:
+    """The captions in the file or folder `path` one by one; what is not used is counted in `left_out`.
+
+    Raises AnnotationError, which names `path`, if its layout is unknown or, during the block, something in it cannot be
+    understood. `known_keys` are the images that text files without an image beside them may belong to.
+    """
+    try:
+        if _is_folder(path):
+            columns.refuse("a folder of .txt files")
+            yield read_text_files(path, left_out, known_keys)
+        elif _is_parquet(path):
+            yield read_parquet_file(path, columns)
+        else:
+            with open_text(path) as file:
+                yield _recognise(read_start(file), columns, left_out)(file)
+    except AnnotationError as exc:
+        raise _named(path, exc) from exc
+
+
+def check_layout(path: Path, columns: ColumnNames) -> None:
+    """Raise the AnnotationError that `open_rows` would raise for the beginning of `path`; a pipe is left unread."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return
+    try:
+        if _is_folder(path):
+            columns.refuse("a folder of .txt files")
+            find_text_files(path)
+        elif _is_parquet(path):
+            check_parquet(path, columns)
+        else:
+            with open_text(path) as file:
+                _recognise(read_start(file), columns, LeftOut())
+    except AnnotationError as exc:
+        raise _named(path, exc) from exc
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """The file, opened at its beginning; AnnotationError if it is empty or, during the block, cannot be read."""
+    try:
+        with path.open(encoding="utf-8-sig") as opened:
+            file: TextIO = opened if opened.seekable() else io.StringIO(opened.read())  # a pipe
+            if not read_start(file).strip():
+                raise AnnotationError(f"{path}: the file is empty")
+            yield file
+    except UnicodeDecodeError as exc:
+        raise AnnotationError(f"{path}: not UTF-8 text; save it as UTF-8 and try again") from exc
+    except OSError as exc:
+        raise AnnotationError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
+
+
+def read_start(file: TextIO) -> str:
+    """The first characters of `file`, enough to recognise its layout; then the file is at its beginning again."""
+    start = file.read(_START_CHARACTERS)
+    while start.isspace() and (more := file.read(_START_CHARACTERS)):
+        start += more
+    file.seek(0)
+    return start
+
+
+def _recognise(start: str, columns: ColumnNames, left_out: LeftOut) -> Reader:
+    """The reader for a file that begins with `start`; AnnotationError if there is none."""
+    first_lines = start.lstrip().split("\n", 3)
+    if start.lstrip().startswith(("{", "[")):
+        return _recognise_json(first_lines, columns, left_out)
+    if not has_header(start, columns) and any(is_token_line(line) for line in first_lines[:3]):
+        columns.refuse("a Flickr token file")
+        return read_token_file
+    layout = find_table(start, columns)
+    if layout is None:
+        raise AnnotationError(f"unknown format; expected {FORMATS}")
+    return functools.partial(read_caption_table, layout=layout)
+
+
+def _recognise_json(first_lines: list[str], columns: ColumnNames, left_out: LeftOut) -> Reader:
+    """JSON lines if the first line is an object by itself, with an image and a caption or with more such lines."""
+    try:
+        first = json.loads(first_lines[0])
+    except (json.JSONDecodeError, RecursionError):
+        first = None
+    has_more = len(first_lines) > 1 and first_lines[1].startswith("{")
+    if isinstance(first, dict) and "images" not in first and (has_more or is_record(first, columns)):
+        check_record(first, columns)
+        return functools.partial(read_json_lines, wanted=columns)
+    return functools.partial(_read_json, columns=columns, left_out=left_out)
+
+
+def _read_json(file: TextIO, columns: ColumnNames, left_out: LeftOut) -> Iterator[ReferenceRow]:
+    try:
+        content = json.loads(file.read())
+    except (json.JSONDecodeError, RecursionError) as exc:
+        raise AnnotationError(f"not valid JSON ({exc}); download or export the file again") from exc
+    if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
+        return read_json_array(content, columns)
+    return read_images(content if isinstance(content, dict) else {}, columns, left_out)
+
+
+def _named(path: Path, error: AnnotationError) -> AnnotationError:
+    start = f"{path}: "
+    return AnnotationError(f"{start}{str(error).removeprefix(start)}")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a link to itself: opening it names the reason
+        return False
+
+
+def _is_parquet(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(PARQUET_START)) == PARQUET_START
+    except OSError:  # opening it as text names the reason
+        return False

@@ -1,0 +1,99 @@
+"""Captions in records with named fields: JSON lines, a JSON array of objects, and Parquet.
+
+So are the tables that `caption` writes with `--format jsonl` and `parquet`, and Hugging Face's `metadata.jsonl`.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from captionmill.data.captions.formats.rows import ColumnNames, ReferenceRow, find_columns, no_columns
+from captionmill.data.errors import AnnotationError
+from captionmill.data.optional import require
+
+PARQUET_START = b"PAR1"
+_BATCH_ROWS = 16_384
+
+
+def read_json_lines(file: TextIO, wanted: ColumnNames) -> Iterator[ReferenceRow]:
+    """The captions of a file with one JSON object per line; empty lines are passed over."""
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as exc:
+                raise AnnotationError(f"line {number} is not valid JSON ({exc}); download or export it again") from exc
+            yield from _rows_of(record, wanted, f"line {number}")
+
+
+def read_json_array(entries: Sequence[Any], wanted: ColumnNames) -> Iterator[ReferenceRow]:
+    """The captions of the objects in a JSON array."""
+    for index, entry in enumerate(entries):
+        yield from _rows_of(entry, wanted, f"entry [{index}]")
+
+
+def read_parquet_file(path: Path, wanted: ColumnNames) -> Iterator[ReferenceRow]:
+    """The captions of a Parquet table; AnnotationError if it is damaged or has other columns."""
+    names = check_parquet(path, wanted)
+    arrow = require("pyarrow", extra="parquet", needed_by="Parquet")
+    parquet = require("pyarrow.parquet", extra="parquet", needed_by="Parquet")
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=names):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield from _rows_of(record, wanted, f"row {number}")
+    except (arrow.ArrowException, OSError) as exc:
+        raise AnnotationError(f"damaged Parquet ({' '.join(str(exc).split())[:100]}); export it again") from exc
+
+
+def check_parquet(path: Path, wanted: ColumnNames) -> list[str]:
+    """The names of the columns of a Parquet table to read; AnnotationError if it is damaged or lacks one of them."""
+    arrow = require("pyarrow", extra="parquet", needed_by="Parquet")
+    parquet = require("pyarrow.parquet", extra="parquet", needed_by="Parquet")
+    try:
+        names: list[str] = list(parquet.read_schema(path).names)
+    except (arrow.ArrowException, OSError) as exc:
+        raise AnnotationError(f"damaged Parquet ({' '.join(str(exc).split())[:100]}); export it again") from exc
+    found = find_columns(names, wanted)
+    if found is None:
+        raise no_columns(names)
+    return [names[position] for position in (found.image, found.caption, found.split) if position is not None]
+
+
+def is_record(record: Mapping[str, Any], wanted: ColumnNames) -> bool:
+    """Whether `record` has fields of image and caption."""
+    try:
+        return find_columns(list(record), wanted) is not None
+    except AnnotationError:
+        return False
+
+
+def check_record(record: Mapping[str, Any], wanted: ColumnNames) -> None:
+    """Raise AnnotationError if `record` has no fields of image and caption."""
+    if find_columns(list(record), wanted) is None:
+        raise no_columns(list(record))
+
+
+def _rows_of(record: Any, wanted: ColumnNames, where: str) -> Iterable[ReferenceRow]:
+    """A row for each caption of `record`: one text, or a list of them."""
+    if not isinstance(record, dict):
+        raise AnnotationError(f"{where} is not an object with an image and a caption; download or export it again")
+    values = list(record.values())
+    try:
+        found = find_columns(list(record), wanted)
+        if found is None:
+            raise no_columns(list(record))
+    except AnnotationError as exc:
+        raise AnnotationError(f"{where} {exc}") from exc
+    image, captions = values[found.image], values[found.caption]
+    split = None if found.split is None else values[found.split]
+    if isinstance(image, dict):  # an image of Hugging Face's datasets: its bytes and its path
+        image = image.get("path")
+    captions = captions if isinstance(captions, list) else [captions]
+    texts = all(caption is None or isinstance(caption, str) for caption in captions)
+    if not isinstance(image, str) or not texts or not isinstance(split, str | None):
+        raise AnnotationError(f"{where} must have texts for image, caption and split; it has other values")
+    return [ReferenceRow(where, image, caption, split) for caption in captions]

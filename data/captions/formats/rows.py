@@ -1,0 +1,89 @@
+"""What every layout is read into: one row per caption; and the names of the columns or fields that hold them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from captionmill.data.errors import AnnotationError
+
+FORMATS = (
+    "a Flickr token file (name.jpg#0<TAB>caption), COCO captions JSON, Karpathy JSON, JSON lines or Parquet with image "
+    "and caption, a folder of .txt files beside the images, or CSV or TSV with the columns image and caption"
+)
+OWN_IMAGE_COLUMN = "path"  # in a table that `caption` wrote
+_IMAGE_NAMES = ("image", "image_name", "file_name", "filename", OWN_IMAGE_COLUMN)  # Flickr30k, Hugging Face, our own
+_CAPTION_NAMES = ("caption", "comment", "text")
+
+LeftOut = Counter[str]
+"""What a reader leaves out, such as "captions without text", and how many."""
+
+
+@dataclass(frozen=True)
+class ReferenceRow:
+    """One caption as read from the file."""
+
+    where: str
+    image: str
+    caption: str | None
+    """None if the file holds a null."""
+    split: str | None = None
+    is_rejected: bool = False
+    """Whether VizWiz marks the caption as rejected or as one of its stock sentences ("precanned")."""
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """The columns of a table, or the fields of a record, that a user names; None for the usual names."""
+
+    image: str | None = None
+    caption: str | None = None
+
+    def refuse(self, layout: str) -> None:
+        """Raise AnnotationError if a column is named: `layout` has none."""
+        if self.image is not None or self.caption is not None:
+            raise AnnotationError(f"{layout} has no columns to name; leave out `image_column` and `caption_column`")
+
+
+@dataclass(frozen=True)
+class FoundColumns:
+    """Which of the columns hold image, caption and split, as positions."""
+
+    image: int
+    caption: int
+    split: int | None
+
+
+def find_columns(header: Sequence[str], wanted: ColumnNames) -> FoundColumns | None:
+    """The columns of `header` to read; None if image or caption is not there, whose names were not given.
+
+    A name matches exactly, or else without regard to case and spaces around it. Raises AnnotationError for a named
+    column that is not there, or if both names mean one column.
+    """
+    image = _position(header, _IMAGE_NAMES, wanted.image)
+    caption = _position(header, _CAPTION_NAMES, wanted.caption)
+    if image is None or caption is None:
+        return None
+    if image == caption:
+        raise AnnotationError(f"`image_column` and `caption_column` are the same column, {header[image].strip()!r}")
+    return FoundColumns(image, caption, _position(header, ("split",), None))
+
+
+def no_columns(header: Sequence[str]) -> AnnotationError:
+    """The error for a header in which `find_columns` finds nothing."""
+    found = ", ".join(name.strip() for name in header)[:100]
+    return AnnotationError(
+        f"needs the columns image and caption, but has: {found}; expected {FORMATS}; or name its columns with "
+        "`image_column` and `caption_column`"
+    )
+
+
+def _position(header: Sequence[str], usual: Sequence[str], named: str | None) -> int | None:
+    folded = [name.strip().casefold() for name in header]
+    if named is None:
+        return next((folded.index(name) for name in usual if name in folded), None)
+    if named in header:
+        return header.index(named)
+    if named.strip().casefold() in folded:
+        return folded.index(named.strip().casefold())
+    shown = ", ".join(name.strip() for name in header)[:200]
+    raise AnnotationError(f"has no column {named!r}; its columns are {shown}")

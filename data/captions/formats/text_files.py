@@ -1,0 +1,78 @@
+"""Captions in text files beside their images, one caption per line: photo.jpg, photo.txt."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
+
+from captionmill.data.captions.formats.rows import LeftOut, ReferenceRow
+from captionmill.data.errors import AnnotationError
+from captionmill.data.images.formats.kinds import IMAGE_SUFFIXES
+from captionmill.data.images.walk import walk_folder
+
+_SUFFIX = ".txt"
+
+
+def find_text_files(folder: Path) -> tuple[list[Path], dict[Path, list[Path]]]:
+    """The text files in `folder` and below it, in order, and the images there by their path without suffix.
+
+    AnnotationError if there are no text files.
+    """
+    texts: list[Path] = []
+    images: dict[Path, list[Path]] = defaultdict(list)
+    try:
+        for entry, error in walk_folder(folder):
+            path = Path(entry.path)
+            if error is None and path.suffix.lower() == _SUFFIX:
+                texts.append(path)
+            elif error is None and path.suffix.lower() in IMAGE_SUFFIXES:
+                images[path.with_suffix("")].append(path)
+    except OSError as exc:
+        raise AnnotationError(f"cannot be listed ({exc.strerror}); make the folder readable") from exc
+    if not texts:
+        raise AnnotationError("a folder without captions: it has no .txt files beside its images")
+    return texts, images
+
+
+def read_text_files(folder: Path, left_out: LeftOut, known_keys: Collection[str]) -> Iterator[ReferenceRow]:
+    """The captions in the text files of `folder`; the key of an image is its path below it.
+
+    `a.txt` belongs to a.jpg, a.png and so on beside it, and `a.jpg.txt` to a.jpg; where no image is beside it, to the
+    image of `known_keys` in the same place. Text files of no image are counted. AnnotationError if a file is not UTF-8,
+    or if no file belongs to an image.
+    """
+    texts, images = find_text_files(folder)
+    known, stems = set(known_keys), _by_stem(known_keys)
+    stranger_count = 0
+    for path in texts:
+        stem = path.with_suffix("")
+        whole = [stem] if stem in images[stem.with_suffix("")] else []
+        name = stem.relative_to(folder).as_posix()
+        beside = [image.relative_to(folder).as_posix() for image in whole or images[stem]]
+        keys = beside or ([name] if name in known else stems.get(name, []))
+        stranger_count += not keys
+        lines = _read_lines(path) if keys else []
+        for key in keys:
+            for line in lines or [""]:
+                yield ReferenceRow(f"file {path.relative_to(folder)}", key, line)
+    if stranger_count == len(texts):
+        raise AnnotationError(
+            f"none of the {stranger_count} .txt files in this folder is called like an image beside it"
+        )
+    left_out["text files of no image"] += stranger_count
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise AnnotationError(f"{path.name} is not UTF-8 text; save it as UTF-8 and try again") from exc
+    except OSError as exc:
+        raise AnnotationError(f"{path.name} cannot be read ({exc.strerror})") from exc
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _by_stem(keys: Collection[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        found[PurePosixPath(key).with_suffix("").as_posix()].append(key)
+    return found

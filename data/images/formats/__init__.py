@@ -1,0 +1,1 @@
+"""Image formats: what each needs beyond its decoder, so that the pixels are those that were written."""

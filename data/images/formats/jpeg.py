@@ -1,0 +1,71 @@
+"""JPEGs: by libjpeg-turbo, at reduced size where that is enough, or by Pillow where libjpeg-turbo refuses them."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL.JpegImagePlugin import JpegImageFile
+
+from captionmill.data.errors import ImageError
+from captionmill.data.images.formats.background import to_rgb
+from captionmill.data.images.formats.jpeg_damage import accept_damage
+
+REDUCING_GAP = 3.0
+"""An image that is decoded at reduced size is still at least this many times larger than needed."""
+
+
+class PlainJpegFile(JpegImageFile):
+    """A JPEG, or the first image of an MPO, without Pillow's reading of the EXIF, which would only set the dpi."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
+def decode_jpeg(data: bytes, image: JpegImageFile, reduction: int) -> npt.NDArray[np.uint8]:
+    """RGB at 1/`reduction` of the size, by libjpeg-turbo, or by Pillow for files that libjpeg-turbo refuses.
+
+    Both return the same bits for undamaged files. Damage is accepted by the rule of `accept_damage`; else ImageError,
+    or whatever Pillow raises.
+    """
+    width, height = (-(-side // reduction) for side in image.size)
+    colorspace = "CMYK" if image.mode == "CMYK" else "RGB"
+    damage = None
+    try:
+        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data, colorspace, fastdct=False, fastupsample=False, min_width=width, min_height=height, strict=True
+        )
+        if colorspace == "RGB" and pixels.shape[:2] == (height, width):
+            return pixels
+    except ValueError as exc:
+        damage = str(exc)
+    if damage is not None and (accepted := accept_damage(data, damage)) is not None:
+        with PlainJpegFile(io.BytesIO(accepted)) as repaired:
+            return _decode_by_pillow(repaired, reduction)
+    pixels = _decode_by_pillow(image, reduction)
+    if damage is not None:  # Pillow fills the missing part with grey
+        raise ImageError(f"truncated or damaged image ({damage[:100]})")
+    return pixels
+
+
+def _decode_by_pillow(image: JpegImageFile, reduction: int) -> npt.NDArray[np.uint8]:
+    if reduction > 1:
+        image.draft(None, (-(-image.width // reduction), -(-image.height // reduction)))
+    image.load()
+    return np.array(to_rgb(image))
+
+
+def reduction_of(
+    size: tuple[int, int], orientation: int, at_least: Callable[[int, int], tuple[int, int]] | None
+) -> int:
+    """The factor, a power of two, by which the sides of a JPEG of `size` are reduced in decoding."""
+    if at_least is None:
+        return 1
+    width, height = size if orientation < 5 else size[::-1]
+    least_width, least_height = at_least(width, height)
+    gap = min(width / least_width, height / least_height) / REDUCING_GAP
+    for factor in (8, 4, 2):
+        if gap >= factor and at_least(-(-width // factor), -(-height // factor)) == (least_width, least_height):
+            return factor
+    return 1

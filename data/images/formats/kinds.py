@@ -1,0 +1,186 @@
+"""Which files are images: by suffix while folders are searched, by their first bytes when they are read.
+
+An image in a format that cannot be read has a row with its reason too, so its format must have a name.
+"""
+
+import re
+from pathlib import PurePosixPath
+from typing import Literal
+
+from captionmill.data.optional import missing_packages
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".hif"),
+    *(".avif", ".jp2", ".j2k", ".psd", ".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".apng", ".jif", ".jps", ".pjpeg"),
+)
+"""Suffixes of the formats that are read."""
+_HEIC_SUFFIXES = (".heic", ".heif", ".hif")
+
+_CAMERA_SUFFIXES = [
+    ".3fr",
+    ".arw",
+    ".cr2",
+    ".cr3",
+    ".crw",
+    ".dcr",
+    ".dng",
+    ".erf",
+    ".gpr",
+    ".iiq",
+    ".kdc",
+    ".mef",
+    ".mos",
+    ".mrw",
+    ".nef",
+    ".nrw",
+    ".orf",
+    ".pef",
+    ".raf",
+    ".rw2",
+    ".rwl",
+    ".sr2",
+    ".srf",
+    ".srw",
+    ".x3f",
+]
+_OTHER_FORMATS = {
+    "JPEG XL": ".jxl",
+    "JPEG XR": ".jxr .wdp .hdp",
+    "JPEG-LS": ".jls",
+    "SVG": ".svg .svgz",
+    "EPS": ".eps",
+    "PSB": ".psb",
+    "Illustrator": ".ai",
+    "Krita": ".kra",
+    "XCF": ".xcf",
+    "OpenEXR": ".exr",
+    "DICOM": ".dcm",
+    "DDS": ".dds",
+    "TGA": ".tga",
+    "PCX": ".pcx",
+    "QOI": ".qoi",
+    "ICO": ".ico",
+    "ICNS": ".icns",
+    "WMF": ".wmf .emf",
+    "DjVu": ".djvu",
+    "BPG": ".bpg",
+    "FLIF": ".flif",
+}
+_OTHER_SUFFIXES = {suffix: f"RAW ({suffix[1:].upper()})" for suffix in _CAMERA_SUFFIXES} | {
+    suffix: name for name, suffixes in _OTHER_FORMATS.items() for suffix in suffixes.split()
+}
+ALL_IMAGE_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *_OTHER_SUFFIXES))
+"""Suffixes of all files that are images to a person: each of them has a row."""
+
+HEADER_BYTES = 1024  # enough to recognise any of the formats; an SVG may begin with comments
+
+Family = Literal["AVIF", "HEIC"]
+_AVIF_BRANDS = frozenset((b"avif", b"avis"))
+_HEIC_BRAND = re.compile(rb"he[iv][cxms]|mi[fa][f123]|msf1")
+
+_TIFF_START = (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")
+_CAMERA_HEADERS = {
+    rb"II\*\0....CR": "RAW (CR2)",
+    rb"....ftypcrx ": "RAW (CR3)",
+    rb"FUJIFILMCCD-RAW": "RAW (RAF)",
+    rb"IIR[OS]|MMOR": "RAW (ORF)",
+    rb"IIU\0": "RAW (RW2)",
+    rb"FOVb": "RAW (X3F)",
+    rb"II....HEAPCCDR": "RAW (CRW)",
+    rb"\0MRM": "RAW (MRW)",
+    rb"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
+}
+_OTHER_HEADERS = {
+    rb"\xff\x0a": "JPEG XL",
+    rb"(\xef\xbb\xbf)?(\s|<\?xml.*?\?>|<!--.*?-->|<!DOCTYPE[^>]*>)*<svg[\s>]": "SVG",
+    rb"8BPS\0\x02": "PSB",
+    rb"%!PS|\xc5\xd0\xd3\xc6": "EPS",
+    rb"%PDF": "PDF",
+    rb"v/1\x01": "OpenEXR",
+    rb"gimp xcf": "XCF",
+    rb"II\xbc": "JPEG XR",
+    rb".{128}DICM": "DICOM",
+    rb"DDS ": "DDS",
+    rb"qoif": "QOI",
+    rb"icns": "ICNS",
+    rb"AT&TFORM": "DjVu",
+    rb"BPG\xfb": "BPG",
+    rb"FLIF": "FLIF",
+}
+_SUB_IFDS_TAG, _PHOTOMETRIC_TAG, _DNG_TAG = 0x014A, 0x0106, 0xC612
+_SENSOR_PHOTOMETRIC = (32803, 34892)  # colour filter array, linear raw (DNG 1.7, PhotometricInterpretation)
+_MOST_SUB_IFDS = 16
+
+
+def has_read_suffix(name: str) -> bool:
+    """Whether images with the suffix of `name` can be read here: those in HEIC need an extra."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix in IMAGE_SUFFIXES and not (suffix in _HEIC_SUFFIXES and missing_packages("pillow_heif"))
+
+
+def family_of(header: bytes) -> Family | None:
+    """HEIC or AVIF, by the brands with which such a file begins (ISO/IEC 14496-12, 4.3); None for any other file."""
+    if header[4:8] != b"ftyp":
+        return None
+    end = min(len(header), int.from_bytes(header[:4], "big"))
+    brands = [header[8:12], *(header[start : start + 4] for start in range(16, end, 4))]
+    if not _AVIF_BRANDS.isdisjoint(brands):
+        return "AVIF"
+    return "HEIC" if any(map(_HEIC_BRAND.fullmatch, brands)) else None
+
+
+def is_camera_header(header: bytes) -> bool:
+    """Whether a file that begins with `header` is surely an image, in a format of cameras that cannot be read."""
+    return _match(header, _CAMERA_HEADERS) is not None
+
+
+def unsupported_format(data: bytes, name: str, *, is_known: bool) -> str | None:
+    """The name of the format of an image that cannot be read, by its content and the suffix of `name`; else None.
+
+    `is_known` is whether it begins as an image that can be read. Most cameras write TIFFs whose first image is a
+    thumbnail: these must not be taken for images in TIFF.
+    """
+    header = data[:HEADER_BYTES]
+    by_suffix = _OTHER_SUFFIXES.get(PurePosixPath(name).suffix.lower())
+    if found := _match(header, _CAMERA_HEADERS):
+        return found
+    if header.startswith(_TIFF_START):
+        if by_suffix is not None and by_suffix.startswith("RAW"):
+            return by_suffix
+        return "RAW (a camera's TIFF)" if _is_sensor_data(data) else None
+    return None if is_known else _match(header, _OTHER_HEADERS) or by_suffix
+
+
+def _match(header: bytes, names: dict[bytes, str]) -> str | None:
+    return next((name for magic, name in names.items() if re.match(magic, header, re.DOTALL)), None)
+
+
+def _is_sensor_data(tiff: bytes) -> bool:
+    """Whether a TIFF holds what a camera's sensor recorded, in its first directory or in one below that."""
+    entries = _read_directory(tiff, _number(tiff, 4, 4))
+    if _DNG_TAG in entries:
+        return True
+    count, value = entries.get(_SUB_IFDS_TAG, (0, 0))
+    starts = (
+        [value] if count == 1 else [_number(tiff, value + 4 * place, 4) for place in range(min(count, _MOST_SUB_IFDS))]
+    )
+    directories = [entries, *(_read_directory(tiff, start) for start in starts)]
+    return any(entry.get(_PHOTOMETRIC_TAG, (0, 0))[1] in _SENSOR_PHOTOMETRIC for entry in directories)
+
+
+def _read_directory(tiff: bytes, start: int) -> dict[int, tuple[int, int]]:
+    """The count and the value, or where the values are, of each tag (TIFF 6.0, section 2); empty for a BigTIFF."""
+    if tiff[2:4] not in (b"*\0", b"\0*"):
+        return {}
+    places = range(start + 2, min(start + 2 + 12 * _number(tiff, start, 2), len(tiff) - 11), 12)
+    return {
+        _number(tiff, place, 2): (
+            _number(tiff, place + 4, 4),
+            _number(tiff, place + 8, 2 if _number(tiff, place + 2, 2) == 3 else 4),
+        )
+        for place in places
+    }
+
+
+def _number(tiff: bytes, start: int, size: int) -> int:
+    return int.from_bytes(tiff[start : start + size], "little" if tiff.startswith(b"II") else "big")

@@ -1,0 +1,62 @@
+"""Lines of a list of images that hold more than a path: quotes, a label, a caption, a comment, old line ends.
+
+Each such line would be one image that is not there. One hint says what is wrong with all of them.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+_NAME = r".*?\.[A-Za-z][A-Za-z0-9]{2,4}"  # up to the first suffix
+_WITH_LABEL = re.compile(rf"(?P<name>{_NAME})\s*[\s,;|](?P<label>.*)")
+_ENDS_LIKE_A_FILE = re.compile(r"\.[A-Za-z][A-Za-z0-9]{2,4}$")
+_QUOTED = re.compile(r"""(?P<quote>["'])(?P<name>.+?)(?P=quote)(?P<label>.*)""")
+_NUMBER = re.compile(r"#\d+$")  # of a caption in a Flickr token file
+_ONLY = "a list has one path per line and nothing else"
+
+
+def find_misread(lines: Sequence[str], is_image: Callable[[str], bool]) -> str:
+    """What is wrong with the first of the `lines` that holds more than a path; "" if no line does.
+
+    A line is accepted if all of it is an image (`is_image`). One that only looks like a path and more counts if what
+    it holds is an image, or if it is a comment, or if half of all lines are like it: a single image that is not there
+    must not end a run.
+    """
+    first, doubtful_count = "", 0
+    for number, line in enumerate(lines, 1):
+        found = _misread(line)
+        if found is None or is_image(line):
+            continue
+        what, name = found
+        hint = f"line {number} is {_shorten(line)}: {what}; {_ONLY}"
+        if not name or (is_image(name) and not _is_one_name(line)):
+            return hint
+        first = first or hint
+        doubtful_count += 1
+    return first if doubtful_count * 2 >= sum(bool(line) for line in lines) else ""
+
+
+def _misread(line: str) -> tuple[str, str] | None:
+    """What the line looks like if it holds more than a path, and the path in it, "" for none."""
+    if "\r" in line:
+        name = line.partition("\r")[0].rstrip()
+        return "lines that end in carriage returns only, which must be line feeds", name
+    if line.startswith("#"):
+        name = line.lstrip("#").strip()
+        return "a comment", name if _ENDS_LIKE_A_FILE.search(name) else ""
+    if quoted := _QUOTED.fullmatch(line):
+        return ("a path in quotes" if not quoted["label"] else "a path in quotes and more"), quoted["name"]
+    if "\t" in line:
+        name = line.partition("\t")[0].rstrip()
+        return "a path, a tab and more, as in a file of captions", _NUMBER.sub("", name)
+    if labelled := _WITH_LABEL.fullmatch(line):
+        return "a path and a label", labelled["name"]
+    return None
+
+
+def _is_one_name(line: str) -> bool:
+    """Whether the line, such as `a.jpg (copy).jpg`, may be the name of an image that is not there."""
+    return _ENDS_LIKE_A_FILE.search(line) is not None and not set("\t\r") & set(line) and not line.startswith("#")
+
+
+def _shorten(line: str) -> str:
+    return repr(line if len(line) <= 60 else f"{line[:57]}...")

@@ -1,0 +1,1 @@
+"""Tables of captions: their rows and formats, the journal behind them, and what a person decided."""

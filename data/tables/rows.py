@@ -1,0 +1,96 @@
+"""A row of a table of captions: one image, its caption and where that comes from."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from captionmill.data.csv_tables import guard_formula, unguard_formula
+from captionmill.data.errors import InputError
+
+Status = Literal["ok", "failed", "corrected", "accepted"]
+"""`corrected`: a person wrote the caption; `accepted`: a person found the model's caption right."""
+STATUSES: tuple[str, ...] = get_args(Status)
+COLUMNS = ("path", "caption", "confidence", "alternatives", "flags", "status", "error")
+
+_BETWEEN_ALTERNATIVES = " | "  # no word of a vocabulary contains this
+
+
+@dataclass(frozen=True)
+class CaptionRow:
+    """One image."""
+
+    path: str
+    """The image's key: its path relative to the folder."""
+    caption: str
+    """Empty if the image failed."""
+    confidence: float | None
+    """Geometric mean of the probabilities of the caption's words, 0 to 1, four decimals; None if the image failed."""
+    alternatives: tuple[str, ...] = ()
+    """The next best captions, best first, if requested."""
+    flags: tuple[str, ...] = ()
+    """What is suspicious about the caption."""
+    status: Status = "ok"
+    error: str = ""
+    """Why it failed."""
+
+    @property
+    def is_captioned(self) -> bool:
+        """Whether it has a caption, of a model or of a person."""
+        return self.status != "failed"
+
+
+def row_of_values(values: Mapping[str, Any], path: Path | None = None) -> CaptionRow:
+    """The row with the fields `values`, as JSON has them; InputError if one is missing. Other fields are left out."""
+    try:
+        known = {name: values[name] for name in COLUMNS}
+        return CaptionRow(
+            **{**known, "alternatives": tuple(known["alternatives"] or ()), "flags": tuple(known["flags"] or ())}
+        )
+    except (TypeError, KeyError) as exc:
+        raise InputError(f"{path or 'a row'}: not a table of captions") from exc
+
+
+def cells_of(row: CaptionRow) -> dict[str, str]:
+    """The cells of a CSV table by column; no text in them is a formula."""
+    return {
+        "path": guard_formula(row.path),
+        "caption": guard_formula(row.caption),
+        "confidence": "" if row.confidence is None else f"{row.confidence:.4f}",
+        "alternatives": guard_formula(_BETWEEN_ALTERNATIVES.join(row.alternatives)),
+        "flags": " ".join(row.flags),
+        "status": row.status,
+        "error": guard_formula(row.error),
+    }
+
+
+def row_of_cells(cells: Mapping[str, str]) -> CaptionRow:
+    """The row with these cells of a CSV table; ValueError if its confidence is no number."""
+    alternatives = unguard_formula(cells.get("alternatives", ""))
+    return CaptionRow(
+        unguard_formula(cells["path"]),
+        unguard_formula(cells["caption"]),
+        _confidence_of(cells["confidence"]),
+        tuple(alternatives.split(_BETWEEN_ALTERNATIVES)) if alternatives else (),
+        tuple(cells.get("flags", "").split()),
+        _status_of(cells["status"]),
+        unguard_formula(cells["error"]),
+    )
+
+
+def _confidence_of(cell: str) -> float | None:
+    """The number in a cell, also as spreadsheets of other languages write it (0,43); None for an empty cell."""
+    if not cell:
+        return None
+    number = float(cell.replace(",", "."))
+    if not math.isfinite(number):
+        raise ValueError(cell)
+    return number
+
+
+def _status_of(cell: str) -> Status:
+    for status in get_args(Status):
+        if cell.strip().lower() == status:
+            return cast(Status, status)
+    return "failed"

@@ -1,0 +1,77 @@
+"""The words of the training captions: their vocabulary, the length that they are cut at, and what to say about them."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary, WordCounts
+from captionmill.data.captions.words import WORD_RULE, has_unspaced_script
+from captionmill.data.errors import TrainingError
+from captionmill.stages.scoring.collapse import describe_unknown_words
+from captionmill.stages.settings import USUAL_LENGTH, TrainConfig
+
+MOST_CUT = 0.02
+"""Share of the training captions that the default length cuts at most; of Flickr8k's, 20 words cut 1.5 %."""
+GREATEST_LENGTH = 100
+"""The default length is never longer: the memory and time of a step grow with its longest caption."""
+
+
+def count_words(captions: Mapping[str, Sequence[str]], keys: Sequence[str], word_rule: int = WORD_RULE) -> WordCounts:
+    """The words of the captions of the images `keys`."""
+    return WordCounts.of((caption for key in keys for caption in captions[key]), word_rule)
+
+
+def build_vocabulary(captions: Mapping[str, Sequence[str]], train_keys: Sequence[str], *, min_count: int) -> Vocabulary:
+    """The words of the training captions; TrainingError if none occurs `min_count` times."""
+    return choose_vocabulary(count_words(captions, train_keys), min_count=min_count)
+
+
+def choose_vocabulary(counts: WordCounts, *, min_count: int) -> Vocabulary:
+    """The words that occur `min_count` times in the training captions; TrainingError if none does."""
+    vocabulary = Vocabulary.of(counts, min_count=min_count)
+    if len(vocabulary) == len(SPECIAL_WORDS):
+        if not counts.words:
+            raise TrainingError("the training captions contain no words")
+        raise TrainingError(f"no word occurs {min_count} times in the training captions; pass a lower `min_count`")
+    return vocabulary
+
+
+def fit_length(lengths: Counter[int]) -> int:
+    """The default of `max_length` for captions of these numbers of words: 20, or more if 20 cuts over 2 %; 100 at most.
+
+    It is the least number of words that cuts at most 2 % of the captions.
+    """
+    total, longer = lengths.total(), 0
+    fitting = USUAL_LENGTH
+    for length in sorted(lengths, reverse=True):
+        longer += lengths[length]
+        if longer > MOST_CUT * total:
+            fitting = length
+            break
+    return min(max(fitting, USUAL_LENGTH), GREATEST_LENGTH)
+
+
+def with_lengths(config: TrainConfig, counts: WordCounts) -> TrainConfig:
+    """`config` with the lengths that it leaves open: those of the training captions."""
+    length = config.max_length or fit_length(counts.lengths)
+    search = config.search
+    return replace(config, max_length=length, search=replace(search, max_length=search.max_length or length))
+
+
+def describe_words(counts: WordCounts, vocabulary: Vocabulary, config: TrainConfig) -> list[str]:
+    """One line for each thing that a person should know of the training captions; `config` as from `with_lengths`."""
+    notes = []
+    length, total = config.max_length or USUAL_LENGTH, counts.lengths.total()
+    if cut := counts.count_longer(length):
+        notes.append(
+            f"{cut:,} of {total:,} training captions ({cut / total:.1%}) are longer than {length} words and are cut, "
+            f"without an end to learn; pass `max_length` {max(counts.lengths)} to cut none"
+        )
+    if counts.word_rule == WORD_RULE and any(has_unspaced_script(word) for word in vocabulary.words):
+        notes.append(
+            "captions in a script without spaces between words: each of its characters counts as a word, in training, "
+            "in lengths and in scores"
+        )
+    unknown = 1 - counts.covered(vocabulary)
+    advice = f"pass a `min_count` below {config.min_count}, or give it more captions"
+    return [*notes, *describe_unknown_words(unknown, "the training captions", advice)]

@@ -1,0 +1,71 @@
+"""What a training was begun from: it is resumed only from the same settings, data and number of processes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from captionmill.data.captions.references import Annotations
+from captionmill.data.captions.splits import Splits
+from captionmill.data.captions.words import FIRST_RULE, WORD_RULE
+from captionmill.data.errors import UnfinishedRunError
+from captionmill.data.features.store import FeatureStore
+from captionmill.stages.settings import USUAL_LENGTH, TrainConfig
+from captionmill.stages.training.checkpoint import read_checkpoint
+from captionmill.stages.training.state import LoopConfig
+
+_IMAGES_PER_STEP = "images per self-critical step"
+_WORD_RULE = "word rule"
+_NOT_PARAMETERS = ("number of processes", _IMAGES_PER_STEP, _WORD_RULE, "features", "captions or splits")
+_BEFORE = {_IMAGES_PER_STEP: str(LoopConfig().images_per_step), _WORD_RULE: str(FIRST_RULE)}
+"""The values of checkpoints that do not name them."""
+
+
+def as_it_began(work_dir: Path, config: TrainConfig, *, restart: bool) -> tuple[int, TrainConfig]:
+    """The word rule of the training that is unfinished in `work_dir`, or of a new one; and `config` with its defaults.
+
+    In the first versions the default length was always 20 words.
+    """
+    unfinished = None if restart else read_checkpoint(work_dir)
+    word_rule = WORD_RULE if unfinished is None else int((_BEFORE | unfinished.state["made_from"])[_WORD_RULE])
+    if word_rule != FIRST_RULE:
+        return word_rule, config
+    search = replace(config.search, max_length=config.search.max_length or USUAL_LENGTH)
+    return word_rule, replace(config, max_length=config.max_length or USUAL_LENGTH, search=search)
+
+
+def describe_origin(
+    store: FeatureStore, annotations: Annotations, splits: Splits, config: TrainConfig, word_rule: int
+) -> dict[str, str]:
+    """What must be the same for a training to be resumed, by name; device and speed settings are left out."""
+    values = asdict(config.search) | asdict(config) | {"search_length": config.search.max_length}
+    left_out = ("device", "search")
+    settings = {f"--{name.replace('_', '-')}": str(value) for name, value in values.items() if name not in left_out}
+    digest = hashlib.sha256()
+    for name, keys in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        for key in keys:
+            digest.update(json.dumps((name, key, annotations.captions[key])).encode())
+    data = {"features": store.digest().hex(), "captions or splits": digest.hexdigest()}
+    return settings | {_WORD_RULE: str(word_rule)} | data
+
+
+def describe_processes(count: int, images_per_step: int) -> dict[str, str]:
+    """What else must be the same: the number of processes and the size of self-critical steps, by name."""
+    return {"number of processes": str(count), _IMAGES_PER_STEP: str(images_per_step)}
+
+
+def require_same(work_dir: Path, made_from: Mapping[str, Any], fingerprint: Mapping[str, str]) -> None:
+    """Raise UnfinishedRunError, which names the difference, if a checkpoint was made from something else."""
+    before = _BEFORE | dict(made_from)
+    name = next((name for name, value in fingerprint.items() if before.get(name) != value), None)
+    if name is None:
+        return
+    is_digest = name in ("features", "captions or splits")
+    was, now = (values.get(name, "None").replace("None", "not set") for values in (before, fingerprint))
+    change = "" if is_digest else f" ({was}, now {now})"
+    shown = name if name in _NOT_PARAMETERS else f"`{name.removeprefix('--').replace('-', '_')}`"
+    raise UnfinishedRunError(
+        f"{work_dir}: an unfinished training with other {shown}{change}; pass `restart` to start from scratch"
+    )

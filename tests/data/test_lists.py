@@ -1,0 +1,90 @@
+"""Lists of images that hold more than paths get one hint, not a failure per line."""
+
+from pathlib import Path
+
+import pytest
+from builders import TESTS
+
+from captionmill.data.errors import InputError
+from captionmill.data.images.find import find_images
+from captionmill.data.images.read import read_image
+
+CASES = TESTS / "cases" / "lists"
+ONLY = "a list has one path per line and nothing else"
+
+
+def hint_of(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        find_images(path)
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.jpg", "b c.jpg", "d 3.jpg", '"e".jpg', "#f.jpg", "g,1"):
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def make_list(folder: Path, text: str) -> Path:
+    path = folder / "all.txt"
+    path.write_text(text, newline="")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("cr-only.txt", r"'photos/a.jpg\rphotos/b c.jpg': lines that end in carriage returns only, which must be line"),
+        ("labelled.txt", "'photos/a.jpg 3': a path and a label"),
+        ("quoted.txt", "'\"photos/a.jpg\"': a path in quotes"),
+    ],
+)
+def test_the_cases_get_one_hint(name: str, hint: str) -> None:
+    assert hint_of(CASES / name).startswith(f"line 1 is {hint}")
+    assert hint_of(CASES / name).endswith(ONLY)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("a.jpg 3", "a path and a label"),
+        ("a.jpg,3", "a path and a label"),
+        ("b c.jpg;garden", "a path and a label"),
+        ("'b c.jpg'", "a path in quotes"),
+        ('"b c.jpg" 4', "a path in quotes and more"),
+        ("a.jpg\ta dog", "a path, a tab and more, as in a file of captions"),
+        ("a.jpg#0\ta dog", "a path, a tab and more, as in a file of captions"),
+        ("# the garden", "a comment"),
+        ("# a.jpg", "a comment"),
+        ('"https://host/a.jpg"', "a path in quotes"),
+    ],
+)
+def test_one_line_with_more_than_an_image_that_is_there_is_enough(folder: Path, line: str, what: str) -> None:
+    path = make_list(folder, f"a.jpg\n\nb c.jpg\nx.jpg\ny.jpg\n{line}\n")
+    assert hint_of(path) == f"line 6 is {line!r}: {what}; {ONLY}"
+
+
+def test_names_that_only_look_so_and_single_images_that_are_not_there_end_nothing(folder: Path) -> None:
+    names = ["d 3.jpg", '"e".jpg', "#f.jpg", "g,1", "a.jpg (copy).jpg", "gone.jpg old", "a.jpg", "https://host/a.jpg"]
+    assert {image.key for image in find_images(make_list(folder, "\n".join(names)))} == set(names)
+
+
+def test_a_list_at_a_url_gets_the_hint_if_half_of_its_lines_need_it(folder: Path) -> None:
+    pytest.importorskip("fsspec")
+    path = make_list(folder, "a.jpg 3\nb.jpg 4\nc.jpg\n")
+    with pytest.raises(InputError, match=r"all.txt: line 1 is 'a.jpg 3': a path and a label"):
+        find_images(f"file://{path}")
+
+
+def test_percent_signs_in_a_file_url_are_decoded_unless_they_are_in_the_name(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    (tmp_path / "sp ace").mkdir()
+    for name, content in (("a b.jpg", b"one"), ("c%20d.jpg", b"two"), ("ä.jpg", b"three")):
+        (tmp_path / "sp ace" / name).write_bytes(content)
+    start = f"file://{tmp_path}/sp%20ace"
+    lines = [f"{start}/a%20b.jpg", f"file://{tmp_path}/sp ace/c%20d.jpg", f"{start}/c%2520d.jpg", f"{start}/%C3%A4.jpg"]
+    found = {image.key: read_image(image)[0] for image in find_images(make_list(tmp_path, "\n".join(lines)))}
+    assert found == dict(zip(lines, (b"one", b"two", b"two", b"three"), strict=True))
+    (tmp_path / "sp ace" / "c%20d.jpg").unlink()
+    assert [image.key for image in find_images(start)] == ["a b.jpg", "ä.jpg"]
