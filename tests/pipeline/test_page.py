@@ -15,7 +15,9 @@ from builders import OpenPage, draw_photos, make_model, make_rows, make_spec, ma
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.images.find import find_images
 from captionmill.data.model import read_model, write_model
+from captionmill.data.tables.formats import write_captions
 from captionmill.data.tables.rows import CaptionRow
+from captionmill.pipeline.compare import compare_tables
 from captionmill.pipeline.explain import explain_image
 from captionmill.pipeline.pages.gallery import Verdict, write_gallery
 from captionmill.pipeline.pages.page import colour, environment
@@ -24,7 +26,7 @@ from captionmill.pipeline.pages.run_report import ReportSources, write_run_repor
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "pipeline" / "pages" / "assets"
 HOSTILE = "<b>&\"'=\u202eabc\u05d0"
-NAMES = {"gallery", "explanation", "run_report"}
+NAMES = {"comparison", "explanation", "gallery", "run_report"}
 
 
 class Reader(HTMLParser):
@@ -55,6 +57,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     verdicts = {row.path: Verdict(is_right=False, truth=HOSTILE) for row in rows[1:]}
     made = {name: folder / f"{name}.html" for name in NAMES}
     write_gallery(made["gallery"], HOSTILE, images, rows, verdicts=verdicts, figures=[(HOSTILE, HOSTILE)])
+
+    tables = [folder / f"{HOSTILE}-{number}.csv" for number in range(2)]
+    write_captions(tables[0], rows, "csv", with_alternatives=False)
+    changed = [replace(row, caption=f"{HOSTILE} {HOSTILE}") for row in rows]
+    write_captions(tables[1], changed, "csv", with_alternatives=False)
+    compare_tables(*tables, page=made["comparison"], images=photos)
 
     key = f"{HOSTILE}.png"
     store_path = make_store(folder / f"{HOSTILE}.h5", [key], make_rows(1))
