@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from captionmill.data.captions.files import CaptionFiles
     from captionmill.data.errors import CaptionmillError
     from captionmill.data.features.store import FeatureStore
-    from captionmill.data.model import read_model
+    from captionmill.data.models.archive import pack_model
+    from captionmill.data.models.bundle import read_model
     from captionmill.data.tables.decisions import apply_decisions
     from captionmill.pipeline.captioning.folder import caption_folder
     from captionmill.pipeline.captioning.images import CaptionedImage, caption_images
@@ -51,7 +52,8 @@ _HOMES = {
     "evaluate": "captionmill.stages.scoring.evaluate.evaluate",
     "explain": "captionmill.pipeline.explain.explain_image",
     "extract": "captionmill.stages.encoding.extract.extract",
-    "read_model": "captionmill.data.model.read_model",
+    "pack_model": "captionmill.data.models.archive.pack_model",
+    "read_model": "captionmill.data.models.bundle.read_model",
     "run_pipeline": "captionmill.pipeline.plan.run.run_pipeline",
     "train": "captionmill.stages.training.train.train",
 }
@@ -81,6 +83,7 @@ __all__ = [
     "evaluate",
     "explain",
     "extract",
+    "pack_model",
     "read_model",
     "run_pipeline",
     "train",

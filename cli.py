@@ -7,6 +7,7 @@ import click
 
 from captionmill.pipeline.terminal.apply import apply
 from captionmill.pipeline.terminal.caption import caption
+from captionmill.pipeline.terminal.card import card
 from captionmill.pipeline.terminal.compare import compare
 from captionmill.pipeline.terminal.completion import completion
 from captionmill.pipeline.terminal.demo import demo
@@ -19,6 +20,7 @@ from captionmill.pipeline.terminal.extract import extract
 from captionmill.pipeline.terminal.features import features
 from captionmill.pipeline.terminal.init import init
 from captionmill.pipeline.terminal.leaks import leaks
+from captionmill.pipeline.terminal.pack import pack
 from captionmill.pipeline.terminal.progress import EchoHandler
 from captionmill.pipeline.terminal.report import report
 from captionmill.pipeline.terminal.run import run
@@ -65,6 +67,8 @@ for _command in (
     compare,
     explain,
     export,
+    card,
+    pack,
     completion,
 ):
     main.add_command(_command)

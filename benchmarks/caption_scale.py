@@ -21,7 +21,7 @@ from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
-from captionmill.data.model import Model, write_model
+from captionmill.data.models.bundle import Model, write_model
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 
 WORDS = 2500

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets 
 
 from photos import link_photos, run_command
 
-from captionmill.data.model import read_model
+from captionmill.data.models.bundle import read_model
 
 
 def main() -> None:

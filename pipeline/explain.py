@@ -18,8 +18,9 @@ from captionmill.data.files import require_other_file, write_text
 from captionmill.data.images.decode import Pixels
 from captionmill.data.images.keys import FileFinder, image_key, match_forms
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageFile, is_unchanged, load_image
-from captionmill.data.model import Model, model_paths
-from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path, as_paths
+from captionmill.data.models.bundle import Model, model_paths
+from captionmill.data.models.source import find_models
+from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path
 from captionmill.pipeline.pages.explain_words import ImageExplanation
 from captionmill.pipeline.pages.explanation import render_explanation
 from captionmill.stages.decoding.captioner import Captioner
@@ -58,7 +59,7 @@ def explain_image(
     Raises InputError if the image cannot be read, is not in the store or the captions file, or is not the one that the
     store's row was made from; WeightsError and SpecMismatchError as `caption_folder`.
     """
-    image, folders = _locate(image), as_paths(model)
+    image, folders = _locate(image), find_models(model)
     output, features, weights = map(as_path, (output, features, weights))
     captions = None if captions is None else as_caption_files(captions)
     if output:

@@ -15,7 +15,7 @@ from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.features.file import Features
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.writer import FeatureWriter
-from captionmill.data.model import Model, write_model
+from captionmill.data.models.bundle import Model, write_model
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.settings import SearchConfig, TrainConfig
 

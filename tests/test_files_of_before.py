@@ -21,7 +21,7 @@ from captionmill.cli import main
 from captionmill.data.features.log import read_records
 from captionmill.data.features.parts import part_paths
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import read_model
+from captionmill.data.models.bundle import read_model
 from captionmill.data.tables.formats import read_captions
 
 NETWORK = ["--backbone", "scenes-resnet14", "--image-size", "64"]

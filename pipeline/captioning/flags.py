@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from captionmill.data.model import LOW_CONFIDENCE, Model
+from captionmill.data.models.bundle import LOW_CONFIDENCE, Model
 from captionmill.stages.decoding.captioner import Caption
 from captionmill.stages.scoring.statistics import is_repetitive
 

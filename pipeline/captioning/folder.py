@@ -14,8 +14,9 @@ from captionmill.data.features.store import cache_path_for, is_store_file
 from captionmill.data.files import require_other_file
 from captionmill.data.images.find import search_images
 from captionmill.data.images.walk import PassedOver
-from captionmill.data.model import model_digest
-from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path, as_paths
+from captionmill.data.models.bundle import model_digest
+from captionmill.data.models.source import find_models
+from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.data.tables.formats import format_of, is_caption_table
 from captionmill.data.tables.review import Review
@@ -90,7 +91,7 @@ def caption_folder(
     `Captioner.load` does.
     """
     started = time.monotonic()
-    images, models, output = as_location(images), as_paths(model), Path(output)
+    images, models, output = as_location(images), find_models(model), Path(output)
     table = replace(table, format=table.format or format_of(output))
     machine = cache.machine
     captioner = Captioner.load(models, device=machine.device)

@@ -7,7 +7,7 @@ from typing import SupportsFloat
 from PIL import Image
 
 from captionmill.data.images.decode import Pixels
-from captionmill.data.model import Model
+from captionmill.data.models.bundle import Model
 from captionmill.stages.decoding.decoder import DecoderConfig
 from captionmill.stages.decoding.explain import Explanation
 from captionmill.stages.settings import SearchConfig

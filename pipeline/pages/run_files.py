@@ -12,7 +12,7 @@ import pandas as pd
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import ExtractionRecord, read_records
 from captionmill.data.features.store import FeatureStore, cache_path_for
-from captionmill.data.model import Model, read_model
+from captionmill.data.models.bundle import Model, read_model
 from captionmill.data.tables.formats import read_captions
 from captionmill.stages.encoding.extract import FAILURES_NAME
 from captionmill.stages.training.run_folder import HISTORY_NAME, SELF_CRITICAL

@@ -21,7 +21,7 @@ from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES
 from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged, read_image
 from captionmill.data.images.tar import TAR_SUFFIX
 from captionmill.data.images.walk import walk_folder
-from captionmill.data.model import BUNDLE_NAME, model_exists
+from captionmill.data.models.bundle import BUNDLE_NAME, model_exists
 
 _SUFFIXES = frozenset(suffix.removeprefix(".") for suffix in (*ALL_IMAGE_SUFFIXES, TAR_SUFFIX))
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from captionmill.data.captions.files import CaptionFiles
 from captionmill.data.features.store import cache_path_for
-from captionmill.data.model import read_model
+from captionmill.data.models.bundle import read_model
 from captionmill.data.paths import as_path
 from captionmill.data.tables.formats import format_of
 from captionmill.pipeline.plan.fingerprints import Images, Input, TextFiles

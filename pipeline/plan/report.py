@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from captionmill.data.errors import InputError
-from captionmill.data.model import model_exists
+from captionmill.data.models.bundle import model_exists
 from captionmill.pipeline.plan.graph import Task
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, TrainJob
 

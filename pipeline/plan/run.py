@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captionmill.data.errors import CaptionmillError, InputError, PipelineError
-from captionmill.data.model import model_exists
+from captionmill.data.models.bundle import model_exists
 from captionmill.data.paths import AnyPath
 from captionmill.data.tables.formats import is_caption_table
 from captionmill.pipeline.plan.command_line import command_line

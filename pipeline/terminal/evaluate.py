@@ -10,7 +10,7 @@ from captionmill.pipeline import summaries
 from captionmill.pipeline.terminal.options import (
     FILE,
     FILE_PATH,
-    FOLDER_PATH,
+    MODEL,
     captions_options,
     models_option,
     quiet_option,
@@ -40,7 +40,7 @@ from captionmill.stages.settings import SearchConfig
 @click.option(
     "--against",
     metavar="MODEL",
-    type=FOLDER_PATH,
+    type=MODEL,
     help="Another model to score on the same images; shows the differences.",
 )
 @setting_options(EvaluateConfig, "java_metrics")

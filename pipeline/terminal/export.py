@@ -5,12 +5,18 @@ from pathlib import Path
 import click
 
 from captionmill.pipeline import summaries
-from captionmill.pipeline.terminal.options import FOLDER_PATH, moved_weights_option, overwrite_option, quiet_option
+from captionmill.pipeline.terminal.options import (
+    FOLDER_PATH,
+    MODEL,
+    moved_weights_option,
+    overwrite_option,
+    quiet_option,
+)
 from captionmill.pipeline.terminal.progress import ProgressBars
 
 
 @click.command()
-@click.argument("models", metavar="MODEL...", type=FOLDER_PATH, nargs=-1, required=True)
+@click.argument("models", metavar="MODEL...", type=MODEL, nargs=-1, required=True)
 @click.option("--output", type=FOLDER_PATH, required=True, help="Folder for the files.")
 @moved_weights_option
 @click.option("--no-encoder", is_flag=True, help="Leave out the network that turns images into features.")

@@ -9,7 +9,7 @@ from captionmill.pipeline import summaries
 from captionmill.pipeline.terminal.options import (
     FILE,
     FILE_PATH,
-    FOLDER_PATH,
+    MODEL,
     captions_options,
     device_option,
     quiet_option,
@@ -24,7 +24,7 @@ from captionmill.stages.scoring.settings import LeakConfig
 
 @click.command()
 @click.argument("features", type=FILE_PATH)
-@click.option("--model", type=FOLDER_PATH, help="Model whose splits to compare, also if `train` drew them.")
+@click.option("--model", type=MODEL, help="Model whose splits to compare, also if `train` drew them.")
 @captions_options("Captions with splits; not needed with lists", required=False)
 @click.option("--train-list", type=FILE, help="Images of the split train, one per line.")
 @click.option("--val-list", type=FILE, help="Images of the split val, one per line.")

@@ -33,6 +33,8 @@ class PathOrUrl(click.Path):
 
 ANY_OR_URL = PathOrUrl(exists=True, path_type=Path)
 FILE_PATH_OR_URL = PathOrUrl(dir_okay=False, path_type=Path)
+MODEL = PathOrUrl(path_type=Path)
+"""A folder, a packed file or a URL."""
 
 
 class FiniteFloat(click.FloatRange):
@@ -139,10 +141,11 @@ search_options = setting_options(SearchConfig)
 models_option = click.option(
     "--model",
     "models",
-    type=FOLDER_PATH,
+    type=MODEL,
     multiple=True,
     required=True,
-    help="Model folder that `train` wrote; several form an ensemble: the mean of their probabilities is used.",
+    help="Folder that `train` wrote, file that `pack` wrote, or a URL of one; several form an ensemble: the mean of "
+    "their probabilities is used.",
 )
 
 

@@ -10,7 +10,7 @@ from captionmill.pipeline.terminal.options import (
     ANY_OR_URL,
     FILE,
     FILE_PATH,
-    FOLDER_PATH,
+    MODEL,
     captions_options,
     log_format_option,
     take_captions,
@@ -18,7 +18,7 @@ from captionmill.pipeline.terminal.options import (
 
 
 @click.command()
-@click.argument("models", metavar="[MODEL]...", type=FOLDER_PATH, nargs=-1)
+@click.argument("models", metavar="[MODEL]...", type=MODEL, nargs=-1)
 @click.option("--features", type=FILE_PATH, multiple=True, help="Feature store; may be given several times.")
 @click.option(
     "--scores", type=FILE, multiple=True, help="File that `evaluate --output` wrote; may be given several times."

@@ -5,11 +5,11 @@ from pathlib import Path
 import click
 
 from captionmill.data.errors import InputError
-from captionmill.pipeline.terminal.options import FOLDER_PATH, log_format_option
+from captionmill.pipeline.terminal.options import MODEL, log_format_option
 
 
 @click.command()
-@click.argument("model", type=FOLDER_PATH)
+@click.argument("model", type=MODEL)
 @click.option("--word", help="Print only the index of this word.")
 @log_format_option
 def vocabulary(model: Path, word: str | None) -> None:
@@ -17,9 +17,10 @@ def vocabulary(model: Path, word: str | None) -> None:
 
     Example: captionmill vocabulary model --word tree
     """
-    from captionmill.data.model import read_model
+    from captionmill.data.models.bundle import read_model
+    from captionmill.data.models.source import find_model
 
-    words = read_model(model).vocabulary
+    words = read_model(find_model(model)).vocabulary
     if word is None:
         click.echo("\n".join(f"{index}\t{listed}" for index, listed in enumerate(words.words)))
     elif word.lower() in words:

@@ -15,8 +15,9 @@ from captionmill.data.errors import InputError, ModelError
 from captionmill.data.features.file import Features
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import Model, read_model
-from captionmill.data.paths import AnyPaths, as_paths
+from captionmill.data.models.bundle import Model, read_model
+from captionmill.data.models.source import find_models
+from captionmill.data.paths import AnyPaths
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
@@ -60,7 +61,7 @@ class Captioner:
         Raises ModelError if one cannot be read, SpecMismatchError if they were trained on different kinds of features,
         InputError if their words or the indices of these differ, or no folder is given.
         """
-        models = as_paths(model)
+        models = find_models(model)
         if not models:
             raise InputError("no model is given: name at least one folder that `captionmill train` wrote")
         bundles = [read_model(folder) for folder in models]

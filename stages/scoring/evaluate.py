@@ -17,8 +17,9 @@ from captionmill.data.csv_tables import guard_formula, write_table
 from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import require_other_file, write_text
-from captionmill.data.model import model_paths
-from captionmill.data.paths import AnyPath, AnyPaths, as_path, as_paths
+from captionmill.data.models.bundle import model_paths
+from captionmill.data.models.source import find_model, find_models
+from captionmill.data.paths import AnyPath, AnyPaths, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Caption, Captioner
 from captionmill.stages.scoring.bootstrap import LEVEL, Estimate, compare, estimate
@@ -113,8 +114,9 @@ def evaluate(
     Raises AnnotationError if no such image has both features and references, SpecMismatchError if the features do not
     match those that a model was trained on, InputError if an output is an input or the other output.
     """
-    features, models, captions = Path(features), as_paths(model), as_caption_files(captions)
-    image_list, output, per_image, against = map(as_path, (image_list, output, per_image, against))
+    features, models, captions = Path(features), find_models(model), as_caption_files(captions)
+    image_list, output, per_image = map(as_path, (image_list, output, per_image))
+    against = None if against is None else find_model(against)
     model_files = model_paths(*models, *([against] if against else []))
     _check_outputs(output, per_image, inputs=(features, *captions.paths, image_list, *model_files))
     captioner = Captioner.load(models, device=config.device)

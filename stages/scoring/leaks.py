@@ -23,7 +23,8 @@ from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import require_other_file
-from captionmill.data.model import model_paths, read_model
+from captionmill.data.models.bundle import model_paths, read_model
+from captionmill.data.models.source import find_model
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.machine import choose_device
@@ -120,7 +121,8 @@ def find_leaks(
     Raises InputError if fewer than two splits have images with features (one is enough with `config.within`), or if
     `model` is combined with `captions` or `lists`; ModelError if the model cannot be read.
     """
-    features, model, output = Path(features), as_path(model), as_path(output)
+    features, output = Path(features), as_path(output)
+    model = None if model is None else find_model(model)
     captions = None if captions is None else as_caption_files(captions)
     list_paths = {split: Path(path) for split, path in (lists or {}).items()}
     if output:

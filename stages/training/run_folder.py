@@ -22,7 +22,8 @@ from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError, TrainingError
 from captionmill.data.files import replace_atomically, write_text
 from captionmill.data.locks import hold_lock
-from captionmill.data.model import BUNDLE_NAME, read_model, write_model
+from captionmill.data.models.bundle import BUNDLE_NAME, read_model, write_model
+from captionmill.data.models.card import may_write_card, write_card
 from captionmill.data.optional import install_command
 from captionmill.stages import charts
 from captionmill.stages.machine import versions
@@ -201,6 +202,8 @@ def publish(folder: Path, output: Path, notes: Sequence[str]) -> None:
         shutil.copyfile(folder / UNMATCHED_NAME, partial_path)
     model = read_model(folder)
     write_model(output, replace(model, notes=(*notes, *model.notes)))
+    if may_write_card(output):
+        write_card(output)
     (folder / CHECKPOINT_NAME).unlink()
     shutil.rmtree(folder, ignore_errors=True)  # Windows does not remove a locked file
 

@@ -14,7 +14,7 @@ from captionmill.data.captions.examples import CaptionDataset
 from captionmill.data.captions.splits import Splits
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import LOW_CONFIDENCE, Model
+from captionmill.data.models.bundle import LOW_CONFIDENCE, Model
 from captionmill.stages.decoding.captioner import Caption
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.machine import choose_training_dtype, versions

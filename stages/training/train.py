@@ -20,7 +20,7 @@ from captionmill.data.captions.splits import Splits, choose_splits
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError, TrainingError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import model_exists, read_model, write_model
+from captionmill.data.models.bundle import model_exists, read_model, write_model
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Caption

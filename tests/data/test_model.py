@@ -9,7 +9,7 @@ from builders import make_spec
 
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.errors import ModelError
-from captionmill.data.model import BUNDLE_NAME, Model, read_model, write_model
+from captionmill.data.models.bundle import BUNDLE_NAME, Model, read_model, write_model
 
 
 def make_bundle(*words: str, value: float = 1.0) -> Model:

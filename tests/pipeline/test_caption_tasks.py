@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from captionmill.cli import main
 from captionmill.data.errors import PipelineError
-from captionmill.data.model import LOW_CONFIDENCE
+from captionmill.data.models.bundle import LOW_CONFIDENCE
 from captionmill.data.tables.formats import read_captions
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.plan.fingerprints import take_fingerprint

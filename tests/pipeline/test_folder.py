@@ -17,7 +17,7 @@ from processes import Child
 from captionmill.data.errors import InputError, SpecMismatchError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.description import check_description, write_description
-from captionmill.data.model import LOW_CONFIDENCE, read_model
+from captionmill.data.models.bundle import LOW_CONFIDENCE, read_model
 from captionmill.data.tables.formats import read_captions
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.captioning.embedding import EmbedSummary

@@ -18,7 +18,7 @@ from captionmill.data.features.spec import Preprocess
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.decode import decode_pixels
 from captionmill.data.images.find import find_images
-from captionmill.data.model import LOW_CONFIDENCE, read_model, write_model
+from captionmill.data.models.bundle import LOW_CONFIDENCE, read_model, write_model
 from captionmill.data.tables.formats import read_captions
 from captionmill.pipeline.captioning.folder import caption_folder
 from captionmill.pipeline.captioning.images import CaptionedImage, caption_images

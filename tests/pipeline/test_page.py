@@ -14,7 +14,7 @@ from builders import OpenPage, draw_photos, make_model, make_rows, make_spec, ma
 
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.images.find import find_images
-from captionmill.data.model import read_model, write_model
+from captionmill.data.models.bundle import read_model, write_model
 from captionmill.data.tables.formats import write_captions
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.compare import compare_tables

@@ -17,7 +17,7 @@ from captionmill.cli import main
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import append_record, log_path, read_records
 from captionmill.data.images.find import find_images
-from captionmill.data.model import read_model
+from captionmill.data.models.bundle import read_model
 from captionmill.data.tables.formats import row_text
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.captioning.folder import caption_folder

@@ -14,7 +14,7 @@ from torch import Tensor
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.errors import InputError, ModelError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import read_model, write_model
+from captionmill.data.models.bundle import read_model, write_model
 from captionmill.stages.decoding.captioner import Caption, Captioner, decode_features
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig, State
 from captionmill.stages.settings import SearchConfig

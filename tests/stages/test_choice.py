@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from builders import TINY_TRAINING, make_rows, make_store
 
-from captionmill.data.model import read_model
+from captionmill.data.models.bundle import read_model
 from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
 from captionmill.stages.training.choice import best_epoch, cider_says_nothing, describe_choice, is_best
 from captionmill.stages.training.train import train

@@ -13,7 +13,7 @@ from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.words import FIRST_RULE
 from captionmill.data.errors import AnnotationError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import read_model
+from captionmill.data.models.bundle import read_model
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.scoring.evaluate import evaluate
 from captionmill.stages.settings import SearchConfig

@@ -13,7 +13,7 @@ from builders import make_rows, make_store
 
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import Model, write_model
+from captionmill.data.models.bundle import Model, write_model
 from captionmill.stages.decoding.captioner import Captioner, decode_features
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.folded import FoldedDecoder

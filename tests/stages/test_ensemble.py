@@ -17,7 +17,7 @@ from captionmill.data.captions.vocabulary import SPECIAL_WORDS, START, Vocabular
 from captionmill.data.errors import InputError, SpecMismatchError
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import Model, write_model
+from captionmill.data.models.bundle import Model, write_model
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble

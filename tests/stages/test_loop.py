@@ -16,7 +16,7 @@ from captionmill.data.captions.splits import choose_splits
 from captionmill.data.captions.vocabulary import PAD
 from captionmill.data.errors import AnnotationError, StoreError, TrainingError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import read_model
+from captionmill.data.models.bundle import read_model
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.machine import has_fast_bf16
 from captionmill.stages.settings import TrainConfig

@@ -19,7 +19,7 @@ from processes import Child
 
 from captionmill.data.errors import InputError, TrainingError, UnfinishedRunError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import BUNDLE_NAME, read_model
+from captionmill.data.models.bundle import BUNDLE_NAME, read_model
 from captionmill.data.progress import Progress
 from captionmill.stages.settings import SearchConfig
 from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint, write_checkpoint

@@ -11,7 +11,7 @@ from builders import TINY_TRAINING, make_task
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.vocabulary import END, PAD, START, UNK, Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import read_model
+from captionmill.data.models.bundle import read_model
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.scoring.metrics import CiderD

@@ -10,7 +10,7 @@ from builders import TINY_TRAINING, make_rows, make_spec, make_store, make_task
 from captionmill.data.captions.splits import Splits
 from captionmill.data.errors import AnnotationError, InputError, SpecMismatchError, TrainingError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import read_model
+from captionmill.data.models.bundle import read_model
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.scoring.evaluate import evaluate
 from captionmill.stages.scoring.settings import EvaluateConfig

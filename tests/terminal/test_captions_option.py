@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from captionmill.cli import main
 from captionmill.data.captions.files import CaptionFiles
-from captionmill.data.model import read_model
+from captionmill.data.models.bundle import read_model
 from captionmill.pipeline.plan.command_line import command_line
 from captionmill.pipeline.plan.jobs import EvaluateJob, TrainJob
 from captionmill.pipeline.plan.read import read_plan

@@ -19,7 +19,7 @@ from PIL import Image
 from captionmill.cli import main
 from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import Model, write_model
+from captionmill.data.models.bundle import Model, write_model
 from captionmill.pipeline.explain import explain_image
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig

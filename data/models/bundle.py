@@ -7,6 +7,7 @@ model or the new one, and the vocabulary always belongs to the weights. Loading 
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from captionmill.data.paths import AnyPath
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 BUNDLE_NAME = "bundle.json"
+CARD_NAME = "README.md"
+_WEIGHTS_NAME = re.compile(r"decoder-[0-9a-f]{12}\.safetensors")
 FORMAT = "captionmill-bundle"
 FORMAT_VERSION = 1
 LOW_CONFIDENCE = "val_confidence_p10"
@@ -76,7 +79,7 @@ def write_model(folder: Path, model: Model) -> None:
     """Write `model` into `folder`, replacing any model there."""
     content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in model.tensors.items()})
     digest = hashlib.sha256(content).hexdigest()
-    replaced_name = _read_weights_name(folder)
+    replaced_name = weights_name_of(folder)
     weights_path = folder / f"decoder-{digest[:12]}.safetensors"
     with replace_atomically(weights_path) as partial_path:
         partial_path.write_bytes(content)
@@ -101,7 +104,7 @@ def write_model(folder: Path, model: Model) -> None:
 
 def model_paths(*folders: Path) -> list[Path]:
     """The files of the models in `folders`, which need not exist; no output may overwrite them."""
-    return [folder / name for folder in folders for name in (BUNDLE_NAME, _read_weights_name(folder)) if name]
+    return [folder / name for folder in folders for name in (BUNDLE_NAME, weights_name_of(folder)) if name]
 
 
 def _image_keys(values: object) -> list[str]:
@@ -110,12 +113,18 @@ def _image_keys(values: object) -> list[str]:
     return values
 
 
-def _read_weights_name(folder: Path) -> str | None:
+def weights_name_of(folder: Path) -> str | None:
     """The name of the weights file of the model in `folder`, if there is one; only this file may be removed."""
     try:
-        return Path(json.loads((folder / BUNDLE_NAME).read_text(encoding="utf-8"))["weights"]["file"]).name
-    except (OSError, ValueError, KeyError, TypeError):
+        name = json.loads((folder / BUNDLE_NAME).read_text(encoding="utf-8"))["weights"]["file"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return name if is_weights_name(name) else None
+
+
+def is_weights_name(name: object) -> bool:
+    """Whether a model's weights may have this name: no other file of a folder can be meant."""
+    return isinstance(name, str) and _WEIGHTS_NAME.fullmatch(name) is not None
 
 
 def read_model(folder: AnyPath) -> Model:
@@ -130,7 +139,9 @@ def read_model(folder: AnyPath) -> Model:
             raise ModelError(
                 f"{path}: format version {values['format_version']}, this captionmill reads {FORMAT_VERSION}"
             )
-        content = (folder / Path(values["weights"]["file"]).name).read_bytes()
+        if not is_weights_name(values["weights"]["file"]):
+            raise ModelError(f"{path}: {values['weights']['file']!r} is no name of a weights file")
+        content = (folder / values["weights"]["file"]).read_bytes()
         if hashlib.sha256(content).hexdigest() != values["weights"]["sha256"]:
             raise ModelError(
                 f"{folder}: {values['weights']['file']} is not the file that {BUNDLE_NAME} was written with"

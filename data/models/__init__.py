@@ -1,0 +1,1 @@
+"""Trained decoders on disk: folders, single files, and where they come from."""

@@ -1,0 +1,121 @@
+"""Where a model comes from: a folder, a packed file, or a URL of either, which is fetched once.
+
+`#sha256=...` behind a file or a URL is the SHA-256 of the packed file, or of the `bundle.json` of a folder, which holds
+that of the weights: with it, a model that has changed is refused.
+
+Packed and fetched models are kept unpacked in the cache, each under its SHA-256. What was fetched from a URL is noted
+beside it, so that the URL is not asked again; deleting the folder makes captionmill fetch it again.
+"""
+
+import hashlib
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from captionmill.data.cache import cache_dir
+from captionmill.data.errors import ImageError, InputError, ModelError
+from captionmill.data.files import write_text
+from captionmill.data.models.archive import unpack_model
+from captionmill.data.models.bundle import BUNDLE_NAME, CARD_NAME, model_digest, read_model, weights_name_of
+from captionmill.data.paths import AnyPath, AnyPaths
+from captionmill.data.urls import is_url, read_url
+
+_HASH = re.compile(r"(?P<place>.*)#sha256=(?P<digest>[0-9a-fA-F]{64})")
+
+
+def find_models(models: AnyPaths) -> list[Path]:
+    """The folders of one model or of several, as `find_model` finds each."""
+    return [find_model(models)] if isinstance(models, Path | str) else [find_model(model) for model in models]
+
+
+def find_model(model: AnyPath) -> Path:
+    """The folder with `model`: a folder, a file that `pack_model` wrote, or a URL of one of them.
+
+    A folder need not hold a model. Raises ModelError if a file or URL is not a model or has another SHA-256 than it
+    names, InputError if a URL cannot be read.
+    """
+    match = _HASH.fullmatch(str(model))
+    place, digest = (match["place"], match["digest"].lower()) if match else (str(model), None)
+    if "#sha256=" in place or (match is None and "#sha256=" in str(model)):
+        raise ModelError(f"{model}: #sha256= needs 64 hexadecimal digits")
+    if is_url(place):
+        return _fetch(place, digest)
+    path = Path(place)
+    if path.is_file():
+        content = path.read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        _require_digest(place, found, digest)
+        return _keep(found, lambda folder: unpack_model(content, folder, place))
+    if digest is not None and (path / BUNDLE_NAME).exists():
+        _require_digest(place, model_digest(path), digest)
+    return path
+
+
+def _fetch(url: str, digest: str | None) -> Path:
+    """The folder of the cache with the model at `url`, fetched unless it was before."""
+    note = cache_dir("models") / f"{hashlib.sha256(url.encode()).hexdigest()}.json"
+    try:
+        known = str(json.loads(note.read_text(encoding="utf-8"))["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        known = None
+    if known is not None and digest in (None, known) and (kept := cache_dir("models") / known).is_dir():
+        return kept
+    if url.endswith(".tar"):
+        content = _read(url)
+        found = hashlib.sha256(content).hexdigest()
+        _require_digest(url, found, digest)
+        folder = _keep(found, lambda folder: unpack_model(content, folder, url))
+    else:
+        bundle = _read(f"{url.rstrip('/')}/{BUNDLE_NAME}")
+        found = hashlib.sha256(bundle).hexdigest()
+        _require_digest(url, found, digest)
+        folder = _keep(found, lambda folder: _fetch_files(url.rstrip("/"), bundle, folder))
+    write_text(note, json.dumps({"url": url, "sha256": found}) + "\n")
+    return folder
+
+
+def _fetch_files(url: str, bundle: bytes, folder: Path) -> None:
+    (folder / BUNDLE_NAME).write_bytes(bundle)
+    weights = weights_name_of(folder)
+    if weights is None:
+        raise ModelError(f"{url}/{BUNDLE_NAME}: not a captionmill model")
+    (folder / weights).write_bytes(_read(f"{url}/{weights}"))
+    try:
+        (folder / CARD_NAME).write_bytes(read_url(f"{url}/{CARD_NAME}", attempts=1))
+    except ImageError:  # older models have no card
+        return
+
+
+def _read(url: str) -> bytes:
+    try:
+        return read_url(url)
+    except ImageError as exc:
+        raise InputError(f"{url}: {exc}") from exc
+
+
+def _require_digest(place: str, found: str, wanted: str | None) -> None:
+    if wanted not in (None, found):
+        raise ModelError(f"{place}: is not the model that its #sha256 names; its SHA-256 is {found}")
+
+
+def _keep(digest: str, fill: Callable[[Path], None]) -> Path:
+    """The folder of the cache for `digest`; if it is new, filled by `fill`, and a sound model."""
+    kept = cache_dir("models") / digest
+    if kept.is_dir():
+        return kept
+    partial = kept.with_name(f".{digest}.{secrets.token_hex(8)}")
+    partial.mkdir(parents=True)
+    try:
+        fill(partial)
+        read_model(partial)
+        try:
+            partial.rename(kept)
+        except OSError:  # another process was faster
+            if not kept.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return kept

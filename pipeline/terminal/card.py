@@ -1,0 +1,23 @@
+"""`captionmill card`."""
+
+from pathlib import Path
+
+import click
+
+from captionmill.pipeline.terminal.options import FILE, FOLDER_PATH
+
+
+@click.command()
+@click.argument("model", type=FOLDER_PATH)
+@click.option("--scores", type=FILE, multiple=True, help="File that `evaluate` wrote (JSON); may be given again.")
+def card(model: Path, scores: tuple[Path, ...]) -> None:
+    """Write the card of MODEL again, README.md in its folder, with scores.
+
+    `train` writes one without scores of held-out images. Model hubs read its header. A card that you changed is left
+    alone.
+
+    Example: captionmill card model --scores scores.json
+    """
+    from captionmill.data.models.card import write_card
+
+    click.echo(f"{write_card(model, scores)}: the card of the model")
