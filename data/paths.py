@@ -1,5 +1,6 @@
 """Paths may be given as strings or as `Path`: the first lines of each public function convert them with these."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import overload
@@ -29,3 +30,11 @@ def as_paths(paths: AnyPaths) -> list[Path]:
 def as_location(location: AnyPath) -> AnyPath:
     """`location` as a `Path`; a URL, which a `Path` would break, stays a string."""
     return location if is_url(location) else Path(location)
+
+
+def cache_dir(name: str) -> Path:
+    """The folder `name` of what can be fetched or made again: in $CAPTIONMILL_CACHE, or the user's cache folder."""
+    own = os.environ.get("CAPTIONMILL_CACHE")
+    users = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
+    root = Path(own) if own else Path(users or Path.home() / ".cache") / "captionmill"
+    return root / name

@@ -18,17 +18,18 @@ CODE = [path for path in MODULES if path.name != "__init__.py"]
 TERMINAL = "pipeline/terminal"
 BELOW_THE_TERMINAL = [path for path in CODE if path.name != "cli.py" and path.parent != ROOT / TERMINAL]
 IMAGE_ROOMS = {"data", "data/images", "data/images/formats"}
-DATA = {*IMAGE_ROOMS, "data/features", "data/captions", "data/captions/formats", "data/tables"}
+DATA = {*IMAGE_ROOMS, "data/features", "data/captions", "data/captions/formats", "data/tables", "data/models"}
 CAPTION_ROOMS = {"data", "data/captions", "data/captions/formats", "data/images/keys", "data/images/lists"}
 DECODING = {*DATA, "stages", "stages/decoding"}
 ALLOWED = {
-    "data": DATA,
+    "data": {"data", "data/images/read"},
     "data/images": IMAGE_ROOMS,
     "data/images/formats": {"data", "data/images/formats"},
     "data/features": {"data", "data/features", "data/images/read"},
     "data/captions": CAPTION_ROOMS,
     "data/captions/formats": {"data", "data/captions/formats", "data/images/formats", "data/images/walk"},
     "data/tables": {"data", "data/tables"},
+    "data/models": DATA,
     "stages": {*DATA, "stages"},
     "stages/encoding": {*DATA, "stages", "stages/encoding"},
     "stages/decoding": DECODING,

@@ -1,7 +1,7 @@
 """The model card: README.md in a model's folder, for people, with a header that model hubs read.
 
 The header is YAML between two lines of dashes, as in "Model Cards" of the Hugging Face Hub. A card that somebody wrote
-or changed is theirs and is left alone.
+or changed is theirs and is never replaced.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from captionmill.data.errors import InputError
@@ -16,6 +17,7 @@ from captionmill.data.files import write_text
 from captionmill.data.models.bundle import CARD_NAME, Model, read_model
 from captionmill.data.paths import AnyPath
 
+_TEMPLATE = Path(__file__).parent / "assets" / "card.md"
 _SIGNATURE = "<!-- captionmill card "
 _SCORE_NAMES = {
     "cider_d": "CIDEr-D",
@@ -70,48 +72,31 @@ def may_write_card(folder: Path) -> bool:
 def render_card(model: Model, name: str, scores: Sequence[ScoredImages] = ()) -> str:
     """The card as Markdown."""
     spec, config = model.spec, model.decoder_config
-    counts = {split: len(keys) for split, keys in model.splits.items()}
-    lines = [
-        *_header(name, scores),
-        f"# {name}",
-        "",
-        f"An image captioning model of captionmill: an LSTM decoder for the features of a frozen {spec.backbone}.",
-        f"Trained on {counts['train']:,} images; {counts['val']:,} chose the epoch, {counts['test']:,} were held out.",
-        "",
-        "## Use",
-        "",
-        "    captionmill caption photos --model . --output captions.csv",
-        "",
-        "`.` is the folder of this file; a packed model (`captionmill pack`) or a URL will do too.",
-        "",
-        "## Scores",
-        "",
-        *_score_lines(model, scores),
-        "",
-        "## Features that it needs",
-        "",
-        f"- Network: {spec.backbone}, without its classifier ({spec.feature_dim:,} numbers per image)",
-        f"- Weights: `{Path(spec.weights).name}`, SHA-256 of the tensors `{spec.weights_sha256}`",
-        f"- Preprocessing: `{spec.preprocess}`, {spec.image_size} pixels; views: {spec.views}",
-        "",
-        "The weights are not part of this model. Names such as `imagenet1k_v2` are torchvision's, which downloads",
-        "them; any other file is passed as `--weights`. Features of other weights are refused.",
-        "",
-        "## Training",
-        "",
-        f"- Vocabulary: {len(model.vocabulary):,} words",
-        f"- Decoder: {config.get('layers', 1)} layer(s) of {config['hidden_dim']}, embeddings of {config['embed_dim']}",
-        *[f"- `{setting}`: {model.training[setting]}" for setting in _SETTINGS if setting in model.training],
-        *[f"- {software} {version}" for software, version in model.versions.items()],
-        *[f"- Note: {note}" for note in model.notes],
-        "",
-        "## Limits",
-        "",
-        "The model has only the words of its training captions and describes what their writers described. On other",
-        "kinds of images its captions are often wrong, and a high confidence proves nothing. It has not been examined",
-        "for bias.",
-    ]
-    return "\n".join(lines)
+    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        header="\n".join(_header(name, scores)),
+        name=name,
+        backbone=spec.backbone,
+        train=f"{len(model.splits['train']):,}",
+        val=f"{len(model.splits['val']):,}",
+        test=f"{len(model.splits['test']):,}",
+        scores="\n".join(_score_lines(scores)) if scores else _validation_score(model),
+        feature_dim=f"{spec.feature_dim:,}",
+        weights=Path(spec.weights).name,
+        weights_sha256=spec.weights_sha256,
+        preprocess=spec.preprocess,
+        image_size=spec.image_size,
+        views=spec.views,
+        words=f"{len(model.vocabulary):,}",
+        hidden_dim=config["hidden_dim"],
+        embed_dim=config["embed_dim"],
+        settings="\n".join(
+            [
+                *[f"- `{setting}`: {model.training[setting]}" for setting in _SETTINGS if setting in model.training],
+                *[f"- {software} {version}" for software, version in model.versions.items()],
+                *[f"- Note: {note}" for note in model.notes],
+            ]
+        ),
+    )
 
 
 def _header(name: str, scores: Sequence[ScoredImages]) -> list[str]:
@@ -128,23 +113,21 @@ def _header(name: str, scores: Sequence[ScoredImages]) -> list[str]:
         lines += ["      type: captions", "    metrics:"]
         for metric, value in scored.values.items():
             lines += [f"    - type: {metric}", f"      value: {value:.4f}"]
-    return [*lines, "---", ""]
+    return [*lines, "---"]
 
 
-def _score_lines(model: Model, scores: Sequence[ScoredImages]) -> list[str]:
-    if not scores:
-        found = model.scores.get("val_cider_d")
-        known = "" if found is None else f"Validation CIDEr-D {found:.3f}, which chose the epoch. "
-        return [
-            f"{known}For scores with intervals: `captionmill evaluate ... --output scores.json`, then",
-            "`captionmill card MODEL --scores scores.json`.",
-        ]
+def _validation_score(model: Model) -> str:
+    found = model.scores.get("val_cider_d")
+    return "Not measured." if found is None else f"Validation CIDEr-D {found:.3f}, which chose the epoch."
+
+
+def _score_lines(scores: Sequence[ScoredImages]) -> list[str]:
     lines = ["| images | metric | score | 95 % interval |", "|---|---|---|---|"]
     for scored in scores:
+        images = f"{scored.count:,} ({_one_cell(scored.chosen_by)})"
         for metric, shown in _SCORE_NAMES.items():
             if metric in scored.values:
                 low, high = scored.intervals[metric]
-                images = f"{scored.count:,} ({_one_cell(scored.chosen_by)})"
                 lines.append(f"| {images} | {shown} | {scored.values[metric]:.3f} | {low:.3f} to {high:.3f} |")
     return lines
 

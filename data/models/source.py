@@ -15,12 +15,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from captionmill.data.cache import cache_dir
 from captionmill.data.errors import ImageError, InputError, ModelError
 from captionmill.data.files import write_text
 from captionmill.data.models.archive import unpack_model
 from captionmill.data.models.bundle import BUNDLE_NAME, CARD_NAME, model_digest, read_model, weights_name_of
-from captionmill.data.paths import AnyPath, AnyPaths
+from captionmill.data.paths import AnyPath, AnyPaths, cache_dir
 from captionmill.data.urls import is_url, read_url
 
 _HASH = re.compile(r"(?P<place>.*)#sha256=(?P<digest>[0-9a-fA-F]{64})")

@@ -13,8 +13,8 @@ from captionmill.pipeline.terminal.options import FILE, FOLDER_PATH
 def card(model: Path, scores: tuple[Path, ...]) -> None:
     """Write the card of MODEL again, README.md in its folder, with scores.
 
-    `train` writes one without scores of held-out images. Model hubs read its header. A card that you changed is left
-    alone.
+    `train` writes one without scores of held-out images. Model hubs read its header. A card that you changed is
+    never replaced.
 
     Example: captionmill card model --scores scores.json
     """

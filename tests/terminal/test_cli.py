@@ -158,7 +158,8 @@ def test_train_shows_splits_epochs_and_the_model(model: Path, captions: Path, tm
     assert "images: 4 train, 4 val, 0 test\n" in result.stderr
     assert "epoch 1: loss " in result.stderr
     assert result.stdout.startswith(f"{tmp_path / 'other'}: 11 words, epoch ")
-    names = ["bundle.json", "config.json", "curves.png", "events", "history.csv", "samples.csv", "unmatched.csv"]
+    names = ["README.md", "bundle.json", "config.json", "curves.png", "events", "history.csv", "samples.csv"]
+    names += ["unmatched.csv"]
     assert sorted(path.name for path in model.iterdir() if path.suffix != ".safetensors") == names
     assert fail("train", tmp_path / "f.h5", "--captions", captions, "--output", model) == (
         f"Error: {model}: holds a model already; pass --overwrite to replace it, or another --output"
