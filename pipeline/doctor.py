@@ -101,8 +101,11 @@ def advise(facts: Facts, throughput: Throughput | None) -> list[str]:
 
 
 def _advise_on_gpus(facts: Facts) -> list[str]:
-    if facts.gpus or not facts.nvidia_driver:
+    if facts.gpus:
         return []
+    if not facts.nvidia_driver:
+        too_large = "torch is built for CUDA: 5 GB of no use without an NVIDIA GPU; see pytorch.org/get-started/locally"
+        return [f"{too_large} for the build for CPUs"] if facts.torch_cuda and facts.system.startswith("Linux") else []
     if not facts.torch_cuda:
         return [
             "this machine has an NVIDIA GPU, but torch is a CPU build: see pytorch.org/get-started/locally for CUDA"

@@ -64,6 +64,13 @@ CPU_ONLY = {"gpus": (), "nvidia_driver": False, "torch_cuda": ""}
             ),
         ),
         (
+            {"gpus": (), "nvidia_driver": False},
+            (
+                "torch is built for CUDA: 5 GB of no use without an NVIDIA GPU; see pytorch.org/get-started/locally "
+                "for the build for CPUs"
+            ),
+        ),
+        (
             {**CPU_ONLY, "versions": {"openvino": NOT_INSTALLED}},
             "openvino is not installed: pip install openvino makes the network about 1.5 times as fast on a CPU",
         ),
@@ -94,7 +101,7 @@ def test_advice_on_rates_names_the_slower_part_and_says_when_they_were_disturbed
     assert advise(HEALTHY, slow_decoding) == [
         "decoding is slower than the network: more cores help, or a smaller copy of the images"
     ]
-    on_cpu = replace(HEALTHY, gpus=(), nvidia_driver=False)
+    on_cpu = replace(HEALTHY, gpus=(), nvidia_driver=False, torch_cuda="")
     assert advise(on_cpu, FAST) == [
         "the network is slower than decoding: a GPU or more machines help (extract with `cluster` or `shard`)"
     ]

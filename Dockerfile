@@ -1,0 +1,23 @@
+# captionmill in a container, built from this folder:
+#   docker build -t captionmill .                              for CPUs
+#   docker build -t captionmill --build-arg TORCH=cuda .       for NVIDIA GPUs, several GB larger
+# and run as the user who owns the files, with the folder of images as the working directory:
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" captionmill caption photos --model model --output captions.csv
+FROM python:3.12-slim AS build
+ARG TORCH=cpu
+COPY . /source
+RUN python -m venv /opt/captionmill \
+    && if [ "$TORCH" = cpu ]; then \
+        /opt/captionmill/bin/pip install --no-cache-dir torch torchvision --index-url https://download.pytorch.org/whl/cpu; \
+    fi \
+    && /opt/captionmill/bin/pip install --no-cache-dir '/source[remote,parquet,heif,tiff]'
+
+FROM python:3.12-slim
+COPY --from=build /opt/captionmill /opt/captionmill
+RUN useradd --create-home --uid 1000 captionmill && mkdir -m 1777 /cache
+# the network's weights and fetched models are kept in /cache, matplotlib's fonts too: mount a folder there to keep them
+ENV PATH=/opt/captionmill/bin:$PATH TORCH_HOME=/cache/torch CAPTIONMILL_CACHE=/cache/captionmill MPLCONFIGDIR=/cache/matplotlib
+USER captionmill
+WORKDIR /work
+ENTRYPOINT ["captionmill"]
+CMD ["--help"]
