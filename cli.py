@@ -23,6 +23,7 @@ from captionmill.pipeline.terminal.leaks import leaks
 from captionmill.pipeline.terminal.pack import pack
 from captionmill.pipeline.terminal.progress import EchoHandler
 from captionmill.pipeline.terminal.report import report
+from captionmill.pipeline.terminal.review import review
 from captionmill.pipeline.terminal.run import run
 from captionmill.pipeline.terminal.status import status
 from captionmill.pipeline.terminal.train import train
@@ -63,6 +64,7 @@ for _command in (
     evaluate,
     leaks,
     caption,
+    review,
     apply,
     compare,
     explain,

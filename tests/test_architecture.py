@@ -38,13 +38,15 @@ ALLOWED = {
     "stages/portable": {*DECODING, "stages/encoding", "stages/portable"},
 }
 STAGES = set().union(*ALLOWED.values())
-for _room in ("pipeline", "pipeline/pages", "pipeline/captioning", "pipeline/plan", "pipeline/demo", TERMINAL):
+_ROOMS = ("pages", "captioning", "plan", "demo", "review", "terminal")
+for _room in ("pipeline", *(f"pipeline/{name}" for name in _ROOMS)):
     ALLOWED[_room] = {*STAGES, "pipeline", _room}
 ALLOWED["pipeline"] |= {"pipeline/pages", "pipeline/captioning"}
 ALLOWED["pipeline/captioning"] |= {"pipeline/pages"}
 ALLOWED["pipeline/plan"] |= {"pipeline/pages", "pipeline/captioning"}
 ALLOWED["pipeline/demo"] |= {"pipeline/pages", "pipeline/captioning", "pipeline/plan"}
-ALLOWED[TERMINAL] |= {"pipeline/pages", "pipeline/captioning", "pipeline/plan", "pipeline/demo"}
+ALLOWED["pipeline/review"] |= {"pipeline/pages"}
+ALLOWED[TERMINAL] |= {"pipeline/pages", "pipeline/captioning", "pipeline/plan", "pipeline/demo", "pipeline/review"}
 ALLOWED[""] = {TERMINAL}
 MOST_MODULES = 12
 MOST_LINES, LEAST_LINES = 300, 20

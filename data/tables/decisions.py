@@ -70,6 +70,8 @@ def apply_decisions(decisions: AnyPath, table: AnyPath, *, dry_run: bool = False
                 conflicts.append(Conflict(review.path, "the table has no such image"))
             elif review.apply(row) == row:
                 as_before += 1
+            elif review.decision == "later" and row.status == "corrected":
+                conflicts.append(Conflict(review.path, f"the table has a person's caption already: {row.caption!r}"))
             elif row.caption != shown:
                 conflicts.append(Conflict(review.path, f"decided about {shown!r}, but the table says {row.caption!r}"))
             else:
@@ -102,7 +104,8 @@ def _read_decisions(path: Path) -> list[tuple[Review, str]]:
             for cells in reader:
                 key, decision, caption, shown = (unguard_formula(cells[name] or "") for name in COLUMNS)
                 caption = " ".join(caption.split())
-                if decision not in DECISIONS or (decision == "corrected" and not caption):
+                is_empty = not (caption if decision == "corrected" else shown) and decision != "later"
+                if decision not in DECISIONS or is_empty:
                     raise InputError(f"{path}: line {reader.line_num}: {decision} {caption!r} is no decision")
                 if key in decided:
                     raise InputError(f"{path}: line {reader.line_num}: a second decision about {key}")

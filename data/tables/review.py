@@ -7,6 +7,8 @@ from captionmill.data.tables.rows import CaptionRow
 
 Decision = Literal["corrected", "accepted", "later"]
 DECISIONS = frozenset(get_args(Decision))
+LATER = "later"
+"""The flag of a row that somebody wants to look at again."""
 
 
 def is_decision(status: str) -> TypeGuard[Literal["corrected", "accepted"]]:
@@ -28,7 +30,8 @@ class Review:
     def apply(self, row: CaptionRow) -> CaptionRow:
         """The row of the table for this image, whose row without a review is `row`."""
         if self.decision == "later":
-            return replace(row, flags=tuple(dict.fromkeys((*row.flags, "later"))))
+            status = "ok" if row.status == "accepted" else row.status
+            return replace(row, status=status, flags=tuple(dict.fromkeys((*row.flags, LATER))))
         if self.decision == "accepted" and row.caption == self.caption:
             return replace(row, status="accepted", flags=())
         return CaptionRow(self.path, self.caption, None, status=self.decision)

@@ -70,7 +70,9 @@ class Companions:
         """Write the page, if requested; `workers` threads decode its images."""
         if self._gallery is not None:
             rows = list(read_captions(self._table))
-            write_gallery(self._gallery, self._title, self._found, rows, workers=workers, progress=progress)
+            write_gallery(
+                self._gallery, self._title, self._found, rows, table=self._table, workers=workers, progress=progress
+            )
 
     def write_sidecars(self, *, progress: Progress) -> int | None:
         """The number of files written beside images; None if they are not requested."""

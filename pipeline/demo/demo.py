@@ -110,6 +110,7 @@ def run_demo(
         "Captions of drawn scenes that captionmill has never seen",
         find_images(folder / HELD_OUT_DIR),
         rows,
+        table=folder / CAPTIONS_NAME,
         verdicts=verdicts,
         figures=[(f"{scores['scores']['cider_d']:.2f}", f"CIDEr-D on the {scores['images']} images of the test split")],
         progress=progress,

@@ -1,18 +1,21 @@
 """A gallery: one HTML page of every image and its caption that needs no other file and stays quick at 10,000.
 
-The thumbnails are lines of text in blocks that a browser neither draws nor runs; the page's script makes images of
-those near the place that is looked at. What a row holds is data all the way: it is never parsed as HTML.
+Captions are reviewed in it: what a person decides is saved as a file of decisions. The thumbnails are lines of text in
+blocks that a browser neither draws nor runs; the page's script makes images of those near the place that is looked at.
+What a row holds is data all the way: it is never parsed as HTML.
 """
 
 import base64
+import hashlib
 import io
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from urllib.parse import quote
 
 from captionmill.data.errors import ImageError
@@ -21,9 +24,9 @@ from captionmill.data.images.decode import decode_image
 from captionmill.data.images.read import ImageFile, read_image
 from captionmill.data.paths import AnyPath
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.tables.review import LATER, is_decision
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.pages.page import page_pieces
-from captionmill.stages.machine import choose_workers
 
 CARD_SIDE = 192
 """The longer side of a thumbnail, pixels: about as wide as a card."""
@@ -32,6 +35,7 @@ BLOCK_ROWS = 100
 MOST_ROWS = 20_000
 """More are worth a warning: a page of 160 MB and more."""
 
+_SCRIPTS = ("decisions", "gallery", "review")
 _WEBP_QUALITY = 70
 _WEBP_METHOD = 2  # Pillow's default, 4, takes twice the time for 4 % fewer bytes
 _AHEAD = 4  # thumbnails waiting for their turn, for each thread
@@ -54,6 +58,7 @@ def write_gallery(
     images: Iterable[ImageFile],
     rows: Sequence[CaptionRow],
     *,
+    table: AnyPath | None = None,
     verdicts: Mapping[str, Verdict] | None = None,
     figures: Sequence[tuple[str, str]] = (),
     workers: int = 0,
@@ -62,27 +67,58 @@ def write_gallery(
     """Write the page over `rows`, all at once, with thumbnails of those `images` that have the key of a row.
 
     A row whose image cannot be read (any more) has none, and says so. One block of thumbnails is in memory at a time.
-    The page links to local images by their path relative to it. `verdicts` marks captions, by key, as right or wrong;
-    then the wrong ones come first, else the least sure. `figures` are shown above, as (figure, what it is), after the
-    counts. `workers` threads decode; 0 takes one for each core.
+    The page links to local images by their path relative to it. `table` is the table of captions that has the rows: a
+    browser keeps decisions about it also for a page that is made again. `verdicts` marks captions, by key, as right or
+    wrong; then the wrong ones come first, else the least sure. `figures` are shown above, as (figure, what it is),
+    after the counts. `workers` threads decode; 0 takes one for each core.
     """
+    from captionmill.stages.machine import choose_workers  # imports torch, which a page that is served does not need
+
     page_path = Path(page_path)
     if len(rows) > MOST_ROWS:
         _logger.warning("%s: a page of %d images is large, and slow to open", page_path, len(rows))
     by_key = {image.key: image for image in images}
+    links = (_link(by_key[row.path], page_path.parent) if row.path in by_key else None for row in rows)
     values = {
         "title": title,
         "figures": [*_figures(rows, verdicts or {}), *figures],
-        "rows": _row_values(rows, by_key, page_path.parent, verdicts or {}),
+        "rows": _row_values(rows, links, verdicts or {}),
         "has_verdicts": bool(verdicts),
         "blocks": _blocks(rows, by_key, choose_workers(workers), progress),
+        "review": {
+            "id": _table_id(Path(table or page_path)),
+            "table": Path(table).name if table else "",
+            "served": False,
+        },
     }
     with (
         replace_atomically(page_path) as partial_path,
         # what UTF-8 cannot hold, as in the name of a file, becomes an escape
         partial_path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
     ):
-        file.writelines(page_pieces("gallery", values, links_images=True))
+        file.writelines(page_pieces("gallery", values, scripts=_SCRIPTS, links_images=True))
+
+
+def served_gallery(title: str, rows: Sequence[CaptionRow], keys: Collection[str], table: Path) -> Iterator[str]:
+    """The page over `rows`, piece by piece, for a program that serves it and merges its decisions into `table`.
+
+    The page asks for an image with one of the `keys` at `images/KEY`, quoted, and for its thumbnail at
+    `images/KEY?small`, when it is looked at; it sends decisions to `decisions`.
+    """
+    values = {
+        "title": title,
+        "figures": _figures(rows, {}),
+        "rows": _row_values(rows, (f"images/{quote(row.path, safe='')}" if row.path in keys else None for row in rows)),
+        "has_verdicts": False,
+        "blocks": (),
+        "review": {"id": _table_id(table), "table": table.name, "served": True},
+    }
+    return page_pieces("gallery", values, scripts=_SCRIPTS, links_images=True, sends=True)
+
+
+def _table_id(path: Path) -> str:
+    """Tells the decisions that a browser keeps about this table from those about others."""
+    return hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]
 
 
 def _figures(rows: Sequence[CaptionRow], verdicts: Mapping[str, Verdict]) -> list[tuple[str, str]]:
@@ -93,23 +129,24 @@ def _figures(rows: Sequence[CaptionRow], verdicts: Mapping[str, Verdict]) -> lis
         (failed, "failed"),
         (right, "right"),
         (len(judged) - right, "wrong"),
-        (sum(bool(row.flags) for row in rows), "flagged"),
+        (sum(any(flag != LATER for flag in row.flags) for row in rows), "flagged"),
     ]
     figures = [(len(rows), "images" if len(rows) != 1 else "image"), (len(rows) - failed, "captioned")]
     return [(f"{count:,}", what) for count, what in [*figures, *((count, what) for count, what in wanted if count)]]
 
 
 def _row_values(
-    rows: Sequence[CaptionRow], by_key: Mapping[str, ImageFile], folder: Path, verdicts: Mapping[str, Verdict]
+    rows: Iterable[CaptionRow], links: Iterable[str | None], verdicts: Mapping[str, Verdict] = MappingProxyType({})
 ) -> Iterator[list[object]]:
     """What the page's script knows of each row, in the order in which gallery.js takes it apart."""
-    for row in rows:
-        image, verdict = by_key.get(row.path), verdicts.get(row.path)
+    for row, link in zip(rows, links, strict=True):
+        verdict = verdicts.get(row.path)
         confidence = None if row.confidence is None else round(row.confidence, 4)
         error = row.error or "failed" if row.status == "failed" else None
-        link = _link(image, folder) if image else None
-        judged = [verdict.is_right, verdict.truth] if verdict else []
-        yield [row.path, row.caption, confidence, row.flags, row.alternatives, error, link, *judged]
+        more: list[object] = [verdict.is_right, verdict.truth] if verdict else []
+        if is_decision(row.status):
+            more = [*(more or (None, "")), row.status]
+        yield [row.path, row.caption, confidence, row.flags, row.alternatives, error, link, *more]
 
 
 def _link(image: ImageFile, folder: Path) -> str | None:
@@ -162,12 +199,17 @@ def _thumbnail(image: ImageFile | None) -> str:
     if image is None:
         return ""
     try:
-        pixels = decode_image(read_image(image)[0], at_least=_thumbnail_size, name=image.key)
+        return base64.b64encode(render_thumbnail(image)).decode()
     except ImageError:
         return ""
+
+
+def render_thumbnail(image: ImageFile) -> bytes:
+    """A small `image` as WebP; ImageError if it cannot be read."""
+    pixels = decode_image(read_image(image)[0], at_least=_thumbnail_size, name=image.key)
     content = io.BytesIO()
     pixels.resize(_thumbnail_size(*pixels.size)).save(content, "WEBP", quality=_WEBP_QUALITY, method=_WEBP_METHOD)
-    return base64.b64encode(content.getvalue()).decode()
+    return content.getvalue()
 
 
 def _thumbnail_size(width: int, height: int) -> tuple[int, int]:

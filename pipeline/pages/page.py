@@ -1,8 +1,8 @@
 """How every page is made: one environment for templates, one style sheet, one content security policy, small images.
 
-A page is `assets/NAME.html`, with its own rules `NAME.css` after those of `page.css` and its script `NAME.js`, where
-these exist. Everything that a template is filled with is escaped; only these assets enter a page as they are. The
-policy names them by their hashes: a browser runs no other script, applies no other style and requests nothing.
+A page is `assets/NAME.html`, with its own rules `NAME.css` after those of `page.css`, where these exist, and a script
+that is joined from others. Everything that a template is filled with is escaped; only these assets enter a page as they
+are. The policy names them by their hashes: a browser runs no other script, applies no other style and requests nothing.
 """
 
 import base64
@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -36,19 +36,27 @@ def environment() -> Environment:
     )
 
 
-def page_pieces(name: str, values: Mapping[str, object], *, links_images: bool = False) -> Iterator[str]:
+def page_pieces(
+    name: str,
+    values: Mapping[str, object],
+    *,
+    scripts: Sequence[str] = (),
+    links_images: bool = False,
+    sends: bool = False,
+) -> Iterator[str]:
     """The page `name` filled with `values`, piece by piece, each made when it is asked for.
 
-    `links_images`: the page shows images that are not part of it, from files and the web.
+    `scripts` are the names of its scripts, which share their names in this order. `links_images`: the page shows images
+    that are not part of it, from files and the web. `sends`: it sends data to the program that serves it.
     """
-    style, script = _read_asset("page.css") + _read_asset(f"{name}.css"), _read_asset(f"{name}.js")
+    style, script = _read_asset("page.css") + _read_asset(f"{name}.css"), join_scripts(scripts)
     return (
         environment()
         .get_template(f"{name}.html")
         .generate(
             style=Markup(style),
             script=Markup(script),
-            policy=_policy(style, script, links_images=links_images),
+            policy=_policy(style, script, links_images=links_images, sends=sends),
             version=importlib.metadata.version("captionmill"),
             **values,
         )
@@ -58,6 +66,12 @@ def page_pieces(name: str, values: Mapping[str, object], *, links_images: bool =
 def render_page(name: str, values: Mapping[str, object]) -> str:
     """The page `name` filled with `values`; it shows no image but those that are part of it."""
     return "".join(page_pieces(name, values))
+
+
+def join_scripts(names: Sequence[str]) -> str:
+    """The scripts NAME.js as one, which sees no other and leaves no names behind; "" for none."""
+    text = "".join(_read_asset(f"{name}.js") for name in names)
+    return f'"use strict";\n(() => {{\n{text}}})();\n' if text else ""
 
 
 def colour(name: str) -> str:
@@ -82,13 +96,14 @@ def _read_asset(name: str) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def _policy(style: str, script: str, *, links_images: bool) -> str:
+def _policy(style: str, script: str, *, links_images: bool, sends: bool) -> str:
     """A content security policy (W3C, CSP level 3) for a page with this style sheet and this script."""
     rules = [
         "default-src 'none'",
         "img-src data:" + (" file: http: https:" if links_images else ""),
         f"style-src '{_hash_of(style)}'",
         *([f"script-src '{_hash_of(script)}'"] if script else []),
+        *(["connect-src 'self'"] if sends else []),
         "base-uri 'none'",
         "form-action 'none'",
     ]

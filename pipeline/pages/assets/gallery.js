@@ -1,16 +1,18 @@
-"use strict";
-(() => {
+// The images and their captions as cards: filtered, sorted, moved through with keys. Only cards near the window exist.
+
 const BLOCK_ROWS = 100; // as pipeline/pages/gallery.py writes them
 const LEAST_WIDTH = 200, GAP = 14, OVERSCAN = 600; // pixels
 const MOST_PRINTED = 600, MOST_LISTED = 200;
 const MOST_LINES = 3; // of a caption and of a note, as the style sheet cuts them
 
 const find = (selector, within = document) => within.querySelector(selector);
-const cards = find("#cards"), large = find("#large");
+const page = find("main").dataset, cards = find("#cards"), large = find("#large");
 const query = find("#query"), shows = find("#shows"), sort = find("#sort");
 const rows = JSON.parse(find("#rows").textContent).map(
-  ([path, caption, confidence, flags, alternatives, error, link, right = null, truth = ""], index) =>
-    ({ path, caption, confidence, flags, alternatives, error, link, right, truth, index, words: null, room: 0, high: 0 }));
+  ([path, caption, confidence, flags, alternatives, error, link, right = null, truth = "", status = ""], index) =>
+    ({ path, caption, confidence, flags: flags.filter(flag => flag !== "later"), alternatives, error, link, right, truth,
+      status: status || (flags.includes("later") ? "later" : ""), index, words: null, room: 0, high: 0 }));
+for (const row of rows) if (isSettled(row)) decisions.settle(row.path, decisions.get(row.path));
 
 function make(tag, name, text) {
   const element = document.createElement(tag);
@@ -29,6 +31,7 @@ const blocks = new Map();
 
 /** The image of a row as a data URL; "" if it has none, null while the page is still loading. */
 function thumbnail(row) {
+  if (page.served) return row.error === null && row.link ? `${row.link}?small` : "";
   const number = Math.floor(row.index / BLOCK_ROWS);
   if (!blocks.has(number)) {
     const element = document.getElementById(`thumbnails-${number}`);
@@ -41,14 +44,24 @@ function thumbnail(row) {
 
 // ---- which rows, in which order
 
-const kinds = new Map([["all", () => true], ["captioned", row => row.error === null],
+const kinds = new Map([["all", () => true], ["unreviewed", row => !stateOf(row) && !isFailed(row)],
+  ["corrected", row => stateOf(row) === "corrected"], ["accepted", row => stateOf(row) === "accepted"],
+  ["later", row => stateOf(row) === "later"], ["outdated", isOutdated], ["captioned", row => !isFailed(row)],
   ["wrong", row => row.right === false], ["right", row => row.right === true],
-  ["failed", row => row.error !== null], ["flagged", row => row.flags.length > 0]]);
+  ["failed", isFailed], ["flagged", row => row.flags.length > 0]]);
 for (const flag of new Set(rows.flatMap(row => row.flags))) kinds.set(flag, row => row.flags.includes(flag));
-const members = new Map([...kinds].map(([kind, belongs]) => [kind, rows.filter(belongs).length]));
+const members = new Map([...kinds.keys()].map(kind => [kind, 0]));
 
+/** Count the row where it belongs (by 1), or no longer (by -1). */
+function tally(row, by) {
+  for (const [kind, belongs] of kinds) if (belongs(row)) members.set(kind, members.get(kind) + by);
+}
+
+rows.forEach(row => tally(row, 1));
+
+const sureness = row => row.confidence ?? (row.status === "corrected" ? 1 : 0);
 const byConfidence = (sign, left, right) =>
-  left.error === null && right.error === null ? sign * ((left.confidence ?? 0) - (right.confidence ?? 0)) || left.index - right.index
+  left.error === null && right.error === null ? sign * (sureness(left) - sureness(right)) || left.index - right.index
     : (left.error !== null) - (right.error !== null) || left.index - right.index;
 const byDoubt = byConfidence.bind(null, 1);
 const orders = { path: rows, confidence: rows.toSorted(byConfidence.bind(null, -1)), doubt: rows.toSorted(byDoubt),
@@ -74,7 +87,7 @@ function select() {
   view = orders[state.sort].filter(row => {
     if (!belongs(row)) return false;
     if (!terms.length) return true;
-    row.words ??= normalize(row.caption) + normalize(row.path);
+    row.words ??= normalize(captionOf(row)) + normalize(row.path);
     return terms.every(term => row.words.includes(term.text) !== term.without);
   });
 }
@@ -86,6 +99,8 @@ let room = 0, width = LEAST_WIDTH, columns = 1; // pixels of the window and of a
 let tops = [], heights = []; // of each line of cards, pixels
 let current = 0; // position that the keys start from
 let opened = 0; // position in the large view
+
+const SIGNS = { corrected: "✎", accepted: "✓", later: "◷" };
 
 function fill(card, row) {
   const source = thumbnail(row);
@@ -110,7 +125,7 @@ function makeFlags(row) {
 
 /** What a card shows in words: the caption or why there is none, and what the image shows where the caption is wrong. */
 function spellCaption(row) {
-  return row.error ?? (row.caption || "(no words)");
+  return captionOf(row) || (row.error ?? "(no words)");
 }
 
 function spellTruth(row) {
@@ -118,16 +133,17 @@ function spellTruth(row) {
 }
 
 function spellVerdict(row) {
-  return row.error !== null ? "failed" : row.right === null ? "" : row.right ? "right" : "wrong";
+  return isFailed(row) ? "failed" : row.right === null ? "" : row.right ? "right" : "wrong";
 }
 
 function makeCard(row) {
-  const verdict = spellVerdict(row), card = make("button", `card ${verdict}`.trim());
+  const verdict = spellVerdict(row), state = stateOf(row), card = make("button", `card ${verdict}`.trim());
   const frame = make("span", "frame"), name = make("span", "name"), facts = make("span", "facts");
   card.type = "button";
   card.tabIndex = -1;
   card.title = row.path;
-  if (row.error === null) {
+  if (state) card.dataset.review = state;
+  if (row.error === null && state !== "corrected") {
     const bar = make("span", "bar");
     bar.style.width = `${100 * (row.confidence ?? 0)}%`;
     frame.append(bar);
@@ -136,7 +152,8 @@ function makeCard(row) {
   const path = make("bdi", "", row.path); // of a long path the beginning is cut, in the style sheet
   path.dir = "ltr";
   name.append(path);
-  facts.append(name, make("span", "", [verdict, row.confidence?.toFixed(2)].filter(Boolean).join(" ")));
+  const judged = state ? `${SIGNS[state]} ${state}` : row.confidence?.toFixed(2);
+  facts.append(name, make("span", "", [verdict, judged].filter(Boolean).join(" ")));
   card.append(frame, make("span", "caption", spellCaption(row)));
   if (spellTruth(row)) card.append(make("span", "note", spellTruth(row)));
   card.append(facts);
@@ -191,7 +208,7 @@ function makeRuler(element) {
 let rulers = null; // of captions, of notes; and the height of a card without either
 
 function makeRulers() {
-  const item = make("li"), empty = { path: "x", caption: "x", confidence: 0.5, flags: [], error: null, right: false, truth: "x" };
+  const item = make("li"), empty = { path: "x", caption: "x", confidence: 0.5, flags: [], error: null, right: false, truth: "x", status: "" };
   const card = makeCard(empty);
   item.append(card);
   cards.append(item);
@@ -283,6 +300,25 @@ function renderWindow() {
   render(first, Math.min(end, view.length));
 }
 
+/** Show what changed of these rows, without moving any to another place. */
+function refresh(changed) {
+  for (const row of changed) {
+    row.words = null;
+    row.room = 0;
+  }
+  measure();
+  for (const [position, item] of shown) {
+    if (changed.includes(view[position])) {
+      const hadFocus = item.contains(document.activeElement), next = buildItem(position);
+      item.replaceWith(next);
+      shown.set(position, next);
+      if (hadFocus) find(".card", next).focus({ preventScroll: true });
+    }
+    place(shown.get(position), position);
+  }
+  renderWindow();
+}
+
 function rebuild() {
   shown.clear();
   cards.replaceChildren();
@@ -333,18 +369,15 @@ function writeAddress() {
 }
 
 function showStatus(more = "") {
-  const all = spellCount(rows.length, "image");
+  const all = spellCount(rows.length, "image"), gone = view.filter(row => !kinds.get(state.show)(row)).length;
+  if (gone) more = `, ${gone.toLocaleString("en")} no longer ${state.show}${more}`;
   find("#status").textContent = (view.length === rows.length ? all : `${view.length.toLocaleString("en")} of ${all}`) + more;
 }
 
 function apply() {
   select();
   current = 0;
-  for (const button of shows.children) {
-    const isChosen = button.dataset.show === state.show;
-    button.setAttribute("aria-pressed", isChosen);
-    if (isChosen) shows.scrollLeft = button.offsetLeft - (shows.clientWidth - button.offsetWidth) / 2;
-  }
+  showKinds();
   showStatus();
   find("#nothing").hidden = view.length > 0;
   const start = find("#status").getBoundingClientRect().top + scrollY - find("#controls").offsetHeight;
@@ -358,14 +391,33 @@ function change(changes) {
   writeAddress();
 }
 
-for (const [kind, count] of members) {
-  if (kind !== "all" && (count === 0 || count === rows.length)) continue; // nothing to choose
+const chips = new Map([...kinds.keys()].map(kind => {
   const button = make("button", "", kind.replaceAll("-", " "));
   button.type = "button";
   button.dataset.show = kind;
-  button.append(make("span", "", count.toLocaleString("en")));
+  button.append(make("span"));
   button.addEventListener("click", () => change({ show: kind }));
-  shows.append(button);
+  return [kind, button];
+}));
+
+/** The kinds among which there is something to choose, with their counts. */
+function showKinds() {
+  const offered = [...chips].filter(([kind]) =>
+    kind === "all" || kind === state.show || (members.get(kind) > 0 && members.get(kind) < rows.length));
+  const buttons = offered.map(([, button]) => button);
+  if (buttons.length !== shows.children.length || buttons.some((button, place) => button !== shows.children[place])) {
+    const focused = document.activeElement;
+    shows.replaceChildren(...buttons);
+    if (shows.contains(focused)) focused.focus();
+  }
+  for (const [kind, button] of offered) {
+    find("span", button).textContent = members.get(kind).toLocaleString("en");
+    const isChosen = kind === state.show;
+    if (isChosen && button.getAttribute("aria-pressed") !== "true") {
+      shows.scrollLeft = button.offsetLeft - (shows.clientWidth - button.offsetWidth) / 2;
+    }
+    button.setAttribute("aria-pressed", isChosen);
+  }
 }
 
 /** Where chips lie beyond an end of their row, it fades there. */
@@ -422,111 +474,6 @@ if (failures.length) {
   });
 }
 
-// ---- the large view
-
-function openLarge(position) {
-  opened = position;
-  const row = view[position], image = find("img", large), failed = row.error !== null, source = thumbnail(row);
-  image.hidden = !source && (failed || !row.link);
-  find(".missing", large).hidden = !image.hidden;
-  image.alt = row.caption;
-  image.src = source || (failed || !row.link ? "" : row.link);
-  if (row.link && source) {
-    const whole = new Image();
-    whole.onload = () => { if (large.open && view[opened] === row) image.src = row.link; };
-    whole.src = row.link;
-  }
-  find(".caption", large).textContent = failed ? "" : spellCaption(row);
-  find(".verdict", large).className = `verdict ${spellVerdict(row)}`;
-  find(".verdict", large).textContent = row.right === null ? "" : row.right ? "right" : `wrong: the image shows ${row.truth}`;
-  find(".error", large).textContent = failed ? row.error : "";
-  find(".flags", large).replaceChildren(makeFlags(row));
-  for (const part of large.querySelectorAll(".sure")) part.hidden = failed;
-  for (const part of large.querySelectorAll(".others")) part.hidden = !row.alternatives.length;
-  find(".number", large).textContent = row.confidence?.toFixed(4) ?? "";
-  find(".rail span", large).style.width = `${100 * (row.confidence ?? 0)}%`;
-  find("ol", large).replaceChildren(...row.alternatives.map(text => make("li", "", text)));
-  const path = make(row.link ? "a" : "span", "", row.path);
-  if (row.link) {
-    path.href = row.link;
-    path.target = "_blank";
-    path.rel = "noopener";
-  }
-  find(".path", large).replaceChildren(path);
-  find(".place", large).textContent = `${(position + 1).toLocaleString("en")} of ${view.length.toLocaleString("en")}`;
-  find(".previous", large).disabled = position === 0;
-  find(".next", large).disabled = position === view.length - 1;
-  if (!large.open) {
-    large.showModal();
-    find(".close", large).focus();
-  }
-  writeAddress();
-}
-
-function step(by) {
-  if (view[opened + by]) openLarge(opened + by);
-}
-
-cards.addEventListener("click", event => {
-  const card = event.target.closest(".card");
-  if (card) openLarge(Number(card.dataset.position));
-});
-cards.addEventListener("focusin", event => {
-  const card = event.target.closest(".card");
-  if (!card) return;
-  current = Number(card.dataset.position);
-  setEntry(shown.get(current));
-});
-find(".previous", large).addEventListener("click", () => step(-1));
-find(".next", large).addEventListener("click", () => step(1));
-large.addEventListener("close", () => {
-  writeAddress();
-  focusCard(opened); // the browser has given it to the card that was opened first
-});
-for (const dialog of document.querySelectorAll("dialog")) {
-  find(".close", dialog).addEventListener("click", () => dialog.close());
-  dialog.addEventListener("click", event => { if (event.target === dialog) dialog.close(); });
-}
-find("#help").addEventListener("click", () => find("#keys").showModal());
-
-// ---- keys
-
-const moves = { ArrowLeft: () => -1, ArrowRight: () => 1, k: () => -1, j: () => 1, ArrowUp: () => -columns,
-  ArrowDown: () => columns, Home: () => -Infinity, End: () => Infinity,
-  PageUp: () => -columns * pageLines(), PageDown: () => columns * pageLines() };
-
-function pageLines() {
-  return Math.max(1, Math.floor((innerHeight - find("#controls").offsetHeight) / (heights[Math.floor(current / columns)] + GAP)));
-}
-
-addEventListener("keydown", event => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (large.open) {
-    const by = { ArrowLeft: -1, k: -1, ArrowRight: 1, j: 1 }[event.key];
-    if (by) step(by);
-    return;
-  }
-  if (find("#keys").open) return;
-  const onCard = event.target.closest(".card");
-  if (event.target === query) {
-    if (event.key !== "Escape" && event.key !== "ArrowDown") return;
-    event.preventDefault();
-    focusCard(current);
-  } else if (event.target.closest("select, input")) {
-    return;
-  } else if (event.key === "/") {
-    event.preventDefault();
-    query.focus();
-    query.select();
-  } else if (event.key === "?") {
-    find("#keys").showModal();
-  } else if (event.key in moves && (onCard || event.target === document.body)) {
-    if (!onCard && event.key.length > 1 && !event.key.startsWith("Arrow")) return; // Home, PageDown: the window scrolls
-    event.preventDefault();
-    focusCard(onCard ? current + moves[event.key]() : current);
-  }
-});
-
 // ---- light and dark
 
 const themes = { "": ["◐", "as the system"], light: ["☀", "light"], dark: ["☾", "dark"] };
@@ -568,10 +515,3 @@ function fillWaiting() {
     if (card.dataset.waiting) fill(card, view[card.dataset.position]);
   }
 }
-
-readAddress();
-if (document.readyState === "loading") {
-  const timer = setInterval(fillWaiting, 150);
-  document.addEventListener("DOMContentLoaded", () => { clearInterval(timer); fillWaiting(); });
-}
-})();

@@ -1,0 +1,198 @@
+// What a person decided about captions: kept by the browser, undone step by step, written as a file and read from one.
+
+const COLUMNS = ["path", "decision", "caption", "shown"]; // as data/captions reads them
+const DECISIONS = ["corrected", "accepted", "later"];
+
+/** A caption as `captionmill apply` reads it: one line, one space between words. */
+function tidy(text) {
+  return text.replace(/[\s\p{Cc}]+/gu, " ").trim();
+}
+
+class Decisions {
+  #made = new Map(); // path -> { decision, caption, shown, at }
+  #undone = [];
+  #done = []; // steps: arrays of [path, decision before, decision after]
+  #taken = new Set(); // paths of decisions that were taken back since they were saved
+  #savedAt = 0;
+  #prefix;
+  #mark;
+  isKept = true; // by the browser, when the page is closed
+
+  /** Those that the browser keeps for the table `id`. */
+  constructor(id) {
+    this.#prefix = `captionmill-decision:${id}:`;
+    this.#mark = `captionmill-saved:${id}`;
+    this.#store(() => {
+      localStorage.setItem(this.#mark, localStorage.getItem(this.#mark) ?? "0"); // fails where nothing can be kept
+      this.#savedAt = Number(localStorage.getItem(this.#mark)) || 0;
+      for (let number = 0; number < localStorage.length; number++) this.#read(localStorage.key(number));
+    });
+  }
+
+  /** The path that the browser keeps a decision about under `key`; null if it is none of these. */
+  pathOf(key) {
+    return key?.startsWith(this.#prefix) ? key.slice(this.#prefix.length) : null;
+  }
+
+  /** Take over what another window of this browser changed under `key`. */
+  follow(key) {
+    if (key === this.#mark) this.#savedAt = Number(localStorage.getItem(key)) || 0;
+    this.#read(key);
+  }
+
+  get(path) { return this.#made.get(path); }
+  has(path) { return this.#made.has(path); }
+  paths() { return [...this.#made.keys()]; }
+
+  /** The paths that the next undo, or redo, is about. */
+  nextPaths(isRedo) {
+    return ((isRedo ? this.#undone : this.#done).at(-1) ?? []).map(([path]) => path);
+  }
+
+  /** Make the changes, [path, decision or null] each, as one step. */
+  decide(changes) {
+    const step = changes.map(([path, after]) => [path, this.#made.get(path) ?? null, after]);
+    this.#done.push(step);
+    this.#undone.length = 0;
+    for (const [path, , after] of step) this.#put(path, after);
+  }
+
+  /** Take back the last step, or make the one again that was taken back last. */
+  undo(isRedo) {
+    const step = (isRedo ? this.#undone : this.#done).pop();
+    (isRedo ? this.#done : this.#undone).push(step);
+    for (const [path, before, after] of step) this.#put(path, isRedo ? after : before);
+  }
+
+  /** The decision `saved` is in the table, which has the caption `shown` now; a newer one is about that caption. */
+  settle(path, saved, shown) {
+    const made = this.#made.get(path);
+    if (made && made !== saved) return this.#put(path, { ...made, shown });
+    this.#made.delete(path);
+    this.#store(() => localStorage.removeItem(this.#prefix + path));
+  }
+
+  /** What was decided until now is in a file or in the table; `isFinal`: no step before can be undone. */
+  markSaved(isFinal) {
+    this.#savedAt = Math.max(Date.now(), this.#savedAt);
+    for (const made of this.#made.values()) this.#savedAt = Math.max(made.at, this.#savedAt);
+    this.#taken.clear();
+    if (isFinal) this.#done.length = this.#undone.length = 0;
+    this.#store(() => localStorage.setItem(this.#mark, String(this.#savedAt)));
+  }
+
+  /** How many decisions were made, or taken back, since they were saved. */
+  countUnsaved() {
+    let count = this.#taken.size;
+    for (const made of this.#made.values()) if (made.at > this.#savedAt) count += 1;
+    return count;
+  }
+
+  #put(path, decision) {
+    const before = this.#made.get(path);
+    this.#made.delete(path); // so that the last one is the newest
+    if (decision === null) {
+      if (before && before.at <= this.#savedAt) this.#taken.add(path);
+      this.#store(() => localStorage.removeItem(this.#prefix + path));
+      return;
+    }
+    this.#taken.delete(path);
+    const made = { ...decision, at: Math.max(Date.now(), this.#savedAt + 1) };
+    this.#made.set(path, made);
+    this.#store(() => localStorage.setItem(this.#prefix + path, JSON.stringify(made)));
+  }
+
+  #read(key) {
+    const path = this.pathOf(key);
+    if (path === null) return;
+    this.#made.delete(path);
+    try {
+      const { decision, caption, shown, at } = JSON.parse(localStorage.getItem(key));
+      if (DECISIONS.includes(decision)) {
+        this.#made.set(path, { decision, caption: String(caption), shown: String(shown), at: Number(at) || 0 });
+      }
+    } catch { /* none: it was taken back, or is not ours */ }
+  }
+
+  #store(action) { // a page that lies on a disk may have no storage, or a full one
+    try { action(); } catch { this.isKept = false; }
+  }
+}
+
+const decisions = new Decisions(document.querySelector("main").dataset.id);
+
+// ---- what they mean for a row of the table
+
+/** The decision about the caption that the table has; one about an earlier caption does not count. */
+function decisionOf(row) {
+  const made = decisions.get(row.path);
+  return made?.shown === row.caption ? made : null;
+}
+
+function isOutdated(row) {
+  return decisions.has(row.path) && decisionOf(row) === null;
+}
+
+/** "corrected", "accepted", "later", or "" if nobody has decided. */
+function stateOf(row) {
+  return decisionOf(row)?.decision ?? row.status;
+}
+
+function isReviewed(row) {
+  const state = stateOf(row);
+  return state === "corrected" || state === "accepted";
+}
+
+function captionOf(row) {
+  const made = decisionOf(row);
+  return made?.decision === "corrected" ? made.caption : row.caption;
+}
+
+function isFailed(row) {
+  return row.error !== null && !captionOf(row);
+}
+
+/** Whether the table shows what was decided. */
+function isSettled(row) {
+  const made = decisions.get(row.path);
+  return made?.decision === row.status && row.caption === (made.decision === "corrected" ? made.caption : made.shown);
+}
+
+// ---- as a file
+
+/** The decisions about `rows` as CSV (RFC 4180, with a byte order mark); no cell of it is a formula. */
+function spellDecisions(rows) {
+  const spell = cell => {
+    const guarded = /^[=+\-@\t\r\n']/.test(cell) ? `'${cell}` : cell;
+    return /[",;\t\r\n]|^ | $/.test(guarded) ? `"${guarded.replaceAll('"', '""')}"` : guarded;
+  };
+  const lines = rows.map(row => {
+    const made = decisionOf(row);
+    return [row.path, made.decision, made.decision === "corrected" ? made.caption : "", made.shown].map(spell).join(",");
+  });
+  return `\ufeff${[COLUMNS.join(","), ...lines].join("\n")}\n`;
+}
+
+/** The decisions in a file that `spellDecisions` wrote, also as a spreadsheet saves it; an Error if it is another one. */
+function parseDecisions(text) {
+  const content = text.replace(/^\ufeff/, ""), separator = /^[^\r\n]*?([,;\t])/.exec(content)?.[1] ?? ",";
+  const cells = new RegExp(`(?:"((?:[^"]|"")*)"|([^"${separator}\\r\\n]*))(${separator}|\\r\\n|\\n|\\r|$)`, "gy");
+  const lines = [[]];
+  let end = 0;
+  for (const [whole, quoted, plain, mark] of content.matchAll(cells)) {
+    if (!whole) break;
+    end += whole.length;
+    lines.at(-1).push((quoted?.replaceAll('""', '"') ?? plain).replace(/^'/, ""));
+    if (mark !== separator) lines.push([]);
+  }
+  const [header, ...others] = lines, places = COLUMNS.map(name => header.indexOf(name));
+  if (places.includes(-1)) throw new Error(`it is no file of decisions: it needs the columns ${COLUMNS.join(", ")}`);
+  if (end < content.length) throw new Error(`line ${lines.length} is not CSV`);
+  return others.filter(line => line.length > 1).map((line, number) => {
+    const [path, decision, caption, shown] = places.map(place => line[place] ?? "");
+    if (!DECISIONS.includes(decision) || (decision === "corrected" && !tidy(caption))) {
+      throw new Error(`row ${number + 1}: ${decision} “${caption}” is no decision`);
+    }
+    return { path, decision, caption: decision === "corrected" ? tidy(caption) : "", shown };
+  });
+}
