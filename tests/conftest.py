@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from browser import Browser
 from builders import OpenPage, draw_photos
 from processes import share_loaded_modules
 from torchvision.models import ResNet
@@ -43,12 +44,27 @@ def photos(tmp_path: Path) -> Path:
     return draw_photos(tmp_path / "photos")
 
 
-@pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenPage]:
-    """Opens an address in a headless Chromium, with options; the test is skipped where there is none."""
+def find_chromium() -> str:
+    """The program; whoever asks is skipped where there is none."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("Chromium is not installed")
+    return program
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium that can be typed into."""
+    folder = tmp_path_factory.mktemp("browser")
+    with Browser(find_chromium(), folder) as opened:
+        yield opened
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenPage]:
+    """Opens an address in a headless Chromium, with options; the test is skipped where there is none."""
+    program = find_chromium()
     profile = tmp_path_factory.mktemp("chromium")
 
     def open_page(address: str, *options: str) -> subprocess.CompletedProcess[str]:

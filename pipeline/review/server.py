@@ -174,10 +174,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _place(self) -> str | None:
         """What the request asks for, after the token; None if it was refused."""
-        token, _, place = self.path.removeprefix("/").partition("/")
+        token, slash, place = self.path.removeprefix("/").partition("/")
         if self.headers.get("Host", "") not in self._hosts():
             self._refuse(HTTPStatus.FORBIDDEN)
-        elif not secrets.compare_digest(token.encode(), self.server.token.encode()):
+        elif not secrets.compare_digest(token.encode(), self.server.token.encode()) or not slash:
             self._refuse(HTTPStatus.NOT_FOUND)
         else:
             return place

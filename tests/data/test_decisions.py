@@ -99,6 +99,19 @@ def test_what_changed_since_the_page_was_made_is_a_conflict(tmp_path: Path) -> N
     )
 
 
+def test_a_decision_for_later_takes_back_no_correction(tmp_path: Path) -> None:
+    table = make_table(tmp_path / "t.csv")
+    first = [("a.jpg", "corrected", "a dog", "first of a.jpg"), ("b.jpg", "accepted", "", "first of b.jpg")]
+    apply_decisions(decide(tmp_path / "first.csv", *first), table)
+    then = decide(tmp_path / "then.csv", ("a.jpg", "later", "", "a dog"), ("b.jpg", "later", "", "first of b.jpg"))
+    conflict = Conflict("a.jpg", "the table has a person's caption already: 'a dog'")
+    assert apply_decisions(then, table) == DecisionSummary(0, 0, 1, 0, (conflict,))
+    make_table(table)
+    rows = rows_of(table)
+    assert rows["a.jpg"] == CaptionRow("a.jpg", "a dog", None, status="corrected")
+    assert rows["b.jpg"] == CaptionRow("b.jpg", "first of b.jpg", 0.5, ("another",), ("repeated", "later"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -112,6 +125,7 @@ def test_what_changed_since_the_page_was_made_is_a_conflict(tmp_path: Path) -> N
             b"path,decision,caption,shown\na.jpg,later,,x\na.jpg,accepted,,x\n",
             r"line 3: a second decision about a\.jpg",
         ),
+        (b"path,decision,caption,shown\na.jpg,accepted,,\n", "line 2: accepted '' is no decision"),
         (b"path,decision,caption,shown\na.jpg,later,,\xff\n", "not a CSV file in UTF-8"),
         (b'path,decision,caption,shown\na.jpg,later,,"x\n', "not a CSV file in UTF-8"),
     ],

@@ -53,6 +53,7 @@ STAND_INS = {  # what lies in the folder before a page's first command
     "docs/api.md": ("photos", "captions.csv"),
     "docs/scale.md": ("photos",),
     "docs/how-to/own-captions.md": ("my-photos", "new-photos"),
+    "docs/how-to/review.md": ("photos", "model"),
     "docs/how-to/air-gapped.md": ("photos", "model", "resnet50-0676ba61.pth"),
     "docs/how-to/slurm.md": ("photos",),
     "docs/how-to/dask.md": ("features.h5",),
