@@ -96,6 +96,7 @@ class Browser:
                 event["text"] = key
             self._send("Input.dispatchKeyEvent", type="keyDown", **event)
             self._send("Input.dispatchKeyEvent", type="keyUp", **event)
+        self.run("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")  # an event may follow the key's
 
     def type(self, text: str) -> None:
         """Put text where the cursor is."""

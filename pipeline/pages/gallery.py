@@ -117,7 +117,7 @@ def served_gallery(title: str, rows: Sequence[CaptionRow], keys: Collection[str]
 
 
 def _table_id(path: Path) -> str:
-    """Tells the decisions that a browser keeps about this table from those about others."""
+    """The name under which a browser keeps decisions about this table, apart from those about others."""
     return hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]
 
 

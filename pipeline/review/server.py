@@ -21,7 +21,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from captionmill.data.errors import CaptionmillError, ImageError, InputError
-from captionmill.data.images.decode import HEADER_BYTES, is_image_header
+from captionmill.data.images.decode import is_image_header
+from captionmill.data.images.formats.kinds import HEADER_BYTES
 from captionmill.data.images.read import ImageFile, read_image
 from captionmill.data.paths import AnyPath
 from captionmill.data.tables.decisions import apply_decisions
@@ -97,7 +98,7 @@ class ReviewServer(ThreadingHTTPServer):
         self.server_name, self.server_port = HOST, self.server_address[1]
 
     def merge(self, decisions: bytes) -> dict[str, Any]:
-        """Merge a file of decisions into the table; what the page is told. Raises as `apply_decisions` does."""
+        """Merge a file of decisions into the table; what the page gets to know. Raises as `apply_decisions` does."""
         with self.saving, tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "decisions.csv")
             path.write_bytes(decisions)

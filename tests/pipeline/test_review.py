@@ -19,14 +19,15 @@ from click.testing import CliRunner
 from PIL import Image
 
 from captionmill.cli import main
-from captionmill.data.captions.decisions import DecisionSummary, apply_decisions
-from captionmill.data.captions.table import CaptionRow, read_captions
-from captionmill.data.captions.update import WantedTable, update_captions
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import ExtractionRecord, append_record
 from captionmill.data.features.store import cache_path_for
 from captionmill.data.images.find import find_images
 from captionmill.data.images.read import ImageFile
+from captionmill.data.tables.decisions import DecisionSummary, apply_decisions
+from captionmill.data.tables.formats import read_captions
+from captionmill.data.tables.rows import CaptionRow
+from captionmill.data.tables.update import WantedTable, update_captions
 from captionmill.pipeline.pages.gallery import write_gallery
 from captionmill.pipeline.review.images import images_of_table
 from captionmill.pipeline.review.server import MOST_BYTES, ReviewServer, SavedCounts, serve_review
@@ -358,7 +359,7 @@ def test_nothing_that_is_no_image_is_served(tmp_path: Path) -> None:
 
 
 def test_the_command_ends_in_words(table: Path) -> None:
-    command = [sys.executable, "-m", "captionmill", "review", table, "--no-browser", "--port", "0"]
+    command = [sys.executable, "-m", "captionmill", "review", str(table), "--no-browser", "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", preexec_fn=listen_to_ctrl_c
     ) as process:
