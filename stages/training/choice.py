@@ -40,6 +40,19 @@ def best_epoch(history: History) -> int:
     return max((row["epoch"] for row in history if row["best"]), default=0)
 
 
+def last_progress(history: History) -> int:
+    """The epoch from which patience counts: the best one, or a later one of lower loss while CIDEr-D says nothing.
+
+    After a first epoch with a word in common with some references, a slow start may have none for many epochs.
+    """
+    best = best_epoch(history)
+    later = [row["val_cider"] for row in history if row["epoch"] > best]
+    if not later or not cider_says_nothing(later):
+        return best
+    lowest: int = min((row for row in history if row["epoch"] >= best), key=_loss)["epoch"]
+    return lowest
+
+
 def describe_choice(history: History) -> list[str]:
     """The one line that reports that CIDEr-D did not choose the epoch; nothing if it did."""
     ciders = [row["val_cider"] for row in history]
