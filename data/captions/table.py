@@ -235,7 +235,7 @@ def _read_json_lines(path: Path) -> Iterator[CaptionRow]:
         for number, line in enumerate(file, 1):
             try:
                 yield _decode_json(line)
-            except ValueError as exc:
+            except (ValueError, RecursionError) as exc:
                 raise _damaged(path, f"line {number}") from exc
 
 

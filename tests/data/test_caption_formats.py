@@ -217,6 +217,12 @@ def test_an_own_table_that_a_spreadsheet_saved_is_read_by_training_and_by_the_re
     ]
 
 
+def test_a_row_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "captions.jsonl", '{"path": "a.jpg", "caption": ' + "[" * 100_000)
+    with pytest.raises(InputError, match=r"captions.jsonl: line 1 is not a complete row of captions"):
+        list(read_captions(path))
+
+
 @pytest.mark.parametrize("third", ['c.jpg,"a cat,0.5,,ok,', 'c.jpg,a TV of 32",0.5,,ok,'])
 def test_a_quote_in_an_own_table_swallows_no_row_in_the_report(tmp_path: Path, third: str) -> None:
     rows = f'a.jpg,"a dog,0.5,,ok,\nb.jpg,a man,0.5,,ok,\n{third}\n'
@@ -335,3 +341,22 @@ def test_a_split_list_with_more_than_names_is_refused_with_one_hint(tmp_path: Pa
         AnnotationError, match=r"list.txt: line 2 is .*; a list has one path per line and nothing else$"
     ):
         read_split_list(path, known_keys=["a.jpg", "b.jpg"])
+
+
+def test_images_of_two_folders_with_one_name_are_not_mixed_up(tmp_path: Path) -> None:
+    for name in ("p/a.jpg", "q/a.jpg"):
+        write(tmp_path / name, "")
+        write(tmp_path / f"{name.removesuffix('.jpg')}.txt", "a dog")
+    assert error_of([tmp_path / "p", tmp_path / "q"]) == (
+        f"{tmp_path}/q: file a.txt is about {tmp_path}/q/a.jpg, but {tmp_path}/p/a.jpg has the same name: give only "
+        "the folder above both"
+    )
+    (tmp_path / "q/a.jpg").unlink()  # a second person's captions of the same images
+    annotations = read_annotations([tmp_path / "p", tmp_path / "q"], known_keys=["a.jpg"])
+    assert annotations.captions == {"a.jpg": ("a dog", "a dog")}
+
+
+def test_a_text_file_belongs_to_the_image_whose_accent_is_typed_in_another_way(tmp_path: Path) -> None:
+    write(tmp_path / "e\u0301.jpg", "")
+    write(tmp_path / "\xe9.txt", "a dog")
+    assert read_annotations(tmp_path).captions == {"e\u0301.jpg": ("a dog",)}

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from captionmill.data.errors import AnnotationError
 
@@ -30,6 +31,8 @@ class ReferenceRow:
     split: str | None = None
     is_rejected: bool = False
     """Whether VizWiz marks the caption as rejected or as one of its stock sentences ("precanned")."""
+    file: Path | None = None
+    """The image beside a text file of captions."""
 
 
 @dataclass(frozen=True)
