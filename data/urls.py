@@ -41,7 +41,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of `url`, and the path of `url` within it; InputError if a package is missing."""
     fsspec = require("fsspec", extra="remote", needed_by=f"{url}:")
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = fsspec.core.url_to_fs(_plain(url))
     except ImportError as exc:  # fsspec imports the package of a protocol itself
         package = _PACKAGES.get(url.partition("://")[0], "fsspec")
         line = missing_line([package], extra="remote", needed_by=f"{url}:")
@@ -49,6 +49,14 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     except ValueError as exc:  # no such protocol
         raise InputError(f"{url}: {exc}") from exc
     return filesystem, _decode_local(path) if _is_local(url) else path
+
+
+def _plain(url: str) -> str:
+    """`url` in the form that fsspec knows: its protocol in lower case, a local file without the host "localhost"."""
+    protocol, _, rest = url.partition("://")
+    if _is_local(url) and rest.startswith("localhost/"):
+        rest = rest.removeprefix("localhost")
+    return f"{protocol.lower()}://{rest}"
 
 
 def _is_local(url: str) -> bool:

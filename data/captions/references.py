@@ -100,6 +100,8 @@ class _Collected:
     word_rule: int
     captions: CaptionTexts = field(default_factory=CaptionTexts)
     splits: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    """The image files beside text files of captions."""
 
     def add(self, rows: Iterator[ReferenceRow], left_out: LeftOut) -> int:
         """Add the rows of one file; how many there are."""
@@ -110,6 +112,10 @@ class _Collected:
             key, caption = image_key(row.image.strip()), _read_caption(row.caption or "", self.word_rule)
             if not key:
                 raise AnnotationError(f"{row.where} has no image name; fill it in or remove the {row.where.split()[0]}")
+            if row.file is not None and (known := self.files.setdefault(key, row.file)) != row.file:
+                raise AnnotationError(
+                    f"{row.where} is about {row.file}, but {known} has the same name: give only the folder above both"
+                )
             if row.split is not None:
                 split = _read_split_name(row, self.restval)
                 if self.splits.setdefault(key, split) != split:

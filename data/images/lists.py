@@ -7,10 +7,16 @@ import re
 from collections.abc import Callable, Sequence
 
 _NAME = r".*?\.[A-Za-z][A-Za-z0-9]{2,4}"  # up to the first suffix
-_WITH_LABEL = re.compile(rf"(?P<name>{_NAME})\s*[\s,;|](?P<label>.*)")
 _ENDS_LIKE_A_FILE = re.compile(r"\.[A-Za-z][A-Za-z0-9]{2,4}$")
-_QUOTED = re.compile(r"""(?P<quote>["'])(?P<name>.+?)(?P=quote)(?P<label>.*)""")
-_NUMBER = re.compile(r"#\d+$")  # of a caption in a Flickr token file
+_QUOTED = re.compile(r"""(?P<quote>["'`])(?P<name>.+?)(?P=quote)(?P<label>.*)""")
+_IN_CURLY_QUOTES = re.compile(r"[“„‘‚«](?P<name>.+?)[”“’‘»](?P<label>.*)")
+_FIRST = "a number or a bullet and a path"
+_PATTERNS = (
+    ("a path, a tab and more, as in a file of captions", re.compile(r"(?P<name>[^\t]*?)(?:#\d+)?[^\S\t]*\t.*")),
+    ("a path and a label", re.compile(rf"(?P<name>{_NAME})\s*[\s,;|].*")),
+    ("a JSON object", re.compile(r'\{"(?P<name>).*')),
+    (_FIRST, re.compile(rf"(?:[-*•]|\d+[.):]?)(?:\s*[,;|]\s*|\s+)(?P<name>{_NAME})")),
+)
 _ONLY = "a list has one path per line and nothing else"
 
 
@@ -30,6 +36,8 @@ def find_misread(lines: Sequence[str], is_image: Callable[[str], bool]) -> str:
         hint = f"line {number} is {_shorten(line)}: {what}; {_ONLY}"
         if not name or (is_image(name) and not _is_one_name(line)):
             return hint
+        if what == _FIRST and not is_image(name):  # `1 a.jpg` is a good name, too
+            continue
         first = first or hint
         doubtful_count += 1
     return first if doubtful_count * 2 >= sum(bool(line) for line in lines) else ""
@@ -43,14 +51,10 @@ def _misread(line: str) -> tuple[str, str] | None:
     if line.startswith("#"):
         name = line.lstrip("#").strip()
         return "a comment", name if _ENDS_LIKE_A_FILE.search(name) else ""
-    if quoted := _QUOTED.fullmatch(line):
+    if quoted := _QUOTED.fullmatch(line) or _IN_CURLY_QUOTES.fullmatch(line):
         return ("a path in quotes" if not quoted["label"] else "a path in quotes and more"), quoted["name"]
-    if "\t" in line:
-        name = line.partition("\t")[0].rstrip()
-        return "a path, a tab and more, as in a file of captions", _NUMBER.sub("", name)
-    if labelled := _WITH_LABEL.fullmatch(line):
-        return "a path and a label", labelled["name"]
-    return None
+    found = ((what, match["name"]) for what, pattern in _PATTERNS if (match := pattern.fullmatch(line)))
+    return next(found, None)
 
 
 def _is_one_name(line: str) -> bool:

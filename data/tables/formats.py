@@ -221,7 +221,7 @@ def _read_json_lines(path: Path) -> Iterator[CaptionRow]:
         for number, line in enumerate(file, 1):
             try:
                 yield row_of_values(json.loads(line))
-            except ValueError as exc:
+            except (ValueError, RecursionError) as exc:
                 raise _damaged(path, f"line {number}") from exc
 
 

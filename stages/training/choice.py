@@ -2,7 +2,8 @@
 
 The CIDEr-D of the validation captions is 0 or constant throughout if all of their references are equal, or far longer
 than the captions, or if no caption has a word in common with its references yet. It can neither choose an epoch nor
-stop a training then: the cross entropy of the validation captions does both.
+stop a training then: the cross entropy of the validation captions does both. It also chooses among epochs with exactly
+the same CIDEr-D, as at a slow start, where an undertrained decoder writes the same captions for many epochs.
 """
 
 import math
@@ -25,19 +26,36 @@ def cider_says_nothing(ciders: Sequence[float]) -> bool:
 def is_best(history: History, val_cider: float, val_loss: float) -> bool:
     """Whether an epoch after those of `history` is the best so far.
 
-    Rows of versions that did not measure the validation loss have none, and any loss is lower.
+    Rows of versions that did not measure the validation loss have none: where CIDEr-D says nothing, any loss is lower;
+    of epochs with the same CIDEr-D, the first stays the best, as it was then.
     """
     ciders = [row["val_cider"] for row in history]
     if not ciders:
         return True
     if cider_says_nothing([*ciders, val_cider]):
         return val_loss < min(_loss(row) for row in history)
+    losses = [_loss(row) for row in history if row["val_cider"] == val_cider]
+    if val_cider == max(ciders) and math.inf not in losses:  # the same captions, or ones that are as good
+        return val_loss < min(losses)
     return bool(val_cider > max(ciders))
 
 
 def best_epoch(history: History) -> int:
     """The epoch that is kept: the last that was the best so far; 0 before the first."""
     return max((row["epoch"] for row in history if row["best"]), default=0)
+
+
+def last_progress(history: History) -> int:
+    """The epoch from which patience counts: the best one, or a later one of lower loss while CIDEr-D says nothing.
+
+    After a first epoch with a word in common with some references, a slow start may have none for many epochs.
+    """
+    best = best_epoch(history)
+    later = [row["val_cider"] for row in history if row["epoch"] > best]
+    if not later or not cider_says_nothing(later):
+        return best
+    lowest: int = min((row for row in history if row["epoch"] >= best), key=_loss)["epoch"]
+    return lowest
 
 
 def describe_choice(history: History) -> list[str]:

@@ -58,8 +58,13 @@ def with_lengths(config: TrainConfig, counts: WordCounts) -> TrainConfig:
     return replace(config, max_length=length, search=replace(search, max_length=search.max_length or length))
 
 
-def describe_words(counts: WordCounts, vocabulary: Vocabulary, config: TrainConfig) -> list[str]:
-    """One line for each thing that a person should know of the training captions; `config` as from `with_lengths`."""
+def describe_words(
+    counts: WordCounts, val_counts: WordCounts, vocabulary: Vocabulary, config: TrainConfig
+) -> list[str]:
+    """One line for each thing that a person should know of the training captions; `config` as from `with_lengths`.
+
+    Of the validation captions, with `val_counts`, only that many of their words are unknown where training has them.
+    """
     notes = []
     length, total = config.max_length or USUAL_LENGTH, counts.lengths.total()
     if cut := counts.count_longer(length):
@@ -74,4 +79,10 @@ def describe_words(counts: WordCounts, vocabulary: Vocabulary, config: TrainConf
         )
     unknown = 1 - counts.covered(vocabulary)
     advice = f"pass a `min_count` below {config.min_count}, or give it more captions"
-    return [*notes, *describe_unknown_words(unknown, "the training captions", advice)]
+    flood = describe_unknown_words(unknown, "the training captions", advice)
+    if not flood:
+        unknown = 1 - val_counts.covered(vocabulary)
+        rarer = f", or with a `min_count` below {config.min_count}" if config.min_count > 1 else ""
+        advice = f"train on captions like these{rarer}"
+        flood = describe_unknown_words(unknown, "the validation captions", advice)
+    return [*notes, *flood]

@@ -24,7 +24,7 @@ from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.tokens import tokenize_for_scores
 from captionmill.stages.settings import USUAL_LENGTH, TrainConfig
 from captionmill.stages.training.checkpoint import Checkpoint, load_weights, pack_tensors, unpack_tensors
-from captionmill.stages.training.choice import best_epoch
+from captionmill.stages.training.choice import last_progress
 from captionmill.stages.training.features import MEMORY_LIMIT, FeatureFeeder, measure_features
 from captionmill.stages.training.losses import WordLogits
 
@@ -155,7 +155,7 @@ class Training:
         done = self.state.epoch - 1 - self.state.phase_start
         if self.state.phase == "self-critical":
             return done >= self.config.self_critical_epochs
-        return done >= self.first_epochs or done - best_epoch(self.state.history) >= self._patience
+        return done >= self.first_epochs or done - last_progress(self.state.history) >= self._patience
 
     @property
     def max_epochs(self) -> int:

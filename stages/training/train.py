@@ -103,7 +103,7 @@ def train(
     word_rule, config = as_it_began(work_dir, config, restart=restart)
     annotations = read_annotations(captions, restval=data.restval, known_keys=store.keys, word_rule=word_rule)
     splits = _choose_splits(annotations, store, data, config.seed)
-    counts = count_words(annotations.captions, splits.train, word_rule)
+    counts, val_counts = (count_words(annotations.captions, keys, word_rule) for keys in (splits.train, splits.val))
     vocabulary = choose_vocabulary(counts, min_count=config.min_count)
     fitted = with_lengths(config, counts)
     with _memory_named(), join_world(config.device) as (world, device), _claim(work_dir, world):
@@ -120,7 +120,7 @@ def train(
             training.restore(unfinished)
         notes: list[str] = []
         if world.is_first:
-            notes += describe_words(counts, vocabulary, fitted)
+            notes += describe_words(counts, val_counts, vocabulary, fitted)
             notes += describe_equal_features(store, splits.train, "training images")
             _warn(work_dir, training.state.history if unfinished else None, splits, notes)
         with RunFolder(work_dir) as folder:

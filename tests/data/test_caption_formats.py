@@ -96,6 +96,59 @@ def test_coco_splits_that_are_half_there_or_contradict_each_other_are_refused(tm
     assert error_of(path) == f"{path}: images[1] and images[0] are one image with different splits; correct one of them"
 
 
+def test_the_split_of_coco_annotations_is_honoured_too_unless_their_images_have_another(tmp_path: Path) -> None:
+    notes = [note | {"split": "Test" if note["image_id"] == 2 else "train"} for note in COCO["annotations"]]
+    path = write(tmp_path / "c.json", COCO | {"annotations": notes})
+    assert read_annotations(path).splits == {"a.jpg": "train", "b.jpg": "test"}
+    write(path, with_splits("train", "test", "train") | {"annotations": notes})
+    assert read_annotations(path).splits == {"a.jpg": "train", "b.jpg": "test"}
+    write(path, with_splits("train", "val", "train") | {"annotations": notes})
+    message = "annotations[1] has the split 'Test', but images[1] has 'val'; correct one of them"
+    assert error_of(path) == f"{path}: {message}"
+    write(path, with_splits("", "", ""))
+    assert read_annotations(path).splits == {}
+
+
+def test_coco_images_and_annotations_without_id_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    more = {"image_id": None, "caption": "A cow."}
+    content = {"images": [*COCO["images"], {"id": None}], "annotations": [*COCO["annotations"], more]}
+    path = write(tmp_path / "c.json", content)
+    assert list(read_annotations(path).captions) == ["a.jpg", "b.jpg"]
+    assert caplog.messages == [
+        f"{path}: left out 1 images without id",
+        f"{path}: left out 1 captions without text",
+        f"{path}: left out 2 annotations of unknown images",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,caption,is_rejected,is_precanned\na.jpg,a dog,False,0\na.jpg,a cat,True,\nb.jpg,a cow,,1\n",
+        '{"image": "a.jpg", "text": "a dog"}\n{"image": "a.jpg", "text": ["a cat", "a cow"], "is_rejected": true}\n',
+    ],
+)
+def test_rejected_captions_are_left_out_of_tables_and_records_too(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "c", text)
+    assert read_annotations(path).captions == {"a.jpg": ("a dog",)}
+    assert caplog.messages == [f"{path}: left out 2 captions that are marked as rejected or precanned (66.7%)"]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "c", "image,caption,caption\na.jpg,a dog,a cat\n")
+    assert error_of(path) == f"{path}: has two columns 'caption'; rename or remove one of them"
+    write(path, "x,image,caption,x\n1,a.jpg,a dog,2\n")
+    assert read_annotations(path).captions == {"a.jpg": ("a dog",)}
+
+
+@pytest.mark.parametrize("text", ['{{"image": "a.jpg", "caption": "x", "n": {}}}\n', '[{{"n": {}}}]'])
+def test_a_number_that_is_too_long_for_python_is_named(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "c", text.format("9" * 5000))
+    assert error_of(path).startswith(f"{path}: not valid JSON (Exceeds the limit (4300 digits)")
+
+
 @pytest.mark.parametrize(
     ("text", "captions"),
     [
@@ -163,6 +216,12 @@ def test_an_own_table_that_a_spreadsheet_saved_is_read_by_training_and_by_the_re
         ("a.jpg", "a dog; asleep", 0.5, "ok"),
         ("b.jpg", "", None, "failed"),
     ]
+
+
+def test_a_row_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "captions.jsonl", '{"path": "a.jpg", "caption": ' + "[" * 100_000)
+    with pytest.raises(InputError, match=r"captions.jsonl: line 1 is not a complete row of captions"):
+        list(read_captions(path))
 
 
 @pytest.mark.parametrize("third", ['c.jpg,"a cat,0.5,,ok,', 'c.jpg,a TV of 32",0.5,,ok,'])
@@ -283,3 +342,22 @@ def test_a_split_list_with_more_than_names_is_refused_with_one_hint(tmp_path: Pa
         AnnotationError, match=r"list.txt: line 2 is .*; a list has one path per line and nothing else$"
     ):
         read_split_list(path, known_keys=["a.jpg", "b.jpg"])
+
+
+def test_images_of_two_folders_with_one_name_are_not_mixed_up(tmp_path: Path) -> None:
+    for name in ("p/a.jpg", "q/a.jpg"):
+        write(tmp_path / name, "")
+        write(tmp_path / f"{name.removesuffix('.jpg')}.txt", "a dog")
+    assert error_of([tmp_path / "p", tmp_path / "q"]) == (
+        f"{tmp_path}/q: file a.txt is about {tmp_path}/q/a.jpg, but {tmp_path}/p/a.jpg has the same name: give only "
+        "the folder above both"
+    )
+    (tmp_path / "q/a.jpg").unlink()  # a second person's captions of the same images
+    annotations = read_annotations([tmp_path / "p", tmp_path / "q"], known_keys=["a.jpg"])
+    assert annotations.captions == {"a.jpg": ("a dog", "a dog")}
+
+
+def test_a_text_file_belongs_to_the_image_whose_accent_is_typed_in_another_way(tmp_path: Path) -> None:
+    write(tmp_path / "e\u0301.jpg", "")
+    write(tmp_path / "\xe9.txt", "a dog")
+    assert read_annotations(tmp_path).captions == {"e\u0301.jpg": ("a dog",)}

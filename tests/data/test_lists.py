@@ -58,6 +58,10 @@ def test_the_cases_get_one_hint(name: str, hint: str) -> None:
         ("# the garden", "a comment"),
         ("# a.jpg", "a comment"),
         ('"https://host/a.jpg"', "a path in quotes"),
+        ("“b c.jpg”", "a path in quotes"),
+        ("„a.jpg“, 4", "a path in quotes and more"),
+        ("`a.jpg`", "a path in quotes"),
+        ('{"image": "a.jpg"}', "a JSON object"),
     ],
 )
 def test_one_line_with_more_than_an_image_that_is_there_is_enough(folder: Path, line: str, what: str) -> None:
@@ -68,6 +72,14 @@ def test_one_line_with_more_than_an_image_that_is_there_is_enough(folder: Path, 
 def test_names_that_only_look_so_and_single_images_that_are_not_there_end_nothing(folder: Path) -> None:
     names = ["d 3.jpg", '"e".jpg', "#f.jpg", "g,1", "a.jpg (copy).jpg", "gone.jpg old", "a.jpg", "https://host/a.jpg"]
     assert {image.key for image in find_images(make_list(folder, "\n".join(names)))} == set(names)
+
+
+@pytest.mark.parametrize("start", ["0 ", "- ", "1. ", "3, ", "12|"])
+def test_numbers_and_bullets_in_front_get_the_hint_if_half_of_the_lines_have_them(folder: Path, start: str) -> None:
+    line = f"{start}a.jpg"
+    path = make_list(folder, f"{line}\n{start}b c.jpg\nx.jpg\n")
+    assert hint_of(path) == f"line 1 is {line!r}: a number or a bullet and a path; {ONLY}"
+    assert len(find_images(make_list(folder, "1 x.jpg\n2 y.jpg\n{3F25-04E0}.jpg\n"))) == 3  # of another folder
 
 
 def test_a_list_at_a_url_gets_the_hint_if_half_of_its_lines_need_it(folder: Path) -> None:
@@ -86,5 +98,7 @@ def test_percent_signs_in_a_file_url_are_decoded_unless_they_are_in_the_name(tmp
     lines = [f"{start}/a%20b.jpg", f"file://{tmp_path}/sp ace/c%20d.jpg", f"{start}/c%2520d.jpg", f"{start}/%C3%A4.jpg"]
     found = {image.key: read_image(image)[0] for image in find_images(make_list(tmp_path, "\n".join(lines)))}
     assert found == dict(zip(lines, (b"one", b"two", b"two", b"three"), strict=True))
+    same = [f"FILE://{tmp_path}/sp%20ace/a%20b.jpg", f"file://localhost{tmp_path}/sp ace/a b.jpg"]
+    assert {read_image(image)[0] for image in find_images(make_list(tmp_path, "\n".join(same)))} == {b"one"}
     (tmp_path / "sp ace" / "c%20d.jpg").unlink()
     assert [image.key for image in find_images(start)] == ["a b.jpg", "ä.jpg"]

@@ -104,6 +104,19 @@ def test_a_flood_of_unknown_words_is_named(features: Path, tmp_path: Path, caplo
     ) in caplog.messages
 
 
+def test_validation_captions_of_other_words_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [f"{number}.jpg,{'a dog runs,train' if number < 4 else 'ein Hund rennt,val'}" for number in range(6)]
+    (tmp_path / "c.csv").write_text("\n".join(["image,caption,split", *lines]), encoding="utf-8")
+    store = make_store(tmp_path / "f.h5", [f"{number}.jpg" for number in range(6)], make_rows(6))
+    train(store, tmp_path / "c.csv", tmp_path / "model", dataclasses.replace(CONFIG, min_count=1))
+    note = (
+        "100.0% of the words in the validation captions are not in the vocabulary and become <unk>: train on captions "
+        "like these"
+    )
+    assert caplog.messages.count(note) == 1
+    assert note in read_model(tmp_path / "model").notes
+
+
 def test_captions_without_words_are_left_out_with_their_share(caplog: pytest.LogCaptureFixture) -> None:
     path = CASES / "F9_wordless.csv"
     with caplog.at_level(logging.WARNING):

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from captionmill.data.captions.formats.rows import FORMATS, ColumnNames, LeftOut, ReferenceRow
+from captionmill.data.captions.formats.rows import FORMATS, REJECTED, ColumnNames, LeftOut, ReferenceRow, is_marked
 from captionmill.data.errors import AnnotationError
 
-_REJECTED = ("is_rejected", "is_precanned")  # of annotations of VizWiz
+_ID_TYPES = (int, float, str)
 
 
 def read_images(content: Mapping[str, Any], columns: ColumnNames, left_out: LeftOut) -> Iterator[ReferenceRow]:
@@ -23,25 +23,32 @@ def read_images(content: Mapping[str, Any], columns: ColumnNames, left_out: Left
 
 
 def _read_coco(images: list[Any], annotations: list[Any], left_out: LeftOut) -> Iterator[ReferenceRow]:
-    by_id = _images_by_id(images)
-    names_splits = any(image.get("split") is not None for _, image in by_id.values())
+    by_id = _images_by_id(images, left_out)
+    names_splits = any(_has_split(image) for _, image in by_id.values())
     unknown_count, used = 0, set()
     for index, annotation in enumerate(annotations):
         where = f"annotations[{index}]"
         image_id = _id(annotation, "image_id", where)
-        if image_id not in by_id:
+        if image_id is None or image_id not in by_id:
             unknown_count += 1
             if unknown_count == len(annotations):
-                first = annotations[0]["image_id"]
+                first = _field(annotations[0], "image_id", _ID_TYPES, "annotations[0]")
                 raise AnnotationError(
                     f"annotations[0] is about image {first}, which is not among the images of the file"
                 )
             continue
         place, image = by_id[image_id]
         used.add(image_id)
-        split = _field(image, "split", str, place) if names_splits else None
+        split = _field(annotation, "split", str, where) if _has_split(annotation) else None
+        if names_splits:
+            of_image = _field(image, "split", str, place)
+            if split is not None and split.strip().lower() != of_image.strip().lower():
+                raise AnnotationError(
+                    f"{where} has the split {split!r}, but {place} has {of_image!r}; correct one of them"
+                )
+            split = of_image
         name, caption = _field(image, "file_name", str, place), _caption(annotation, "caption", where)
-        is_rejected = any(bool(annotation.get(mark)) for mark in _REJECTED)
+        is_rejected = any(is_marked(annotation.get(mark)) for mark in REJECTED)
         yield ReferenceRow(where, name, caption, split, is_rejected)
     left_out["annotations of unknown images"] += unknown_count
     left_out["images without file_name"] += sum(
@@ -49,12 +56,15 @@ def _read_coco(images: list[Any], annotations: list[Any], left_out: LeftOut) -> 
     )
 
 
-def _images_by_id(images: list[Any]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The place of each image in the file, and itself, by its id."""
+def _images_by_id(images: list[Any], left_out: LeftOut) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The place of each image in the file, and itself, by its id; those without an id, of no use, are counted."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for index, image in enumerate(images):
         where = f"images[{index}]"
         image_id = _id(image, "id", where)
+        if image_id is None:
+            left_out["images without id"] += 1
+            continue
         place, known = found.setdefault(image_id, (where, image))
         if image.get("file_name") != known.get("file_name"):
             name = known.get("file_name") or place
@@ -64,9 +74,16 @@ def _images_by_id(images: list[Any]) -> dict[str, tuple[str, dict[str, Any]]]:
     return found
 
 
-def _id(entry: Any, name: str, where: str) -> str:
-    """An id as text: 7, 7.0 and "7" are one id, as programs write it in different ways."""
-    value = _field(entry, name, (int, float, str), where)
+def _has_split(entry: Mapping[str, Any]) -> bool:
+    """Whether an image or an annotation has a split."""
+    return entry.get("split") not in (None, "")
+
+
+def _id(entry: Any, name: str, where: str) -> str | None:
+    """An id as text: 7, 7.0 and "7" are one id, as programs write it in different ways; None if it is not there."""
+    if isinstance(entry, dict) and entry.get(name) is None:
+        return None
+    value = _field(entry, name, _ID_TYPES, where)
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 

@@ -110,7 +110,7 @@ def _recognise_json(first_lines: list[str], columns: ColumnNames, left_out: Left
     """JSON lines if the first line is an object by itself, with an image and a caption or with more such lines."""
     try:
         first = json.loads(first_lines[0])
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         first = None
     has_more = len(first_lines) > 1 and first_lines[1].startswith("{")
     if isinstance(first, dict) and "images" not in first and (has_more or is_record(first, columns)):
@@ -122,7 +122,7 @@ def _recognise_json(first_lines: list[str], columns: ColumnNames, left_out: Left
 def _read_json(file: TextIO, columns: ColumnNames, left_out: LeftOut) -> Iterator[ReferenceRow]:
     try:
         content = json.loads(file.read())
-    except (json.JSONDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # a number of more than 4,300 digits is a ValueError
         raise AnnotationError(f"not valid JSON ({exc}); download or export the file again") from exc
     if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
         return read_json_array(content, columns)

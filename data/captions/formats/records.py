@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from captionmill.data.captions.formats.rows import ColumnNames, ReferenceRow, find_columns, no_columns
+from captionmill.data.captions.formats.rows import ColumnNames, ReferenceRow, find_columns, is_marked, no_columns
 from captionmill.data.errors import AnnotationError
 from captionmill.data.optional import require
 
@@ -22,7 +22,7 @@ def read_json_lines(file: TextIO, wanted: ColumnNames) -> Iterator[ReferenceRow]
         if line.strip():
             try:
                 record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as exc:
+            except (ValueError, RecursionError) as exc:
                 raise AnnotationError(f"line {number} is not valid JSON ({exc}); download or export it again") from exc
             yield from _rows_of(record, wanted, f"line {number}")
 
@@ -60,7 +60,7 @@ def check_parquet(path: Path, wanted: ColumnNames) -> list[str]:
     found = find_columns(names, wanted)
     if found is None:
         raise no_columns(names)
-    return [names[position] for position in (found.image, found.caption, found.split) if position is not None]
+    return [names[position] for position in found.positions]
 
 
 def is_record(record: Mapping[str, Any], wanted: ColumnNames) -> bool:
@@ -96,4 +96,5 @@ def _rows_of(record: Any, wanted: ColumnNames, where: str) -> Iterable[Reference
     texts = all(caption is None or isinstance(caption, str) for caption in captions)
     if not isinstance(image, str) or not texts or not isinstance(split, str | None):
         raise AnnotationError(f"{where} must have texts for image, caption and split; it has other values")
-    return [ReferenceRow(where, image, caption, split) for caption in captions]
+    is_rejected = any(is_marked(values[position]) for position in found.rejected)
+    return [ReferenceRow(where, image, caption, split, is_rejected) for caption in captions]

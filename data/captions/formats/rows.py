@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from captionmill.data.errors import AnnotationError
 
@@ -13,6 +14,7 @@ FORMATS = (
 OWN_IMAGE_COLUMN = "path"  # in a table that `caption` wrote
 _IMAGE_NAMES = ("image", "image_name", "file_name", "filename", OWN_IMAGE_COLUMN)  # Flickr30k, Hugging Face, our own
 _CAPTION_NAMES = ("caption", "comment", "text")
+REJECTED = ("is_rejected", "is_precanned")  # fields of VizWiz's annotations, and columns of tables made from them
 
 LeftOut = Counter[str]
 """What a reader leaves out, such as "captions without text", and how many."""
@@ -29,6 +31,8 @@ class ReferenceRow:
     split: str | None = None
     is_rejected: bool = False
     """Whether VizWiz marks the caption as rejected or as one of its stock sentences ("precanned")."""
+    file: Path | None = None
+    """The image beside a text file of captions."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,20 @@ class FoundColumns:
     image: int
     caption: int
     split: int | None
+    rejected: tuple[int, ...] = ()
+    """Those that mark captions as rejected or precanned."""
+
+    @property
+    def positions(self) -> list[int]:
+        """The positions of all of them."""
+        return [self.image, self.caption, *([] if self.split is None else [self.split]), *self.rejected]
 
 
 def find_columns(header: Sequence[str], wanted: ColumnNames) -> FoundColumns | None:
     """The columns of `header` to read; None if image or caption is not there, whose names were not given.
 
     A name matches exactly, or else without regard to case and spaces around it. Raises AnnotationError for a named
-    column that is not there, or if both names mean one column.
+    column that is not there, if both names mean one column, or if two columns have the name of one to read.
     """
     image = _position(header, _IMAGE_NAMES, wanted.image)
     caption = _position(header, _CAPTION_NAMES, wanted.caption)
@@ -65,7 +76,18 @@ def find_columns(header: Sequence[str], wanted: ColumnNames) -> FoundColumns | N
         return None
     if image == caption:
         raise AnnotationError(f"`image_column` and `caption_column` are the same column, {header[image].strip()!r}")
-    return FoundColumns(image, caption, _position(header, ("split",), None))
+    rejected = [_position(header, (name,), None) for name in REJECTED]
+    marks = tuple(position for position in rejected if position is not None)
+    found = FoundColumns(image, caption, _position(header, ("split",), None), marks)
+    for position in found.positions:
+        if header.count(header[position]) > 1:
+            raise AnnotationError(f"has two columns {header[position].strip()!r}; rename or remove one of them")
+    return found
+
+
+def is_marked(value: object) -> bool:
+    """Whether the value of a field or column such as `is_rejected` is true; "False", "0" and "" are not."""
+    return bool(value) and str(value).strip().casefold() not in ("", "false", "0", "0.0", "no", "none", "nan")
 
 
 def no_columns(header: Sequence[str]) -> AnnotationError:

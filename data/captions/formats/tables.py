@@ -17,6 +17,7 @@ from captionmill.data.captions.formats.rows import (
     FoundColumns,
     ReferenceRow,
     find_columns,
+    is_marked,
     no_columns,
 )
 from captionmill.data.csv_tables import unguard_formula
@@ -90,7 +91,8 @@ def read_caption_table(file: TextIO, layout: TableLayout) -> Iterator[ReferenceR
         image, caption = _cell(cells, columns.image), _cell(cells, columns.caption)
         if is_own:
             image, caption = unguard_formula(image.lstrip(" ")), unguard_formula(caption.lstrip(" "))
-        yield ReferenceRow(f"row {number}", image, caption, split)
+        is_rejected = any(is_marked(_cell(cells, position)) for position in columns.rejected)
+        yield ReferenceRow(f"row {number}", image, caption, split, is_rejected)
 
 
 def _cell(cells: Sequence[str], position: int) -> str:

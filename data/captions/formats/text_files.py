@@ -1,5 +1,6 @@
 """Captions in text files beside their images, one caption per line: photo.jpg, photo.txt."""
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
@@ -12,20 +13,20 @@ from captionmill.data.images.walk import walk_folder
 _SUFFIX = ".txt"
 
 
-def find_text_files(folder: Path) -> tuple[list[Path], dict[Path, list[Path]]]:
-    """The text files in `folder` and below it, in order, and the images there by their path without suffix.
+def find_text_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
+    """The text files in `folder` and below it, in order, and the images there by their path without suffix (NFC).
 
     AnnotationError if there are no text files.
     """
     texts: list[Path] = []
-    images: dict[Path, list[Path]] = defaultdict(list)
+    images: dict[str, list[Path]] = defaultdict(list)
     try:
         for entry, error in walk_folder(folder):
             path = Path(entry.path)
             if error is None and path.suffix.lower() == _SUFFIX:
                 texts.append(path)
             elif error is None and path.suffix.lower() in IMAGE_SUFFIXES:
-                images[path.with_suffix("")].append(path)
+                images[_form(path.with_suffix(""))].append(path)
     except OSError as exc:
         raise AnnotationError(f"cannot be listed ({exc.strerror}); make the folder readable") from exc
     if not texts:
@@ -45,20 +46,24 @@ def read_text_files(folder: Path, left_out: LeftOut, known_keys: Collection[str]
     stranger_count = 0
     for path in texts:
         stem = path.with_suffix("")
-        whole = [stem] if stem in images[stem.with_suffix("")] else []
+        whole = [image for image in images[_form(stem.with_suffix(""))] if _form(image) == _form(stem)]
         name = stem.relative_to(folder).as_posix()
-        beside = [image.relative_to(folder).as_posix() for image in whole or images[stem]]
-        keys = beside or ([name] if name in known else stems.get(name, []))
+        beside = {image.relative_to(folder).as_posix(): image for image in whole or images[_form(stem)]}
+        keys = [*beside] or ([name] if name in known else stems.get(name, []))
         stranger_count += not keys
         lines = _read_lines(path) if keys else []
         for key in keys:
             for line in lines or [""]:
-                yield ReferenceRow(f"file {path.relative_to(folder)}", key, line)
+                yield ReferenceRow(f"file {path.relative_to(folder)}", key, line, file=beside.get(key))
     if stranger_count == len(texts):
         raise AnnotationError(
             f"none of the {stranger_count} .txt files in this folder is called like an image beside it"
         )
     left_out["text files of no image"] += stranger_count
+
+
+def _form(path: Path) -> str:
+    return unicodedata.normalize("NFC", str(path))
 
 
 def _read_lines(path: Path) -> list[str]:
