@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from captionmill.pipeline import summaries
-from captionmill.pipeline.terminal.options import FILE
+from captionmill.pipeline.terminal.options import FILE, log_format_option
 from captionmill.pipeline.words import show_count, show_list
 
 
@@ -13,6 +13,7 @@ from captionmill.pipeline.words import show_count, show_list
 @click.argument("decisions", type=FILE)
 @click.option("--to", "table", type=FILE, required=True, help="Table of captions to change.")
 @click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
+@log_format_option
 def apply(decisions: Path, table: Path, dry_run: bool) -> None:
     """Merge DECISIONS, a file that the page of a gallery saved, into a table of captions.
 

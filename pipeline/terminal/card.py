@@ -4,12 +4,13 @@ from pathlib import Path
 
 import click
 
-from captionmill.pipeline.terminal.options import FILE, FOLDER_PATH
+from captionmill.pipeline.terminal.options import FILE, FOLDER_PATH, log_format_option
 
 
 @click.command()
 @click.argument("model", type=FOLDER_PATH)
 @click.option("--scores", type=FILE, multiple=True, help="File that `evaluate` wrote (JSON); may be given again.")
+@log_format_option
 def card(model: Path, scores: tuple[Path, ...]) -> None:
     """Write the card of MODEL again, README.md in its folder, with scores.
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import click
 
-from captionmill.pipeline.terminal.options import FILE_PATH, FOLDER_PATH
+from captionmill.pipeline.terminal.options import FILE_PATH, FOLDER_PATH, log_format_option
 
 
 @click.command()
 @click.argument("model", type=FOLDER_PATH)
 @click.argument("output", type=FILE_PATH)
+@log_format_option
 def pack(model: Path, output: Path) -> None:
     """Write the folder MODEL as one file OUTPUT (.tar), which every --model takes, from a disk or a URL.
 
