@@ -19,7 +19,7 @@ History = Sequence[Mapping[str, Any]]
 
 
 def cider_says_nothing(ciders: Sequence[float]) -> bool:
-    """Whether the validation CIDEr-Ds of all epochs so far are equal, or next to 0; of a single epoch, only the latter."""
+    """Whether the validation CIDEr-Ds of all epochs so far are equal, or next to 0; of one epoch, next to 0."""
     if not ciders or max(ciders) < LEAST_CIDER:
         return True
     return len(ciders) > 1 and max(ciders) - min(ciders) < LEAST_DIFFERENCE
@@ -29,16 +29,15 @@ def is_best(history: History, val_cider: float, val_loss: float) -> bool:
     """Whether an epoch after those of `history` is the best so far.
 
     Rows of versions that did not measure the validation loss have none: where CIDEr-D says nothing, any loss is lower;
-    of epochs with the same CIDEr-D, the first stays the best, as it was then.
+    of epochs with the same CIDEr-D, the first is the best, as it was then.
     """
     ciders = [row["val_cider"] for row in history]
     if not ciders:
         return True
     if cider_says_nothing([*ciders, val_cider]):
         return val_loss < min(_loss(row) for row in history)
-    losses = [_loss(row) for row in history if row["val_cider"] == val_cider]
-    if val_cider == max(ciders) and math.inf not in losses:  # the same captions, or ones that are as good
-        return val_loss < min(losses)
+    if val_cider == max(ciders) and math.inf not in map(_loss, history):  # the same captions, or ones that are as good
+        return val_loss < min(_loss(row) for row in history if row["val_cider"] == val_cider)
     return bool(val_cider > max(ciders))
 
 
