@@ -14,6 +14,8 @@ IMAGE_SUFFIXES = (
     *(".avif", ".jp2", ".j2k", ".psd", ".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".apng", ".jif", ".jps", ".pjpeg"),
 )
 """Suffixes of the formats that are read."""
+FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC, AVIF, JPEG 2000, PSD and PPM"
+"""Names of the formats that are read."""
 _HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 
 _CAMERA_SUFFIXES = [
@@ -80,6 +82,7 @@ _HEIC_BRAND = re.compile(rb"he[iv][cxms]|mi[fa][f123]|msf1")
 
 _TIFF_START = (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")
 _CAMERA_HEADERS = {
+    rb"\x89PNG\r\n\x1a\n....CgBI": "a PNG of an iPhone app (CgBI)",
     rb"II\*\0....CR": "RAW (CR2)",
     rb"....ftypcrx ": "RAW (CR3)",
     rb"FUJIFILMCCD-RAW": "RAW (RAF)",
