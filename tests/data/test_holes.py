@@ -38,6 +38,8 @@ def reason_of(content: bytes) -> str:
 @pytest.mark.parametrize(
     ("image", "image_format", "options"),
     [
+        (SCENE, "JPEG", {"quality": 95}),
+        (SCENE.convert("L"), "JPEG", {"quality": 95, "optimize": True}),
         (SCENE, "HEIF", {"quality": 80}),
         (SCENE, "AVIF", {"quality": 90, "speed": 10}),
         (SCENE, "WEBP", {"quality": 90}),
@@ -71,6 +73,18 @@ def test_sound_webps_with_many_zeros_are_read(options: dict[str, Any]) -> None:
             np.testing.assert_array_equal(decode_pixels(content), np.asarray(opened.convert("RGB")))
         longest += bytes(64) in content
     assert longest or options.get("quality") == 20 or options.get("method") == 4
+
+
+def test_sound_jpegs_with_many_zeros_are_read() -> None:
+    page = PAGE.resize((1600, 1200), Image.Resampling.NEAREST)
+    for content in (
+        encode(page, "JPEG", optimize=True),
+        encode(page, "JPEG", optimize=True, progressive=True),
+        encode(SCENE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + bytes(9000)),
+    ):
+        assert bytes(256) in content
+        with Image.open(io.BytesIO(content)) as opened:
+            np.testing.assert_array_equal(decode_pixels(content), np.asarray(opened))
 
 
 def test_zeros_in_the_metadata_of_a_heic_are_no_damage() -> None:
