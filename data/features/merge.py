@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,11 +12,12 @@ import numpy as np
 
 from captionmill.data.errors import StoreError
 from captionmill.data.features.file import Block, write_store_file
-from captionmill.data.features.store import FeatureStore, replace_store, store_exists
+from captionmill.data.features.store import FeatureStore, describe_damage, replace_store, store_exists
 from captionmill.data.features.writer import lock_store
 from captionmill.data.paths import AnyPath, as_paths
 
 _SHOWN = 5
+_logger = logging.getLogger(__name__)
 _BLOCK_ROWS = 1024
 
 
@@ -25,14 +27,16 @@ class MergeSummary:
 
     rows: int
     stores: int
+    damaged: tuple[str, ...] = ()
+    """Keys of rows that were damaged before, and are known as damaged in the new store too."""
 
 
 def merge_stores(paths: Sequence[AnyPath], output: AnyPath, *, overwrite: bool = False) -> MergeSummary:
     """Write the rows of the stores at `paths` as one store `output`, which appears only when it is complete.
 
-    Raises SpecMismatchError for stores of differing networks or preprocessing; StoreError for differing dtypes, for an
-    image in two stores, for shards that are missing, unfinished or from different lists, and for an `output` that
-    exists (unless `overwrite`) or is one of the stores.
+    Damaged rows are copied as they are, with a warning. Raises SpecMismatchError for stores of differing networks or
+    preprocessing; StoreError for differing dtypes, for an image in two stores, for shards that are missing, unfinished
+    or from different lists, and for an `output` that exists (unless `overwrite`) or is one of the stores.
     """
     stores, output = as_paths(paths), Path(output)
     if output.resolve() in {path.resolve() for path in stores}:
@@ -56,7 +60,10 @@ def _merge(paths: Sequence[Path], output: Path, *, overwrite: bool) -> MergeSumm
     merged = output.with_name(f".{output.name}.new")
     write_store_file(merged, first.spec, rows, _blocks(stores), dtype=first.dtype, made_by=first.made_by)
     replace_store(merged, output)
-    return MergeSummary(rows, len(stores))
+    damaged = FeatureStore.open(output).verify()
+    if damaged:
+        _logger.warning("%s: %s", output, describe_damage(damaged))
+    return MergeSummary(rows, len(stores), tuple(damaged))
 
 
 def _require_whole(stores: Sequence[FeatureStore]) -> None:

@@ -31,12 +31,13 @@ from captionmill.data.images.formats.background import (
     scale_transparent_color,
     to_rgb,
 )
+from captionmill.data.images.formats.holes import require_whole_webp
 from captionmill.data.images.formats.jpeg import PlainJpegFile, decode_jpeg, reduction_of
-from captionmill.data.images.formats.kinds import HEADER_BYTES, is_camera_header, unsupported_format
+from captionmill.data.images.formats.kinds import FORMATS, HEADER_BYTES, is_camera_header, unsupported_format
 from captionmill.data.images.formats.limits import PIXEL_LIMIT, require_size
 from captionmill.data.images.formats.openers import Opener, find_opener
 from captionmill.data.images.formats.orientation import read_orientation, turn_upright
-from captionmill.data.images.formats.png import require_whole_pixels, without_metadata
+from captionmill.data.images.formats.png import require_all_rows, require_whole_pixels, without_metadata
 from captionmill.data.images.formats.tiff import decode_tiff, pixels_of_tiff
 
 Pixels = npt.NDArray[np.uint8]
@@ -139,7 +140,7 @@ def _decode(data: bytes, at_least: _AtLeast | None, name: str) -> Pixels:
     if unsupported := unsupported_format(data, name, is_known=decoder is not None):
         raise ImageError(f"{unsupported} is not supported; convert it to JPEG or PNG")
     if decoder is None:
-        raise ImageError("not an image, or in a format other than JPEG, PNG, WebP, BMP, GIF and TIFF")
+        raise ImageError(f"not an image, or in a format other than {FORMATS}")
     if decoder is TiffImageFile:
         return decode_tiff(data)
     if decoder is PngImageFile:
@@ -152,6 +153,8 @@ def _decode(data: bytes, at_least: _AtLeast | None, name: str) -> Pixels:
             return turn_upright(pixels, orientation)
         frame = first_frame_of(image)
         image.load()
+        if isinstance(image, WebPImageFile):
+            require_whole_webp(data, image.size)
         return _finish(image, frame)
 
 
@@ -175,6 +178,7 @@ def _load_png(data: bytes, info: dict[str | tuple[int, int], Any]) -> Pixels:
             image.info["transparency"] = scale_transparent_color(image)
         image.load()
         require_whole_pixels(data)
+        require_all_rows(data, np.asarray(image.crop((0, max(0, image.height - 2), *image.size))))
         image.info |= info
         return _finish(image, None)
 

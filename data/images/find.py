@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from captionmill.data.images.walk import PassedOver, suffix_of, walk_folder
 from captionmill.data.urls import is_url, join_url, open_filesystem, read_url
 
 _logger = logging.getLogger(__name__)
+_SUFFIX_INSIDE = re.compile(rf"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})[^a-z0-9]", re.IGNORECASE)
 _TAR_ENDINGS = (TAR_SUFFIX, *COMPRESSED_SUFFIXES)
 
 
@@ -140,7 +142,9 @@ def _expand(named: _Named, left_out: PassedOver) -> Iterator[_Named]:
         return
     for member in members:
         path = PurePosixPath(member.name)
-        if path.suffix.lower() in ALL_IMAGE_SUFFIXES and not left_out.passes(path.parts):
+        if member.name.lower().endswith(_TAR_ENDINGS):
+            left_out.nested += 1
+        elif path.suffix.lower() in ALL_IMAGE_SUFFIXES and not left_out.passes(path.parts):
             name = f"{named.name}/{member.name}" if image.key else member.name
             key = image_key(f"{image.key}/{member.name}".lstrip("/"))
             yield _Named(name, ImageFile(key, image.path, member.offset, member.size, member.modified_ns))
@@ -163,12 +167,15 @@ def _walk(root: Path, left_out: PassedOver) -> Iterator[_Named]:
             left_out.compressed += 1
             _logger.warning("%s: a compressed tar, left out; unpack it, or make it a plain .tar", entry.path)
             continue
-        elif (
-            suffix not in ALL_IMAGE_SUFFIXES and suffix != TAR_SUFFIX and (suffix or not has_image_header(Path(entry)))
-        ):
+        elif suffix not in ALL_IMAGE_SUFFIXES and suffix != TAR_SUFFIX and not _is_image_by_content(entry, suffix):
             continue
         name = entry.path[start:].replace(os.sep, "/")
         yield _Named(name, ImageFile(image_key(name), Path(entry.path), problem=problem))
+
+
+def _is_image_by_content(entry: os.DirEntry[str], suffix: str) -> bool:
+    """Whether a file without a suffix, or with more behind an image's, such as a.jpg?w=80, begins as an image does."""
+    return (not suffix or _SUFFIX_INSIDE.search(entry.name) is not None) and has_image_header(Path(entry))
 
 
 def _walk_url(url: str, left_out: PassedOver) -> Iterator[_Named]:

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captionmill.data.errors import ImageError, InputError
+from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES
 from captionmill.data.images.read import known_ns, seconds_to_ns
+from captionmill.data.images.walk import suffix_of
 from captionmill.data.urls import open_filesystem
 
 _logger = logging.getLogger(__name__)
 TAR_SUFFIX = ".tar"
+_MOST_STEPS = 40  # as Linux follows
 _BLOCK = 512  # bytes of a header, and of the end mark
+_MOST_ZEROS = 128 * _BLOCK  # at the end; tar fills up 20 blocks, and few programs more than 126
 _CHUNK = 2048 * _BLOCK  # bytes read at once in search of a tar behind the end mark
 _CUT = "the tar is cut short or damaged; copy it again"
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -45,36 +49,58 @@ def refuse_compressed(path: Path | str) -> None:
 def list_members(path: Path | str) -> Collection[TarMember]:
     """The regular files in the tar at `path`, a file or a URL. Of members with the same name, the last.
 
-    Tars that follow each other in one file are one tar, and the end mark may be missing. Sparse members are left out
-    with a warning. Raises ImageError if it is not a tar, is cut inside a member, is damaged or cannot be read;
-    InputError if a package is missing.
+    Tars that follow each other in one file are one tar, and the end mark may be missing. Sparse members, symbolic links
+    and hard links to what is not in the tar are left out with a warning. Raises ImageError if it is not a tar, is cut
+    inside a member, is damaged or cannot be read; InputError if a package is missing.
     """
     members: dict[str, TarMember] = {}
     sparse: list[str] = []
+    links: dict[str, str] = {}
+    symbolic: list[str] = []
     try:
         own_ns = known_ns(path.stat().st_mtime_ns) if isinstance(path, Path) else 0
         with _open(path) as file:
             size = file.seek(0, 2)
             for info in _entries(file, path):
                 name = _unpacked_name(info.name)
-                if info.islnk() and (target := members.get(_unpacked_name(info.linkname))):
-                    members[name] = target._replace(name=name)
+                if info.islnk():
+                    target = _unpacked_name(info.linkname)
+                    if target != name:  # GNU tar writes a link to itself for a file that it is given twice
+                        links[name] = target
+                        members.pop(name, None)
+                elif info.issym():
+                    symbolic.append(name)
                 elif info.issparse():
                     sparse.append(name)
-                elif info.isreg():
+                elif info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:  # as POSIX demands
+                    links.pop(name, None)
                     modified_ns = seconds_to_ns(info.mtime) or own_ns
                     members[name] = TarMember(name, info.offset_data, info.size, modified_ns)
     except (InputError, ImageError):
         raise
     except Exception as exc:  # each remote filesystem raises its own errors
         raise ImageError(f"not a readable tar ({' '.join(str(exc).split())[:100]})") from exc
+    _follow_links(members, links)
     if any(member.offset + member.size > size for member in members.values()):
         raise ImageError(_CUT)
     if sparse:
         _logger.warning(
             "%s: %d sparse members left out, such as %r; pack them as ordinary files", path, len(sparse), sparse[0]
         )
+    lost = [name for name in (*links, *symbolic) if name not in members and suffix_of(name) in ALL_IMAGE_SUFFIXES]
+    if lost:
+        _logger.warning("%s: %d links left out, such as %r; pack what they point to", path, len(lost), lost[0])
     return members.values()
+
+
+def _follow_links(members: dict[str, TarMember], links: dict[str, str]) -> None:
+    """Add the hard links to `members` that lead, directly or through others, to one of them."""
+    for name in links:
+        target, steps = name, 0
+        while target in links and target not in members and steps <= _MOST_STEPS:
+            target, steps = links[target], steps + 1
+        if target in members:
+            members[name] = members[target]._replace(name=name)
 
 
 def _entries(file: Any, path: Path | str) -> Iterator[tarfile.TarInfo]:
@@ -97,11 +123,15 @@ def _entries(file: Any, path: Path | str) -> Iterator[tarfile.TarInfo]:
             raise ImageError(_CUT)
         if not block:
             _logger.warning("%s: no end mark; if it was cut between two members, later ones are missing", path)
-        start = _next_tar(file, end)
+        start = _next_tar(file, end, path)
 
 
-def _next_tar(file: Any, start: int) -> int | None:
-    """Where another tar begins behind the zeros at `start`; None if nothing follows, or something else."""
+def _next_tar(file: Any, start: int, path: Path | str) -> int | None:
+    """Where another tar begins behind the zeros at `start`; None if nothing follows, or something else.
+
+    A warning names what cannot be read there, and more zeros than a tar ends with: members may have been there.
+    """
+    first = start
     file.seek(start)
     while chunk := file.read(_CHUNK):
         behind_zeros = chunk.lstrip(b"\0")
@@ -110,9 +140,16 @@ def _next_tar(file: Any, start: int) -> int | None:
             try:
                 tarfile.TarInfo.frombuf(chunk[skipped : skipped + _BLOCK], "utf-8", "surrogateescape")
             except tarfile.TarError:
+                _logger.warning("%s: what follows its end mark, at byte %s, is not a tar; left out", path, f"{first:,}")
                 return None
             return start + skipped
         start += len(chunk)
+    if start - first > _MOST_ZEROS:
+        _logger.warning(
+            "%s: the last %s bytes are zeros; if it was copied in part, later members are missing",
+            path,
+            f"{start - first:,}",
+        )
     return None
 
 

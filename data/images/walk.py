@@ -36,6 +36,8 @@ class PassedOver:
     """Links to folders that are searched under another name or that contain the searched folder."""
     compressed: int = 0
     """Compressed tars."""
+    nested: int = 0
+    """Tars inside a tar."""
 
     def passes(self, parts: Sequence[str]) -> bool:
         """Whether a search passes over the image at the relative path of these `parts`; it is counted then."""
@@ -57,6 +59,7 @@ class PassedOver:
             (self.hidden_folders, "hidden folder", ""),
             (self.links, "link", " to a folder that is searched already or contains this one"),
             (self.compressed, "compressed tar", ""),
+            (self.nested, "tar", " inside a tar, which must be unpacked first"),
         )
         return ", ".join(
             f"{count:,} {noun}{'' if count == 1 else 's'}{where}" for count, noun, where in counts if count

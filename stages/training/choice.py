@@ -12,31 +12,32 @@ from typing import Any
 
 LEAST_DIFFERENCE = 0.001
 """Validation CIDEr-Ds that differ by less are equal: the third decimal is the last that is shown."""
+LEAST_CIDER = 0.01
+"""Validation CIDEr-Ds below this are noise: a single word in common with some reference."""
 
 History = Sequence[Mapping[str, Any]]
 
 
 def cider_says_nothing(ciders: Sequence[float]) -> bool:
-    """Whether the validation CIDEr-Ds of all epochs so far are equal; that of a single epoch, whether it is 0."""
-    if len(ciders) == 1:
-        return ciders[0] < LEAST_DIFFERENCE
-    return not ciders or max(ciders) - min(ciders) < LEAST_DIFFERENCE
+    """Whether the validation CIDEr-Ds of all epochs so far are equal, or next to 0; of one epoch, next to 0."""
+    if not ciders or max(ciders) < LEAST_CIDER:
+        return True
+    return len(ciders) > 1 and max(ciders) - min(ciders) < LEAST_DIFFERENCE
 
 
 def is_best(history: History, val_cider: float, val_loss: float) -> bool:
     """Whether an epoch after those of `history` is the best so far.
 
     Rows of versions that did not measure the validation loss have none: where CIDEr-D says nothing, any loss is lower;
-    of epochs with the same CIDEr-D, the first stays the best, as it was then.
+    of epochs with the same CIDEr-D, the first is the best, as it was then.
     """
     ciders = [row["val_cider"] for row in history]
     if not ciders:
         return True
     if cider_says_nothing([*ciders, val_cider]):
         return val_loss < min(_loss(row) for row in history)
-    losses = [_loss(row) for row in history if row["val_cider"] == val_cider]
-    if val_cider == max(ciders) and math.inf not in losses:  # the same captions, or ones that are as good
-        return val_loss < min(losses)
+    if val_cider == max(ciders) and math.inf not in map(_loss, history):  # the same captions, or ones that are as good
+        return val_loss < min(_loss(row) for row in history if row["val_cider"] == val_cider)
     return bool(val_cider > max(ciders))
 
 
@@ -64,7 +65,8 @@ def describe_choice(history: History) -> list[str]:
     if not cider_says_nothing(ciders):
         return []
     kept = next(row for row in history if row["epoch"] == best_epoch(history))
-    chosen = f"the validation CIDEr-D was {max(ciders):.3f} in all {len(ciders)} epochs and cannot choose one"
+    most = "at most " if max(ciders) - min(ciders) >= LEAST_DIFFERENCE else ""
+    chosen = f"the validation CIDEr-D was {most}{max(ciders):.3f} in all {len(ciders)} epochs and cannot choose one"
     if len(ciders) == 1:
         return [f"the validation CIDEr-D of the only epoch is {ciders[0]:.3f}: train longer, or check the captions"]
     if math.isinf(loss := _loss(kept)):

@@ -83,6 +83,13 @@ def test_coco_ids_match_as_text_and_what_belongs_to_no_image_is_counted(
     ]
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(42, "000042"), ("42.0", 42), ("42 ", 42.0), ("000042", "42"), (0, "00")])
+def test_coco_ids_that_programs_write_in_different_ways_match(tmp_path: Path, ours: object, theirs: object) -> None:
+    images, notes = [{"id": ours, "file_name": "a.jpg"}], [{"image_id": theirs, "caption": "A cat."}]
+    path = write(tmp_path / "c.json", {"images": images, "annotations": notes})
+    assert read_annotations(path).captions == {"a.jpg": ("A cat.",)}
+
+
 def test_coco_splits_that_are_half_there_or_contradict_each_other_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "c.json", with_splits("train", "Restval", "test"))
     assert read_annotations(path).splits == {"a.jpg": "train", "b.jpg": "train"}

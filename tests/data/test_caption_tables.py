@@ -101,6 +101,14 @@ def test_what_may_be_read_in_two_ways_is_refused_with_its_line(tmp_path: Path, t
     assert error_of(write(tmp_path / "c", f"image,caption\n{text}")).startswith(message)
 
 
+def test_a_row_with_commas_in_a_caption_whose_quotes_are_gone_is_a_row_where_names_have_no_suffix(
+    tmp_path: Path,
+) -> None:
+    rows = ['photo 1,"a red, big dog', 'photo 2,5,6 men ""say hi"""', "photo 3,x"]
+    path = write(tmp_path / "c", "\n".join(["image,caption", *rows, ""]))
+    assert error_of(path).startswith("line 2 opens a quote that line 3 closes, but line 3 by itself is a row")
+
+
 def test_a_quote_in_the_header_swallows_no_row(tmp_path: Path) -> None:
     path = write(tmp_path / "c", 'image,caption,"notes\nx1.jpg,a dog,x\nx2.jpg,a cat,y"\nx3.jpg,a cow,z\n')
     assert error_of(path).startswith("line 1 opens a quote that line 3 closes, but line 2 by itself is a row")

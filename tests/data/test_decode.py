@@ -417,7 +417,9 @@ def test_broken_exif_is_never_an_error(tmp_path: Path, exif: bytes) -> None:
 
 
 def test_missing_empty_and_foreign_files_say_so(tmp_path: Path) -> None:
-    foreign = "not an image, or in a format other than JPEG, PNG, WebP, BMP, GIF and TIFF"
+    foreign = (
+        "not an image, or in a format other than JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC, AVIF, JPEG 2000, PSD and PPM"
+    )
     assert reason_of(tmp_path / "gone.jpg") == "no such file or directory"
     assert reason_of(tmp_path) == "a folder, not a file"
     assert reason_of(write(tmp_path / "a.jpg", b"")) == "the file is empty"

@@ -273,6 +273,25 @@ def test_a_text_longer_than_its_file_is_refused_before_hdf5_asks_for_the_memory(
         FeatureStore.open(path)
 
 
+def test_the_case_of_a_long_key_is_refused_in_little_memory() -> None:
+    path = TESTS / "cases" / "stores" / "hang_long_key.h5"
+    program = f"""
+import pathlib, signal
+from captionmill.data.errors import StoreDamageError
+from captionmill.data.features.store import FeatureStore
+signal.alarm(20)
+try:
+    FeatureStore.open(pathlib.Path({str(path)!r}))
+except StoreDamageError as error:
+    print(str(error).partition(": ")[2])
+status = pathlib.Path("/proc/self/status").read_text()
+print(int(status.partition("VmHWM:")[2].split()[0]) < 500_000)  # kB
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    reason = "not a readable feature store (a text of 2650800143 bytes in 57872 bytes); extract it again"
+    assert said.splitlines() == [reason, "True"]
+
+
 def test_a_lock_file_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     parts_dir(tmp_path / "f.h5").mkdir()
     (parts_dir(tmp_path / "f.h5") / ".lock").mkdir()

@@ -150,7 +150,7 @@ def test_more_rows_than_a_block_arrive_whole(tmp_path: Path) -> None:
     np.testing.assert_array_equal(merged.read(range(3000)), rows)
 
 
-def test_a_damaged_row_stays_known_as_damaged(tmp_path: Path) -> None:
+def test_a_damaged_row_stays_known_as_damaged_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shards = write_shards(tmp_path, 3)
     content = bytearray(shards[1].read_bytes())
     content[column_start(shards[1], "features") + 32 + 5] ^= 1
@@ -158,8 +158,11 @@ def test_a_damaged_row_stays_known_as_damaged(tmp_path: Path) -> None:
     shards[1].write_bytes(content)
     damaged = FeatureStore.open(shards[1]).verify()
     assert damaged == ["03 \\x83\\xbc.jpg", "04 ü.jpg"]
-    merge_stores(shards, tmp_path / "merged.h5")
-    assert FeatureStore.open(tmp_path / "merged.h5").verify() == damaged
+    summary = merge_stores(shards, tmp_path / "merged.h5")
+    assert FeatureStore.open(tmp_path / "merged.h5").verify() == damaged == list(summary.damaged)
+    (message,) = caplog.messages
+    what = "2 rows are damaged, that of 03 \\x83\\xbc.jpg first; run extract again, which makes damaged rows again"
+    assert message == f"{tmp_path / 'merged.h5'}: {what}"
 
 
 def test_missing_shards_are_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 import pytest
 from builders import TESTS
+from PIL import Image
 
 from captionmill.data.errors import ImageError, InputError
 from captionmill.data.images.find import find_images, search_images
@@ -242,3 +243,18 @@ def test_a_name_that_is_no_file_stays_where_it_would_be(tmp_path: Path) -> None:
     assert finder.find("../gone.jpg") == tmp_path / "../gone.jpg"
     assert finder.find("u\u0308.jpg") == tmp_path / "u\u0308.jpg"
     assert finder.find("a\0b.jpg") == tmp_path / "a\0b.jpg"
+
+
+def test_more_behind_the_suffix_of_an_image_is_looked_into(tmp_path: Path) -> None:
+    for name in ("a.jpg?w=80", "b.jpeg.1", "c.PNG~", "d.jpg_large", "e.webp.bak"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name, "PNG")
+    (tmp_path / "a.jpg.json").write_text("{}")
+    (tmp_path / "b.jpg.txt").write_text("a caption")
+    Image.new("RGB", (4, 4)).save(tmp_path / "notes.docx", "PNG")
+    assert [image.key for image in find_images(tmp_path)] == [
+        "a.jpg?w=80",
+        "b.jpeg.1",
+        "c.PNG~",
+        "d.jpg_large",
+        "e.webp.bak",
+    ]

@@ -18,6 +18,7 @@ from captionmill.data.features.spec import Preprocess
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.decode import decode_pixels
 from captionmill.data.images.find import find_images
+from captionmill.data.images.formats.kinds import FORMATS
 from captionmill.data.models.bundle import LOW_CONFIDENCE, read_model, write_model
 from captionmill.data.tables.formats import read_captions
 from captionmill.pipeline.captioning.folder import caption_folder
@@ -211,7 +212,7 @@ def test_what_cannot_be_read_has_its_reason_and_harms_no_other(
         folder: "a folder, not a file",
         "a\0b.jpg": "embedded null byte",
         b"": "the file is empty",
-        b"no picture": "not an image, or in a format other than JPEG, PNG, WebP, BMP, GIF and TIFF",
+        b"no picture": f"not an image, or in a format other than {FORMATS}",
         None: "NoneType: not a path, bytes, a Pillow image or an array",
     }
     pairs: list[tuple[Any, str]] = [

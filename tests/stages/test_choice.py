@@ -36,6 +36,8 @@ def history_of(*epochs: tuple[float, float]) -> list[dict[str, Any]]:
         ([(0.1, 3.0), (0.3, 2.9), (0.3, 2.8), (0.3, 2.7), (0.3, 2.75)], 4),  # the same captions in many epochs
         ([(0.1, 3.0), (0.3, 2.9), (0.2999, 2.8)], 2),
         ([(0.1, math.nan), (0.3, math.nan), (0.3, 2.8)], 2),
+        ([(0.007, 3.0), (0.0, 2.9), (0.002, 2.8), (0.0, 2.9)], 3),  # one word in common by chance
+        ([(0.007, 3.0), (0.0, 2.9), (0.012, 3.1), (0.008, 2.8)], 3),
         ([(0.7, 3.0), (0.7, 2.0), (0.7, 1.0)], 3),
         ([(0.0, 3.0), (0.0004, 2.0), (0.0, 1.0)], 3),  # noise below what is shown
         ([(0.0, 3.0), (0.0, 2.0), (0.0, 2.5), (0.2, 2.6), (0.1, 1.0)], 4),  # a slow start
@@ -70,6 +72,10 @@ def test_one_line_reports_what_chose_the_epoch() -> None:
     assert line == (
         "the validation CIDEr-D was 0.000 in all 3 epochs and cannot choose one: epoch 2 was kept, by the lowest cross "
         "entropy of the validation captions (2.000 nats per word)"
+    )
+    (line,) = describe_choice(history_of((0.007, 3.0), (0.0, 2.0)))
+    assert line.startswith(
+        "the validation CIDEr-D was at most 0.007 in all 2 epochs and cannot choose one: epoch 2 was"
     )
     assert cider_says_nothing([])
 

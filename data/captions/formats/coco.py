@@ -1,5 +1,6 @@
 """Captions in one JSON object: COCO's, with images and annotations, and Karpathy's, with sentences in each image."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ from captionmill.data.captions.formats.rows import FORMATS, REJECTED, ColumnName
 from captionmill.data.errors import AnnotationError
 
 _ID_TYPES = (int, float, str)
+_NUMBER = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
 
 
 def read_images(content: Mapping[str, Any], columns: ColumnNames, left_out: LeftOut) -> Iterator[ReferenceRow]:
@@ -80,11 +82,13 @@ def _has_split(entry: Mapping[str, Any]) -> bool:
 
 
 def _id(entry: Any, name: str, where: str) -> str | None:
-    """An id as text: 7, 7.0 and "7" are one id, as programs write it in different ways; None if it is not there."""
+    """An id as text: 7, 7.0, "7", "7.0" and "007" are one id, as programs write it; None if it is not there."""
     if isinstance(entry, dict) and entry.get(name) is None:
         return None
     value = _field(entry, name, _ID_TYPES, where)
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    number = _NUMBER.fullmatch(text)
+    return number[1] if number else text
 
 
 def _read_karpathy(images: list[Any]) -> Iterator[ReferenceRow]:

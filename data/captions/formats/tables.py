@@ -204,7 +204,7 @@ class _Names:
         suffix = _SUFFIX.search(name)
         if suffix and (suffix[0].lower() in self.suffixes or _IMAGE_SUFFIX.search(name)):
             return True  # even with too many cells: its caption may lack quotes
-        if suffix or len(cells) != self.width or self.plain * 4 < self.total:
+        if suffix or len(cells) < self.width or self.plain * 4 < self.total:
             return False
         usual = {kind for kind, count in self.kinds.items() if count * 10 >= self.plain}
         found = _kinds(name)

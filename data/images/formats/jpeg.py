@@ -10,7 +10,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from captionmill.data.errors import ImageError
 from captionmill.data.images.formats.background import to_rgb
-from captionmill.data.images.formats.jpeg_damage import accept_damage
+from captionmill.data.images.formats.jpeg_damage import accept_damage, has_hole
 
 REDUCING_GAP = 3.0
 """An image that is decoded at reduced size is still at least this many times larger than needed."""
@@ -36,10 +36,12 @@ def decode_jpeg(data: bytes, image: JpegImageFile, reduction: int) -> npt.NDArra
         pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
             data, colorspace, fastdct=False, fastupsample=False, min_width=width, min_height=height, strict=True
         )
-        if colorspace == "RGB" and pixels.shape[:2] == (height, width):
+        if colorspace == "RGB" and pixels.shape[:2] == (height, width) and not has_hole(data):
             return pixels
     except ValueError as exc:
         damage = str(exc)
+    if damage is None and has_hole(data):
+        raise ImageError("truncated or damaged image (a part of it is zeros)")
     if damage is not None and (accepted := accept_damage(data, damage)) is not None:
         with PlainJpegFile(io.BytesIO(accepted)) as repaired:
             return _decode_by_pillow(repaired, reduction)

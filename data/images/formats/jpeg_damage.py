@@ -7,10 +7,12 @@ A file that libjpeg-turbo decodes with a warning is accepted in three cases:
 - the file has restart markers (ITU-T T.81, E.1.4), all of them in order, and the intervals between them that cannot be
   decoded hold at most 5 % of the pixels. A marker keeps damage from spreading.
 
-Anything else may have changed any pixel after it: a lost marker, a wrong code, data that end too early or too late.
+Anything else may have changed any pixel after it: a lost marker, a wrong code, data that end too early or too late, and
+zeros in the middle, which decode without a warning.
 """
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import simplejpeg
@@ -19,7 +21,9 @@ MOST_DAMAGED = 0.05  # of the pixels
 
 _SOF = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), (0xC2, 0xCA)
-_SOS, _DRI, _EOI, _APP0 = 0xDA, 0xDD, 0xD9, 0xE0
+_SOS, _DRI, _EOI, _APP0, _DHT = 0xDA, 0xDD, 0xD9, 0xE0, 0xC4
+_END_OF_BLOCK = 0
+_HOLE = bytes(256)
 _END_OF_SCAN = re.compile(rb"\xff+[\xc0-\xcf\xd9-\xdf\xe0-\xef\xfe]")
 _RESTART = re.compile(rb"\xff+([\xd0-\xd7])")
 _FILLING = re.compile(rb"(?:(?<![\0\xff])|(?<=\xff\0))\0++(?=\xff+[\xd0-\xd7]|\Z)")  # a zero after 0xff is no filling
@@ -69,6 +73,30 @@ def accept_damage(data: bytes, warning: str) -> bytes | None:
     jpeg = jpeg._replace(scans=[(count, _FILLING.sub(b"", scan)) for count, scan in jpeg.scans])
     whole = jpeg.joined()
     return whole if not _spreads(whole, jpeg) or _damaged_share(jpeg) <= MOST_DAMAGED else None
+
+
+def has_hole(data: bytes) -> bool:
+    """Whether zeros stand for a part of the pixels of a JPEG that decodes without a warning.
+
+    Known only where zeros cannot be the codes of a flat area: in one scan without restart markers, in which they would
+    be coefficients of -1 throughout, as in files without optimized codes.
+    """
+    if _HOLE not in data:
+        return False
+    jpeg = _split(data)
+    if jpeg is None or len(jpeg.scans) != 1 or jpeg.frame[0] not in _SEQUENTIAL or any(jpeg.header(_DRI)):
+        return False
+    tables = [content[2:] for marker, content in jpeg.segments if marker == _DHT]
+    is_flat = all(symbol == _END_OF_BLOCK for table in tables for symbol in _symbols_of_zeros(table))
+    return not is_flat and _HOLE in jpeg.scans[0][1]
+
+
+def _symbols_of_zeros(tables: bytes) -> Iterator[int]:
+    """The symbol that zeros stand for in each of the Huffman tables for AC coefficients (ITU-T T.81, B.2.4.2)."""
+    while len(tables) > 17:
+        if tables[0] >> 4:
+            yield tables[17]
+        tables = tables[17 + sum(tables[1:17]) :]
 
 
 def _split(data: bytes) -> _Jpeg | None:

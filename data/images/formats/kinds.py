@@ -12,9 +12,12 @@ from captionmill.data.optional import missing_packages
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".hif"),
     *(".avif", ".jp2", ".j2k", ".psd", ".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".apng", ".jif", ".jps", ".pjpeg"),
+    *(".jpf", ".jpx", ".jpc", ".j2c", ".dib", ".heics", ".heifs", ".avifs"),
 )
 """Suffixes of the formats that are read."""
-_HEIC_SUFFIXES = (".heic", ".heif", ".hif")
+FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC, AVIF, JPEG 2000, PSD and PPM"
+"""Names of the formats that are read."""
+_HEIC_SUFFIXES = (".heic", ".heif", ".hif", ".heics", ".heifs")
 
 _CAMERA_SUFFIXES = [
     ".3fr",
@@ -42,6 +45,11 @@ _CAMERA_SUFFIXES = [
     ".srf",
     ".srw",
     ".x3f",
+    ".fff",
+    ".rwz",
+    ".bay",
+    ".k25",
+    ".ptx",
 ]
 _OTHER_FORMATS = {
     "JPEG XL": ".jxl",
@@ -65,6 +73,15 @@ _OTHER_FORMATS = {
     "DjVu": ".djvu",
     "BPG": ".bpg",
     "FLIF": ".flif",
+    "SGI": ".sgi",
+    "Radiance HDR": ".hdr",
+    "PFM": ".pfm",
+    "PAM": ".pam",
+    "XBM": ".xbm",
+    "XPM": ".xpm",
+    "WBMP": ".wbmp",
+    "MNG": ".mng .jng",
+    "Cineon": ".dpx .cin",
 }
 _OTHER_SUFFIXES = {suffix: f"RAW ({suffix[1:].upper()})" for suffix in _CAMERA_SUFFIXES} | {
     suffix: name for name, suffixes in _OTHER_FORMATS.items() for suffix in suffixes.split()
@@ -80,6 +97,7 @@ _HEIC_BRAND = re.compile(rb"he[iv][cxms]|mi[fa][f123]|msf1")
 
 _TIFF_START = (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")
 _CAMERA_HEADERS = {
+    rb"\x89PNG\r\n\x1a\n....CgBI": "a PNG of an iPhone app (CgBI)",
     rb"II\*\0....CR": "RAW (CR2)",
     rb"....ftypcrx ": "RAW (CR3)",
     rb"FUJIFILMCCD-RAW": "RAW (RAF)",

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from PIL import features
 from PIL.AvifImagePlugin import AvifImageFile
@@ -12,6 +12,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.PsdImagePlugin import PsdImageFile
 
 from captionmill.data.errors import ImageError, InputError
+from captionmill.data.images.formats.holes import boxes, require_whole_heif
 from captionmill.data.images.formats.kinds import family_of
 from captionmill.data.optional import install_command, require
 
@@ -20,8 +21,7 @@ Opener = Callable[[io.BytesIO], PillowFile]
 _MERGED_RESOURCE = 1057  # Adobe Photoshop File Formats Specification, Image Resource IDs: Version Info
 _MULTICHANNEL = 7
 _END_OF_CODESTREAM = b"\xff\xd9"  # ISO/IEC 15444-1, A.4.4
-_HOLE = bytes(8192)  # compressed pixels hold no run of so many zeros; a copy or download that was interrupted does
-_END_HOLE = bytes(256)
+_HOLE = bytes(8192)  # compressed pixels hold no run of so many zeros
 
 
 def find_opener(header: bytes) -> Opener | None:
@@ -37,7 +37,7 @@ def _open_heic(file: io.BytesIO) -> PillowFile:
         library = require("pillow_heif", extra="heif", needed_by="HEIC")
     except InputError as exc:
         raise ImageError(f"HEIC: {install_command('heif')}") from exc
-    _require_whole(file.getvalue())
+    require_whole_heif(file.getvalue())
     try:
         image: PillowFile = library.HeifImageFile(file)
     except SyntaxError as exc:
@@ -52,7 +52,7 @@ def _open_avif(file: io.BytesIO) -> PillowFile:
     """Pillow writes the rotation that the file asks for into the EXIF orientation, whatever that was before."""
     if not features.check("avif"):
         raise ImageError("AVIF is not supported by this build of Pillow; install its wheel: pip install -U pillow")
-    _require_whole(file.getvalue())
+    require_whole_heif(file.getvalue())
     image = AvifImageFile(file)
     image.info.pop("xmp", None)  # no orientation but that of the file counts (ISO/IEC 23000-22, 7.3.6.7)
     return image
@@ -61,31 +61,10 @@ def _open_avif(file: io.BytesIO) -> PillowFile:
 def _open_jpeg_2000(file: io.BytesIO) -> PillowFile:
     """JPEG 2000; Pillow makes up what is missing at the end, so the end mark must be there."""
     data = file.getvalue()
-    ends = [end for kind, _, end in _boxes(data) if kind == b"jp2c"] if data.startswith(b"\0\0\0\x0c") else [len(data)]
+    ends = [end for kind, _, end in boxes(data) if kind == b"jp2c"] if data.startswith(b"\0\0\0\x0c") else [len(data)]
     if not ends or not data[: ends[-1]].rstrip(b"\0").endswith(_END_OF_CODESTREAM) or _HOLE in data:
         raise EOFError("a part of the JPEG 2000 codestream is missing")
     return Jpeg2KImageFile(file)
-
-
-def _require_whole(data: bytes) -> None:
-    """Raise EOFError if zeros stand for a part of a HEIC or AVIF: their decoders would make up the pixels."""
-    media = [data[max(start, end - len(_END_HOLE)) : end] for kind, start, end in _boxes(data) if kind == b"mdat"]
-    if _END_HOLE in media or _HOLE in data:
-        raise EOFError("a part of it is zeros")
-
-
-def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """The kind of each box of a file, and where its content begins and ends (ISO/IEC 14496-12, 4.2)."""
-    start = 0
-    while len(data) - start >= 8:
-        size, content = int.from_bytes(data[start : start + 4], "big"), start + 8
-        if size == 1:  # the size takes 64 bits
-            size, content = int.from_bytes(data[content : content + 8], "big"), content + 8
-        end = start + size if size else len(data)
-        if end < content:
-            return
-        yield data[start + 4 : start + 8], content, min(end, len(data))
-        start = end
 
 
 class _MergedPsdFile(PsdImageFile):

@@ -3,15 +3,23 @@
 Pillow does not look at the checksums of the pixels, and refuses a file for any other (PNG specification, 5.5 and 11).
 """
 
+import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from captionmill.data.errors import ImageError
+from captionmill.data.images.formats.holes import is_whole_stream, stream_length
 from captionmill.data.images.formats.orientation import RAW_EXIF_KEYS, XMP_KEYS
 
 _SIGNATURE_BYTES = 8
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Of interlacing: the first column and row, and the steps (PNG specification, 8.2)."""
 _MOST_BYTES = 4_000_000  # decompressed at once, and of EXIF or XMP in all
 
 
@@ -28,25 +36,41 @@ def require_whole_pixels(data: bytes) -> None:
             is_whole = (
                 zlib.crc32(view[start + 4 : end - 4]) == int.from_bytes(view[end - 4 : end])
                 if end <= len(data)
-                else _is_whole_stream(chunks)
+                else is_whole_stream(chunks)
             )
             if not is_whole:
                 raise ImageError("truncated or damaged image (wrong checksum of the pixels)")
         start = end
 
 
-def _is_whole_stream(chunks: list[memoryview]) -> bool:
-    """Whether the zlib stream in `chunks` ends with its right checksum."""
-    stream = zlib.decompressobj()
-    try:
-        for chunk in chunks:
-            rest = bytes(chunk)
-            while rest and not stream.eof:
-                stream.decompress(rest, _MOST_BYTES)
-                rest = stream.unconsumed_tail
-    except zlib.error:
-        return False
-    return stream.eof
+def require_all_rows(data: bytes, last_rows: npt.NDArray[np.uint8]) -> None:
+    """Raise ImageError if the pixels of a PNG end before the last row, which Pillow leaves black.
+
+    `last_rows` are the last two rows as Pillow decoded them: of an interlaced PNG, the second to last may come last.
+    """
+    if last_rows.any():
+        return
+    width, height, depth, color_type, *_, interlace = struct.unpack(">IIBBBBB", data[16:29])
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color_type]
+    passes = _PASSES if interlace else [(0, 0, 1, 1)]
+    needed = 0
+    for left, top, step_x, step_y in passes:
+        columns, rows = -(-(width - left) // step_x), -(-(height - top) // step_y)
+        needed += rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0
+    chunks = [content for kind, content in _chunks(data) if kind == b"IDAT"]
+    length = stream_length(chunks)
+    if length is not None and length < needed:
+        raise ImageError("truncated or damaged image (rows are missing)")
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The kind and the content of each chunk up to the end mark."""
+    start, kind = _SIGNATURE_BYTES, b""
+    while kind != b"IEND" and start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4])
+        kind = data[start + 4 : start + 8]
+        yield kind, data[start + 8 : end - 4]
+        start = end
 
 
 def without_metadata(data: bytes) -> tuple[bytes, dict[str | tuple[int, int], Any]] | None:

@@ -12,6 +12,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from captionmill.data.errors import ImageError
 from captionmill.data.images.formats.background import to_rgb
+from captionmill.data.images.formats.holes import require_whole_strips
 from captionmill.data.images.formats.limits import require_size, require_small_tile
 from captionmill.data.images.formats.tiff_samples import decode_samples
 
@@ -37,6 +38,7 @@ def decode_tiff(data: bytes, *, page: int = 0) -> npt.NDArray[np.uint8]:
         require_size(image.size)
         if not _is_read_by_pillow(image):
             return decode_samples(data, page)
+        require_whole_strips(data, image)
         image.load()  # Pillow makes it upright
         return decode_samples(data, page) if _looks_too_dark(image) else np.array(to_rgb(image))
 

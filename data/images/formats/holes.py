@@ -1,0 +1,168 @@
+"""Zeros where compressed pixels were: what an interrupted copy or download, or a bad disk, leaves of a part of a file.
+
+Decoders of formats without checksums make up pixels from them. The pixels of HEIC and AVIF hold at most 16 zeros one
+after the other (measured in photos, pages and flat images, written by Pillow and libheif). A WebP may hold thousands,
+but a sound one cannot be decoded without its last bytes.
+"""
+
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+_HOLE = bytes(64)
+_LARGE_HOLE = bytes(8192)  # where metadata may lie between the pixels
+_CODED_ITEMS = (b"hvc1", b"hev1", b"av01", b"avc1", b"vvc1")  # ISO/IEC 23008-12 and AV1 Image File Format
+_NEEDED_BYTES = 16  # at the end of a WebP
+_LOSSLESS_START = b"\x2f"  # WebP Lossless Bitstream Specification, 3.4
+_DEFLATE, _WITHOUT_ZEROS = (8, 32946), (4, 32773)  # compressions of a TIFF; Group 4 and PackBits
+_STRIPS = ((273, 279), (324, 325))  # offsets and byte counts of strips, and of tiles
+_AT_ONCE = 1 << 22
+_ZEROS = "a part of it is zeros"
+
+
+def require_whole_heif(data: bytes) -> None:
+    """Raise EOFError if zeros stand for a part of the images in a HEIC or AVIF; its metadata may hold zeros."""
+    coded = list(_coded_places(data))
+    media = coded or [(start, end) for kind, start, end in boxes(data) if kind == b"mdat"]
+    if any(data.find(_HOLE if coded else _LARGE_HOLE, start, end) >= 0 for start, end in media):
+        raise EOFError(_ZEROS)
+
+
+def require_whole_webp(data: bytes, size: tuple[int, int]) -> None:
+    """Raise EOFError if zeros stand for a part of the first frame of a WebP of `size`, width and height."""
+    for kind, start, end in _chunks(data, 12, len(data)):
+        if kind == b"ANMF":
+            width, height = (int.from_bytes(data[start + at : start + at + 3], "little") + 1 for at in (6, 9))
+            for inner in _chunks(data, start + 16, end):
+                _require_needed_end(data, *inner, (width, height))
+            return
+        _require_needed_end(data, kind, start, end, size)
+
+
+def require_whole_strips(data: bytes, image: TiffImageFile) -> None:
+    """Raise EOFError if a checksum of a strip or tile is wrong, or if zeros stand for a part of one.
+
+    libtiff looks at the checksums of Deflate only sometimes, and takes wrong codes of Group 4 for white lines.
+    """
+    compression = image.tag_v2.get(259)
+    if compression not in (*_DEFLATE, *_WITHOUT_ZEROS):
+        return
+    for offsets, counts in _STRIPS:
+        for start, count in zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(counts, ()), strict=False):
+            strip = data[start : start + count]
+            if compression in _DEFLATE and count and not is_whole_stream([strip]):
+                raise EOFError("wrong checksum of the pixels")
+            if compression in _WITHOUT_ZEROS and bytes(512) in strip:
+                raise EOFError(_ZEROS)
+
+
+def is_whole_stream(pieces: Sequence[bytes | memoryview]) -> bool:
+    """Whether the zlib stream in `pieces` ends with its right checksum."""
+    return stream_length(pieces) is not None
+
+
+def stream_length(pieces: Sequence[bytes | memoryview]) -> int | None:
+    """How many bytes the zlib stream in `pieces` holds; None if it does not end with its right checksum."""
+    stream = zlib.decompressobj()
+    length = 0
+    try:
+        for piece in pieces:
+            rest = bytes(piece)
+            while rest and not stream.eof:
+                length += len(stream.decompress(rest, _AT_ONCE))
+                rest = stream.unconsumed_tail
+    except zlib.error:
+        return None
+    return length if stream.eof else None
+
+
+def boxes(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[tuple[bytes, int, int]]:
+    """The kind of each box between two places, and where its content begins and ends (ISO/IEC 14496-12, 4.2)."""
+    stop = len(data) if stop is None else stop
+    while stop - start >= 8:
+        size, content = int.from_bytes(data[start : start + 4]), start + 8
+        if size == 1:  # the size takes 64 bits
+            size, content = int.from_bytes(data[content : content + 8]), content + 8
+        end = start + size if size else stop
+        if end < content:
+            return
+        yield data[start + 4 : start + 8], content, min(end, stop)
+        start = end
+
+
+def _coded_places(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the coded pixels of a HEIC or AVIF lie (ISO/IEC 14496-12, 8.11.3 and 8.11.6)."""
+    meta = next((box for box in boxes(data) if box[0] == b"meta"), None)
+    if meta is None:
+        return
+    inside = {kind: (start, end) for kind, start, end in boxes(data, meta[1] + 4, meta[2])}
+    if b"iinf" not in inside or b"iloc" not in inside:
+        return
+    start, end = inside[b"iinf"]
+    coded = set()
+    for _, entry, _ in boxes(data, start + (6 if data[start] == 0 else 8), end):
+        wide = 4 if data[entry] >= 3 else 2
+        if data[entry + 6 + wide : entry + 10 + wide] in _CODED_ITEMS:
+            coded.add(int.from_bytes(data[entry + 4 : entry + 4 + wide]))
+    start, end = inside[b"iloc"]
+    numbers = _Numbers(data[start:end])
+    version = numbers.take(1)
+    numbers.take(3)
+    sizes = numbers.take(2)
+    offset_size, length_size, base_size, index_size = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
+    wide = 4 if version >= 2 else 2
+    for _ in range(numbers.take(wide)):
+        item = numbers.take(wide)
+        is_in_file = not (numbers.take(2) & 15 if version else 0)
+        numbers.take(2)
+        base = numbers.take(base_size)
+        for _ in range(numbers.take(2)):
+            numbers.take(index_size if version else 0)
+            offset, length = base + numbers.take(offset_size), numbers.take(length_size)
+            if item in coded and is_in_file:
+                yield offset, offset + length if length else len(data)
+
+
+class _Numbers:
+    """Unsigned numbers that follow each other; ValueError behind the last."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = io.BytesIO(data)
+
+    def take(self, size: int) -> int:
+        """The next one, of `size` bytes."""
+        read = self._file.read(size)
+        if len(read) < size:
+            raise ValueError("the list of items is cut short")
+        return int.from_bytes(read)
+
+
+def _chunks(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """The kind of each chunk of a WebP, and where its content begins and ends."""
+    while start + 8 <= end:
+        size = int.from_bytes(data[start + 4 : start + 8], "little")
+        yield data[start : start + 4], start + 8, min(start + 8 + size, end)
+        start += 8 + size + size % 2
+
+
+def _require_needed_end(data: bytes, kind: bytes, start: int, end: int, size: tuple[int, int]) -> None:
+    """Raise EOFError if pixels with zeros in them can be decoded without their end: what follows was not in step."""
+    if kind not in (b"VP8 ", b"VP8L", b"ALPH") or data.find(_HOLE, start, end) < 0:
+        return
+    content = data[start : end - _NEEDED_BYTES]
+    if kind == b"ALPH":
+        if content[0] & 3 != 1:  # not compressed
+            return
+        sides = size[0] - 1 | size[1] - 1 << 14
+        kind, content = b"VP8L", _LOSSLESS_START + sides.to_bytes(4, "little") + content[1:]
+    chunk = kind + len(content).to_bytes(4, "little") + content + bytes(len(content) % 2)
+    file = io.BytesIO(b"RIFF" + (len(chunk) + 4).to_bytes(4, "little") + b"WEBP" + chunk)
+    try:
+        with WebPImageFile(file) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, EOFError):
+        return
+    raise EOFError(_ZEROS)

@@ -1,0 +1,123 @@
+"""Zeros where pixels were are a reason, never pixels; zeros that belong to a sound file are no damage."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pillow_heif
+import pytest
+from PIL import Image
+
+from captionmill.data.errors import ImageError
+from captionmill.data.images.decode import decode_pixels
+
+SCENE = Image.fromarray(np.random.RandomState(0).randint(0, 256, (24, 32, 3), np.uint8)).resize((256, 192))
+WITH_ALPHA = SCENE.copy()
+WITH_ALPHA.putalpha(SCENE.convert("L"))
+PAGE = Image.new("RGB", (640, 480), "white")
+PAGE.paste(SCENE.resize((64, 48)), (30, 30))
+
+
+def encode(image: Image.Image, image_format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    if image_format == "HEIF":
+        pillow_heif.from_pillow(image).save(buffer, **options)
+    else:
+        image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def reason_of(content: bytes) -> str:
+    with pytest.raises(ImageError) as caught:
+        decode_pixels(content)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "image_format", "options"),
+    [
+        (SCENE, "JPEG", {"quality": 95}),
+        (SCENE.convert("L"), "JPEG", {"quality": 95, "optimize": True}),
+        (SCENE, "HEIF", {"quality": 80}),
+        (SCENE, "AVIF", {"quality": 90, "speed": 10}),
+        (SCENE, "WEBP", {"quality": 90}),
+        (SCENE, "WEBP", {"lossless": True}),
+        (WITH_ALPHA, "WEBP", {"quality": 90}),
+        (SCENE, "WEBP", {"save_all": True, "append_images": [PAGE.resize(SCENE.size)]}),
+        (SCENE, "TIFF", {"compression": "tiff_adobe_deflate"}),
+        (SCENE.convert("1"), "TIFF", {"compression": "group4"}),
+        (SCENE, "TIFF", {"compression": "packbits"}),
+    ],
+)
+def test_a_hole_or_an_end_of_zeros_is_refused(image: Image.Image, image_format: str, options: dict[str, Any]) -> None:
+    content = encode(image, image_format, **options)
+    decode_pixels(content)
+    for share in (0.3, 0.4):
+        start, length = int(len(content) * share), 600
+        reason = reason_of(content[:start] + bytes(length) + content[start + length :])
+        assert reason.startswith("truncated or damaged image ("), reason
+    assert reason_of(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"quality": 100, "method": 0}, {"quality": 20}, {"lossless": True, "method": 0}, {"lossless": True, "method": 4}],
+)
+def test_sound_webps_with_many_zeros_are_read(options: dict[str, Any]) -> None:
+    longest = 0
+    for image in (PAGE, PAGE.rotate(180), Image.new("RGB", (1200, 1000), "white")):
+        content = encode(image, "WEBP", **options)
+        with Image.open(io.BytesIO(content)) as opened:
+            np.testing.assert_array_equal(decode_pixels(content), np.asarray(opened.convert("RGB")))
+        longest += bytes(64) in content
+    assert longest or options.get("quality") == 20 or options.get("method") == 4
+
+
+def test_sound_jpegs_with_many_zeros_are_read() -> None:
+    page = PAGE.resize((1600, 1200), Image.Resampling.NEAREST)
+    for content in (
+        encode(page, "JPEG", optimize=True),
+        encode(page, "JPEG", optimize=True, progressive=True),
+        encode(SCENE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + bytes(9000)),
+    ):
+        assert bytes(256) in content
+        with Image.open(io.BytesIO(content)) as opened:
+            np.testing.assert_array_equal(decode_pixels(content), np.asarray(opened))
+
+
+def test_zeros_in_the_metadata_of_a_heic_are_no_damage() -> None:
+    pixels = decode_pixels(encode(SCENE, "HEIF"))
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + bytes(20_000)
+    content = encode(SCENE, "HEIF", exif=exif)
+    assert bytes(8192) in content
+    np.testing.assert_array_equal(decode_pixels(content), pixels)
+    free = (9008).to_bytes(4) + b"free" + bytes(9000)
+    np.testing.assert_array_equal(decode_pixels(encode(SCENE, "HEIF") + free), pixels)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def make_png(stream: bytes, *, interlace: int = 0) -> bytes:
+    header = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, interlace)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(stream)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(("interlace", "needed"), [(0, 200), (1, 207)])
+def test_png_whose_whole_stream_lacks_rows_is_refused_and_a_black_one_is_read(interlace: int, needed: int) -> None:
+    assert not decode_pixels(make_png(bytes(needed), interlace=interlace)).any()
+    assert reason_of(make_png(bytes(needed - 25), interlace=interlace)) == (
+        "truncated or damaged image (rows are missing)"
+    )
+    assert reason_of(make_png(bytes(needed - 1), interlace=interlace)).startswith("truncated or damaged image (")
+    grey = (b"\0" + bytes([99]) * 24) * 5
+    assert reason_of(make_png(grey)) == "truncated or damaged image (rows are missing)"
+
+
+def test_png_of_an_iphone_app_is_named() -> None:
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"CgBI", bytes(4)) + make_png(bytes(200))[8:]
+    assert reason_of(content) == "a PNG of an iPhone app (CgBI) is not supported; convert it to JPEG or PNG"
