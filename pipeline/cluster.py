@@ -5,9 +5,10 @@ stored is kept, and its task runs again elsewhere.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 
@@ -22,6 +23,7 @@ _PROCESSES_PER_GPU = 4  # decoding threads share one interpreter lock: a process
 _CORES_PER_PROCESS = 4
 _LEAST_IMAGES_TO_SPREAD = 10_000  # images that one process extracts while several start
 _MAX_GROWTH = 8e9  # bytes
+_ANSWER_S = 5  # a scheduler that is there answers within this time
 _WORKERS_TIMEOUT_S = 60  # a worker that dask restarts imports torch first
 _TASKS_AHEAD = 2  # per dask worker, so that no worker is idle; the scheduler holds no more than these
 _logger = logging.getLogger(__name__)
@@ -33,12 +35,14 @@ _RunCalls = Callable[[Sequence[_Call]], Iterator[tuple[int, Any]]]
 
 
 @contextmanager
-def open_spread(jobs: int, cluster: str | None, *, device: str = "auto", attempts: int = 3) -> Iterator[Spread | None]:
+def open_spread(
+    jobs: int, cluster: str | None, *, device: str = "auto", attempts: int = 3, wait_s: float = 0
+) -> Iterator[Spread | None]:
     """Processes to extract with while the block lasts, or None for only this process.
 
     `jobs`: processes on this machine, 0 for as many as keep its GPUs busy if there are many images to extract, else
     one. `cluster`: dask://HOST:PORT or ray://HOST:PORT; its machines need captionmill and the same paths to images,
-    weights and store.
+    weights and store. Its scheduler and its first worker may take `wait_s` seconds each to appear.
 
     Raises InputError for another `cluster` or a missing package, ClusterError if the cluster cannot be reached; running
     tasks raises ClusterError after `attempts` rounds in a row in which workers die and no task is done.
@@ -57,7 +61,7 @@ def open_spread(jobs: int, cluster: str | None, *, device: str = "auto", attempt
     connect = {"dask": _connect_dask, "ray": _connect_ray}.get(kind)
     if connect is None or not address:
         raise InputError(f"`cluster` {cluster}: use dask://HOST:PORT or ray://HOST:PORT")
-    with connect(address, attempts) as spread:
+    with connect(address, attempts, wait_s) as spread:
         yield spread
 
 
@@ -89,13 +93,21 @@ def _start_processes(processes: int, attempts: int, *, least_images: int) -> Ite
 
 
 @contextmanager
-def _connect_dask(address: str, attempts: int) -> Iterator[Spread]:
+def _connect_dask(address: str, attempts: int, wait_s: float) -> Iterator[Spread]:
     distributed = require("distributed", extra="dask", needed_by="`cluster` dask://")
+
+    def connect() -> Any:
+        return distributed.Client(f"tcp://{address}", set_as_default=False, timeout=_ANSWER_S)
+
     try:
-        client = distributed.Client(f"tcp://{address}", set_as_default=False)
+        client = _wait(connect, (OSError,), f"dask://{address}: waiting up to {wait_s:g} s for the scheduler", wait_s)
     except (OSError, ValueError) as exc:
         raise ClusterError(f"dask://{address}: no dask scheduler answers ({_first_words(exc)})") from exc
     with client:
+        if not client.nthreads() and wait_s:
+            _logger.warning("dask://%s: waiting up to %g s for workers", address, wait_s)
+            with suppress(TimeoutError):
+                client.wait_for_workers(1, timeout=wait_s)
         if not (workers := client.nthreads()):
             raise ClusterError(f"dask://{address}: the cluster has no workers; start `dask worker tcp://{address}`")
 
@@ -117,10 +129,14 @@ def _connect_dask(address: str, attempts: int) -> Iterator[Spread]:
 
 
 @contextmanager
-def _connect_ray(address: str, attempts: int) -> Iterator[Spread]:
+def _connect_ray(address: str, attempts: int, wait_s: float) -> Iterator[Spread]:
     ray = require("ray", extra="ray", needed_by="`cluster` ray://")
+
+    def connect() -> Any:
+        return ray.init(address=f"ray://{address}", log_to_driver=False)
+
     try:
-        ray.init(address=f"ray://{address}", log_to_driver=False)
+        _wait(connect, (OSError,), f"ray://{address}: waiting up to {wait_s:g} s for the cluster", wait_s)
     except (OSError, ValueError, ConnectionError) as exc:
         raise ClusterError(f"ray://{address}: no ray cluster answers ({_first_words(exc)})") from exc
     try:
@@ -134,6 +150,24 @@ def _connect_ray(address: str, attempts: int) -> Iterator[Spread]:
         yield Spread(_retrying(run_calls, (ray.exceptions.RayError,), 1, attempts), processes, 1, this_machine=False)
     finally:
         ray.shutdown()
+
+
+def _wait(
+    connect: Callable[[], Any], absences: tuple[type[Exception], ...], message: str, wait_s: float, pause_s: float = 0.5
+) -> Any:
+    """What `connect` returns once it raises none of `absences`; after `wait_s` seconds the last of these is raised."""
+    end = time.monotonic() + wait_s
+    is_told = False
+    while True:
+        try:
+            return connect()
+        except absences:
+            if time.monotonic() >= end:
+                raise
+        if not is_told:
+            _logger.warning("%s", message)
+            is_told = True
+        time.sleep(pause_s)
 
 
 def _retrying(run_calls: _RunCalls, deaths: tuple[type[BaseException], ...], threads: int, attempts: int) -> RunTasks:

@@ -123,7 +123,9 @@ class Crew:
 
 
 @contextmanager
-def open_crew(jobs: int, cluster: str | None, stop_path: Path, listeners: Listeners) -> Iterator[Crew]:
+def open_crew(
+    jobs: int, cluster: str | None, stop_path: Path, listeners: Listeners, *, wait_s: float = 0
+) -> Iterator[Crew]:
     """`jobs` processes, 1 for only this one, or those of a `cluster`, as for `open_spread`, while the block lasts.
 
     Worker processes stop when the file `stop_path` appears; `listeners` are called for jobs in this process.
@@ -132,7 +134,7 @@ def open_crew(jobs: int, cluster: str | None, stop_path: Path, listeners: Listen
     if jobs == 1 and cluster is None:
         yield Crew(None, stop_path, listeners)
         return
-    with open_spread(jobs, cluster) as spread:
+    with open_spread(jobs, cluster, wait_s=wait_s) as spread:
         yield Crew(spread, stop_path, listeners)
 
 

@@ -76,15 +76,16 @@ def run_pipeline(
     *,
     jobs: int = 1,
     cluster: str | None = None,
+    wait_s: float = 0,
     start: str | None = None,
     events: RunEvents = RunEvents(),
     progress: "Progress | None" = None,
 ) -> list[TaskOutcome]:
     """Run the tasks that the TOML file `plan_path` describes; those whose output is up to date are skipped.
 
-    `jobs` processes, or those of a `cluster` (as for `open_spread`), run independent tasks in parallel, and each
-    extraction together. `start` names tasks as `Graph.find` takes them: these and the tasks that depend on them run in
-    any case.
+    `jobs` processes, or those of a `cluster` (with `wait_s`, as for `open_spread`), run independent tasks in parallel,
+    and each extraction together. `start` names tasks as `Graph.find` takes them: these and the tasks that depend on
+    them run in any case.
 
     Raises PipelineError for a file that is not valid or that another process runs, and, after all other tasks are done,
     for tasks that failed; ClusterError if processes keep dying.
@@ -101,7 +102,7 @@ def run_pipeline(
 
             stop_path = plan_path.absolute().with_name(f".{plan_path.stem}.stop")
             listeners = Listeners(events.on_splits, events.on_epoch, progress or no_progress)
-            return stack.enter_context(open_crew(0 if cluster else jobs, cluster, stop_path, listeners))
+            return stack.enter_context(open_crew(0 if cluster else jobs, cluster, stop_path, listeners, wait_s=wait_s))
 
         outcomes = _Run(graph, Workspace(plan_path), forced, start_crew, events).run_all()
         if any(outcome.summary for outcome in outcomes) or not report_path_for(plan_path).exists():

@@ -16,6 +16,7 @@ from captionmill.pipeline.terminal.options import (
     quiet_option,
     setting_options,
     take_settings,
+    wait_option,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.words import show_count, show_list
@@ -35,6 +36,7 @@ from captionmill.stages.settings import ExtractConfig
     help="Processes on this machine; 0 is up to four per GPU if there are many images to extract, else one.",
 )
 @click.option("--cluster", metavar="URL", help="Extract on a cluster: dask://HOST:PORT or ray://HOST:PORT.")
+@wait_option
 @click.option(
     "--shard", type=ShardType(), help="Extract the I-th of N shards, for array jobs; then: captionmill features merge."
 )
@@ -48,6 +50,7 @@ def extract(
     output: Path | str,
     jobs: int,
     cluster: str | None,
+    wait_s: int,
     strict: bool,
     quiet: bool,
     **options: Any,
@@ -64,7 +67,10 @@ def extract(
     from captionmill.stages.encoding.extract import extract
 
     config = take_settings(ExtractConfig, options)
-    with ProgressBars(quiet=quiet) as progress, open_spread(jobs, cluster, device=config.device) as spread:
+    with (
+        ProgressBars(quiet=quiet) as progress,
+        open_spread(jobs, cluster, device=config.device, wait_s=wait_s) as spread,
+    ):
         summary = extract(images, output, config, spread=spread, progress=progress, **options)
     click.echo(f"{summary.output}: {summaries.extract_line(summary)}")
     if summary.extracted and not quiet:

@@ -132,6 +132,15 @@ quiet_option = options(
     click.option("--quiet", is_flag=True, help="Show only the summary and warnings, no progress."),
     log_format_option,
 )
+wait_option = click.option(
+    "--wait",
+    "wait_s",
+    type=click.IntRange(min=0),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --cluster: how long to wait for its scheduler and for its first worker.",
+)
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace an existing output, once the new one is complete."
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from captionmill.data.errors import InputError
-from captionmill.pipeline.terminal.options import FILE, quiet_option
+from captionmill.pipeline.terminal.options import FILE, quiet_option, wait_option
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.terminal.results import (
     epoch_printer,
@@ -33,8 +33,11 @@ from captionmill.pipeline.terminal.results import (
     help="Processes on this machine; they run independent tasks in parallel, and each extraction together.",
 )
 @click.option("--cluster", metavar="URL", help="Run on a cluster instead: dask://HOST:PORT or ray://HOST:PORT.")
+@wait_option
 @quiet_option
-def run(pipeline: Path, dry_run: bool, start: str | None, jobs: int, cluster: str | None, quiet: bool) -> None:
+def run(
+    pipeline: Path, dry_run: bool, start: str | None, jobs: int, cluster: str | None, wait_s: int, quiet: bool
+) -> None:
     """Run the tasks that the TOML file PIPELINE describes, in order; tasks that are up to date are skipped.
 
     The next run resumes whatever was stopped or failed. If a task fails, only the tasks that need it are not run.
@@ -59,4 +62,4 @@ def run(pipeline: Path, dry_run: bool, start: str | None, jobs: int, cluster: st
             on_epoch=epoch_printer(quiet, progress),
             on_report=lambda path: click.echo(f"{path}: the report, open it in a browser"),
         )
-        run_pipeline(pipeline, jobs=jobs, cluster=cluster, start=start, events=events, progress=progress)
+        run_pipeline(pipeline, jobs=jobs, cluster=cluster, wait_s=wait_s, start=start, events=events, progress=progress)

@@ -1,9 +1,12 @@
 """An extraction over several processes writes what one process writes, whoever dies on the way."""
 
+import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -197,6 +200,39 @@ def test_one_process_is_no_spread() -> None:
 def test_a_cluster_that_cannot_be_meant_is_refused(jobs: int, cluster: str, message: str) -> None:
     with pytest.raises(InputError, match=message), open_spread(jobs, cluster):
         pass
+
+
+def test_a_cluster_may_appear_while_it_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    distributed = pytest.importorskip("distributed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = threading.Event()
+    ended = threading.Event()
+
+    def start() -> None:
+        started.wait()
+        with distributed.LocalCluster(
+            n_workers=1, processes=False, scheduler_port=port, dashboard_address="127.0.0.1:0", silence_logs="CRITICAL"
+        ):
+            ended.wait()
+
+    def start_the_cluster(_: logging.LogRecord) -> bool:
+        started.set()
+        return True
+
+    caplog.handler.addFilter(start_the_cluster)  # once it is waited for
+    thread = threading.Thread(target=start)
+    thread.start()
+    try:
+        with open_spread(0, f"dask://127.0.0.1:{port}", wait_s=60) as spread:
+            assert spread is not None
+            assert spread.processes == 1
+        assert caplog.messages[0] == f"dask://127.0.0.1:{port}: waiting up to 60 s for the scheduler"
+    finally:
+        started.set()
+        ended.set()
+        thread.join()
 
 
 def test_processes_of_one_machine_claim_different_gpus_until_they_die(

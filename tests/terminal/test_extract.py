@@ -286,5 +286,5 @@ def test_a_cluster_that_does_not_answer_is_a_one_line_error(photos: Path, tmp_pa
     import dask
 
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-        message = fail("extract", photos, "--output", tmp_path / "f.h5", "--cluster", "dask://127.0.0.1:9")
+        message = fail("extract", photos, "--output", tmp_path / "f.h5", "--cluster", "dask://127.0.0.1:9", "--wait", 0)
     assert message.startswith("Error: dask://127.0.0.1:9: no dask scheduler answers (")
