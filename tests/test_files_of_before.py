@@ -21,6 +21,7 @@ from captionmill.cli import main
 from captionmill.data.features.log import read_records
 from captionmill.data.features.parts import part_paths
 from captionmill.data.features.store import FeatureStore
+from captionmill.data.images.formats.kinds import FORMATS
 from captionmill.data.models.bundle import read_model
 from captionmill.data.tables.formats import read_captions
 
@@ -63,10 +64,17 @@ def caption_rows(before: Path, table: str, *options: str) -> Result:
     return run("caption", store_path, *arguments, "--low-confidence", "0.5", "--device", "cpu", *options)
 
 
+def as_before(text: str) -> str:
+    """A reason as the version before gave it, which read fewer formats."""
+    return text.replace(FORMATS, "JPEG, PNG, WebP, BMP, GIF and TIFF")
+
+
 def assert_same_captions(path: Path, other: Path) -> None:
     """Whether two tables have the same rows, word for word; confidences to three digits."""
     rows, others = list(read_captions(path)), list(read_captions(other))
-    assert [replace(row, confidence=None) for row in rows] == [replace(row, confidence=None) for row in others]
+    assert [replace(row, confidence=None, error=as_before(row.error)) for row in rows] == [
+        replace(row, confidence=None) for row in others
+    ]
     confidences = [[row.confidence or 0.0 for row in table] for table in (rows, others)]
     assert confidences[0] == pytest.approx(confidences[1], abs=0.001)
 
@@ -106,7 +114,7 @@ def test_a_killed_extraction_is_verified_and_resumed(before: Path) -> None:
     for key, row in kept.items():
         np.testing.assert_array_equal(resumed[key], row)
     np.testing.assert_allclose(resumed.read(np.arange(12)), whole.read(np.arange(12)), rtol=0.01, atol=0.01)
-    assert (before / "store/failures.csv").read_text() == (before / "pipeline/failures.csv").read_text()
+    assert as_before((before / "store/failures.csv").read_text()) == (before / "pipeline/failures.csv").read_text()
     assert [record.extracted for record in read_records(store_path)] == [3, 7]
 
 

@@ -6,21 +6,19 @@ was written.
 """
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from captionmill.data.csv_tables import csv_line
 from captionmill.data.errors import InputError
 from captionmill.data.optional import require
 from captionmill.data.paths import AnyPath
 from captionmill.data.tables.rows import COLUMNS, STATUSES, CaptionRow, cells_of, row_of_cells, row_of_values
-
-if TYPE_CHECKING:
-    import _csv
 
 TableFormat = Literal["csv", "jsonl", "parquet"]
 
@@ -129,7 +127,8 @@ def _columns_of(path: Path) -> set[str]:
     if line.startswith(b"{"):
         return set(json.loads(line))
     with path.open(encoding="utf-8-sig", newline="") as text:
-        return set(_open_csv(text)[2])
+        mark, skipped = _layout_of_csv(text)
+        return set(next(itertools.islice(csv.reader(text, delimiter=mark), skipped, None), []))
 
 
 def write_captions(
@@ -181,8 +180,10 @@ def _require_pyarrow() -> tuple[Any, Any]:
 
 def _read_csv(path: Path) -> Iterator[CaptionRow]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        lines, mark, columns = _open_csv(file)
+        mark, skipped = _layout_of_csv(file)
+        lines = csv.reader(file, delimiter=mark, strict=True)  # else a quote could swallow rows
         try:
+            columns = next(itertools.islice(lines, skipped, None), [])
             if not _NEEDED_COLUMNS.issubset(columns):
                 raise InputError(f"{path}: not a table of captions; it begins with {','.join(columns)[:80]!r}")
             for cells in lines:
@@ -196,16 +197,13 @@ def _read_csv(path: Path) -> Iterator[CaptionRow]:
             raise _damaged(path, f"line {lines.line_num}") from exc
 
 
-def _open_csv(file: TextIO) -> tuple["_csv.Reader", str, list[str]]:
-    """A reader behind the header, the separator and the header: a spreadsheet may have saved with another separator."""
+def _layout_of_csv(file: TextIO) -> tuple[str, int]:
+    """The separator of a CSV, which a spreadsheet may have changed, and the number of lines before its header."""
     first = file.readline()
     has_separator_line = _SEPARATOR_LINE.fullmatch(first) is not None
     header = file.readline() if has_separator_line else first
-    mark = max(_SEPARATORS, key=header.count)
     file.seek(0)
-    lines = csv.reader(file, delimiter=mark, strict=True)  # else a quote could swallow rows
-    columns = next(lines, [])
-    return lines, mark, next(lines, []) if has_separator_line else columns
+    return max(_SEPARATORS, key=header.count), int(has_separator_line)
 
 
 def _encode_json(row: CaptionRow) -> bytes:
