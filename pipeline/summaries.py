@@ -241,7 +241,12 @@ def leak_lines(report: "LeakReport") -> str:
             f"{count.identical:,} identical"
         )
     shown = [
-        f"{pair.cosine:.4f}  {f'{pair.split_a} ' * has_splits}{pair.key_a}  {f'{pair.split_b} ' * has_splits}{pair.key_b}"
+        f"{pair.cosine:.4f}"
+        + (
+            f"  {pair.split_a} {pair.key_a}  {pair.split_b} {pair.key_b}"
+            if has_splits
+            else f"  {pair.key_a}  {pair.key_b}"
+        )
         + ("  identical" if pair.identical else "")
         for pair in report.pairs
     ]

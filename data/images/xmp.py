@@ -73,9 +73,8 @@ def read_packet(content: bytes) -> Packet | None:
         about = about or node.get(f"{{{_RDF}}}about", "")
         writer = writer or node.get(f"{{{_PHOTOSHOP}}}CaptionWriter") or node.findtext(f"{{{_PHOTOSHOP}}}CaptionWriter")
         element = node.find(f"{{{_DC}}}description")
-        if element is not None and description is None:
-            description = _text_of(element)
-        description = description or node.get(f"{{{_DC}}}description")
+        if description is None:
+            description = _text_of(element) if element is not None else node.get(f"{{{_DC}}}description")
     return Packet(description, writer == WRITER, about)
 
 

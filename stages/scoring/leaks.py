@@ -116,9 +116,10 @@ def find_leaks(
     """Pairs of images in two splits whose rows in the store `features` have a cosine of `config.threshold` or more.
 
     The splits are those that the training of `model` used; without a model, those of `lists` (a file for each of
-    "train", "val", "test" that is wanted), or else those of the captions file. Files with the same content are reported
-    whatever their cosine. With `config.within` and no splits, all images of the store are compared. The pairs are written to `output` as CSV. Memory use is constant: no split is read as a
-    whole, and at most `limits.kept_pairs` pairs are kept.
+    "train", "val", "test" that is wanted), or else those of the captions file. With `config.within` and no splits, all
+    images of the store are compared. Files with the same content are reported whatever their cosine. The pairs are
+    written to `output` as CSV. Memory use is constant: no split is read as a whole, and at most `limits.kept_pairs`
+    pairs are kept.
 
     Raises InputError if fewer than two splits have images with features (one is enough with `config.within`), or if
     `model` is combined with `captions` or `lists`; ModelError if the model cannot be read.
