@@ -233,16 +233,14 @@ def _is_listed_image(files: FileFinder | None, name: str) -> bool:
 
 
 def is_single_image(location: Path | str) -> bool:
-    """Whether a file that could be a list is an image: no list has the suffix of a format that cannot be read.
+    """Whether a file is an image, maybe a damaged one, rather than a list.
 
-    A URL is one if it has the suffix of an image.
+    It is one if it has the suffix of an image or, without a suffix, the first bytes of one. A URL is one by its suffix.
     """
     suffix = _suffix(location)
     if isinstance(location, str):
         return suffix in ALL_IMAGE_SUFFIXES
-    return (
-        has_image_header(location) if suffix in IMAGE_SUFFIXES else suffix in ALL_IMAGE_SUFFIXES and location.is_file()
-    )
+    return location.is_file() and (suffix in ALL_IMAGE_SUFFIXES or (not suffix and has_image_header(location)))
 
 
 def _read_list(location: Path | str) -> Iterator[_Named]:

@@ -114,7 +114,10 @@ def caption(
     lines = [f"{output}: {summaries.folder_line(summary)}", *summaries.written_lines(summary)]
     for page, what in ((table.metadata_jsonl, "the captions for imagefolder"), (table.gallery, _GALLERY)):
         lines += [f"{page}: {what}"] if page is not None else []
-    show_result("\n".join(lines), caption_fields(summary, output), on_stderr=to_stdout)
+    fields = caption_fields(summary, output)
+    if to_stdout and features is None:
+        fields["features"] = None  # they are gone
+    show_result("\n".join(lines), fields, on_stderr=to_stdout)
     if strict and summary.failures:
         raise InputError(f"{show_count(len(summary.failures), 'image')} cannot be read, and --strict is given")
 

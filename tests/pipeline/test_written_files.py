@@ -277,8 +277,7 @@ class TestDescriptions:
             image.iptcData()[name] = text
         image.writeMetadata()
 
-    @pytest.mark.parametrize("name", ["Xmp.dc.description", "Iptc.Application2.Caption"])
-    @pytest.mark.parametrize("in_place", [True, False])
+    @pytest.mark.parametrize(("name", "in_place"), [("Xmp.dc.description", False), ("Iptc.Application2.Caption", True)])
     def test_is_a_correction_that_lasts(
         self, name: str, in_place: bool, model: Path, images: Path, tmp_path: Path
     ) -> None:
