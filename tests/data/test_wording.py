@@ -1,5 +1,7 @@
 """The words around captions in files for other programs."""
 
+from typing import Any
+
 import pytest
 
 from captionmill.data.errors import SettingError
@@ -16,7 +18,7 @@ from captionmill.stages.table_settings import TableConfig
         ({"caption_template": "{{x}} {caption}!"}, "{x} a dog!"),
     ],
 )
-def test_a_caption_gets_them_and_is_found_in_the_text_again(settings: dict[str, str], text: str) -> None:
+def test_a_caption_gets_them_and_is_found_in_the_text_again(settings: dict[str, Any], text: str) -> None:
     wording = TableConfig(**settings).wording
     assert wording.text("a dog") == text
     assert wording.caption_in(f" {text}\r\n") == "a dog"

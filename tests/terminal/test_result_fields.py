@@ -27,7 +27,7 @@ def documented() -> dict[str, list[str]]:
     """The fields of each command, by its name in the table."""
     section = FORMATS.read_text(encoding="utf-8").partition("## Results as JSON")[2]
     rows = re.findall(r"^\| (`.*?) \| (.*) \|$", section, re.M)
-    found = {}
+    found: dict[str, list[str]] = {}
     for names, cell in rows:
         fields = re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)|;.*", "", cell))
         for name in re.findall(r"`([a-z -]+)`", names):
