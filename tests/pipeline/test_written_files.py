@@ -14,7 +14,7 @@ from processes import Child
 
 from captionmill.data.errors import InputError
 from captionmill.data.images.xmp import new_packet, read_packet, with_description
-from captionmill.data.model import LOW_CONFIDENCE, read_model
+from captionmill.data.models.bundle import LOW_CONFIDENCE, read_model
 from captionmill.data.tables.formats import read_captions
 from captionmill.pipeline.captioning.folder import FolderSummary, caption_folder
 from captionmill.pipeline.captioning.source import CacheConfig

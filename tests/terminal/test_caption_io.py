@@ -12,7 +12,7 @@ from PIL import Image
 
 from captionmill.cli import main
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.model import LOW_CONFIDENCE
+from captionmill.data.models.bundle import LOW_CONFIDENCE
 from captionmill.data.tables.formats import read_captions
 from captionmill.stages.encoding.encoder import build_encoder
 from captionmill.stages.settings import ExtractConfig

@@ -136,6 +136,9 @@ def test_those_of_stores_and_scores(trained: tuple[Path, Fields, Fields], thin_w
     same = result_of("leaks", "leaks", store, "--within", "--output", tmp_path / "pairs.csv")
     assert [same[name] for name in documented()["leaks"]] == [found[name] for name in documented()["duplicates"]]
     assert same["message"] == found["message"]
+    packed = result_of("pack", "pack", folder / "model", tmp_path / "model.tar")
+    assert packed["bytes"] == (tmp_path / "model.tar").stat().st_size
+    assert result_of("card", "card", folder / "model")["output"] == str(folder / "model" / "README.md")
     words = result_of("vocabulary", "vocabulary", folder / "model")["words"]
     assert result_of("vocabulary --word", "vocabulary", folder / "model", "--word", "wall")["index"] == (
         words.index("wall")
