@@ -47,18 +47,19 @@ class Wording:
 
 def _split(template: str) -> tuple[str, str]:
     """The words before and after the caption; SettingError for a template in which the caption is not there once."""
-    wrong = SettingError(f"`caption_template` must hold {{{_FIELD}}} once and no other field, not {template!r}")
+    wanted = f"`caption_template` must hold {{{_FIELD}}} once and no other field"
+    try:
+        fields = list(string.Formatter().parse(template))
+    except ValueError as exc:
+        raise SettingError(f"{wanted}, and other braces twice, not {template!r}") from exc
     parts = ["", ""]
     place = 0
-    try:
-        for literal, name, form, conversion in string.Formatter().parse(template):
-            parts[place] += literal
-            if name is not None:
-                if name != _FIELD or form or conversion or place:
-                    raise wrong
-                place = 1
-    except ValueError as exc:  # a single brace
-        raise SettingError(f"{wrong}; a brace is written twice") from exc
+    for literal, name, form, conversion in fields:
+        parts[place] += literal
+        if name is not None:
+            if name != _FIELD or form or conversion or place:
+                raise SettingError(f"{wanted}, not {template!r}")
+            place = 1
     if not place:
-        raise wrong
+        raise SettingError(f"{wanted}, not {template!r}")
     return parts[0], parts[1]

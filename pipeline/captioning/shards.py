@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from captionmill.data.errors import InputError
 from captionmill.data.files import replace_atomically
 from captionmill.data.images.keys import image_key
 from captionmill.data.images.read import ImageFile
-from captionmill.data.images.tar import list_members
+from captionmill.data.images.tar import TarMember, list_members
 from captionmill.data.images.tar_copy import AddedFile, copy_tar, name_beside
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.tables.wording import Wording
@@ -88,15 +88,15 @@ class Shards:
         owners: dict[Path, Path | str] = {}
         for source, inside in by_tar.items():
             below = _name_below(source, root)
-            shard = _Shard(source, str(below), folder / below, inside, _member_names(source, inside))
+            members = list_members(source)
+            shard = _Shard(source, str(below), folder / below, inside, _member_names(members, inside))
             if (other := owners.setdefault(shard.target, source)) != source:
                 raise InputError(f"`tars`: {other} and {source} would have one copy, {shard.target}; rename one")
-            self._check(shard, table, overwrite=overwrite)
+            self._check(shard, {member.name for member in members}, table, overwrite=overwrite)
             self._shards.append(shard)
 
-    def _check(self, shard: _Shard, table: Path, *, overwrite: bool) -> None:
-        """Raise InputError if the copy cannot be written."""
-        names = {member.name for member in list_members(shard.source)}
+    def _check(self, shard: _Shard, names: Collection[str], table: Path, *, overwrite: bool) -> None:
+        """Raise InputError if the copy, with members called `names` already, cannot be written."""
         new_names: dict[str, str] = {}
         for key, member in shard.members.items():
             new_name = name_beside(member, self._suffix)
@@ -187,10 +187,10 @@ def _name_below(source: Path | str, root: Path | None) -> PurePosixPath:
     return PurePosixPath(PurePosixPath(str(source)).name)
 
 
-def _member_names(source: Path | str, images: dict[str, ImageFile]) -> dict[str, str]:
+def _member_names(members: Iterable[TarMember], images: dict[str, ImageFile]) -> dict[str, str]:
     """The name of the member that each of the `images` is, by key."""
     names: dict[int, list[str]] = defaultdict(list)
-    for member in list_members(source):
+    for member in members:
         names[member.offset].append(member.name)
     found = {}
     for key, image in images.items():

@@ -49,7 +49,7 @@ def prepare_captions(
     if not (table.wording.is_plain or has_texts):
         raise InputError(
             "`prefix`, `suffix` and `caption_template` apply to files that are written with the table: set `sidecar`, "
-            "`metadata_jsonl` or `tars` too"
+            "`metadata_jsonl`, `tars` or `embed_metadata` too"
         )
     if isinstance(images, Path) and images.is_file() and is_store_file(images):
         if has_texts or table.gallery is not None:
