@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from captionmill.stages.encoding.extract import extract
     from captionmill.stages.scoring.evaluate import evaluate
     from captionmill.stages.scoring.settings import BootstrapConfig, EvaluateConfig, LeakConfig
-    from captionmill.stages.settings import ExtractConfig, SearchConfig, SplitLists, TableConfig, TrainConfig
+    from captionmill.stages.settings import ExtractConfig, SearchConfig, SplitLists, TrainConfig
+    from captionmill.stages.table_settings import TableConfig
     from captionmill.stages.training.train import TrainListener, train
 
     __version__: str
@@ -42,7 +43,7 @@ _HOMES = {
     "RunEvents": "captionmill.pipeline.plan.run.RunEvents",
     "SearchConfig": "captionmill.stages.settings.SearchConfig",
     "SplitLists": "captionmill.stages.settings.SplitLists",
-    "TableConfig": "captionmill.stages.settings.TableConfig",
+    "TableConfig": "captionmill.stages.table_settings.TableConfig",
     "TrainConfig": "captionmill.stages.settings.TrainConfig",
     "TrainListener": "captionmill.stages.training.train.TrainListener",
     "apply_decisions": "captionmill.data.tables.decisions.apply_decisions",

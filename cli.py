@@ -12,6 +12,7 @@ from captionmill.pipeline.terminal.compare import compare
 from captionmill.pipeline.terminal.completion import completion
 from captionmill.pipeline.terminal.demo import demo
 from captionmill.pipeline.terminal.doctor import doctor
+from captionmill.pipeline.terminal.duplicates import duplicates
 from captionmill.pipeline.terminal.endings import ErrorGroup, listen_to_signals
 from captionmill.pipeline.terminal.evaluate import evaluate
 from captionmill.pipeline.terminal.explain import explain
@@ -63,6 +64,7 @@ for _command in (
     train,
     evaluate,
     leaks,
+    duplicates,
     caption,
     review,
     apply,

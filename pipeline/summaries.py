@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # the stages import torch, and `--help` must be instant
     from captionmill.pipeline.captioning.folder import FolderSummary
     from captionmill.pipeline.doctor import Facts
     from captionmill.pipeline.export import ExportSummary
+    from captionmill.pipeline.forecast import Forecast
     from captionmill.pipeline.throughput import Throughput
     from captionmill.stages.encoding.extract import ExtractSummary
     from captionmill.stages.scoring.comparison import TableComparison
@@ -101,6 +102,28 @@ def folder_line(summary: "FolderSummary") -> str:
     ) + _left_out(summary.left_out)
 
 
+def forecast_lines(forecast: "Forecast") -> str:
+    """What a dry run found: images to read and rows to make, and about how long that takes."""
+    again = f", {forecast.read_again:,} of them again (changed or damaged)" if forecast.read_again else ""
+    failed = f", {forecast.failed_before:,} of them failed before" if forecast.failed_before else ""
+    skipped = forecast.found - forecast.to_read
+    lines = [
+        f"{show_count(forecast.found, 'image')} found: {forecast.to_read:,} would be read{again}{failed}; "
+        f"{skipped:,} would be skipped, as their features are cached" + _left_out(forecast.left_out)
+    ]
+    if forecast.unlisted:
+        lines.append(f"no image is found for {show_count(forecast.unlisted, 'row')} of the store")
+    if rows := forecast.rows:
+        as_before = max(0, forecast.found - rows.made)
+        lines.append(f"{show_count(rows.made, 'caption')} would be made, {show_count(as_before, 'row')} as before")
+    if rows and rows.reviewed:
+        new = f", {rows.corrections:,} of them new" if rows.corrections else ""
+        lines.append(f"{show_count(rows.reviewed, 'caption')} of a person would stay{new}")
+    how_long = "not known yet" if forecast.duration_s is None else f"about {show_duration(forecast.duration_s)}"
+    lines.append(f"time: {how_long}{'' if forecast.duration_s is None else ', by the rates of earlier runs here'}")
+    return "\n".join(lines)
+
+
 def _left_out(left_out: "PassedOver") -> str:
     words = left_out.describe()
     return f"; left out: {words}" if words else ""
@@ -130,9 +153,15 @@ def written_lines(summary: "FolderSummary") -> list[str]:
         verb = "is" if summary.reviewed == 1 else "are"
         lines.append(f"{show_count(summary.reviewed, 'caption')} {verb} a person's and stay{'s' * (verb == 'is')}{new}")
     if summary.sidecars is not None:
-        there = summary.captioned - summary.sidecars
+        there = summary.captioned - summary.sidecars - len(summary.files.kept_sidecars)
         others = f", {there:,} {'was' if there == 1 else 'were'} there already" if there else ""
         lines.append(f"{show_count(summary.sidecars, 'sidecar')} written{others}")
+    if keys := summary.files.kept_sidecars:
+        lines.append(f"{show_count(len(keys), 'sidecar')} of somebody else or changed meanwhile stay as they are:")
+        lines.append(show_list(keys))
+    if shards := summary.files.shards:
+        others = f", {shards.as_before:,} as before" if shards.as_before else ""
+        lines.append(f"{show_count(shards.written, 'tar')} with captions written{others}")
     if summary.embedded is not None:
         lines.append(f"{show_count(summary.embedded.embedded, 'image')} with the caption inside")
         if keys := summary.embedded.described:
@@ -201,15 +230,23 @@ def _statistics_lines(statistics: "CaptionStatistics", caption_count: int) -> li
 
 def leak_lines(report: "LeakReport") -> str:
     """The compared images, the number of pairs between each two splits, and the closest pairs."""
-    lines = ["images with features: " + ", ".join(f"{count:,} {name}" for name, count in report.images.items())]
+    has_splits = list(report.images) != ["all"]
+    counted = (f"{count:,} {name}" if has_splits else f"{count:,}" for name, count in report.images.items())
+    lines = ["images with features: " + ", ".join(counted)]
     for (first, second), count in report.counts.items():
         where = f"within {first}" if first == second else f"{first} and {second}"
+        where = where if has_splits else "among them"
         lines.append(
             f"{where}: {show_count(count.near, 'pair')} of cosine {report.threshold:g} or more, "
             f"{count.identical:,} identical"
         )
     shown = [
-        f"{pair.cosine:.4f}  {pair.split_a} {pair.key_a}  {pair.split_b} {pair.key_b}"
+        f"{pair.cosine:.4f}"
+        + (
+            f"  {pair.split_a} {pair.key_a}  {pair.split_b} {pair.key_b}"
+            if has_splits
+            else f"  {pair.key_a}  {pair.key_b}"
+        )
         + ("  identical" if pair.identical else "")
         for pair in report.pairs
     ]

@@ -21,7 +21,8 @@ On a terminal, progress is a line that is redrawn, elsewhere a plain line every 
 With `--log-format json` all output is JSON, one object per line, with `time` (UTC), `level` (info, warning, error,
 critical), `event` and `message`: a `result` on stdout; on stderr a `note`, a `log` record with its `logger`, an
 `error`, a `bug` with its `traceback`, or `progress`, every five seconds and at the end of each part of the work, with
-`label`, `done`, `total`, `rate` (per second) and `left_s` (null while unknown).
+`label`, `done`, `total`, `rate` (per second) and `left_s` (null while unknown). A result has `command` and the fields
+that are listed [for each command](formats.md#results-as-json).
 """
 
 

@@ -31,10 +31,11 @@ def setting(
     example: object = None,
     metavar: str | None = None,
     words: Mapping[str, object] | None = None,
+    is_folder: bool = False,
 ) -> Default:
     """The field of a setting in a `Configuration`; arguments as in `Setting`."""
     known = {"help": help_text, "least": least, "most": most, "unset": unset, "example": example, "metavar": metavar}
-    return field(default=default, metadata={_KEY: known | {"words": words or {}}})
+    return field(default=default, metadata={_KEY: known | {"words": words or {}, "is_folder": is_folder}})
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Setting:
     """The placeholder for the value in the help of a command."""
     words: Mapping[str, Any] = field(default_factory=dict)
     """Values that can be given as a word, such as {"auto": 0}."""
+    is_folder: bool = False
+    """Whether a path is that of a folder."""
 
     @property
     def limits(self) -> str:

@@ -9,7 +9,6 @@ from typing import Literal
 from captionmill.data.errors import SettingError
 from captionmill.data.features.spec import Preprocess, StoredDtype, Views
 from captionmill.data.paths import AnyPath
-from captionmill.data.tables.formats import TableFormat
 from captionmill.stages.fields import Configuration, setting
 
 Backbone = Literal["resnet50", "resnet101", "resnet152", "scenes-resnet14"]
@@ -167,36 +166,6 @@ class SearchConfig(Configuration):
         for name, neutral in (("temperature", 1), ("top_k", 0), ("top_p", 1)):
             if getattr(self, name) != neutral:
                 raise SettingError(f"`{name}` applies to sampling only: set `sample` too")
-
-
-@dataclass(frozen=True)
-class TableConfig(Configuration):
-    """A table of captions: its format, which captions are flagged, and which files are written with it."""
-
-    format: TableFormat | None = setting(
-        None, "Format of the table of captions.", unset="by the suffix of the output, else csv", example="csv"
-    )
-    gallery: AnyPath | None = setting(
-        None, "Page to write too, with all images and their captions (HTML).", unset="no page", example="captions.html"
-    )
-    sidecar: str | None = setting(
-        None,
-        "Suffix of a text file to write beside each image with its caption, such as .txt: a.jpg, a.txt.",
-        unset="no files",
-        example=".txt",
-        metavar="SUFFIX",
-    )
-    low_confidence: float | None = setting(
-        None,
-        "Confidence below which a caption is flagged.",
-        least=0,
-        most=1,
-        unset="the confidence that a tenth of the model's validation captions are below",
-        example=0.5,
-    )
-    redo_corrected: bool = False
-    """Whether to forget every caption that a person corrected or accepted. No file can set it: it would do so at every
-    run."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,21 @@ def require_metadata_library() -> Any:
     return exiv2
 
 
+def read_descriptions(path: Path) -> tuple[str, ...]:
+    """The different descriptions in the image at `path` that is signed as described by captionmill: in XMP, in IPTC.
+
+    Empty if it is not signed so, or its metadata cannot be read.
+    """
+    try:
+        image = _open(path)
+    except ImageError:
+        return ()
+    if not _takes(image, "Xmp") or _value(image.xmpData(), _XMP_WRITER) != WRITER:
+        return ()
+    found = (_description(image), _value(image.iptcData(), _IPTC_TEXT))
+    return tuple(dict.fromkeys(text for text in found if text))
+
+
 def check_description(path: Path, text: str, *, overwrite: bool = False) -> DescriptionState:
     """Whether the image at `path` needs the description `text`; with `overwrite`, one by others counts as missing.
 

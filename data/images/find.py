@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from captionmill.data.errors import ImageError, InputError
 from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES, IMAGE_SUFFIXES
 from captionmill.data.images.keys import FileFinder, escape_name, image_key
-from captionmill.data.images.lists import find_misread
+from captionmill.data.images.lists import EXPECTED, ListedImages, find_misread, lines_of
 from captionmill.data.images.read import ImageFile, has_image_header, known_ns, seconds_to_ns
 from captionmill.data.images.tar import (
     COMPRESSED_SUFFIXES,
@@ -39,12 +39,12 @@ class ImageSearch:
     left_out: PassedOver
 
 
-def find_images(images: Path | str) -> list[ImageFile]:
+def find_images(images: Path | str | ListedImages) -> list[ImageFile]:
     """The images that `images` names, sorted by key, as `search_images` finds them."""
     return search_images(images).found
 
 
-def search_images(images: Path | str) -> ImageSearch:
+def search_images(images: Path | str | ListedImages) -> ImageSearch:
     """The images that `images` names, and what was left out.
 
     `images` is one of these, or the URL of one (a list at a URL must end in .txt):
@@ -54,15 +54,18 @@ def search_images(images: Path | str) -> ImageSearch:
       bytes are those of an image.
     - a .tar: its images.
     - any other file: a UTF-8 list with one path or URL per line. Relative paths start at the folder of the list.
+    - `ListedImages`: images, tars and folders by name.
 
     A listed file that does not exist is kept, so that reading it fails and is reported. So are a subfolder that cannot
     be listed, a damaged tar among other files, and the second of two files whose names are the same key. Raises
     InputError if there is nothing to work on, or if a list holds more than paths, such as quotes or labels.
     """
-    location = images if is_url(images) else Path(images)
-    refuse_compressed(location)
     nothing = f"no image in this folder or below it; looked for {' '.join(IMAGE_SUFFIXES)} {TAR_SUFFIX}"
     left_out = PassedOver()
+    if isinstance(images, ListedImages):
+        return _found(images, _read_names(images, left_out), left_out, "no image is named")
+    location = images if is_url(images) else Path(images)
+    refuse_compressed(location)
     if _suffix(location) == TAR_SUFFIX and not _is_folder(location):
         listed: Iterator[_Named] = iter((_Named(TAR_SUFFIX, ImageFile("", location)),))
         nothing = "no image in this tar"
@@ -73,6 +76,12 @@ def search_images(images: Path | str) -> ImageSearch:
     else:
         listed = _read_list(location)
         nothing = "the list is empty; write one image path per line"
+    return _found(location, listed, left_out, nothing)
+
+
+def _found(
+    images: Path | str | ListedImages, listed: Iterable["_Named"], left_out: PassedOver, nothing: str
+) -> ImageSearch:
     found = _one_per_key(named for image in listed for named in _expand(image, left_out))
     if not found:
         others = f" (left out: {left_out.describe()})" if left_out.describe() else ""
@@ -223,27 +232,27 @@ def _is_listed_image(files: FileFinder | None, name: str) -> bool:
         return False
 
 
-def _is_image(path: Path) -> bool:
-    """Whether a file that is given as a list is an image: no list has the suffix of a format that cannot be read."""
-    suffix = _suffix(path)
-    return has_image_header(path) if suffix in IMAGE_SUFFIXES else suffix in ALL_IMAGE_SUFFIXES and path.is_file()
+def is_single_image(location: Path | str) -> bool:
+    """Whether a file is an image, maybe a damaged one, rather than a list.
+
+    It is one if it has the suffix of an image or, without a suffix, the first bytes of one. A URL is one by its suffix.
+    """
+    suffix = _suffix(location)
+    if isinstance(location, str):
+        return suffix in ALL_IMAGE_SUFFIXES
+    return location.is_file() and (suffix in ALL_IMAGE_SUFFIXES or (not suffix and has_image_header(location)))
 
 
 def _read_list(location: Path | str) -> Iterator[_Named]:
     """The images that the lines of a list name."""
-    expected = "expected a folder of images, a .tar, or a UTF-8 text file with one image path per line"
-    if isinstance(location, Path) and _is_image(location):
-        raise InputError(f"{location}: one image; {expected}")
+    if isinstance(location, Path) and is_single_image(location):
+        raise InputError(f"{location}: one image; {EXPECTED}")
     try:
         data = read_url(location) if isinstance(location, str) else location.read_bytes()
-        text = data.decode("utf-8-sig")
-    except (OSError, ImageError, UnicodeDecodeError) as exc:
-        reason = "not UTF-8 text" if isinstance(exc, UnicodeDecodeError) else getattr(exc, "strerror", None) or exc
-        raise InputError(f"{location}: {reason}; {expected}") from exc
-    if "\0" in text:
-        raise InputError(f"{location}: not text; {expected}")
+    except (OSError, ImageError) as exc:
+        raise InputError(f"{location}: {getattr(exc, 'strerror', None) or exc}; {EXPECTED}") from exc
+    names = lines_of(data, str(location))
     files = FileFinder(location.parent) if isinstance(location, Path) else None
-    names = [line.strip() for line in text.split("\n")]
     if found := find_misread(names, functools.partial(_is_listed_image, files)):
         raise InputError(f"{location}: {found}")
     for name in filter(None, names):
@@ -252,3 +261,22 @@ def _read_list(location: Path | str) -> Iterator[_Named]:
         else:
             path = files.find(name) if files is not None else join_url(str(location), image_key(name))
         yield _Named(name, ImageFile(image_key(name), path))
+
+
+def _read_names(images: ListedImages, left_out: PassedOver) -> Iterator[_Named]:
+    """The images named one by one, and those in folders among them; InputError for another kind of file."""
+    files = FileFinder(Path())
+    if images.is_list and (found := find_misread(images.names, functools.partial(_is_listed_image, files))):
+        raise InputError(f"{images}: {found}")
+    for name in filter(None, images.names):
+        path = name if is_url(name) else files.find(name)
+        if isinstance(path, str) or not _is_folder(path):
+            is_image = isinstance(path, str) or not path.is_file() or has_image_header(path)
+            is_called_so = name.lower().endswith((*ALL_IMAGE_SUFFIXES, *_TAR_ENDINGS))
+            if not (images.is_list or is_image or is_called_so):
+                raise InputError(f"{path}: not an image; give a list of images by itself")
+            yield _Named(name, ImageFile(image_key(name), path))
+            continue
+        for named in _walk(path, left_out):
+            below = f"{name.rstrip('/')}/{named.name}"
+            yield _Named(below, replace(named.image, key=image_key(below)))

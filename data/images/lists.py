@@ -4,7 +4,12 @@ Each such line would be one image that is not there. One hint says what is wrong
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from captionmill.data.errors import InputError
+from captionmill.data.paths import AnyPath, as_location
 
 _NAME = r".*?\.[A-Za-z][A-Za-z0-9]{2,4}"  # up to the first suffix
 _ENDS_LIKE_A_FILE = re.compile(r"\.[A-Za-z][A-Za-z0-9]{2,4}$")
@@ -18,6 +23,53 @@ _PATTERNS = (
     (_FIRST, re.compile(rf"(?:[-*•]|\d+[.):]?)(?:\s*[,;|]\s*|\s+)(?P<name>{_NAME})")),
 )
 _ONLY = "a list has one path per line and nothing else"
+EXPECTED = "expected a folder of images, a .tar, or a UTF-8 text file with one image path per line"
+
+
+@dataclass(frozen=True)
+class ListedImages:
+    """Images named one by one: relative paths start at the current folder, and each name is the image's key."""
+
+    names: tuple[str, ...]
+    """Images, tars, folders and URLs."""
+    origin: str
+    """Where they are named, for messages."""
+    is_list: bool = False
+    """Whether the names are lines, which may hold more than a path by mistake."""
+
+    def __str__(self) -> str:
+        return self.origin
+
+    @classmethod
+    def of_lines(cls, content: bytes, origin: str) -> "ListedImages":
+        """The images that the lines of `content` name; InputError if it is not text in UTF-8."""
+        return cls(tuple(lines_of(content, origin)), origin, is_list=True)
+
+
+ImagesOf = AnyPath | Iterable[AnyPath] | ListedImages
+"""Images as a caller gives them: a folder, a list, a tar, a URL, or several images."""
+
+
+def as_images(images: ImagesOf) -> AnyPath | ListedImages:
+    """`images` as a search takes them."""
+    if isinstance(images, ListedImages):
+        return images
+    if isinstance(images, Path | str):
+        return as_location(images)
+    names = tuple(map(str, images))
+    others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return ListedImages(names, f"{names[0] if names else 'no image'}{others}")
+
+
+def lines_of(content: bytes, origin: str) -> list[str]:
+    """The lines of a list, without spaces around them; InputError if `content` is not text in UTF-8."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise InputError(f"{origin}: not UTF-8 text; {EXPECTED}") from exc
+    if "\0" in text:
+        raise InputError(f"{origin}: not text; {EXPECTED}")
+    return [line.strip() for line in text.split("\n")]
 
 
 def find_misread(lines: Sequence[str], is_image: Callable[[str], bool]) -> str:

@@ -59,12 +59,12 @@ def list_members(path: Path | str) -> Collection[TarMember]:
     symbolic: list[str] = []
     try:
         own_ns = known_ns(path.stat().st_mtime_ns) if isinstance(path, Path) else 0
-        with _open(path) as file:
+        with open_tar(path) as file:
             size = file.seek(0, 2)
-            for info in _entries(file, path):
-                name = _unpacked_name(info.name)
+            for info, _ in read_entries(file, path):
+                name = unpacked_name(info.name)
                 if info.islnk():
-                    target = _unpacked_name(info.linkname)
+                    target = unpacked_name(info.linkname)
                     if target != name:  # GNU tar writes a link to itself for a file that it is given twice
                         links[name] = target
                         members.pop(name, None)
@@ -103,8 +103,8 @@ def _follow_links(members: dict[str, TarMember], links: dict[str, str]) -> None:
             members[name] = members[target]._replace(name=name)
 
 
-def _entries(file: Any, path: Path | str) -> Iterator[tarfile.TarInfo]:
-    """What the tar in `file` holds, and what tars behind its end mark hold.
+def read_entries(file: Any, path: Path | str) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """What the tar in `file` holds, and what tars behind its end mark hold: each entry, and where its bytes end.
 
     Raises ImageError if it is cut short or damaged, and what `tarfile` raises if it begins with no tar.
     """
@@ -114,7 +114,7 @@ def _entries(file: Any, path: Path | str) -> Iterator[tarfile.TarInfo]:
         archive: Any
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
-                yield info
+                yield info, archive.offset
                 archive.members = []  # tarfile would keep them all; a shard may have a million
             end = archive.offset
         file.seek(end)
@@ -153,12 +153,13 @@ def _next_tar(file: Any, start: int, path: Path | str) -> int | None:
     return None
 
 
-def _unpacked_name(name: str) -> str:
+def unpacked_name(name: str) -> str:
     """The path that a member called `name` is unpacked to: `./a.jpg` and `/a.jpg` are both `a.jpg`."""
     return posixpath.normpath(name.lstrip("/"))
 
 
-def _open(path: Path | str) -> Any:
+def open_tar(path: Path | str) -> Any:
+    """The bytes of the tar at `path`, a file or a URL, open for reading at any place."""
     if isinstance(path, Path):
         return path.open("rb")
     filesystem, inner = open_filesystem(path)

@@ -22,7 +22,10 @@ from captionmill.data.tables.rows import COLUMNS, STATUSES, CaptionRow, cells_of
 
 TableFormat = Literal["csv", "jsonl", "parquet"]
 
-_NO_TABLE = frozenset({".xlsx", ".xls", ".ods", ".json", ".html", ".htm", ".tsv", ".gz", ".zip"})
+_SUFFIXES: dict[str, TableFormat] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_PACKED = frozenset({".xlsx", ".xls", ".ods", ".gz", ".zip"})
+"""Of files that no program opens as a table of any of the formats."""
+_NO_TABLE = _PACKED | {".json", ".html", ".htm", ".tsv"}
 _MARK = b"\xef\xbb\xbf"
 _NEEDED_COLUMNS = frozenset(COLUMNS) - {"alternatives", "flags"}
 _SEPARATORS = ",;\t"
@@ -41,16 +44,23 @@ class RowText:
     encode: Callable[[CaptionRow], bytes]
 
 
-def format_of(path: Path) -> TableFormat:
-    """The format of a table by its suffix: .jsonl, .parquet, and CSV for any other.
+def format_of(path: Path, wanted: TableFormat | None = None) -> TableFormat:
+    """The format of a table: `wanted`, or else by its suffix: .jsonl, .parquet, and CSV for any other.
 
-    Raises InputError for a suffix of another file type, which programs would not read as CSV.
+    Raises InputError for a suffix of another file type, which programs would not read as CSV, unless a format is
+    wanted; and for a suffix that contradicts it.
     """
-    formats: dict[str, TableFormat] = {".jsonl": "jsonl", ".parquet": "parquet"}
-    if path.suffix.lower() in _NO_TABLE:
-        others = " or ".join(formats)
-        raise InputError(f"{path}: a table of captions ends in .csv (for spreadsheets), {others}; or set its format")
-    return formats.get(path.suffix.lower(), "csv")
+    suffix = path.suffix.lower()
+    promised = _SUFFIXES.get(suffix)
+    if wanted is not None:
+        if (promised or wanted) != wanted or suffix in _PACKED:
+            raise InputError(f"{path}: `format` is {wanted}, so it must not end in {path.suffix}; rename it")
+        return wanted
+    if suffix in _NO_TABLE:
+        raise InputError(
+            f"{path}: a table of captions ends in .csv (for spreadsheets), .jsonl or .parquet; or set its format"
+        )
+    return promised or "csv"
 
 
 def row_text(table_format: TableFormat, *, with_alternatives: bool) -> RowText:

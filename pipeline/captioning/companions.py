@@ -4,22 +4,27 @@ They are prepared before any work, so that a file that cannot be written is repo
 is complete.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import require_other_file
+from captionmill.data.images.lists import ListedImages
 from captionmill.data.images.read import ImageFile
 from captionmill.data.paths import as_path
 from captionmill.data.progress import Progress
 from captionmill.data.tables.formats import read_captions
 from captionmill.data.tables.review import Review
-from captionmill.data.urls import is_url
+from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.captioning.embedding import Embedding, EmbedSummary
-from captionmill.pipeline.captioning.sidecars import Sidecars
+from captionmill.pipeline.captioning.metadata_lines import MetadataLines
+from captionmill.pipeline.captioning.shards import Shards, ShardSummary
+from captionmill.pipeline.captioning.sidecars import XMP_SUFFIX, Sidecars
+from captionmill.pipeline.captioning.xmp_sidecars import XmpSidecars
 from captionmill.pipeline.pages.gallery import write_gallery
-from captionmill.stages.settings import TableConfig
+from captionmill.stages.table_settings import TableConfig
 
 EmbedInto = Path | Literal["images"]
 
@@ -29,7 +34,7 @@ class Companions:
 
     def __init__(
         self,
-        images: Path | str,
+        images: Path | str | ListedImages,
         found: Sequence[ImageFile],
         table: Path,
         store: Path,
@@ -42,9 +47,9 @@ class Companions:
         another file.
 
         Captions go into copies of the images in the folder `embed_into`, or with "images" into the images themselves.
-        `overwrite` replaces sidecars and descriptions that another program wrote.
+        `overwrite` replaces files and descriptions that another program wrote, except XMP sidecars.
         """
-        local = None if is_url(images) else Path(images)
+        local = images if isinstance(images, Path) else None
         self._found, self._table, self._config, self._overwrite = found, table, config, overwrite
         self._title = f"Captions of {local.resolve().name if local else images}"
         self._gallery = as_path(config.gallery)
@@ -52,19 +57,28 @@ class Companions:
             if self._gallery in (table, store):
                 raise InputError(f"{self._gallery}: cannot be the gallery and another output at once")
             require_other_file(self._gallery, local, store, table)
-        self._sidecars: Sidecars | None = None
+        wording, others = config.wording, [path for path in (store, local) if path]
+        self._sidecars: Sidecars | XmpSidecars | None = None
+        self._metadata: MetadataLines | None = None
+        self._shards: Shards | None = None
         self._embedding: Embedding | None = None
-        if config.sidecar is not None:
-            others = [path for path in (store, local) if path]
-            self._sidecars = Sidecars(found, config.sidecar, table, others=others, overwrite=overwrite)
+        if config.sidecar is not None and config.sidecar.lower() == XMP_SUFFIX:
+            self._sidecars = XmpSidecars(found, config.sidecar, table, wording=wording, others=others)
+        elif config.sidecar is not None:
+            self._sidecars = Sidecars(found, config.sidecar, table, wording=wording, others=others, overwrite=overwrite)
+        if (metadata := as_path(config.metadata_jsonl)) is not None:
+            self._metadata = MetadataLines(found, metadata, table, wording=wording, others=others, overwrite=overwrite)
+        if (tars := as_path(config.tars)) is not None:
+            self._shards = Shards(images, found, tars, config.tar_suffix, table, wording=wording, overwrite=overwrite)
         if embed_into is not None:
             folder = None if embed_into == "images" else Path(embed_into)
-            self._embedding = Embedding(images, found, folder)
+            self._embedding = Embedding(images, found, folder, table, wording=wording)
 
     @property
     def corrections(self) -> list[Review]:
         """What a person corrected in the files beside the images."""
-        return self._sidecars.corrections if self._sidecars else []
+        places = (self._sidecars, self._metadata, self._embedding)
+        return [correction for place in places if place for correction in place.corrections]
 
     def write_gallery(self, *, workers: int, progress: Progress) -> None:
         """Write the page, if requested; `workers` threads decode its images."""
@@ -74,12 +88,31 @@ class Companions:
                 self._gallery, self._title, self._found, rows, table=self._table, workers=workers, progress=progress
             )
 
-    def write_sidecars(self, *, progress: Progress) -> int | None:
-        """The number of files written beside images; None if they are not requested."""
-        return self._sidecars.write(read_captions(self._table), progress=progress) if self._sidecars else None
+    def write(self, *, progress: Progress) -> "WrittenFiles":
+        """Write all others that are requested."""
+        sidecars = self._sidecars.write(self._rows(), progress=progress) if self._sidecars else None
+        if self._metadata:
+            self._metadata.write(self._rows(), progress=progress)
+        shards = self._shards.write(self._rows(), progress=progress) if self._shards else None
+        embedded = None
+        if self._embedding is not None:
+            embedded = self._embedding.write(self._rows(), overwrite=self._overwrite, progress=progress)
+        kept = tuple(self._sidecars.kept) if self._sidecars else ()
+        return WrittenFiles(sidecars, kept, embedded, shards)
 
-    def embed(self, *, progress: Progress) -> EmbedSummary | None:
-        """The result for the image files; None if captions are not written into them."""
-        if self._embedding is None:
-            return None
-        return self._embedding.write(read_captions(self._table), overwrite=self._overwrite, progress=progress)
+    def _rows(self) -> Iterator[CaptionRow]:
+        return read_captions(self._table)
+
+
+@dataclass(frozen=True)
+class WrittenFiles:
+    """The result for the files that were written with a table."""
+
+    sidecars: int | None = None
+    """Files written beside images, if requested; those that were up to date are not counted."""
+    kept_sidecars: tuple[str, ...] = ()
+    """Keys of images whose sidecar keeps what somebody else wrote."""
+    embedded: EmbedSummary | None = None
+    """The result for the image files, if captions were written into them."""
+    shards: ShardSummary | None = None
+    """The result for copies of tars, if requested."""

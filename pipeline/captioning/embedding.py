@@ -1,8 +1,11 @@
-"""Writes captions into image files: into copies, or in place if the user chooses that."""
+"""Writes captions into image files: into copies, or in place if the user chooses that.
+
+A description that an earlier run into the same table wrote and a person changed since is that person's caption.
+"""
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,13 +14,17 @@ from captionmill.data.files import replace_atomically
 from captionmill.data.images.description import (
     DescriptionState,
     check_description,
+    read_descriptions,
     require_metadata_library,
     write_description,
 )
 from captionmill.data.images.read import ImageFile
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.tables.review import Review
 from captionmill.data.tables.rows import CaptionRow
-from captionmill.pipeline.captioning.sidecars import image_path_of
+from captionmill.data.tables.wording import Wording
+from captionmill.data.tables.written import WrittenTexts
+from captionmill.pipeline.captioning.sidecars import captions_of, image_path_of
 
 
 @dataclass(frozen=True)
@@ -36,62 +43,115 @@ class EmbedSummary:
 class Embedding:
     """The destination of each image with its caption."""
 
-    def __init__(self, images: Path | str, found: Sequence[ImageFile], copies: Path | None) -> None:
-        """Into the folder `copies`, or, if that is None, into the images themselves.
+    def __init__(
+        self, images: object, found: Sequence[ImageFile], copies: Path | None, table: Path, *, wording: Wording
+    ) -> None:
+        """Into the folder `copies`, or, if that is None, into the images themselves: the captions of `table` in
+        `wording`.
 
         Raises InputError if the library is missing, an image is not a local file, the copies would be among the images,
         or two images would have the same copy.
         """
         require_metadata_library()
         self._sources = {image.key: image_path_of(image, "`embed_metadata`") for image in found}
+        self._wording = wording
         self._targets = {key: _real_path(path) for key, path in self._sources.items()}
-        if copies is None:
-            return
-        if isinstance(images, Path) and images.is_dir() and copies.resolve().is_relative_to(images.resolve()):
-            raise InputError(f"{copies}: copies among the images would be captioned too; name another folder: `copies`")
-        self._targets = {key: copies / _below(key) for key in self._sources}
-        if len(set(self._targets.values())) < len(found):
-            raise InputError(f"{copies}: two images would have the same copy, since their names differ only in .. or /")
+        if copies is not None:
+            if isinstance(images, Path) and images.is_dir() and copies.resolve().is_relative_to(images.resolve()):
+                raise InputError(
+                    f"{copies}: copies among the images would be captioned too; name another folder: `copies`"
+                )
+            self._targets = {key: copies / _below(key) for key in self._sources}
+            if len(set(self._targets.values())) < len(found):
+                raise InputError(
+                    f"{copies}: two images would have the same copy, since their names differ only in .. or /"
+                )
+        self._written = WrittenTexts(table, "descriptions")
+        self._seen: dict[str, set[str]] = {}
+        """The descriptions that are corrections."""
+        self._before = {} if self._written.is_begun else captions_of(table)
+        """The captions that a version without that record wrote."""
+        self.corrections = [Review(key, "corrected", caption) for key, caption in self._find_corrections()]
+        """What a person wrote into images since their descriptions were written."""
+
+    def _find_corrections(self) -> Iterator[tuple[str, str]]:
+        for key, target in self._targets.items():
+            if not self._written.has_any(key) or not target.is_file() or self._written.has(key, _stamp(target)):
+                continue
+            changed = [text for text in read_descriptions(target) if not self._written.has(key, text.encode())]
+            self._seen[key] = set(changed)
+            for text in changed:
+                if caption := self._wording.caption_in(text):
+                    yield key, caption
 
     def write(self, rows: Iterable[CaptionRow], *, overwrite: bool, progress: Progress = no_progress) -> EmbedSummary:
         """Put the caption of each row into its image; a copy that is up to date stays as it is."""
         embedded = 0
         described: list[str] = []
         unsupported: list[str] = []
-        for done, row in enumerate(rows, 1):
-            if row.is_captioned:
-                try:
-                    state = self._write_one(row, overwrite)
-                except ImageError:
-                    state = "unsupported"
-                embedded += state == "same"
-                described += [row.path] * (state == "described")
-                unsupported += [row.path] * (state == "unsupported")
-            progress("embed", done, len(self._sources))
+        with self._written.adding():
+            for done, row in enumerate(rows, 1):
+                if row.is_captioned:
+                    try:
+                        state = self._write_one(row.path, self._wording.text(row.caption), overwrite)
+                    except ImageError:
+                        state = "unsupported"
+                    embedded += state == "same"
+                    described += [row.path] * (state == "described")
+                    unsupported += [row.path] * (state == "unsupported")
+                progress("embed", done, len(self._sources))
         return EmbedSummary(embedded, tuple(described), tuple(unsupported))
 
-    def _write_one(self, row: CaptionRow, overwrite: bool) -> DescriptionState:
-        """Write the caption; the state of the image's description after that."""
-        source, target = self._sources[row.path], self._targets[row.path]
-        state = check_description(source, row.caption, overwrite=overwrite)
+    def _write_one(self, key: str, text: str, overwrite: bool) -> DescriptionState:
+        """Write the text; the state of the image's description after that."""
+        source, target = self._sources[key], self._targets[key]
+        if self._is_anothers(key, text, overwrite=overwrite):
+            return "described"
+        state = check_description(source, text, overwrite=overwrite)
         is_copy = target != _real_path(source)
-        if state == "unsupported" or (state != "missing" and not is_copy):
+        if state == "unsupported" or (state == "described" and not is_copy):
             return state
-        if is_copy and _is_copy_of(target, source) and check_description(target, row.caption) == "same":
-            return "same"
-        if not is_copy and not os.access(target, os.W_OK):
-            raise ImageError("it is read-only")
-        with replace_atomically(target) as partial_path:
-            shutil.copyfile(source, partial_path)
-            if state == "missing":
-                write_description(partial_path, row.caption)
-            (shutil.copystat if is_copy else shutil.copymode)(source, partial_path)  # read-only images end as read-only
-        return "same" if state == "missing" else state
+        if state != "described":
+            self._written.add(key, text.encode())
+        if state == "same" and not is_copy:
+            is_done = True
+        else:
+            is_done = is_copy and _is_copy_of(target, source) and check_description(target, text) == "same"
+        if not is_done:
+            if not is_copy and not os.access(target, os.W_OK):
+                raise ImageError("it is read-only")
+            with replace_atomically(target) as partial_path:
+                shutil.copyfile(source, partial_path)
+                if state == "missing":
+                    write_description(partial_path, text)
+                # read-only images end as read-only
+                (shutil.copystat if is_copy else shutil.copymode)(source, partial_path)
+        self._written.add(key, _stamp(target))
+        return "same" if is_done or state == "missing" else state
+
+    def _is_anothers(self, key: str, text: str, *, overwrite: bool) -> bool:
+        """Whether the image has a description that no run into the table wrote and that is no correction.
+
+        It was written while the captions were made, or by a run into another table, which `overwrite` replaces.
+        """
+        target = self._targets[key]
+        if not target.is_file() or self._written.has(key, _stamp(target)):
+            return False
+        if overwrite and not self._written.has_any(key):
+            return False
+        known = {text, *self._seen.get(key, ()), self._before.get(key)}
+        return any(one not in known and not self._written.has(key, one.encode()) for one in read_descriptions(target))
 
 
 def _is_copy_of(target: Path, source: Path) -> bool:
     """Whether `target` is a copy of the current `source`: a copy keeps the modification time of its original."""
     return target.exists() and target.stat().st_mtime_ns == source.stat().st_mtime_ns
+
+
+def _stamp(path: Path) -> bytes:
+    """What differs after any change of the file: its size and the times of the change, of which programs set one."""
+    status = path.stat()
+    return f"{status.st_ctime_ns} {status.st_mtime_ns} {status.st_size}".encode()
 
 
 def _real_path(path: Path) -> Path:

@@ -6,29 +6,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import append_record
-from captionmill.data.features.store import cache_path_for, is_store_file
-from captionmill.data.files import require_other_file
-from captionmill.data.images.find import search_images
+from captionmill.data.images.lists import ImagesOf
 from captionmill.data.images.walk import PassedOver
 from captionmill.data.models.bundle import model_digest
 from captionmill.data.models.source import find_models
-from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path
+from captionmill.data.paths import AnyPath, AnyPaths
 from captionmill.data.progress import Progress, no_progress
-from captionmill.data.tables.formats import format_of, is_caption_table
 from captionmill.data.tables.review import Review
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.tables.update import TableSummary, WantedTable, update_captions
-from captionmill.pipeline.captioning.companions import Companions, EmbedInto
+from captionmill.pipeline.captioning.companions import EmbedInto, WrittenFiles
 from captionmill.pipeline.captioning.embedding import EmbedSummary
 from captionmill.pipeline.captioning.flags import find_flags, usual_low_confidence
 from captionmill.pipeline.captioning.source import CacheConfig, CaptionSource, extract_source, open_source
+from captionmill.pipeline.captioning.task import prepare_captions
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.encoding.loader import Failure
-from captionmill.stages.settings import SearchConfig, TableConfig
+from captionmill.stages.settings import SearchConfig
+from captionmill.stages.table_settings import TableConfig
 
 _logger = logging.getLogger(__name__)
 
@@ -51,16 +50,24 @@ class FolderSummary:
     features_path: Path
     """The store that the captions were decoded from."""
     duration_s: float
-    sidecars: int | None = None
-    """Files written beside images, if requested; those that were up to date are not counted."""
-    embedded: EmbedSummary | None = None
-    """The result for the image files, if captions were written into them."""
+    files: WrittenFiles = field(default_factory=WrittenFiles)
+    """The result for the files that were written with the table."""
     left_out: PassedOver = field(default_factory=PassedOver)
     """What the search for images passed over, such as thumbnails and hidden files."""
 
+    @property
+    def sidecars(self) -> int | None:
+        """Files written beside images, if requested."""
+        return self.files.sidecars
+
+    @property
+    def embedded(self) -> EmbedSummary | None:
+        """The result for the image files, if captions were written into them."""
+        return self.files.embedded
+
 
 def caption_folder(
-    images: AnyPath,
+    images: ImagesOf,
     model: AnyPaths,
     output: AnyPath,
     search: SearchConfig = SearchConfig(),
@@ -73,13 +80,15 @@ def caption_folder(
 ) -> FolderSummary:
     """Caption every image of `images`, as `extract` takes them, with `model` and write the table `output`.
 
-    `images` may be a feature store: then its rows are captioned, and no image is opened. Several folders in `model`
+    `images` may also be several images, whose keys are their paths as given, or a feature store: then its rows are
+    captioned, and no image is opened. Several folders in `model`
     form an ensemble. Rows of an earlier table are kept if model, settings and image have not changed. Captions that
     a person changed in it are kept whatever changes, and go into every other file; `table.redo_corrected` forgets them.
 
-    `table` is the table's format, which captions are flagged, and which other files are written: a gallery, and a text
-    file beside each image. `embed_into` is a folder for copies of the images that contain their captions, or "images"
-    to write into the images themselves. `cache` describes where features are stored and how missing ones are extracted.
+    `table` is the table's format, which captions are flagged, and which other files are written: a gallery, a text
+    file beside each image, copies of tars. `embed_into` is a folder for copies of the images that contain their
+    captions, or "images" to write into the images themselves. `cache` describes where features are stored and how
+    missing ones are extracted.
 
     `overwrite` replaces an `output` that is not a table of captions, a cache whose features do not match
     the model, and sidecars and descriptions that another program wrote; "made" replaces only an `output` and a cache
@@ -91,30 +100,17 @@ def caption_folder(
     `Captioner.load` does.
     """
     started = time.monotonic()
-    images, models, output = as_location(images), find_models(model), Path(output)
-    table = replace(table, format=table.format or format_of(output))
+    models, output = find_models(model), Path(output)
     machine = cache.machine
     captioner = Captioner.load(models, device=machine.device)
-    companions: Companions | None = None
-    left_out = PassedOver()
-    if isinstance(images, Path) and images.is_file() and is_store_file(images):
-        if table.sidecar is not None or embed_into is not None or table.gallery is not None:
-            raise InputError(f"{images}: holds features, not images to write captions to; give the images themselves")
-        require_other_file(output, images)
-        _require_replaceable(output, overwrite=bool(overwrite))
-        source = open_source(images, cache.features, captioner.spec)
+    task = prepare_captions(images, output, table, cache.features, embed_into=embed_into, overwrite=overwrite)
+    companions, store_path = task.companions, task.store_path
+    if task.found is None:
+        source = open_source(store_path, cache.features, captioner.spec)
     else:
-        image_search = search_images(images)
-        found, left_out = image_search.found, image_search.left_out
-        store_path = as_path(cache.features) or cache_path_for(output)
-        require_other_file(output, images if isinstance(images, Path) else None, store_path)
-        if store_path == output:
-            raise InputError(f"{output}: cannot be the table and the cache of features at once")
-        _require_replaceable(output, overwrite=bool(overwrite))
-        companions = Companions(
-            images, found, output, store_path, table, embed_into=embed_into, overwrite=overwrite is True
+        source = extract_source(
+            task.found, store_path, captioner.spec, cache, replaces=bool(overwrite), progress=progress
         )
-        source = extract_source(found, store_path, captioner.spec, cache, replaces=bool(overwrite), progress=progress)
     captioning_started = time.monotonic()
     updated = _update_table(
         output,
@@ -122,7 +118,7 @@ def caption_folder(
         models,
         captioner,
         search=search,
-        table=table,
+        table=task.table,
         corrections=companions.corrections if companions else (),
         keep_edited=overwrite is not True,
         progress=progress,
@@ -130,16 +126,13 @@ def caption_folder(
     captioned = len(source.keys) - len(source.failures)
     if source.extraction is not None:
         captioning_s = time.monotonic() - captioning_started
-        extraction = replace(source.extraction, left_out=left_out)
-        append_record(source.path, extraction.record(images, captioned=captioned, captioning_s=captioning_s))
-    sidecar_count = embedded = None
+        extraction = replace(source.extraction, left_out=task.left_out)
+        append_record(source.path, extraction.record(task.images, captioned=captioned, captioning_s=captioning_s))
     if companions is not None:
         companions.write_gallery(workers=machine.workers, progress=progress)
     if not captioned and source.keys:
-        raise InputError(f"{images}: none of {len(source.keys)} images can be read; the reasons are in {output}")
-    if companions is not None:
-        sidecar_count = companions.write_sidecars(progress=progress)
-        embedded = companions.embed(progress=progress)
+        raise InputError(f"{task.images}: none of {len(source.keys)} images can be read; the reasons are in {output}")
+    files = companions.write(progress=progress) if companions is not None else WrittenFiles()
     return FolderSummary(
         found=len(source.keys),
         cached=source.extraction.cached if source.extraction else len(source.keys),
@@ -150,15 +143,9 @@ def caption_folder(
         failures=source.failures,
         features_path=source.path,
         duration_s=time.monotonic() - started,
-        sidecars=sidecar_count,
-        embedded=embedded,
-        left_out=left_out,
+        files=files,
+        left_out=task.left_out,
     )
-
-
-def _require_replaceable(output: Path, *, overwrite: bool) -> None:
-    if output.exists() and not (overwrite or is_caption_table(output)):
-        raise InputError(f"{output}: not a table of captions; pass `overwrite` to replace it, or another `output`")
 
 
 def _update_table(
@@ -174,17 +161,10 @@ def _update_table(
     progress: Progress,
 ) -> TableSummary:
     """Bring the table up to date."""
-    low_confidence = table.low_confidence
+    made_with = row_settings(models, captioner, search, table)
+    low_confidence = made_with["low_confidence"]
     if low_confidence is None:
-        low_confidence = usual_low_confidence(captioner.bundles)
-        if low_confidence is None:
-            _logger.warning("the model has no usual confidence; pass `low_confidence` to flag captions below it")
-    made_with = {
-        "models": [model_digest(folder) for folder in models],
-        "search": asdict(captioner.fit_search(search)),
-        "low_confidence": low_confidence,
-    }
-
+        _logger.warning("the model has no usual confidence; pass `low_confidence` to flag captions below it")
     make_rows = partial(_make_rows, source, captioner, search=search, low_confidence=low_confidence, progress=progress)
     wanted = WantedTable(
         source.keys, source.row_sources(), made_with, table.format or "csv", with_alternatives=search.alternatives > 0
@@ -197,6 +177,18 @@ def _update_table(
         keep_edited=keep_edited,
         withdraw_reviews=table.redo_corrected,
     )
+
+
+def row_settings(
+    models: Sequence[Path], captioner: Captioner, search: SearchConfig, table: TableConfig
+) -> dict[str, Any]:
+    """The settings that rows are made with; a row is made again if they differ."""
+    low_confidence = table.low_confidence
+    return {
+        "models": [model_digest(folder) for folder in models],
+        "search": asdict(captioner.fit_search(search)),
+        "low_confidence": usual_low_confidence(captioner.bundles) if low_confidence is None else low_confidence,
+    }
 
 
 def _make_rows(

@@ -27,7 +27,8 @@ from captionmill.stages.encoding.encoder import Encoder, encoder_for_spec
 from captionmill.stages.encoding.engine import Engine, build_engine, encode_batches
 from captionmill.stages.encoding.loader import Batch, load_batches, prepare_pixels
 from captionmill.stages.machine import choose_workers
-from captionmill.stages.settings import ExtractConfig, SearchConfig, TableConfig
+from captionmill.stages.settings import ExtractConfig, SearchConfig
+from captionmill.stages.table_settings import TableConfig
 
 AnyImage = AnyPath | bytes | bytearray | BinaryIO | Image.Image | npt.NDArray[np.uint8] | torch.Tensor
 """A file or its URL, the bytes of a file, a file that is open for reading bytes, a Pillow image, or an array or tensor:

@@ -1,17 +1,15 @@
 """A text file beside each image with its caption, as in training sets: photo.jpg, photo.txt.
 
 A file that an earlier run into the same table wrote and a person changed since is that person's caption of the image.
-Without `overwrite`, a file that no such run wrote is not replaced. What was written is recorded beside the table: one
-line per file, the first digits of the SHA-256 of name and content, and one of the name.
+Without `overwrite`, a file that no such run wrote is not replaced.
 """
 
 import functools
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import partial_path_of
@@ -19,14 +17,15 @@ from captionmill.data.images.find import find_images
 from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES, has_read_suffix
 from captionmill.data.images.read import ImageFile
 from captionmill.data.tables.formats import is_caption_table, read_captions
-from captionmill.data.tables.journal import made_dir
 from captionmill.data.tables.review import Review
 from captionmill.data.tables.rows import CaptionRow
+from captionmill.data.tables.wording import Wording
+from captionmill.data.tables.written import WrittenTexts
 
 if TYPE_CHECKING:
     from captionmill.data.progress import Progress
 
-_HASH_DIGITS = 16
+XMP_SUFFIX = ".xmp"
 
 
 def image_path_of(image: ImageFile, option: str) -> Path:
@@ -36,6 +35,14 @@ def image_path_of(image: ImageFile, option: str) -> Path:
     return image.path
 
 
+def sidecar_path(image: ImageFile, suffix: str) -> Path:
+    """The sidecar of `image`: photo.txt for photo.jpg, but photo.jpg.xmp, as photo programs expect; errors as
+    `image_path_of`.
+    """
+    path = image_path_of(image, "`sidecar`")
+    return path.with_name(path.name + suffix) if suffix.lower() == XMP_SUFFIX else path.with_suffix(suffix)
+
+
 def is_sidecar_suffix(suffix: str) -> bool:
     """Whether files with this suffix may be beside images: it begins with a dot and is not the suffix of an image."""
     return bool(re.fullmatch(r"\.\w[\w.-]*", suffix)) and suffix.lower() not in (*ALL_IMAGE_SUFFIXES, ".tar")
@@ -43,9 +50,21 @@ def is_sidecar_suffix(suffix: str) -> bool:
 
 def count_missing(images: Path | str, suffix: str, table: Path) -> int:
     """The number of `images` that have a caption in `table` but no sidecar with the suffix `suffix`."""
-    paths = {image.key: image_path_of(image, "`sidecar`").with_suffix(suffix) for image in find_images(images)}
+    paths = {image.key: sidecar_path(image, suffix) for image in find_images(images)}
     captioned = (row.path for row in read_captions(table) if row.is_captioned)
     return sum(key in paths and not paths[key].exists() for key in captioned)
+
+
+def captions_of(table: Path) -> dict[str, str]:
+    """The captions of the table as it is, by key; none if it is not there."""
+    return {row.path: row.caption for row in read_captions(table)} if is_caption_table(table) else {}
+
+
+def write_beside(path: Path, content: bytes) -> None:
+    """Replace the file at `path`, atomically; it is not flushed to the disk, which would take most of the time."""
+    partial_path = partial_path_of(path)
+    partial_path.write_bytes(content)
+    partial_path.replace(path)
 
 
 class Sidecars:
@@ -57,31 +76,38 @@ class Sidecars:
         suffix: str,
         table: Path,
         *,
+        wording: Wording,
         others: Iterable[Path],
         overwrite: bool,
     ) -> None:
-        """For the images `found`, with the suffix `suffix` and the captions of `table`; `others` are never overwritten.
+        """For the images `found`, with the suffix `suffix` and the captions of `table` in `wording`.
 
-        Raises InputError if the suffix cannot be used, an image is not a local file, two images would share a sidecar,
-        or, without `overwrite`, a sidecar exists that no run into `table` wrote or that is no text.
+        `others` are never overwritten. Raises InputError if the suffix cannot be used, an image is not a local file,
+        two images would share a sidecar, or, without `overwrite`, a sidecar exists that no run into `table` wrote or
+        that is no text.
         """
         if not is_sidecar_suffix(suffix):
             raise InputError(f"`sidecar` {suffix}: must be the suffix of a text file, such as .txt")
-        self._table = table
-        self._record_path = made_dir(table) / "sidecars"
-        self._known = self._read_known()
+        self._table, self._wording = table, wording
+        self._written = WrittenTexts(table, "sidecars")
         self._paths: dict[str, Path] = {}
+        self._seen: dict[str, bytes] = {}
+        """What is in sidecars that will be replaced, although no run wrote it."""
         self.corrections: list[Review] = []
         """What a person wrote into sidecars since they were written."""
+        self.kept: list[str] = []
+        """Keys of images whose sidecar was changed while its caption was made; it stays, and the next run reads it."""
         self._count = len(found)
         owners: dict[Path, str] = {}
         reserved = {os.path.realpath(path) for path in (table, *others)}
         for image in sorted(found, key=lambda image: not has_read_suffix(image.key)):
-            path = image_path_of(image, "`sidecar`").with_suffix(suffix)
+            path = sidecar_path(image, suffix)
             if image.problem:  # it gets no sidecar, and a file of that name may be another image's
                 continue
-            correction = self._correction(image.key, path)
-            is_foreign = correction is None and path.exists() and not self._is_known(image.key, path.read_bytes())
+            content = path.read_bytes() if path.exists() else None
+            is_new = content is not None and not self._written.has(image.key, content)
+            correction = self._correction(image.key, content) if content is not None and is_new else None
+            is_foreign = is_new and correction is None
             if (path in owners or is_foreign) and not has_read_suffix(image.key):  # photo.cr2 beside its photo.jpg
                 continue
             self._paths[image.key] = path
@@ -95,56 +121,42 @@ class Sidecars:
                     "move it away, or pass `overwrite` to replace all such files"
                 )
             owners[path] = image.key
+            if content is not None and is_new:
+                self._seen[image.key] = content
             if correction is not None:
                 self.corrections.append(correction)
 
     def write(self, rows: Iterable[CaptionRow], *, progress: "Progress") -> int:
         """Write the caption of each row that has one; the number of files that were new or changed."""
         written = 0
-        with self._record_path.open("ab") as record:
+        with self._written.adding():
             for done, row in enumerate(rows, 1):
-                path, content = self._paths.get(row.path), f"{row.caption}\n".encode()
+                path = self._paths.get(row.path)
                 if path and row.is_captioned:
-                    written += self._write_one(row.path, path, content, record)
+                    written += self._write_one(row.path, path, f"{self._wording.text(row.caption)}\n".encode())
                 progress("sidecars", done, self._count)
         return written
 
-    def _write_one(self, key: str, path: Path, content: bytes, record: IO[bytes]) -> bool:
+    def _write_one(self, key: str, path: Path, content: bytes) -> bool:
         """Write the sidecar of one image; whether it was new or changed."""
-        is_there = path.exists() and path.read_bytes() == content
-        if not (is_there and self._is_known(key, content)):
-            record.write(b"\n".join((b"", self._hash(key), self._hash(key, content))))
-            record.flush()  # first, so that an interrupted run leaves no file without a record
-        if is_there:
+        there = path.read_bytes() if path.exists() else None
+        if there not in (None, content, self._seen.get(key)) and not self._written.has(key, there or b""):
+            self.kept.append(key)
             return False
-        partial_path = partial_path_of(path)
-        partial_path.write_bytes(content)
-        partial_path.replace(path)
-        return True
+        self._written.add(key, content)
+        if there != content:
+            write_beside(path, content)
+        return there != content
 
-    def _correction(self, key: str, path: Path) -> Review | None:
-        """What a person wrote into the sidecar of `key`; None if it is as it was written, foreign, or not a text."""
-        if not path.exists() or self._is_known(key, content := path.read_bytes()):
-            return None
+    def _correction(self, key: str, content: bytes) -> Review | None:
+        """What a person wrote into the sidecar of `key`; None if it is foreign or not a text."""
         try:
-            caption = " ".join(content.decode("utf-8-sig").split())
+            caption = self._wording.caption_in(content.decode("utf-8-sig"))
         except UnicodeDecodeError:
             return None
-        is_ours = self._hash(key) in self._known or self._is_known(key, f"{self._captions.get(key)}\n".encode())
+        is_ours = self._written.has_any(key) or self._written.has(key, f"{self._captions.get(key)}\n".encode())
         return Review(key, "corrected", caption) if is_ours and caption else None
-
-    def _is_known(self, key: str, content: bytes) -> bool:
-        return self._hash(key, content) in self._known
 
     @functools.cached_property
     def _captions(self) -> dict[str, str]:
-        """The captions of the table as it is."""
-        is_there = is_caption_table(self._table)
-        return {row.path: row.caption for row in read_captions(self._table)} if is_there else {}
-
-    def _read_known(self) -> set[bytes]:
-        return set(self._record_path.read_bytes().split()) if self._record_path.exists() else set()
-
-    @staticmethod
-    def _hash(key: str, content: bytes = b"") -> bytes:
-        return hashlib.sha256(key.encode() + b"\0" + content).hexdigest()[:_HASH_DIGITS].encode()
+        return captions_of(self._table)

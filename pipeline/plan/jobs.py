@@ -13,12 +13,16 @@ from captionmill.data.models.bundle import read_model
 from captionmill.data.paths import as_path
 from captionmill.data.tables.formats import format_of
 from captionmill.pipeline.plan.fingerprints import Images, Input, TextFiles
-from captionmill.stages.settings import USUAL_LENGTH, ExtractConfig, SearchConfig, SplitLists, TableConfig, TrainConfig
+from captionmill.stages.fields import settings_of
+from captionmill.stages.settings import USUAL_LENGTH, ExtractConfig, SearchConfig, SplitLists, TrainConfig
+from captionmill.stages.table_settings import TableConfig
 
 Kind = Literal["extract", "train", "evaluate", "caption"]
 Several = Literal["each", "best", "ensemble"]
 """How several models are used: one output each, only the model with the best validation CIDEr-D, or an ensemble."""
 
+_BESIDE = ("gallery", "sidecar", "metadata_jsonl", "tars", "tar_suffix", "prefix", "suffix", "caption_template")
+"""Settings of the files that are written with a table of captions."""
 _ROW_SETTINGS = ("backbone", "weights", "preprocess", "image_size", "views", "dtype")
 
 
@@ -130,11 +134,16 @@ class CaptionJob:
 
     def settings(self) -> dict[str, Any]:
         """All settings that change the captions, their table and the files beside it."""
-        gallery, sidecar = as_path(self.table.gallery), self.table.sidecar
-        where = Path(os.path.relpath(gallery, self.output.parent)).as_posix() if gallery else None
-        beside = {name: value for name, value in (("gallery", where), ("sidecar", sidecar)) if value}
+        beside = {name: value for name in _BESIDE if (value := self._beside(name))}
         search = asdict(self.search) | _length(self.search, self.search)
         return search | _several(self.models, self.several) | self._rows(self.table) | beside
+
+    def _beside(self, name: str) -> str | None:
+        """A setting of the files beside the table; a path is relative to it, so that the folder of both may move."""
+        value = getattr(self.table, name)
+        if isinstance(value, Path):
+            return Path(os.path.relpath(value, self.output.parent)).as_posix()
+        return None if value == settings_of(TableConfig)[name].default else str(value)
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""
@@ -146,7 +155,7 @@ class CaptionJob:
 
     def _rows(self, table: TableConfig) -> dict[str, Any]:
         """The settings in `table` that change the rows."""
-        return {"format": table.format or format_of(self.output), "low_confidence": table.low_confidence}
+        return {"format": format_of(self.output, table.format), "low_confidence": table.low_confidence}
 
     def inputs(self) -> dict[str, Input]:
         """The inputs of the job, by name."""

@@ -14,14 +14,8 @@ from captionmill.pipeline.plan.file import PlanFile, Section, refuse_unknown_tab
 from captionmill.pipeline.plan.graph import Graph, Task
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, Several, TrainJob
 from captionmill.stages.fields import settings_of
-from captionmill.stages.settings import (
-    MACHINE_SETTINGS,
-    ExtractConfig,
-    SearchConfig,
-    SplitLists,
-    TableConfig,
-    TrainConfig,
-)
+from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, SplitLists, TrainConfig
+from captionmill.stages.table_settings import TableConfig
 
 KINDS = ("extract", "train", "evaluate", "caption")
 Value = TypeVar("Value")
@@ -130,11 +124,10 @@ def _read_caption(section: Section, extractions: Sequence[Task], trainings: Sequ
         )
     suffix = f".{table.format or 'csv'}"
     output = section.path("output", _default_output("captions", section.name, suffix, is_folder=False))
-    if table.format is None:
-        try:
-            format_of(output)
-        except InputError as error:
-            raise section.error("output", str(error)) from None
+    try:
+        format_of(output, table.format)
+    except InputError as error:
+        raise section.error("output", str(error)) from None
     features = [model.training.features for model in models if model.training]
     made_by = [task.job.config for task in extractions if isinstance(task.job, ExtractJob) and task.output in features]
     used = {name: getattr(made_by[0], name) for name in MACHINE_SETTINGS} if made_by else {}

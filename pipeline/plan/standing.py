@@ -140,8 +140,8 @@ def _missing_companions(job: Job) -> list[str]:
     """The missing files of those that a job writes beside its output, which is up to date."""
     if not isinstance(job, CaptionJob):
         return []
-    gallery = as_path(job.table.gallery)
-    missing = [f"{gallery.name} is not there"] if gallery and not gallery.exists() else []
+    wanted = (as_path(path) for path in (job.table.gallery, job.table.metadata_jsonl, job.table.tars))
+    missing = [f"{path.name} is not there" for path in wanted if path and not path.exists()]
     if job.table.sidecar and (count := count_missing(job.images, job.table.sidecar, job.output)):
         missing.append(f"{count} sidecar{'s are' if count > 1 else ' is'} not there")
     return missing

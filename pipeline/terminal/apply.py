@@ -5,7 +5,9 @@ from pathlib import Path
 import click
 
 from captionmill.pipeline import summaries
+from captionmill.pipeline.result_fields import decision_fields
 from captionmill.pipeline.terminal.options import FILE, log_format_option
+from captionmill.pipeline.terminal.results import show_result
 from captionmill.pipeline.words import show_count, show_list
 
 
@@ -27,7 +29,10 @@ def apply(decisions: Path, table: Path, dry_run: bool) -> None:
     from captionmill.data.tables.decisions import apply_decisions
 
     summary = apply_decisions(decisions, table, dry_run=dry_run)
-    click.echo(f"{table}: {summaries.decision_line(summary)}{'; nothing is changed' if dry_run else ''}")
+    show_result(
+        f"{table}: {summaries.decision_line(summary)}{'; nothing is changed' if dry_run else ''}",
+        decision_fields(summary, table, dry_run=dry_run),
+    )
     if summary.conflicts:
         click.echo(f"Not merged: {show_count(len(summary.conflicts), 'conflict')}", err=True)
         click.echo(show_list([f"{conflict.path}: {conflict.reason}" for conflict in summary.conflicts]), err=True)

@@ -6,30 +6,43 @@ from typing import Any, Literal
 
 import click
 
+from captionmill.data.errors import InputError
 from captionmill.pipeline import summaries
+from captionmill.pipeline.result_fields import caption_fields, forecast_fields
 from captionmill.pipeline.terminal.options import (
-    ANY_OR_URL,
     FILE_PATH,
     FOLDER_PATH,
+    dry_run_option,
+    images_argument,
     machine_options,
     models_option,
     moved_weights_option,
     quiet_option,
     search_options,
     setting_options,
+    strict_option,
+    take_images,
     take_settings,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
-from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TableConfig
+from captionmill.pipeline.terminal.results import show_result
+from captionmill.pipeline.terminal.stdout_table import STDOUT, TABLE_PATH, refuse_lasting_files, table_for
+from captionmill.pipeline.words import show_count
+from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig
+from captionmill.stages.table_settings import TableConfig
+
+_GALLERY = "the gallery, open it in a browser"
 
 
 @click.command()
-@click.argument("images", type=ANY_OR_URL)
+@images_argument
 @models_option
-@click.option("--output", type=FILE_PATH, required=True, help="Table to write.")
+@click.option("--output", type=TABLE_PATH, required=True, help="Table to write; - writes it to stdout, and keeps none.")
 @setting_options(TableConfig)
 @click.option(
-    "--features", type=FILE_PATH, help="Feature store that caches the features.  [default: OUTPUT with .features.h5]"
+    "--features",
+    type=FILE_PATH,
+    help="Feature store that caches the features.  [default: OUTPUT with .features.h5; none for -]",
 )
 @moved_weights_option
 @search_options
@@ -50,11 +63,22 @@ from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchC
 @click.option(
     "--redo-corrected", is_flag=True, help="Forget the captions that a person corrected or accepted in OUTPUT."
 )
+@strict_option
+@dry_run_option
 @quiet_option
-def caption(images: Path | str, models: tuple[Path, ...], output: Path, quiet: bool, **options: Any) -> None:
+def caption(
+    images: tuple[Path | str, ...],
+    models: tuple[Path, ...],
+    output: Path,
+    strict: bool,
+    dry_run: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
     """Write a table of captions for the images of IMAGES: a folder, a list of paths, a .tar or a URL, as for `extract`.
 
-    IMAGES may also be a feature store, whose rows are captioned. Columns: path, caption, confidence (0 to 1), flags
+    IMAGES may also be several images, - to read a list from standard input, or a feature store, whose rows are
+    captioned. Columns: path, caption, confidence (0 to 1), flags
     (cut, repeated, low-confidence), status, error. If the command is interrupted or images are added, run it again:
     only what is new or changed is done. Captions that you correct in OUTPUT are yours: they get the status corrected,
     no later run replaces them, and the next one writes them into sidecars, metadata and gallery. In CSV a text that a
@@ -68,26 +92,34 @@ def caption(images: Path | str, models: tuple[Path, ...], output: Path, quiet: b
     search, table = take_settings(SearchConfig, options), take_settings(TableConfig, options)
     table = replace(table, redo_corrected=options.pop("redo_corrected"))
     machine = take_settings(ExtractConfig, options, *MACHINE_SETTINGS)
-    cache = CacheConfig(options.pop("features"), options.pop("weights"), machine)
-    overwrite = options.pop("overwrite")
+    features, overwrite = options.pop("features"), options.pop("overwrite")
+    weights = options.pop("weights")
     embed_into = _embed_into(output, **options)
-    with ProgressBars(quiet=quiet) as progress:
-        summary = caption_folder(
-            images,
-            models,
-            output,
-            search,
-            table=table,
-            cache=cache,
-            embed_into=embed_into,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    click.echo(f"{output}: {summaries.folder_line(summary)}")
-    for line in summaries.written_lines(summary):
-        click.echo(line)
-    if table.gallery is not None:
-        click.echo(f"{table.gallery}: the gallery, open it in a browser")
+    to_stdout = output == STDOUT
+    if to_stdout:
+        refuse_lasting_files(table, embed_into is not None, overwrite=overwrite)
+    taken = take_images(images)
+    with table_for(output, table.format) as path:
+        cache = CacheConfig(features, weights, machine)
+        settings: dict[str, Any] = {"table": table, "cache": cache, "embed_into": embed_into, "overwrite": overwrite}
+        if dry_run:
+            from captionmill.pipeline.forecast import forecast_captions
+
+            forecast = forecast_captions(taken, models, path, search, **settings)
+            fields = forecast_fields(forecast, output)
+            show_result(f"{output}: {summaries.forecast_lines(forecast)}", fields, on_stderr=to_stdout)
+            return
+        with ProgressBars(quiet=quiet) as progress:
+            summary = caption_folder(taken, models, path, search, **settings, progress=progress)
+    lines = [f"{output}: {summaries.folder_line(summary)}", *summaries.written_lines(summary)]
+    for page, what in ((table.metadata_jsonl, "the captions for imagefolder"), (table.gallery, _GALLERY)):
+        lines += [f"{page}: {what}"] if page is not None else []
+    fields = caption_fields(summary, output)
+    if to_stdout and features is None:
+        fields["features"] = None  # they are gone
+    show_result("\n".join(lines), fields, on_stderr=to_stdout)
+    if strict and summary.failures:
+        raise InputError(f"{show_count(len(summary.failures), 'image')} cannot be read, and --strict is given")
 
 
 def _embed_into(

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from captionmill.pipeline.terminal.options import FILE, FOLDER_PATH, log_format_option
+from captionmill.pipeline.terminal.results import show_result
 
 
 @click.command()
@@ -21,4 +22,5 @@ def card(model: Path, scores: tuple[Path, ...]) -> None:
     """
     from captionmill.data.models.card import write_card
 
-    click.echo(f"{write_card(model, scores)}: the card of the model")
+    path = write_card(model, scores)
+    show_result(f"{path}: the card of the model", {"output": str(path)})

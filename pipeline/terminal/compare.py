@@ -5,8 +5,10 @@ from pathlib import Path
 import click
 
 from captionmill.pipeline import summaries
+from captionmill.pipeline.result_fields import comparison_fields
 from captionmill.pipeline.terminal.options import ANY_OR_URL, FILE, FILE_PATH, quiet_option
 from captionmill.pipeline.terminal.progress import ProgressBars
+from captionmill.pipeline.terminal.results import show_result
 
 
 @click.command()
@@ -39,7 +41,7 @@ def compare(
         comparison = compare_tables(
             first, second, captions=captions, output=output, page=page, images=images, progress=progress
         )
-    click.echo(summaries.comparison_lines(comparison))
+    lines = [summaries.comparison_lines(comparison)]
     for path, what in ((output, "the images with different captions"), (page, "the page, open it in a browser")):
-        if path is not None:
-            click.echo(f"{path}: {what}")
+        lines += [f"{path}: {what}"] if path is not None else []
+    show_result("\n".join(lines), comparison_fields(comparison, output, page))

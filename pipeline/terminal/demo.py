@@ -1,13 +1,18 @@
 """`captionmill demo`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from captionmill.pipeline import words
 from captionmill.pipeline.terminal.options import FOLDER_PATH, quiet_option
 from captionmill.pipeline.terminal.progress import ProgressBars
-from captionmill.pipeline.terminal.results import epoch_printer, show_outcomes, stage_printer
+from captionmill.pipeline.terminal.results import epoch_printer, show_outcomes, show_result, stage_printer
+
+if TYPE_CHECKING:
+    from captionmill.pipeline.demo.demo import DemoSummary
+    from captionmill.pipeline.result_fields import Fields
 
 
 @click.command()
@@ -27,11 +32,27 @@ def demo(folder: Path, quiet: bool) -> None:
             folder, on_stage=stage_printer(quiet), on_epoch=epoch_printer(quiet, progress), progress=progress
         )
     show_outcomes(summary.outcomes)
-    click.echo(
+    show_result(_text(summary), demo_fields(summary))
+
+
+def _text(summary: "DemoSummary") -> str:
+    right = (
         f"\n{summary.right_count} of {summary.held_out_count} held-out captions are right in every object, colour, "
-        f"size and background ({words.show_duration(summary.duration_s)})\n"
-        f"  captions  {summary.captions_path}\n  page      {summary.page_path}"
+        f"size and background ({words.show_duration(summary.duration_s)})"
     )
-    if summary.report_path:
-        click.echo(f"  report    {summary.report_path}")
-    click.echo(f"  repeat    captionmill run {folder / 'pipeline.toml'}")
+    lines = [right, f"  captions  {summary.captions_path}", f"  page      {summary.page_path}"]
+    lines += [f"  report    {summary.report_path}"] if summary.report_path else []
+    return "\n".join([*lines, f"  repeat    captionmill run {summary.folder / 'pipeline.toml'}"])
+
+
+def demo_fields(summary: "DemoSummary") -> "Fields":
+    """The files and the result of the demo."""
+    return {
+        "output": str(summary.folder),
+        "right": summary.right_count,
+        "held_out": summary.held_out_count,
+        "captions": str(summary.captions_path),
+        "page": str(summary.page_path),
+        "report": str(summary.report_path) if summary.report_path else None,
+        "seconds": round(summary.duration_s, 3),
+    }

@@ -3,10 +3,12 @@
 import click
 
 from captionmill.pipeline import summaries
+from captionmill.pipeline.result_fields import machine_fields
 from captionmill.pipeline.terminal.extract import extract
 from captionmill.pipeline.terminal.names import as_typed
 from captionmill.pipeline.terminal.options import quiet_option
 from captionmill.pipeline.terminal.progress import ProgressBars
+from captionmill.pipeline.terminal.results import show_result
 
 
 @click.command()
@@ -33,4 +35,4 @@ def doctor(seconds: float, quiet: bool) -> None:
     with ProgressBars(quiet=quiet) as progress:
         throughput = measure_throughput(seconds / 3, progress=progress) if seconds else None
     advice = [as_typed(line, extract) for line in advise(facts, throughput)]
-    click.echo(summaries.doctor_lines(facts, throughput, advice))
+    show_result(summaries.doctor_lines(facts, throughput, advice), machine_fields(facts, throughput, advice))

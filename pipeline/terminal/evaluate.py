@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from captionmill.pipeline import summaries
+from captionmill.pipeline.result_fields import evaluation_fields
 from captionmill.pipeline.terminal.options import (
     FILE,
     FILE_PATH,
@@ -20,6 +21,7 @@ from captionmill.pipeline.terminal.options import (
     take_settings,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
+from captionmill.pipeline.terminal.results import show_result
 from captionmill.pipeline.words import show_list
 from captionmill.stages.scoring.settings import BootstrapConfig, EvaluateConfig
 from captionmill.stages.settings import SearchConfig
@@ -66,7 +68,7 @@ def evaluate(features: Path, models: tuple[Path, ...], quiet: bool, **options: A
     config = replace(take_settings(EvaluateConfig, options), search=search, bootstrap=bootstrap)
     with ProgressBars(quiet=quiet) as progress:
         evaluation = evaluate(features, models, captions, config, progress=progress, **options)
-    click.echo(summaries.score_table(evaluation))
+    show_result(summaries.score_table(evaluation), evaluation_fields(evaluation, options["output"]))
     for line in evaluation.left_out:
         click.echo(f"Note: {line}", err=True)
     if evaluation.missing:

@@ -17,6 +17,7 @@ from captionmill.pipeline.terminal.options import (
     take_captions,
     take_settings,
 )
+from captionmill.pipeline.terminal.results import show_result
 from captionmill.stages.settings import ExtractConfig, SearchConfig
 
 _MACHINE = ("device", "engine", "precision")
@@ -55,7 +56,7 @@ def explain(image: Path | str, models: tuple[Path, ...], output: Path | None, **
 
     search, machine = take_settings(SearchConfig, options), take_settings(ExtractConfig, options, *_MACHINE)
     explained = explain_image(image, models, output=output, search=search, machine=machine, **options)
-    if output:
-        click.echo(f"{output}: {explained.caption} (confidence {explained.explanation.caption.confidence:.4f})")
-    else:
-        click.echo(render_text(explained))
+    confidence = explained.explanation.caption.confidence
+    text = f"{output}: {explained.caption} (confidence {confidence:.4f})" if output else render_text(explained)
+    fields = {"output": str(output) if output else None, "caption": explained.caption, "confidence": confidence}
+    show_result(text, fields)

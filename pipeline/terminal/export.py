@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from captionmill.pipeline import summaries
+from captionmill.pipeline.result_fields import export_fields
 from captionmill.pipeline.terminal.options import (
     FOLDER_PATH,
     MODEL,
@@ -13,6 +14,7 @@ from captionmill.pipeline.terminal.options import (
     quiet_option,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
+from captionmill.pipeline.terminal.results import show_result
 
 
 @click.command()
@@ -48,4 +50,4 @@ def export(
             overwrite=overwrite,
             progress=progress,
         )
-    click.echo(f"{output}: {summaries.export_line(summary)}")
+    show_result(f"{output}: {summaries.export_line(summary)}", export_fields(summary))

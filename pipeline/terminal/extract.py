@@ -7,24 +7,29 @@ import click
 
 from captionmill.data.errors import InputError
 from captionmill.pipeline import summaries
+from captionmill.pipeline.result_fields import extraction_fields, forecast_fields
 from captionmill.pipeline.terminal.names import as_typed
 from captionmill.pipeline.terminal.options import (
-    ANY_OR_URL,
     FILE_PATH_OR_URL,
     ShardType,
+    dry_run_option,
+    images_argument,
     overwrite_option,
     quiet_option,
     setting_options,
+    strict_option,
+    take_images,
     take_settings,
     wait_option,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
+from captionmill.pipeline.terminal.results import show_result
 from captionmill.pipeline.words import show_count, show_list
 from captionmill.stages.settings import ExtractConfig
 
 
 @click.command()
-@click.argument("images", type=ANY_OR_URL)
+@images_argument
 @click.option(
     "--output", type=FILE_PATH_OR_URL, required=True, help="Feature store to write or to resume (HDF5), or a URL."
 )
@@ -42,37 +47,46 @@ from captionmill.stages.settings import ExtractConfig
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after this many images of the sorted list.")
 @click.option("--prune", is_flag=True, help="Remove rows whose image is no longer among IMAGES.")
-@click.option("--strict", is_flag=True, help="Exit with code 1 if any image cannot be read.")
+@strict_option
+@dry_run_option
 @overwrite_option
 @quiet_option
 def extract(
-    images: Path | str,
+    images: tuple[Path | str, ...],
     output: Path | str,
     jobs: int,
     cluster: str | None,
     wait_s: int,
     strict: bool,
+    dry_run: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
     """Compute 2048 features for each image of IMAGES and cache them.
 
     IMAGES is a folder, a text file with one path or URL per line, a .tar of images, a folder of .tar files, or a URL of
-    one of these. If the command is run again, it extracts only what is missing. Images that cannot be read are listed
-    in failures.csv beside the store.
+    one of these; or several images; or - to read a list from standard input. If the command is run again, it extracts
+    only what is missing. Images that cannot be read are listed in failures.csv beside the store.
 
     Example: captionmill extract photos --output features.h5
     """
     from captionmill.pipeline.cluster import open_spread
     from captionmill.stages.encoding.extract import extract
 
-    config = take_settings(ExtractConfig, options)
+    config, taken = take_settings(ExtractConfig, options), take_images(images)
+    if dry_run:
+        from captionmill.pipeline.forecast import forecast_extraction
+
+        wanted = {name: options[name] for name in ("overwrite", "limit", "shard")}
+        forecast = forecast_extraction(taken, output, config, **wanted)
+        show_result(f"{output}: {summaries.forecast_lines(forecast)}", forecast_fields(forecast, output))
+        return
     with (
         ProgressBars(quiet=quiet) as progress,
         open_spread(jobs, cluster, device=config.device, wait_s=wait_s) as spread,
     ):
-        summary = extract(images, output, config, spread=spread, progress=progress, **options)
-    click.echo(f"{summary.output}: {summaries.extract_line(summary)}")
+        summary = extract(taken, output, config, spread=spread, progress=progress, **options)
+    show_result(f"{summary.output}: {summaries.extract_line(summary)}", extraction_fields(summary))
     if summary.extracted and not quiet:
         click.echo(as_typed(summaries.meter_line(summary)), err=True)
     if summary.unlisted:

@@ -8,6 +8,7 @@ from captionmill.data.errors import InputError
 from captionmill.pipeline.terminal.endings import StrictGroup
 from captionmill.pipeline.terminal.options import FILE_PATH, log_format_option, overwrite_option, quiet_option
 from captionmill.pipeline.terminal.progress import ProgressBars
+from captionmill.pipeline.terminal.results import show_result
 from captionmill.pipeline.words import show_count, show_list
 
 
@@ -28,17 +29,26 @@ def info(store: Path) -> None:
     from captionmill.data.features.store import FeatureStore
 
     opened = FeatureStore.open(store)
-    click.echo(f"{store}: {show_count(len(opened), 'image')}, {opened.dtype}, {opened.size_bytes / 1e6:.1f} MB")
+    lines = [f"{store}: {show_count(len(opened), 'image')}, {opened.dtype}, {opened.size_bytes / 1e6:.1f} MB"]
     if opened.part_count:
-        click.echo(f"  {show_count(opened.part_count, 'part')} beside it in {store.name}.parts belong to it")
+        lines.append(f"  {show_count(opened.part_count, 'part')} beside it in {store.name}.parts belong to it")
     if shard := opened.shard:
         images = show_count(shard.images, "image")
-        click.echo(f"  shard {shard.index} of {shard.count}: {images}, {shard.failed:,} not readable")
-    for name, value in (opened.spec.to_json() | opened.made_by).items():
-        click.echo(f"  {name:15} {value}")
+        lines.append(f"  shard {shard.index} of {shard.count}: {images}, {shard.failed:,} not readable")
+    lines += [f"  {name:15} {value}" for name, value in (opened.spec.to_json() | opened.made_by).items()]
     for record in read_records(store)[-1:]:
         found = f"{show_count(record.found, 'image')} found, {record.failed:,} failed"
-        click.echo(f"  {'last run':15} {found}" + (f"; left out: {record.left_out}" if record.left_out else ""))
+        lines.append(f"  {'last run':15} {found}" + (f"; left out: {record.left_out}" if record.left_out else ""))
+    fields = {
+        "store": str(store),
+        "images": len(opened),
+        "dtype": opened.dtype,
+        "bytes": opened.size_bytes,
+        "parts": opened.part_count,
+        "spec": opened.spec.to_json(),
+        "made_by": opened.made_by,
+    }
+    show_result("\n".join(lines), fields)
 
 
 @features.command()
@@ -58,7 +68,7 @@ def verify(store: Path) -> None:
             f"{store}: {len(damaged)} of {len(opened)} rows are damaged; extract computes them again, and captionmill "
             f"features repair {store} removes them"
         )
-    click.echo(f"{store}: {show_count(len(opened), 'row')}, all intact")
+    show_result(f"{store}: {show_count(len(opened), 'row')}, all intact", {"store": str(store), "rows": len(opened)})
 
 
 @features.command()
@@ -79,10 +89,11 @@ def repair(store: Path) -> None:
         click.echo(f"{path}: renamed, as it cannot be read", err=True)
     if summary.rows_dropped:
         click.echo(show_list(summary.rows_dropped), err=True)
+    text = f"{store}: nothing is damaged"
     if summary.rows_dropped or summary.files_set_aside:
-        click.echo(f"{store}: {show_count(len(summary.rows_dropped), 'damaged row')} removed; run extract again")
-    else:
-        click.echo(f"{store}: nothing is damaged")
+        text = f"{store}: {show_count(len(summary.rows_dropped), 'damaged row')} removed; run extract again"
+    renamed = [str(path) for path in summary.files_set_aside]
+    show_result(text, {"store": str(store), "removed": len(summary.rows_dropped), "renamed": renamed})
 
 
 @features.command()
@@ -100,7 +111,8 @@ def merge(stores: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     from captionmill.data.features.merge import merge_stores
 
     summary = merge_stores(stores, output, overwrite=overwrite)
-    click.echo(f"{output}: {show_count(summary.rows, 'row')} of {show_count(summary.stores, 'store')}")
+    text = f"{output}: {show_count(summary.rows, 'row')} of {show_count(summary.stores, 'store')}"
+    show_result(text, {"output": str(output), "rows": summary.rows, "stores": summary.stores})
 
 
 @features.command()
@@ -117,4 +129,5 @@ def export(store: Path, output: Path, overwrite: bool, quiet: bool) -> None:
 
     with ProgressBars(quiet=quiet) as progress:
         summary = export_features(store, output, overwrite=overwrite, progress=progress)
-    click.echo(f"{', '.join(map(str, summary.paths))}: {show_count(summary.rows, 'row')}")
+    paths = [str(path) for path in summary.paths]
+    show_result(f"{', '.join(paths)}: {show_count(summary.rows, 'row')}", {"files": paths, "rows": summary.rows})

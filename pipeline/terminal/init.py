@@ -6,6 +6,7 @@ import click
 
 from captionmill.data.errors import InputError
 from captionmill.pipeline.terminal.options import FILE_PATH, log_format_option
+from captionmill.pipeline.terminal.results import show_result
 
 
 @click.command()
@@ -24,4 +25,5 @@ def init(pipeline: Path) -> None:
     if pipeline.exists():
         raise InputError(f"{pipeline}: exists already; name another file")
     write_text(pipeline, starting_plan(pipeline.name))
-    click.echo(f"{pipeline}: fill in the paths, then: captionmill run {pipeline} --dry-run")
+    text = f"{pipeline}: fill in the paths, then: captionmill run {pipeline} --dry-run"
+    show_result(text, {"output": str(pipeline)})

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 
 class JsonLines(io.TextIOBase):
@@ -36,6 +36,11 @@ class JsonLines(io.TextIOBase):
 
     def fileno(self) -> int:
         return self._stream.fileno()
+
+    @property
+    def buffer(self) -> BinaryIO:
+        """The bytes of the stream below, for a table that is written to stdout."""
+        return self._stream.buffer
 
     def writable(self) -> bool:
         return True

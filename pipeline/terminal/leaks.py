@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from captionmill.pipeline import summaries
+from captionmill.pipeline.result_fields import leak_fields
 from captionmill.pipeline.terminal.options import (
     FILE,
     FILE_PATH,
@@ -18,6 +19,7 @@ from captionmill.pipeline.terminal.options import (
     take_settings,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
+from captionmill.pipeline.terminal.results import show_result
 from captionmill.pipeline.words import show_count, show_list
 from captionmill.stages.scoring.settings import LeakConfig
 
@@ -36,7 +38,8 @@ from captionmill.stages.scoring.settings import LeakConfig
 def leaks(features: Path, quiet: bool, **options: Any) -> None:
     """Report identical and nearly identical images in different splits, by the features in the store FEATURES.
 
-    The splits come from the model, or from the lists, or else from the captions file. Images are identical if their
+    The splits come from the model, or from the lists, or else from the captions file. With --within, all images of the
+    store are compared if no splits are named, as by `duplicates`. Images are identical if their
     files have the same content.
 
     Example: captionmill leaks features.h5 --model model --output leaks.csv
@@ -50,7 +53,7 @@ def leaks(features: Path, quiet: bool, **options: Any) -> None:
         report = find_leaks(
             features, captions if captions.paths else None, config, lists=lists, progress=progress, **options
         )
-    click.echo(summaries.leak_lines(report))
+    show_result(summaries.leak_lines(report), leak_fields(report, options["output"]))
     if report.without_features:
         click.echo(f"Not compared, without features: {len(report.without_features):,}", err=True)
         click.echo(show_list(report.without_features), err=True)

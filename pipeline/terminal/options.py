@@ -1,6 +1,7 @@
 """Types of arguments, the options made from settings (`setting_options`), and others that several commands share."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +14,8 @@ from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchC
 
 if TYPE_CHECKING:
     from captionmill.data.captions.files import CaptionFiles
+    from captionmill.data.images.lists import ListedImages
+    from captionmill.data.paths import AnyPath
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings", bound=Configuration)
@@ -32,6 +35,7 @@ class PathOrUrl(click.Path):
 
 
 ANY_OR_URL = PathOrUrl(exists=True, path_type=Path)
+ANY_URL_OR_DASH = PathOrUrl(exists=True, allow_dash=True, path_type=Path)
 FILE_PATH_OR_URL = PathOrUrl(dir_okay=False, path_type=Path)
 MODEL = PathOrUrl(path_type=Path)
 """A folder, a packed file or a URL."""
@@ -98,7 +102,7 @@ def _value_type(setting: Setting) -> click.ParamType[Any]:
         int: click.IntRange(**ends),
         float: FiniteFloat(**ends),
         str: click.STRING,
-        Path: FILE_PATH,
+        Path: FOLDER_PATH if setting.is_folder else FILE_PATH,
     }
     value_type = click.Choice(setting.type.choices) if setting.type.choices else kinds[setting.type.kind]
     return ValueOrWord(value_type, setting.words) if setting.words else value_type
@@ -120,6 +124,21 @@ def options(*decorators: Decorator[Any]) -> Decorator[Any]:
     return decorate
 
 
+def take_images(images: tuple[Path | str, ...]) -> "AnyPath | ListedImages":
+    """The images that the arguments of a command name: a folder, a list, a tar or a URL, several images, or - for a
+    list on standard input.
+    """
+    from captionmill.data.images.find import is_single_image
+    from captionmill.data.images.lists import ListedImages, as_images
+
+    if Path("-") in images:
+        if len(images) > 1:
+            raise click.UsageError("- reads a list from standard input: give it by itself")
+        return ListedImages.of_lines(sys.stdin.buffer.read(), "standard input")
+    return images[0] if len(images) == 1 and not is_single_image(images[0]) else as_images(images)
+
+
+images_argument = click.argument("images", metavar="IMAGES...", type=ANY_URL_OR_DASH, nargs=-1, required=True)
 log_format_option = click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
@@ -143,6 +162,10 @@ wait_option = click.option(
 )
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace an existing output, once the new one is complete."
+)
+strict_option = click.option("--strict", is_flag=True, help="Exit with code 1 if any image cannot be read.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Show what would be read, skipped and done again, and change nothing."
 )
 device_option = setting_options(ExtractConfig, "device")
 machine_options = setting_options(ExtractConfig, *MACHINE_SETTINGS)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from captionmill.pipeline.terminal.options import FILE_PATH, FOLDER_PATH, log_format_option
+from captionmill.pipeline.terminal.results import show_result
 
 
 @click.command()
@@ -22,5 +23,6 @@ def pack(model: Path, output: Path) -> None:
     from captionmill.data.models.archive import pack_model
 
     summary = pack_model(model, output)
-    click.echo(f"{output}: {', '.join(summary.files)}; {summary.size_bytes / 1e6:.1f} MB")
-    click.echo(f"{output}#sha256={summary.sha256}")
+    text = f"{output}: {', '.join(summary.files)}; {summary.size_bytes / 1e6:.1f} MB\n{output}#sha256={summary.sha256}"
+    fields = {"output": str(output), "files": list(summary.files), "bytes": summary.size_bytes}
+    show_result(text, fields | {"sha256": summary.sha256})

@@ -15,6 +15,7 @@ from captionmill.pipeline.terminal.options import (
     log_format_option,
     take_captions,
 )
+from captionmill.pipeline.terminal.results import show_result
 
 
 @click.command()
@@ -65,4 +66,5 @@ def report(
     from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
 
     write_run_report(output, ReportSources(models, features, scores, tables, captions, images), title=title)
-    click.echo(f"{output}: {output.stat().st_size / 1000:,.0f} kB")
+    size_bytes = output.stat().st_size
+    show_result(f"{output}: {size_bytes / 1000:,.0f} kB", {"output": str(output), "bytes": size_bytes})

@@ -1,11 +1,13 @@
 """What commands show on the terminal while stages run."""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from captionmill.pipeline import summaries, words
+from captionmill.pipeline.terminal.json_lines import JsonLines
 from captionmill.pipeline.terminal.names import as_typed
 from captionmill.pipeline.terminal.progress import ProgressBars
 
@@ -14,7 +16,21 @@ if TYPE_CHECKING:
     from captionmill.pipeline.plan.graph import Graph
     from captionmill.pipeline.plan.run import TaskOutcome
     from captionmill.pipeline.plan.standing import Standing
+    from captionmill.pipeline.result_fields import Fields
     from captionmill.stages.training.state import EpochResult
+
+
+def show_result(text: str, fields: "Fields", *, on_stderr: bool = False) -> None:
+    """Show a result: as text, or in JSON as one object with `fields` too. Without its text, JSON has an empty message.
+
+    `on_stderr` leaves stdout to a table.
+    """
+    stream = sys.stderr if on_stderr else sys.stdout
+    if isinstance(stream, JsonLines):
+        command = click.get_current_context().command_path.partition(" ")[2]
+        stream.log("info", "result", text.strip("\n"), command=command, **fields)
+    elif text:
+        click.echo(text, err=on_stderr)
 
 
 def stage_printer(quiet: bool) -> Callable[[str, str], None]:
@@ -35,7 +51,7 @@ def show_splits(splits: "Splits") -> None:
 def show_outcomes(outcomes: Iterable["TaskOutcome"]) -> None:
     """Show one line per output."""
     for outcome in outcomes:
-        click.echo(f"{outcome.task.output}: {outcome.text}")
+        show_result(f"{outcome.task.output}: {outcome.text}", _outcome_fields(outcome))
 
 
 def show_outcome(outcome: "TaskOutcome", progress: ProgressBars) -> None:
@@ -53,7 +69,7 @@ def show_standings(standings: Sequence["Standing"]) -> None:
     """Show one line per task: up to date, or why it would run."""
     width = max(len(standing.task.id) for standing in standings)
     for standing in standings:
-        click.echo(f"{standing.task.id:{width}}  {as_typed(standing.text)}")
+        show_result(f"{standing.task.id:{width}}  {as_typed(standing.text)}", _standing_fields(standing))
 
 
 def show_graph(graph: "Graph", standings: Sequence["Standing"]) -> None:
@@ -67,9 +83,8 @@ def show_graph(graph: "Graph", standings: Sequence["Standing"]) -> None:
         if record and record.made and standing.made:
             duration = words.show_duration(record.duration_s)
             made = f", made {record.ended} in {duration} by captionmill {record.captionmill}"
-        click.echo(task.id + (f" <- {needs}" if needs else ""))
-        click.echo(f"    {show_path(task.output)}{made}")
-        click.echo(f"    {standing.text}")
+        lines = [task.id + (f" <- {needs}" if needs else ""), f"    {show_path(task.output)}{made}"]
+        show_result("\n".join([*lines, f"    {standing.text}"]), _standing_fields(standing))
 
 
 def epoch_printer(quiet: bool, progress: ProgressBars) -> Callable[["EpochResult"], None]:
@@ -81,3 +96,18 @@ def epoch_printer(quiet: bool, progress: ProgressBars) -> Callable[["EpochResult
             click.echo(summaries.epoch_line(result), err=True)
 
     return show
+
+
+def _outcome_fields(outcome: "TaskOutcome") -> "Fields":
+    """One task of a pipeline."""
+    return {"task": outcome.task.id, "output": str(outcome.task.output), "ran": outcome.summary is not None}
+
+
+def _standing_fields(standing: "Standing") -> "Fields":
+    """One task of a pipeline, compared with what made its output."""
+    return {
+        "task": standing.task.id,
+        "output": str(standing.task.output),
+        "up_to_date": not (standing.reasons or standing.error),
+        "reasons": [*standing.reasons, *([standing.error] if standing.error else [])],
+    }

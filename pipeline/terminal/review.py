@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from captionmill.pipeline.terminal.options import ANY_OR_URL, FILE, log_format_option
+from captionmill.pipeline.terminal.results import show_result
 from captionmill.pipeline.words import show_count
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ def review(table: Path, images: Path | str | None, port: int | None, no_browser:
     from captionmill.pipeline.review.server import serve_review
 
     def show(server: "ReviewServer") -> None:
-        click.echo(f"{table}: {show_count(len(server.keys), 'image')}, {len(server.images):,} of them found")
-        click.echo(f"{server.address} shows them, on this machine only; Ctrl-C ends this")
+        lines = [f"{table}: {show_count(len(server.keys), 'image')}, {len(server.images):,} of them found"]
+        lines.append(f"{server.address} shows them, on this machine only; Ctrl-C ends this")
+        fields = {"output": str(table), "images": len(server.keys), "found": len(server.images)}
+        show_result("\n".join(lines), fields | {"address": server.address})
         if not no_browser:  # in its own thread: a browser in the terminal waits for the page
             threading.Thread(target=webbrowser.open, args=[server.address], daemon=True).start()
 
@@ -50,4 +53,5 @@ def review(table: Path, images: Path | str | None, port: int | None, no_browser:
         f"{show_count(saved.corrected, 'caption')} corrected, {saved.accepted:,} accepted, {saved.later:,} for later"
     )
     click.echo(err=True)  # after the ^C that a terminal shows
-    click.echo(f"Ended. Saved in {table}: {counts}")
+    decided = {"corrected": saved.corrected, "accepted": saved.accepted, "later": saved.later}
+    show_result(f"Ended. Saved in {table}: {counts}", {"output": str(table), **decided})

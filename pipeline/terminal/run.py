@@ -10,6 +10,7 @@ from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.terminal.results import (
     epoch_printer,
     show_outcome,
+    show_result,
     show_splits,
     show_standings,
     stage_printer,
@@ -60,6 +61,6 @@ def run(
             on_outcome=lambda outcome: show_outcome(outcome, progress),
             on_splits=show_splits,
             on_epoch=epoch_printer(quiet, progress),
-            on_report=lambda path: click.echo(f"{path}: the report, open it in a browser"),
+            on_report=lambda path: show_result(f"{path}: the report, open it in a browser", {"output": str(path)}),
         )
         run_pipeline(pipeline, jobs=jobs, cluster=cluster, wait_s=wait_s, start=start, events=events, progress=progress)

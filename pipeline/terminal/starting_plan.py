@@ -5,14 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from captionmill.stages.fields import Configuration, Setting, settings_of
-from captionmill.stages.settings import (
-    MACHINE_SETTINGS,
-    ExtractConfig,
-    SearchConfig,
-    SplitLists,
-    TableConfig,
-    TrainConfig,
-)
+from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, SplitLists, TrainConfig
+from captionmill.stages.table_settings import TableConfig
 
 _TEXT = """\
 # A captionmill pipeline: images to features to a trained decoder to captions.

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from captionmill.pipeline import summaries
+from captionmill.pipeline.result_fields import training_fields
 from captionmill.pipeline.terminal.options import (
     FILE_PATH,
     FOLDER_PATH,
@@ -19,7 +20,7 @@ from captionmill.pipeline.terminal.options import (
     take_settings,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
-from captionmill.pipeline.terminal.results import epoch_printer, show_splits
+from captionmill.pipeline.terminal.results import epoch_printer, show_result, show_splits
 from captionmill.stages.settings import SearchConfig, SplitLists, TrainConfig
 
 
@@ -59,4 +60,4 @@ def train(features: Path, output: Path, quiet: bool, **options: Any) -> None:
             **options,
         )
     if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun started, one prints
-        click.echo(f"{output}: {summaries.train_line(summary)}")
+        show_result(f"{output}: {summaries.train_line(summary)}", training_fields(summary, output))

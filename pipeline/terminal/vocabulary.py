@@ -6,6 +6,7 @@ import click
 
 from captionmill.data.errors import InputError
 from captionmill.pipeline.terminal.options import MODEL, log_format_option
+from captionmill.pipeline.terminal.results import show_result
 
 
 @click.command()
@@ -22,9 +23,11 @@ def vocabulary(model: Path, word: str | None) -> None:
 
     words = read_model(find_model(model)).vocabulary
     if word is None:
-        click.echo("\n".join(f"{index}\t{listed}" for index, listed in enumerate(words.words)))
+        listed = "\n".join(f"{index}\t{listed}" for index, listed in enumerate(words.words))
+        show_result(listed, {"words": list(words.words)})
     elif word.lower() in words:
-        click.echo(words.index(word.lower()))
+        index = words.index(word.lower())
+        show_result(str(index), {"word": word.lower(), "index": index})
     else:
         raise InputError(
             f"{word}: not among the {len(words)} words of {model}, which reads it as <unk>, index {words.index(word)}"

@@ -19,6 +19,7 @@ from captionmill.data.features.store import FeatureStore, delete_store, replace_
 from captionmill.data.features.writer import FeatureWriter, lock_store
 from captionmill.data.files import require_other_file
 from captionmill.data.images.find import search_images
+from captionmill.data.images.lists import ImagesOf, ListedImages, as_images
 from captionmill.data.images.read import ImageFile
 from captionmill.data.images.walk import PassedOver
 from captionmill.data.paths import as_location
@@ -69,12 +70,12 @@ class ExtractSummary:
     """What the search passed over, such as thumbnails and hidden files."""
 
     def record(
-        self, images: Path | str, *, captioned: int | None = None, captioning_s: float | None = None
+        self, images: Path | str | ListedImages, *, captioned: int | None = None, captioning_s: float | None = None
     ) -> ExtractionRecord:
         """The record of this extraction of `images`, ending now, for the log beside the store."""
         return ExtractionRecord(
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            images=str(images) if is_url(images) else str(Path(images).resolve()),
+            images=str(images.resolve() if isinstance(images, Path) else images),
             found=self.found,
             cached=self.cached,
             extracted=self.extracted,
@@ -102,7 +103,7 @@ class StoreLayout:
 
 
 def extract(
-    images: Path | str,
+    images: ImagesOf,
     output: Path | str,
     config: ExtractConfig = ExtractConfig(),
     *,
@@ -115,7 +116,8 @@ def extract(
 ) -> ExtractSummary:
     """Cache the features of every image of `images` in the store `output`; either may be a URL.
 
-    `images` is a folder, a list of paths or URLs, a tar of images, or a folder of such tars. Images already in the
+    `images` is a folder, a list of paths or URLs, a tar of images, or a folder of such tars; or several images,
+    whose keys are their paths as given. Images already in the
     store are skipped unless their file has changed. Unreadable ones are listed in `failures.csv` beside the
     store, or STORE.failures.csv for a shard and with `config.own_failures`.
 
@@ -132,8 +134,9 @@ def extract(
         raise InputError("`prune` needs the whole list of images: leave out `limit` and `shard`")
     if spread is not None and not spread.this_machine and is_url(output):
         raise InputError(f"{output}: a cluster writes to storage that its machines share; name a path, not a URL")
-    if not is_url(images) and not is_url(output):
-        require_other_file(Path(output), Path(images))
+    images = as_images(images)
+    if isinstance(images, Path) and not is_url(output):
+        require_other_file(Path(output), images)
     search = search_images(images)
     found = search.found[:limit]
     part_of = None

@@ -18,7 +18,7 @@ from captionmill.stages.settings import ExtractConfig
 SCENES_BACKBONE = "scenes-resnet14"
 SCENES_WEIGHTS = "drawn-scenes"
 SCENES_WEIGHTS_PATH = Path(__file__).parent / "assets" / "scenes_resnet14_thin.safetensors"
-_NAMED_WEIGHTS = ("imagenet1k_v1", "imagenet1k_v2")
+NAMED_WEIGHTS = ("imagenet1k_v1", "imagenet1k_v2")
 
 
 def read_weights(config: ExtractConfig) -> tuple[dict[str, Tensor], str, float]:
@@ -26,9 +26,9 @@ def read_weights(config: ExtractConfig) -> tuple[dict[str, Tensor], str, float]:
 
     Named weights are downloaded once. Raises WeightsError if they are unavailable or cannot be read.
     """
-    if config.backbone == SCENES_BACKBONE and config.weights in (*_NAMED_WEIGHTS, SCENES_WEIGHTS):
+    if config.backbone == SCENES_BACKBONE and config.weights in (*NAMED_WEIGHTS, SCENES_WEIGHTS):
         state, weights, resize_ratio = _read_state(SCENES_WEIGHTS_PATH), SCENES_WEIGHTS, 1.0
-    elif config.weights in _NAMED_WEIGHTS:
+    elif config.weights in NAMED_WEIGHTS:
         named = _named_weights(config.backbone, config.weights)
         preset = named.transforms()
         state, weights = _download(named), config.weights
@@ -37,7 +37,7 @@ def read_weights(config: ExtractConfig) -> tuple[dict[str, Tensor], str, float]:
         path = Path(config.weights)
         if not path.is_file():
             raise WeightsError(
-                f"{path}: no such file; `weights` takes {', '.join(_NAMED_WEIGHTS)} or a .pth or .safetensors"
+                f"{path}: no such file; `weights` takes {', '.join(NAMED_WEIGHTS)} or a .pth or .safetensors"
             )
         state, weights, resize_ratio = _read_state(path), str(path.resolve()), 256 / 224
     return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}, weights, resize_ratio

@@ -31,6 +31,8 @@ from captionmill.stages.machine import choose_device
 from captionmill.stages.scoring.settings import LeakConfig
 
 SPLIT_NAMES = ("train", "val", "test")
+ALL_IMAGES = "all"
+"""The split of all images of a store, where none are named."""
 
 Places = npt.NDArray[np.int64]
 
@@ -114,9 +116,10 @@ def find_leaks(
     """Pairs of images in two splits whose rows in the store `features` have a cosine of `config.threshold` or more.
 
     The splits are those that the training of `model` used; without a model, those of `lists` (a file for each of
-    "train", "val", "test" that is wanted), or else those of the captions file. Files with the same content are reported
-    whatever their cosine. The pairs are written to `output` as CSV. Memory use is constant: no split is read as a
-    whole, and at most `limits.kept_pairs` pairs are kept.
+    "train", "val", "test" that is wanted), or else those of the captions file. With `config.within` and no splits, all
+    images of the store are compared. Files with the same content are reported whatever their cosine. The pairs are
+    written to `output` as CSV. Memory use is constant: no split is read as a whole, and at most `limits.kept_pairs`
+    pairs are kept.
 
     Raises InputError if fewer than two splits have images with features (one is enough with `config.within`), or if
     `model` is combined with `captions` or `lists`; ModelError if the model cannot be read.
@@ -130,7 +133,7 @@ def find_leaks(
         require_other_file(output, features, *(captions.paths if captions else ()), *list_paths.values(), *model_files)
     chosen_device = choose_device(device)
     store = FeatureStore.open(features)
-    splits = _read_splits(captions, list_paths, model, store)
+    splits = _read_splits(captions, list_paths, model, store, within=config.within)
     damaged = set(store.verify({key for keys in splits.values() for key in keys}))
     places = {
         name: np.array([store.position(key) for key in keys if key in store and key not in damaged], dtype=np.int64)
@@ -169,7 +172,7 @@ def find_leaks(
 
 
 def _read_splits(
-    captions: CaptionFiles | None, lists: Mapping[str, Path], model: Path | None, store: FeatureStore
+    captions: CaptionFiles | None, lists: Mapping[str, Path], model: Path | None, store: FeatureStore, *, within: bool
 ) -> dict[str, list[str]]:
     """The keys of each split, each once, in the order train, val, test."""
     if model:
@@ -182,8 +185,11 @@ def _read_splits(
             name: sorted(read_split_list(lists[name], known_keys=store.keys)) for name in SPLIT_NAMES if name in lists
         }
     if captions is None:
+        if within:
+            return {ALL_IMAGES: list(store.keys)}
         raise InputError(
-            "it is unknown which image is in which split: pass `model`, `captions` with splits, or split lists"
+            "it is unknown which image is in which split: pass `model`, `captions` with splits, or split lists; or "
+            "`within`, which then compares all images of the store with each other"
         )
     annotations = read_annotations(captions, known_keys=store.keys)
     if not annotations.splits:

@@ -37,4 +37,6 @@ class LeakConfig(Configuration):
     threshold: float = setting(  # about half of the 30 such pairs of Flickr8k show one scene
         0.86, "Minimum cosine of the features of a pair.", least=0, most=1
     )
-    within: bool = setting(False, "Compare the images of each split with each other too.")
+    within: bool = setting(
+        False, "Compare the images of each split with each other too; without splits, all images of the store."
+    )

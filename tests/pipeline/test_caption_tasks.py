@@ -66,13 +66,15 @@ def test_format_sidecars_and_low_confidence_are_those_of_the_command(
 
 
 def test_another_low_confidence_or_format_makes_the_table_anew(plan_path: Path) -> None:
-    table = plan_path.with_name("captions.csv")
+    table = plan_path.with_name("captions")
+    plan = PLAN + 'output = "captions"\n'
+    plan_path.write_text(plan)
     run_pipeline(plan_path)
-    plan_path.write_text(PLAN + "low_confidence = 1.0\n")
+    plan_path.write_text(plan + "low_confidence = 1.0\n")
     assert reasons(plan_path) == ("low_confidence was not set, is 1.0",)
     run_pipeline(plan_path)
     assert flagged(table) == 8
-    plan_path.write_text(PLAN + 'low_confidence = 1.0\noutput = "captions.csv"\nformat = "jsonl"\n')
+    plan_path.write_text(plan + 'low_confidence = 1.0\nformat = "jsonl"\n')
     assert reasons(plan_path) == ('format was "csv", is "jsonl"',)
     run_pipeline(plan_path)
     assert table.read_bytes().startswith(b'{"path"')

@@ -24,7 +24,8 @@ from captionmill.pipeline.captioning.embedding import EmbedSummary
 from captionmill.pipeline.captioning.folder import FolderSummary, caption_folder
 from captionmill.pipeline.captioning.source import CacheConfig
 from captionmill.stages.encoding.encoder import build_encoder
-from captionmill.stages.settings import ExtractConfig, SearchConfig, TableConfig
+from captionmill.stages.settings import ExtractConfig, SearchConfig
+from captionmill.stages.table_settings import TableConfig
 
 MACHINE = ExtractConfig(
     backbone="scenes-resnet14", preprocess="squash", image_size=32, engine="torch", precision="fp32", device="cpu"
@@ -110,8 +111,9 @@ def test_a_file_of_another_kind_is_not_replaced_unasked(model: Path, photos: Pat
         caption(photos, model, output)
     assert output.read_text() == "image,caption\nred_0.png,my own words\n"
     assert caption(photos, model, output, overwrite=True).made == 9
+    assert caption(photos, model, tmp_path / "t").made == 9
     for table_format in ("jsonl", "csv"):
-        assert caption(photos, model, output, format=table_format).made == 0
+        assert caption(photos, model, tmp_path / "t", format=table_format).made == 0
 
 
 def test_captions_less_sure_than_usual_are_flagged(model: Path, photos: Path, tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""`metadata.jsonl`, by which Hugging Face's imagefolder knows the captions of a folder of images.
+
+One object per image, `file_name` relative to the file, and `text`. A text that an earlier run into the same table wrote
+and a person changed since is that person's caption.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+from captionmill.data.errors import InputError
+from captionmill.data.files import digest_of_file, replace_atomically, require_other_file
+from captionmill.data.images.keys import escape_name
+from captionmill.data.images.read import ImageFile
+from captionmill.data.tables.review import Review
+from captionmill.data.tables.rows import CaptionRow
+from captionmill.data.tables.wording import Wording
+from captionmill.data.tables.written import WrittenTexts
+from captionmill.pipeline.captioning.sidecars import image_path_of
+
+if TYPE_CHECKING:
+    from captionmill.data.progress import Progress
+
+NAME = "metadata.jsonl"
+
+
+class MetadataLines:
+    """The file for one table."""
+
+    def __init__(
+        self,
+        found: Sequence[ImageFile],
+        path: Path,
+        table: Path,
+        *,
+        wording: Wording,
+        others: Iterable[Path],
+        overwrite: bool,
+    ) -> None:
+        """For the images `found`, at `path`.
+
+        Raises InputError if it has another name, an image is not a local file in or below its folder, it is one of the
+        `others`, or, without `overwrite`, it is there and no run into `table` wrote it.
+        """
+        if path.name != NAME:
+            raise InputError(f"{path}: must be called {NAME}, the name by which imagefolder finds it: `metadata_jsonl`")
+        require_other_file(path, table, *others)
+        self._path, self._table, self._wording = path, table, wording
+        self._written = WrittenTexts(table, "metadata")
+        folder = _plain(path.parent)
+        self._names = {image.key: _name_in(folder, image) for image in found if not image.problem}
+        self._digest = digest_of_file(path)
+        self.corrections: list[Review] = []
+        """What a person wrote into the file since it was written."""
+        is_known = self._digest == "" or self._written.has("", self._digest.encode())
+        if not is_known and not self._read_corrections() and not overwrite:
+            raise InputError(
+                f"{path}: exists already and was not written by a run into {table}, or holds more than file names and "
+                "texts; move it away, or pass `overwrite` to replace it"
+            )
+
+    def _read_corrections(self) -> bool:
+        """Take the texts that a person changed; whether the file holds nothing else that is new."""
+        keys = {name: key for key, name in self._names.items()}
+        try:
+            rows = [json.loads(line) for line in self._path.read_text(encoding="utf-8-sig").splitlines() if line]
+        except ValueError:
+            return False
+        corrections = []
+        for row in rows:
+            if not isinstance(row, dict) or {name: type(value) for name, value in row.items()} != _FIELDS:
+                return False
+            name, text = row["file_name"], row["text"]
+            if not self._written.has_any(name):
+                return False
+            caption = self._wording.caption_in(text)
+            if name in keys and caption and not self._written.has(name, text.encode()):
+                corrections.append(Review(keys[name], "corrected", caption))
+        self.corrections = corrections
+        return True
+
+    def write(self, rows: Iterable[CaptionRow], *, progress: "Progress") -> bool:
+        """Write a line for each row that has a caption; whether the file was new or changed."""
+        digest = hashlib.sha256()
+        if digest_of_file(self._path) != self._digest:
+            raise InputError(f"{self._path}: was changed while the captions were made; run again")
+        with replace_atomically(self._path) as partial_path, self._written.adding():
+            with partial_path.open("wb") as file:
+                for done, row in enumerate(rows, 1):
+                    if row.is_captioned and row.path in self._names:
+                        name, text = self._names[row.path], self._wording.text(row.caption)
+                        line = json.dumps({"file_name": name, "text": text}, ensure_ascii=False).encode() + b"\n"
+                        self._written.add(name, text.encode())
+                        digest.update(line)
+                        file.write(line)
+                    progress("metadata", done, len(self._names))
+            self._written.add("", digest.hexdigest().encode())
+        return digest.hexdigest() != self._digest
+
+
+_FIELDS = {"file_name": str, "text": str}
+
+
+def _name_in(folder: Path, image: ImageFile) -> str:
+    """The path of `image` relative to `folder`, with forward slashes."""
+    path = _plain(image_path_of(image, "`metadata_jsonl`"))
+    if not path.is_relative_to(folder):
+        raise InputError(f"`metadata_jsonl`: {path} is not in {folder} or below it; put the file above all images")
+    return escape_name(PurePath(path.relative_to(folder)).as_posix())
+
+
+def _plain(path: Path) -> Path:
+    """`path` from the root, without `..`; links stay."""
+    return Path(os.path.normpath(path.absolute()))
