@@ -115,6 +115,10 @@ class SearchConfig(Configuration):
     no_repeat_ngram: int = setting(
         0, "Number of words in a row that may not occur twice in a caption; 0 allows all repeats.", least=0
     )
+    repeat_words: bool = setting(
+        False,
+        "Let a word follow itself directly; a character of a script without spaces always may, once.",
+    )
     alternatives: int = setting(
         0, "Number of further captions per image: the next best of the beam, or further samples.", least=0
     )

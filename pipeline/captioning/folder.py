@@ -2,11 +2,11 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import append_record
@@ -28,6 +28,7 @@ from captionmill.pipeline.captioning.flags import find_flags, usual_low_confiden
 from captionmill.pipeline.captioning.source import CacheConfig, CaptionSource, extract_source, open_source
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.encoding.loader import Failure
+from captionmill.stages.scoring.statistics import repeats_word
 from captionmill.stages.settings import SearchConfig, TableConfig
 
 _logger = logging.getLogger(__name__)
@@ -187,7 +188,12 @@ def _update_table(
 
     make_rows = partial(_make_rows, source, captioner, search=search, low_confidence=low_confidence, progress=progress)
     wanted = WantedTable(
-        source.keys, source.row_sources(), made_with, table.format or "csv", with_alternatives=search.alternatives > 0
+        source.keys,
+        source.row_sources(),
+        made_with,
+        table.format or "csv",
+        with_alternatives=search.alternatives > 0,
+        is_as_wanted=partial(_is_as_wanted, made_with),
     )
     return update_captions(
         output,
@@ -197,6 +203,12 @@ def _update_table(
         keep_edited=keep_edited,
         withdraw_reviews=table.redo_corrected,
     )
+
+
+def _is_as_wanted(wanted: Mapping[str, Any], made_with: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Whether the caption of `row`, of a version in which any word could follow itself, is the one that is `wanted`."""
+    search = {"repeat_words": wanted["search"]["repeat_words"], **made_with["search"]}
+    return {**made_with, "search": search} == wanted and (search["repeat_words"] or not repeats_word(row["caption"]))
 
 
 def _make_rows(

@@ -19,17 +19,27 @@ from captionmill.stages.training.state import LoopConfig
 _IMAGES_PER_STEP = "images per self-critical step"
 _WORD_RULE = "word rule"
 _NOT_PARAMETERS = ("number of processes", _IMAGES_PER_STEP, _WORD_RULE, "features", "captions or splits")
-_BEFORE = {_IMAGES_PER_STEP: str(LoopConfig().images_per_step), _WORD_RULE: str(FIRST_RULE)}
+_REPEAT_WORDS = "--repeat-words"
+_BEFORE = {
+    _IMAGES_PER_STEP: str(LoopConfig().images_per_step),
+    _WORD_RULE: str(FIRST_RULE),
+    _REPEAT_WORDS: "True",
+}
 """The values of checkpoints that do not name them."""
 
 
 def as_it_began(work_dir: Path, config: TrainConfig, *, restart: bool) -> tuple[int, TrainConfig]:
     """The word rule of the training that is unfinished in `work_dir`, or of a new one; and `config` with its defaults.
 
-    In the first versions the default length was always 20 words.
+    In the first versions the default length was always 20 words, and any word could follow itself.
     """
     unfinished = None if restart else read_checkpoint(work_dir)
-    word_rule = WORD_RULE if unfinished is None else int((_BEFORE | unfinished.state["made_from"])[_WORD_RULE])
+    if unfinished is None:
+        return WORD_RULE, config
+    made_from = unfinished.state["made_from"]
+    word_rule = int((_BEFORE | made_from)[_WORD_RULE])
+    if _REPEAT_WORDS not in made_from:
+        config = replace(config, search=replace(config.search, repeat_words=True))
     if word_rule != FIRST_RULE:
         return word_rule, config
     search = replace(config.search, max_length=config.search.max_length or USUAL_LENGTH)
