@@ -31,10 +31,11 @@ def setting(
     example: object = None,
     metavar: str | None = None,
     words: Mapping[str, object] | None = None,
+    may_be_url: bool = False,
 ) -> Default:
     """The field of a setting in a `Configuration`; arguments as in `Setting`."""
     known = {"help": help_text, "least": least, "most": most, "unset": unset, "example": example, "metavar": metavar}
-    return field(default=default, metadata={_KEY: known | {"words": words or {}}})
+    return field(default=default, metadata={_KEY: known | {"words": words or {}, "may_be_url": may_be_url}})
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Setting:
     """The placeholder for the value in the help of a command."""
     words: Mapping[str, Any] = field(default_factory=dict)
     """Values that can be given as a word, such as {"auto": 0}."""
+    may_be_url: bool = False
+    """Whether a path may be that of a folder too, or a URL, which stays a string."""
 
     @property
     def limits(self) -> str:
@@ -141,6 +144,8 @@ class Setting:
         kind, choices = self.type.kind, self.type.choices
         if kind in (str, Path) and isinstance(value, str | Path):
             if kind is Path and is_url(value):
+                if self.may_be_url:
+                    return str(value)
                 raise self._wrong("a local path", value)
             value = kind(value)
         elif kind in (int, float):

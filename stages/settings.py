@@ -115,10 +115,7 @@ class SearchConfig(Configuration):
     no_repeat_ngram: int = setting(
         0, "Number of words in a row that may not occur twice in a caption; 0 allows all repeats.", least=0
     )
-    repeat_words: bool = setting(
-        False,
-        "Let a word follow itself directly; a character of a script without spaces always may, once.",
-    )
+    repeat_words: bool = setting(False, "Let a word follow itself; a character of a script without spaces always may.")
     alternatives: int = setting(
         0, "Number of further captions per image: the next best of the beam, or further samples.", least=0
     )
@@ -223,9 +220,14 @@ class SplitLists(Configuration):
 class TrainConfig(Configuration):
     """Stage two: the decoder's size and how it is trained; defaults were chosen by measurement (docs/benchmarks.md)."""
 
-    min_count: int = setting(
-        5, "Minimum number of times that a word occurs in training; rarer words become <unk>.", least=1
+    init: AnyPath | None = setting(
+        None,
+        "Model to start from; new words join its own.",
+        unset="fresh weights",
+        example="base-model",
+        may_be_url=True,
     )
+    min_count: int = setting(5, "Minimum number of times that a word occurs; rarer words become <unk>.", least=1)
     image_input: ImageInput = setting(
         "init",
         "Where the image enters the decoder. init: the LSTM's initial state; first: before the first word; every: with "
@@ -274,9 +276,7 @@ class TrainConfig(Configuration):
         "Further passes over the training images that reward sampled captions by their CIDEr-D (self-critical).",
         least=0,
     )
-    self_critical_learning_rate: float = setting(
-        1e-4, "Peak learning rate of AdamW in the self-critical epochs.", least=0
-    )
+    self_critical_learning_rate: float = setting(1e-4, "Peak learning rate of AdamW in self-critical epochs.", least=0)
     self_critical_samples: int = setting(
         5,
         "Captions sampled per image in the self-critical epochs; each one's baseline is the others' mean reward.",

@@ -72,13 +72,15 @@ class TrainJob:
 
     def _recorded(self, config: TrainConfig) -> dict[str, Any]:
         values = {name: value for name, value in asdict(config).items() if name != "device"}
+        values["init"] = None if isinstance(config.init, Path) else config.init  # the content of a path is an input
         search = values["search"] | _length(config.search, self.config.search)
         return values | _length(config, self.config) | {"search": search}
 
     def inputs(self) -> dict[str, Input]:
         """The inputs of the job, by name."""
         lists = {"train_list": as_path(self.lists.train_list), "val_list": as_path(self.lists.val_list)}
-        return {"features": self.features} | _captions(self.captions) | _given(lists)
+        start = {"init": self.config.init if isinstance(self.config.init, Path) else None}
+        return {"features": self.features} | _captions(self.captions) | _given(lists | start)
 
 
 @dataclass(frozen=True)

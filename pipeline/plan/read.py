@@ -213,4 +213,6 @@ def _default_output(name: str, section_name: str, suffix: str, *, is_folder: boo
 
 
 def _show(value: object) -> str:
+    if isinstance(value, Path):
+        return value.name
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -98,7 +98,7 @@ def _value_type(setting: Setting) -> click.ParamType[Any]:
         int: click.IntRange(**ends),
         float: FiniteFloat(**ends),
         str: click.STRING,
-        Path: FILE_PATH,
+        Path: MODEL if setting.may_be_url else FILE_PATH,
     }
     value_type = click.Choice(setting.type.choices) if setting.type.choices else kinds[setting.type.kind]
     return ValueOrWord(value_type, setting.words) if setting.words else value_type

@@ -70,7 +70,7 @@ class Captioner:
             bundles[0].spec.require(bundle.spec, mine=str(models[0]), others=str(folder))
             _require_same_words(models[0], bundles[0].vocabulary, folder, bundle.vocabulary)
         chosen_device = choose_device(device)
-        decoders = [_build_decoder(*pair).to(chosen_device).eval() for pair in zip(models, bundles, strict=True)]
+        decoders = [build_decoder(*pair).to(chosen_device).eval() for pair in zip(models, bundles, strict=True)]
         return cls(decoders[0] if len(decoders) == 1 else Ensemble(decoders).eval(), tuple(bundles))
 
     @property
@@ -204,7 +204,8 @@ def _spell(caption: DecodedCaption, vocabulary: Vocabulary) -> Caption:
     return Caption(vocabulary.decode(caption.words), caption.confidence, caption.cut, alternatives)
 
 
-def _build_decoder(model: Path, bundle: Model) -> Decoder:
+def build_decoder(model: Path, bundle: Model) -> Decoder:
+    """The decoder of `bundle`, which was read from the folder `model`; ModelError if its weights do not fit."""
     try:
         decoder = Decoder(DecoderConfig(**bundle.decoder_config))
         tensors = {name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()}

@@ -26,8 +26,13 @@ def build_vocabulary(captions: Mapping[str, Sequence[str]], train_keys: Sequence
     return choose_vocabulary(count_words(captions, train_keys), min_count=min_count)
 
 
-def choose_vocabulary(counts: WordCounts, *, min_count: int) -> Vocabulary:
-    """The words that occur `min_count` times in the training captions; TrainingError if none does."""
+def choose_vocabulary(counts: WordCounts, *, min_count: int, known: Vocabulary | None = None) -> Vocabulary:
+    """The words that occur `min_count` times in the training captions, behind those that are `known`.
+
+    TrainingError if there is no word at all.
+    """
+    if known is not None:
+        return known.extended(counts, min_count=min_count)
     vocabulary = Vocabulary.of(counts, min_count=min_count)
     if len(vocabulary) == len(SPECIAL_WORDS):
         if not counts.words:
