@@ -64,7 +64,7 @@ class TrainJob:
 
     def settings(self) -> dict[str, Any]:
         """All settings that change the model."""
-        return self._recorded(self.config) | {"restval": self.lists.restval} | self.captions.named_columns
+        return self._recorded(self.config) | {"restval": self.lists.restval} | self.captions.settings
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""
@@ -103,7 +103,7 @@ class EvaluateJob:
             asdict(self.search)
             | _length(self.search, self.search)
             | _several(self.models, self.several)
-            | self.captions.named_columns
+            | self.captions.settings
         )
 
     def default_settings(self) -> dict[str, Any]:

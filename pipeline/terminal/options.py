@@ -181,6 +181,11 @@ def captions_options(help_text: str = "", *, required: bool = True) -> Decorator
             metavar="NAME",
             help="Column that holds the caption.  [default: caption, comment or text]",
         ),
+        click.option(
+            "--only",
+            type=click.Choice(["reviewed"]),
+            help="Use of the tables that `caption` wrote only the captions that a person corrected or accepted.",
+        ),
     )
 
 
@@ -191,11 +196,13 @@ def take_captions(options: dict[str, Any]) -> "CaptionFiles":
     """
     from captionmill.data.captions.files import CaptionFiles
 
-    files = CaptionFiles(*(options.pop(name) for name in ("captions", "image_column", "caption_column")))
+    files = CaptionFiles(*(options.pop(name) for name in ("captions", "image_column", "caption_column", "only")))
     if files.paths:
         files.check()
     elif files.image_column is not None or files.caption_column is not None:
         raise click.UsageError("--image-column and --caption-column need --captions")
+    elif files.only is not None:
+        raise click.UsageError("--only needs --captions")
     return files
 
 

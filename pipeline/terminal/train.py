@@ -49,11 +49,11 @@ def train(features: Path, output: Path, quiet: bool, **options: Any) -> None:
     config = replace(config, search=replace(search, max_length=config.max_length))
     lists = take_settings(SplitLists, options)
     if config.init is not None:
-        from captionmill.stages.training.start import ARCHITECTURE, Start
+        from captionmill.stages.training.start import ARCHITECTURE, StartingModel
 
         context = click.get_current_context()
         given = [name for name in ARCHITECTURE if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-        Start.read(config.init).require_settings(config, given)
+        StartingModel.read(config.init).require_settings(config, given)
     with ProgressBars(quiet=quiet) as progress:
         summary = train(
             features,

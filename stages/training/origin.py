@@ -16,13 +16,19 @@ from captionmill.stages.settings import USUAL_LENGTH, TrainConfig
 from captionmill.stages.training.checkpoint import read_checkpoint
 from captionmill.stages.training.state import LoopConfig
 
+
+def _name_of(setting: str) -> str:
+    """The name of a setting here: batch_size is --batch-size."""
+    return f"--{setting.replace('_', '-')}"
+
+
 _IMAGES_PER_STEP = "images per self-critical step"
 _WORD_RULE = "word rule"
 _START = "model to start from"
 NO_START = "none"
 _DIGESTS = ("features", "captions or splits", _START)
 _NOT_PARAMETERS = ("number of processes", _IMAGES_PER_STEP, _WORD_RULE, *_DIGESTS)
-_REPEAT_WORDS = "--repeat-words"
+_REPEAT_WORDS = _name_of("repeat_words")
 _BEFORE = {
     _IMAGES_PER_STEP: str(LoopConfig().images_per_step),
     _WORD_RULE: str(FIRST_RULE),
@@ -65,7 +71,7 @@ def describe_origin(
     """
     values = asdict(config.search) | asdict(config) | {"search_length": config.search.max_length}
     left_out = ("device", "search", "init")
-    settings = {f"--{name.replace('_', '-')}": str(value) for name, value in values.items() if name not in left_out}
+    settings = {_name_of(name): str(value) for name, value in values.items() if name not in left_out}
     digest = hashlib.sha256()
     for name, keys in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         for key in keys:

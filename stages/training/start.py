@@ -25,7 +25,7 @@ ARCHITECTURE = ("image_input", "feature_scaling", "embed_dim", "hidden_dim", "la
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingModel:
     """A model to start from."""
 
     name: str
@@ -39,7 +39,7 @@ class Start:
     """Its decoder, on the CPU."""
 
     @classmethod
-    def read(cls, name: AnyPath) -> "Start":
+    def read(cls, name: AnyPath) -> "StartingModel":
         """The model that `name` names, as `find_model` finds it; ModelError if it cannot be read."""
         folder = find_model(name)
         model = read_model(folder)

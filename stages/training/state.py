@@ -27,7 +27,7 @@ from captionmill.stages.training.checkpoint import Checkpoint, load_weights, pac
 from captionmill.stages.training.choice import last_progress
 from captionmill.stages.training.features import MEMORY_LIMIT, FeatureFeeder, measure_features
 from captionmill.stages.training.losses import WordLogits
-from captionmill.stages.training.start import Start
+from captionmill.stages.training.start import StartingModel
 
 Phase = Literal["cross entropy", "self-critical"]
 
@@ -119,7 +119,7 @@ class Training:
         world: World = World(),
         device: torch.device = torch.device("cpu"),
         loop: LoopConfig = LoopConfig(),
-        start: Start | None = None,
+        start: StartingModel | None = None,
     ) -> None:
         """Build everything from `config.seed`, and the decoder from `start` if there is one."""
         self.store, self.splits, self.vocabulary = store, splits, vocabulary
@@ -198,7 +198,7 @@ class Training:
         return np.random.default_rng((self.config.seed, self.state.epoch))
 
     def begin_self_critical(self, best: Mapping[str, Tensor]) -> None:
-        """Start the second phase from the weights `best`."""
+        """StartingModel the second phase from the weights `best`."""
         load_weights(self.decoder, best)
         self.state.phase, self.state.phase_start = "self-critical", self.state.epoch - 1
         self.optimizer = self._new_optimizer()

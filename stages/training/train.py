@@ -34,7 +34,7 @@ from captionmill.stages.training.corpus import choose_vocabulary, count_words, d
 from captionmill.stages.training.loop import run_training
 from captionmill.stages.training.origin import NO_START, as_it_began, describe_origin, describe_processes, require_same
 from captionmill.stages.training.run_folder import UNMATCHED_NAME, RunFolder, claim_folder, empty_folder, publish
-from captionmill.stages.training.start import Start
+from captionmill.stages.training.start import StartingModel
 from captionmill.stages.training.state import EpochResult, LoopConfig, Training
 
 _logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def train(
     store = FeatureStore.open(features)
     work_dir = output.resolve().with_name(f"{output.resolve().name}.training")
     word_rule, config = as_it_began(work_dir, config, restart=restart)
-    start = Start.read(config.init) if config.init is not None else None
+    start = StartingModel.read(config.init) if config.init is not None else None
     if start is not None:
         word_rule = start.model.vocabulary.word_rule
         config = start.fit(config, store.spec, features=features, output=output)
