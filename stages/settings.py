@@ -45,10 +45,12 @@ class ExtractConfig(Configuration):
         "Weights of the network: imagenet1k_v1, imagenet1k_v2 (worse for captions) or a state_dict file (.pth, "
         ".safetensors).",
     )
-    preprocess: Preprocess = setting(
-        "crop",
-        "How an image is fitted to the network. crop: shorter side resized, centre cut out; squash: whole image made "
-        "square; whole: nothing cut, shape kept.",
+    preprocess: Preprocess | None = setting(
+        None,
+        "How an image is fitted to the network. squash: whole image made square; crop: centre cut out, shorter side "
+        "resized before; whole: nothing cut, shape kept.",
+        unset="squash, or that of a store that exists",
+        example="squash",
     )
     image_size: int = setting(
         224, "Side of the square input of the network, in pixels; with whole, the shorter side.", least=32, most=4096

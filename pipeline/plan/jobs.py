@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from captionmill.data.captions.files import CaptionFiles
+from captionmill.data.features.spec import USUAL_PREPROCESS
 from captionmill.data.features.store import cache_path_for
 from captionmill.data.models.bundle import read_model
 from captionmill.data.paths import as_path
@@ -37,7 +38,7 @@ class ExtractJob:
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""
-        return _chosen(ExtractConfig(), without_file=False)
+        return _chosen(ExtractConfig(preprocess=USUAL_PREPROCESS), without_file=False)
 
     def inputs(self) -> dict[str, Input]:
         """The inputs of the job, by name."""
@@ -176,8 +177,12 @@ def _rank(folder: Path) -> tuple[float, float]:
 
 
 def _chosen(config: ExtractConfig, *, without_file: bool) -> dict[str, Any]:
-    names = [name for name in _ROW_SETTINGS if not (without_file and name == "weights")]  # its content is an input
-    return {name: getattr(config, name) for name in names}
+    values = {name: getattr(config, name) for name in _ROW_SETTINGS}
+    if without_file:  # its content is an input
+        del values["weights"]
+    if config.preprocess is None:  # as the store was made
+        del values["preprocess"]
+    return values
 
 
 def _length(config: TrainConfig | SearchConfig, now: TrainConfig | SearchConfig) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _completing(history: Tensor, size: int) -> Tensor:
 
 
 def _repeating(history: Tensor, doubled: tuple[int, ...]) -> Tensor:
-    """The last word of each row of `history` [R, T], [R, 1]; `<pad>` where it is `doubled` and stands there once."""
+    """The last word of each row of `history` [R, T], [R, 1]; `<pad>` where it is `doubled` and follows another."""
     last = history[:, -1:]
     may_follow = torch.isin(last, last.new_tensor(doubled))
     if history.shape[1] > 1:

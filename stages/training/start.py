@@ -1,4 +1,4 @@
-"""What a training starts from: fresh weights, or those of a model that goes on to learn from other captions.
+"""What a training starts from: fresh weights, or those of a model, which learns from other captions.
 
 Words that the model has keep their indices and rows; new ones come behind them, with fresh rows. Everything else of the
 decoder stays as it is, the scaling of its features too.

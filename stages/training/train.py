@@ -30,7 +30,13 @@ from captionmill.stages.scoring.collapse import describe_equal_features
 from captionmill.stages.settings import SplitLists, TrainConfig
 from captionmill.stages.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from captionmill.stages.training.choice import best_epoch, describe_choice
-from captionmill.stages.training.corpus import choose_vocabulary, count_words, describe_words, with_lengths
+from captionmill.stages.training.corpus import (
+    choose_vocabulary,
+    count_words,
+    describe_size,
+    describe_words,
+    with_lengths,
+)
 from captionmill.stages.training.loop import run_training
 from captionmill.stages.training.origin import NO_START, as_it_began, describe_origin, describe_processes, require_same
 from captionmill.stages.training.run_folder import UNMATCHED_NAME, RunFolder, claim_folder, empty_folder, publish
@@ -137,6 +143,7 @@ def train(
         notes: list[str] = []
         if world.is_first:
             notes += describe_words(counts, val_counts, vocabulary, fitted)
+            notes += describe_size(len(splits.train), vocabulary, fitted)
             notes += describe_equal_features(store, splits.train, "training images")
             _warn(work_dir, training.state.history if unfinished else None, splits, notes)
         with RunFolder(work_dir) as folder:
