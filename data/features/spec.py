@@ -10,7 +10,7 @@ Preprocess = Literal["crop", "squash", "whole"]
 Views = Literal["one", "flip"]
 USUAL_PREPROCESS: Preprocess = "squash"
 """That of new stores: a caption describes the whole image, of which "crop" shows the network about half (measured on 60
-photographs: docs/benchmarks.md)."""
+images: docs/benchmarks.md)."""
 _UNCOMPARED = ("weights",)  # the same weights may have different names on two machines; the hash counts
 
 

@@ -80,7 +80,7 @@ def test_a_script_without_spaces_is_learned_and_scored_by_character(
     features: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        config = dataclasses.replace(CONFIG, max_epochs=12, learning_rate=0.05)
+        config = dataclasses.replace(CONFIG, max_epochs=24, learning_rate=0.05)
         train(features, CASES / "F4_no_spaces.csv", tmp_path / "model", config)
         evaluation = evaluate(features, tmp_path / "model", CASES / "F4_no_spaces.csv")
     bundle = read_model(tmp_path / "model")

@@ -56,6 +56,8 @@ def test_the_words_and_weights_of_the_model_stay_where_they_are(
     assert model.training["layers"] == 2
     assert model.training["init"] == str(tmp_path / "base")
     assert model.training["init_sha256"] == model_digest(tmp_path / "base")
+    card = (tmp_path / "model/README.md").read_text(encoding="utf-8")
+    assert f"- Started from the model `{tmp_path / 'base'}`, SHA-256 of its bundle.json `" in card
     assert model.tensors.keys() == base.tensors.keys()
     for name, tensor in base.tensors.items():
         np.testing.assert_array_equal(model.tensors[name][: len(tensor)], tensor, err_msg=name)
