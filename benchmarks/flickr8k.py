@@ -46,8 +46,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
 
     if not arguments.features:
-        words = ("--weights", arguments.weights, "--preprocess", "squash")
-        extract_s = run("extract", flickr8k / "images", "--output", features, *words)
+        extract_s = run("extract", flickr8k / "images", "--output", features, "--weights", arguments.weights)
         print(f"extraction: {extract_s:.0f} s")
 
     def evaluate(name: str, models: list[Path]) -> tuple[list[float], float]:

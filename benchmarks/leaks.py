@@ -2,9 +2,9 @@
 
 python benchmarks/leaks.py FLICKR8K --features features.h5 --weights resnet50.pth --work DIR [--images 150]
 
-FEATURES are those of FLICKR8K/images, made with --preprocess squash. Some of these images are changed in seven ways;
-each row of the tables is a threshold, with how many pairs of the images as they are reach it, and what share of the
-changed images reach it with their original. DIR keeps the changed images and their features.
+FEATURES are those of FLICKR8K/images. Some of these images are changed in seven ways; each row of the tables is a
+threshold, with how many pairs of the images as they are reach it, and what share of the changed images reach it with
+their original. DIR keeps the changed images and their features.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
     change_images(arguments.flickr8k / "images", arguments.work / "changed", arguments.images)
     run_command(
         *("extract", arguments.work / "changed", "--output", changed_path),
-        *("--weights", arguments.weights, "--preprocess", "squash"),
+        *("--weights", arguments.weights),
     )
     keys, originals = read_all(arguments.features)
     changed_keys, changed = read_all(changed_path)

@@ -111,7 +111,7 @@ def _require_place(output: Path, staging: Path, *, overwrite: bool) -> None:
 
 
 def _manifest(captioner: Captioner, networks: dict[str, Any]) -> dict[str, Any]:
-    rule = WordRule.of(captioner.fit_search(SearchConfig()))
+    rule = WordRule.of(captioner.fit_search(SearchConfig()), captioner.vocabulary)
     barred_first = rule.barred(torch.empty(1, 0, dtype=torch.long), len(captioner.vocabulary))
     return {
         "format": FORMAT,
@@ -124,6 +124,8 @@ def _manifest(captioner: Captioner, networks: dict[str, Any]) -> dict[str, Any]:
         "search": {
             **{reason.replace(" ", "_"): words[0].tolist() for reason, words in barred_first},
             "max_length": rule.max_length,
+            "repeat_words": rule.repeat_words,
+            "doubled": list(rule.doubled),
         },
         "features": captioner.spec.to_json(),
         "normalisation": {"in_network": True, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},

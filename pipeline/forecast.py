@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from captionmill.data.features.log import ExtractionRecord, read_records
 from captionmill.data.features.mirror import StoreMirror
 from captionmill.data.features.shard import shard_of
-from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.features.spec import USUAL_PREPROCESS, FeatureSpec, Preprocess
 from captionmill.data.features.store import FeatureStore, store_exists
 from captionmill.data.images.find import search_images
 from captionmill.data.images.lists import ImagesOf, as_images
@@ -155,17 +155,19 @@ def forecast_captions(
 
 def _spec_of(config: ExtractConfig, store: FeatureStore | None) -> FeatureSpec:
     """The spec of the features that `config` makes; weights that are not on this machine count as those of `store`."""
+    usual = store.spec.preprocess if store is not None else USUAL_PREPROCESS
+    preprocess = config.preprocess or cast(Preprocess, usual)
     is_named = config.weights in NAMED_WEIGHTS and config.backbone != SCENES_BACKBONE
     if is_named and not find_named_weights(config.backbone, config.weights)[0].exists():
         spec = store.spec if store is not None else build_untrained_encoder(config).spec
         return replace(
             spec,
             backbone=config.backbone,
-            preprocess=config.preprocess,
+            preprocess=preprocess,
             image_size=config.image_size,
             views=config.views,
         )
-    return build_encoder(config).spec
+    return build_encoder(replace(config, preprocess=preprocess)).spec
 
 
 def _forecast(

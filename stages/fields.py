@@ -32,10 +32,12 @@ def setting(
     metavar: str | None = None,
     words: Mapping[str, object] | None = None,
     is_folder: bool = False,
+    may_be_url: bool = False,
 ) -> Default:
     """The field of a setting in a `Configuration`; arguments as in `Setting`."""
     known = {"help": help_text, "least": least, "most": most, "unset": unset, "example": example, "metavar": metavar}
-    return field(default=default, metadata={_KEY: known | {"words": words or {}, "is_folder": is_folder}})
+    known |= {"words": words or {}, "is_folder": is_folder, "may_be_url": may_be_url}
+    return field(default=default, metadata={_KEY: known})
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Setting:
     """Values that can be given as a word, such as {"auto": 0}."""
     is_folder: bool = False
     """Whether a path is that of a folder."""
+    may_be_url: bool = False
+    """Whether a path may be that of a folder too, or a URL, which stays a string."""
 
     @property
     def limits(self) -> str:
@@ -144,6 +148,8 @@ class Setting:
         kind, choices = self.type.kind, self.type.choices
         if kind in (str, Path) and isinstance(value, str | Path):
             if kind is Path and is_url(value):
+                if self.may_be_url:
+                    return str(value)
                 raise self._wrong("a local path", value)
             value = kind(value)
         elif kind in (int, float):

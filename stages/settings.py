@@ -44,10 +44,12 @@ class ExtractConfig(Configuration):
         "Weights of the network: imagenet1k_v1, imagenet1k_v2 (worse for captions) or a state_dict file (.pth, "
         ".safetensors).",
     )
-    preprocess: Preprocess = setting(
-        "crop",
-        "How an image is fitted to the network. crop: shorter side resized, centre cut out; squash: whole image made "
-        "square; whole: nothing cut, shape kept.",
+    preprocess: Preprocess | None = setting(
+        None,
+        "How an image is fitted to the network. squash: whole image made square; crop: centre cut out, shorter side "
+        "resized before; whole: nothing cut, shape kept.",
+        unset="squash, or that of a store that exists",
+        example="squash",
     )
     image_size: int = setting(
         224, "Side of the square input of the network, in pixels; with whole, the shorter side.", least=32, most=4096
@@ -114,6 +116,7 @@ class SearchConfig(Configuration):
     no_repeat_ngram: int = setting(
         0, "Number of words in a row that may not occur twice in a caption; 0 allows all repeats.", least=0
     )
+    repeat_words: bool = setting(False, "Let a word follow itself; a character of a script without spaces always may.")
     alternatives: int = setting(
         0, "Number of further captions per image: the next best of the beam, or further samples.", least=0
     )
@@ -188,9 +191,14 @@ class SplitLists(Configuration):
 class TrainConfig(Configuration):
     """Stage two: the decoder's size and how it is trained; defaults were chosen by measurement (docs/benchmarks.md)."""
 
-    min_count: int = setting(
-        5, "Minimum number of times that a word occurs in training; rarer words become <unk>.", least=1
+    init: AnyPath | None = setting(
+        None,
+        "Model to start from; new words join its own.",
+        unset="fresh weights",
+        example="base-model",
+        may_be_url=True,
     )
+    min_count: int = setting(5, "Minimum number of times that a word occurs; rarer words become <unk>.", least=1)
     image_input: ImageInput = setting(
         "init",
         "Where the image enters the decoder. init: the LSTM's initial state; first: before the first word; every: with "
@@ -239,9 +247,7 @@ class TrainConfig(Configuration):
         "Further passes over the training images that reward sampled captions by their CIDEr-D (self-critical).",
         least=0,
     )
-    self_critical_learning_rate: float = setting(
-        1e-4, "Peak learning rate of AdamW in the self-critical epochs.", least=0
-    )
+    self_critical_learning_rate: float = setting(1e-4, "Peak learning rate of AdamW in self-critical epochs.", least=0)
     self_critical_samples: int = setting(
         5,
         "Captions sampled per image in the self-critical epochs; each one's baseline is the others' mean reward.",

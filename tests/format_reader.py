@@ -144,7 +144,7 @@ def decode(bundle: dict[str, Any], tensors: dict[str, Array], row: Array, max_le
         logits = matrix @ output + tensors["to_logits.bias"]
         probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         allowed = probabilities.copy()
-        allowed[[pad, start, unknown, *([] if chosen else [end])]] = -1
+        allowed[[pad, start, unknown, *(chosen[-1:] or [end])]] = -1
         word = int(allowed.argmax())
         if word == end:
             break

@@ -19,7 +19,10 @@ TERMINAL = "pipeline/terminal"
 BELOW_THE_TERMINAL = [path for path in CODE if path.name != "cli.py" and path.parent != ROOT / TERMINAL]
 IMAGE_ROOMS = {"data", "data/images", "data/images/formats"}
 DATA = {*IMAGE_ROOMS, "data/features", "data/captions", "data/captions/formats", "data/tables", "data/models"}
-CAPTION_ROOMS = {"data", "data/captions", "data/captions/formats", "data/images/keys", "data/images/lists"}
+CAPTION_ROOMS = {
+    *("data", "data/captions", "data/captions/formats"),
+    *("data/images/keys", "data/images/lists", "data/tables"),
+}
 DECODING = {*DATA, "stages", "stages/decoding"}
 ALLOWED = {
     "data": {"data", "data/images/read"},

@@ -8,6 +8,8 @@ import csv
 import hashlib
 import json
 import shutil
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,6 +156,7 @@ def test_a_model_scores_as_it_scored(before: Path) -> None:
     again = json.loads((before / "again.json").read_text(encoding="utf-8"))
     made = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     confidences = [[caption.pop("confidence") for caption in scores["captions"].values()] for scores in (again, made)]
+    assert again["search"].pop("repeat_words") is False
     confidences[0].append(again.pop("mean_confidence"))
     confidences[1].append(made.pop("mean_confidence"))
     assert confidences[0] == pytest.approx(confidences[1], abs=1e-4)
@@ -194,9 +197,36 @@ def test_the_rows_of_a_table_are_kept(before: Path, table: str, options: list[st
 def test_a_table_is_made_again_as_it_was(before: Path, table: str, options: list[str]) -> None:
     path = before / "tables" / table
     made = path.rename(path.with_name(f"made-{table}"))
-    result = caption_rows(before, table, *options)
+    result = caption_rows(before, table, "--repeat-words", *options)
     assert result.stdout.startswith(f"{path}: 10 images found: 10 captioned (10 from cached features), 0 failed; ")
     assert_same_captions(path, made)
+
+
+def test_only_the_rows_of_a_table_in_which_a_word_follows_itself_are_made_again(before: Path) -> None:
+    path, made = before / "tables/captions.csv", before / "tables/.captions.csv.made/rows"
+    kept = path.read_bytes()
+    first, row, *others = kept.splitlines(keepends=True)
+    repeating = row.replace(b",a ", b",a a ", 1)
+    path.write_bytes(b"".join((first, repeating, *others)))
+    written, wrong = (struct.pack("<II", len(line), zlib.crc32(line)) for line in (row, repeating))
+    made.write_bytes(made.read_bytes().replace(written, wrong))
+    result = caption_rows(before, "captions.csv")
+    counts = "10 images found: 10 captioned (10 from cached features, 9 rows as before), 0 failed"
+    assert result.stdout.startswith(f"{path}: {counts}; ")
+    assert path.read_bytes() == kept
+
+
+def test_only_outputs_of_a_pipeline_in_which_a_word_follows_itself_are_outdated(before: Path) -> None:
+    folder = before / "pipeline"
+    records = json.loads((folder / "pipeline.made.json").read_text(encoding="utf-8"))
+    for name in ("scores.json", "captions.csv"):
+        text = (folder / name).read_text(encoding="utf-8").replace("a blue wall", "a blue blue wall")
+        (folder / name).write_text(text, encoding="utf-8")
+        records["outputs"][name]["made"]["content"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "pipeline.made.json").write_text(json.dumps(records), encoding="utf-8")
+    output = run("status", folder / "pipeline.toml").output
+    assert output.count("\n    up to date\n") == 2
+    assert output.count("\n    would run: repeat_words was true, is false\n") == 2
 
 
 def test_a_caption_that_was_edited_by_hand_stays_until_it_is_given_up(before: Path) -> None:

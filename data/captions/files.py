@@ -3,11 +3,15 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from captionmill.data.captions.formats.detect import check_layout
 from captionmill.data.captions.formats.rows import ColumnNames
 from captionmill.data.errors import AnnotationError
 from captionmill.data.paths import AnyPaths, as_paths
+
+Only = Literal["reviewed"]
+"""`reviewed`: the captions that a person corrected or accepted."""
 
 
 @dataclass(frozen=True, init=False)
@@ -19,10 +23,21 @@ class CaptionFiles:
     """The column of a table, or the field of a record, that holds the image; None for the usual names."""
     caption_column: str | None = None
     """The column or field that holds the caption; None for the usual names."""
+    only: Only | None = None
+    """Which rows of the tables that `caption` wrote are used; None for all. Other files are used whole."""
 
-    def __init__(self, paths: AnyPaths, image_column: str | None = None, caption_column: str | None = None) -> None:
-        """Of one path or several, which may be strings."""
+    def __init__(
+        self,
+        paths: AnyPaths,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        only: Only | None = None,
+    ) -> None:
+        """Of one path or several, which may be strings; AnnotationError if `only` is unknown."""
+        if only is not None and only not in get_args(Only):
+            raise AnnotationError(f"`only` must be {', '.join(get_args(Only))}, not {only!r}")
         object.__setattr__(self, "paths", tuple(as_paths(paths)))
+        object.__setattr__(self, "only", only)
         object.__setattr__(self, "image_column", image_column)
         object.__setattr__(self, "caption_column", caption_column)
 
@@ -32,15 +47,15 @@ class CaptionFiles:
         return ColumnNames(self.image_column, self.caption_column)
 
     def to_json(self) -> dict[str, str | list[str]]:
-        """For a record: the path or the list of them as `captions`, and the columns that are named."""
+        """For a record: the path or the list of them as `captions`, and the settings."""
         paths = [str(path) for path in self.paths]
-        return {"captions": paths[0] if len(paths) == 1 else paths, **self.named_columns}
+        return {"captions": paths[0] if len(paths) == 1 else paths, **self.settings}
 
     @property
-    def named_columns(self) -> dict[str, str]:
-        """The columns that are named, as `image_column` and `caption_column`."""
-        columns = {"image_column": self.image_column, "caption_column": self.caption_column}
-        return {name: column for name, column in columns.items() if column is not None}
+    def settings(self) -> dict[str, str]:
+        """How the files are read, as far as it is not as usual: `image_column`, `caption_column` and `only`."""
+        settings = {"image_column": self.image_column, "caption_column": self.caption_column, "only": self.only}
+        return {name: value for name, value in settings.items() if value is not None}
 
     @property
     def name(self) -> str:

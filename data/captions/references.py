@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from captionmill.data.captions.files import Captions, as_caption_files
+from captionmill.data.captions.files import Captions, Only, as_caption_files
 from captionmill.data.captions.formats.detect import open_rows, open_text
 from captionmill.data.captions.formats.rows import LeftOut, ReferenceRow
 from captionmill.data.captions.texts import CaptionTexts
@@ -22,12 +22,16 @@ from captionmill.data.errors import AnnotationError
 from captionmill.data.images.keys import image_key, match_forms
 from captionmill.data.images.lists import find_misread
 from captionmill.data.paths import AnyPath
+from captionmill.data.tables.edits import edited_paths
+from captionmill.data.tables.review import is_decision
 
 RESTVAL_CHOICES = ("train", "drop")
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _WITHOUT_TEXT = "captions without text"
 _REJECTED = "captions that are marked as rejected or precanned"
+_FAILED = "images that could not be read"
+_NOT_REVIEWED = "captions that nobody reviewed"
 _WITHOUT_WORDS = "captions without words, such as emoji only"
 _logger = logging.getLogger(__name__)
 
@@ -57,6 +61,9 @@ def read_annotations(
     warning each. An image that differs from one of `known_keys` only in its Unicode form gets that key. For a model of
     the first `word_rule`, of the captions only those without text are left out, and entities are kept.
 
+    A table that `caption` wrote has no splits: where other files have some, its images that are in none of them go to
+    "train".
+
     Raises AnnotationError naming the file and the line, row or entry that cannot be understood, or if the files
     contradict each other: an image in two splits, or in none where others have one.
     """
@@ -64,11 +71,11 @@ def read_annotations(
         raise AnnotationError(f"restval is {restval!r}; choose one of {', '.join(RESTVAL_CHOICES)}")
     files = as_caption_files(captions)
     files.require_different()
-    collected = _Collected(restval, word_rule)
+    collected = _Collected(restval, word_rule, files.only)
     for path in files.paths:
         left_out = LeftOut()
         with open_rows(path, files.columns, left_out=left_out, known_keys=known_keys) as rows:
-            read_count = collected.add(rows, left_out)
+            read_count = collected.add(rows, left_out, edited_paths(path) if files.only and path.is_file() else ())
         for what, count in left_out.items():
             share = f" ({count / read_count:.1%})" if what in (_REJECTED, _WITHOUT_WORDS) else ""
             if count:
@@ -98,17 +105,21 @@ class _Collected:
 
     restval: str
     word_rule: int
+    only: Only | None = None
     captions: CaptionTexts = field(default_factory=CaptionTexts)
     splits: dict[str, str] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     """The image files beside text files of captions."""
+    own: set[str] = field(default_factory=set)
+    """The images that have captions in a table that `caption` wrote."""
 
-    def add(self, rows: Iterator[ReferenceRow], left_out: LeftOut) -> int:
-        """Add the rows of one file; how many there are."""
-        has_captions = False
+    def add(self, rows: Iterator[ReferenceRow], left_out: LeftOut, edited: Collection[str]) -> int:
+        """Add the rows of one file, in which a person has just `edited` these images; how many there are."""
+        has_captions = is_own = False
         count = 0
         for row in rows:
             count += 1
+            is_own = row.status is not None
             key, caption = image_key(row.image.strip()), _read_caption(row.caption or "", self.word_rule)
             if not key:
                 raise AnnotationError(f"{row.where} has no image name; fill it in or remove the {row.where.split()[0]}")
@@ -122,16 +133,26 @@ class _Collected:
                     raise AnnotationError(f"{row.where} puts {key} in {split}, but it is in {self.splits[key]} already")
             if reason := _reason_to_leave_out(row, caption, self.word_rule):
                 left_out[reason] += 1
+            elif self.only and is_own and not is_decision(row.status or "") and row.image not in edited:
+                left_out[_NOT_REVIEWED] += 1
             else:
                 self.captions.add(key, caption)
                 has_captions = True
-        if not has_captions:
+                self.own.update([key] if is_own else ())
+        if not has_captions and not (self.only and is_own):
             raise AnnotationError(f"no captions in this file{_show_left_out(left_out)}")
         return count
 
     def finish(self, name: str, known_keys: Collection[str]) -> Annotations:
         """The captions and splits of all files together."""
         captions, splits = self.captions, self.splits
+        if self.only and not self.own:
+            raise AnnotationError(
+                f"{name}: no caption that a person corrected or accepted, in a table that `captionmill caption` wrote; "
+                f"review some, or leave out `only` {self.only}"
+            )
+        if splits:
+            splits |= dict.fromkeys(self.own - splits.keys(), "train")
         for key in [key for key, split in splits.items() if split == "drop" or key not in captions]:
             captions.drop(key)
             del splits[key]
@@ -165,7 +186,7 @@ def _read_caption(text: str, word_rule: int) -> str:
 def _reason_to_leave_out(row: ReferenceRow, caption: str, word_rule: int) -> str:
     """Why the caption is of no use; "" if it is of use."""
     if not caption:
-        return _WITHOUT_TEXT
+        return _FAILED if row.status == "failed" else _WITHOUT_TEXT
     if word_rule == FIRST_RULE:
         return ""
     if row.is_rejected:

@@ -73,6 +73,11 @@ class Vocabulary:
         kept.sort(key=lambda word: (-counts.words[word], word))
         return cls([*SPECIAL_WORDS, *kept], counts.word_rule)
 
+    def extended(self, counts: WordCounts, *, min_count: int) -> "Vocabulary":
+        """These words with their indices, and behind them the others that `counts` has at least `min_count` times."""
+        added = [word for word in Vocabulary.of(counts, min_count=min_count).words if word not in self]
+        return Vocabulary([*self.words, *added], self.word_rule)
+
     def __len__(self) -> int:
         """Number of words, including the special ones."""
         return len(self.words)

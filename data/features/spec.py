@@ -8,6 +8,9 @@ from captionmill.data.errors import SpecMismatchError
 StoredDtype = Literal["float16", "float32"]
 Preprocess = Literal["crop", "squash", "whole"]
 Views = Literal["one", "flip"]
+USUAL_PREPROCESS: Preprocess = "squash"
+"""That of new stores: a caption describes the whole image, of which "crop" shows the network about half (measured on 60
+images: docs/benchmarks.md)."""
 _UNCOMPARED = ("weights",)  # the same weights may have different names on two machines; the hash counts
 
 

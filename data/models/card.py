@@ -92,6 +92,7 @@ def render_card(model: Model, name: str, scores: Sequence[ScoredImages] = ()) ->
         settings="\n".join(
             [
                 *[f"- `{setting}`: {model.training[setting]}" for setting in _SETTINGS if setting in model.training],
+                *_start_line(model),
                 *[f"- {software} {version}" for software, version in model.versions.items()],
                 *[f"- Note: {note}" for note in model.notes],
             ]
@@ -114,6 +115,14 @@ def _header(name: str, scores: Sequence[ScoredImages]) -> list[str]:
         for metric, value in scored.values.items():
             lines += [f"    - type: {metric}", f"      value: {value:.4f}"]
     return [*lines, "---"]
+
+
+def _start_line(model: Model) -> list[str]:
+    """The model that its training started from, if there is one."""
+    start, digest = (model.training.get(name) for name in ("init", "init_sha256"))
+    return (
+        [f"- Started from the model `{_one_cell(str(start))}`, SHA-256 of its bundle.json `{digest}`"] if start else []
+    )
 
 
 def _validation_score(model: Model) -> str:

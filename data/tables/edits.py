@@ -8,10 +8,12 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, fit_name, replace_atomically
 from captionmill.data.tables.formats import has_other_columns, is_caption_table, read_captions
-from captionmill.data.tables.journal import CaptionJournal, Known
+from captionmill.data.tables.journal import CaptionJournal, Known, made_dir
 from captionmill.data.tables.review import Review, is_decision
 from captionmill.data.tables.rows import CaptionRow
 
@@ -46,6 +48,15 @@ def take_edits(
     if is_more and keep_copy:
         _keep_copy(path)
     return list(reviews.values())
+
+
+def edited_paths(path: Path) -> set[str]:
+    """The images whose captions a person changed in the table at `path` since it was written; nothing is changed."""
+    journal = CaptionJournal(made_dir(path))
+    if not journal.path.exists():
+        return set()
+    known = journal.known((), np.empty(0, dtype=np.uint32), {})
+    return {review.path for review in take_edits(path, journal, known, keep_copy=False)}
 
 
 def _add(reviews: dict[str, Review], review: Review, path: Path) -> None:

@@ -16,7 +16,7 @@ import contextlib
 import json
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +38,9 @@ _CRC = b', "crc": '
 
 SourceChecksums = npt.NDArray[np.uint32]
 """[N], for each image a checksum of what its row is made from, including its key."""
+
+IsAsWanted = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
+"""Whether a row (the second argument, its fields) that was made with other settings (the first) would be the same."""
 
 
 @dataclass
@@ -78,11 +81,21 @@ class CaptionJournal:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.jsonl"
 
-    def known(self, keys: Sequence[str], sources: SourceChecksums, made_with: Mapping[str, Any]) -> Known:
-        """What is known about the images `keys` (sorted), whose rows are wanted from `sources` and `made_with`."""
+    def known(
+        self,
+        keys: Sequence[str],
+        sources: SourceChecksums,
+        made_with: Mapping[str, Any],
+        is_as_wanted: IsAsWanted | None = None,
+    ) -> Known:
+        """What is known about the images `keys` (sorted), whose rows are wanted from `sources` and `made_with`.
+
+        A row that was made with other settings is current too if `is_as_wanted` finds that it would be the same.
+        """
         known = Known(np.full(len(keys), -1, dtype=np.int64), np.zeros(len(keys), dtype=np.bool_))
         wanted = json.loads(json.dumps(made_with))
         is_wanted = False
+        settings: dict[str, Any] = {}
         following = 0
         for offset, end, values in self._entries():
             known.end = end
@@ -93,10 +106,12 @@ class CaptionJournal:
                     following = bisect_left(keys, key)
                 if following < len(keys) and keys[following] == key:
                     known.offsets[following] = offset
-                    known.is_current[following] = is_wanted and values["source"] == sources[following]
+                    is_current = is_wanted or (is_as_wanted is not None and is_as_wanted(settings, values["row"]))
+                    known.is_current[following] = is_current and values["source"] == sources[following]
                     following += 1
             elif "made_with" in values:
-                is_wanted = values["made_with"] == wanted
+                settings = values["made_with"]
+                is_wanted = settings == wanted
             elif "review" in values:
                 known.last = None
                 _add_review(known.reviews, values)

@@ -15,7 +15,7 @@ from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically, stamp_of
 from captionmill.data.tables.edits import take_edits
 from captionmill.data.tables.formats import TableFormat, write_captions
-from captionmill.data.tables.journal import BLOCK_ROWS, CaptionJournal, Known, SourceChecksums, lock_table
+from captionmill.data.tables.journal import BLOCK_ROWS, CaptionJournal, IsAsWanted, Known, SourceChecksums, lock_table
 from captionmill.data.tables.older import convert_older
 from captionmill.data.tables.review import Review
 from captionmill.data.tables.rows import CaptionRow
@@ -34,6 +34,8 @@ class WantedTable:
     format: TableFormat = "csv"
     with_alternatives: bool = False
     """Whether CSV has that column."""
+    is_as_wanted: IsAsWanted | None = None
+    """Which rows of other settings, such as those of an older version, are kept."""
 
     def digest(self) -> str:
         """SHA-256 of all this."""
@@ -82,14 +84,14 @@ def update_captions(
         journal = CaptionJournal(folder)
         convert_older(path, journal)
         stamp = stamp_of(path)
-        known = journal.known(wanted.keys, wanted.sources, wanted.made_with)
+        known = journal.known(wanted.keys, wanted.sources, wanted.made_with, wanted.is_as_wanted)
         edits = take_edits(path, journal, known, corrections, keep_copy=keep_edited)
         if edits or withdraw_reviews:
             with journal.append(known.end) as writer:
                 writer.add_reviews(edits)
                 if withdraw_reviews:
                     writer.withdraw_reviews()
-            known = journal.known(wanted.keys, wanted.sources, wanted.made_with)
+            known = journal.known(wanted.keys, wanted.sources, wanted.made_with, wanted.is_as_wanted)
         made = _make_missing(journal, known, wanted, make_rows, block_rows=block_rows)
         if made or known.last != (digest_of_file(path), wanted.digest()):
             _render(path, journal, known, wanted, stamp=stamp)

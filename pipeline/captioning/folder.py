@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from captionmill.pipeline.captioning.source import CacheConfig, CaptionSource, e
 from captionmill.pipeline.captioning.task import prepare_captions
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.encoding.loader import Failure
+from captionmill.stages.scoring.statistics import repeats_word
 from captionmill.stages.settings import SearchConfig
 from captionmill.stages.table_settings import TableConfig
 
@@ -167,7 +168,12 @@ def _update_table(
         _logger.warning("the model has no usual confidence; pass `low_confidence` to flag captions below it")
     make_rows = partial(_make_rows, source, captioner, search=search, low_confidence=low_confidence, progress=progress)
     wanted = WantedTable(
-        source.keys, source.row_sources(), made_with, table.format or "csv", with_alternatives=search.alternatives > 0
+        source.keys,
+        source.row_sources(),
+        made_with,
+        table.format or "csv",
+        with_alternatives=search.alternatives > 0,
+        is_as_wanted=partial(_is_as_wanted, made_with),
     )
     return update_captions(
         output,
@@ -189,6 +195,12 @@ def row_settings(
         "search": asdict(captioner.fit_search(search)),
         "low_confidence": usual_low_confidence(captioner.bundles) if low_confidence is None else low_confidence,
     }
+
+
+def _is_as_wanted(wanted: Mapping[str, Any], made_with: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Whether the caption of `row`, of a version in which any word could follow itself, is the one that is `wanted`."""
+    search = {"repeat_words": wanted["search"]["repeat_words"], **made_with["search"]}
+    return {**made_with, "search": search} == wanted and (search["repeat_words"] or not repeats_word(row["caption"]))
 
 
 def _make_rows(

@@ -93,6 +93,7 @@ def describe_search(search: SearchConfig) -> str:
     settings += [f"{search.min_length} words at least"] * (search.min_length > 1)
     settings += [f"no {search.no_repeat_ngram} words in a row twice"] * (search.no_repeat_ngram > 1)
     settings += ["no word twice"] * (search.no_repeat_ngram == 1)
+    settings += ["a word may follow itself"] * search.repeat_words
     return f"{kind} ({', '.join(settings)})" if settings else kind
 
 

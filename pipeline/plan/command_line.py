@@ -45,7 +45,7 @@ def _path_option(name: str, path: Path | None) -> list[str]:
 
 def _captions(captions: CaptionFiles) -> list[str]:
     words = [word for path in captions.paths for word in _path_option("--captions", path)]
-    for name, column in captions.named_columns.items():
+    for name, column in captions.settings.items():
         words += [f"--{name.replace('_', '-')}", column]
     return words
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from captionmill.data.captions.files import CaptionFiles
+from captionmill.data.features.spec import USUAL_PREPROCESS
 from captionmill.data.features.store import cache_path_for
 from captionmill.data.models.bundle import read_model
 from captionmill.data.paths import as_path
@@ -41,7 +42,7 @@ class ExtractJob:
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""
-        return _chosen(ExtractConfig(), without_file=False)
+        return _chosen(ExtractConfig(preprocess=USUAL_PREPROCESS), without_file=False)
 
     def inputs(self) -> dict[str, Input]:
         """The inputs of the job, by name."""
@@ -68,7 +69,7 @@ class TrainJob:
 
     def settings(self) -> dict[str, Any]:
         """All settings that change the model."""
-        return self._recorded(self.config) | {"restval": self.lists.restval} | self.captions.named_columns
+        return self._recorded(self.config) | {"restval": self.lists.restval} | self.captions.settings
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""
@@ -76,13 +77,15 @@ class TrainJob:
 
     def _recorded(self, config: TrainConfig) -> dict[str, Any]:
         values = {name: value for name, value in asdict(config).items() if name != "device"}
+        values["init"] = None if isinstance(config.init, Path) else config.init  # the content of a path is an input
         search = values["search"] | _length(config.search, self.config.search)
         return values | _length(config, self.config) | {"search": search}
 
     def inputs(self) -> dict[str, Input]:
         """The inputs of the job, by name."""
         lists = {"train_list": as_path(self.lists.train_list), "val_list": as_path(self.lists.val_list)}
-        return {"features": self.features} | _captions(self.captions) | _given(lists)
+        start = {"init": self.config.init if isinstance(self.config.init, Path) else None}
+        return {"features": self.features} | _captions(self.captions) | _given(lists | start)
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class EvaluateJob:
             asdict(self.search)
             | _length(self.search, self.search)
             | _several(self.models, self.several)
-            | self.captions.named_columns
+            | self.captions.settings
         )
 
     def default_settings(self) -> dict[str, Any]:
@@ -183,8 +186,12 @@ def _rank(folder: Path) -> tuple[float, float]:
 
 
 def _chosen(config: ExtractConfig, *, without_file: bool) -> dict[str, Any]:
-    names = [name for name in _ROW_SETTINGS if not (without_file and name == "weights")]  # its content is an input
-    return {name: getattr(config, name) for name in names}
+    values = {name: getattr(config, name) for name in _ROW_SETTINGS}
+    if without_file:  # its content is an input
+        del values["weights"]
+    if config.preprocess is None:  # as the store was made
+        del values["preprocess"]
+    return values
 
 
 def _length(config: TrainConfig | SearchConfig, now: TrainConfig | SearchConfig) -> dict[str, Any]:

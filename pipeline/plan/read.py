@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from captionmill.data.captions.files import CaptionFiles
-from captionmill.data.errors import InputError, PipelineError
+from captionmill.data.captions.files import CaptionFiles, Only
+from captionmill.data.errors import AnnotationError, InputError, PipelineError
 from captionmill.data.tables.formats import format_of
 from captionmill.pipeline.captioning.sidecars import is_sidecar_suffix
 from captionmill.pipeline.plan.file import PlanFile, Section, refuse_unknown_tables, unknown_name
@@ -141,9 +141,15 @@ def _read_captions(section: Section) -> CaptionFiles | None:
     """The captions that the table names, one path or a list; None if it names none."""
     paths = section.paths("captions")
     columns = [section.text(key) for key in ("image_column", "caption_column")]
-    if not paths and any(columns):
-        raise section.error(None, "names columns of the captions, but no `captions`")
-    return CaptionFiles(tuple(paths), *columns) if paths else None
+    only = section.text("only")
+    if not paths and any((*columns, only)):
+        raise section.error(None, "says how to read the captions, but names no `captions`")
+    if not paths:
+        return None
+    try:
+        return CaptionFiles(tuple(paths), columns[0], columns[1], cast(Only | None, only))
+    except AnnotationError as exc:
+        raise section.error("only", str(exc)) from exc
 
 
 def _read_features(section: Section, extractions: Sequence[Task]) -> Path | None:
@@ -206,4 +212,6 @@ def _default_output(name: str, section_name: str, suffix: str, *, is_folder: boo
 
 
 def _show(value: object) -> str:
+    if isinstance(value, Path):
+        return value.name
     return str(value).lower() if isinstance(value, bool) else str(value)

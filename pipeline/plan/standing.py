@@ -1,13 +1,14 @@
 """The standing of each task of a pipeline: up to date, or the reasons to run it."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from captionmill.data.errors import CaptionmillError
 from captionmill.data.paths import AnyPath, as_path
+from captionmill.data.tables.formats import read_captions
 from captionmill.pipeline.captioning.sidecars import count_missing
 from captionmill.pipeline.plan.fingerprints import (
     Fingerprint,
@@ -18,9 +19,10 @@ from captionmill.pipeline.plan.fingerprints import (
     take_fingerprint,
 )
 from captionmill.pipeline.plan.graph import Graph, Task
-from captionmill.pipeline.plan.jobs import CaptionJob, Job
+from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, Job
 from captionmill.pipeline.plan.read import read_plan
 from captionmill.pipeline.plan.records import Ingredients, Record, Workspace
+from captionmill.stages.scoring.statistics import repeats_word
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,10 @@ def find_standing(task: Task, workspace: Workspace, *, before: Sequence[Task] = 
     else:
         reasons += setting_changes(record.ingredients.settings, settings, plain(task.job.default_settings()))
         reasons += _input_changes(known, inputs, set(task.job.inputs()))
-        reasons += [] if made.content == record.made.content else [f"{task.output.name} was changed since"]
+        if made.content == record.made.content:
+            reasons += _word_changes(task.job, record.ingredients.settings, settings)
+        else:
+            reasons.append(f"{task.output.name} was changed since")
         reasons += [] if reasons or before else _missing_companions(task.job)
     if before:
         reasons.append(f"{', '.join(need.id for need in before)} {'runs' if len(before) == 1 else 'run'} first")
@@ -123,6 +128,18 @@ def setting_changes(was: Mapping[str, Any], now: Mapping[str, Any], defaults: Ma
         elif old != value:
             changes.append(f"{name} was {_show(old)}, is {_show(value)}")
     return changes
+
+
+def _word_changes(job: Job, was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A text if captions would be others than those of a version in which any word could follow itself."""
+    if "repeat_words" in was or now.get("repeat_words") is not False:
+        return []
+    captions: Iterable[str] = ()
+    if isinstance(job, CaptionJob):
+        captions = (row.caption for row in read_captions(job.output))
+    elif isinstance(job, EvaluateJob):
+        captions = (one["caption"] for one in json.loads(job.output.read_text(encoding="utf-8"))["captions"].values())
+    return ["repeat_words was true, is false"] if any(map(repeats_word, captions)) else []
 
 
 def _show(value: object) -> str:

@@ -102,7 +102,7 @@ def _value_type(setting: Setting) -> click.ParamType[Any]:
         int: click.IntRange(**ends),
         float: FiniteFloat(**ends),
         str: click.STRING,
-        Path: FOLDER_PATH if setting.is_folder else FILE_PATH,
+        Path: MODEL if setting.may_be_url else FOLDER_PATH if setting.is_folder else FILE_PATH,
     }
     value_type = click.Choice(setting.type.choices) if setting.type.choices else kinds[setting.type.kind]
     return ValueOrWord(value_type, setting.words) if setting.words else value_type
@@ -204,6 +204,11 @@ def captions_options(help_text: str = "", *, required: bool = True) -> Decorator
             metavar="NAME",
             help="Column that holds the caption.  [default: caption, comment or text]",
         ),
+        click.option(
+            "--only",
+            type=click.Choice(["reviewed"]),
+            help="Use of the tables that `caption` wrote only the captions that a person corrected or accepted.",
+        ),
     )
 
 
@@ -214,11 +219,13 @@ def take_captions(options: dict[str, Any]) -> "CaptionFiles":
     """
     from captionmill.data.captions.files import CaptionFiles
 
-    files = CaptionFiles(*(options.pop(name) for name in ("captions", "image_column", "caption_column")))
+    files = CaptionFiles(*(options.pop(name) for name in ("captions", "image_column", "caption_column", "only")))
     if files.paths:
         files.check()
     elif files.image_column is not None or files.caption_column is not None:
         raise click.UsageError("--image-column and --caption-column need --captions")
+    elif files.only is not None:
+        raise click.UsageError("--only needs --captions")
     return files
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from captionmill.pipeline import summaries
 from captionmill.pipeline.result_fields import training_fields
@@ -48,6 +49,12 @@ def train(features: Path, output: Path, quiet: bool, **options: Any) -> None:
     search = take_settings(SearchConfig, options, "beam_size", "length_penalty")
     config = replace(config, search=replace(search, max_length=config.max_length))
     lists = take_settings(SplitLists, options)
+    if config.init is not None:
+        from captionmill.stages.training.start import ARCHITECTURE, StartingModel
+
+        context = click.get_current_context()
+        given = [name for name in ARCHITECTURE if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        StartingModel.read(config.init).require_settings(config, given)
     with ProgressBars(quiet=quiet) as progress:
         summary = train(
             features,

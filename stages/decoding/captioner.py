@@ -19,6 +19,7 @@ from captionmill.data.models.bundle import Model, read_model
 from captionmill.data.models.source import find_models
 from captionmill.data.paths import AnyPaths
 from captionmill.data.progress import Progress, no_progress
+from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.folded import FoldedDecoder
@@ -69,7 +70,7 @@ class Captioner:
             bundles[0].spec.require(bundle.spec, mine=str(models[0]), others=str(folder))
             _require_same_words(models[0], bundles[0].vocabulary, folder, bundle.vocabulary)
         chosen_device = choose_device(device)
-        decoders = [_build_decoder(*pair).to(chosen_device).eval() for pair in zip(models, bundles, strict=True)]
+        decoders = [build_decoder(*pair).to(chosen_device).eval() for pair in zip(models, bundles, strict=True)]
         return cls(decoders[0] if len(decoders) == 1 else Ensemble(decoders).eval(), tuple(bundles))
 
     @property
@@ -157,13 +158,14 @@ def decode_rows(
 ) -> Iterator[tuple[str, Caption]]:
     """As `decode_features`, with what `choose_steps` made of a decoder on `device`."""
     block_size = max(1, block_rows // (1 + search.alternatives if search.sample else search.beam_size))
+    rule = WordRule.of(search, vocabulary)
     start = 0
     while start < len(keys):
         block = keys[start : start + block_size]
         try:
             rows = store.read([store.position(key) for key in block])
             features = torch.from_numpy(rows).to(device).float()  # [B, D]
-            decoded = find_captions(steps, features, block, search)
+            decoded = find_captions(steps, features, block, search, rule=rule)
         except (RuntimeError, MemoryError) as exc:
             if not is_out_of_memory(exc):
                 raise
@@ -185,12 +187,16 @@ def find_captions(
     keys: Sequence[str],
     search: SearchConfig,
     *,
+    rule: WordRule | None = None,
     trace: list[TracedStep] | None = None,
 ) -> list[DecodedCaption]:
-    """The caption of each row of `features` [B, D], searched or drawn as `search` asks; `trace` as these take it."""
+    """The caption of each row of `features` [B, D], searched or drawn as `search` asks.
+
+    `rule` and `trace` are as `search_captions` and `draw_captions` take them.
+    """
     if search.sample:
-        return draw_captions(decoder, features, keys, search, trace=trace)
-    return search_captions(decoder, features, search, trace=trace)
+        return draw_captions(decoder, features, keys, search, rule=rule, trace=trace)
+    return search_captions(decoder, features, search, rule=rule, trace=trace)
 
 
 def _spell(caption: DecodedCaption, vocabulary: Vocabulary) -> Caption:
@@ -198,7 +204,8 @@ def _spell(caption: DecodedCaption, vocabulary: Vocabulary) -> Caption:
     return Caption(vocabulary.decode(caption.words), caption.confidence, caption.cut, alternatives)
 
 
-def _build_decoder(model: Path, bundle: Model) -> Decoder:
+def build_decoder(model: Path, bundle: Model) -> Decoder:
+    """The decoder of `bundle`, which was read from the folder `model`; ModelError if its weights do not fit."""
     try:
         decoder = Decoder(DecoderConfig(**bundle.decoder_config))
         tensors = {name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()}

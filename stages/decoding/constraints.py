@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captionmill.data.captions.vocabulary import END, PAD, START, UNK
+from captionmill.data.captions.vocabulary import END, PAD, START, UNK, Vocabulary
+from captionmill.data.captions.words import has_unspaced_script
 from captionmill.stages.settings import USUAL_LENGTH, SearchConfig
 
 _LEAST = -1e30  # a log probability that leaves an end possible where the decoder rules it out
@@ -29,11 +30,26 @@ class WordRule:
     """Words after which only `<end>` comes."""
     no_repeat_ngram: int = 0
     """Words in a row that do not come twice; 0 allows all."""
+    repeat_words: bool = True
+    """Whether any word may follow itself."""
+    doubled: tuple[int, ...] = ()
+    """Words that may follow themselves once in any case."""
 
     @classmethod
-    def of(cls, search: SearchConfig) -> "WordRule":
-        """The rule of every caption that `search` finds or draws."""
-        return cls(min_length=search.min_length, max_length=search.longest, no_repeat_ngram=search.no_repeat_ngram)
+    def of(cls, search: SearchConfig, vocabulary: Vocabulary | None = None) -> "WordRule":
+        """The rule of every caption that `search` finds or draws.
+
+        A character of a script without spaces is a word of `vocabulary` that may follow itself once: many words of such
+        scripts double one.
+        """
+        words = vocabulary.words if vocabulary else ()
+        return cls(
+            min_length=search.min_length,
+            max_length=search.longest,
+            no_repeat_ngram=search.no_repeat_ngram,
+            repeat_words=search.repeat_words,
+            doubled=tuple(index for index, word in enumerate(words) if has_unspaced_script(word)),
+        )
 
     def barred(self, history: Tensor, vocab_size: int) -> Iterator[tuple[str, Tensor]]:
         """The words that must not follow `history` [R, T], each time with the reason: those of each row [R, N].
@@ -51,6 +67,8 @@ class WordRule:
         if self.no_repeat_ngram and length >= self.no_repeat_ngram:
             reason = "said before" if self.no_repeat_ngram == 1 else f"repeats {self.no_repeat_ngram} words"
             yield reason, _completing(history, self.no_repeat_ngram)
+        if length and not self.repeat_words:
+            yield "just said", _repeating(history, self.doubled)
 
 
 def forbid_words(log_probabilities: Tensor, history: Tensor, rule: WordRule) -> Tensor:
@@ -85,6 +103,15 @@ def _completing(history: Tensor, size: int) -> Tensor:
     begun = history[:, history.shape[1] - size + 1 :].unsqueeze(1)  # [R, 1, N-1] what the next word would complete
     is_repeated = (ngrams[:, :, :-1] == begun).all(dim=2)  # [R, T-N+1]
     return torch.where(is_repeated, ngrams[:, :, -1], PAD)  # <pad> never comes anyway
+
+
+def _repeating(history: Tensor, doubled: tuple[int, ...]) -> Tensor:
+    """The last word of each row of `history` [R, T], [R, 1]; `<pad>` where it is `doubled` and follows another."""
+    last = history[:, -1:]
+    may_follow = torch.isin(last, last.new_tensor(doubled))
+    if history.shape[1] > 1:
+        may_follow &= history[:, -2:-1] != last
+    return last.masked_fill(may_follow, PAD)
 
 
 def likeliest_words(log_probabilities: Tensor, count: int) -> tuple[Tensor, Tensor]:

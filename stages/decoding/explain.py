@@ -154,10 +154,11 @@ def explain_features(
     """
     steps = choose_steps(decoder)
     features = torch.from_numpy(row)[None].to(next(decoder.parameters()).device).float()  # [1, D]
-    walker = _Walker(steps, features, vocabulary, WordRule.of(search))
+    rule = WordRule.of(search, vocabulary)
+    walker = _Walker(steps, features, vocabulary, rule)
     trace: list[TracedStep] = []
-    (caption,) = find_captions(steps, features, [key], search, trace=trace)
-    (greedy,) = find_captions(steps, features, [key], _greedy(search))
+    (caption,) = find_captions(steps, features, [key], search, rule=rule, trace=trace)
+    (greedy,) = find_captions(steps, features, [key], _greedy(search), rule=rule)
     return Explanation(
         features=_numbers(features[0]),
         starts=tuple(_describe_start(part, features) for part in _decoders_of(decoder)),
@@ -173,13 +174,8 @@ def explain_features(
 
 
 def _greedy(search: SearchConfig) -> SearchConfig:
-    """Greedy search under the same rule of which words may come."""
-    return SearchConfig(
-        beam_size=1,
-        min_length=search.min_length,
-        max_length=search.max_length,
-        no_repeat_ngram=search.no_repeat_ngram,
-    )
+    """Greedy search of captions of the same lengths."""
+    return SearchConfig(beam_size=1, min_length=search.min_length, max_length=search.max_length)
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,13 @@ def draw_captions(
     keys: Sequence[str],
     search: SearchConfig,
     *,
+    rule: WordRule | None = None,
     trace: list[TracedStep] | None = None,
 ) -> list[DecodedCaption]:
     """A caption drawn for each row of `features` [B, D], and `alternatives` more, in the order of the draws.
 
-    The log probabilities of the words are the decoder's own, whatever `temperature`, `top_k` and `top_p` made of them.
+    Which words may come is up to `rule`, or else to that of `search`. The log probabilities of the words are the
+    decoder's own, whatever `temperature`, `top_k` and `top_p` made of them.
     The steps of all draws are appended to `trace`, for one image [1, D]; ValueError for more.
     """
     if trace is not None and len(features) != 1:
@@ -40,7 +42,8 @@ def draw_captions(
     draws, steps = 1 + search.alternatives, search.longest + 1
     chances = torch.from_numpy(np.concatenate([_chances(search.seed, key, draws, steps) for key in keys]))
     state = tuple(part.repeat_interleave(draws, dim=1) for part in decoder.start(features))  # each [L, B * draws, H]
-    words, log_probabilities = draw_words(decoder, state, chances.to(features.device), WordRule.of(search), search)
+    rule = rule or WordRule.of(search)
+    words, log_probabilities = draw_words(decoder, state, chances.to(features.device), rule, search)
     if trace is not None:
         trace += _record(words, log_probabilities, search)
     captions = [

@@ -48,7 +48,12 @@ class DecodedCaption:
 
 @torch.inference_mode()
 def search_captions(
-    decoder: StepDecoder, features: Tensor, search: SearchConfig, *, trace: list[TracedStep] | None = None
+    decoder: StepDecoder,
+    features: Tensor,
+    search: SearchConfig,
+    *,
+    rule: WordRule | None = None,
+    trace: list[TracedStep] | None = None,
 ) -> list[DecodedCaption]:
     """The best caption for each row of `features` [B, D] by its score, and as many `alternatives` as `search` asks for.
 
@@ -58,8 +63,8 @@ def search_captions(
 
     Beam search keeps the `beam_size` best captions at each step; one that has ended competes on with its score as it
     is. Of equal scores the one that extends the better caption is kept, then the likelier word, then the lower
-    index. A beam of one is greedy: the likeliest word is the next. Which words may come is up to `WordRule`. The
-    decoder should be in evaluation mode.
+    index. A beam of one is greedy: the likeliest word is the next. Which words may come is up to `rule`, or else
+    to that of `search`. The decoder should be in evaluation mode.
 
     With `diversity_groups` each group of the beam keeps its own best captions at each step, after those before it: a
     word's score is less by `diversity_strength` for each caption of these groups that has just taken it (Vijayakumar et
@@ -69,7 +74,7 @@ def search_captions(
     """
     if trace is not None and len(features) != 1:
         raise ValueError(f"a search of {len(features)} images cannot be traced")
-    beam = _Beam(decoder.start(features), search, trace)
+    beam = _Beam(decoder.start(features), search, rule or WordRule.of(search), trace)
     found: dict[int, DecodedCaption] = {}
     while len(beam.images):
         logits, state = decoder.step(beam.last_words, beam.state)
@@ -83,9 +88,9 @@ class _Beam:
     The decoder sees only the living ones [R]: those that have not ended. A place without a caption has a sum of -inf.
     """
 
-    def __init__(self, state: State, search: SearchConfig, trace: list[TracedStep] | None) -> None:
+    def __init__(self, state: State, search: SearchConfig, rule: WordRule, trace: list[TracedStep] | None) -> None:
         count, beams, groups, device = state[0].shape[1], search.beam_size, search.diversity_groups, state[0].device
-        self._search, self._rule, self._trace = search, WordRule.of(search), trace
+        self._search, self._rule, self._trace = search, rule, trace
         self._group_size = beams // groups
         # what sums are divided by; torch's powers of equal numbers may differ in the last bit, Python's do not
         weights = [max(length, 1) ** search.length_penalty for length in range(search.longest + 2)]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from captionmill.data.errors import InputError, WeightsError
-from captionmill.data.features.spec import FeatureSpec, Preprocess, Views
+from captionmill.data.features.spec import USUAL_PREPROCESS, FeatureSpec, Preprocess, Views
 from captionmill.data.images.decode import Pixels
 from captionmill.stages.encoding.network import STRIDE, FeatureNetwork, build_resnet, fuse_batch_norm
 from captionmill.stages.encoding.weights import hash_weights, read_weights
@@ -101,7 +101,8 @@ def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> E
 
     Raises WeightsError if the weights are unavailable, cannot be read, or belong to another network.
     """
-    if config.preprocess == "whole" and config.image_size % STRIDE:
+    preprocess = config.preprocess or USUAL_PREPROCESS
+    if preprocess == "whole" and config.image_size % STRIDE:
         raise InputError(f"`image_size` {config.image_size}: `preprocess` whole needs a multiple of {STRIDE}")
     state, weights, resize_ratio = read_weights(config)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
@@ -113,12 +114,12 @@ def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> E
         problem = " ".join(str(exc).split())[:200]
         raise WeightsError(f"{weights}: not the weights of a {config.backbone} ({problem})") from exc
     if resize_size is None:
-        resize_size = round(config.image_size * (resize_ratio if config.preprocess == "crop" else 1))
+        resize_size = round(config.image_size * (resize_ratio if preprocess == "crop" else 1))
     spec = FeatureSpec(
         backbone=config.backbone,
         weights=weights,
         weights_sha256=hash_weights(state),
-        preprocess=config.preprocess,
+        preprocess=preprocess,
         image_size=config.image_size,
         resize_size=resize_size,
         views=config.views,
@@ -129,7 +130,8 @@ def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> E
 def build_untrained_encoder(config: ExtractConfig) -> Encoder:
     """An encoder with random weights, only for measuring the speed of the one that `config` names."""
     size = config.image_size
-    spec = FeatureSpec(config.backbone, "random", "", config.preprocess, size, size, views=config.views)
+    preprocess = config.preprocess or USUAL_PREPROCESS
+    spec = FeatureSpec(config.backbone, "random", "", preprocess, size, size, views=config.views)
     return Encoder(FeatureNetwork(fuse_batch_norm(build_resnet(config.backbone).eval())), spec)
 
 

@@ -4,10 +4,11 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 from captionmill.data.csv_tables import write_failures
 from captionmill.data.errors import InputError, StoreAccessError, StoreError
@@ -15,7 +16,8 @@ from captionmill.data.features.log import ExtractionRecord, append_record
 from captionmill.data.features.mirror import StoreMirror
 from captionmill.data.features.parts import part_paths
 from captionmill.data.features.shard import Shard, shard_of
-from captionmill.data.features.store import FeatureStore, delete_store, replace_store
+from captionmill.data.features.spec import Preprocess
+from captionmill.data.features.store import FeatureStore, delete_store, replace_store, store_exists
 from captionmill.data.features.writer import FeatureWriter, lock_store
 from captionmill.data.files import require_other_file
 from captionmill.data.images.find import search_images
@@ -144,8 +146,9 @@ def extract(
         part_of = Shard.of([image.key for image in found], *shard)
         found = list(shard_of(found, *shard))
         output = shard_path(output, *shard)
-    encoder = build_encoder(config)
     with _local_store(output) as (path, mirror), lock_store(path) if overwrite else nullcontext():
+        config = config if overwrite else _as_made(path, config)
+        encoder = build_encoder(config)
         target = path.with_name(f".{path.name}.new") if overwrite else path
         if overwrite and not _can_resume(target, encoder, config, {image.key for image in found}):
             delete_store(target)
@@ -259,6 +262,14 @@ def _local_store(output: Path | str) -> Iterator[tuple[Path, StoreMirror | None]
     with tempfile.TemporaryDirectory(prefix="captionmill-") as staging:
         mirror = StoreMirror(str(output), Path(staging))
         yield mirror.pull(), mirror
+
+
+def _as_made(path: Path, config: ExtractConfig) -> ExtractConfig:
+    """`config` with the preprocessing of the store at `path`, where it sets none."""
+    if config.preprocess is None and store_exists(path):
+        with suppress(StoreError):  # raised again when it is opened to be written
+            return replace(config, preprocess=cast(Preprocess, FeatureStore.open(path).spec.preprocess))
+    return config
 
 
 def _failures_name(path: Path, *, is_own: bool) -> str:

@@ -65,7 +65,7 @@ def describe_captions_alike(captions: Mapping[str, str], kind: str, word_rule: i
     if repeated >= REPEATED_SHARE * len(captions):
         lines.append(
             f"the captions of {_share(repeated, len(captions))} {kind} repeat a word in a row: train longer or on more "
-            "captions, or forbid it with `no_repeat_ngram` 1 or 2"
+            "captions, or search without `repeat_words`"
         )
     return lines
 

@@ -89,6 +89,11 @@ def describe_captions(
     )
 
 
+def repeats_word(caption: str) -> bool:
+    """Whether a word of a caption follows itself; a character that is a word, twice."""
+    return _traits(_words(caption), ()).repeated_word
+
+
 def _words(caption: str, word_rule: int = WORD_RULE) -> list[str]:
     return " ".join(tokenize(caption, word_rule)).replace(" 's", "'s").split()
 

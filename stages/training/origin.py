@@ -16,20 +16,40 @@ from captionmill.stages.settings import USUAL_LENGTH, TrainConfig
 from captionmill.stages.training.checkpoint import read_checkpoint
 from captionmill.stages.training.state import LoopConfig
 
+
+def _name_of(setting: str) -> str:
+    """The name of a setting here: batch_size is --batch-size."""
+    return f"--{setting.replace('_', '-')}"
+
+
 _IMAGES_PER_STEP = "images per self-critical step"
 _WORD_RULE = "word rule"
-_NOT_PARAMETERS = ("number of processes", _IMAGES_PER_STEP, _WORD_RULE, "features", "captions or splits")
-_BEFORE = {_IMAGES_PER_STEP: str(LoopConfig().images_per_step), _WORD_RULE: str(FIRST_RULE)}
+_START = "model to start from"
+NO_START = "none"
+_DIGESTS = ("features", "captions or splits", _START)
+_NOT_PARAMETERS = ("number of processes", _IMAGES_PER_STEP, _WORD_RULE, *_DIGESTS)
+_REPEAT_WORDS = _name_of("repeat_words")
+_BEFORE = {
+    _IMAGES_PER_STEP: str(LoopConfig().images_per_step),
+    _WORD_RULE: str(FIRST_RULE),
+    _REPEAT_WORDS: "True",
+    _START: NO_START,
+}
 """The values of checkpoints that do not name them."""
 
 
 def as_it_began(work_dir: Path, config: TrainConfig, *, restart: bool) -> tuple[int, TrainConfig]:
     """The word rule of the training that is unfinished in `work_dir`, or of a new one; and `config` with its defaults.
 
-    In the first versions the default length was always 20 words.
+    In the first versions the default length was always 20 words, and any word could follow itself.
     """
     unfinished = None if restart else read_checkpoint(work_dir)
-    word_rule = WORD_RULE if unfinished is None else int((_BEFORE | unfinished.state["made_from"])[_WORD_RULE])
+    if unfinished is None:
+        return WORD_RULE, config
+    made_from = unfinished.state["made_from"]
+    word_rule = int((_BEFORE | made_from)[_WORD_RULE])
+    if _REPEAT_WORDS not in made_from:
+        config = replace(config, search=replace(config.search, repeat_words=True))
     if word_rule != FIRST_RULE:
         return word_rule, config
     search = replace(config.search, max_length=config.search.max_length or USUAL_LENGTH)
@@ -37,18 +57,27 @@ def as_it_began(work_dir: Path, config: TrainConfig, *, restart: bool) -> tuple[
 
 
 def describe_origin(
-    store: FeatureStore, annotations: Annotations, splits: Splits, config: TrainConfig, word_rule: int
+    store: FeatureStore,
+    annotations: Annotations,
+    splits: Splits,
+    config: TrainConfig,
+    *,
+    word_rule: int,
+    start: str,
 ) -> dict[str, str]:
-    """What must be the same for a training to be resumed, by name; device and speed settings are left out."""
+    """What must be the same for a training to be resumed, by name; device and speed settings are left out.
+
+    `start` is the digest of the model that it starts from, or `NO_START`.
+    """
     values = asdict(config.search) | asdict(config) | {"search_length": config.search.max_length}
-    left_out = ("device", "search")
-    settings = {f"--{name.replace('_', '-')}": str(value) for name, value in values.items() if name not in left_out}
+    left_out = ("device", "search", "init")
+    settings = {_name_of(name): str(value) for name, value in values.items() if name not in left_out}
     digest = hashlib.sha256()
     for name, keys in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         for key in keys:
             digest.update(json.dumps((name, key, annotations.captions[key])).encode())
     data = {"features": store.digest().hex(), "captions or splits": digest.hexdigest()}
-    return settings | {_WORD_RULE: str(word_rule)} | data
+    return settings | {_WORD_RULE: str(word_rule), _START: start} | data
 
 
 def describe_processes(count: int, images_per_step: int) -> dict[str, str]:
@@ -62,7 +91,7 @@ def require_same(work_dir: Path, made_from: Mapping[str, Any], fingerprint: Mapp
     name = next((name for name, value in fingerprint.items() if before.get(name) != value), None)
     if name is None:
         return
-    is_digest = name in ("features", "captions or splits")
+    is_digest = name in _DIGESTS
     was, now = (values.get(name, "None").replace("None", "not set") for values in (before, fingerprint))
     change = "" if is_digest else f" ({was}, now {now})"
     shown = name if name in _NOT_PARAMETERS else f"`{name.removeprefix('--').replace('-', '_')}`"

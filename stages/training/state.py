@@ -27,6 +27,7 @@ from captionmill.stages.training.checkpoint import Checkpoint, load_weights, pac
 from captionmill.stages.training.choice import last_progress
 from captionmill.stages.training.features import MEMORY_LIMIT, FeatureFeeder, measure_features
 from captionmill.stages.training.losses import WordLogits
+from captionmill.stages.training.start import StartingModel
 
 Phase = Literal["cross entropy", "self-critical"]
 
@@ -118,8 +119,9 @@ class Training:
         world: World = World(),
         device: torch.device = torch.device("cpu"),
         loop: LoopConfig = LoopConfig(),
+        start: StartingModel | None = None,
     ) -> None:
-        """Build everything from `config.seed`."""
+        """Build everything from `config.seed`, and the decoder from `start` if there is one."""
         self.store, self.splits, self.vocabulary = store, splits, vocabulary
         self.world, self.device, self.loop, self.state = world, device, loop, TrainingState()
         kept = (*splits.val, *(splits.train if config.self_critical_epochs else ()))
@@ -136,7 +138,11 @@ class Training:
         self.decoder = Decoder(DecoderConfig.of(config, feature_dim=store.spec.feature_dim, vocab_size=len(vocabulary)))
         self.decoder.bias_forget_gates(config.forget_bias)
         mean, std = measure_features(store, splits.train)
-        self.decoder.fit_features(torch.from_numpy(mean), torch.from_numpy(std))
+        if start is None:
+            self.decoder.fit_features(torch.from_numpy(mean), torch.from_numpy(std))
+        else:
+            start.copy_into(self.decoder)
+        self._started_from = {"init": start.name, "init_sha256": start.digest} if start else {}
         self.decoder.to(device)
         self.word_logits = WordLogits(self.decoder, choose_training_dtype(device))
         self.network: nn.Module = self.word_logits
@@ -192,7 +198,7 @@ class Training:
         return np.random.default_rng((self.config.seed, self.state.epoch))
 
     def begin_self_critical(self, best: Mapping[str, Tensor]) -> None:
-        """Start the second phase from the weights `best`."""
+        """StartingModel the second phase from the weights `best`."""
         load_weights(self.decoder, best)
         self.state.phase, self.state.phase_start = "self-critical", self.state.epoch - 1
         self.optimizer = self._new_optimizer()
@@ -216,7 +222,7 @@ class Training:
             decoder_config=asdict(self.decoder.config),
             vocabulary=self.vocabulary,
             spec=self.store.spec,
-            training=asdict(self.config),
+            training=asdict(self.config) | self._started_from,
             splits={"train": self.splits.train, "val": self.splits.val, "test": self.splits.test},
             scores={
                 "epoch": result.epoch,

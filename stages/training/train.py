@@ -30,10 +30,17 @@ from captionmill.stages.scoring.collapse import describe_equal_features
 from captionmill.stages.settings import SplitLists, TrainConfig
 from captionmill.stages.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from captionmill.stages.training.choice import best_epoch, describe_choice
-from captionmill.stages.training.corpus import choose_vocabulary, count_words, describe_words, with_lengths
+from captionmill.stages.training.corpus import (
+    choose_vocabulary,
+    count_words,
+    describe_size,
+    describe_words,
+    with_lengths,
+)
 from captionmill.stages.training.loop import run_training
-from captionmill.stages.training.origin import as_it_began, describe_origin, describe_processes, require_same
+from captionmill.stages.training.origin import NO_START, as_it_began, describe_origin, describe_processes, require_same
 from captionmill.stages.training.run_folder import UNMATCHED_NAME, RunFolder, claim_folder, empty_folder, publish
+from captionmill.stages.training.start import StartingModel
 from captionmill.stages.training.state import EpochResult, LoopConfig, Training
 
 _logger = logging.getLogger(__name__)
@@ -82,6 +89,8 @@ def train(
     """Train a decoder on the rows of the store `features` and the reference `captions`; write its bundle to `output`.
 
     `captions` is a file, a folder of text files beside images, several of these, or `CaptionFiles` to name columns.
+    With `config.init` the decoder starts from another model, which must fit the features (SpecMismatchError) and the
+    settings (SettingError); its words keep their places, and frequent words of `captions` are added.
 
     An interrupted training is resumed from its last checkpoint, which is at most `listener.loop.checkpoint_every_s`
     seconds of training old; `restart` starts from scratch. `data` names the images for training and validation if the
@@ -101,19 +110,32 @@ def train(
     store = FeatureStore.open(features)
     work_dir = output.resolve().with_name(f"{output.resolve().name}.training")
     word_rule, config = as_it_began(work_dir, config, restart=restart)
+    start = StartingModel.read(config.init) if config.init is not None else None
+    if start is not None:
+        word_rule = start.model.vocabulary.word_rule
+        config = start.fit(config, store.spec, features=features, output=output)
     annotations = read_annotations(captions, restval=data.restval, known_keys=store.keys, word_rule=word_rule)
     splits = _choose_splits(annotations, store, data, config.seed)
     counts, val_counts = (count_words(annotations.captions, keys, word_rule) for keys in (splits.train, splits.val))
-    vocabulary = choose_vocabulary(counts, min_count=config.min_count)
+    vocabulary = choose_vocabulary(counts, min_count=config.min_count, known=start.model.vocabulary if start else None)
     fitted = with_lengths(config, counts)
     with _memory_named(), join_world(config.device) as (world, device), _claim(work_dir, world):
         if world.is_first:
             listener.on_splits(splits)
-        origin = describe_origin(store, annotations, splits, config, word_rule)
+        digest = start.digest if start else NO_START
+        origin = describe_origin(store, annotations, splits, config, word_rule=word_rule, start=digest)
         fingerprint = origin | describe_processes(world.size, listener.loop.images_per_step)
         unfinished = _open_work_dir(work_dir, fingerprint, splits, restart=restart, world=world)
         training = Training(
-            store, annotations.captions, splits, vocabulary, fitted, world=world, device=device, loop=listener.loop
+            store,
+            annotations.captions,
+            splits,
+            vocabulary,
+            fitted,
+            world=world,
+            device=device,
+            loop=listener.loop,
+            start=start,
         )
         del annotations  # half a gigabyte for five million captions
         if unfinished:
@@ -121,6 +143,7 @@ def train(
         notes: list[str] = []
         if world.is_first:
             notes += describe_words(counts, val_counts, vocabulary, fitted)
+            notes += describe_size(len(splits.train), vocabulary, fitted)
             notes += describe_equal_features(store, splits.train, "training images")
             _warn(work_dir, training.state.history if unfinished else None, splits, notes)
         with RunFolder(work_dir) as folder:

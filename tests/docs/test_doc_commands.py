@@ -44,7 +44,7 @@ REPLACED = {  # in files, commands and Python
     "--jobs 2": "--jobs 1",
     "[extract]\n": '[extract]\nbackbone = "scenes-resnet14"\nimage_size = 32\nengine = "torch"\n',
     "max_epochs = 6": "max_epochs = 1\nembed_dim = 8\nhidden_dim = 8\nmin_count = 1",
-    "ExtractConfig(preprocess": 'ExtractConfig("scenes-resnet14", image_size=32, engine="torch", preprocess',
+    "ExtractConfig(workers": 'ExtractConfig("scenes-resnet14", image_size=32, engine="torch", workers',
     "max_epochs=8": "max_epochs=1, embed_dim=8, hidden_dim=8",
 }
 STAND_INS = {  # what lies in the folder before a page's first command
@@ -54,6 +54,7 @@ STAND_INS = {  # what lies in the folder before a page's first command
     "docs/scale.md": ("photos",),
     "docs/how-to/own-captions.md": ("my-photos", "new-photos"),
     "docs/how-to/review.md": ("photos", "model"),
+    "docs/how-to/correct-and-train.md": ("photos", "model"),
     "docs/how-to/air-gapped.md": ("photos", "model", "resnet50-0676ba61.pth"),
     "docs/how-to/slurm.md": ("photos",),
     "docs/how-to/dask.md": ("features.h5",),

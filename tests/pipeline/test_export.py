@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from captionmill.cli import main
 
+HOW = {"red": "", "blue": "so ", "green": "so very ", "yellow": "very very very "}
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
@@ -46,7 +47,7 @@ def trained(thin_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
             colour, number = image.stem.split("_")
             split = "train" if int(number) < 4 else "val"
             key = image.relative_to(folder / "photos").as_posix()
-            writer.writerow([key, f"the {colour} picture's {'very ' * (len(colour) - 3)}{colour}", split])
+            writer.writerow([key, f"the {colour} picture's {HOW[colour]}{colour}", split])
     backbone = ["--backbone", "scenes-resnet14", "--preprocess", "squash", "--image-size", "32"]
     run("extract", folder / "photos", "--output", folder / "f.h5", *backbone, "--weights", thin_weights)
     small = ["--min-count", 1, "--embed-dim", 16, "--hidden-dim", 32, "--dropout", 0, "--feature-dropout", 0]
@@ -78,7 +79,8 @@ def test_the_documented_loop_says_what_captionmill_says(trained: Path, exported:
     done = subprocess.run(command, cwd=trained / "photos", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert dict(line.split("\t") for line in done.stdout.splitlines()) == expected
-    assert expected["more/green_5.JPG"].startswith("the green picture's very ")
+    assert expected["more/green_5.JPG"] == "the green picture's so very green"
+    assert "very very" not in expected["more/yellow_3.png"]
     assert str(Path(__file__).parents[2]).encode() not in (exported / "decoder_step.onnx").read_bytes()
 
 
@@ -97,7 +99,8 @@ def test_the_manifest_describes_the_files(exported: Path) -> None:
     assert words[:4] == ["<pad>", "<start>", "<end>", "<unk>"]
     assert manifest["vocabulary"] == {"file": "vocabulary.json", "size": len(words)}
     assert manifest["file_format"] == "onnx"
-    assert manifest["search"] == {"never_chosen": [0, 1, 3], "not_first": [2], "max_length": 20}
+    rule = {"never_chosen": [0, 1, 3], "not_first": [2], "max_length": 20, "repeat_words": False, "doubled": []}
+    assert manifest["search"] == rule
     assert f'"search": {json.dumps(manifest["search"])}\n' in DOCS.read_text(encoding="utf-8")
     assert manifest["features"]["backbone"] == "scenes-resnet14"
     state = [{"name": name, "dtype": "float32", "shape": [1, "batch", 32]} for name in ("hidden", "cell")]

@@ -22,6 +22,7 @@ from captionmill.data.errors import PipelineError
 from captionmill.data.features.store import FeatureStore
 from captionmill.pipeline.plan.records import claim_pipeline
 from captionmill.pipeline.plan.run import RunEvents, run_pipeline
+from captionmill.pipeline.plan.standing import survey
 from captionmill.stages.training.state import EpochResult
 
 PLAN = """
@@ -98,6 +99,20 @@ def test_a_changed_setting_reruns_what_depends_on_it(plan_path: Path) -> None:
     plan_path.write_text(PLAN.replace("image_size = 32", "image_size = 40"))
     assert stages_run(plan_path) == ["extract", "train", "evaluate", "caption"]
     assert FeatureStore.open(plan_path.parent / "features.h5").spec.image_size == 40
+
+
+def test_a_training_runs_again_when_the_model_that_it_starts_from_has_changed(plan_path: Path) -> None:
+    start = PLAN[: PLAN.index("[evaluate]")]
+    plan_path.write_text(start + '[train.base]\n[train.more]\ninit = "models/base"\n')
+    assert stages_run(plan_path) == ["extract", "train.base", "train.more"]
+    assert stages_run(plan_path) == []
+    plan_path.write_text(start + '[train.base]\nseed = 1\n[train.more]\ninit = "models/base"\n')
+    (standing,) = (one for one in survey(plan_path)[1] if one.task.id == "train.more")
+    assert standing.reasons == ("train.base runs first",)
+    assert stages_run(plan_path) == ["train.base", "train.more"]
+    plan_path.write_text(start + "[train.base]\nseed = 1\n[train.more]\n")
+    (standing,) = (one for one in survey(plan_path)[1] if one.task.id == "train.more")
+    assert standing.reasons == ("init is left out",)
 
 
 def test_other_weights_under_the_same_name_rerun_everything(plan_path: Path) -> None:

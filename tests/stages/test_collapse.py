@@ -29,8 +29,8 @@ def test_repeated_words_are_named_from_30_percent() -> None:
     sound = [f"a dog number {number}" for number in range(7)]
     (line,) = describe_captions_alike(captions_of(*sound, *["a white white dog"] * 3), "validation images")
     assert line == (
-        "the captions of 3 of 10 validation images repeat a word in a row: train longer or on more captions, or forbid "
-        "it with `no_repeat_ngram` 1 or 2"
+        "the captions of 3 of 10 validation images repeat a word in a row: train longer or on more captions, or search "
+        "without `repeat_words`"
     )
     assert describe_captions_alike(captions_of(*sound, *["a white white dog"] * 2), "validation images") == []
 

@@ -5,19 +5,21 @@ import json
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import TESTS, TINY_TRAINING, make_rows, make_store
 
 from captionmill.data.captions.references import read_annotations
+from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.captions.words import FIRST_RULE
 from captionmill.data.errors import AnnotationError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import read_model
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.scoring.evaluate import evaluate
-from captionmill.stages.settings import SearchConfig
-from captionmill.stages.training.corpus import fit_length
+from captionmill.stages.settings import SearchConfig, TrainConfig
+from captionmill.stages.training.corpus import describe_size, fit_length
 from captionmill.stages.training.train import train
 
 CASES = TESTS / "cases" / "captions"
@@ -78,7 +80,7 @@ def test_a_script_without_spaces_is_learned_and_scored_by_character(
     features: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        config = dataclasses.replace(CONFIG, max_epochs=12, learning_rate=0.05)
+        config = dataclasses.replace(CONFIG, max_epochs=24, learning_rate=0.05)
         train(features, CASES / "F4_no_spaces.csv", tmp_path / "model", config)
         evaluation = evaluate(features, tmp_path / "model", CASES / "F4_no_spaces.csv")
     bundle = read_model(tmp_path / "model")
@@ -153,3 +155,18 @@ def test_rejected_and_precanned_captions_are_left_out_and_counted(
         captions = read_annotations(path).captions
     assert captions == {"2.jpg": ("a can 2",), "0.jpg": ("a can 3",)}
     assert caplog.messages == [f"{path}: left out 2 captions that are marked as rejected or precanned (50.0%)"]
+
+
+def test_sets_that_are_small_for_the_network_are_named_with_what_helps() -> None:
+    def describe(images: int, words: int, **settings: Any) -> list[str]:
+        vocabulary = Vocabulary([*SPECIAL_WORDS, *map(str, range(words))])
+        return describe_size(images, vocabulary, TrainConfig(**settings))
+
+    assert describe(1000, 200) == describe(300, 412, init="model") == describe(300, 412, hidden_dim=256) == []
+    helps = (
+        "starting from a model of similar captions with `init` help; a smaller network or a lower `min_count` does not"
+    )
+    few = "are few for a network of 512: "
+    assert describe(300, 412) == [f"300 training images {few}`batch_size` 16 and {helps}"]
+    assert describe(100, 184, batch_size=16) == [f"100 training images and 184 words {few}{helps}"]
+    assert describe(5000, 184, batch_size=16) == [f"184 words {few}{helps}"]

@@ -43,7 +43,7 @@ SIZES = [(500, 375), (333, 500), (64, 48), (1000, 200), (224, 224), (257, 301), 
 @pytest.mark.parametrize("by_torch", [True, False])
 @pytest.mark.parametrize("size", SIZES)
 def test_crop_is_the_torchvision_recipe(resnet50_path: Path, size: tuple[int, int], by_torch: bool) -> None:
-    encoder = build_encoder(ExtractConfig(weights=str(resnet50_path)))
+    encoder = build_encoder(ExtractConfig(weights=str(resnet50_path), preprocess="crop"))
     image = make_image(*size)
     expected = v2.functional.center_crop(v2.functional.resize(image, [256], antialias=True), [224, 224])
     difference = np.abs(
@@ -74,6 +74,14 @@ def test_a_picture_of_the_right_size_is_not_resized(thin_weights: Path, preproce
     config = ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess=preprocess, image_size=64)
     image = np.asarray(make_image(width, 64))
     assert build_encoder(config).prepare(image) is image
+
+
+def test_the_whole_image_is_kept_by_default(thin_weights: Path) -> None:
+    default, squash = (
+        build_encoder(ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess=preprocess)).spec
+        for preprocess in (None, "squash")
+    )
+    assert default == squash
 
 
 def test_squash_keeps_the_whole_picture(thin_weights: Path) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"min_length": 4},
     {"min_length": 3, "no_repeat_ngram": 2, "alternatives": 1},
     {"no_repeat_ngram": 1, "max_length": 40},
+    {"repeat_words": True, "length_penalty": 1.0},
     {"beam_size": 4, "diversity_groups": 2},
     {"beam_size": 6, "diversity_groups": 3, "diversity_strength": 4.0, "alternatives": 2, "no_repeat_ngram": 2},
     {"sample": True},
@@ -191,13 +192,16 @@ def test_every_reason_why_a_word_may_not_come_is_shown() -> None:
     with torch.no_grad():
         decoder.to_logits.bias[9] += 60
         decoder.to_logits.bias[END] += 40
-    walk = explain(decoder, search=SearchConfig(min_length=3, no_repeat_ngram=2, max_length=7)).greedy
+    search = SearchConfig(min_length=3, no_repeat_ngram=2, repeat_words=True, max_length=7)
+    walk = explain(decoder, search=search).greedy
     assert [step.chosen.index == 9 for step in walk.steps[:2]] == [True, True]
     assert walk.steps[2].chosen.index != 9
     barred = [{word.index: word.barred for word in step.top}.get(9) for step in walk.steps[:4]]
     assert barred[:3] == ["", "", "repeats 2 words"]
     ends = [{word.index: word.barred for word in step.top}[END] for step in walk.steps[:4]]
     assert ends[:4] == ["not before 3 words"] * 3 + [""]
+    walk = explain(decoder, search=replace(search, repeat_words=False)).greedy
+    assert [{word.index: word.barred for word in step.top}.get(9) for step in walk.steps[:2]] == ["", "just said"]
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.7, 2.5])
@@ -293,7 +297,7 @@ def test_words_that_may_not_come_next_are_shown_and_marked() -> None:
     with torch.no_grad():
         decoder.to_logits.bias[:4] = 60
         decoder.to_logits.bias[9] = 50
-    walk = explain(decoder).greedy
+    walk = explain(decoder, search=SearchConfig(repeat_words=True)).greedy
     barred = {word.word: word.barred for word in walk.steps[0].top if word.barred}
     assert barred == {
         "<pad>": "never chosen",

@@ -113,6 +113,19 @@ def test_an_interrupted_overwrite_leaves_no_row_to_the_next_of_other_images(
     assert FeatureStore.open(tmp_path / "f.h5").keys == ["photos/red_0.png"]
 
 
+def test_a_store_keeps_the_preprocessing_that_it_was_made_with(
+    photos: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    plain = replace(config, preprocess=None)
+    extract(photos, tmp_path / "f.h5", replace(config, preprocess="crop"), limit=3)
+    assert extract(photos, tmp_path / "f.h5", plain).cached == 2
+    assert FeatureStore.open(tmp_path / "f.h5").spec.preprocess == "crop"
+    with pytest.raises(SpecMismatchError, match="preprocess: crop, not squash"):
+        extract(photos, tmp_path / "f.h5", config)
+    extract(photos, tmp_path / "f.h5", plain, overwrite=True)
+    assert FeatureStore.open(tmp_path / "f.h5").spec.preprocess == "squash"
+
+
 def test_other_preprocessing_into_the_same_store_is_refused(
     photos: Path, config: ExtractConfig, tmp_path: Path
 ) -> None:

@@ -414,3 +414,20 @@ def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
     assert isinstance(saved, Checkpoint)
     assert saved.state["training"]["epoch"] == 2
     assert {name.split(".")[0] for name in saved.tensors} == {"decoder", "optimizer"}
+
+
+def test_a_killed_training_that_started_from_a_model_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    features, captions = make_task(tmp_path)
+    for seed in (0, 1):
+        train(features, captions, tmp_path / f"base-{seed}", dataclasses.replace(TINY_TRAINING, seed=seed))
+    config = dataclasses.replace(CONFIG, init=tmp_path / "base-0", self_critical_epochs=1)
+    listener = TrainListener(loop=SAVE_EACH_STEP)
+    train(features, captions, tmp_path / "whole", config, listener=listener)
+    for moment in (("epoch 1", 1), ("epoch 2", 2), ("epoch 3", 1)):
+        with pytest.raises(Killed):
+            train(features, captions, tmp_path / "model", config, listener=listener, progress=kill_at(*moment))
+    other = dataclasses.replace(config, init=tmp_path / "base-1")
+    with pytest.raises(UnfinishedRunError, match="an unfinished training with other model to start from; pass"):
+        train(features, captions, tmp_path / "model", other, listener=listener)
+    train(features, captions, tmp_path / "model", config, listener=listener)
+    assert_same_training(tmp_path / "model", tmp_path / "whole")

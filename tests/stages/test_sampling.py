@@ -2,6 +2,8 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -106,8 +108,11 @@ def test_what_may_not_come_is_not_drawn(decoder: Decoder, features: Tensor) -> N
         assert caption.cut == (len(caption.words) == 6)
         pairs = list(zip(caption.words, caption.words[1:], strict=False))
         assert len({*pairs}) == len(pairs)
+        assert all(word != following for word, following in pairs)
     assert any(len(set(caption.words)) < len(caption.words) for caption in captions)
     assert any(not caption.cut for caption in captions)
+    drawn = draw_captions(decoder, features, KEYS[:30], replace(search, repeat_words=True))
+    assert any(word == following for caption in drawn for word, following in pairwise(caption.words))
 
 
 def test_the_one_likeliest_word_is_greedy_search(decoder: Decoder, features: Tensor) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from captionmill.data.captions.vocabulary import END, START
+from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
 from captionmill.data.errors import InputError
-from captionmill.stages.decoding.constraints import likeliest_words
+from captionmill.stages.decoding.captioner import find_captions
+from captionmill.stages.decoding.constraints import WordRule, likeliest_words
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig, State
 from captionmill.stages.decoding.search import StepDecoder, search_captions
 from captionmill.stages.settings import SearchConfig
@@ -77,6 +78,7 @@ def allowed_words(values: np.ndarray, words: tuple[int, ...], search: SearchConf
             fits = len(words) >= search.min_length
         else:
             is_repeated = size > 0 and (*words, index)[-size:] in ngrams
+            is_repeated |= not search.repeat_words and words[-1:] == (index,)
             fits = index > 3 and len(words) < search.longest and not is_repeated and values[index] > -math.inf
         if fits:
             allowed.append(index)
@@ -163,6 +165,8 @@ def test_batched_beam_equals_one_image_beam(
         {"min_length": MAX_LENGTH},
         {"no_repeat_ngram": 1},
         {"no_repeat_ngram": 2, "min_length": 3},
+        {"repeat_words": True},
+        {"repeat_words": True, "no_repeat_ngram": 2},
         {"diversity_groups": 2},
         {"diversity_groups": 2, "diversity_strength": 3.0, "no_repeat_ngram": 2, "min_length": 2},
     ],
@@ -192,6 +196,7 @@ def test_equal_scores_dead_ends_and_tiny_vocabularies_equal_one_image_beam(beam_
             min_length=int(chance.integers(1, max_length + 1)),
             max_length=max_length,
             no_repeat_ngram=int(chance.integers(0, 4)),
+            repeat_words=bool(chance.integers(0, 2)),
             alternatives=int(chance.integers(0, beam_size)),
             diversity_groups=int(chance.choice(divisors)),
             diversity_strength=float(chance.choice([0.0, 0.5, 1.0])),
@@ -288,6 +293,24 @@ def test_logits_that_are_no_numbers_harm_no_other_image(
     assert [caption.words for caption in found[:7]] == [caption.words for caption in expected[:7]]
     assert [caption.words for caption in found[8:]] == [caption.words for caption in expected[8:]]
     assert len(found[7].words) <= MAX_LENGTH
+
+
+@pytest.mark.parametrize("settings", [{"beam_size": 1}, {"sample": True}], ids=str)
+def test_no_word_follows_itself_but_a_character_that_is_a_word_once(settings: dict[str, Any]) -> None:
+    insisting = torch.zeros(1, 6)
+    insisting[0, END] = -100.0
+    insisting[0, 4] = 100.0
+    search = SearchConfig(max_length=5, **settings)
+
+    def say(word: str, search: SearchConfig = search) -> str:
+        vocabulary = Vocabulary([*SPECIAL_WORDS, word, "ok"])
+        rule = WordRule.of(search, vocabulary)
+        (found,) = find_captions(TableDecoder(insisting), torch.zeros(1, 1), ["a.jpg"], search, rule=rule)
+        return " ".join(vocabulary.words[index] for index in found.words)
+
+    assert say("dog") == "dog ok dog ok dog"
+    assert say("慢") == "慢 慢 ok 慢 慢"
+    assert say("dog", replace(search, repeat_words=True)) == "dog dog dog dog dog"
 
 
 def test_a_caption_that_nothing_may_follow_ends_before_its_least_length() -> None:

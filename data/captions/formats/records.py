@@ -97,4 +97,5 @@ def _rows_of(record: Any, wanted: ColumnNames, where: str) -> Iterable[Reference
     if not isinstance(image, str) or not texts or not isinstance(split, str | None):
         raise AnnotationError(f"{where} must have texts for image, caption and split; it has other values")
     is_rejected = any(is_marked(values[position]) for position in found.rejected)
-    return [ReferenceRow(where, image, caption, split, is_rejected) for caption in captions]
+    status = found.status_in(values)
+    return [ReferenceRow(where, image, caption, split, is_rejected, status=status) for caption in captions]

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from captionmill.data.errors import AnnotationError
 
@@ -33,6 +34,8 @@ class ReferenceRow:
     """Whether VizWiz marks the caption as rejected or as one of its stock sentences ("precanned")."""
     file: Path | None = None
     """The image beside a text file of captions."""
+    status: str | None = None
+    """The status of a row of a table that `caption` wrote, lower case; None in any other file."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,20 @@ class FoundColumns:
     split: int | None
     rejected: tuple[int, ...] = ()
     """Those that mark captions as rejected or precanned."""
+    status: int | None = None
+    """That of a table that `caption` wrote."""
 
     @property
     def positions(self) -> list[int]:
         """The positions of all of them."""
-        return [self.image, self.caption, *([] if self.split is None else [self.split]), *self.rejected]
+        others = [position for position in (self.split, self.status) if position is not None]
+        return [self.image, self.caption, *others, *self.rejected]
+
+    def status_in(self, values: Sequence[Any]) -> str | None:
+        """The status in a row with these `values`, lower case; None if the file has none."""
+        if self.status is None:
+            return None
+        return str(values[self.status]).strip().lower() if self.status < len(values) else ""
 
 
 def find_columns(header: Sequence[str], wanted: ColumnNames) -> FoundColumns | None:
@@ -78,7 +90,9 @@ def find_columns(header: Sequence[str], wanted: ColumnNames) -> FoundColumns | N
         raise AnnotationError(f"`image_column` and `caption_column` are the same column, {header[image].strip()!r}")
     rejected = [_position(header, (name,), None) for name in REJECTED]
     marks = tuple(position for position in rejected if position is not None)
-    found = FoundColumns(image, caption, _position(header, ("split",), None), marks)
+    is_own = header[image].strip().casefold() == OWN_IMAGE_COLUMN
+    status = _position(header, ("status",), None) if is_own else None
+    found = FoundColumns(image, caption, _position(header, ("split",), None), marks, status)
     for position in found.positions:
         if header.count(header[position]) > 1:
             raise AnnotationError(f"has two columns {header[position].strip()!r}; rename or remove one of them")

@@ -92,7 +92,7 @@ def read_caption_table(file: TextIO, layout: TableLayout) -> Iterator[ReferenceR
         if is_own:
             image, caption = unguard_formula(image.lstrip(" ")), unguard_formula(caption.lstrip(" "))
         is_rejected = any(is_marked(_cell(cells, position)) for position in columns.rejected)
-        yield ReferenceRow(f"row {number}", image, caption, split, is_rejected)
+        yield ReferenceRow(f"row {number}", image, caption, split, is_rejected, status=columns.status_in(cells))
 
 
 def _cell(cells: Sequence[str], position: int) -> str:

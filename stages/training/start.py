@@ -1,0 +1,80 @@
+"""What a training starts from: fresh weights, or those of a model, which learns from other captions.
+
+Words that the model has keep their indices and rows; new ones come behind them, with fresh rows. Everything else of the
+decoder stays as it is, the scaling of its features too.
+"""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captionmill.data.errors import InputError, SettingError
+from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.models.bundle import Model, model_digest, read_model
+from captionmill.data.models.source import find_model
+from captionmill.data.paths import AnyPath
+from captionmill.stages.decoding.captioner import build_decoder
+from captionmill.stages.decoding.decoder import Decoder
+from captionmill.stages.settings import TrainConfig
+
+ARCHITECTURE = ("image_input", "feature_scaling", "embed_dim", "hidden_dim", "layers", "tie_weights", "forget_bias")
+"""The settings of which a decoder's weights fit only one value, and one that only fresh weights use."""
+
+
+@dataclass(frozen=True)
+class StartingModel:
+    """A model to start from."""
+
+    name: str
+    """The folder, file or URL, as it was given."""
+    folder: Path
+    """Where it is, unpacked."""
+    model: Model
+    digest: str
+    """SHA-256 of its bundle, in hex."""
+    decoder: Decoder
+    """Its decoder, on the CPU."""
+
+    @classmethod
+    def read(cls, name: AnyPath) -> "StartingModel":
+        """The model that `name` names, as `find_model` finds it; ModelError if it cannot be read."""
+        folder = find_model(name)
+        model = read_model(folder)
+        return cls(str(name), folder, model, model_digest(folder), build_decoder(folder, model))
+
+    def settings(self) -> dict[str, Any]:
+        """The values of `ARCHITECTURE` that the model was trained with, as far as they are known."""
+        known = self.model.training | asdict(self.decoder.config)
+        return {name: known[name] for name in ARCHITECTURE if name in known}
+
+    def require_settings(self, config: TrainConfig, given: Collection[str]) -> None:
+        """Raise SettingError if one of the settings of `config` that were `given` is not that of the model."""
+        wrong = [name for name, value in self.settings().items() if name in given and getattr(config, name) != value]
+        if wrong:
+            shown = ", ".join(f"`{name}` {self.settings()[name]}, not {getattr(config, name)}" for name in wrong)
+            raise SettingError(f"`init`: {self.name} has {shown}; leave these settings out")
+
+    def fit(self, config: TrainConfig, spec: FeatureSpec, *, features: Path, output: Path) -> TrainConfig:
+        """`config` with the architecture of the model, for the rows of the store `features`, which are of `spec`.
+
+        A setting at its default counts as not given. Raises SettingError for one that contradicts the model,
+        SpecMismatchError if the features do not fit, InputError if `output` is the model itself.
+        """
+        if output.resolve() == self.folder.resolve():
+            raise InputError(f"{output}: `init` and `output` are one folder; name another `output`")
+        self.model.spec.require(spec, mine=self.name, others=str(features))
+        default = TrainConfig()
+        self.require_settings(
+            config, [name for name in ARCHITECTURE if getattr(config, name) != getattr(default, name)]
+        )
+        return replace(config, **self.settings())
+
+    @torch.no_grad()
+    def copy_into(self, decoder: Decoder) -> None:
+        """Give `decoder`, which has the same architecture and more words behind those of the model, its weights."""
+        target = decoder.state_dict()
+        for name, tensor in self.decoder.state_dict().items():
+            target[name][: len(tensor)].copy_(tensor)  # of a matrix of words, the first rows

@@ -1,0 +1,79 @@
+"""Tables that `caption` wrote and a person corrected, as reference captions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from captionmill.data.captions.files import CaptionFiles
+from captionmill.data.captions.references import read_annotations
+from captionmill.data.errors import AnnotationError
+from captionmill.data.tables.formats import TableFormat, write_captions
+from captionmill.data.tables.rows import CaptionRow
+from captionmill.data.tables.update import WantedTable, update_captions
+
+ROWS = (
+    CaptionRow("a.jpg", "a dog", 0.5),
+    CaptionRow("b.jpg", "a grey heron", None, status="corrected"),
+    CaptionRow("c.jpg", "a cat", 0.4, status="accepted"),
+    CaptionRow("d.jpg", "", None, status="failed", error="not an image"),
+    CaptionRow("e.jpg", "", 0.1),
+)
+FORMATS: Sequence[TableFormat] = ("csv", "jsonl", "parquet")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    write_captions(tmp_path / "table.csv", ROWS, "csv", with_alternatives=False)
+    return tmp_path / "table.csv"
+
+
+@pytest.mark.parametrize("table_format", FORMATS)
+def test_a_table_is_read_as_it_is_and_what_it_lacks_is_counted(
+    tmp_path: Path, table_format: TableFormat, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "table"
+    write_captions(path, ROWS, table_format, with_alternatives=False)
+    assert read_annotations(path).captions == {"a.jpg": ("a dog",), "b.jpg": ("a grey heron",), "c.jpg": ("a cat",)}
+    counts = [f"{path}: left out 1 images that could not be read", f"{path}: left out 1 captions without text"]
+    assert caplog.messages == counts
+    caplog.clear()
+    reviewed = read_annotations(CaptionFiles(path, only="reviewed"))
+    assert reviewed.captions == {"b.jpg": ("a grey heron",), "c.jpg": ("a cat",)}
+    assert sorted(caplog.messages) == sorted([*counts, f"{path}: left out 1 captions that nobody reviewed"])
+
+
+def test_other_files_are_used_whole_beside_the_reviewed_captions(tmp_path: Path, table: Path) -> None:
+    (tmp_path / "own.csv").write_text("image,caption\nb.jpg,a bird\nx.jpg,a boat\n")
+    reviewed = read_annotations(CaptionFiles([tmp_path / "own.csv", table], only="reviewed"))
+    assert reviewed.captions == {"b.jpg": ("a bird", "a grey heron"), "x.jpg": ("a boat",), "c.jpg": ("a cat",)}
+    assert reviewed.splits == {}
+
+
+def test_images_of_a_table_are_trained_on_where_other_files_have_splits(tmp_path: Path, table: Path) -> None:
+    (tmp_path / "own.csv").write_text("image,caption,split\nb.jpg,a bird,test\nx.jpg,a boat,train\n")
+    splits = read_annotations([tmp_path / "own.csv", table]).splits
+    assert splits == {"a.jpg": "train", "b.jpg": "test", "c.jpg": "train", "x.jpg": "train"}
+
+
+@pytest.mark.parametrize("text", ["image,caption\nx.jpg,a boat\n", "path,caption,status\nx.jpg,a boat,ok\n"])
+def test_without_a_reviewed_caption_there_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "captions.csv"
+    path.write_text(text)
+    message = f"{path}: no caption that a person corrected or accepted, in a table that `captionmill caption` wrote; "
+    with pytest.raises(AnnotationError) as caught:
+        read_annotations(CaptionFiles(path, only="reviewed"))
+    assert str(caught.value) == f"{message}review some, or leave out `only` reviewed"
+
+
+def test_a_caption_that_was_just_changed_in_the_table_counts_as_corrected(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    keys = ["a.jpg", "b.jpg"]
+    wanted = WantedTable(keys, np.zeros(2, np.uint32), {})
+    update_captions(path, wanted, lambda missing: [CaptionRow(key, "a dog", 0.5) for key in missing])
+    path.write_bytes(path.read_bytes().replace(b"b.jpg,a dog", b"b.jpg,a white dog"))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    reviewed = read_annotations(CaptionFiles(path, only="reviewed"))
+    assert reviewed.captions == {"b.jpg": ("a white dog",)}
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
