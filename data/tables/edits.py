@@ -51,12 +51,12 @@ def take_edits(
 
 
 def edited_paths(path: Path) -> set[str]:
-    """The images whose captions a person changed in the table at `path` since it was written; nothing is changed."""
+    """The images, as the table at `path` names them, whose captions a person changed in it; nothing is written."""
     journal = CaptionJournal(made_dir(path))
     if not journal.path.exists():
         return set()
     known = journal.known((), np.empty(0, dtype=np.uint32), {})
-    return {review.path for review in take_edits(path, journal, known, keep_copy=False)}
+    return {_as_written(review.path) for review in take_edits(path, journal, known, keep_copy=False)}
 
 
 def _add(reviews: dict[str, Review], review: Review, path: Path) -> None:
