@@ -14,7 +14,6 @@ from captionmill.data.models.bundle import read_model
 from captionmill.data.paths import as_path
 from captionmill.data.tables.formats import format_of
 from captionmill.pipeline.plan.fingerprints import Images, Input, TextFiles
-from captionmill.stages.fields import settings_of
 from captionmill.stages.settings import USUAL_LENGTH, ExtractConfig, SearchConfig, SplitLists, TrainConfig
 from captionmill.stages.table_settings import TableConfig
 
@@ -22,8 +21,10 @@ Kind = Literal["extract", "train", "evaluate", "caption"]
 Several = Literal["each", "best", "ensemble"]
 """How several models are used: one output each, only the model with the best validation CIDEr-D, or an ensemble."""
 
-_BESIDE = ("gallery", "sidecar", "metadata_jsonl", "tars", "tar_suffix", "prefix", "suffix", "caption_template")
+_BESIDE = ("gallery", "sidecar", "metadata_jsonl", "tars")
 """Settings of the files that are written with a table of captions."""
+_WORDING = ("prefix", "suffix", "caption_template", "tar_suffix")
+"""Settings of what is in them."""
 _ROW_SETTINGS = ("backbone", "weights", "preprocess", "image_size", "views", "dtype")
 
 
@@ -146,7 +147,7 @@ class CaptionJob:
         value = getattr(self.table, name)
         if isinstance(value, Path):
             return Path(os.path.relpath(value, self.output.parent)).as_posix()
-        return None if value == settings_of(TableConfig)[name].default else str(value)
+        return None if value is None else str(value)
 
     def default_settings(self) -> dict[str, Any]:
         """The settings of a job that sets none."""
@@ -157,8 +158,9 @@ class CaptionJob:
         )
 
     def _rows(self, table: TableConfig) -> dict[str, Any]:
-        """The settings in `table` that change the rows."""
-        return {"format": format_of(self.output, table.format), "low_confidence": table.low_confidence}
+        """The settings in `table` that change the rows, or the words around captions in files beside it."""
+        wording = {name: getattr(table, name) for name in _WORDING}
+        return {"format": format_of(self.output, table.format), "low_confidence": table.low_confidence} | wording
 
     def inputs(self) -> dict[str, Input]:
         """The inputs of the job, by name."""

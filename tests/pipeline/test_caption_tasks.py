@@ -81,6 +81,21 @@ def test_another_low_confidence_or_format_makes_the_table_anew(plan_path: Path) 
     assert reasons(plan_path) == ()
 
 
+def test_files_for_other_programs_are_made_again_when_they_or_their_words_change(plan_path: Path) -> None:
+    folder = plan_path.parent
+    plan_path.write_text(PLAN + 'metadata_jsonl = "new/metadata.jsonl"\nprefix = "photo of "\n')
+    run_pipeline(plan_path)
+    assert '"text": "photo of ' in (folder / "new" / "metadata.jsonl").read_text()
+    assert reasons(plan_path) == ()
+    (folder / "new" / "metadata.jsonl").unlink()
+    assert reasons(plan_path) == ("metadata.jsonl is not there",)
+    plan_path.write_text(PLAN + 'metadata_jsonl = "new/metadata.jsonl"\n')
+    assert reasons(plan_path) == ('prefix was "photo of ", is ""',)
+    plan_path.write_text(PLAN + 'caption_template = "photo"\n')
+    with pytest.raises(PipelineError, match="`caption_template` must hold"):
+        survey(plan_path)
+
+
 def test_a_table_with_the_name_of_something_else_is_made_once_if_its_format_is_set(plan_path: Path) -> None:
     plan_path.write_text(PLAN + 'output = "captions.json"\nformat = "jsonl"\n')
     run_pipeline(plan_path)
