@@ -75,13 +75,14 @@ def features() -> Tensor:
 @torch.inference_mode()
 def test_a_words_probability_is_the_mean_of_the_decoders(features: Tensor, beam_size: int) -> None:
     decoders = [make_decoder(1, hidden_dim=16), make_decoder(2, hidden_dim=24), make_decoder(3, hidden_dim=8)]
-    decoded = search_captions(Ensemble(decoders), features, SearchConfig(beam_size=beam_size, max_length=MAX_LENGTH))
+    search = SearchConfig(beam_size=beam_size, max_length=MAX_LENGTH, repeat_words=True)
+    decoded = search_captions(Ensemble(decoders), features, search)
     for row, caption in enumerate(decoded):
         fed = torch.tensor([[START, *caption.words]])
         mean = sum(decoder(features[row : row + 1], fed)[0].double().softmax(-1) for decoder in decoders) / 3
         expected = [math.log(mean[step, word]) for step, word in enumerate(caption.words)]
         assert caption.log_probabilities == pytest.approx(expected, abs=1e-4)
-    alone = [search_captions(d, features, SearchConfig(beam_size=beam_size, max_length=MAX_LENGTH)) for d in decoders]
+    alone = [search_captions(decoder, features, search) for decoder in decoders]
     assert all([c.words for c in captions] != [c.words for c in decoded] for captions in alone)
     assert len({len(caption.words) for caption in decoded}) > 2
 
