@@ -23,7 +23,6 @@ ROWS: dict[str, list[object]] = {
     "words that occur twice": ["--min-count", 2],
     "every word": ["--min-count", 1],
     "network of 256": ["--embed-dim", 256, "--hidden-dim", 256],
-    "twice the epochs": ["--max-epochs", "twice"],
     "batches of 16": ["--batch-size", 16],
     "learning rate 0.002": ["--learning-rate", 0.002],
     "feature dropout 0.5": ["--feature-dropout", 0.5],
@@ -86,7 +85,7 @@ class Runs:
                 model = self.base_model()
             else:
                 images = self.data.choose(dogs=True if has_dogs else None, count=count, seed=seed)
-                self.train(model, images, val, seed, self.complete(options, count))
+                self.train(model, images, val, seed, self.complete(options))
             listed = self.write_list(f"{name}-test", test)
             words = ("--captions", self.data.token_file, "--list", listed, "--output", path, "--quiet")
             run_command(
@@ -99,10 +98,9 @@ class Runs:
         shown = {key: float(found[key] or 0) for key in SHOWN if key != "distinct"}
         return shown | {"distinct": len({one["caption"] for one in values["captions"].values()})}
 
-    def complete(self, options: list[object], count: int) -> list[object]:
-        """`options` with the model to start from and the number of epochs."""
-        epochs = 2 * round(6 * (30_000 / (5 * count)) ** 0.5)
-        words = [epochs if word == "twice" else word for word in options if word != "--repeat-words"]
+    def complete(self, options: list[object]) -> list[object]:
+        """`options` of `train`, with the model to start from."""
+        words = [word for word in options if word != "--repeat-words"]
         place = words.index("--init") + 1 if "--init" in words else 0
         return [*words[:place], self.base_model(), *words[place:]] if place else words
 

@@ -16,6 +16,7 @@ from captionmill.data.errors import SettingError
 from captionmill.data.urls import is_url
 
 Default = TypeVar("Default")
+Place = Literal["file", "folder", "model"]
 
 _KEY = "setting"  # of a field's metadata
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", Path: "a path"}
@@ -31,12 +32,11 @@ def setting(
     example: object = None,
     metavar: str | None = None,
     words: Mapping[str, object] | None = None,
-    is_folder: bool = False,
-    may_be_url: bool = False,
+    place: Place = "file",
 ) -> Default:
     """The field of a setting in a `Configuration`; arguments as in `Setting`."""
     known = {"help": help_text, "least": least, "most": most, "unset": unset, "example": example, "metavar": metavar}
-    known |= {"words": words or {}, "is_folder": is_folder, "may_be_url": may_be_url}
+    known |= {"words": words or {}, "place": place}
     return field(default=default, metadata={_KEY: known})
 
 
@@ -96,10 +96,8 @@ class Setting:
     """The placeholder for the value in the help of a command."""
     words: Mapping[str, Any] = field(default_factory=dict)
     """Values that can be given as a word, such as {"auto": 0}."""
-    is_folder: bool = False
-    """Whether a path is that of a folder."""
-    may_be_url: bool = False
-    """Whether a path may be that of a folder too, or a URL, which stays a string."""
+    place: Place = "file"
+    """What a path is of: a file, a folder, or a model, which may also be a URL and then stays a string."""
 
     @property
     def limits(self) -> str:
@@ -148,7 +146,7 @@ class Setting:
         kind, choices = self.type.kind, self.type.choices
         if kind in (str, Path) and isinstance(value, str | Path):
             if kind is Path and is_url(value):
-                if self.may_be_url:
+                if self.place == "model":
                     return str(value)
                 raise self._wrong("a local path", value)
             value = kind(value)

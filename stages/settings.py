@@ -196,7 +196,7 @@ class TrainConfig(Configuration):
         "Model to start from; new words join its own.",
         unset="fresh weights",
         example="base-model",
-        may_be_url=True,
+        place="model",
     )
     min_count: int = setting(5, "Minimum number of times that a word occurs; rarer words become <unk>.", least=1)
     image_input: ImageInput = setting(

@@ -39,7 +39,7 @@ class TableConfig(Configuration):
         "Folder for a copy of each tar of images, with a member for the caption behind each image (webdataset).",
         unset="no copies",
         example="captioned",
-        is_folder=True,
+        place="folder",
     )
     tar_suffix: str = setting(
         ".txt", "Suffix of these members, such as .txt, or .json for an object with the caption.", metavar="SUFFIX"

@@ -102,7 +102,7 @@ def _value_type(setting: Setting) -> click.ParamType[Any]:
         int: click.IntRange(**ends),
         float: FiniteFloat(**ends),
         str: click.STRING,
-        Path: MODEL if setting.may_be_url else FOLDER_PATH if setting.is_folder else FILE_PATH,
+        Path: {"file": FILE_PATH, "folder": FOLDER_PATH, "model": MODEL}[setting.place],
     }
     value_type = click.Choice(setting.type.choices) if setting.type.choices else kinds[setting.type.kind]
     return ValueOrWord(value_type, setting.words) if setting.words else value_type

@@ -15,7 +15,8 @@ MOST_CUT = 0.02
 FEW_IMAGES, FEW_WORDS = 1000, 200
 LARGE_NETWORK = 512
 """Numbers of the hidden state from which so few images or words are worth a note."""
-SMALL_BATCH = 16
+SMALL_BATCH, VERY_FEW_IMAGES = 16, 200
+"""Captions per step that helped with 100 images; with 300 and 600 they made no difference beyond that of seeds."""
 GREATEST_LENGTH = 100
 """The default length is never longer: the memory and time of a step grow with its longest caption."""
 
@@ -107,7 +108,8 @@ def describe_size(images: int, vocabulary: Vocabulary, config: TrainConfig) -> l
     few = [f"{images:,} training images"] * (images < FEW_IMAGES) + [f"{words:,} words"] * (words < FEW_WORDS)
     if not few or config.init is not None or config.hidden_dim < LARGE_NETWORK:
         return []
-    smaller = f"`batch_size` {SMALL_BATCH} and " if config.batch_size > SMALL_BATCH else ""
-    advice = f"{smaller}starting from a model of similar captions with `init` help"
+    advice = "starting from a model of similar captions with `init` helps"
+    if images <= VERY_FEW_IMAGES and config.batch_size > SMALL_BATCH:
+        advice += f", and `batch_size` {SMALL_BATCH} a little"
     others = "a smaller network or a lower `min_count` does not"
     return [f"{' and '.join(few)} are few for a network of {config.hidden_dim}: {advice}; {others}"]
