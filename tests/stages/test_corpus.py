@@ -166,7 +166,7 @@ def test_sets_that_are_small_for_the_network_are_named_with_what_helps() -> None
     few, others = "are few for a network of 512: ", "; a smaller network or a lower `min_count` does not"
     helps = "starting from a model of similar captions with `init` helps"
     batch = ", and `batch_size` 16 a little"
-    assert describe(300, 412) == [f"300 training images {few}{helps}{batch}{others}"]
-    assert describe(600, 659) == [f"600 training images {few}{helps}{others}"]
+    assert describe(200, 300) == [f"200 training images {few}{helps}{batch}{others}"]
+    assert describe(300, 412) == [f"300 training images {few}{helps}{others}"]
     assert describe(100, 184, batch_size=16) == [f"100 training images and 184 words {few}{helps}{others}"]
     assert describe(5000, 184) == [f"184 words {few}{helps}{others}"]
