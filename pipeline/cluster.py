@@ -96,8 +96,11 @@ def _start_processes(processes: int, attempts: int, *, least_images: int) -> Ite
 def _connect_dask(address: str, attempts: int, wait_s: float) -> Iterator[Spread]:
     distributed = require("distributed", extra="dask", needed_by="`cluster` dask://")
 
+    dask = require("dask", extra="dask", needed_by="`cluster` dask://")
+    usual_s = dask.utils.parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
+
     def connect() -> Any:
-        return distributed.Client(f"tcp://{address}", set_as_default=False, timeout=_ANSWER_S)
+        return distributed.Client(f"tcp://{address}", set_as_default=False, timeout=min(_ANSWER_S, usual_s))
 
     try:
         client = _wait(connect, (OSError,), f"dask://{address}: waiting up to {wait_s:g} s for the scheduler", wait_s)

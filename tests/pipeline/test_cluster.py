@@ -204,6 +204,7 @@ def test_a_cluster_that_cannot_be_meant_is_refused(jobs: int, cluster: str, mess
 
 def test_a_cluster_may_appear_while_it_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     distributed = pytest.importorskip("distributed")
+    dask = pytest.importorskip("dask")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -225,7 +226,10 @@ def test_a_cluster_may_appear_while_it_is_waited_for(caplog: pytest.LogCaptureFi
     thread = threading.Thread(target=start)
     thread.start()
     try:
-        with open_spread(0, f"dask://127.0.0.1:{port}", wait_s=60) as spread:
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+            open_spread(0, f"dask://127.0.0.1:{port}", wait_s=60) as spread,
+        ):
             assert spread is not None
             assert spread.processes == 1
         assert caplog.messages[0] == f"dask://127.0.0.1:{port}: waiting up to 60 s for the scheduler"
