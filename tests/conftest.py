@@ -17,7 +17,7 @@ from torchvision.models.resnet import Bottleneck
 
 from captionmill.stages import charts
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the cores are for the workers
 share_loaded_modules()
 os.fsync = lambda fd: None  # no test can see whether the disk has it
 
