@@ -100,6 +100,7 @@ def explain_image(
             search,
             references.texts,
             key=key or _name_of(image),
+            rankers=captioner.rankers,
         ),
     )
     if output:

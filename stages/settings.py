@@ -16,6 +16,7 @@ EngineName = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ImageInput = Literal["init", "first", "every"]
 Restval = Literal["train", "drop"]
+Rerank = Literal["auto", "none", "consensus", "matcher", "both"]
 FeatureScaling = Literal["standardize", "unit", "standardize-unit"]
 
 GREATEST_SEED = 2**63 - 1
@@ -128,6 +129,12 @@ class SearchConfig(Configuration):
         "Penalty on a word's log probability for each caption of an earlier group that has the word at this position.",
         least=0,
     )
+    rerank: Rerank = setting(
+        "auto",
+        "What chooses among the candidates of beam search. consensus: captions of similar training images; matcher: "
+        "words that fit the image; auto: both, as far as the model has them, but nothing for greedy search.",
+    )
+    candidates: int = setting(20, "Candidates that are re-ranked: the beam is at least that wide then.", least=1)
     sample: bool = setting(False, "Draw each word at random by its probability instead of beam search.")
     temperature: float = setting(
         1.0,
@@ -158,6 +165,8 @@ class SearchConfig(Configuration):
         if self.sample:
             if self.diversity_groups > 1:
                 raise SettingError("`diversity_groups` applies to beam search only: leave it or `sample` out")
+            if self.rerank not in ("auto", "none"):
+                raise SettingError("`rerank` applies to beam search only: leave it or `sample` out")
             return
         if self.alternatives >= self.beam_size:
             least = self.alternatives + 1
@@ -253,6 +262,13 @@ class TrainConfig(Configuration):
         "Captions sampled per image in the self-critical epochs; each one's baseline is the others' mean reward.",
         least=2,
         most=1000,
+    )
+    matcher_epochs: int | None = setting(
+        None,
+        "Passes over the training captions for the matcher, which re-ranks captions by the image; 0: no matcher.",
+        least=0,
+        unset="14, up to 60 for few captions",
+        example=14,
     )
     max_length: int | None = length_setting(
         "Maximum number of words in a training or validation caption; longer ones are cut, and have no end to learn.",

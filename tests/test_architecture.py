@@ -23,7 +23,7 @@ CAPTION_ROOMS = {
     *("data", "data/captions", "data/captions/formats"),
     *("data/images/keys", "data/images/lists", "data/tables"),
 }
-DECODING = {*DATA, "stages", "stages/decoding"}
+DECODING = {*DATA, "stages", "stages/ranking", "stages/decoding"}
 ALLOWED = {
     "data": {"data", "data/images/read"},
     "data/images": IMAGE_ROOMS,
@@ -35,9 +35,11 @@ ALLOWED = {
     "data/models": DATA,
     "stages": {*DATA, "stages"},
     "stages/encoding": {*DATA, "stages", "stages/encoding"},
+    "stages/ranking": {*DATA, "stages", "stages/ranking"},
     "stages/decoding": DECODING,
     "stages/scoring": {*DECODING, "stages/scoring"},
-    "stages/training": {*DECODING, "stages/scoring", "stages/training"},
+    "stages/training": {*DECODING, "stages/scoring", "stages/training", "stages/training/reranking/fit"},
+    "stages/training/reranking": {*DECODING, "stages/training", "stages/training/reranking"},
     "stages/portable": {*DECODING, "stages/encoding", "stages/portable"},
 }
 STAGES = set().union(*ALLOWED.values())

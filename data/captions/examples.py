@@ -42,6 +42,12 @@ class CaptionDataset:
         """Number of captions."""
         return len(self.images)
 
+    def sentences(self) -> tuple[npt.NDArray[np.integer], Indices]:
+        """The words of all captions one behind the other [W], without `<start>` and `<end>`, and their numbers [C]."""
+        is_word = (self._words != START) & (self._words != END)
+        counts = np.add.reduceat(is_word, self._starts, dtype=np.int64) if len(self) else self._starts
+        return self._words[is_word], counts
+
     def plan_epoch(self, batch_size: int, generator: np.random.Generator) -> list[Indices]:
         """All captions once, as batches of caption numbers, in an order drawn from `generator`.
 

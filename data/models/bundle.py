@@ -1,7 +1,8 @@
-"""A trained decoder on disk: a folder with `bundle.json` (everything but the weights) and one safetensors file.
+"""A trained decoder on disk: a folder with `bundle.json` (everything but the weights) and its safetensors files.
 
-`bundle.json` names the weights file and its SHA-256 and is written last, in one rename: a reader finds either the old
-model or the new one, and the vocabulary always belongs to the weights. Loading a model never runs code from it.
+One file holds the decoder's weights; another, which models of earlier versions lack, is what re-ranks its captions.
+`bundle.json` names them and their SHA-256 and is written last, in one rename: a reader finds either the old model or
+the new one, and the vocabulary always belongs to the weights. Loading a model never runs code from it.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,23 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 
 BUNDLE_NAME = "bundle.json"
 CARD_NAME = "README.md"
-_WEIGHTS_NAME = re.compile(r"decoder-[0-9a-f]{12}\.safetensors")
+_WEIGHTS_NAME = re.compile(r"(decoder|ranker)-[0-9a-f]{12}\.safetensors")
 FORMAT = "captionmill-bundle"
 FORMAT_VERSION = 1
 LOW_CONFIDENCE = "val_confidence_p10"
 """Key in `scores`: a tenth of the validation captions have a confidence below this value."""
+RERANKED_LOW_CONFIDENCE = "val_confidence_p10_reranked"
+"""The same, of the captions that the ranker chooses."""
+RERANKED_CIDER = "val_cider_d_reranked"
+"""Key in `scores`: CIDEr-D of the validation captions that the ranker chooses."""
+
+
+@dataclass(frozen=True)
+class RankerParts:
+    """What re-ranks the captions of a search (`stages/ranking`)."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,8 @@ class Model:
     """The weights by name."""
     notes: tuple[str, ...] = ()
     """What a person should know of the training, a line each, such as warnings and an unusual choice of the epoch."""
+    ranker: RankerParts | None = None
+    """What re-ranks its captions, if the training made it."""
 
     def splits_in(self, known_keys: Collection[str]) -> dict[str, list[str]]:
         """The splits; an image that differs from one of `known_keys` only in its Unicode form gets that key."""
@@ -77,16 +92,14 @@ def model_digest(folder: Path) -> str:
 
 def write_model(folder: Path, model: Model) -> None:
     """Write `model` into `folder`, replacing any model there."""
-    content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in model.tensors.items()})
-    digest = hashlib.sha256(content).hexdigest()
-    replaced_name = weights_name_of(folder)
-    weights_path = folder / f"decoder-{digest[:12]}.safetensors"
-    with replace_atomically(weights_path) as partial_path:
-        partial_path.write_bytes(content)
+    replaced = set(weights_names_of(folder))
+    entries: dict[str, Any] = {"weights": _write_tensors(folder, "decoder", model.tensors)}
+    if model.ranker is not None:
+        entries["ranker"] = _write_tensors(folder, "ranker", model.ranker.tensors) | {"settings": model.ranker.settings}
     values = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "weights": {"file": weights_path.name, "sha256": digest},
+        **entries,
         "decoder": model.decoder_config,
         "features": model.spec.to_json(),
         "training": model.training,
@@ -98,13 +111,33 @@ def write_model(folder: Path, model: Model) -> None:
         "splits": model.splits,
     }
     write_text(folder / BUNDLE_NAME, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
-    if replaced_name not in (None, weights_path.name):
-        (folder / replaced_name).unlink(missing_ok=True)
+    for name in replaced - {entry["file"] for entry in entries.values()}:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _write_tensors(folder: Path, kind: str, tensors: Tensors) -> dict[str, Any]:
+    """Write a file of `tensors`, named after its `kind` and content -> its name and SHA-256."""
+    content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+    digest = hashlib.sha256(content).hexdigest()
+    path = folder / f"{kind}-{digest[:12]}.safetensors"
+    with replace_atomically(path) as partial_path:
+        partial_path.write_bytes(content)
+    return {"file": path.name, "sha256": digest}
+
+
+def _read_tensors(folder: Path, entry: Mapping[str, Any]) -> Tensors:
+    if not is_weights_name(entry["file"]):
+        raise ModelError(f"{folder / BUNDLE_NAME}: {entry['file']!r} is no name of a weights file")
+    content = (folder / entry["file"]).read_bytes()
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise ModelError(f"{folder}: {entry['file']} is not the file that {BUNDLE_NAME} was written with")
+    tensors: Tensors = safetensors.numpy.load(content)
+    return tensors
 
 
 def model_paths(*folders: Path) -> list[Path]:
     """The files of the models in `folders`, which need not exist; no output may overwrite them."""
-    return [folder / name for folder in folders for name in (BUNDLE_NAME, weights_name_of(folder)) if name]
+    return [folder / name for folder in folders for name in (BUNDLE_NAME, *weights_names_of(folder))]
 
 
 def _image_keys(values: object) -> list[str]:
@@ -113,13 +146,14 @@ def _image_keys(values: object) -> list[str]:
     return values
 
 
-def weights_name_of(folder: Path) -> str | None:
-    """The name of the weights file of the model in `folder`, if there is one; only this file may be removed."""
+def weights_names_of(folder: Path) -> list[str]:
+    """The names of the weights files of the model in `folder`, if there is one; only these may be removed."""
     try:
-        name = json.loads((folder / BUNDLE_NAME).read_text(encoding="utf-8"))["weights"]["file"]
+        values = json.loads((folder / BUNDLE_NAME).read_text(encoding="utf-8"))
+        names = [values["weights"]["file"], *([values["ranker"]["file"]] if "ranker" in values else [])]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return name if is_weights_name(name) else None
+        return []
+    return [name for name in names if is_weights_name(name)]
 
 
 def is_weights_name(name: object) -> bool:
@@ -139,13 +173,8 @@ def read_model(folder: AnyPath) -> Model:
             raise ModelError(
                 f"{path}: format version {values['format_version']}, this captionmill reads {FORMAT_VERSION}"
             )
-        if not is_weights_name(values["weights"]["file"]):
-            raise ModelError(f"{path}: {values['weights']['file']!r} is no name of a weights file")
-        content = (folder / values["weights"]["file"]).read_bytes()
-        if hashlib.sha256(content).hexdigest() != values["weights"]["sha256"]:
-            raise ModelError(
-                f"{folder}: {values['weights']['file']} is not the file that {BUNDLE_NAME} was written with"
-            )
+        tensors = _read_tensors(folder, values["weights"])
+        ranker = values.get("ranker")
         return Model(
             decoder_config=values["decoder"],
             vocabulary=Vocabulary(values["vocabulary"], values.get("word_rule", FIRST_RULE)),
@@ -154,8 +183,9 @@ def read_model(folder: AnyPath) -> Model:
             splits={name: _image_keys(values["splits"][name]) for name in ("train", "val", "test")},
             scores={name: score + 0 for name, score in values["scores"].items()},  # a TypeError if it is not a number
             versions=values["versions"],
-            tensors=safetensors.numpy.load(content),
+            tensors=tensors,
             notes=tuple(map(str, values.get("notes", ()))),
+            ranker=RankerParts(dict(ranker["settings"]), _read_tensors(folder, ranker)) if ranker else None,
         )
     except ModelError:
         raise

@@ -18,7 +18,7 @@ from pathlib import Path
 from captionmill.data.errors import ImageError, InputError, ModelError
 from captionmill.data.files import write_text
 from captionmill.data.models.archive import unpack_model
-from captionmill.data.models.bundle import BUNDLE_NAME, CARD_NAME, model_digest, read_model, weights_name_of
+from captionmill.data.models.bundle import BUNDLE_NAME, CARD_NAME, model_digest, read_model, weights_names_of
 from captionmill.data.paths import AnyPath, AnyPaths, cache_dir
 from captionmill.data.urls import is_url, read_url
 
@@ -78,10 +78,11 @@ def _fetch(url: str, digest: str | None) -> Path:
 
 def _fetch_files(url: str, bundle: bytes, folder: Path) -> None:
     (folder / BUNDLE_NAME).write_bytes(bundle)
-    weights = weights_name_of(folder)
-    if weights is None:
+    names = weights_names_of(folder)
+    if not names:
         raise ModelError(f"{url}/{BUNDLE_NAME}: not a captionmill model")
-    (folder / weights).write_bytes(_read(f"{url}/{weights}"))
+    for name in names:
+        (folder / name).write_bytes(_read(f"{url}/{name}"))
     try:
         (folder / CARD_NAME).write_bytes(read_url(f"{url}/{CARD_NAME}", attempts=1))
     except ImageError:  # older models have no card

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from captionmill.data.models.bundle import LOW_CONFIDENCE, Model
+from captionmill.data.models.bundle import LOW_CONFIDENCE, RERANKED_LOW_CONFIDENCE, Model
 from captionmill.stages.decoding.captioner import Caption
 from captionmill.stages.scoring.statistics import is_repetitive
+from captionmill.stages.settings import SearchConfig
 
 
 def find_flags(caption: Caption, low_confidence: float | None) -> tuple[str, ...]:
@@ -19,11 +20,13 @@ def find_flags(caption: Caption, low_confidence: float | None) -> tuple[str, ...
     return tuple(name for name, is_found in found.items() if is_found)
 
 
-def usual_low_confidence(bundles: Sequence[Model]) -> float | None:
+def usual_low_confidence(bundles: Sequence[Model], search: SearchConfig = SearchConfig(rerank="none")) -> float | None:
     """The confidence that a tenth of a model's validation captions are below; the mean of several models, None if one
-    has none.
+    has none. Captions that are re-ranked, as `search` says, are less probable ones.
 
     One number does not suit all models: training with a reward raises the confidence of all captions.
     """
-    known = [bundle.scores[LOW_CONFIDENCE] for bundle in bundles if LOW_CONFIDENCE in bundle.scores]
+    name = LOW_CONFIDENCE if search.rerank in ("auto", "none") else RERANKED_LOW_CONFIDENCE
+    found = [bundle.scores.get(name, bundle.scores.get(LOW_CONFIDENCE)) for bundle in bundles]
+    known = [confidence for confidence in found if confidence is not None]
     return sum(known) / len(known) if len(known) == len(bundles) else None

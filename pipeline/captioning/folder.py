@@ -189,17 +189,25 @@ def row_settings(
     models: Sequence[Path], captioner: Captioner, search: SearchConfig, table: TableConfig
 ) -> dict[str, Any]:
     """The settings that rows are made with; a row is made again if they differ."""
-    low_confidence = table.low_confidence
+    low_confidence, search = table.low_confidence, captioner.fit_search(search)
     return {
         "models": [model_digest(folder) for folder in models],
-        "search": asdict(captioner.fit_search(search)),
-        "low_confidence": usual_low_confidence(captioner.bundles) if low_confidence is None else low_confidence,
+        "search": asdict(search),
+        "low_confidence": usual_low_confidence(captioner.bundles, search) if low_confidence is None else low_confidence,
     }
 
 
 def _is_as_wanted(wanted: Mapping[str, Any], made_with: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    """Whether the caption of `row`, of a version in which any word could follow itself, is the one that is `wanted`."""
-    search = {"repeat_words": wanted["search"]["repeat_words"], **made_with["search"]}
+    """Whether the caption of `row` is the one that is `wanted`, though it is of a version with fewer settings.
+
+    Then any word could follow itself, and nothing was re-ranked.
+    """
+    search = {
+        "repeat_words": wanted["search"]["repeat_words"],
+        "rerank": "none",
+        "candidates": wanted["search"]["candidates"],
+        **made_with["search"],
+    }
     return {**made_with, "search": search} == wanted and (search["repeat_words"] or not repeats_word(row["caption"]))
 
 

@@ -22,7 +22,7 @@ from captionmill.data.images.keys import FileFinder
 from captionmill.data.images.read import ImageFile
 from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path
 from captionmill.pipeline.captioning.flags import find_flags, usual_low_confidence
-from captionmill.stages.decoding.captioner import Captioner, choose_steps, decode_rows
+from captionmill.stages.decoding.captioner import Captioner, CaptionFinder, choose_steps, decode_rows
 from captionmill.stages.encoding.encoder import Encoder, encoder_for_spec
 from captionmill.stages.encoding.engine import Engine, build_engine, encode_batches
 from captionmill.stages.encoding.loader import Batch, load_batches, prepare_pixels
@@ -82,12 +82,13 @@ def caption_images(
     if group_size < 1:
         raise InputError(f"`group_size` must be at least 1, not {group_size}")
     captioner = model if isinstance(model, Captioner) else Captioner.load(model, device=machine.device)
+    search = captioner.fit_search(search)
     low_confidence = TableConfig(low_confidence=low_confidence).low_confidence
     if low_confidence is None:
-        low_confidence = usual_low_confidence(captioner.bundles)
+        low_confidence = usual_low_confidence(captioner.bundles, search)
     encoder = encoder_for_spec(captioner.spec, machine, as_path(weights))
     groups = _encode_groups(_each(images), group_size, encoder, build_engine(encoder, machine), machine)
-    return _caption_groups(groups, captioner, captioner.fit_search(search), low_confidence)
+    return _caption_groups(groups, captioner, search, low_confidence)
 
 
 @dataclass(frozen=True)
@@ -207,10 +208,11 @@ def _caption_groups(
     groups: Iterable[_Group], captioner: Captioner, search: SearchConfig, low_confidence: float | None
 ) -> Iterator[CaptionedImage]:
     steps = choose_steps(captioner.decoder)
+    finder = CaptionFinder(steps, captioner.vocabulary, search, captioner.rankers)
     device = next(captioner.decoder.parameters()).device
     for group in groups:
         readable = [key for key in group.names if key in group.rows]
-        captions = dict(decode_rows(steps, group, readable, captioner.vocabulary, search, device=device))
+        captions = dict(decode_rows(finder, group, readable, device=device))
         for key, name in group.names.items():
             if (caption := captions.get(key)) is None:
                 yield CaptionedImage(name, "", None, error=group.reasons[key])

@@ -21,7 +21,7 @@ from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES
 from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged, read_image
 from captionmill.data.images.tar import TAR_SUFFIX
 from captionmill.data.images.walk import walk_folder
-from captionmill.data.models.bundle import BUNDLE_NAME, model_exists
+from captionmill.data.models.bundle import BUNDLE_NAME, is_weights_name, model_exists
 
 _SUFFIXES = frozenset(suffix.removeprefix(".") for suffix in (*ALL_IMAGE_SUFFIXES, TAR_SUFFIX))
 
@@ -133,7 +133,7 @@ def _statuses(paths: list[Path]) -> Iterator[str]:
 
 
 def _model_statuses(folder: Path) -> Iterator[str]:
-    return _statuses([folder / BUNDLE_NAME, *sorted(folder.glob("decoder-*.safetensors"))])
+    return _statuses([folder / BUNDLE_NAME, *_weights_in(folder)])
 
 
 def _image_statuses(location: Path | str) -> Iterator[str]:
@@ -201,8 +201,12 @@ def _hash_store(path: Path) -> str:
 
 def _hash_model(folder: Path) -> str:
     """The hash of the bundle, which holds the hash of its weights, and of the names of the weights that are there."""
-    weights = sorted(path.name for path in folder.glob("decoder-*.safetensors"))
+    weights = (path.name for path in _weights_in(folder))
     return _hash_lines(iter([_hash_file(folder / BUNDLE_NAME), *weights]))
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.safetensors") if is_weights_name(path.name))
 
 
 def _text_statuses(folder: Path, texts: Sequence[Path]) -> Iterator[str]:

@@ -55,16 +55,20 @@ class BeamTree:
     cut: bool
     """The winner reached the maximum length before `<end>`, which was then put after it."""
     captions: tuple[str, ...]
-    """The text of each caption of the last beam, the winner first; one that has not ended is still unfinished."""
+    """The text of each caption of the last beam, the best first; one that has not ended is still unfinished."""
+    place: int = 0
+    """The winner's place in the last beam: not 0 where candidates were re-ranked."""
 
     @property
     def winner(self) -> BeamNode:
         """The end of the caption that is given out."""
-        return self.steps[-1][0]
+        return self.steps[-1][self.place]
 
 
-def build_beam_tree(trace: Sequence[TracedStep], vocabulary: Vocabulary, search: SearchConfig) -> BeamTree:
-    """The tree of the steps that `search_captions` or `draw_captions` recorded by `search`."""
+def build_beam_tree(
+    trace: Sequence[TracedStep], vocabulary: Vocabulary, search: SearchConfig, words: Sequence[int]
+) -> BeamTree:
+    """The tree of the steps that `search_captions` or `draw_captions` recorded by `search`; `words`: the winner's."""
     steps: list[tuple[BeamNode, ...]] = []
     before: dict[int, BeamNode] = {}  # the captions of the step before, by their places in the search's own order
     for traced in trace:
@@ -72,14 +76,16 @@ def build_beam_tree(trace: Sequence[TracedStep], vocabulary: Vocabulary, search:
         before = dict(zip(traced.places, kept, strict=True))
         steps.append(kept)
     paths = [_path_to(steps, node) for node in steps[-1]]
-    winning = {(node.step, node.place) for node in paths[0]}
+    captions = [tuple(node.index for node in path if not node.ended) for path in paths]
+    place = captions.index(tuple(words))
+    winning = {(node.step, node.place) for node in paths[place]}
     marked = tuple(tuple(replace(node, wins=(node.step, node.place) in winning) for node in kept) for kept in steps)
-    captions = [[node.index for node in path if not node.ended] for path in paths]
     return BeamTree(
         steps=marked,
-        words=tuple(captions[0]),
-        cut=len(captions[0]) == search.longest,
-        captions=tuple(vocabulary.decode(words) for words in captions),
+        words=captions[place],
+        cut=len(captions[place]) == search.longest,
+        captions=tuple(vocabulary.decode(caption) for caption in captions),
+        place=place,
     )
 
 

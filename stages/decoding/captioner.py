@@ -23,10 +23,12 @@ from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.folded import FoldedDecoder
+from captionmill.stages.decoding.reranking import candidate_search, choose_rerank, load_rankers, rerank_captions
 from captionmill.stages.decoding.sampling import draw_captions
 from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, search_captions
 from captionmill.stages.decoding.trace import TracedStep
 from captionmill.stages.machine import choose_device, is_out_of_memory
+from captionmill.stages.ranking.ranker import Ranker
 from captionmill.stages.settings import SearchConfig
 
 BLOCK_ROWS = 768  # captions that are searched at once
@@ -54,6 +56,8 @@ class Captioner:
     decoder: Decoder | Ensemble
     bundles: tuple[Model, ...]
     """What each decoder was read from; they agree in `spec` and `vocabulary`."""
+    rankers: tuple[Ranker, ...] = ()
+    """What re-ranks captions, of each decoder; none if one of them has none."""
 
     @classmethod
     def load(cls, model: AnyPaths, *, device: str = "auto") -> "Captioner":
@@ -71,7 +75,8 @@ class Captioner:
             _require_same_words(models[0], bundles[0].vocabulary, folder, bundle.vocabulary)
         chosen_device = choose_device(device)
         decoders = [build_decoder(*pair).to(chosen_device).eval() for pair in zip(models, bundles, strict=True)]
-        return cls(decoders[0] if len(decoders) == 1 else Ensemble(decoders).eval(), tuple(bundles))
+        decoder = decoders[0] if len(decoders) == 1 else Ensemble(decoders).eval()
+        return cls(decoder, tuple(bundles), load_rankers(models, bundles, chosen_device))
 
     @property
     def spec(self) -> FeatureSpec:
@@ -84,7 +89,11 @@ class Captioner:
         return self.bundles[0].vocabulary
 
     def fit_search(self, search: SearchConfig) -> SearchConfig:
-        """`search` with a maximum length: where it has none, 20 words, or as many as a decoder was trained on."""
+        """`search` with what it leaves open: the maximum length, and what re-ranks its candidates.
+
+        The length is 20 words, or as many as a decoder was trained on. InputError for a re-ranking that a model lacks.
+        """
+        search = choose_rerank(search, self.rankers)
         if search.max_length is not None:
             return search
         trained = [bundle.training.get("max_length") for bundle in self.bundles]
@@ -105,7 +114,9 @@ class Captioner:
         """
         self.spec.require(store.spec, mine="the model", others=str(store.path))
         search = self.fit_search(search)
-        return decode_features(self.decoder, store, keys, self.vocabulary, search, progress=progress)
+        return decode_features(
+            self.decoder, store, keys, self.vocabulary, search, rankers=self.rankers, progress=progress
+        )
 
 
 class KeyedRows(Protocol):
@@ -125,17 +136,18 @@ def decode_features(
     vocabulary: Vocabulary,
     search: SearchConfig,
     *,
+    rankers: Sequence[Ranker] = (),
     block_rows: int = BLOCK_ROWS,
     progress: Progress = no_progress,
 ) -> Iterator[tuple[str, Caption]]:
     """The caption of each image of `keys`, in that order, a block of images at a time.
 
-    `block_rows` captions are searched at once. When memory runs out, the block is halved for all that follow;
-    InputError if one image is too much.
+    `rankers` re-rank them as `search` says. `block_rows` captions are searched at once. When memory runs out, the block
+    is halved for all that follow; InputError if one image is too much.
     """
     device = next(decoder.parameters()).device
-    steps = choose_steps(decoder)
-    return decode_rows(steps, store, keys, vocabulary, search, device=device, block_rows=block_rows, progress=progress)
+    finder = CaptionFinder(choose_steps(decoder), vocabulary, search, tuple(rankers))
+    return decode_rows(finder, store, keys, device=device, block_rows=block_rows, progress=progress)
 
 
 def choose_steps(decoder: Decoder | Ensemble) -> StepDecoder:
@@ -145,58 +157,78 @@ def choose_steps(decoder: Decoder | Ensemble) -> StepDecoder:
     return FoldedDecoder(decoder) if isinstance(decoder, Decoder) and is_on_cpu else decoder  # GPUs have a fast LSTM
 
 
+@dataclass(frozen=True)
+class CaptionFinder:
+    """Finds the captions of features: a decoder's steps, and all that decides which words it says."""
+
+    steps: StepDecoder
+    """What `choose_steps` made of a decoder."""
+    vocabulary: Vocabulary
+    search: SearchConfig
+    """With nothing left open, as `Captioner.fit_search` gives it."""
+    rankers: tuple[Ranker, ...] = ()
+
+    @property
+    def rows_per_image(self) -> int:
+        """The captions of an image that are searched or drawn at once."""
+        return 1 + self.search.alternatives if self.search.sample else self.widened.beam_size
+
+    @property
+    def widened(self) -> SearchConfig:
+        """The search that is run: that of all candidates, where they are re-ranked."""
+        return candidate_search(self.search) if self.reranks else self.search
+
+    @property
+    def reranks(self) -> bool:
+        """Whether the captions of the search are re-ranked."""
+        return bool(self.rankers) and self.search.rerank not in ("auto", "none")
+
+    def find(
+        self, features: Tensor, keys: Sequence[str], *, trace: list[TracedStep] | None = None
+    ) -> list[DecodedCaption]:
+        """The caption of each row of `features` [B, D], searched or drawn as `search` asks.
+
+        `trace` is as `search_captions` and `draw_captions` take it.
+        """
+        rule = WordRule.of(self.search, self.vocabulary)
+        if self.search.sample:
+            return draw_captions(self.steps, features, keys, self.search, rule=rule, trace=trace)
+        found = search_captions(self.steps, features, self.widened, rule=rule, trace=trace)
+        return rerank_captions(found, features, self.rankers, self.search) if self.reranks else found
+
+
 def decode_rows(
-    steps: StepDecoder,
+    finder: CaptionFinder,
     store: KeyedRows,
     keys: Sequence[str],
-    vocabulary: Vocabulary,
-    search: SearchConfig,
     *,
     device: torch.device,
     block_rows: int = BLOCK_ROWS,
     progress: Progress = no_progress,
 ) -> Iterator[tuple[str, Caption]]:
-    """As `decode_features`, with what `choose_steps` made of a decoder on `device`."""
-    block_size = max(1, block_rows // (1 + search.alternatives if search.sample else search.beam_size))
-    rule = WordRule.of(search, vocabulary)
+    """As `decode_features`, with a `finder` whose decoder is on `device`."""
+    block_size = max(1, block_rows // finder.rows_per_image)
     start = 0
     while start < len(keys):
         block = keys[start : start + block_size]
         try:
             rows = store.read([store.position(key) for key in block])
             features = torch.from_numpy(rows).to(device).float()  # [B, D]
-            decoded = find_captions(steps, features, block, search, rule=rule)
+            decoded = finder.find(features, block)
         except (RuntimeError, MemoryError) as exc:
             if not is_out_of_memory(exc):
                 raise
             if len(block) == 1:
-                smaller = "fewer `alternatives`" if search.sample else "a smaller `beam_size`"
+                wide = "fewer `candidates`" if finder.reranks else "a smaller `beam_size`"
+                smaller = "fewer `alternatives`" if finder.search.sample else wide
                 raise InputError(f"not enough memory for one image: use {smaller} or `device` cpu") from exc
             block_size = len(block) // 2
             _log.warning("not enough memory: continuing with %d images at once", block_size)
             continue
         for key, caption in zip(block, decoded, strict=True):
-            yield key, _spell(caption, vocabulary)
+            yield key, _spell(caption, finder.vocabulary)
         start += len(block)
         progress("caption", start, len(keys))
-
-
-def find_captions(
-    decoder: StepDecoder,
-    features: Tensor,
-    keys: Sequence[str],
-    search: SearchConfig,
-    *,
-    rule: WordRule | None = None,
-    trace: list[TracedStep] | None = None,
-) -> list[DecodedCaption]:
-    """The caption of each row of `features` [B, D], searched or drawn as `search` asks.
-
-    `rule` and `trace` are as `search_captions` and `draw_captions` take them.
-    """
-    if search.sample:
-        return draw_captions(decoder, features, keys, search, rule=rule, trace=trace)
-    return search_captions(decoder, features, search, rule=rule, trace=trace)
 
 
 def _spell(caption: DecodedCaption, vocabulary: Vocabulary) -> Caption:

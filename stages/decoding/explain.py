@@ -5,7 +5,7 @@ Nothing is computed for show: the search is the one that captions, recorded, and
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,13 @@ from torch import Tensor
 from captionmill.data.captions.vocabulary import END, START, Vocabulary
 from captionmill.data.features.file import Features
 from captionmill.stages.decoding.beam_tree import BeamTree, build_beam_tree
-from captionmill.stages.decoding.captioner import choose_steps, find_captions
+from captionmill.stages.decoding.captioner import CaptionFinder, choose_steps
 from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.search import DecodedCaption, StepDecoder
 from captionmill.stages.decoding.trace import TracedStep
+from captionmill.stages.ranking.ranker import Ranker
 from captionmill.stages.settings import SearchConfig
 
 TOP_WORDS = 10
@@ -147,6 +148,7 @@ def explain_features(
     references: Sequence[str] = (),
     *,
     key: str = "",
+    rankers: Sequence[Ranker] = (),
 ) -> Explanation:
     """The way of the features `row` [D] through `decoder`, and the cross entropy of the captions `references`.
 
@@ -157,13 +159,14 @@ def explain_features(
     rule = WordRule.of(search, vocabulary)
     walker = _Walker(steps, features, vocabulary, rule)
     trace: list[TracedStep] = []
-    (caption,) = find_captions(steps, features, [key], search, rule=rule, trace=trace)
-    (greedy,) = find_captions(steps, features, [key], _greedy(search), rule=rule)
+    finder = CaptionFinder(steps, vocabulary, search, tuple(rankers))
+    (caption,) = finder.find(features, [key], trace=trace)
+    (greedy,) = replace(finder, search=_greedy(search)).find(features, [key])
     return Explanation(
         features=_numbers(features[0]),
         starts=tuple(_describe_start(part, features) for part in _decoders_of(decoder)),
         greedy=walker.follow_caption(greedy),
-        beam=build_beam_tree(trace, vocabulary, search),
+        beam=build_beam_tree(trace, vocabulary, finder.widened, caption.words),
         caption=walker.follow_caption(caption),
         references=tuple(
             Reference(text, tuple(vocabulary.tokenize(text)), walker.follow([*vocabulary.encode(text), END]))
@@ -175,7 +178,14 @@ def explain_features(
 
 def _greedy(search: SearchConfig) -> SearchConfig:
     """Greedy search of captions of the same lengths."""
-    return SearchConfig(beam_size=1, min_length=search.min_length, max_length=search.max_length)
+    return SearchConfig(
+        beam_size=1,
+        min_length=search.min_length,
+        max_length=search.max_length,
+        no_repeat_ngram=search.no_repeat_ngram,
+        repeat_words=search.repeat_words,
+        rerank="none",
+    )
 
 
 @dataclass(frozen=True)

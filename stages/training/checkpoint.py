@@ -33,18 +33,18 @@ class Checkpoint:
     """Those of the decoder and the optimizer, by name."""
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Replace the checkpoint in `folder`."""
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, name: str = CHECKPOINT_NAME) -> None:
+    """Replace the checkpoint `name` in `folder`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     state = json.dumps(checkpoint.state)
     header = {"format_version": str(FORMAT_VERSION), "state": state, "checksum": _checksum(state, tensors)}
-    with replace_atomically(folder / CHECKPOINT_NAME) as path:
+    with replace_atomically(folder / name) as path:
         safetensors.torch.save_file(tensors, path, metadata=header)
 
 
-def read_checkpoint(folder: Path) -> Checkpoint | None:
-    """The checkpoint in `folder`, if there is one; TrainingError if it cannot be read."""
-    path = folder / CHECKPOINT_NAME
+def read_checkpoint(folder: Path, name: str = CHECKPOINT_NAME) -> Checkpoint | None:
+    """The checkpoint `name` in `folder`, if there is one; TrainingError if it cannot be read."""
+    path = folder / name
     if not path.exists():
         return None
     try:
@@ -69,18 +69,18 @@ def _checksum(state: str, tensors: Mapping[str, Tensor]) -> str:
     return str(checksum)
 
 
-def pack_tensors(decoder: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The weights of `decoder` and the state of `optimizer` by name."""
-    tensors: dict[str, Tensor] = {f"decoder.{name}": tensor for name, tensor in decoder.named_parameters()}
+def pack_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The weights of `network`, a decoder or a matcher, and the state of `optimizer` by name."""
+    tensors: dict[str, Tensor] = {f"decoder.{name}": tensor for name, tensor in network.named_parameters()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
     return tensors
 
 
-def unpack_tensors(tensors: Mapping[str, Tensor], decoder: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put what `pack_tensors` returned into a decoder and a new optimizer of the same kind."""
+def unpack_tensors(tensors: Mapping[str, Tensor], network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put what `pack_tensors` returned into a network and a new optimizer of the same kind."""
     prefix = "decoder."
-    load_weights(decoder, {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)})
+    load_weights(network, {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)})
     values: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
@@ -90,8 +90,8 @@ def unpack_tensors(tensors: Mapping[str, Tensor], decoder: nn.Module, optimizer:
     optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def load_weights(decoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy `weights` into the parameters of `decoder`, by name."""
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy `weights` into the parameters of `network`, by name."""
     with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
+        for name, parameter in network.named_parameters():
             parameter.copy_(weights[name])

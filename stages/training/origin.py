@@ -12,7 +12,7 @@ from captionmill.data.captions.splits import Splits
 from captionmill.data.captions.words import FIRST_RULE, WORD_RULE
 from captionmill.data.errors import UnfinishedRunError
 from captionmill.data.features.store import FeatureStore
-from captionmill.stages.settings import USUAL_LENGTH, TrainConfig
+from captionmill.stages.settings import USUAL_LENGTH, SearchConfig, TrainConfig
 from captionmill.stages.training.checkpoint import read_checkpoint
 from captionmill.stages.training.state import LoopConfig
 
@@ -34,6 +34,8 @@ _BEFORE = {
     _WORD_RULE: str(FIRST_RULE),
     _REPEAT_WORDS: "True",
     _START: NO_START,
+    _name_of("rerank"): SearchConfig().rerank,
+    _name_of("candidates"): str(SearchConfig().candidates),
 }
 """The values of checkpoints that do not name them."""
 

@@ -22,7 +22,7 @@ from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError, TrainingError
 from captionmill.data.files import replace_atomically, write_text
 from captionmill.data.locks import hold_lock
-from captionmill.data.models.bundle import BUNDLE_NAME, read_model, write_model
+from captionmill.data.models.bundle import BUNDLE_NAME, is_weights_name, read_model, write_model
 from captionmill.data.models.card import may_write_card, write_card
 from captionmill.data.optional import install_command
 from captionmill.stages import charts
@@ -183,8 +183,7 @@ def empty_folder(folder: Path) -> None:
     own = (BUNDLE_NAME, CHECKPOINT_NAME, UNMATCHED_NAME, *RUN_NAMES)
     paths = [path for path in folder.iterdir() if not path.name.startswith(_LOCK_NAME)]
     for path in paths:
-        is_weights = path.name.startswith("decoder-") and path.suffix == ".safetensors"
-        if path.name not in own and not is_weights and not path.name.endswith(".partial"):
+        if path.name not in own and not is_weights_name(path.name) and not path.name.endswith(".partial"):
             raise InputError(f"{folder}: needed for the training, but holds other files ({path.name}); move it away")
     for path in paths:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

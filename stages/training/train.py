@@ -39,6 +39,7 @@ from captionmill.stages.training.corpus import (
 )
 from captionmill.stages.training.loop import run_training
 from captionmill.stages.training.origin import NO_START, as_it_began, describe_origin, describe_processes, require_same
+from captionmill.stages.training.reranking.fit import add_ranker
 from captionmill.stages.training.run_folder import UNMATCHED_NAME, RunFolder, claim_folder, empty_folder, publish
 from captionmill.stages.training.start import StartingModel
 from captionmill.stages.training.state import EpochResult, LoopConfig, Training
@@ -152,6 +153,7 @@ def train(
             shown = progress if world.is_first else no_progress
             run_training(training, _FolderRecorder(folder, work_dir, fingerprint, listener.on_epoch, shown))
         if world.is_first:
+            add_ranker(training, work_dir, progress)
             publish(work_dir, output, (*notes, *describe_choice(training.state.history)))
             _log(read_model(output).notes[len(notes) :])
         world.wait()

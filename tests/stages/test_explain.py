@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.stages.decoding.captioner import choose_steps, decode_features, find_captions
+from captionmill.stages.decoding.captioner import CaptionFinder, choose_steps, decode_features
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.explain import Explanation, explain_features
@@ -183,7 +183,7 @@ def test_a_trace_is_of_one_image() -> None:
     features, trace = torch.from_numpy(ROWS[:2]), list[TracedStep]()
     for search in (SEARCH, SearchConfig(sample=True)):
         with pytest.raises(ValueError, match="2 images cannot be traced"):
-            find_captions(make_decoder(), features, ["a", "b"], search, trace=trace)
+            CaptionFinder(make_decoder(), VOCABULARY, search).find(features, ["a", "b"], trace=trace)
     assert trace == []
 
 

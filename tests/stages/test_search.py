@@ -11,8 +11,8 @@ from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
 from captionmill.data.errors import InputError
-from captionmill.stages.decoding.captioner import find_captions
-from captionmill.stages.decoding.constraints import WordRule, likeliest_words
+from captionmill.stages.decoding.captioner import CaptionFinder
+from captionmill.stages.decoding.constraints import likeliest_words
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig, State
 from captionmill.stages.decoding.search import StepDecoder, search_captions
 from captionmill.stages.settings import SearchConfig
@@ -304,8 +304,7 @@ def test_no_word_follows_itself_but_a_character_that_is_a_word_once(settings: di
 
     def say(word: str, search: SearchConfig = search) -> str:
         vocabulary = Vocabulary([*SPECIAL_WORDS, word, "ok"])
-        rule = WordRule.of(search, vocabulary)
-        (found,) = find_captions(TableDecoder(insisting), torch.zeros(1, 1), ["a.jpg"], search, rule=rule)
+        (found,) = CaptionFinder(TableDecoder(insisting), vocabulary, search).find(torch.zeros(1, 1), ["a.jpg"])
         return " ".join(vocabulary.words[index] for index in found.words)
 
     assert say("dog") == "dog ok dog ok dog"

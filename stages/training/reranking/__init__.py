@@ -1,0 +1,1 @@
+"""What re-ranks captions, made from the training images and their captions."""

@@ -1,0 +1,133 @@
+"""Training of the matcher: each caption's cosine with its own image is made higher than with the others of a batch.
+
+The loss is the symmetric cross entropy of Radford et al. 2021, "Learning transferable visual models from natural
+language supervision" (CLIP); other captions of the same image are left out of a caption's negatives.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captionmill.data.captions.examples import Indices
+from captionmill.data.errors import TrainingError
+from captionmill.stages.machine import choose_training_dtype
+from captionmill.stages.ranking.matcher import Matcher, MatcherConfig, pad_captions
+from captionmill.stages.ranking.ngrams import FlatCaptions
+from captionmill.stages.training.checkpoint import (
+    Checkpoint,
+    pack_tensors,
+    read_checkpoint,
+    unpack_tensors,
+    write_checkpoint,
+)
+from captionmill.stages.training.state import scheduled_share
+
+MATCHER_NAME = "matcher.safetensors"
+"""The checkpoint of a matcher in a training's work folder."""
+BATCH_SIZE = 384  # captions
+TEMPERATURE = 0.07
+PEAK_LEARNING_RATE = 1e-3
+CLIP_NORM = 2.0
+_USUAL_EPOCHS, _MOST_EPOCHS = 14, 60
+_MANY_CAPTIONS = 30_000
+
+
+def choose_matcher_epochs(epochs: int | None, captions: int) -> int:
+    """`epochs`, or if that is None, more of them the fewer captions there are."""
+    if epochs is not None:
+        return epochs
+    fitting = round(_USUAL_EPOCHS * math.sqrt(_MANY_CAPTIONS / max(captions, 1)))
+    return min(max(fitting, _USUAL_EPOCHS), _MOST_EPOCHS)
+
+
+class MatcherTraining:
+    """A matcher in training; weights, optimizer and `epoch` change.
+
+    All random numbers depend only on the seed and the epoch, so a training that is resumed from a checkpoint, which is
+    written after each epoch, ends with the same bits on the same CPU.
+    """
+
+    def __init__(
+        self,
+        config: MatcherConfig,
+        captions: FlatCaptions,
+        images: Indices,
+        rows: Callable[[Indices], Tensor],
+        *,
+        scale: tuple[Tensor, Tensor],
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """Train on `captions`, each of the image that `images` [C] names, whose features `rows` gives [B, D].
+
+        `scale` is the mean and the deviation of the features, each [D].
+        """
+        torch.manual_seed(seed)
+        self.matcher = Matcher(config)
+        self.matcher.feature_mean.copy_(scale[0])
+        self.matcher.feature_std.copy_(scale[1])
+        self.matcher.to(device)
+        self.epoch = 0
+        """Epochs that are done."""
+        self._captions, self._images, self._rows = captions, images, rows
+        self._seed, self._device = seed, device
+        self._optimizer = torch.optim.AdamW(
+            self.matcher.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0, fused=device.type != "mps"
+        )
+
+    def run(self, epochs: int, work_dir: Path, show: Callable[[int, int, float], None]) -> Matcher:
+        """Train for the rest of `epochs`, with a checkpoint in `work_dir` after each.
+
+        `show` is called with the step and the steps of the whole training, and the seconds that are left.
+        """
+        if (found := read_checkpoint(work_dir, MATCHER_NAME)) is not None:
+            self.epoch = int(found.state["epoch"])
+            unpack_tensors(found.tensors, self.matcher, self._optimizer)
+        steps = -(-len(self._captions) // BATCH_SIZE)
+        started, first = time.monotonic(), self.epoch * steps
+        while self.epoch < epochs:
+            self.matcher.train()
+            order = np.random.default_rng((self._seed, self.epoch)).permutation(len(self._captions))
+            for step in range(steps):
+                done = self.epoch * steps + step
+                torch.manual_seed(int(np.random.SeedSequence((self._seed, done)).generate_state(1)[0]))  # dropout
+                for group in self._optimizer.param_groups:
+                    group["lr"] = PEAK_LEARNING_RATE * scheduled_share(done, steps * epochs)
+                loss = self._step(order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE])
+                left_s = (time.monotonic() - started) / (done + 1 - first) * (steps * epochs - done - 1)
+                show(done + 1, steps * epochs, left_s)
+            if not math.isfinite(loss.item()):
+                raise TrainingError("the loss of the matcher is not finite; pass `matcher_epochs` 0 to train without")
+            self.epoch += 1
+            state = Checkpoint({"epoch": self.epoch}, pack_tensors(self.matcher, self._optimizer))
+            write_checkpoint(work_dir, state, MATCHER_NAME)
+        return self.matcher.eval()
+
+    def _step(self, chosen: Indices) -> Tensor:
+        """One step on the captions `chosen` [B] -> the loss."""
+        images, owners = np.unique(self._images[chosen], return_inverse=True)  # [I], [B]
+        flat = self._captions.take(chosen)
+        words = pad_captions(np.split(flat.words, flat.starts[1:-1])).to(self._device)  # [B, T]
+        own = torch.from_numpy(owners).to(self._device)
+        dtype = choose_training_dtype(self._device)
+        with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
+            image_vectors = self.matcher.embed_images(self._rows(images))  # [I, M]
+            caption_vectors = self.matcher(words)  # [B, M]
+        logits = image_vectors.float() @ caption_vectors.float().t() / TEMPERATURE  # [I, B]
+        is_other = own.unsqueeze(1) == own  # [B, B]: captions of the same image ...
+        is_other.fill_diagonal_(False)  # ... but not the caption itself
+        of_images = logits[own].masked_fill(is_other, -math.inf)  # [B, B]
+        loss = F.cross_entropy(logits.t(), own) + F.cross_entropy(
+            of_images, torch.arange(len(chosen), device=self._device)
+        )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.matcher.parameters(), CLIP_NORM)
+        self._optimizer.step()
+        return loss.detach()
