@@ -267,8 +267,8 @@ class TrainConfig(Configuration):
         None,
         "Passes over the training captions for the matcher, which re-ranks captions by the image; 0: no matcher.",
         least=0,
-        unset="14, up to 60 for few captions",
-        example=14,
+        unset="10, up to 40 for few captions",
+        example=10,
     )
     max_length: int | None = length_setting(
         "Maximum number of words in a training or validation caption; longer ones are cut, and have no end to learn.",

@@ -11,9 +11,9 @@ import numpy as np
 from captionmill.stages.ranking.ngrams import (
     MAX_ORDER,
     FlatCaptions,
-    Floats,
     Integers,
     Rarities,
+    Reals,
     find_ngrams,
     weigh_ngrams,
 )
@@ -28,7 +28,7 @@ class CaptionCorpus:
     captions: FlatCaptions
     image_starts: Integers  # [N + 1]: image n has the captions image_starts[n] to image_starts[n + 1]
     rarities: Rarities
-    norms: Floats  # [C, 4]: lengths of each caption's tf-idf vectors, per order
+    norms: Reals  # [C, 4]: lengths of each caption's tf-idf vectors, per order
 
     @classmethod
     def of(cls, captions: FlatCaptions, counts: Integers) -> "CaptionCorpus":
@@ -38,7 +38,7 @@ class CaptionCorpus:
         rarities = Rarities.measure(captions, np.repeat(np.arange(len(counts)), counts))
         return cls(captions, image_starts, rarities, weigh_ngrams(captions, rarities)[1])
 
-    def score(self, candidates: FlatCaptions, images: Integers, weights: Floats) -> Floats:
+    def score(self, candidates: FlatCaptions, images: Integers, weights: Reals) -> Reals:
         """The consensus of each candidate [C] with the captions of `images` [K], weighted by `weights` [K].
 
         The weighted mean of its similarity to each caption, 0 to 10: the mean over one to four words of the cosine of
@@ -49,7 +49,7 @@ class CaptionCorpus:
         chosen = np.arange(counts.sum()) + np.repeat(self.image_starts[images] - offsets, counts)  # [R]
         return self.score_against(candidates, chosen, np.repeat(weights / counts, counts))
 
-    def score_against(self, candidates: FlatCaptions, chosen: Integers, weights: Floats) -> Floats:
+    def score_against(self, candidates: FlatCaptions, chosen: Integers, weights: Reals) -> Reals:
         """As `score`, with the captions numbered `chosen` [R] and the weight of each [R]."""
         own, _ = weigh_ngrams(candidates, self.rarities)
         known, places = np.unique(own.keys, return_inverse=True)  # [G]: the n-grams that candidates have

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captionmill.stages.ranking.ngrams import Floats, Integers
+from captionmill.stages.ranking.ngrams import Integers, Reals
 
 REDUCED_DIM = 256
 _LEVELS = 127
@@ -22,12 +22,12 @@ Doubles = npt.NDArray[np.float64]
 class Reduction:
     """The way from features to a short vector of 8-bit numbers."""
 
-    mean: Floats  # [D]
-    deviation: Floats  # [D], 0 where a feature never changes
-    components: Floats  # [D, R]: orthonormal columns
+    mean: Reals  # [D]
+    deviation: Reals  # [D], 0 where a feature never changes
+    components: Reals  # [D, R]: orthonormal columns
 
     @classmethod
-    def fit(cls, features: Floats, mean: Floats, deviation: Floats, size: int = REDUCED_DIM) -> "Reduction":
+    def fit(cls, features: Reals, mean: Reals, deviation: Reals, size: int = REDUCED_DIM) -> "Reduction":
         """From the features [N, D] of some training images; `size` is at most the directions that they span."""
         reduction = cls(mean, deviation, np.eye(features.shape[1], dtype=np.float32))
         rows = reduction.scale(features)
@@ -36,13 +36,13 @@ class Reduction:
         components = vectors[:, ::-1][:, :size].astype(np.float16).astype(np.float32)  # as they are stored
         return cls(mean, deviation, np.ascontiguousarray(components))
 
-    def scale(self, features: Floats) -> Doubles:
+    def scale(self, features: Reals) -> Doubles:
         """Standardised features of length 1, [B, D]; zeros for an image that is the mean."""
         deviation = np.where(self.deviation > 0, self.deviation, np.inf).astype(np.float64)
         rows = (features.astype(np.float64) - self.mean) / deviation
         return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
-    def reduce(self, features: Floats) -> npt.NDArray[np.int8]:
+    def reduce(self, features: Reals) -> npt.NDArray[np.int8]:
         """Features [B, D] -> [B, R]; the largest number of a row has 127 levels.
 
         In float64, so that the same image gets the same numbers whatever the batch.
@@ -63,7 +63,7 @@ class Neighbours:
         self._norms = self._matrix.norm(dim=1).clamp(min=1e-6)  # [N]
 
     @torch.inference_mode()
-    def find(self, features: Floats, count: int) -> list[tuple[Integers, Floats]]:
+    def find(self, features: Reals, count: int) -> list[tuple[Integers, Reals]]:
         """For each row of `features` [B, D], the `count` images of the highest cosine, in their order, and the cosines.
 
         Where more have the same cosine as the last of these, they belong to them too.

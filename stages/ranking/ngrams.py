@@ -14,7 +14,7 @@ MAX_ORDER = 4  # as in CIDEr-D
 
 Keys = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+Reals = npt.NDArray[np.float32]
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit is lost in its powers
 
@@ -85,7 +85,7 @@ class Rarities:
     """How rare each n-gram is among the captions of N images: ln(N / number of images whose captions have it)."""
 
     keys: Keys  # [G], rising: the n-grams that two images or more have
-    weights: Floats  # [G]
+    weights: Reals  # [G]
     unseen: float
     """The weight of every other n-gram, ln(N)."""
 
@@ -103,7 +103,7 @@ class Rarities:
         weights = (unseen - np.log(counts)).astype(np.float32)
         return cls(found[counts > 1], weights[counts > 1], unseen)
 
-    def of(self, keys: Keys) -> Floats:
+    def of(self, keys: Keys) -> Reals:
         """The weight of each of `keys`, in their shape."""
         if not len(self.keys):
             return np.full(keys.shape, self.unseen, np.float32)
@@ -117,10 +117,10 @@ class WeightedNGrams:
 
     keys: Keys  # [G]
     captions: Integers  # [G]
-    weights: Floats  # [G]: share of the vector of this caption and order, which has length 1
+    weights: Reals  # [G]: share of the vector of this caption and order, which has length 1
 
 
-def weigh_ngrams(captions: FlatCaptions, rarities: Rarities) -> tuple[WeightedNGrams, Floats]:
+def weigh_ngrams(captions: FlatCaptions, rarities: Rarities) -> tuple[WeightedNGrams, Reals]:
     """The tf-idf vectors of `captions`, one per order, scaled to length 1, and their lengths before, [C, 4]."""
     ngrams = find_ngrams(captions)
     order = np.lexsort((ngrams.keys, ngrams.captions))

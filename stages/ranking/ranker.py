@@ -19,7 +19,7 @@ from captionmill.data.models.bundle import RankerParts
 from captionmill.stages.ranking.consensus import CaptionCorpus
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
 from captionmill.stages.ranking.neighbours import Neighbours, Reduction
-from captionmill.stages.ranking.ngrams import FlatCaptions, Floats, Integers, Rarities
+from captionmill.stages.ranking.ngrams import FlatCaptions, Integers, Rarities, Reals
 
 Words = Sequence[int]
 
@@ -32,9 +32,9 @@ class RankerConfig:
     """Training images whose captions are compared."""
     temperature: float = 0.07
     """Of the softmax over their cosines, which weighs them."""
-    likelihood_weight: float = 0.2
+    likelihood_weight: float = 0.3
     """Of the mean natural logarithm of a candidate's word probabilities."""
-    match_weight: float = 1.0
+    match_weight: float = 0.5
     """Of the cosine of image and caption."""
     usual_cosine: float = 0.0
     """Cosine to the nearest training image that 95 % of them reach; below it, consensus counts for less."""
@@ -103,7 +103,7 @@ class Ranker:
             for likelihood, image_consensus, image_match in zip(likelihoods, consensus, match, strict=True)
         ]
 
-    def consensus(self, features: Floats, candidates: Sequence[Sequence[Words]]) -> list[Floats]:
+    def consensus(self, features: Reals, candidates: Sequence[Sequence[Words]]) -> list[Reals]:
         """The consensus of the candidates of each image, features [B, D], with the captions of its neighbours."""
         found = self.neighbours.find(features, self.config.neighbours)
         return [
@@ -111,17 +111,17 @@ class Ranker:
             for own, (images, cosines) in zip(candidates, found, strict=True)
         ]
 
-    def weigh(self, cosines: Floats) -> Floats:
+    def weigh(self, cosines: Reals) -> Reals:
         """The share of each neighbour, which add up to 1: a softmax of the cosines."""
         weights = np.exp((cosines - cosines.max()) / self.config.temperature)
         return np.asarray(weights / weights.sum(), dtype=np.float32)
 
-    def trust(self, cosines: Floats) -> float:
+    def trust(self, cosines: Reals) -> float:
         """How much the consensus counts, 0 to 1: less for an image that is far from all training images."""
         usual = self.config.usual_cosine
         return float(np.clip(cosines.max() / usual, 0.0, 1.0)) if usual > 0 else 1.0
 
-    def match(self, features: Tensor, candidates: Sequence[Sequence[Words]]) -> list[Floats]:
+    def match(self, features: Tensor, candidates: Sequence[Sequence[Words]]) -> list[Reals]:
         """The cosine of each image, features [B, D], with each of its candidates; 0 without a matcher."""
         if self.matcher is None:
             return [np.zeros(len(own), np.float32) for own in candidates]
@@ -129,10 +129,10 @@ class Ranker:
         counts = [len(own) for own in candidates]
         captions = self.matcher.embed_captions([caption for own in candidates for caption in own])  # [C, M]
         owners = torch.repeat_interleave(torch.tensor(counts, device=images.device))  # [C]
-        cosines: Floats = (images[owners] * captions).sum(dim=1).cpu().numpy()
+        cosines: Reals = (images[owners] * captions).sum(dim=1).cpu().numpy()
         return np.split(cosines, np.cumsum(counts)[:-1])
 
-    def nearest(self, features: Floats) -> list[Neighbour]:
+    def nearest(self, features: Reals) -> list[Neighbour]:
         """The neighbours of one image, features [D], the nearest first."""
         ((images, cosines),) = self.neighbours.find(features[np.newaxis], self.config.neighbours)
         weights = self.trust(cosines) * self.weigh(cosines)

@@ -34,6 +34,7 @@ _BEFORE = {
     _WORD_RULE: str(FIRST_RULE),
     _REPEAT_WORDS: "True",
     _START: NO_START,
+    _name_of("matcher_epochs"): "None",
     _name_of("rerank"): SearchConfig().rerank,
     _name_of("candidates"): str(SearchConfig().candidates),
 }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import make_rows, make_store
+from builders import make_ranker, make_rows, make_store
 from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
@@ -26,6 +26,7 @@ from captionmill.stages.settings import ImageInput, SearchConfig
 VOCABULARY = Vocabulary([*SPECIAL_WORDS, *(f"word{index}" for index in range(4, 30))])
 SEARCH = SearchConfig(beam_size=3, length_penalty=0.7, max_length=7)
 ROWS = make_rows(12, seed=5)
+RANKER = make_ranker(ROWS, len(VOCABULARY))
 IMAGE_INPUTS: tuple[ImageInput, ...] = ("init", "first", "every")
 
 
@@ -113,6 +114,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"repeat_words": True, "length_penalty": 1.0},
     {"beam_size": 4, "diversity_groups": 2},
     {"beam_size": 6, "diversity_groups": 3, "diversity_strength": 4.0, "alternatives": 2, "no_repeat_ngram": 2},
+    {"rerank": "both", "candidates": 7, "alternatives": 2},
+    {"rerank": "consensus", "candidates": 4, "length_penalty": 0.0},
     {"sample": True},
     {"sample": True, "alternatives": 3, "seed": 7},
     {"sample": True, "temperature": 2.0, "min_length": 3, "no_repeat_ngram": 1},
@@ -132,15 +135,15 @@ def test_by_every_search_setting_200_decoders_captions_are_explained_word_for_wo
         decoder = Ensemble([single, make_decoder(seed + 1000)]) if is_ensemble else single
         search = SearchConfig(**{"beam_size": 3, "max_length": 7, **SETTINGS[(seed + seed // 12) % len(SETTINGS)]})
         row = seed % 3
-        _, found = list(decode_features(decoder, store, keys, VOCABULARY, search))[row]
-        explanation = explain_features(decoder, ROWS[row], VOCABULARY, search, key=keys[row])
+        _, found = list(decode_features(decoder, store, keys, VOCABULARY, search, rankers=[RANKER]))[row]
+        explanation = explain_features(decoder, ROWS[row], VOCABULARY, search, key=keys[row], rankers=[RANKER])
         tree = explanation.beam
         assert VOCABULARY.decode(explanation.caption.words) == VOCABULARY.decode(tree.words) == found.text
-        assert tree.captions[0] == found.text
+        assert tree.captions[tree.place] == found.text
         assert explanation.caption.confidence == pytest.approx(found.confidence, rel=1e-4)
         assert explanation.caption.cut == tree.cut == found.cut
         assert all(other.text in tree.captions for other in found.alternatives)
-        assert [node.wins for node in tree.steps[-1]] == [True, *[False] * (len(tree.captions) - 1)]
+        assert [node.place for node in tree.steps[-1] if node.wins] == [tree.place]
         assert not any(step.chosen.barred for step in explanation.caption.steps)
         captions.add(found.text)
     assert len(captions) > 120

@@ -14,7 +14,7 @@ from captionmill.stages.decoding.reranking import choose_rerank
 from captionmill.stages.ranking.consensus import CaptionCorpus
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
 from captionmill.stages.ranking.neighbours import Neighbours, Reduction
-from captionmill.stages.ranking.ngrams import FlatCaptions, Floats
+from captionmill.stages.ranking.ngrams import FlatCaptions, Reals
 from captionmill.stages.ranking.ranker import Ranker, RankerConfig
 from captionmill.stages.training.checkpoint import load_weights
 from captionmill.stages.training.reranking.matching import MatcherTraining, choose_matcher_epochs
@@ -112,8 +112,8 @@ def _fit_neighbours(training: Training, captions: FlatCaptions, images: Indices)
     return Neighbours(reduction, np.concatenate(reduced)), CaptionCorpus.of(kept, counts)
 
 
-def _rows_of(training: Training, images: Indices) -> Floats:
-    rows: Floats = training.feeder.rows(images).float().cpu().numpy()
+def _rows_of(training: Training, images: Indices) -> Reals:
+    rows: Reals = training.feeder.rows(images).float().cpu().numpy()
     return rows
 
 

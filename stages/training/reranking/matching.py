@@ -32,9 +32,9 @@ MATCHER_NAME = "matcher.safetensors"
 """The checkpoint of a matcher in a training's work folder."""
 BATCH_SIZE = 384  # captions
 TEMPERATURE = 0.07
-PEAK_LEARNING_RATE = 1e-3
+PEAK_LEARNING_RATE = 2e-3
 CLIP_NORM = 2.0
-_USUAL_EPOCHS, _MOST_EPOCHS = 14, 60
+_USUAL_EPOCHS, _MOST_EPOCHS = 10, 40
 _MANY_CAPTIONS = 30_000
 
 

@@ -5,30 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from builders import make_ranker
 
 from captionmill.data.errors import ModelError
 from captionmill.data.models.bundle import RankerParts
-from captionmill.stages.ranking.consensus import CaptionCorpus
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig, pad_captions
-from captionmill.stages.ranking.neighbours import Neighbours, Reduction
-from captionmill.stages.ranking.ngrams import FlatCaptions
 from captionmill.stages.ranking.ranker import Ranker, RankerConfig
 
-CONFIG = MatcherConfig(feature_dim=8, vocab_size=12, embed_dim=6, channels=5, joint_dim=4)
 CANDIDATES = [[4, 5, 6], [7], [5, 5, 8, 9, 10, 11]]
 FEATURES = np.random.default_rng(1).standard_normal((20, 8)).astype(np.float32)
 
 
-def make_ranker(config: RankerConfig = RankerConfig(neighbours=3)) -> Ranker:
-    torch.manual_seed(0)
-    reduction = Reduction.fit(FEATURES, FEATURES.mean(axis=0), FEATURES.std(axis=0))
-    captions = FlatCaptions.of([[4 + number % 7, 5, 6 + number % 3] for number in range(40)])
-    corpus = CaptionCorpus.of(captions, np.full(20, 2))
-    return Ranker(config, Neighbours(reduction, reduction.reduce(FEATURES)), corpus, Matcher(CONFIG))
-
-
 def test_the_matcher_looks_up_what_it_would_compute() -> None:
-    matcher = make_ranker().matcher
+    matcher = make_ranker(FEATURES, 12).matcher
     assert matcher is not None
     with torch.inference_mode():
         computed = torch.cat([matcher(pad_captions([caption])) for caption in CANDIDATES])
@@ -39,7 +28,7 @@ def test_the_matcher_looks_up_what_it_would_compute() -> None:
 
 
 def test_the_matcher_gives_its_new_captions_after_more_training() -> None:
-    matcher = Matcher(CONFIG).eval()
+    matcher = Matcher(MatcherConfig(feature_dim=8, vocab_size=12, embed_dim=6)).eval()
     before = matcher.embed_captions(CANDIDATES).clone()
     matcher.train()
     torch.nn.init.ones_(matcher.embedding.weight)
@@ -48,7 +37,7 @@ def test_the_matcher_gives_its_new_captions_after_more_training() -> None:
 
 
 def test_a_ranker_is_the_same_after_it_was_packed() -> None:
-    ranker = make_ranker()
+    ranker = make_ranker(FEATURES, 12)
     parts = ranker.pack()
     again = Ranker.unpack(parts, "model", 12)
     rows, likelihoods = torch.from_numpy(FEATURES[:2]), [[-1.0, -2.0, -3.0]] * 2
@@ -56,13 +45,13 @@ def test_a_ranker_is_the_same_after_it_was_packed() -> None:
     for mine_row, others_row in zip(mine, others, strict=True):
         for one, other in zip(mine_row, others_row, strict=True):
             assert (one.consensus, one.match) == pytest.approx((other.consensus, other.match), abs=1e-2)  # float16
-            assert one.total == pytest.approx(one.consensus + 0.2 * one.log_probability + one.match)
+            assert one.total == pytest.approx(one.consensus + 0.3 * one.log_probability + 0.5 * one.match)
     assert again.pack().settings == parts.settings
 
 
 def test_an_image_that_is_far_from_all_training_images_trusts_the_consensus_less() -> None:
     near, far = FEATURES[0], np.ones(8, np.float32)
-    ranker = make_ranker(RankerConfig(neighbours=3, usual_cosine=0.99))
+    ranker = make_ranker(FEATURES, 12, RankerConfig(neighbours=3, usual_cosine=0.99))
     assert ranker.trust(np.array([1.0, 0.2], np.float32)) == 1
     assert ranker.trust(np.array([0.33, 0.2], np.float32)) == pytest.approx(1 / 3)
     weights = [sum(neighbour.weight for neighbour in ranker.nearest(row)) for row in (near, far)]
@@ -79,11 +68,11 @@ def test_an_image_that_is_far_from_all_training_images_trusts_the_consensus_less
         ("captions_per_image", np.full(20, 1, np.int32)),
         ("mean", np.full(8, np.nan, np.float32)),
         ("norms", None),
-        ("matcher.image.bias", np.zeros(5, np.float16)),
+        ("matcher.to_joint.bias", np.zeros(5, np.float16)),
     ],
 )
 def test_a_ranker_whose_parts_do_not_fit_is_refused(name: str, value: object) -> None:
-    parts = make_ranker().pack()
+    parts = make_ranker(FEATURES, 12).pack()
     tensors = {key: tensor for key, tensor in parts.tensors.items() if key != name}
     if value is not None:
         tensors[name] = value  # type: ignore[assignment]  # of any shape
