@@ -18,11 +18,10 @@ from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.writer import FeatureWriter
 from captionmill.data.models.bundle import Model, write_model
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
-from captionmill.stages.ranking.consensus import CaptionCorpus
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
-from captionmill.stages.ranking.neighbours import Neighbours, Reduction
 from captionmill.stages.ranking.ngrams import FlatCaptions
 from captionmill.stages.ranking.ranker import Ranker, RankerConfig
+from captionmill.stages.ranking.regression import ImageRegression, Reduction
 from captionmill.stages.settings import SearchConfig, TrainConfig
 
 TESTS = Path(__file__).parent
@@ -112,17 +111,15 @@ def make_model(
     return folder
 
 
-def make_ranker(
-    features: npt.NDArray[np.float32], vocab_size: int, config: RankerConfig = RankerConfig(neighbours=3)
-) -> Ranker:
+def make_ranker(features: npt.NDArray[np.float32], vocab_size: int, config: RankerConfig = RankerConfig()) -> Ranker:
     """Of training images with `features` [N, D], two captions each, with a matcher of random weights."""
     torch.manual_seed(0)
     reduction = Reduction.fit(features, features.mean(axis=0), features.std(axis=0))
     words = vocab_size - len(SPECIAL_WORDS)
     captions = FlatCaptions.of([[4 + number % words, 5, 4 + 2 * number % words] for number in range(2 * len(features))])
     matcher = Matcher(MatcherConfig(features.shape[1], vocab_size, embed_dim=6, joint_dim=4))
-    corpus = CaptionCorpus.of(captions, np.full(len(features), 2))
-    return Ranker(config, Neighbours(reduction, reduction.reduce(features)), corpus, matcher)
+    regression = ImageRegression.fit(reduction, reduction.reduce(features))
+    return Ranker(config, regression, captions, np.full(len(features), 2), matcher)
 
 
 def plain_bleu(candidates: list[list[str]], references: list[list[list[str]]]) -> list[float]:

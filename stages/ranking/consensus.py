@@ -1,12 +1,14 @@
-"""Consensus: how much a caption has in common with what people wrote about the training images that look alike.
+"""Consensus: how much a caption has in common with what people wrote about the training images.
 
-Source: Devlin et al. 2015, "Exploring nearest neighbor approaches for image captioning"; Mao et al. 2015, "Deep
-captioning with multimodal recurrent neural networks (m-RNN)", section 8.
+The idea is that of Devlin et al. 2015, "Exploring nearest neighbor approaches for image captioning", and Mao et al.
+2015, "Deep captioning with multimodal recurrent neural networks (m-RNN)", section 8; here all training images take
+part, with the weights of a regression.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from captionmill.stages.ranking.ngrams import (
     MAX_ORDER,
@@ -14,58 +16,74 @@ from captionmill.stages.ranking.ngrams import (
     Integers,
     Rarities,
     Reals,
-    find_ngrams,
     weigh_ngrams,
 )
 
 SIGMA = 6.0  # of CIDEr-D's length penalty, in words
+MOST_WORDS = 255
+"""Captions that are longer count as if they had so many words."""
 
 
 @dataclass(frozen=True)
-class CaptionCorpus:
-    """The training captions, image by image, as their n-grams are compared with those of a candidate."""
+class CaptionIndex:
+    """For each n-gram that several training images have: which ones, in captions of which length, and how much.
 
-    captions: FlatCaptions
-    image_starts: Integers  # [N + 1]: image n has the captions image_starts[n] to image_starts[n + 1]
+    An entry is one n-gram of one image in its captions of one length. Entries are sorted by n-gram.
+    """
+
     rarities: Rarities
-    norms: Reals  # [C, 4]: lengths of each caption's tf-idf vectors, per order
+    starts: Integers  # [G + 1]: the n-gram number g of `rarities.keys` has the entries starts[g] to starts[g + 1]
+    images: npt.NDArray[np.int32]  # [E]
+    lengths: npt.NDArray[np.uint8]  # [E]: words of the captions
+    shares: npt.NDArray[np.float16]  # [E]: sum of their tf-idf vectors there, over the image's number of captions
 
     @classmethod
-    def of(cls, captions: FlatCaptions, counts: Integers) -> "CaptionCorpus":
-        """From the `captions` of all images, those of an image together, and their number per image, [N]."""
-        image_starts = np.zeros(len(counts) + 1, dtype=np.int64)
-        np.cumsum(counts, out=image_starts[1:])
-        rarities = Rarities.measure(captions, np.repeat(np.arange(len(counts)), counts))
-        return cls(captions, image_starts, rarities, weigh_ngrams(captions, rarities)[1])
+    def of(cls, captions: FlatCaptions, images: Integers) -> "CaptionIndex":
+        """From captions and the image of each, [C], counted from 0."""
+        rarities = Rarities.measure(captions, images)
+        weighted = weigh_ngrams(captions, rarities)
+        known = rarities.find(weighted.keys)
+        is_known = known >= 0
+        ngrams, owners = known[is_known], weighted.captions[is_known]
+        lengths = np.minimum(captions.lengths, MOST_WORDS)[owners]
+        shares = weighted.weights[is_known] / np.bincount(images)[images[owners]]
+        order = np.lexsort((lengths, images[owners], ngrams))
+        parts = np.stack([ngrams, images[owners], lengths])[:, order]  # [3, E]
+        firsts = np.flatnonzero(np.append(True, (parts[:, 1:] != parts[:, :-1]).any(axis=0))[: parts.shape[1]])
+        sums = np.add.reduceat(shares[order], firsts) if len(firsts) else shares
+        starts = np.searchsorted(parts[0, firsts], np.arange(len(rarities.keys) + 1))
+        return cls(
+            rarities,
+            starts,
+            parts[1, firsts].astype(np.int32),
+            parts[2, firsts].astype(np.uint8),
+            sums.astype(np.float16),
+        )
 
-    def score(self, candidates: FlatCaptions, images: Integers, weights: Reals) -> Reals:
-        """The consensus of each candidate [C] with the captions of `images` [K], weighted by `weights` [K].
+    def score(self, candidates: FlatCaptions, weights: Reals) -> Reals:
+        """The consensus of each candidate [C] with the captions of all images, weighted by `weights` [N].
 
-        The weighted mean of its similarity to each caption, 0 to 10: the mean over one to four words of the cosine of
-        their tf-idf vectors, times a Gaussian of the difference of their lengths, as CIDEr-D without its clipping.
+        The weighted sum of its similarity to each image's captions, about 0 to 10: the mean over one to four words of
+        the cosine of their tf-idf vectors, times a Gaussian of the difference of their lengths, as CIDEr-D without its
+        clipping.
         """
-        counts = self.image_starts[images + 1] - self.image_starts[images]  # [K]
-        offsets = np.cumsum(counts) - counts
-        chosen = np.arange(counts.sum()) + np.repeat(self.image_starts[images] - offsets, counts)  # [R]
-        return self.score_against(candidates, chosen, np.repeat(weights / counts, counts))
-
-    def score_against(self, candidates: FlatCaptions, chosen: Integers, weights: Reals) -> Reals:
-        """As `score`, with the captions numbered `chosen` [R] and the weight of each [R]."""
-        own, _ = weigh_ngrams(candidates, self.rarities)
-        known, places = np.unique(own.keys, return_inverse=True)  # [G]: the n-grams that candidates have
-        if not len(known):
+        own = weigh_ngrams(candidates, self.rarities)
+        found = self.rarities.find(own.keys)
+        is_known = found >= 0
+        ngrams, places = np.unique(found[is_known], return_inverse=True)  # [K]: which of the index candidates have
+        counts = self.starts[ngrams + 1] - self.starts[ngrams]  # [K]
+        total = int(counts.sum())
+        if not total:
             return np.zeros(len(candidates), np.float32)
-        lengths, columns = np.unique(self.captions.lengths[chosen], return_inverse=True)  # [L]
-        ngrams = find_ngrams(self.captions.take(chosen))
-        rows = np.minimum(np.searchsorted(known, ngrams.keys), len(known) - 1)
-        is_known = known[rows] == ngrams.keys
-        rows, owners, orders = rows[is_known], ngrams.captions[is_known], ngrams.orders[is_known]
-        # each occurrence adds its rarity: an n-gram that a caption has twice weighs twice, as in its norm
-        shares = weights[owners] * self.rarities.of(known)[rows] / np.maximum(self.norms[chosen[owners], orders], 1e-12)
-        size = len(known) * len(lengths)
-        table = np.bincount(rows * len(lengths) + columns[owners], shares, size).reshape(len(known), len(lengths))
-        difference = candidates.lengths[:, np.newaxis] - lengths  # [C, L]
-        penalties = np.exp(-(difference**2) / (2 * SIGMA**2))
-        each = (table[places] * penalties[own.captions]).sum(axis=1) * own.weights  # [G]
-        totals = np.bincount(own.captions, each, len(candidates))
-        return (10.0 / MAX_ORDER * totals).astype(np.float32)
+        firsts = np.cumsum(counts) - counts
+        entries = np.arange(total) + np.repeat(self.starts[ngrams] - firsts, counts)  # [X]
+        values = weights[self.images[entries]] * self.shares[entries]
+        lengths = self.lengths[entries].astype(np.int64)
+        columns = int(lengths.max()) + 1
+        rows = np.repeat(np.arange(len(ngrams)) * columns, counts)
+        table = np.bincount(rows + lengths, values, len(ngrams) * columns).reshape(len(ngrams), columns)
+        differences = candidates.lengths[:, np.newaxis] - np.arange(columns)  # [C, L]
+        penalties = np.exp(-(differences**2) / (2 * SIGMA**2))
+        owners = own.captions[is_known]
+        each = (table[places] * penalties[owners]).sum(axis=1) * own.weights[is_known]
+        return (10.0 / MAX_ORDER * np.bincount(owners, each, len(candidates))).astype(np.float32)

@@ -103,12 +103,17 @@ class Rarities:
         weights = (unseen - np.log(counts)).astype(np.float32)
         return cls(found[counts > 1], weights[counts > 1], unseen)
 
+    def find(self, keys: Keys) -> Integers:
+        """The place of each of `keys` in `self.keys`, in their shape; -1 for an n-gram that is not there."""
+        if not len(self.keys):
+            return np.full(keys.shape, -1)
+        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[places] == keys, places, -1)
+
     def of(self, keys: Keys) -> Reals:
         """The weight of each of `keys`, in their shape."""
-        if not len(self.keys):
-            return np.full(keys.shape, self.unseen, np.float32)
-        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[places] == keys, self.weights[places], np.float32(self.unseen)).astype(np.float32)
+        places = self.find(keys)
+        return np.where(places >= 0, np.append(self.weights, 0)[places], self.unseen).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,8 @@ class WeightedNGrams:
     weights: Reals  # [G]: share of the vector of this caption and order, which has length 1
 
 
-def weigh_ngrams(captions: FlatCaptions, rarities: Rarities) -> tuple[WeightedNGrams, Reals]:
-    """The tf-idf vectors of `captions`, one per order, scaled to length 1, and their lengths before, [C, 4]."""
+def weigh_ngrams(captions: FlatCaptions, rarities: Rarities) -> WeightedNGrams:
+    """The tf-idf vectors of `captions`, one per order, scaled to length 1."""
     ngrams = find_ngrams(captions)
     order = np.lexsort((ngrams.keys, ngrams.captions))
     keys, owners, orders = ngrams.keys[order], ngrams.captions[order], ngrams.orders[order]
@@ -135,7 +140,4 @@ def weigh_ngrams(captions: FlatCaptions, rarities: Rarities) -> tuple[WeightedNG
     squares = np.bincount(cells, weights.astype(np.float64) ** 2, len(captions) * MAX_ORDER)
     norms = np.sqrt(squares)
     scaled = weights / np.maximum(norms[cells], 1e-12)
-    return (
-        WeightedNGrams(keys, owners, scaled.astype(np.float32)),
-        norms.reshape(-1, MAX_ORDER).astype(np.float32),
-    )
+    return WeightedNGrams(keys, owners, scaled.astype(np.float32))

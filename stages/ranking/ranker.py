@@ -1,8 +1,7 @@
 """Choosing among the candidates of a search by what the training images say, and by what words fit the image.
 
-A candidate's score is its consensus with the captions of the most similar training images, plus its match with the
-image, plus a little of the decoder's own log probability. The weights were chosen on Flickr8k's dev images
-(docs/benchmarks.md).
+A candidate's score is its consensus with the captions of the training images, plus its match with the image, plus a
+little of the decoder's own log probability. The weights were chosen on Flickr8k's dev images (docs/benchmarks.md).
 """
 
 import math
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from captionmill.data.errors import ModelError
 from captionmill.data.models.bundle import RankerParts
-from captionmill.stages.ranking.consensus import CaptionCorpus
+from captionmill.stages.ranking.consensus import CaptionIndex
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
-from captionmill.stages.ranking.neighbours import Neighbours, Reduction
 from captionmill.stages.ranking.ngrams import FlatCaptions, Integers, Rarities, Reals
+from captionmill.stages.ranking.regression import ImageRegression, Reduction
 
 Words = Sequence[int]
 
@@ -28,14 +27,12 @@ Words = Sequence[int]
 class RankerConfig:
     """How the parts of a score are made and weighed; stored in the model."""
 
-    neighbours: int = 200
-    """Training images whose captions are compared."""
-    temperature: float = 0.07
-    """Of the softmax over their cosines, which weighs them."""
     likelihood_weight: float = 0.3
     """Of the mean natural logarithm of a candidate's word probabilities."""
-    match_weight: float = 0.5
-    """Of the cosine of image and caption."""
+    match_weight: float = 0.25
+    """Of the cosine of image and caption, beside the consensus."""
+    match_weight_alone: float = 1.2
+    """The same, without the consensus."""
     usual_cosine: float = 0.0
     """Cosine to the nearest training image that 95 % of them reach; below it, consensus counts for less."""
 
@@ -48,7 +45,9 @@ class Neighbour:
     """Its number among the training images of the ranker."""
     cosine: float
     weight: float
-    """Share of the consensus, 0 to 1."""
+    """What its captions count; the weights of all training images add up to about 1, and some are negative."""
+    captions: tuple[tuple[int, ...], ...]
+    """Its captions, as word indices."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,27 @@ class Ranker:
     """Scores candidates by one model's training images and its matcher."""
 
     def __init__(
-        self, config: RankerConfig, neighbours: Neighbours, corpus: CaptionCorpus, matcher: Matcher | None
+        self,
+        config: RankerConfig,
+        regression: ImageRegression,
+        captions: FlatCaptions,
+        counts: Integers,
+        matcher: Matcher | None,
     ) -> None:
-        """`corpus` holds the captions of the images of `neighbours`, in the same order."""
-        self.config, self.neighbours, self.corpus = config, neighbours, corpus
+        """`captions` are those of the images of `regression`, in its order; `counts` is their number per image, [N]."""
+        index = CaptionIndex.of(captions, np.repeat(np.arange(len(counts)), counts))
+        self._set(config, regression, index, (captions, counts), matcher)
+
+    def _set(
+        self,
+        config: RankerConfig,
+        regression: ImageRegression,
+        index: CaptionIndex,
+        captions: tuple[FlatCaptions, Integers],
+        matcher: Matcher | None,
+    ) -> None:
+        self.config, self.regression, self.index = config, regression, index
+        self.captions, self.counts = captions
         self.matcher = matcher.eval() if matcher is not None else None
 
     @torch.inference_mode()
@@ -88,13 +104,14 @@ class Ranker:
         consensus = self.consensus(rows, candidates) if by != "matcher" else zeros
         match = self.match(features, candidates) if by != "consensus" else zeros
         config = self.config
+        match_weight = config.match_weight_alone if by == "matcher" else config.match_weight
         return [
             [
                 CandidateScore(
                     own_likelihood,
                     own_consensus,
                     own_match,
-                    own_consensus + config.likelihood_weight * own_likelihood + config.match_weight * own_match,
+                    own_consensus + config.likelihood_weight * own_likelihood + match_weight * own_match,
                 )
                 for own_likelihood, own_consensus, own_match in zip(
                     likelihood, image_consensus.tolist(), image_match.tolist(), strict=True
@@ -104,22 +121,19 @@ class Ranker:
         ]
 
     def consensus(self, features: Reals, candidates: Sequence[Sequence[Words]]) -> list[Reals]:
-        """The consensus of the candidates of each image, features [B, D], with the captions of its neighbours."""
-        found = self.neighbours.find(features, self.config.neighbours)
-        return [
-            self.trust(cosines) * self.corpus.score(FlatCaptions.of(own), images, self.weigh(cosines))
-            for own, (images, cosines) in zip(candidates, found, strict=True)
-        ]
+        """The consensus of the candidates of each image, features [B, D], with the captions of the training images."""
+        weights, cosines = self.regression.weights(features)
+        trusted = weights * self.trust(cosines)
+        return [self.index.score(FlatCaptions.of(own), row) for own, row in zip(candidates, trusted, strict=True)]
 
-    def weigh(self, cosines: Reals) -> Reals:
-        """The share of each neighbour, which add up to 1: a softmax of the cosines."""
-        weights = np.exp((cosines - cosines.max()) / self.config.temperature)
-        return np.asarray(weights / weights.sum(), dtype=np.float32)
+    def trust(self, cosines: Reals) -> Reals:
+        """How much the consensus counts, 0 to 1, [B, 1]: less for an image that is far from all training images.
 
-    def trust(self, cosines: Reals) -> float:
-        """How much the consensus counts, 0 to 1: less for an image that is far from all training images."""
-        usual = self.config.usual_cosine
-        return float(np.clip(cosines.max() / usual, 0.0, 1.0)) if usual > 0 else 1.0
+        From the cosines to these, [B, N].
+        """
+        if self.config.usual_cosine <= 0:
+            return np.ones((len(cosines), 1), np.float32)
+        return np.clip(cosines.max(axis=1, keepdims=True) / self.config.usual_cosine, 0.0, 1.0)
 
     def match(self, features: Tensor, candidates: Sequence[Sequence[Words]]) -> list[Reals]:
         """The cosine of each image, features [B, D], with each of its candidates; 0 without a matcher."""
@@ -132,12 +146,20 @@ class Ranker:
         cosines: Reals = (images[owners] * captions).sum(dim=1).cpu().numpy()
         return np.split(cosines, np.cumsum(counts)[:-1])
 
-    def nearest(self, features: Reals) -> list[Neighbour]:
-        """The neighbours of one image, features [D], the nearest first."""
-        ((images, cosines),) = self.neighbours.find(features[np.newaxis], self.config.neighbours)
-        weights = self.trust(cosines) * self.weigh(cosines)
-        found = [Neighbour(*values) for values in zip(images.tolist(), cosines.tolist(), weights.tolist(), strict=True)]
-        return sorted(found, key=lambda neighbour: (-neighbour.cosine, neighbour.image))
+    def strongest(self, features: Reals, count: int) -> list[Neighbour]:
+        """The training images with the largest weights for one image, features [D], positive or negative."""
+        weights, cosines = self.regression.weights(features[np.newaxis])
+        row = (weights * self.trust(cosines))[0]
+        images = np.argsort(-np.abs(row), kind="stable")[:count]
+        starts = _starts(self.counts)
+        return [
+            Neighbour(image, float(cosines[0, image]), float(row[image]), self._captions_of(starts, image))
+            for image in images.tolist()
+        ]
+
+    def _captions_of(self, starts: Integers, image: int) -> tuple[tuple[int, ...], ...]:
+        flat = self.captions.take(np.arange(starts[image], starts[image + 1]))
+        return tuple(tuple(words.tolist()) for words in np.split(flat.words, flat.starts[1:-1]))
 
     def to(self, device: torch.device) -> "Ranker":
         """Put the matcher on `device`; the neighbours stay in main memory."""
@@ -147,22 +169,26 @@ class Ranker:
 
     def pack(self) -> RankerParts:
         """All of it, as a model keeps it."""
-        reduction, rarities = self.neighbours.reduction, self.corpus.rarities
-        captions = self.corpus.captions
-        word_type = np.uint16 if not len(captions.words) or captions.words.max() < 2**16 else np.int32
+        regression, index, captions = self.regression, self.index, self.captions
+        word_type = np.uint16 if captions.words.max() < 2**16 else np.int32
         tensors: dict[str, Any] = {
-            "mean": reduction.mean,
-            "deviation": reduction.deviation,
-            "components": reduction.components.astype(np.float16),
-            "rows": self.neighbours.rows,
+            "mean": regression.reduction.mean,
+            "deviation": regression.reduction.deviation,
+            "components": regression.reduction.components.astype(np.float16),
+            "rows": regression.rows,
+            "vectors": regression.vectors.astype(np.float16),
+            "gains": regression.gains,
             "words": captions.words.astype(word_type),
             "lengths": captions.lengths.astype(np.int32),
-            "captions_per_image": np.diff(self.corpus.image_starts).astype(np.int32),
-            "norms": self.corpus.norms,
-            "ngrams": rarities.keys,
-            "ngram_weights": rarities.weights,
+            "captions_per_image": self.counts.astype(np.int32),
+            "ngrams": index.rarities.keys,
+            "ngram_weights": index.rarities.weights,
+            "entry_counts": np.diff(index.starts).astype(np.int32),
+            "entry_images": index.images,
+            "entry_lengths": index.lengths,
+            "entry_shares": index.shares,
         }
-        settings: dict[str, Any] = asdict(self.config) | {"unseen_weight": rarities.unseen}
+        settings: dict[str, Any] = asdict(self.config) | {"unseen_weight": index.rarities.unseen}
         if self.matcher is not None:
             settings["matcher"] = asdict(self.matcher.config)
             weights = self.matcher.state_dict().items()
@@ -180,11 +206,13 @@ class Ranker:
     @classmethod
     def _build(cls, settings: dict[str, Any], tensors: Mapping[str, Any], vocab_size: int) -> "Ranker":
         unseen, matcher_config = float(settings.pop("unseen_weight")), settings.pop("matcher", None)
+        require_sound(tensors, unseen, vocab_size)
         reduction = Reduction(tensors["mean"], tensors["deviation"], tensors["components"].astype(np.float32))
-        captions = FlatCaptions(tensors["words"], _starts(tensors["lengths"]))
-        rarities = Rarities(tensors["ngrams"], tensors["ngram_weights"], unseen)
-        corpus = CaptionCorpus(captions, _starts(tensors["captions_per_image"]), rarities, tensors["norms"])
-        _require_sound(reduction, tensors, corpus, vocab_size)
+        index = CaptionIndex(
+            Rarities(tensors["ngrams"], tensors["ngram_weights"], unseen),
+            _starts(tensors["entry_counts"]),
+            *(tensors[f"entry_{name}"] for name in ("images", "lengths", "shares")),
+        )
         matcher = None
         if matcher_config is not None:
             matcher = Matcher(MatcherConfig(**matcher_config))
@@ -193,7 +221,15 @@ class Ranker:
             matcher.load_state_dict({name: torch.from_numpy(value).float() for name, value in weights.items()})
             if (matcher.config.vocab_size, matcher.config.feature_dim) != (vocab_size, len(reduction.mean)):
                 raise ValueError("the matcher is for other words or features")
-        return cls(RankerConfig(**settings), Neighbours(reduction, tensors["rows"]), corpus, matcher)
+        ranker = cls.__new__(cls)
+        ranker._set(
+            RankerConfig(**settings),
+            ImageRegression(reduction, tensors["rows"], tensors["vectors"], tensors["gains"]),
+            index,
+            (FlatCaptions(tensors["words"], _starts(tensors["lengths"])), tensors["captions_per_image"]),
+            matcher,
+        )
+        return ranker
 
 
 def _starts(lengths: Any) -> Integers:
@@ -202,24 +238,39 @@ def _starts(lengths: Any) -> Integers:
     return starts
 
 
-def _require_sound(reduction: Reduction, tensors: Mapping[str, Any], corpus: CaptionCorpus, vocab_size: int) -> None:
-    """Raise ValueError if shapes do not fit each other or a number is out of range."""
-    rows, captions = tensors["rows"], corpus.captions
-    dim, reduced = reduction.components.shape
+def require_sound(tensors: Mapping[str, Any], unseen: float, vocab_size: int) -> None:
+    """Raise ValueError if the shapes of a packed ranker do not fit each other or a number is out of range."""
+    images, dim, reduced = len(tensors["rows"]), *tensors["components"].shape
+    ngrams, entries = len(tensors["ngrams"]), len(tensors["entry_images"])
+    shapes = {
+        "mean": (dim,),
+        "deviation": (dim,),
+        "rows": (images, reduced),
+        "vectors": (images, len(tensors["gains"]) - 1),
+        "captions_per_image": (images,),
+        "lengths": (int(tensors["captions_per_image"].sum()),),
+        "words": (int(tensors["lengths"].sum()),),
+        "ngram_weights": (ngrams,),
+        "entry_counts": (ngrams,),
+        "entry_lengths": (entries,),
+        "entry_shares": (entries,),
+    }
+    whole = {"rows": "i", "ngrams": "u", "words": "iu", "lengths": "i", "entry_images": "i", "entry_lengths": "u"}
+    limits = {"words": vocab_size, "entry_images": images}
     is_sound = (
-        reduction.mean.shape == reduction.deviation.shape == (dim,)
-        and rows.shape == (len(corpus.image_starts) - 1, reduced)
-        and rows.dtype == np.int8
-        and len(rows) > 0
-        and corpus.image_starts[-1] == len(captions) == len(corpus.norms)
-        and captions.starts[-1] == len(captions.words)
-        and int(min(tensors["lengths"].min(), tensors["captions_per_image"].min())) > 0
-        and int(captions.words.max()) < vocab_size
-        and len(corpus.rarities.keys) == len(corpus.rarities.weights)
-        and corpus.rarities.keys.dtype == np.uint64
-        and all(np.isfinite(tensor).all() for tensor in (*tensors.values(),) if tensor.dtype.kind == "f")
+        images > 0
+        and all(tensors[name].shape == shape for name, shape in shapes.items())
+        and all(tensors[name].dtype.kind in kinds for name, kinds in whole.items())
+        and int(tensors["entry_counts"].sum()) == entries
+        and int(tensors["lengths"].min()) > 0
+        and int(min(tensors["captions_per_image"].min(), tensors["entry_counts"].min(initial=1))) > 0
+        and all(
+            int(tensors[name].min(initial=0)) >= 0 and int(tensors[name].max(initial=0)) < limit
+            for name, limit in limits.items()
+        )
+        and all(np.isfinite(tensor).all() for tensor in tensors.values() if tensor.dtype.kind == "f")
     )
-    if not is_sound or not math.isfinite(corpus.rarities.unseen):
+    if not is_sound or not math.isfinite(unseen):
         raise ValueError("its parts do not fit each other")
 
 

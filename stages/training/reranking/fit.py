@@ -1,4 +1,4 @@
-"""The ranker of a finished training: its neighbours, their captions, and the matcher."""
+"""The ranker of a finished training: its images, their captions, and the matcher."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,20 +11,18 @@ from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDEN
 from captionmill.data.progress import Progress
 from captionmill.stages.decoding.captioner import decode_features
 from captionmill.stages.decoding.reranking import choose_rerank
-from captionmill.stages.ranking.consensus import CaptionCorpus
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
-from captionmill.stages.ranking.neighbours import Neighbours, Reduction
 from captionmill.stages.ranking.ngrams import FlatCaptions, Reals
 from captionmill.stages.ranking.ranker import Ranker, RankerConfig
+from captionmill.stages.ranking.regression import ImageRegression, Reduction
 from captionmill.stages.training.checkpoint import load_weights
 from captionmill.stages.training.reranking.matching import MatcherTraining, choose_matcher_epochs
 from captionmill.stages.training.state import Training
 
 FEWEST_IMAGES = 100
 """Training images from which a ranker is made by default: the neighbours among fewer have little in common."""
-MOST_IMAGES = 250_000
-"""Training images among which neighbours are looked for, evenly spaced; COCO's 113,000 take 70 MB in a model."""
-_SAMPLE_ROWS = 20_000  # for the directions of the reduced features
+MOST_IMAGES = 16_384
+"""Training images that take part in a consensus, evenly spaced; so many take 1 GB of memory in training."""
 _BLOCK_ROWS = 4096
 _FAR = 0.05  # share of the images whose nearest neighbour is farther than usual
 
@@ -65,9 +63,17 @@ def fit_ranker(training: Training, work_dir: Path, progress: Progress) -> Ranker
     np.cumsum(lengths, out=starts[1:])
     captions, images = FlatCaptions(words, starts), training.dataset.images
     matcher = _train_matcher(training, captions, images, work_dir, progress)
-    neighbours, corpus = _fit_neighbours(training, captions, images)
-    usual = _usual_cosine(training, neighbours)
-    return Ranker(replace(RankerConfig(), usual_cosine=usual), neighbours, corpus, matcher)
+    progress("re-ranking", 0, 1)
+    used = np.unique(images)
+    if len(used) > MOST_IMAGES:
+        used = used[np.linspace(0, len(used) - 1, MOST_IMAGES).astype(np.int64)]
+    is_used = np.isin(images, used)
+    regression = _fit_regression(training, used)
+    config = replace(RankerConfig(), usual_cosine=_usual_cosine(training, regression))
+    counts = np.bincount(np.searchsorted(used, images[is_used]), minlength=len(used))
+    ranker = Ranker(config, regression, captions.take(np.flatnonzero(is_used)), counts, matcher)
+    progress("re-ranking", 1, 1)
+    return ranker
 
 
 def _train_matcher(
@@ -93,23 +99,16 @@ def _train_matcher(
     return matching.run(epochs, work_dir, show)
 
 
-def _fit_neighbours(training: Training, captions: FlatCaptions, images: Indices) -> tuple[Neighbours, CaptionCorpus]:
-    used = np.unique(images)
-    if len(used) > MOST_IMAGES:
-        used = used[np.linspace(0, len(used) - 1, MOST_IMAGES).astype(np.int64)]
-    is_used = np.isin(images, used)
-    kept = captions.take(np.flatnonzero(is_used))
-    counts = np.bincount(np.searchsorted(used, images[is_used]), minlength=len(used))
-    sample = used[np.linspace(0, len(used) - 1, min(len(used), _SAMPLE_ROWS)).astype(np.int64)]
-    mean, deviation = (
-        part.float().cpu().numpy() for part in (training.decoder.feature_mean, training.decoder.feature_std)
-    )
-    reduction = Reduction.fit(_rows_of(training, sample), mean, deviation)
+def _fit_regression(training: Training, used: Indices) -> ImageRegression:
+    """From the training images with the numbers `used`."""
+    decoder = training.decoder
+    mean, deviation = (part.float().cpu().numpy() for part in (decoder.feature_mean, decoder.feature_std))
+    reduction = Reduction.fit(_rows_of(training, used), mean, deviation)
     reduced = [
         reduction.reduce(_rows_of(training, used[start : start + _BLOCK_ROWS]))
         for start in range(0, len(used), _BLOCK_ROWS)
     ]
-    return Neighbours(reduction, np.concatenate(reduced)), CaptionCorpus.of(kept, counts)
+    return ImageRegression.fit(reduction, np.concatenate(reduced))
 
 
 def _rows_of(training: Training, images: Indices) -> Reals:
@@ -117,13 +116,11 @@ def _rows_of(training: Training, images: Indices) -> Reals:
     return rows
 
 
-def _usual_cosine(training: Training, neighbours: Neighbours) -> float:
+def _usual_cosine(training: Training, regression: ImageRegression) -> float:
     """The cosine to the nearest training image that 95 % of the validation images reach."""
     count = len(training.splits.val)
-    with torch.inference_mode():
-        rows = [
-            training.val_feeder.rows(np.arange(start, min(start + _BLOCK_ROWS, count))).float().cpu().numpy()
-            for start in range(0, count, _BLOCK_ROWS)
-        ]
-    cosines = [found[1].max() for block in rows for found in neighbours.find(block, 1)]
-    return max(0.0, float(np.quantile(cosines, _FAR)))
+    nearest = []
+    for start in range(0, count, _BLOCK_ROWS):
+        rows = training.val_feeder.rows(np.arange(start, min(start + _BLOCK_ROWS, count)))
+        nearest.append(regression.weights(rows.float().cpu().numpy())[1].max(axis=1))
+    return max(0.0, float(np.quantile(np.concatenate(nearest), _FAR)))

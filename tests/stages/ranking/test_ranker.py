@@ -45,18 +45,26 @@ def test_a_ranker_is_the_same_after_it_was_packed() -> None:
     for mine_row, others_row in zip(mine, others, strict=True):
         for one, other in zip(mine_row, others_row, strict=True):
             assert (one.consensus, one.match) == pytest.approx((other.consensus, other.match), abs=1e-2)  # float16
-            assert one.total == pytest.approx(one.consensus + 0.3 * one.log_probability + 0.5 * one.match)
+            assert one.total == pytest.approx(one.consensus + 0.3 * one.log_probability + 0.25 * one.match)
     assert again.pack().settings == parts.settings
 
 
 def test_an_image_that_is_far_from_all_training_images_trusts_the_consensus_less() -> None:
-    near, far = FEATURES[0], np.ones(8, np.float32)
-    ranker = make_ranker(FEATURES, 12, RankerConfig(neighbours=3, usual_cosine=0.99))
-    assert ranker.trust(np.array([1.0, 0.2], np.float32)) == 1
-    assert ranker.trust(np.array([0.33, 0.2], np.float32)) == pytest.approx(1 / 3)
-    weights = [sum(neighbour.weight for neighbour in ranker.nearest(row)) for row in (near, far)]
-    assert weights[0] == pytest.approx(1)
-    assert weights[1] < 0.95
+    ranker = make_ranker(FEATURES, 12, RankerConfig(usual_cosine=0.9))
+    cosines = np.array([[1.0, 0.2], [0.3, 0.1], [-0.5, -0.2]], np.float32)
+    assert ranker.trust(cosines) == pytest.approx(np.array([[1], [1 / 3], [0]]))
+    near, far = (ranker.consensus(row[np.newaxis], [CANDIDATES])[0] for row in (FEATURES[0], -4 * FEATURES[0]))
+    assert np.abs(near).max() > 0.1
+    trusting = make_ranker(FEATURES, 12).consensus(-4 * FEATURES[:1], [CANDIDATES])[0]
+    assert np.abs(far).max() < np.abs(trusting).max()
+
+
+def test_the_images_that_decide_come_with_their_captions() -> None:
+    ranker = make_ranker(FEATURES, 12)
+    strongest = ranker.strongest(FEATURES[3], 2)
+    assert (strongest[0].image, len(strongest)) == (3, 2)
+    assert strongest[0].cosine == pytest.approx(1, abs=1e-3)
+    assert strongest[0].captions == ((10, 5, 8), (11, 5, 10))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +75,7 @@ def test_an_image_that_is_far_from_all_training_images_trusts_the_consensus_less
         ("lengths", np.full(40, 4, np.int32)),
         ("captions_per_image", np.full(20, 1, np.int32)),
         ("mean", np.full(8, np.nan, np.float32)),
-        ("norms", None),
+        ("entry_images", None),
         ("matcher.to_joint.bias", np.zeros(5, np.float16)),
     ],
 )
