@@ -91,6 +91,7 @@ def training_fields(summary: "TrainSummary", output: object) -> Fields:
         "epoch": summary.best.epoch,
         "epochs": len(summary.history),
         "val_cider_d": summary.best.val_cider,
+        "val_cider_d_reranked": summary.reranked_cider,
         "seconds": round(summary.duration_s, 3),
     }
 

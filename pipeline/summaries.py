@@ -84,9 +84,10 @@ def epoch_line(result: "EpochResult") -> str:
 def train_line(summary: "TrainSummary") -> str:
     """The vocabulary's size, the epoch that was kept and its score."""
     best = summary.best
+    reranked = "" if summary.reranked_cider is None else f", re-ranked {summary.reranked_cider:.3f}"
     return (
         f"{summary.vocab_size:,} words, epoch {best.epoch} of {len(summary.history)} kept, "
-        f"validation CIDEr-D {best.val_cider:.3f}; {show_duration(summary.duration_s)}"
+        f"validation CIDEr-D {best.val_cider:.3f}{reranked}; {show_duration(summary.duration_s)}"
     )
 
 

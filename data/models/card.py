@@ -14,7 +14,7 @@ from typing import Any
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import write_text
-from captionmill.data.models.bundle import CARD_NAME, Model, read_model
+from captionmill.data.models.bundle import CARD_NAME, RERANKED_CIDER, Model, read_model
 from captionmill.data.paths import AnyPath
 
 _TEMPLATE = Path(__file__).parent / "assets" / "card.md"
@@ -126,8 +126,11 @@ def _start_line(model: Model) -> list[str]:
 
 
 def _validation_score(model: Model) -> str:
-    found = model.scores.get("val_cider_d")
-    return "Not measured." if found is None else f"Validation CIDEr-D {found:.3f}, which chose the epoch."
+    found, reranked = (model.scores.get(name) for name in ("val_cider_d", RERANKED_CIDER))
+    if found is None:
+        return "Not measured."
+    after = "" if reranked is None else f"; {reranked:.3f} with re-ranking"
+    return f"Validation CIDEr-D {found:.3f}, which chose the epoch{after}."
 
 
 def _score_lines(scores: Sequence[ScoredImages]) -> list[str]:

@@ -20,7 +20,7 @@ from captionmill.data.captions.splits import Splits, choose_splits
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError, TrainingError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import model_exists, read_model, write_model
+from captionmill.data.models.bundle import RERANKED_CIDER, model_exists, read_model, write_model
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Caption
@@ -67,6 +67,8 @@ class TrainSummary:
     vocab_size: int
     history: tuple[EpochResult, ...]
     duration_s: float
+    reranked_cider: float | None = None
+    """CIDEr-D of the validation captions that the ranker chose; None without one, or in a process but the first."""
 
     @property
     def best(self) -> EpochResult:
@@ -158,7 +160,8 @@ def train(
             _log(read_model(output).notes[len(notes) :])
         world.wait()
     history = tuple(EpochResult(**row) for row in training.state.history)
-    return TrainSummary(splits, len(vocabulary), history, time.monotonic() - started)
+    reranked = read_model(output).scores.get(RERANKED_CIDER) if world.is_first else None
+    return TrainSummary(splits, len(vocabulary), history, time.monotonic() - started, reranked)
 
 
 class _FolderRecorder:

@@ -1,0 +1,108 @@
+"""A ranker that `train` makes: what is in the model, the captions that it chooses, and a training that is killed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from builders import TINY_TRAINING, make_task
+
+from captionmill.data.errors import InputError, SettingError
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, read_model
+from captionmill.stages.decoding.captioner import Captioner, decode_features
+from captionmill.stages.settings import SearchConfig
+from captionmill.stages.training.reranking.matching import choose_matcher_epochs
+from captionmill.stages.training.train import train
+
+SEARCH = SearchConfig(beam_size=2, max_length=6, rerank="both", candidates=6)
+CONFIG = replace(TINY_TRAINING, search=SEARCH, matcher_epochs=3)
+
+
+class Killed(BaseException):
+    """As sudden as a KeyboardInterrupt."""
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with features.h5, captions.csv and a model with a ranker."""
+    folder = tmp_path_factory.mktemp("task")
+    features, captions = make_task(folder)
+    train(features, captions, folder / "model", CONFIG)
+    return folder
+
+
+def test_a_training_makes_a_ranker_and_measures_it(task: Path) -> None:
+    model = read_model(task / "model")
+    assert model.ranker is not None
+    assert model.ranker.tensors["captions_per_image"].tolist() == [2] * 8
+    assert model.scores[RERANKED_CIDER] >= 0
+    assert 0 < model.scores[RERANKED_LOW_CONFIDENCE] <= 1
+    assert len(list((task / "model").glob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("block_rows", [1, 13, 768])
+def test_captions_are_the_same_whatever_the_block(task: Path, block_rows: int) -> None:
+    captioner, store = Captioner.load(task / "model", device="cpu"), FeatureStore.open(task / "features.h5")
+    search = captioner.fit_search(replace(SEARCH, alternatives=1))
+    assert search.rerank == "both"
+    parts = (captioner.decoder, store, store.keys, captioner.vocabulary, search)
+    found = list(decode_features(*parts, rankers=captioner.rankers, block_rows=block_rows))
+    whole = list(captioner.captions(store, store.keys, search))
+    assert [(key, caption.text, caption.alternatives[0].text) for key, caption in found] == [
+        (key, caption.text, caption.alternatives[0].text) for key, caption in whole
+    ]
+    plain = dict(captioner.captions(store, store.keys, replace(search, rerank="none", beam_size=6, alternatives=5)))
+    for key, caption in found:
+        candidates = [plain[key].text, *(other.text for other in plain[key].alternatives)]
+        assert {caption.text, caption.alternatives[0].text} < set(candidates)
+    assert any(caption.text != plain[key].text for key, caption in found)
+
+
+def test_a_training_that_is_killed_in_its_matcher_ends_with_the_same_bits(task: Path) -> None:
+    deaths = []
+
+    def die_once(label: str, done: int, total: int, **_: object) -> None:
+        if label == "matcher" and done == 2 and not deaths:
+            deaths.append(done)
+            raise Killed
+
+    arguments = (task / "features.h5", task / "captions.csv", task / "killed", CONFIG)
+    with pytest.raises(Killed):
+        train(*arguments, progress=die_once)
+    train(*arguments, progress=die_once)
+    mine, others = read_model(task / "killed").ranker, read_model(task / "model").ranker
+    assert mine is not None
+    assert others is not None
+    assert mine.settings == others.settings
+    assert {name: tensor.tobytes() for name, tensor in mine.tensors.items()} == {
+        name: tensor.tobytes() for name, tensor in others.tensors.items()
+    }
+
+
+def test_what_a_model_lacks_is_refused_and_greedy_search_stays_greedy(task: Path, tmp_path: Path) -> None:
+    features, captions = task / "features.h5", task / "captions.csv"
+    train(features, captions, tmp_path / "plain", replace(CONFIG, search=replace(SEARCH, rerank="none")))
+    train(features, captions, tmp_path / "no-matcher", replace(CONFIG, matcher_epochs=0, search=SEARCH_BY_CONSENSUS))
+    plain, consensus, both = (
+        Captioner.load(folder, device="cpu") for folder in (tmp_path / "plain", tmp_path / "no-matcher", task / "model")
+    )
+    auto = SearchConfig(beam_size=2)
+    assert [one.fit_search(auto).rerank for one in (plain, consensus, both)] == ["none", "consensus", "both"]
+    assert both.fit_search(SearchConfig(beam_size=1)).rerank == "none"
+    assert both.fit_search(SearchConfig(sample=True)).rerank == "none"
+    with pytest.raises(InputError, match="`rerank` consensus: a model has nothing to re-rank by"):
+        plain.fit_search(SearchConfig(rerank="consensus"))
+    with pytest.raises(InputError, match="`rerank` matcher: a model has no matcher"):
+        consensus.fit_search(SearchConfig(rerank="matcher"))
+    with pytest.raises(SettingError, match="`rerank` applies to beam search only"):
+        SearchConfig(sample=True, rerank="both")
+    ensemble = Captioner.load([task / "model", tmp_path / "plain"], device="cpu")
+    assert ensemble.rankers == ()
+
+
+SEARCH_BY_CONSENSUS = replace(SEARCH, rerank="consensus")
+
+
+def test_few_captions_get_more_epochs() -> None:
+    assert [choose_matcher_epochs(None, count) for count in (566_000, 30_000, 7_500, 100)] == [10, 10, 20, 40]
+    assert choose_matcher_epochs(3, 100) == 3
