@@ -18,6 +18,7 @@ from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.writer import FeatureWriter
 from captionmill.data.models.bundle import Model, write_model
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.ranking.consensus import CaptionIndex
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
 from captionmill.stages.ranking.ngrams import FlatCaptions
 from captionmill.stages.ranking.ranker import Ranker, RankerConfig
@@ -119,7 +120,8 @@ def make_ranker(features: npt.NDArray[np.float32], vocab_size: int, config: Rank
     captions = FlatCaptions.of([[4 + number % words, 5, 4 + 2 * number % words] for number in range(2 * len(features))])
     matcher = Matcher(MatcherConfig(features.shape[1], vocab_size, embed_dim=6, joint_dim=4))
     regression = ImageRegression.fit(reduction, reduction.reduce(features))
-    return Ranker(config, regression, captions, np.full(len(features), 2), matcher)
+    index = CaptionIndex.of(captions, np.repeat(np.arange(len(features)), 2))
+    return Ranker(config, regression, captions, np.full(len(features), 2), index, vocab_size, matcher.eval())
 
 
 def plain_bleu(candidates: list[list[str]], references: list[list[list[str]]]) -> list[float]:

@@ -23,7 +23,13 @@ from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.folded import FoldedDecoder
-from captionmill.stages.decoding.reranking import candidate_search, choose_rerank, load_rankers, rerank_captions
+from captionmill.stages.decoding.reranking import (
+    candidate_search,
+    choose_rerank,
+    guide_words,
+    load_rankers,
+    rerank_captions,
+)
 from captionmill.stages.decoding.sampling import draw_captions
 from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, search_captions
 from captionmill.stages.decoding.trace import TracedStep
@@ -193,7 +199,8 @@ class CaptionFinder:
         rule = WordRule.of(self.search, self.vocabulary)
         if self.search.sample:
             return draw_captions(self.steps, features, keys, self.search, rule=rule, trace=trace)
-        found = search_captions(self.steps, features, self.widened, rule=rule, trace=trace)
+        guide = guide_words(features, self.rankers, self.search) if self.reranks else None
+        found = search_captions(self.steps, features, self.widened, rule=rule, guide=guide, trace=trace)
         return rerank_captions(found, features, self.rankers, self.search) if self.reranks else found
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from captionmill.data.errors import InputError
 from captionmill.data.models.bundle import Model
 from captionmill.stages.decoding.search import DecodedCaption
+from captionmill.stages.ranking.packed import unpack_ranker
 from captionmill.stages.ranking.ranker import CandidateScore, Ranker, mean_scores
 from captionmill.stages.settings import SearchConfig
 
@@ -21,7 +22,7 @@ def load_rankers(models: Sequence[Path], bundles: Sequence[Model], device: torch
     """
     parts = [(model, bundle.ranker, len(bundle.vocabulary)) for model, bundle in zip(models, bundles, strict=True)]
     rankers = [
-        Ranker.unpack(ranker, str(model), size).to(device) for model, ranker, size in parts if ranker is not None
+        unpack_ranker(ranker, str(model), size).to(device) for model, ranker, size in parts if ranker is not None
     ]
     return tuple(rankers) if len(rankers) == len(bundles) else ()
 
@@ -47,6 +48,16 @@ def candidate_search(search: SearchConfig) -> SearchConfig:
     wanted = max(search.beam_size, search.candidates)
     beam_size = -(-wanted // search.diversity_groups) * search.diversity_groups
     return replace(search, beam_size=beam_size, alternatives=beam_size - 1)
+
+
+def guide_words(features: Tensor, rankers: Sequence[Ranker], search: SearchConfig) -> Tensor | None:
+    """What makes the search for candidates prefer words of the training images' captions, [B, V], from features [B, D].
+
+    None where their consensus does not count.
+    """
+    if search.rerank == "matcher":
+        return None
+    return torch.stack([ranker.guide(features) for ranker in rankers]).mean(dim=0)
 
 
 def rerank_captions(

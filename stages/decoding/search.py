@@ -53,6 +53,7 @@ def search_captions(
     search: SearchConfig,
     *,
     rule: WordRule | None = None,
+    guide: Tensor | None = None,
     trace: list[TracedStep] | None = None,
 ) -> list[DecodedCaption]:
     """The best caption for each row of `features` [B, D] by its score, and as many `alternatives` as `search` asks for.
@@ -70,11 +71,14 @@ def search_captions(
     word's score is less by `diversity_strength` for each caption of these groups that has just taken it (Vijayakumar et
     al. 2018, "Diverse beam search", with their Hamming diversity). The score of the whole caption is without that.
 
+    `guide` [B, V] is added to the log probabilities of words that a caption does not have yet, which are normalised
+    again, before captions are ranked. The log probabilities of the captions that are found are the decoder's own.
+
     What is kept at each step is appended to `trace`, for one image [1, D]; ValueError for more.
     """
     if trace is not None and len(features) != 1:
         raise ValueError(f"a search of {len(features)} images cannot be traced")
-    beam = _Beam(decoder.start(features), search, rule or WordRule.of(search), trace)
+    beam = _Beam(decoder.start(features), search, rule or WordRule.of(search), guide, trace)
     found: dict[int, DecodedCaption] = {}
     while len(beam.images):
         logits, state = decoder.step(beam.last_words, beam.state)
@@ -88,9 +92,16 @@ class _Beam:
     The decoder sees only the living ones [R]: those that have not ended. A place without a caption has a sum of -inf.
     """
 
-    def __init__(self, state: State, search: SearchConfig, rule: WordRule, trace: list[TracedStep] | None) -> None:
+    def __init__(
+        self,
+        state: State,
+        search: SearchConfig,
+        rule: WordRule,
+        guide: Tensor | None,
+        trace: list[TracedStep] | None,
+    ) -> None:
         count, beams, groups, device = state[0].shape[1], search.beam_size, search.diversity_groups, state[0].device
-        self._search, self._rule, self._trace = search, rule, trace
+        self._search, self._rule, self._guide, self._trace = search, rule, guide, trace
         self._group_size = beams // groups
         # what sums are divided by; torch's powers of equal numbers may differ in the last bit, Python's do not
         weights = [max(length, 1) ** search.length_penalty for length in range(search.longest + 2)]
@@ -101,7 +112,7 @@ class _Beam:
         self._ended = torch.zeros(count, beams, dtype=torch.bool, device=device)  # [B, K]
         self._lengths = torch.zeros(count, beams, dtype=torch.long, device=device)  # [B, K] words, with <end>
         self._words = torch.empty(count, beams, 0, dtype=torch.long, device=device)  # [B, K, T], <pad> after <end>
-        self._log_probabilities = torch.empty(count, beams, 0, device=device)  # [B, K, T] of these
+        self._log_probabilities = torch.empty(count, beams, 0, device=device)  # [B, K, T] of these, without guidance
         self.last_words = torch.full((count * groups,), START, device=device)  # [R]
         self.state = tuple(part.repeat_interleave(groups, dim=1) for part in state)  # each [L, R, H]
 
@@ -112,13 +123,13 @@ class _Beam:
         """
         count, beams = self._sums.shape
         living = self._living()
-        steps, words = self._candidates(logits, living)  # [B, K, K]: caption, then word
+        steps, words, unguided = self._candidates(logits, living)  # [B, K, K]: caption, then word
         lengths = self._lengths + living
         sums = self._sums.unsqueeze(2) + steps
         chosen, ranks = self._choose(sums, self._weights[lengths].unsqueeze(2), words)  # [B, K] of K*K
         parents = chosen // beams  # [B, K] which caption each continues
         taken = words.view(count, -1).gather(1, chosen)  # [B, K]
-        added = steps.view(count, -1).gather(1, chosen)  # [B, K]
+        added = unguided.view(count, -1).gather(1, chosen)  # [B, K]
         self._sums = sums.view(count, -1).gather(1, chosen)
         self._lengths = lengths.gather(1, parents)
         self._ended = self._ended.gather(1, parents) | (taken == END)
@@ -135,10 +146,18 @@ class _Beam:
     def _living(self) -> Tensor:
         return ~self._ended & (self._sums > -math.inf)  # [B, K]
 
-    def _candidates(self, logits: Tensor, living: Tensor) -> tuple[Tensor, Tensor]:
-        """The K likeliest next words of each caption and their log probabilities, both [B, K, K], -inf for none."""
+    def _candidates(self, logits: Tensor, living: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The K likeliest next words of each caption [B, K, K]: log probabilities, -inf for none, and the words.
+
+        The third are the log probabilities without guidance.
+        """
         count, beams = living.shape
         log_probabilities = logits.float().log_softmax(dim=-1)  # [R, V]
+        own = log_probabilities
+        if self._guide is not None:
+            rows = living.nonzero()[:, 0]  # [R] which image each is of
+            bonus = self._guide[self.images[rows]].scatter(1, self._words[living], 0.0)  # [R, V]
+            log_probabilities = (log_probabilities + bonus).log_softmax(dim=-1)
         ends = forbid_words(log_probabilities, self._words[living], self._rule)
         values, words = likeliest_words(log_probabilities, min(beams, logits.shape[1]))  # [R, K]
         is_stuck = values[:, 0] == -math.inf
@@ -149,7 +168,11 @@ class _Beam:
         all_values[:, :, 0].masked_fill_(self._ended, 0.0)  # an ended caption stays as it is
         all_values[..., : values.shape[1]][living] = values
         all_words[..., : values.shape[1]][living] = words.masked_fill(values == -math.inf, PAD)
-        return all_values, all_words
+        unguided = all_values
+        if self._guide is not None:
+            unguided = all_values.clone()
+            unguided[..., : values.shape[1]][living] = own.gather(1, words)
+        return all_values, all_words, unguided
 
     def _choose(self, sums: Tensor, weights: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """Which of the candidates [B, K, K] are the next captions, [B, K] of K*K, group by group; by which scores."""

@@ -19,6 +19,13 @@ Reals = npt.NDArray[np.float32]
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit is lost in its powers
 
 
+def starts_of(lengths: npt.NDArray[np.integer]) -> Integers:
+    """Where each of some pieces [P] that lie one behind the other starts, and where the last ends: [P + 1]."""
+    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
+
+
 @dataclass(frozen=True)
 class FlatCaptions:
     """Captions as word indices, one behind the other."""
@@ -29,8 +36,7 @@ class FlatCaptions:
     @classmethod
     def of(cls, captions: Sequence[Sequence[int]]) -> "FlatCaptions":
         """`captions`, each a sequence of word indices."""
-        starts = np.zeros(len(captions) + 1, dtype=np.int64)
-        np.cumsum([len(caption) for caption in captions], out=starts[1:])
+        starts = starts_of(np.array([len(caption) for caption in captions], dtype=np.int64))
         words = np.fromiter((word for caption in captions for word in caption), np.int64, int(starts[-1]))
         return cls(words, starts)
 
@@ -46,8 +52,7 @@ class FlatCaptions:
     def take(self, chosen: Integers) -> "FlatCaptions":
         """The captions with the numbers `chosen`."""
         lengths = self.lengths[chosen]
-        starts = np.zeros(len(chosen) + 1, dtype=np.int64)
-        np.cumsum(lengths, out=starts[1:])
+        starts = starts_of(lengths)
         places = np.arange(starts[-1]) + np.repeat(self.starts[chosen] - starts[:-1], lengths)
         return FlatCaptions(self.words[places], starts)
 

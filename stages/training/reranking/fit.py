@@ -12,7 +12,8 @@ from captionmill.data.progress import Progress
 from captionmill.stages.decoding.captioner import decode_features
 from captionmill.stages.decoding.reranking import choose_rerank
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
-from captionmill.stages.ranking.ngrams import FlatCaptions, Reals
+from captionmill.stages.ranking.ngrams import FlatCaptions, Reals, starts_of
+from captionmill.stages.ranking.packed import pack_ranker, unpack_ranker
 from captionmill.stages.ranking.ranker import Ranker, RankerConfig
 from captionmill.stages.ranking.regression import ImageRegression, Reduction
 from captionmill.stages.training.checkpoint import load_weights
@@ -38,8 +39,8 @@ def add_ranker(training: Training, work_dir: Path, progress: Progress) -> None:
         return
     model = read_model(work_dir)
     load_weights(training.decoder, {name: torch.from_numpy(tensor) for name, tensor in model.tensors.items()})
-    parts = fit_ranker(training, work_dir, progress).pack()
-    ranker = Ranker.unpack(parts, str(work_dir), len(training.vocabulary)).to(training.device)  # as it is stored
+    parts = pack_ranker(fit_ranker(training, work_dir, progress))
+    ranker = unpack_ranker(parts, str(work_dir), len(training.vocabulary)).to(training.device)  # as it is stored
     search = choose_rerank(config.search, [ranker])
     scores = dict(model.scores)
     if search.rerank != "none":
@@ -59,9 +60,7 @@ def add_ranker(training: Training, work_dir: Path, progress: Progress) -> None:
 def fit_ranker(training: Training, work_dir: Path, progress: Progress) -> Ranker:
     """The ranker for the decoder of `training`."""
     words, lengths = training.dataset.sentences()
-    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    captions, images = FlatCaptions(words, starts), training.dataset.images
+    captions, images = FlatCaptions(words, starts_of(lengths)), training.dataset.images
     matcher = _train_matcher(training, captions, images, work_dir, progress)
     progress("re-ranking", 0, 1)
     used = np.unique(images)
@@ -71,9 +70,10 @@ def fit_ranker(training: Training, work_dir: Path, progress: Progress) -> Ranker
     regression = _fit_regression(training, used)
     config = replace(RankerConfig(), usual_cosine=_usual_cosine(training, regression))
     counts = np.bincount(np.searchsorted(used, images[is_used]), minlength=len(used))
-    ranker = Ranker(config, regression, captions.take(np.flatnonzero(is_used)), counts, matcher)
+    kept = captions.take(np.flatnonzero(is_used))
+    index = CaptionIndex.of(kept, np.repeat(np.arange(len(used)), counts))
     progress("re-ranking", 1, 1)
-    return ranker
+    return Ranker(config, regression, kept, counts, index, len(training.vocabulary), matcher)
 
 
 def _train_matcher(

@@ -10,7 +10,8 @@ from builders import make_ranker
 from captionmill.data.errors import ModelError
 from captionmill.data.models.bundle import RankerParts
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig, pad_captions
-from captionmill.stages.ranking.ranker import Ranker, RankerConfig
+from captionmill.stages.ranking.packed import pack_ranker, unpack_ranker
+from captionmill.stages.ranking.ranker import RankerConfig
 
 CANDIDATES = [[4, 5, 6], [7], [5, 5, 8, 9, 10, 11]]
 FEATURES = np.random.default_rng(1).standard_normal((20, 8)).astype(np.float32)
@@ -38,15 +39,15 @@ def test_the_matcher_gives_its_new_captions_after_more_training() -> None:
 
 def test_a_ranker_is_the_same_after_it_was_packed() -> None:
     ranker = make_ranker(FEATURES, 12)
-    parts = ranker.pack()
-    again = Ranker.unpack(parts, "model", 12)
+    parts = pack_ranker(ranker)
+    again = unpack_ranker(parts, "model", 12)
     rows, likelihoods = torch.from_numpy(FEATURES[:2]), [[-1.0, -2.0, -3.0]] * 2
     mine, others = (one.score(rows, [CANDIDATES] * 2, likelihoods, "both") for one in (ranker, again))
     for mine_row, others_row in zip(mine, others, strict=True):
         for one, other in zip(mine_row, others_row, strict=True):
             assert (one.consensus, one.match) == pytest.approx((other.consensus, other.match), abs=1e-2)  # float16
             assert one.total == pytest.approx(one.consensus + 0.3 * one.log_probability + 0.25 * one.match)
-    assert again.pack().settings == parts.settings
+    assert pack_ranker(again).settings == parts.settings
 
 
 def test_an_image_that_is_far_from_all_training_images_trusts_the_consensus_less() -> None:
@@ -67,6 +68,20 @@ def test_the_images_that_decide_come_with_their_captions() -> None:
     assert strongest[0].captions == ((10, 5, 8), (11, 5, 10))
 
 
+def test_the_guide_prefers_rare_words_that_the_training_images_predict() -> None:
+    ranker = make_ranker(FEATURES, 12)
+    guide = ranker.guide(torch.from_numpy(FEATURES[:4]))
+    assert guide.shape == (4, 12)
+    assert guide[:, :6].abs().max() < guide[:, 6:].max()  # word 5 is in all captions, and rare words count more
+    assert guide[:, :4].tolist() == [[0] * 4] * 4
+    weights, _ = ranker.regression.weights(FEATURES[:4])
+    shares = np.zeros(20)
+    for neighbour in ranker.strongest(FEATURES[0], 20):
+        shares[neighbour.image] = np.mean([10 in words for words in neighbour.captions])
+    expected = weights @ shares * np.log(20 / (shares > 0).sum())
+    assert guide[:, 10].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -80,11 +95,11 @@ def test_the_images_that_decide_come_with_their_captions() -> None:
     ],
 )
 def test_a_ranker_whose_parts_do_not_fit_is_refused(name: str, value: object) -> None:
-    parts = make_ranker(FEATURES, 12).pack()
+    parts = pack_ranker(make_ranker(FEATURES, 12))
     tensors = {key: tensor for key, tensor in parts.tensors.items() if key != name}
     if value is not None:
         tensors[name] = value  # type: ignore[assignment]  # of any shape
     with pytest.raises(ModelError, match=r"^model: what re-ranks its captions is not sound"):
-        Ranker.unpack(RankerParts(parts.settings, tensors), "model", 12)
+        unpack_ranker(RankerParts(parts.settings, tensors), "model", 12)
     with pytest.raises(ModelError, match="not sound"):
-        Ranker.unpack(replace(parts, settings={}), "model", 12)
+        unpack_ranker(replace(parts, settings={}), "model", 12)

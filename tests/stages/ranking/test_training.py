@@ -59,7 +59,7 @@ def test_captions_are_the_same_whatever_the_block(task: Path, block_rows: int) -
 
 
 def test_a_training_that_is_killed_in_its_matcher_ends_with_the_same_bits(task: Path) -> None:
-    deaths = []
+    deaths: list[int] = []
 
     def die_once(label: str, done: int, total: int, **_: object) -> None:
         if label == "matcher" and done == 2 and not deaths:
