@@ -11,6 +11,7 @@ from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDEN
 from captionmill.data.progress import Progress
 from captionmill.stages.decoding.captioner import decode_features
 from captionmill.stages.decoding.reranking import choose_rerank
+from captionmill.stages.ranking.consensus import CaptionIndex
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
 from captionmill.stages.ranking.ngrams import FlatCaptions, Reals, starts_of
 from captionmill.stages.ranking.packed import pack_ranker, unpack_ranker
