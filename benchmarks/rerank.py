@@ -1,0 +1,121 @@
+"""What re-ranking does for captions, and what it costs: one decoder per seed, captioned in several ways.
+
+python benchmarks/rerank.py FEATURES FLICKR8K --work DIR [--seeds 3] [--split dev|test] [--rows 1000]
+
+FEATURES is the store that benchmarks/flickr8k.py makes, FLICKR8K as there. Models are trained with the default settings
+and kept in DIR, so that a second run only captions. Choices are made on the dev images; the test images are for the
+finished table. Rates are of one process, on one thread, without reading images; the first row is the baseline.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from photos import run_command
+
+from captionmill.data.captions.files import as_caption_files
+from captionmill.data.captions.references import read_annotations, read_split_list
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.models.bundle import read_model
+from captionmill.stages.decoding.captioner import Captioner
+from captionmill.stages.scoring.metrics import measure_captions
+from captionmill.stages.settings import SearchConfig
+
+WAYS = {
+    "beam 5, no re-ranking": SearchConfig(rerank="none"),
+    "matcher": SearchConfig(rerank="matcher"),
+    "consensus": SearchConfig(rerank="consensus"),
+    "both, 10 candidates": SearchConfig(rerank="both", candidates=10),
+    "both, 20 candidates (default)": SearchConfig(rerank="both"),
+    "both, 50 candidates": SearchConfig(rerank="both", candidates=50),
+}
+ENSEMBLED = ("beam 5, no re-ranking", "both, 20 candidates (default)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("features", type=Path)
+    parser.add_argument("flickr8k", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--split", choices=["dev", "test"], default="dev")
+    parser.add_argument("--rows", type=int, default=1000, help="images to caption")
+    arguments = parser.parse_args()
+    captions, flickr8k = arguments.flickr8k / "Flickr8k.token.txt", arguments.flickr8k
+    models = [arguments.work / f"seed-{seed}" for seed in range(arguments.seeds)]
+    for seed, model in enumerate(models):
+        if not (model / "bundle.json").exists():
+            lists = ("--train-list", flickr8k / "Flickr_8k.trainImages.txt", "--val-list")
+            run_command(
+                *("train", arguments.features, "--captions", captions, "--output", model, "--seed", seed),
+                *(*lists, flickr8k / "Flickr_8k.devImages.txt"),
+            )
+    torch.set_num_threads(1)
+    store = FeatureStore.open(arguments.features)
+    references = read_annotations(as_caption_files(captions), known_keys=store.keys).captions
+    chosen = read_split_list(flickr8k / f"Flickr_8k.{arguments.split}Images.txt", known_keys=store.keys)
+    keys = [key for key in sorted(chosen) if key in store and key in references][: arguments.rows]
+    train_captions = {
+        " ".join(text.lower().rstrip(" .").split())
+        for key in read_model(models[0]).splits["train"]
+        for text in references[key]
+    }
+    print(f"{len(keys):,} {arguments.split} images")
+    print(
+        "| | CIDEr-D | each seed | BLEU-4 | distinct | words used | copied | top quarter, bottom quarter | images/s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    rows = [(name, [[model] for model in models]) for name in WAYS]
+    rows += [(f"ensemble: {name}", [models]) for name in ENSEMBLED if len(models) > 1]
+    for name, folders in rows:
+        found = [
+            Result.of(folder, store, keys, references, WAYS[name.removeprefix("ensemble: ")]) for folder in folders
+        ]
+        ciders = [result.cider for result in found]
+        texts = [text for result in found for text in result.texts]
+        copied = sum(text in train_captions for text in texts) / len(texts)
+        quarters = [statistics.mean(result.quarters[side] for result in found) for side in (0, 1)]
+        print(
+            f"| {name} | **{statistics.mean(ciders):.3f}** | {', '.join(f'{cider:.3f}' for cider in ciders)} "
+            f"| {statistics.mean(result.bleu for result in found):.3f} "
+            f"| {statistics.mean(len(set(result.texts)) for result in found):.0f} "
+            f"| {statistics.mean(len(set(' '.join(result.texts).split())) for result in found):.0f} "
+            f"| {copied:.1%} | {quarters[0]:.2f}, {quarters[1]:.2f} "
+            f"| {statistics.mean(result.rate for result in found):.0f} |",
+            flush=True,
+        )
+
+
+class Result:
+    """The captions of one model in one way, scored."""
+
+    def __init__(self, texts: list[str], cider: float, bleu: float, quarters: tuple[float, float], rate: float) -> None:
+        self.texts, self.cider, self.bleu, self.quarters, self.rate = texts, cider, bleu, quarters, rate
+
+    @classmethod
+    def of(
+        cls,
+        models: list[Path],
+        store: FeatureStore,
+        keys: list[str],
+        references: dict[str, list[str]],
+        search: SearchConfig,
+    ) -> "Result":
+        captioner = Captioner.load(models, device="cpu")
+        list(captioner.captions(store, keys[:50], search))  # what is made on first use
+        started = time.process_time()
+        captions = dict(captioner.captions(store, keys, search))
+        rate = len(keys) / (time.process_time() - started)
+        texts = {key: caption.text for key, caption in captions.items()}
+        metrics = {metric.name: metric for metric in measure_captions(texts, references)}
+        order = np.argsort([-caption.confidence for caption in captions.values()], kind="stable")
+        each, quarter = metrics["cider_d"].each[order], len(keys) // 4
+        quarters = (float(each[:quarter].mean()), float(each[-quarter:].mean()))
+        return cls(list(texts.values()), metrics["cider_d"].value, metrics["bleu_4"].value, quarters, rate)
+
+
+if __name__ == "__main__":
+    main()
