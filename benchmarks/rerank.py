@@ -10,6 +10,7 @@ finished table. Rates are of one process, on one thread, without reading images;
 import argparse
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ class Result:
         models: list[Path],
         store: FeatureStore,
         keys: list[str],
-        references: dict[str, list[str]],
+        references: Mapping[str, Sequence[str]],
         search: SearchConfig,
     ) -> "Result":
         captioner = Captioner.load(models, device="cpu")

@@ -137,7 +137,7 @@ class Ranker:
         """
         if self.config.usual_cosine <= 0:
             return np.ones((len(cosines), 1), np.float32)
-        return np.clip(cosines.max(axis=1, keepdims=True) / self.config.usual_cosine, 0.0, 1.0)
+        return np.asarray(np.clip(cosines.max(axis=1, keepdims=True) / self.config.usual_cosine, 0.0, 1.0))
 
     def match(self, features: Tensor, candidates: Sequence[Sequence[Words]]) -> list[Reals]:
         """The cosine of each image, features [B, D], with each of its candidates; 0 without a matcher."""

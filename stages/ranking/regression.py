@@ -99,7 +99,7 @@ class ImageRegression:
 
     def _cosines(self, queries: Tensor) -> Tensor:
         """Whole numbers [B, R] -> the cosine with each row, [B, N]."""
-        products = queries @ self._matrix.t()  # exact
+        products: Tensor = queries @ self._matrix.t()  # exact
         return products / self._norms / queries.norm(dim=1, keepdim=True).clamp(min=1e-6)
 
 
