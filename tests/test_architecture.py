@@ -188,6 +188,11 @@ def test_no_public_name_means_two_things() -> None:
     assert {name: found for name, found in homes.items() if len(found) > 1} == {}
 
 
+def test_tables_have_one_writer() -> None:
+    attributes = {path: {node.attr for node in nodes_of(path) if isinstance(node, ast.Attribute)} for path in CODE}
+    assert [name_of(path) for path, found in attributes.items() if found & {"writer", "DictWriter", "to_csv"}] == []
+
+
 def test_below_the_terminal_no_text_names_an_option() -> None:
     wrong = []
     for path in BELOW_THE_TERMINAL:

@@ -1,7 +1,7 @@
 """The table of captions, one row per image: CSV for spreadsheets, JSON lines or Parquet for programs.
 
 CSV begins with a byte order mark, by which Excel recognises UTF-8 (pandas and R's readr skip it; Python reads it as
-"utf-8-sig"), and no text in it is a formula (`guard_formula`). From each format, `read_captions` returns exactly what
+"utf-8-sig"), and no text in it is a formula (`csv_line`). From each format, `read_captions` returns exactly what
 was written.
 """
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from captionmill.data.csv_tables import guard_formula, unguard_formula
+from captionmill.data.csv_tables import Cell, unguard_formula
 from captionmill.data.errors import InputError
 
 Status = Literal["ok", "failed", "corrected", "accepted"]
@@ -52,16 +52,16 @@ def row_of_values(values: Mapping[str, Any], path: Path | None = None) -> Captio
         raise InputError(f"{path or 'a row'}: not a table of captions") from exc
 
 
-def cells_of(row: CaptionRow) -> dict[str, str]:
-    """The cells of a CSV table by column; no text in them is a formula."""
+def cells_of(row: CaptionRow) -> dict[str, Cell]:
+    """The cells of a CSV table by column."""
     return {
-        "path": guard_formula(row.path),
-        "caption": guard_formula(row.caption),
-        "confidence": "" if row.confidence is None else f"{row.confidence:.4f}",
-        "alternatives": guard_formula(_BETWEEN_ALTERNATIVES.join(row.alternatives)),
+        "path": row.path,
+        "caption": row.caption,
+        "confidence": row.confidence,
+        "alternatives": _BETWEEN_ALTERNATIVES.join(row.alternatives),
         "flags": " ".join(row.flags),
         "status": row.status,
-        "error": guard_formula(row.error),
+        "error": row.error,
     }
 
 
@@ -73,7 +73,7 @@ def row_of_cells(cells: Mapping[str, str]) -> CaptionRow:
         unguard_formula(cells["caption"]),
         _confidence_of(cells["confidence"]),
         tuple(alternatives.split(_BETWEEN_ALTERNATIVES)) if alternatives else (),
-        tuple(cells.get("flags", "").split()),
+        tuple(unguard_formula(cells.get("flags", "")).split()),
         _status_of(cells["status"]),
         unguard_formula(cells["error"]),
     )

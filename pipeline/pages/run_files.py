@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from captionmill.data.csv_tables import read_cells
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import ExtractionRecord, read_records
 from captionmill.data.features.store import FeatureStore, cache_path_for
@@ -112,8 +111,7 @@ def read_store(path: Path) -> StoreFiles:
     failures_path = own if own.exists() else shared
     failures = None
     if failures_path.exists():
-        frame = _read_table(failures_path, ["key", "reason"])
-        failures = tuple((key, reason) for key, reason in frame.to_numpy().tolist())
+        failures = tuple((key, reason) for key, reason in read_cells(failures_path, ("key", "reason")))
     return StoreFiles(path.name, store, read_records(path), failures)
 
 
@@ -123,12 +121,9 @@ def read_model_files(folder: Path) -> ModelFiles:
     path = folder / HISTORY_NAME
     if not path.exists():
         return ModelFiles(folder.name, bundle, ())
-    frame = _read_table(path, ["epoch", "phase", "loss", "val_cider", "captions_per_s", "duration_s"])
+    rows = read_cells(path, ["epoch", "phase", "loss", "val_cider", "captions_per_s", "duration_s"])
     try:
-        history = [
-            Epoch(int(epoch), phase, *(float(number) for number in numbers))
-            for epoch, phase, *numbers in frame.to_numpy().tolist()
-        ]
+        history = [Epoch(int(epoch), phase, *(float(number) for number in numbers)) for epoch, phase, *numbers in rows]
     except ValueError as exc:
         raise InputError(f"{path}: not a history as `captionmill train` writes it ({exc}); move it away") from exc
     return ModelFiles(folder.name, bundle, history)
@@ -182,10 +177,3 @@ def _require_intervals(scores: Mapping[str, float], intervals: Mapping[str, Sequ
 
 def _read_number(value: object) -> float | None:
     return None if value is None else float(str(value))
-
-
-def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)[columns]
-    except (ValueError, KeyError) as exc:
-        raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; move it away") from exc
