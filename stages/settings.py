@@ -19,6 +19,7 @@ Restval = Literal["train", "drop"]
 FeatureScaling = Literal["standardize", "unit", "standardize-unit"]
 
 GREATEST_SEED = 2**63 - 1
+LEAST_MEMORY = 0.1  # GB
 USUAL_LENGTH = 20  # words of a caption, unless a setting or the data ask for more
 
 
@@ -67,6 +68,15 @@ class ExtractConfig(Configuration):
         most=256,
         words={"auto": 0},
     )
+    memory: float | None = setting(
+        None,
+        "Gigabytes of memory for images while they are decoded, for all threads and processes on this machine "
+        "together; images that need more are listed as failures.",
+        least=LEAST_MEMORY,
+        most=1_000_000,
+        unset="half of the machine's memory",
+        example=8,
+    )
     device: str = device_setting()
     engine: EngineName = setting(
         "auto", "Engine that runs the network; auto is openvino on a CPU if it is installed, else torch."
@@ -90,7 +100,7 @@ class ExtractConfig(Configuration):
     )
 
 
-MACHINE_SETTINGS = ("batch_size", "workers", "device", "engine", "precision")
+MACHINE_SETTINGS = ("batch_size", "workers", "memory", "device", "engine", "precision")
 """Settings of an extraction that affect how the machine runs it, not its result; captioning a folder has them too."""
 
 

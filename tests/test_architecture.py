@@ -27,7 +27,7 @@ DECODING = {*DATA, "stages", "stages/decoding"}
 ALLOWED = {
     "data": {"data", "data/images/read"},
     "data/images": IMAGE_ROOMS,
-    "data/images/formats": {"data", "data/images/formats"},
+    "data/images/formats": {"data", "data/images/formats", "data/images/memory"},
     "data/features": {"data", "data/features", "data/images/read"},
     "data/captions": CAPTION_ROOMS,
     "data/captions/formats": {"data", "data/captions/formats", "data/images/formats", "data/images/walk"},
