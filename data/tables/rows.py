@@ -8,6 +8,7 @@ from typing import Any, Literal, cast, get_args
 
 from captionmill.data.csv_tables import Cell, unguard_formula
 from captionmill.data.errors import InputError
+from captionmill.data.foreign import WRONG_VALUES, finite_number, text_of
 
 Status = Literal["ok", "failed", "corrected", "accepted"]
 """`corrected`: a person wrote the caption; `accepted`: a person found the model's caption right."""
@@ -44,11 +45,17 @@ class CaptionRow:
 def row_of_values(values: Mapping[str, Any], path: Path | None = None) -> CaptionRow:
     """The row with the fields `values`, as JSON has them; InputError if one is missing. Other fields are left out."""
     try:
-        known = {name: values[name] for name in COLUMNS}
+        confidence, status = values["confidence"], text_of(values["status"])
         return CaptionRow(
-            **{**known, "alternatives": tuple(known["alternatives"] or ()), "flags": tuple(known["flags"] or ())}
+            text_of(values["path"]),
+            text_of(values["caption"]),
+            None if confidence is None else finite_number(confidence),
+            tuple(map(text_of, values["alternatives"] or ())),
+            tuple(map(text_of, values["flags"] or ())),
+            _status_of(status),
+            text_of(values["error"]),
         )
-    except (TypeError, KeyError) as exc:
+    except WRONG_VALUES as exc:
         raise InputError(f"{path or 'a row'}: not a table of captions") from exc
 
 
