@@ -1,14 +1,15 @@
 """What an extraction or a captioning would do, and how long by the rates of earlier runs; nothing is changed."""
 
-import csv
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from captionmill.data.csv_tables import read_cells
+from captionmill.data.errors import InputError
 from captionmill.data.features.log import ExtractionRecord, read_records
 from captionmill.data.features.mirror import StoreMirror
 from captionmill.data.features.shard import shard_of
@@ -185,11 +186,10 @@ def _forecast(
 
 
 def _failed_keys(path: Path) -> set[str]:
-    """The keys in a table of failures; none without one."""
-    if not path.exists():
-        return set()
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["key"] for row in csv.DictReader(file) if row.get("key")}
+    """The keys in a table of failures; none without one, or in another file."""
+    with suppress(FileNotFoundError, InputError):
+        return {key for (key,) in read_cells(path, ("key",)) if key}
+    return set()
 
 
 def _forecast_rows(

@@ -11,6 +11,7 @@ from captionmill.data.csv_tables import read_cells, write_failures, write_table
 from captionmill.data.errors import InputError
 from captionmill.data.features.export import export_features
 from captionmill.data.features.log import ExtractionRecord, append_record, log_path, read_records
+from captionmill.pipeline.forecast import _failed_keys
 from captionmill.stages.training.run_folder import RunFolder
 
 TEXTS = ("=1+1", "+1", "-1", "@SUM(1)", "\ttab", "\rreturn", "\nfeed", "'quoted", "''", 'a "b", c', " a ", "", "雪")
@@ -68,3 +69,10 @@ def test_samples_the_log_and_an_export_are_guarded_too(tmp_path: Path) -> None:
         ("=a.jpg", "-a dog", "@b | c"),
         ("=a.jpg", "a dog", ""),
     ]
+
+
+def test_a_forecast_knows_failures_by_their_own_keys(tmp_path: Path) -> None:
+    write_failures(tmp_path / "failures.csv", [("=1.jpg", "empty"), ("b.jpg", "-")])
+    assert _failed_keys(tmp_path / "failures.csv") == {"=1.jpg", "b.jpg"}
+    (tmp_path / "failures.csv").write_text("what,ever\n1,2\n")
+    assert _failed_keys(tmp_path / "failures.csv") == set()
