@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from captionmill.data.errors import InputError
@@ -59,6 +60,13 @@ def read_cells(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]:
 def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> None:
     """Write failures.csv (key, reason), replacing any old one."""
     write_table(path, ("key", "reason"), failures)
+
+
+def failed_keys(path: Path) -> set[str]:
+    """The keys in failures.csv; none without one, or in another file of that name."""
+    with suppress(FileNotFoundError, InputError):
+        return {key for (key,) in read_cells(path, ("key",)) if key}
+    return set()
 
 
 def _number_text(cell: float | None, float_format: str) -> str:

@@ -3,13 +3,12 @@
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from captionmill.data.csv_tables import read_cells
-from captionmill.data.errors import InputError
+from captionmill.data.csv_tables import failed_keys
 from captionmill.data.features.log import ExtractionRecord, read_records
 from captionmill.data.features.mirror import StoreMirror
 from captionmill.data.features.shard import shard_of
@@ -106,7 +105,7 @@ def forecast_extraction(
     is_own = config.own_failures or shard is not None
     failures_path = path.with_suffix(f".{FAILURES_NAME}") if is_own else path.with_name(FAILURES_NAME)
     return replace(
-        _forecast(found, missing, store, _failed_keys(failures_path)),
+        _forecast(found, missing, store, failed_keys(failures_path)),
         unlisted=len(unlisted),
         duration_s=_duration((len(missing), _reading_rate(records))),
         left_out=search.left_out,
@@ -183,13 +182,6 @@ def _forecast(
         unlisted=0,
         duration_s=None,
     )
-
-
-def _failed_keys(path: Path) -> set[str]:
-    """The keys in a table of failures; none without one, or in another file."""
-    with suppress(FileNotFoundError, InputError):
-        return {key for (key,) in read_cells(path, ("key",)) if key}
-    return set()
 
 
 def _forecast_rows(

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from builders import make_store
 
-from captionmill.data.csv_tables import read_cells, write_failures, write_table
+from captionmill.data.csv_tables import failed_keys, read_cells, write_failures, write_table
 from captionmill.data.errors import InputError
 from captionmill.data.features.export import export_features
 from captionmill.data.features.log import ExtractionRecord, append_record, log_path, read_records
-from captionmill.pipeline.forecast import _failed_keys
 from captionmill.stages.training.run_folder import RunFolder
 
 TEXTS = ("=1+1", "+1", "-1", "@SUM(1)", "\ttab", "\rreturn", "\nfeed", "'quoted", "''", 'a "b", c', " a ", "", "雪")
@@ -73,6 +72,6 @@ def test_samples_the_log_and_an_export_are_guarded_too(tmp_path: Path) -> None:
 
 def test_a_forecast_knows_failures_by_their_own_keys(tmp_path: Path) -> None:
     write_failures(tmp_path / "failures.csv", [("=1.jpg", "empty"), ("b.jpg", "-")])
-    assert _failed_keys(tmp_path / "failures.csv") == {"=1.jpg", "b.jpg"}
+    assert failed_keys(tmp_path / "failures.csv") == {"=1.jpg", "b.jpg"}
     (tmp_path / "failures.csv").write_text("what,ever\n1,2\n")
-    assert _failed_keys(tmp_path / "failures.csv") == set()
+    assert failed_keys(tmp_path / "failures.csv") == set()
