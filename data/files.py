@@ -83,9 +83,9 @@ def stamp_of(path: Path) -> tuple[int, int, int] | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, atomically, replacing any old content."""
+    """Write `text` as UTF-8 to `path`, atomically, replacing any old content; half a surrogate pair is escaped."""
     with replace_atomically(path) as partial_path:
-        partial_path.write_text(text, encoding="utf-8", newline="")
+        partial_path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def flush_to_disk(path: Path) -> None:

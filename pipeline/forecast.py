@@ -1,6 +1,5 @@
 """What an extraction or a captioning would do, and how long by the rates of earlier runs; nothing is changed."""
 
-import csv
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from captionmill.data.csv_tables import failed_keys
 from captionmill.data.features.log import ExtractionRecord, read_records
 from captionmill.data.features.mirror import StoreMirror
 from captionmill.data.features.shard import shard_of
@@ -105,7 +105,7 @@ def forecast_extraction(
     is_own = config.own_failures or shard is not None
     failures_path = path.with_suffix(f".{FAILURES_NAME}") if is_own else path.with_name(FAILURES_NAME)
     return replace(
-        _forecast(found, missing, store, _failed_keys(failures_path)),
+        _forecast(found, missing, store, failed_keys(failures_path)),
         unlisted=len(unlisted),
         duration_s=_duration((len(missing), _reading_rate(records))),
         left_out=search.left_out,
@@ -182,14 +182,6 @@ def _forecast(
         unlisted=0,
         duration_s=None,
     )
-
-
-def _failed_keys(path: Path) -> set[str]:
-    """The keys in a table of failures; none without one."""
-    if not path.exists():
-        return set()
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["key"] for row in csv.DictReader(file) if row.get("key")}
 
 
 def _forecast_rows(

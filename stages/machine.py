@@ -8,9 +8,13 @@ import joblib
 import torch
 
 from captionmill.data.errors import InputError
-from captionmill.stages.settings import Precision
+from captionmill.data.images.memory import BUDGET, usual_budget
+from captionmill.stages.settings import LEAST_MEMORY, Precision
 
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "bad_alloc", "bad allocation", "can't allocate memory")
+_OUT_OF_MEMORY = (
+    *("out of memory", "not enough memory", "bad_alloc", "bad allocation", "can't allocate memory"),
+    "could not create a primitive",  # oneDNN's words for it
+)
 
 
 def choose_device(name: str) -> torch.device:
@@ -70,6 +74,16 @@ def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether `error` means that the memory of the machine or of a device ran out."""
     says_so = any(words in str(error).lower() for words in _OUT_OF_MEMORY)
     return says_so or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def limit_memory(gigabytes: float | None) -> None:
+    """Set the budget of this process for images that are being decoded; None: half of the machine's memory."""
+    BUDGET.limit = usual_budget() if gigabytes is None else int(gigabytes * 1e9)
+
+
+def share_memory(gigabytes: float | None, processes: int) -> float:
+    """The budget of each of several processes on this machine."""
+    return max(LEAST_MEMORY, (usual_budget() / 1e9 if gigabytes is None else gigabytes) / processes)
 
 
 def choose_workers(workers: int) -> int:

@@ -19,6 +19,8 @@ Restval = Literal["train", "drop"]
 FeatureScaling = Literal["standardize", "unit", "standardize-unit"]
 
 GREATEST_SEED = 2**63 - 1
+LEAST_MEMORY = 0.1  # GB
+GREATEST_LENGTH = 10_000  # words of a caption
 USUAL_LENGTH = 20  # words of a caption, unless a setting or the data ask for more
 
 
@@ -29,7 +31,7 @@ def device_setting() -> str:
 
 def length_setting(help_text: str, *, unset: str) -> int | None:
     """The field of a maximum number of words."""
-    return setting(None, help_text, least=1, unset=unset, example=USUAL_LENGTH)
+    return setting(None, help_text, least=1, most=GREATEST_LENGTH, unset=unset, example=USUAL_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,12 @@ class ExtractConfig(Configuration):
         "one", "Views of each image. flip: the mean of the image and its mirror image, in twice the time."
     )
     batch_size: int | None = setting(
-        None, "Images per forward pass of the network.", least=1, unset="8 with openvino, else 32", example=32
+        None,
+        "Images per forward pass of the network.",
+        least=1,
+        most=1_000_000,
+        unset="8 with openvino, else 32",
+        example=32,
     )
     workers: int = setting(
         0,
@@ -66,6 +73,15 @@ class ExtractConfig(Configuration):
         least=0,
         most=256,
         words={"auto": 0},
+    )
+    memory: float | None = setting(
+        None,
+        "Gigabytes of memory for images while they are decoded, for all threads and processes on this machine "
+        "together; images that need more are listed as failures.",
+        least=LEAST_MEMORY,
+        most=1_000_000,
+        unset="half of the machine's memory",
+        example=8,
     )
     device: str = device_setting()
     engine: EngineName = setting(
@@ -90,7 +106,7 @@ class ExtractConfig(Configuration):
     )
 
 
-MACHINE_SETTINGS = ("batch_size", "workers", "device", "engine", "precision")
+MACHINE_SETTINGS = ("batch_size", "workers", "memory", "device", "engine", "precision")
 """Settings of an extraction that affect how the machine runs it, not its result; captioning a folder has them too."""
 
 
@@ -101,14 +117,18 @@ class SearchConfig(Configuration):
     Raises SettingError for values out of range and for settings that contradict each other.
     """
 
-    beam_size: int = setting(5, "Captions kept at each step; 1 is greedy search. Sampling ignores it.", least=1)
+    beam_size: int = setting(
+        5, "Captions kept at each step; 1 is greedy search. Sampling ignores it.", least=1, most=10_000
+    )
     length_penalty: float = setting(
         0.7,
         "Power of a caption's length by which its sum of log probabilities is divided; 0 favours short captions.",
         least=0,
         most=10,
     )
-    min_length: int = setting(1, "Minimum number of words in a caption, unless no word may follow.", least=1)
+    min_length: int = setting(
+        1, "Minimum number of words in a caption, unless no word may follow.", least=1, most=GREATEST_LENGTH
+    )
     max_length: int | None = length_setting(
         "Maximum number of words in a caption; longer ones are cut.",
         unset="20, or the model's length in training if that is more",
@@ -118,7 +138,7 @@ class SearchConfig(Configuration):
     )
     repeat_words: bool = setting(False, "Let a word follow itself; a character of a script without spaces always may.")
     alternatives: int = setting(
-        0, "Number of further captions per image: the next best of the beam, or further samples.", least=0
+        0, "Number of further captions per image: the next best of the beam, or further samples.", least=0, most=10_000
     )
     diversity_groups: int = setting(
         1, "Number of equal groups that divide the beam; each avoids the words of the groups before it.", least=1
@@ -208,9 +228,9 @@ class TrainConfig(Configuration):
         "standardize-unit",
         "Scaling of the features. standardize: each number; unit: each row to length 1; standardize-unit: both.",
     )
-    embed_dim: int = setting(512, "Size of the word embeddings.", least=1)
-    hidden_dim: int = setting(512, "Size of the hidden state of the LSTM.", least=1)
-    layers: int = setting(1, "Number of LSTM layers.", least=1)
+    embed_dim: int = setting(512, "Size of the word embeddings.", least=1, most=65_536)
+    hidden_dim: int = setting(512, "Size of the hidden state of the LSTM.", least=1, most=65_536)
+    layers: int = setting(1, "Number of LSTM layers.", least=1, most=100)
     tie_weights: bool = setting(True, "Use the word embeddings as output weights too.")
     dropout: float = setting(0.5, "Dropout rate of the embeddings and outputs in training.", least=0, most=1)
     feature_dropout: float = setting(0.3, "Dropout rate of the image features in training.", least=0, most=1)
@@ -220,7 +240,7 @@ class TrainConfig(Configuration):
     label_smoothing: float = setting(
         0.1, "Label smoothing: share of each target that is spread evenly over all words.", least=0, most=1
     )
-    batch_size: int = setting(64, "Captions per optimizer step, over all processes together.", least=1)
+    batch_size: int = setting(64, "Captions per optimizer step, over all processes together.", least=1, most=1_000_000)
     learning_rate: float = setting(
         1e-3,
         "Peak learning rate of AdamW, reached after a tenth of the steps; then it falls to 0 along a cosine.",

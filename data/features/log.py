@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from captionmill.data.csv_tables import csv_line
+from captionmill.data.csv_tables import csv_line, unguard_formula
 from captionmill.data.files import replace_atomically
 
 
@@ -58,8 +58,7 @@ def log_path(store_path: Path) -> Path:
 def append_record(store_path: Path, record: ExtractionRecord) -> None:
     """Append a row to the log of the store. Earlier rows are not read: a damaged log stops no extraction."""
     path = log_path(store_path)
-    values = (_shorten(value) for value in asdict(record).values())
-    row = csv_line("" if value is None else str(value) for value in values)
+    row = csv_line(asdict(record).values())
     header = b"" if path.exists() else csv_line(_NAMES)
     path.parent.mkdir(parents=True, exist_ok=True)
     _add_column(path)
@@ -91,18 +90,14 @@ def read_records(store_path: Path) -> list[ExtractionRecord]:
 def _parse(row: Mapping[str, Any]) -> ExtractionRecord | None:
     try:
         values: dict[str, Any] = {name: _read(name, row[name]) for name in _NAMES[:-1]}
-        return ExtractionRecord(**values, left_out=row.get("left_out") or "")
+        return ExtractionRecord(**values, left_out=unguard_formula(row.get("left_out") or ""))
     except (KeyError, TypeError, ValueError):
         return None
 
 
 def _read(name: str, cell: str) -> str | int | float | None:
     if name in _TEXTS:
-        return str(cell)
+        return unguard_formula(cell)
     if name.startswith("caption") and cell == "":
         return None
     return int(cell) if name in _COUNTS else float(cell)
-
-
-def _shorten(value: object) -> object:
-    return f"{value:.4f}" if isinstance(value, float) else value

@@ -23,6 +23,7 @@ from captionmill.data.captions.words import FIRST_RULE
 from captionmill.data.errors import ModelError
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.files import replace_atomically, write_text
+from captionmill.data.foreign import WRONG_VALUES, finite_number, parse_json, text_of
 from captionmill.data.images.keys import match_forms
 from captionmill.data.paths import AnyPath
 
@@ -107,6 +108,12 @@ def model_paths(*folders: Path) -> list[Path]:
     return [folder / name for folder in folders for name in (BUNDLE_NAME, weights_name_of(folder)) if name]
 
 
+def _record(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{str(value)[:40]!r} is no record")
+    return value
+
+
 def _image_keys(values: object) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TypeError("a split is not a list of strings")
@@ -116,8 +123,8 @@ def _image_keys(values: object) -> list[str]:
 def weights_name_of(folder: Path) -> str | None:
     """The name of the weights file of the model in `folder`, if there is one; only this file may be removed."""
     try:
-        name = json.loads((folder / BUNDLE_NAME).read_text(encoding="utf-8"))["weights"]["file"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        name = parse_json((folder / BUNDLE_NAME).read_text(encoding="utf-8"))["weights"]["file"]
+    except (OSError, *WRONG_VALUES):
         return None
     return name if is_weights_name(name) else None
 
@@ -132,7 +139,7 @@ def read_model(folder: AnyPath) -> Model:
     folder = Path(folder)
     path = folder / BUNDLE_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ModelError(f"{path}: not a captionmill model")
         if values["format_version"] != FORMAT_VERSION:
@@ -146,14 +153,22 @@ def read_model(folder: AnyPath) -> Model:
             raise ModelError(
                 f"{folder}: {values['weights']['file']} is not the file that {BUNDLE_NAME} was written with"
             )
+        spec = FeatureSpec.from_json(values["features"])
+        for name in ("embed_dim", "hidden_dim"):
+            finite_number(values["decoder"][name])
+        if values["decoder"]["feature_dim"] != spec.feature_dim:
+            raise ModelError(
+                f"{path}: its decoder takes {values['decoder']['feature_dim']} numbers per image, "
+                f"and its features have {spec.feature_dim}; train it again"
+            )
         return Model(
-            decoder_config=values["decoder"],
+            decoder_config=_record(values["decoder"]),
             vocabulary=Vocabulary(values["vocabulary"], values.get("word_rule", FIRST_RULE)),
-            spec=FeatureSpec.from_json(values["features"]),
-            training=values["training"],
+            spec=spec,
+            training=_record(values["training"]),
             splits={name: _image_keys(values["splits"][name]) for name in ("train", "val", "test")},
-            scores={name: score + 0 for name, score in values["scores"].items()},  # a TypeError if it is not a number
-            versions=values["versions"],
+            scores={name: finite_number(score) for name, score in values["scores"].items()},
+            versions={name: text_of(version) for name, version in values["versions"].items()},
             tensors=safetensors.numpy.load(content),
             notes=tuple(map(str, values.get("notes", ()))),
         )
@@ -163,5 +178,6 @@ def read_model(folder: AnyPath) -> Model:
         raise ModelError(
             f"{folder}: no trained model here ({exc.filename} is missing); make one with `captionmill train`"
         ) from exc
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as exc:
-        raise ModelError(f"{path}: not a readable model ({exc!r}); train it again") from exc
+    except (OSError, SafetensorError, *WRONG_VALUES) as exc:
+        problem = " ".join(repr(exc).split())[:200]
+        raise ModelError(f"{path}: not a readable model ({problem}); train it again") from exc

@@ -14,6 +14,7 @@ from typing import Any
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import write_text
+from captionmill.data.foreign import WRONG_VALUES, finite_number, parse_json
 from captionmill.data.models.bundle import CARD_NAME, Model, read_model
 from captionmill.data.paths import AnyPath
 
@@ -147,14 +148,14 @@ def _one_cell(text: str) -> str:
 
 def _read_scores(path: Path) -> ScoredImages:
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         return ScoredImages(
             str(values["images_chosen_by"]),
             len(values["captions"]),
-            {name: float(score) for name, score in values["scores"].items()},
-            {name: [float(low), float(high)] for name, (low, high) in values["intervals"].items()},
+            {name: finite_number(score) for name, score in values["scores"].items()},
+            {name: [finite_number(low), finite_number(high)] for name, (low, high) in values["intervals"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+    except (OSError, *WRONG_VALUES) as exc:
         raise InputError(f"{path}: not a file of scores that `evaluate` wrote ({exc})") from exc
 
 

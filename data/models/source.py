@@ -17,6 +17,7 @@ from pathlib import Path
 
 from captionmill.data.errors import ImageError, InputError, ModelError
 from captionmill.data.files import write_text
+from captionmill.data.foreign import WRONG_VALUES, parse_json
 from captionmill.data.models.archive import unpack_model
 from captionmill.data.models.bundle import BUNDLE_NAME, CARD_NAME, model_digest, read_model, weights_name_of
 from captionmill.data.paths import AnyPath, AnyPaths, cache_dir
@@ -57,8 +58,8 @@ def _fetch(url: str, digest: str | None) -> Path:
     """The folder of the cache with the model at `url`, fetched unless it was before."""
     note = cache_dir("models") / f"{hashlib.sha256(url.encode()).hexdigest()}.json"
     try:
-        known = str(json.loads(note.read_text(encoding="utf-8"))["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+        known = str(parse_json(note.read_text(encoding="utf-8"))["sha256"])
+    except (OSError, *WRONG_VALUES):
         known = None
     if known is not None and digest in (None, known) and (kept := cache_dir("models") / known).is_dir():
         return kept

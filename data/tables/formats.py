@@ -1,7 +1,7 @@
 """The table of captions, one row per image: CSV for spreadsheets, JSON lines or Parquet for programs.
 
 CSV begins with a byte order mark, by which Excel recognises UTF-8 (pandas and R's readr skip it; Python reads it as
-"utf-8-sig"), and no text in it is a formula (`guard_formula`). From each format, `read_captions` returns exactly what
+"utf-8-sig"), and no text in it is a formula (`csv_line`). From each format, `read_captions` returns exactly what
 was written.
 """
 
@@ -10,12 +10,14 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from captionmill.data.csv_tables import csv_line
 from captionmill.data.errors import InputError
+from captionmill.data.foreign import LONGEST_LINE, WRONG_VALUES, parse_json, short_lines
 from captionmill.data.optional import require
 from captionmill.data.paths import AnyPath
 from captionmill.data.tables.rows import COLUMNS, STATUSES, CaptionRow, cells_of, row_of_cells, row_of_values
@@ -99,11 +101,9 @@ def is_caption_table(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(512)
     if start.startswith(_PARQUET_START):
-        _, parquet = _require_pyarrow()
-        try:
+        with suppress(InputError), _parquet_errors(path) as parquet:
             return set(COLUMNS).issubset(parquet.read_schema(path).names)
-        except (ValueError, OSError):
-            return False
+        return False
     text = start.removeprefix(_MARK).decode("utf-8", "replace").replace("\r\n", "\n")
     separator_line = _SEPARATOR_LINE.match(text)
     header = text[separator_line.end() if separator_line else 0 :].partition("\n")[0].strip("\r")
@@ -130,15 +130,18 @@ def has_other_columns(path: Path) -> bool:
 
 def _columns_of(path: Path) -> set[str]:
     with path.open("rb") as file:
-        line = file.readline()
+        line = file.readline(LONGEST_LINE)
     if line.startswith(_PARQUET_START):
-        _, parquet = _require_pyarrow()
-        return set(parquet.read_schema(path).names)
-    if line.startswith(b"{"):
-        return set(json.loads(line))
-    with path.open(encoding="utf-8-sig", newline="") as text:
-        mark, skipped = _layout_of_csv(text)
-        return set(next(itertools.islice(csv.reader(text, delimiter=mark), skipped, None), []))
+        with _parquet_errors(path) as parquet:
+            return set(parquet.read_schema(path).names)
+    try:
+        if line.startswith(b"{"):
+            return set(parse_json(line))
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            mark, skipped = _layout_of_csv(text)
+            return set(next(itertools.islice(csv.reader(short_lines(text), delimiter=mark), skipped, None), []))
+    except (ValueError, csv.Error) as exc:
+        raise _damaged(path, "line 1") from exc
 
 
 def write_captions(
@@ -156,8 +159,7 @@ def write_captions(
 
 def read_parquet(path: Path) -> Iterator[CaptionRow]:
     """The rows of a Parquet table, read one row group at a time."""
-    _, parquet = _require_pyarrow()
-    with parquet.ParquetFile(path) as file:
+    with _parquet_errors(path) as parquet, parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(_PARQUET_ROWS):
             for values in batch.to_pylist():
                 yield row_of_values(values, path)
@@ -183,6 +185,19 @@ def write_parquet(path: Path, rows: Iterable[CaptionRow]) -> None:
         writer.write_table(arrow.Table.from_pylist(group, schema))
 
 
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[Any]:
+    """Pyarrow's module for Parquet; InputError if the file at `path` is damaged."""
+    arrow, parquet = _require_pyarrow()
+    try:
+        yield parquet
+    except InputError:
+        raise
+    except (arrow.ArrowException, OSError, *WRONG_VALUES) as exc:
+        problem = " ".join(str(exc).split())[:100]
+        raise InputError(f"{path}: damaged Parquet ({problem}); write it again") from exc
+
+
 def _require_pyarrow() -> tuple[Any, Any]:
     arrow = require("pyarrow", extra="parquet", needed_by="Parquet")
     return arrow, require("pyarrow.parquet", extra="parquet", needed_by="Parquet")
@@ -191,7 +206,7 @@ def _require_pyarrow() -> tuple[Any, Any]:
 def _read_csv(path: Path) -> Iterator[CaptionRow]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         mark, skipped = _layout_of_csv(file)
-        lines = csv.reader(file, delimiter=mark, strict=True)  # else a quote could swallow rows
+        lines = csv.reader(short_lines(file), delimiter=mark, strict=True)  # else a quote could swallow rows
         try:
             columns = next(itertools.islice(lines, skipped, None), [])
             if not _NEEDED_COLUMNS.issubset(columns):
@@ -209,11 +224,18 @@ def _read_csv(path: Path) -> Iterator[CaptionRow]:
 
 def _layout_of_csv(file: TextIO) -> tuple[str, int]:
     """The separator of a CSV, which a spreadsheet may have changed, and the number of lines before its header."""
-    first = file.readline()
+    first = _first_line(file)
     has_separator_line = _SEPARATOR_LINE.fullmatch(first) is not None
-    header = file.readline() if has_separator_line else first
+    header = _first_line(file) if has_separator_line else first
     file.seek(0)
     return max(_SEPARATORS, key=header.count), int(has_separator_line)
+
+
+def _first_line(file: TextIO) -> str:
+    try:
+        return file.readline(LONGEST_LINE)
+    except UnicodeDecodeError as exc:
+        raise InputError(f"{file.name}: not a table of captions; it is not text in UTF-8") from exc
 
 
 def _encode_json(row: CaptionRow) -> bytes:
@@ -225,12 +247,14 @@ def _values_of(row: CaptionRow) -> dict[str, Any]:
 
 
 def _read_json_lines(path: Path) -> Iterator[CaptionRow]:
+    done = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield row_of_values(json.loads(line))
-            except (ValueError, RecursionError) as exc:
-                raise _damaged(path, f"line {number}") from exc
+        try:
+            for line in short_lines(file):
+                yield row_of_values(parse_json(line))
+                done += 1
+        except ValueError as exc:
+            raise _damaged(path, f"line {done + 1}") from exc
 
 
 def _damaged(path: Path, where: str) -> InputError:

@@ -26,8 +26,9 @@ import numpy.typing as npt
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import errors_named, flush_to_disk, replace_atomically
+from captionmill.data.foreign import WRONG_VALUES, parse_json, short_lines, text_of
 from captionmill.data.locks import hold_lock
-from captionmill.data.tables.review import Review
+from captionmill.data.tables.review import DECISIONS, Review
 from captionmill.data.tables.rows import CaptionRow, row_of_values
 
 FORMAT = "captionmill-captions"
@@ -93,7 +94,7 @@ class CaptionJournal:
         A row that was made with other settings is current too if `is_as_wanted` finds that it would be the same.
         """
         known = Known(np.full(len(keys), -1, dtype=np.int64), np.zeros(len(keys), dtype=np.bool_))
-        wanted = json.loads(json.dumps(made_with))
+        wanted = parse_json(json.dumps(made_with))
         is_wanted = False
         settings: dict[str, Any] = {}
         following = 0
@@ -127,7 +128,7 @@ class CaptionJournal:
         reviews: dict[str, Review] = {}
         for _, _, values in self._entries():
             if "row" in values:
-                since[values["row"]["path"]] = row_of_values(values["row"])
+                since[values["row"]["path"]] = row_of_values(values["row"], self.path)
             elif "review" in values:
                 _add_review(reviews, values)
             elif "table" in values:
@@ -139,7 +140,7 @@ class CaptionJournal:
         """The rows whose lines begin at `offsets`."""
         with self.path.open("rb") as file:
             for line in _lines_at(file, offsets):
-                yield row_of_values(json.loads(line)["row"])
+                yield row_of_values(parse_json(line)["row"], self.path)
 
     @contextlib.contextmanager
     def append(self, end: int, block_rows: int = BLOCK_ROWS) -> Iterator["JournalWriter"]:
@@ -181,13 +182,13 @@ class CaptionJournal:
             return
         end = 0
         with self.path.open("rb") as file:
-            for line in file:
+            for line in short_lines(file):
                 start, end = end, end + len(line)
                 body, found, crc = line.rpartition(_CRC)
                 if not line.endswith(b"}\n"):
                     return
-                if found and crc == b"%d}\n" % zlib.crc32(body):
-                    yield start, end, json.loads(body + b"}")
+                if found and crc == b"%d}\n" % zlib.crc32(body) and (values := _entry_of(body + b"}")) is not None:
+                    yield start, end, values
 
 
 class JournalWriter:
@@ -240,6 +241,29 @@ class JournalWriter:
     def _add(self, values: Mapping[str, Any]) -> int:
         body = json.dumps(values)[:-1].encode()
         return self.add_line(b"%s%s%d}\n" % (body, _CRC, zlib.crc32(body)))
+
+
+def _entry_of(text: bytes) -> dict[str, Any] | None:
+    """The content of a line; None if it is not one of those that `JournalWriter` writes."""
+    try:
+        values: dict[str, Any] = parse_json(text)
+        if "row" in values:
+            text_of(values["row"]["path"])
+            is_known = isinstance(values["source"], int)
+        elif "review" in values:
+            review = values["review"]
+            is_known = review is None or (
+                review.keys() == {"path", "decision", "caption"}
+                and text_of(review["decision"]) in DECISIONS
+                and all(isinstance(review[name], str) for name in ("path", "caption"))
+            )
+        elif "table" in values:
+            is_known = all(isinstance(values[name], str) for name in ("table", "of"))
+        else:
+            is_known = isinstance(values.get("made_with", {}), dict)
+    except WRONG_VALUES:
+        return None
+    return values if is_known else None
 
 
 def _add_review(reviews: dict[str, Review], values: Mapping[str, Any]) -> None:

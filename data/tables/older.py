@@ -5,7 +5,6 @@ then three little-endian uint32 per row: a checksum of what it was made from, it
 """
 
 import contextlib
-import json
 import struct
 import zlib
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically
+from captionmill.data.foreign import WRONG_VALUES, parse_json
 from captionmill.data.tables.formats import is_caption_table, read_captions, row_text
 from captionmill.data.tables.journal import CaptionJournal, JournalWriter
 from captionmill.data.tables.review import Review
@@ -29,7 +29,7 @@ def convert_older(path: Path, journal: CaptionJournal) -> None:
     files = [journal.path.with_name(name) for name in _FILES]
     older = next((file for file in files[:2] if file.exists()), None)
     if older is not None and not journal.path.exists() and is_caption_table(path):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged one is as good as none
+        with contextlib.suppress(*WRONG_VALUES):  # a damaged one is as good as none
             _convert(path, older, journal)
     for file in files:
         file.unlink(missing_ok=True)
@@ -37,7 +37,7 @@ def convert_older(path: Path, journal: CaptionJournal) -> None:
 
 def _convert(path: Path, older: Path, journal: CaptionJournal) -> None:
     header_line, _, records = older.read_bytes().partition(b"\n")
-    header: dict[str, Any] = json.loads(header_line)
+    header: dict[str, Any] = parse_json(header_line)
     text = row_text(header["table"], with_alternatives=header["with_alternatives"])
     records = records[: len(records) // _RECORD.size * _RECORD.size]
     sources = {(length, checksum): source for source, length, checksum in _RECORD.iter_unpack(records)}

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from captionmill.data.csv_tables import guard_formula, unguard_formula
+from captionmill.data.csv_tables import Cell, unguard_formula
 from captionmill.data.errors import InputError
+from captionmill.data.foreign import WRONG_VALUES, finite_number, text_of
 
 Status = Literal["ok", "failed", "corrected", "accepted"]
 """`corrected`: a person wrote the caption; `accepted`: a person found the model's caption right."""
@@ -44,24 +45,30 @@ class CaptionRow:
 def row_of_values(values: Mapping[str, Any], path: Path | None = None) -> CaptionRow:
     """The row with the fields `values`, as JSON has them; InputError if one is missing. Other fields are left out."""
     try:
-        known = {name: values[name] for name in COLUMNS}
+        confidence, status = values["confidence"], text_of(values["status"])
         return CaptionRow(
-            **{**known, "alternatives": tuple(known["alternatives"] or ()), "flags": tuple(known["flags"] or ())}
+            text_of(values["path"]),
+            text_of(values["caption"]),
+            None if confidence is None else finite_number(confidence),
+            tuple(map(text_of, values["alternatives"] or ())),
+            tuple(map(text_of, values["flags"] or ())),
+            _status_of(status),
+            text_of(values["error"]),
         )
-    except (TypeError, KeyError) as exc:
+    except WRONG_VALUES as exc:
         raise InputError(f"{path or 'a row'}: not a table of captions") from exc
 
 
-def cells_of(row: CaptionRow) -> dict[str, str]:
-    """The cells of a CSV table by column; no text in them is a formula."""
+def cells_of(row: CaptionRow) -> dict[str, Cell]:
+    """The cells of a CSV table by column."""
     return {
-        "path": guard_formula(row.path),
-        "caption": guard_formula(row.caption),
-        "confidence": "" if row.confidence is None else f"{row.confidence:.4f}",
-        "alternatives": guard_formula(_BETWEEN_ALTERNATIVES.join(row.alternatives)),
+        "path": row.path,
+        "caption": row.caption,
+        "confidence": row.confidence,
+        "alternatives": _BETWEEN_ALTERNATIVES.join(row.alternatives),
         "flags": " ".join(row.flags),
         "status": row.status,
-        "error": guard_formula(row.error),
+        "error": row.error,
     }
 
 
@@ -73,7 +80,7 @@ def row_of_cells(cells: Mapping[str, str]) -> CaptionRow:
         unguard_formula(cells["caption"]),
         _confidence_of(cells["confidence"]),
         tuple(alternatives.split(_BETWEEN_ALTERNATIVES)) if alternatives else (),
-        tuple(cells.get("flags", "").split()),
+        tuple(unguard_formula(cells.get("flags", "")).split()),
         _status_of(cells["status"]),
         unguard_formula(cells["error"]),
     )

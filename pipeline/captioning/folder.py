@@ -26,6 +26,7 @@ from captionmill.pipeline.captioning.source import CacheConfig, CaptionSource, e
 from captionmill.pipeline.captioning.task import prepare_captions
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.encoding.loader import Failure
+from captionmill.stages.machine import limit_memory
 from captionmill.stages.scoring.statistics import repeats_word
 from captionmill.stages.settings import SearchConfig
 from captionmill.stages.table_settings import TableConfig
@@ -103,6 +104,7 @@ def caption_folder(
     started = time.monotonic()
     models, output = find_models(model), Path(output)
     machine = cache.machine
+    limit_memory(machine.memory)
     captioner = Captioner.load(models, device=machine.device)
     task = prepare_captions(images, output, table, cache.features, embed_into=embed_into, overwrite=overwrite)
     companions, store_path = task.companions, task.store_path

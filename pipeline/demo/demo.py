@@ -1,6 +1,5 @@
 """The demo: drawn scenes, a pipeline file for them, and a gallery of captions of held-out images."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import write_text
+from captionmill.data.foreign import parse_json
 from captionmill.data.images.find import find_images
 from captionmill.data.progress import Progress, no_progress
 from captionmill.data.tables.formats import read_captions
@@ -103,7 +103,7 @@ def run_demo(
     }
     right_count = sum(verdict.is_right for verdict in verdicts.values())
     duration_s = time.monotonic() - started
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    scores = parse_json((folder / "scores.json").read_text(encoding="utf-8"))
     page_path = folder / PAGE_NAME
     write_gallery(
         page_path,

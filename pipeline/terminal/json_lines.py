@@ -18,21 +18,14 @@ from typing import Any, BinaryIO, TextIO
 class JsonLines(io.TextIOBase):
     """A text stream that writes each message, the text up to a line break at the end of a write, as a JSON object."""
 
+    encoding = "utf-8"
+    errors = "strict"
+
     def __init__(self, stream: TextIO, event: str) -> None:
         """Objects go to `stream`; plain text is an `event` of level info."""
         self._stream = stream
         self._event = event
         self._text = ""
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """The value that click expects."""
-        return "utf-8"
-
-    @property
-    def errors(self) -> str:  # type: ignore[override]
-        """The value that click expects."""
-        return "strict"
 
     def fileno(self) -> int:
         return self._stream.fileno()

@@ -15,6 +15,7 @@ from captionmill.data.errors import InputError, ModelError
 from captionmill.data.features.file import Features
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
+from captionmill.data.foreign import WRONG_VALUES
 from captionmill.data.models.bundle import Model, read_model
 from captionmill.data.models.source import find_models
 from captionmill.data.paths import AnyPaths
@@ -207,18 +208,29 @@ def _spell(caption: DecodedCaption, vocabulary: Vocabulary) -> Caption:
 def build_decoder(model: Path, bundle: Model) -> Decoder:
     """The decoder of `bundle`, which was read from the folder `model`; ModelError if its weights do not fit."""
     try:
-        decoder = Decoder(DecoderConfig(**bundle.decoder_config))
+        config = DecoderConfig(**bundle.decoder_config)
+        _require_sizes(config, bundle)
+        decoder = Decoder(config)
         tensors = {name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()}
         if decoder.config.tie_weights:
             tensors["to_logits.weight"] = tensors["embedding.weight"]  # written once
         decoder.load_state_dict(tensors)
-    except (TypeError, ValueError, RuntimeError, KeyError) as exc:
+    except (RuntimeError, *WRONG_VALUES) as exc:
         raise ModelError(f"{model}: weights and configuration do not fit each other; train it again") from exc
     if decoder.config.vocab_size != len(bundle.vocabulary):
         raise ModelError(f"{model}: {len(bundle.vocabulary)} words for {decoder.config.vocab_size} logits")
     if not all(bool(tensor.isfinite().all()) for tensor in decoder.state_dict().values()):
         raise ModelError(f"{model}: some of its weights are not finite, and it has no captions; train it again")
     return decoder
+
+
+def _require_sizes(config: DecoderConfig, bundle: Model) -> None:
+    """Raise ValueError if the weights have other sizes than `config`, before memory is taken for a decoder."""
+    layers = sum(name.startswith("lstm.weight_hh_l") for name in bundle.tensors)
+    found = (*bundle.tensors["embedding.weight"].shape, *bundle.tensors["lstm.weight_hh_l0"].shape, layers)
+    expected = (config.vocab_size, config.embed_dim, 4 * config.hidden_dim, config.hidden_dim, config.layers)
+    if found != expected:
+        raise ValueError(f"weights of sizes {found} for a decoder of {expected}")
 
 
 def _require_same_words(first: Path, mine: Vocabulary, other: Path, others: Vocabulary) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from captionmill.data.errors import ImageError
 from captionmill.data.images.decode import Pixels, decode_pixels
+from captionmill.data.images.memory import BUDGET
 from captionmill.data.images.read import ImageFile, ImageSource, read_image
 from captionmill.stages.machine import is_out_of_memory
 
@@ -118,6 +119,11 @@ def _with(batch: Batch, extras: Batch) -> Batch:
 
 
 def _load(image: ImageFile, prepare: Prepare, least_size: LeastSize) -> _Loaded:
+    with BUDGET.one_image():
+        return _load_one(image, prepare, least_size)
+
+
+def _load_one(image: ImageFile, prepare: Prepare, least_size: LeastSize) -> _Loaded:
     started = time.perf_counter()
     try:
         data, source = read_image(image)

@@ -11,6 +11,7 @@ from captionmill.data.progress import Progress
 from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.encoding.engine import build_engine
 from captionmill.stages.encoding.share import ShareResult, ShareTask, extract_share, run_share
+from captionmill.stages.machine import share_memory
 from captionmill.stages.settings import ExtractConfig
 
 TASK_IMAGES = 4096  # images per task, at most: so many are lost when a process dies
@@ -55,6 +56,8 @@ def run_tasks(
         return
     # other processes have other working folders
     config = replace(config, weights=encoder.spec.weights, workers=config.workers or spread.workers)
+    if spread.this_machine:
+        config = replace(config, memory=share_memory(config.memory, spread.processes))
     images = [image if isinstance(image.path, str) else replace(image, path=image.path.absolute()) for image in missing]
     share = -(-len(missing) // (_TASKS_PER_PROCESS * spread.processes))
     batch = config.batch_size or _USUAL_BATCH

@@ -2,6 +2,8 @@
 
 import hashlib
 import pickle
+import struct
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from captionmill.data.errors import WeightsError
+from captionmill.data.foreign import WRONG_VALUES
 from captionmill.stages.settings import ExtractConfig
 
 SCENES_BACKBONE = "scenes-resnet14"
@@ -95,13 +98,17 @@ def _download(named: Any) -> dict[str, Tensor]:
 
 
 _Read = Callable[[Path], Mapping[str, Any]]
+_UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, MemoryError, safetensors.SafetensorError, *WRONG_VALUES),
+    *(AssertionError, struct.error, zipfile.BadZipFile),  # what torch's reader raises for damaged files
+)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     reader: _Read = safetensors.torch.load_file if path.suffix == ".safetensors" else _read_pickled_tensors
     try:
         loaded = reader(path)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError) as exc:
+    except _UNREADABLE as exc:
         problem = str(exc).split("\n", 1)[0][:200]
         raise WeightsError(f"{path}: not a readable state_dict ({problem})") from exc
     for wrapper in ("state_dict", "model"):  # as training scripts save them

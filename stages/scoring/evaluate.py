@@ -7,13 +7,10 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from captionmill.data.captions.files import Captions, as_caption_files
 from captionmill.data.captions.references import read_annotations
-from captionmill.data.csv_tables import guard_formula, write_table
+from captionmill.data.csv_tables import Cell, write_table
 from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import require_other_file, write_text
@@ -205,16 +202,18 @@ def _write_per_image(
     path: Path, captions: Mapping[str, Caption], metrics: Sequence[Metric], traits: Mapping[str, CaptionTraits]
 ) -> None:
     """A row for each image, in the order of `captions`."""
-    columns: dict[str, Any] = {
-        "key": [guard_formula(key) for key in captions],
-        "caption": [guard_formula(caption.text) for caption in captions.values()],
+    columns: dict[str, Sequence[Cell]] = {
+        "key": list(captions),
+        "caption": [caption.text for caption in captions.values()],
         "confidence": [caption.confidence for caption in captions.values()],
     }
-    columns |= {metric.name: metric.each for metric in metrics if metric.name not in ("bleu_1", "bleu_2", "bleu_3")}
+    columns |= {
+        metric.name: metric.each.tolist() for metric in metrics if metric.name not in ("bleu_1", "bleu_2", "bleu_3")
+    }
     columns["words"] = [traits[key].words for key in captions]
     for name in ("copied", "repeated_word", "repeated_trigram"):
         columns[name] = [_YES_NO[getattr(traits[key], name)] for key in captions]
-    write_table(path, pd.DataFrame(columns))
+    write_table(path, list(columns), zip(*columns.values(), strict=True))
 
 
 def _to_json(

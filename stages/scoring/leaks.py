@@ -6,12 +6,11 @@ mean of all features first was measured and is worse: see docs/benchmarks.md.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -167,7 +166,7 @@ def find_leaks(
     )
     if output:
         columns = [field.name for field in fields(LeakPair)]
-        write_table(output, pd.DataFrame([asdict(pair) for pair in report.pairs], columns=columns))
+        write_table(output, columns, (astuple(pair) for pair in report.pairs))
     return report
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from captionmill.data.errors import TrainingError
 from captionmill.data.files import replace_atomically
+from captionmill.data.foreign import WRONG_VALUES, parse_json
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 FORMAT_VERSION = 1
@@ -54,8 +55,8 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
             tensors = {} if is_foreign else {name: file.get_tensor(name) for name in list(file.keys())}
             if not is_foreign and header["checksum"] != _checksum(header["state"], tensors):
                 raise ValueError("not the bytes that were written")
-            state = {} if is_foreign else json.loads(header["state"])
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as exc:
+            state = {} if is_foreign else parse_json(header["state"])
+    except (OSError, safetensors.SafetensorError, *WRONG_VALUES) as exc:
         raise TrainingError(f"{path}: not a readable checkpoint; pass `restart` to start from scratch") from exc
     if is_foreign:
         raise TrainingError(f"{path}: of another version of captionmill; pass `restart` to start from scratch")

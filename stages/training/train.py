@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from captionmill.data.captions.files import CaptionFiles, Captions, as_caption_files
@@ -265,7 +264,7 @@ def _open_work_dir(
     if world.is_first:
         empty_folder(work_dir)
         unmatched = [(key, reason) for reason, keys in splits.unmatched.items() for key in keys]
-        write_table(work_dir / UNMATCHED_NAME, pd.DataFrame(unmatched, columns=["key", "reason"]))
+        write_table(work_dir / UNMATCHED_NAME, ("key", "reason"), unmatched)
     world.wait()
     return None
 

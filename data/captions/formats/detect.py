@@ -2,7 +2,6 @@
 
 import functools
 import io
-import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from captionmill.data.captions.formats.tables import find_table, has_header, rea
 from captionmill.data.captions.formats.text_files import find_text_files, read_text_files
 from captionmill.data.captions.formats.token_file import is_token_line, read_token_file
 from captionmill.data.errors import AnnotationError
+from captionmill.data.foreign import LongLineError, parse_json
 
 _START_CHARACTERS = 65_536
 
@@ -79,6 +79,8 @@ def open_text(path: Path) -> Iterator[TextIO]:
             yield file
     except UnicodeDecodeError as exc:
         raise AnnotationError(f"{path}: not UTF-8 text; save it as UTF-8 and try again") from exc
+    except LongLineError as exc:
+        raise AnnotationError(f"{path}: {exc}; put each caption on a line") from exc
     except OSError as exc:
         raise AnnotationError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
 
@@ -109,8 +111,8 @@ def _recognise(start: str, columns: ColumnNames, left_out: LeftOut) -> Reader:
 def _recognise_json(first_lines: list[str], columns: ColumnNames, left_out: LeftOut) -> Reader:
     """JSON lines if the first line is an object by itself, with an image and a caption or with more such lines."""
     try:
-        first = json.loads(first_lines[0])
-    except (ValueError, RecursionError):
+        first = parse_json(first_lines[0])
+    except ValueError:
         first = None
     has_more = len(first_lines) > 1 and first_lines[1].startswith("{")
     if isinstance(first, dict) and "images" not in first and (has_more or is_record(first, columns)):
@@ -121,8 +123,8 @@ def _recognise_json(first_lines: list[str], columns: ColumnNames, left_out: Left
 
 def _read_json(file: TextIO, columns: ColumnNames, left_out: LeftOut) -> Iterator[ReferenceRow]:
     try:
-        content = json.loads(file.read())
-    except (ValueError, RecursionError) as exc:  # a number of more than 4,300 digits is a ValueError
+        content = parse_json(file.read())
+    except ValueError as exc:  # a number of more than 4,300 digits is a ValueError
         raise AnnotationError(f"not valid JSON ({exc}); download or export the file again") from exc
     if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
         return read_json_array(content, columns)
