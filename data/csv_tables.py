@@ -22,8 +22,8 @@ def _guard_formula(cell: str) -> str:
 
 
 def unguard_formula(cell: str) -> str:
-    """The text that was written as `cell`."""
-    return cell.removeprefix("'")
+    """The text that was written as `cell`; also of tables by earlier versions, some of which were without the guard."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_STARTS) else cell
 
 
 def csv_line(cells: Iterable[Cell], float_format: str = ".4f") -> bytes:

@@ -31,6 +31,11 @@ def test_texts_come_back_as_they_were_and_none_is_a_formula(tmp_path: Path) -> N
     assert read_cells(tmp_path / "t.csv", ("key",)) == [(text,) for text in TEXTS]
 
 
+def test_tables_from_before_the_guard_are_read_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("key\n'tis a dog\n=1\n'\n")
+    assert read_cells(tmp_path / "t.csv", ("key",)) == [("'tis a dog",), ("=1",), ("'",)]
+
+
 def test_numbers_are_numbers_and_none_is_empty(tmp_path: Path) -> None:
     write_table(tmp_path / "t.csv", ("a", "b", "c", "d"), [(-0.25, -3, None, True)])
     assert (tmp_path / "t.csv").read_bytes() == b"a,b,c,d\n-0.2500,-3,,True\n"
