@@ -54,12 +54,19 @@ def find_weights(config: ExtractConfig) -> WeightsFile:
         return WeightsFile(SCENES_WEIGHTS_PATH, SCENES_WEIGHTS, 1.0)
     if config.weights in NAMED_WEIGHTS:
         return _find_named(config.backbone, config.weights)
+    require_weights(config)
     path = Path(config.weights)
-    if not path.is_file():
+    return WeightsFile(path, str(path.resolve()), 256 / 224)
+
+
+def require_weights(config: ExtractConfig) -> None:
+    """Raise WeightsError if `config` names a file of weights that is not there."""
+    path = Path(config.weights)
+    own = (SCENES_WEIGHTS,) if config.backbone == SCENES_BACKBONE else ()
+    if config.weights not in (*NAMED_WEIGHTS, *own) and not path.is_file():
         raise WeightsError(
             f"{path}: no such file; `weights` takes {', '.join(NAMED_WEIGHTS)} or a .pth or .safetensors"
         )
-    return WeightsFile(path, str(path.resolve()), 256 / 224)
 
 
 def known_hash(file: WeightsFile, backbone: str) -> str | None:
