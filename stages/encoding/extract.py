@@ -250,7 +250,7 @@ def extract_images(
         pruned=len(unlisted) if prune or shard is not None else 0,
         meter=meter,
         advice=meter.advice(
-            cores=max(1, choose_workers(0) // (spread.processes if spread else 1)),
+            cores=max(1, choose_workers(0) // (spread.processes if spread else 1)) if meter.images else 1,
             on_gpu=engine.startswith("cuda"),
         ),
         output=output,
