@@ -5,6 +5,7 @@ Its converted form is kept in the cache, so that later runs neither import torch
 
 import json
 import queue
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,16 +95,24 @@ class _Part:
 
 
 def _find_parts(encoder: Encoder, dtype: torch.dtype) -> list[_Part]:
-    """The parts of the converted network, read from the cache or else made and kept there."""
+    """The parts of the converted network, read from the cache or else made and kept there.
+
+    They are read from files in any case: OpenVINO orders the sums of a network that was not written otherwise, and
+    rounds them to other bits.
+    """
     if not encoder.spec.weights_sha256:  # random weights, to measure a speed
         return _convert_network(encoder, dtype)
     cache, key = Cache("networks", _CACHE_BYTES), _cache_key(encoder, dtype)
     entry = cache.find(key)
     if entry is not None and (parts := _read_parts(entry)):
         return parts
-    parts = _convert_network(encoder, dtype)
-    cache.keep(key, lambda folder: _write_parts(folder, parts))
-    return parts
+    converted = _convert_network(encoder, dtype)
+    entry = cache.keep(key, lambda folder: _write_parts(folder, converted))
+    if entry is not None and (parts := _read_parts(entry)):
+        return parts
+    with tempfile.TemporaryDirectory(prefix="captionmill-") as folder:
+        _write_parts(Path(folder), converted)
+        return _read_parts(Path(folder))
 
 
 def _cache_key(encoder: Encoder, dtype: torch.dtype) -> str:
@@ -124,6 +133,7 @@ def _write_parts(folder: Path, parts: Sequence[_Part]) -> None:
 def _read_parts(folder: Path) -> list[_Part]:
     """The parts that `_write_parts` wrote; none if another process has removed them."""
     core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # the files may be removed at any time
     try:
         settings = json.loads((folder / "parts.json").read_bytes())
         models = [core.read_model(str(folder / f"{number}.xml")) for number in range(len(settings))]

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from captionmill.cli import main
 for line in sys.argv[1:]:
     result = CliRunner().invoke(main, line.split())
-    print(result.exit_code, (result.stderr.strip() or result.stdout.strip()).splitlines()[-1])
+    print(result.exit_code, (result.stdout.strip() or result.stderr.strip()).splitlines()[-1])
     print(sorted(set({HEAVY}) & set(sys.modules)))
 """
 
