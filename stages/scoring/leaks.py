@@ -29,7 +29,6 @@ from captionmill.stages.scoring.settings import LeakConfig
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 SPLIT_NAMES = ("train", "val", "test")
 ALL_IMAGES = "all"
@@ -251,7 +250,7 @@ class _Comparison:
                 progress(f"{first_name} and {second_name}", done, len(starts) * len(large))
 
     def _tile(
-        self, block: Places, chunk: Places, chunk_rows: "Tensor", *, within: bool
+        self, block: Places, chunk: Places, chunk_rows: "torch.Tensor", *, within: bool
     ) -> tuple[Places, Places, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """The pairs of `block` [B] and `chunk` [M]: their positions, their cosine, whether they are identical."""
         cosines = self._unit_rows(block) @ chunk_rows.T  # [B, M]
@@ -265,14 +264,13 @@ class _Comparison:
         cosine = cosines[rows, columns].clamp(max=1).cpu().numpy()
         return in_block, in_chunk, cosine, identical[rows, columns].cpu().numpy() | (in_block == in_chunk)
 
-    def _unit_rows(self, places: Places) -> "Tensor":
+    def _unit_rows(self, places: Places) -> "torch.Tensor":
         """The rows at `places`, scaled to length 1, [M, D]; a row of zeros stays zero."""
         import torch
-        from torch.nn.functional import normalize
 
-        return normalize(torch.from_numpy(self.store.read(places)).to(self.device).float(), dim=1)
+        return torch.nn.functional.normalize(torch.from_numpy(self.store.read(places)).to(self.device).float(), dim=1)
 
-    def _to_tensor(self, values: npt.NDArray[np.uint64] | Places) -> "Tensor":
+    def _to_tensor(self, values: npt.NDArray[np.uint64] | Places) -> "torch.Tensor":
         import torch
 
         return torch.from_numpy(np.ascontiguousarray(values).view(np.int64)).to(self.device)
