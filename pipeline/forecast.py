@@ -18,7 +18,6 @@ from captionmill.data.images.find import search_images
 from captionmill.data.images.lists import ImagesOf, as_images
 from captionmill.data.images.read import ImageFile
 from captionmill.data.images.walk import PassedOver
-from captionmill.data.models.source import find_models
 from captionmill.data.paths import AnyPath, AnyPaths, as_location
 from captionmill.data.tables.edits import take_edits
 from captionmill.data.tables.formats import is_caption_table, read_captions
@@ -29,7 +28,7 @@ from captionmill.pipeline.captioning.companions import EmbedInto
 from captionmill.pipeline.captioning.folder import row_settings
 from captionmill.pipeline.captioning.source import CacheConfig, CaptionSource, open_source
 from captionmill.pipeline.captioning.task import CaptionTask, prepare_captions
-from captionmill.stages.decoding.captioner import Captioner
+from captionmill.stages.decoding.trained import read_models
 from captionmill.stages.encoding.encoder import build_encoder, build_untrained_encoder
 from captionmill.stages.encoding.extract import FAILURES_NAME, shard_path
 from captionmill.stages.encoding.loader import Failure
@@ -124,25 +123,24 @@ def forecast_captions(
     overwrite: bool | Literal["made"] = False,
 ) -> Forecast:
     """What `caption_folder` with these arguments would do, and its errors that do not depend on what is in an image."""
-    models, output = find_models(model), Path(output)
-    captioner = Captioner.load(models, device="cpu")
+    models, output = read_models(model), Path(output)
     task = prepare_captions(images, output, table, cache.features, embed_into=embed_into, overwrite=overwrite)
     path = task.store_path
     failed = {row.path for row in read_captions(output) if not row.is_captioned} if is_caption_table(output) else set()
     if task.found is None:
-        source = open_source(path, cache.features, captioner.spec)
+        source = open_source(path, cache.features, models.spec)
         forecast = _forecast(source.keys, (), source.store, failed)
     else:
         store = FeatureStore.open(path) if store_exists(path) else None
-        if store is not None and overwrite and captioner.spec.differences(store.spec):
+        if store is not None and overwrite and models.spec.differences(store.spec):
             store = None  # it would be replaced
         if store is not None:
-            captioner.spec.require(store.spec, mine="the model", others=str(path))
+            models.spec.require(store.spec, mine="the model", others=str(path))
         missing = find_missing(task.found, store)
         unread = tuple(Failure(image.key, "not read yet") for image in missing)
         source = CaptionSource([image.key for image in task.found], path, store, None, unread)
         forecast = _forecast(task.found, missing, store, failed)
-    rows = _forecast_rows(task, output, source, row_settings(models, captioner, search, task.table))
+    rows = _forecast_rows(task, output, source, row_settings(models, search, task.table))
     rows = replace(rows, made=rows.made - forecast.failed_before)
     records = _records(path)
     return replace(

@@ -32,6 +32,14 @@ def thin_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The cache of the tests, apart from that of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAPTIONMILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """The curves of a training, twice as long in the drawing as a small training takes, are an empty file."""

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.captions.words import FIRST_RULE
-from captionmill.data.errors import ModelError
+from captionmill.data.errors import InputError, ModelError
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.files import replace_atomically, write_text
 from captionmill.data.foreign import WRONG_VALUES, finite_number, parse_json, text_of
@@ -69,6 +69,14 @@ class Model:
 def model_exists(folder: Path) -> bool:
     """Whether `folder` holds a model."""
     return (folder / BUNDLE_NAME).exists()
+
+
+def require_no_model(output: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless a model may be written into the folder `output`."""
+    if model_exists(output) and not overwrite:
+        raise InputError(f"{output}: holds a model already; pass `overwrite` to replace it, or another `output`")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; `output` must be a folder")
 
 
 def model_digest(folder: Path) -> str:

@@ -1,7 +1,7 @@
 """The source of captions: an existing feature store, or images, whose missing features are extracted first."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -92,11 +92,13 @@ def extract_source(
     cache: CacheConfig,
     *,
     replaces: bool,
+    before_work: Callable[[], object],
     progress: Progress,
 ) -> CaptionSource:
     """Add the missing features of `found` to the store at `path`.
 
     If its features do not match `spec`, raises SpecMismatchError, or with `replaces` extracts all of them again.
+    `before_work` is called before the first image is encoded.
     """
     missing, machine = len(found), cache.machine
     replaced = False
@@ -114,7 +116,7 @@ def extract_source(
         if replaced:
             with lock_store(path):
                 delete_store(path)
-        extraction = extract_images(found, path, encoder, machine, progress=progress)
+        extraction = extract_images(found, path, encoder, machine, before_work=before_work, progress=progress)
     can_be_read = len(extraction.failures) < len(found)
     return CaptionSource(
         [image.key for image in found], path, FeatureStore.open(path) if can_be_read else None, extraction

@@ -1,6 +1,5 @@
 """Stage one: images in, a feature store out. Done work is skipped, unreadable images are listed, nothing is lost."""
 
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,11 +32,10 @@ from captionmill.stages.encoding.meter import Meter
 from captionmill.stages.encoding.missing import find_missing, find_unlisted
 from captionmill.stages.encoding.share import ShareResult
 from captionmill.stages.encoding.spread import Spread, run_tasks
-from captionmill.stages.machine import choose_workers, unused_gpu_note, versions
+from captionmill.stages.machine import choose_workers, versions
 from captionmill.stages.settings import ExtractConfig
 
 FAILURES_NAME = "failures.csv"
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -201,11 +199,13 @@ def extract_images(
     layout: StoreLayout = StoreLayout(),
     prune: bool = False,
     spread: Spread | None = None,
+    before_work: Callable[[], object] = lambda: None,
     progress: Progress = no_progress,
 ) -> ExtractSummary:
-    """Add the features of the images of `found` that the store `output` lacks; arguments and errors as in `extract`."""
-    if note := unused_gpu_note(config.device):
-        _logger.warning(note)
+    """Add the features of the images of `found` that the store `output` lacks; arguments and errors as in `extract`.
+
+    `before_work` is called before the first image is encoded, and not if there is none.
+    """
     started = time.monotonic()
     results: list[ShareResult] = []
     shard = layout.shard
@@ -223,9 +223,12 @@ def extract_images(
         unlisted = find_unlisted(writer.store.keys, found) if writer.store else set()
         if prune or shard is not None:  # a shard's store holds only its part of the present list
             writer.drop(unlisted)
-        for result in run_tasks(missing, writer, encoder, config, spread=spread, progress=progress):
+        for result in run_tasks(
+            missing, writer, encoder, config, spread=spread, before_work=before_work, progress=progress
+        ):
             results.append(result)
-            writer.made_by["engine"] = result.engine
+            if result.engine:
+                writer.made_by["engine"] = result.engine
             # an image that cannot be reached now keeps its row; a file that is no longer an image loses it
             if writer.store is not None:
                 gone = (failure.key for failure in result.failures if failure.was_read)
@@ -235,19 +238,20 @@ def extract_images(
     meter = Meter()
     for result in results:
         meter += result.meter
+    engine = next((result.engine for result in results if result.engine), "")
     return ExtractSummary(
         found=len(found),
         cached=len(found) - len(missing),
         extracted=sum(result.extracted for result in results),
         failures=tuple(sorted((failure for result in results for failure in result.failures), key=lambda f: f.key)),
-        engine=results[0].engine if results else "",
+        engine=engine,
         duration_s=time.monotonic() - started,
         unlisted=len(unlisted),
         pruned=len(unlisted) if prune or shard is not None else 0,
         meter=meter,
         advice=meter.advice(
-            cores=max(1, choose_workers(0) // (spread.processes if spread else 1)),
-            on_gpu=bool(results) and results[0].engine.startswith("cuda"),
+            cores=max(1, choose_workers(0) // (spread.processes if spread else 1)) if meter.images else 1,
+            on_gpu=engine.startswith("cuda"),
         ),
         output=output,
     )

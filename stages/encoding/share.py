@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import filelock
-import torch
 
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.writer import PartWriter
@@ -126,6 +125,8 @@ def claim_device(name: str) -> str:
 
     A claim lasts as long as this process. More processes than devices share them evenly.
     """
+    import torch
+
     count = torch.cuda.device_count()
     if name not in ("auto", "cuda") or count < 2:
         return name

@@ -1,5 +1,6 @@
 """Cuts an extraction into tasks and runs them: one in this process, or several in other processes."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,9 +11,12 @@ from captionmill.data.images.read import ImageFile
 from captionmill.data.progress import Progress
 from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.encoding.engine import build_engine
+from captionmill.stages.encoding.loader import skip_unreadable
 from captionmill.stages.encoding.share import ShareResult, ShareTask, extract_share, run_share
-from captionmill.stages.machine import share_memory
+from captionmill.stages.machine import share_memory, unused_gpu_note
 from captionmill.stages.settings import ExtractConfig
+
+_logger = logging.getLogger(__name__)
 
 TASK_IMAGES = 4096  # images per task, at most: so many are lost when a process dies
 _TASKS_PER_PROCESS = 4  # so that a slow process does not delay the end
@@ -44,12 +48,25 @@ def run_tasks(
     config: ExtractConfig,
     *,
     spread: Spread | None,
+    before_work: Callable[[], object],
     progress: Progress,
 ) -> Iterator[ShareResult]:
-    """Results of the tasks that `missing` is cut into: one task here, or several in other processes."""
+    """Results of the tasks that `missing` is cut into: one task here, or several in other processes.
+
+    `before_work` is called before the first of them. Images that could not be read before and still cannot be read do
+    not make a task.
+    """
     if not missing:
         return
     progress("extract", 0, len(missing))
+    failures, missing = skip_unreadable(missing, least_size=encoder.least_size)
+    if failures:
+        yield ShareResult(0, failures)
+    if not missing:
+        return
+    if note := unused_gpu_note(config.device):
+        _logger.warning(note)
+    before_work()
     if spread is None or len(missing) < spread.least_images:
         task = ShareTask(tuple(missing), writer.path, writer.part_prefix(0), encoder.spec, config)
         yield run_share(task, encoder, build_engine(encoder, config), on_part=writer.on_change, progress=progress)

@@ -9,16 +9,17 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor, nn
 
 from captionmill.data.errors import TrainingError
 from captionmill.data.files import replace_atomically
 from captionmill.data.foreign import WRONG_VALUES, parse_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 FORMAT_VERSION = 1
@@ -30,17 +31,19 @@ class Checkpoint:
 
     state: dict[str, Any]
     """Counters and settings, as JSON values."""
-    tensors: Mapping[str, Tensor]
+    tensors: "Mapping[str, Tensor]"
     """Those of the decoder and the optimizer, by name."""
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Replace the checkpoint in `folder`."""
+    from safetensors.torch import save_file
+
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     state = json.dumps(checkpoint.state)
     header = {"format_version": str(FORMAT_VERSION), "state": state, "checksum": _checksum(state, tensors)}
     with replace_atomically(folder / CHECKPOINT_NAME) as path:
-        safetensors.torch.save_file(tensors, path, metadata=header)
+        save_file(tensors, path, metadata=header)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint | None:
@@ -63,14 +66,14 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
     return Checkpoint(state, tensors)
 
 
-def _checksum(state: str, tensors: Mapping[str, Tensor]) -> str:
+def _checksum(state: str, tensors: "Mapping[str, Tensor]") -> str:
     checksum = zlib.crc32(state.encode())
     for name in sorted(tensors):
         checksum = zlib.crc32(tensors[name].reshape(-1).numpy().data, zlib.crc32(name.encode(), checksum))
     return str(checksum)
 
 
-def pack_tensors(decoder: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def pack_tensors(decoder: "nn.Module", optimizer: "torch.optim.Optimizer") -> "dict[str, Tensor]":
     """The weights of `decoder` and the state of `optimizer` by name."""
     tensors: dict[str, Tensor] = {f"decoder.{name}": tensor for name, tensor in decoder.named_parameters()}
     for index, values in optimizer.state_dict()["state"].items():
@@ -78,7 +81,7 @@ def pack_tensors(decoder: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     return tensors
 
 
-def unpack_tensors(tensors: Mapping[str, Tensor], decoder: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def unpack_tensors(tensors: "Mapping[str, Tensor]", decoder: "nn.Module", optimizer: "torch.optim.Optimizer") -> None:
     """Put what `pack_tensors` returned into a decoder and a new optimizer of the same kind."""
     prefix = "decoder."
     load_weights(decoder, {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)})
@@ -91,8 +94,10 @@ def unpack_tensors(tensors: Mapping[str, Tensor], decoder: nn.Module, optimizer:
     optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def load_weights(decoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_weights(decoder: "nn.Module", weights: "Mapping[str, Tensor]") -> None:
     """Copy `weights` into the parameters of `decoder`, by name."""
+    import torch
+
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             parameter.copy_(weights[name])

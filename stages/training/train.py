@@ -17,9 +17,9 @@ from captionmill.data.captions.files import CaptionFiles, Captions, as_caption_f
 from captionmill.data.captions.references import Annotations, read_annotations, read_split_list
 from captionmill.data.captions.splits import Splits, choose_splits
 from captionmill.data.csv_tables import write_table
-from captionmill.data.errors import InputError, TrainingError
+from captionmill.data.errors import TrainingError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import model_exists, read_model, write_model
+from captionmill.data.models.bundle import read_model, require_no_model, write_model
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Caption
@@ -102,10 +102,7 @@ def train(
     """
     started = time.monotonic()
     features, captions, output = Path(features), as_caption_files(captions), Path(output)
-    if model_exists(output) and not overwrite:
-        raise InputError(f"{output}: holds a model already; pass `overwrite` to replace it, or another `output`")
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file; `output` must be a folder")
+    require_no_model(output, overwrite=overwrite)
     store = FeatureStore.open(features)
     work_dir = output.resolve().with_name(f"{output.resolve().name}.training")
     word_rule, config = as_it_began(work_dir, config, restart=restart)
