@@ -5,26 +5,57 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import safetensors.torch
-import torch
-from browser import Browser
-from builders import OpenPage, draw_photos
-from processes import share_loaded_modules
-from torchvision.models import ResNet
-from torchvision.models.resnet import Bottleneck
 
-from captionmill.stages import charts
+if TYPE_CHECKING:  # a process that only hands out the tests need not wait for torch
+    from browser import Browser
+    from builders import OpenPage
 
-torch.set_num_threads(1)  # the cores are for the workers
-share_loaded_modules()
-os.fsync = lambda fd: None  # no test can see whether the disk has it
+
+FORKED = ("test_cli", "test_cluster", "test_folder", "test_resume", "test_run", "test_scenes", "test_written_files")
+FORKED += ("test_extract", "test_store_access", "test_store_processes")
+ONNX = ("test_export", "test_portable")
+LONG = ("test_doc_commands", "test_encoder", "test_search", "test_gallery", "test_update", "test_site", "test_store")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes of tests, only one starts the server of `processes.py`, and one imports onnxscript.
+
+    All other files are groups by themselves. What takes long is first, so that no process is left alone with it.
+    """
+    places = [FORKED, ONNX, *((name,) for name in LONG)]
+
+    def place(item: pytest.Item) -> int:
+        return next((place for place, names in enumerate(places) if item.path.stem in names), len(places))
+
+    for item in items:
+        shared = place(item) < 2
+        item.add_marker(pytest.mark.xdist_group(f"group {place(item)}" if shared else item.nodeid.split("::")[0]))
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prepared_process() -> None:
+    """Threads of torch's, and the server of `processes.py`."""
+    import torch
+    from processes import share_loaded_modules
+
+    torch.set_num_threads(1)  # the cores are for the workers
+    share_loaded_modules()
+    os.fsync = lambda fd: None  # no test can see whether the disk has it
 
 
 @pytest.fixture(scope="session")
 def thin_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of the demo's backbone, as a .safetensors file."""
+    import safetensors.torch
+    import torch
+    from torchvision.models import ResNet
+    from torchvision.models.resnet import Bottleneck
+
     torch.manual_seed(0)
     network = ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=5)
     path = tmp_path_factory.mktemp("weights") / "thin.safetensors"
@@ -35,12 +66,16 @@ def thin_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """The curves of a training, twice as long in the drawing as a small training takes, are an empty file."""
+    from captionmill.stages import charts
+
     monkeypatch.setattr(charts, "draw_curves", lambda path, rows, **_: path.touch())
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder as `draw_photos` makes it."""
+    from builders import draw_photos
+
     return draw_photos(tmp_path / "photos")
 
 
@@ -53,8 +88,10 @@ def find_chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
     """A headless Chromium that can be typed into."""
+    from browser import Browser
+
     folder = tmp_path_factory.mktemp("browser")
     with Browser(find_chromium(), folder) as opened:
         yield opened
@@ -62,7 +99,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenPage]:
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator["OpenPage"]:
     """Opens an address in a headless Chromium, with options; the test is skipped where there is none."""
     program = find_chromium()
     profile = tmp_path_factory.mktemp("chromium")
