@@ -20,9 +20,9 @@ ONNX = ("test_export", "test_portable")
 LONG = ("test_doc_commands", "test_encoder", "test_search", "test_gallery", "test_update", "test_site", "test_store")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes of tests, only one starts the server of `processes.py`, and one imports onnxscript.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Before xdist reads the groups: of several processes of tests, only one starts the server of `processes.py`, and one imports onnxscript.
 
     All other files are groups by themselves. What takes long is first, so that no process is left alone with it.
     """
@@ -35,6 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         shared = place(item) < 2
         item.add_marker(pytest.mark.xdist_group(f"group {place(item)}" if shared else item.nodeid.split("::")[0]))
     items.sort(key=place)
+    yield
 
 
 @pytest.fixture(scope="session", autouse=True)
