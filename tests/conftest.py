@@ -14,28 +14,13 @@ if TYPE_CHECKING:  # a process that only hands out the tests need not wait for t
     from builders import OpenPage
 
 
-FORKED = ("test_cli", "test_cluster", "test_folder", "test_resume", "test_run", "test_scenes", "test_written_files")
-FORKED += ("test_extract", "test_store_access", "test_store_processes")
-ONNX = ("test_export", "test_portable")
-LONG = ("test_doc_commands", "test_encoder", "test_search", "test_gallery", "test_update", "test_site", "test_store")
+LONG = ("test_cli", "test_export", "test_store", "test_doc_commands", "test_search", "test_update", "test_folder")
+LONG += ("test_encoder", "test_run", "test_gallery", "test_portable", "test_run_report", "test_demo", "test_site")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Before xdist reads the groups: of several processes of tests, only one starts the server of `processes.py`, and one imports onnxscript.
-
-    All other files are groups by themselves. What takes long is first, so that no process is left alone with it.
-    """
-    places = [FORKED, ONNX, *((name,) for name in LONG)]
-
-    def place(item: pytest.Item) -> int:
-        return next((place for place, names in enumerate(places) if item.path.stem in names), len(places))
-
-    for item in items:
-        shared = place(item) < 2
-        item.add_marker(pytest.mark.xdist_group(f"group {place(item)}" if shared else item.nodeid.split("::")[0]))
-    items.sort(key=place)
-    yield
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first: so no process of the tests is left working when the others are done."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session", autouse=True)
