@@ -422,7 +422,7 @@ def test_a_kill_at_any_line_loses_no_row_and_doubles_none(
     expected = captions(whole)
     old = prepare("old").read_bytes() if scene != "new" else b""
     kills = 0
-    for line in [*range(1, line_count, max(1, line_count // 8)), *range(line_count - 8, line_count)]:
+    for line in [*range(1, line_count, max(1, line_count // 5)), *range(line_count - 5, line_count)]:
         path = prepare(f"killed at {line}")
         kills += run_until_killed(path, line, **now)
         # at every instant the whole old table, or the whole new one
@@ -436,7 +436,7 @@ def test_a_kill_at_any_line_loses_no_row_and_doubles_none(
             assert path.read_bytes() == whole.read_bytes()
         assert set(made) <= set(KEYS)
         assert update(path, **now) == []
-    assert kills > 20  # a run may have a line less than the one that was counted
+    assert kills > 12  # a run may have a line less than the one that was counted
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
