@@ -20,6 +20,7 @@ from captionmill.data.images.read import ImageFile
 from captionmill.data.images.walk import PassedOver
 from captionmill.data.models.source import find_models
 from captionmill.data.paths import AnyPath, AnyPaths, as_location
+from captionmill.data.regular import open_regular_text
 from captionmill.data.tables.edits import take_edits
 from captionmill.data.tables.formats import is_caption_table, read_captions
 from captionmill.data.tables.journal import CaptionJournal, made_dir
@@ -188,7 +189,7 @@ def _failed_keys(path: Path) -> set[str]:
     """The keys in a table of failures; none without one."""
     if not path.exists():
         return set()
-    with path.open(encoding="utf-8", newline="") as file:
+    with open_regular_text(path) as file:
         return {row["key"] for row in csv.DictReader(file) if row.get("key")}
 
 

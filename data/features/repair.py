@@ -9,6 +9,7 @@ from captionmill.data.features.parts import DAMAGED_SUFFIX, part_paths
 from captionmill.data.features.store import FeatureStore, store_exists
 from captionmill.data.features.writer import FeatureWriter, lock_store
 from captionmill.data.paths import AnyPath
+from captionmill.data.regular import open_regular
 
 _READ_BYTES = 1 << 24
 
@@ -61,7 +62,7 @@ def _set_damaged_aside(path: Path) -> tuple[Path, ...]:
 def _require_readable(path: Path) -> None:
     """Raise StoreAccessError unless the storage returns every byte of the file: then its content is to blame."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while file.read(_READ_BYTES):
                 pass
     except OSError as exc:

@@ -18,6 +18,7 @@ from captionmill.data.csv_tables import csv_line
 from captionmill.data.errors import InputError
 from captionmill.data.optional import require
 from captionmill.data.paths import AnyPath
+from captionmill.data.regular import open_regular, open_regular_text
 from captionmill.data.tables.rows import COLUMNS, STATUSES, CaptionRow, cells_of, row_of_cells, row_of_values
 
 TableFormat = Literal["csv", "jsonl", "parquet"]
@@ -83,7 +84,7 @@ def read_captions(path: AnyPath) -> Iterator[CaptionRow]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(4)
     except OSError as exc:
         raise InputError(f"{path}: {exc.strerror}; `captionmill caption` makes one") from exc
@@ -96,7 +97,7 @@ def is_caption_table(path: Path) -> bool:
     """Whether the file at `path` begins like a table of captions in any of the formats; an empty file does."""
     if not path.is_file():
         return False
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(512)
     if start.startswith(_PARQUET_START):
         _, parquet = _require_pyarrow()
@@ -113,7 +114,7 @@ def is_caption_table(path: Path) -> bool:
 
 def layout_of(path: Path) -> tuple[TableFormat, bool]:
     """The format of the table of captions at `path`, and whether it has a column of alternatives."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(4)
     table_format: TableFormat = "csv"
     if start == _PARQUET_START:
@@ -129,14 +130,14 @@ def has_other_columns(path: Path) -> bool:
 
 
 def _columns_of(path: Path) -> set[str]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         line = file.readline()
     if line.startswith(_PARQUET_START):
         _, parquet = _require_pyarrow()
         return set(parquet.read_schema(path).names)
     if line.startswith(b"{"):
         return set(json.loads(line))
-    with path.open(encoding="utf-8-sig", newline="") as text:
+    with open_regular_text(path, "utf-8-sig") as text:
         mark, skipped = _layout_of_csv(text)
         return set(next(itertools.islice(csv.reader(text, delimiter=mark), skipped, None), []))
 
@@ -189,7 +190,7 @@ def _require_pyarrow() -> tuple[Any, Any]:
 
 
 def _read_csv(path: Path) -> Iterator[CaptionRow]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with open_regular_text(path, "utf-8-sig") as file:
         mark, skipped = _layout_of_csv(file)
         lines = csv.reader(file, delimiter=mark, strict=True)  # else a quote could swallow rows
         try:
@@ -225,7 +226,7 @@ def _values_of(row: CaptionRow) -> dict[str, Any]:
 
 
 def _read_json_lines(path: Path) -> Iterator[CaptionRow]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 yield row_of_values(json.loads(line))

@@ -50,14 +50,23 @@ class Embedding:
         `wording`.
 
         Raises InputError if the library is missing, an image is not a local file, the copies would be among the images,
-        or two images would have the same copy.
+        two images would have the same copy, or a link in the folder of images leads to an image outside it, which would
+        be changed there.
         """
         require_metadata_library()
         self._sources = {image.key: image_path_of(image, "`embed_metadata`") for image in found}
         self._wording = wording
         self._targets = {key: _real_path(path) for key, path in self._sources.items()}
+        folder = images.resolve() if isinstance(images, Path) and images.is_dir() else None
+        if copies is None and folder is not None:
+            for key, target in self._targets.items():
+                if not target.is_relative_to(folder):
+                    raise InputError(
+                        f"{images}: {key} is a link to {target}, outside this folder, which would be changed there; "
+                        "name the folder with the image itself, or write copies: `copies`"
+                    )
         if copies is not None:
-            if isinstance(images, Path) and images.is_dir() and copies.resolve().is_relative_to(images.resolve()):
+            if folder is not None and copies.resolve().is_relative_to(folder):
                 raise InputError(
                     f"{copies}: copies among the images would be captioned too; name another folder: `copies`"
                 )

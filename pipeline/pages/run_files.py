@@ -13,6 +13,7 @@ from captionmill.data.errors import InputError
 from captionmill.data.features.log import ExtractionRecord, read_records
 from captionmill.data.features.store import FeatureStore, cache_path_for
 from captionmill.data.models.bundle import Model, read_model
+from captionmill.data.regular import open_regular, read_text
 from captionmill.data.tables.formats import read_captions
 from captionmill.stages.encoding.extract import FAILURES_NAME
 from captionmill.stages.training.run_folder import HISTORY_NAME, SELF_CRITICAL
@@ -137,7 +138,7 @@ def read_model_files(folder: Path) -> ModelFiles:
 def read_scores(path: Path) -> ScoreFile:
     """The scores in `path`; InputError if they are not what `evaluate --output` writes."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
         model = values["model"]
         _require_intervals(values["scores"], values["intervals"])
         if other := values.get("against"):
@@ -186,6 +187,6 @@ def _read_number(value: object) -> float | None:
 
 def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)[columns]
+        return pd.read_csv(open_regular(path), dtype=str, keep_default_na=False)[columns]
     except (ValueError, KeyError) as exc:
         raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; move it away") from exc

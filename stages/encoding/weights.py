@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from captionmill.data.errors import WeightsError
+from captionmill.data.regular import open_regular, require_regular
 from captionmill.stages.settings import ExtractConfig
 
 SCENES_BACKBONE = "scenes-resnet14"
@@ -88,7 +89,7 @@ def _download(named: Any) -> dict[str, Tensor]:
         ) from exc
     except RuntimeError as exc:  # the download has the wrong hash
         raise WeightsError(f"the download of {name} is damaged; run again") from exc
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if not hashlib.file_digest(file, "sha256").hexdigest().startswith(hash_prefix):
             raise WeightsError(f"{path}: damaged, or another file under this name; delete it and run again")
     return _read_state(path)
@@ -100,6 +101,7 @@ _Read = Callable[[Path], Mapping[str, Any]]
 def _read_state(path: Path) -> dict[str, Tensor]:
     reader: _Read = safetensors.torch.load_file if path.suffix == ".safetensors" else _read_pickled_tensors
     try:
+        require_regular(path)
         loaded = reader(path)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError) as exc:
         problem = str(exc).split("\n", 1)[0][:200]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from captionmill.data.errors import TrainingError
 from captionmill.data.files import replace_atomically
+from captionmill.data.regular import require_regular
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 FORMAT_VERSION = 1
@@ -48,6 +49,7 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
     if not path.exists():
         return None
     try:
+        require_regular(path)
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             is_foreign = header.get("format_version", str(FORMAT_VERSION)) != str(FORMAT_VERSION)

@@ -25,6 +25,7 @@ from captionmill.data.locks import hold_lock
 from captionmill.data.models.bundle import BUNDLE_NAME, read_model, write_model
 from captionmill.data.models.card import may_write_card, write_card
 from captionmill.data.optional import install_command
+from captionmill.data.regular import make_own_folder, open_regular
 from captionmill.stages import charts
 from captionmill.stages.machine import versions
 from captionmill.stages.training.checkpoint import CHECKPOINT_NAME
@@ -172,7 +173,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: needed for the training, but is a file; move it away")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_own_folder(folder)
     error = TrainingError(f"{folder}: another process is running this training; wait for it to end")
     with hold_lock(folder / _LOCK_NAME, error):
         yield
@@ -228,7 +229,7 @@ def _read_samples(path: Path) -> list[_Sample]:
     if not path.exists():
         return []
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)[_SAMPLE_COLUMNS]
+        frame = pd.read_csv(open_regular(path), dtype=str, keep_default_na=False)[_SAMPLE_COLUMNS]
         return [
             _Sample(key, int(epoch), caption, references)
             for key, epoch, caption, references in frame.to_numpy().tolist()
