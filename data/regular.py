@@ -8,6 +8,7 @@ import io
 import os
 import select
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO
 
@@ -98,6 +99,15 @@ def refuse_link(path: Path) -> None:
     """Raise OSError if `path` is a link: what is written there would be written elsewhere."""
     if path.is_symlink():
         raise OSError(errno.ELOOP, "is a link, through which nothing is written; remove it", str(path))
+
+
+def require_inside(folder: Path, paths: Iterable[Path]) -> None:
+    """Raise OSError if one of the `paths` below `folder` is outside it, as a folder on its way is a link."""
+    root = os.path.realpath(folder)
+    for parent in dict.fromkeys(path.parent for path in paths):
+        if not Path(os.path.realpath(parent)).is_relative_to(root):
+            message = f"leads out of {folder} by a link, through which nothing is written; name its target by itself"
+            raise OSError(errno.ELOOP, message, str(parent))
 
 
 def _open_regular(path: str, flags: int) -> int:

@@ -20,6 +20,7 @@ from captionmill.data.images.description import (
 )
 from captionmill.data.images.read import ImageFile
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.regular import require_inside
 from captionmill.data.tables.review import Review
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.tables.wording import Wording
@@ -51,7 +52,7 @@ class Embedding:
 
         Raises InputError if the library is missing, an image is not a local file, the copies would be among the images,
         two images would have the same copy, or a link in the folder of images leads to an image outside it, which would
-        be changed there.
+        be changed there; OSError if a copy would be outside `copies`.
         """
         require_metadata_library()
         self._sources = {image.key: image_path_of(image, "`embed_metadata`") for image in found}
@@ -71,6 +72,7 @@ class Embedding:
                     f"{copies}: copies among the images would be captioned too; name another folder: `copies`"
                 )
             self._targets = {key: copies / _below(key) for key in self._sources}
+            require_inside(copies, self._targets.values())
             if len(set(self._targets.values())) < len(found):
                 raise InputError(
                     f"{copies}: two images would have the same copy, since their names differ only in .. or /"

@@ -187,6 +187,7 @@ def _read_number(value: object) -> float | None:
 
 def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     try:
-        return pd.read_csv(open_regular(path), dtype=str, keep_default_na=False)[columns]
+        with open_regular(path) as file:
+            return pd.read_csv(file, dtype=str, keep_default_na=False)[columns]
     except (ValueError, KeyError) as exc:
         raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; move it away") from exc

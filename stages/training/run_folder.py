@@ -229,7 +229,8 @@ def _read_samples(path: Path) -> list[_Sample]:
     if not path.exists():
         return []
     try:
-        frame = pd.read_csv(open_regular(path), dtype=str, keep_default_na=False)[_SAMPLE_COLUMNS]
+        with open_regular(path) as file:
+            frame = pd.read_csv(file, dtype=str, keep_default_na=False)[_SAMPLE_COLUMNS]
         return [
             _Sample(key, int(epoch), caption, references)
             for key, epoch, caption, references in frame.to_numpy().tolist()
