@@ -93,12 +93,13 @@ def _remove_unlocked(path: str) -> None:
 
 @contextmanager
 def errors_named(path: Path) -> Iterator[None]:
-    """Add `path` to a system error that names no file, such as that of a full disk."""
+    """Name `path` in a system error that names no file, such as that of a full disk, or a partial or a second one."""
     try:
         yield
     except OSError as exc:
-        if exc.errno is not None and exc.filename is None:
-            exc.filename = str(path)
+        names_partial = _PARTIAL_NAME.fullmatch(os.path.basename(str(exc.filename)))  # noqa: PTH119
+        if exc.errno is not None and (exc.filename is None or exc.filename2 is not None or names_partial):
+            exc.filename, exc.filename2 = str(path), None
         raise
 
 

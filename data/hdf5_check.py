@@ -2,8 +2,8 @@
 
 There, one wrong bit keeps HDF5 busy for ever, crashes it or makes it ask for gigabytes.
 
-`seal_file` adds a checksum behind the end of HDF5, where HDF5 ignores it, of all bookkeeping that is not checked here: a file
-that still has it can be opened without fear.
+`seal_file` adds a checksum behind the end of HDF5, where HDF5 ignores it, of all bookkeeping that is not checked here.
+A file that still has it can be opened without fear.
 
 Source: HDF5 File Format Specification, versions 1 of the object header (IV.A.1.a), the attribute message (IV.A.2.m) and
 the global heap (III.E), as HDF5 writes them by default. Files in other versions, of other tools, are not checked.

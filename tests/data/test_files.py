@@ -35,6 +35,16 @@ def test_a_full_disk_names_the_file_that_could_not_be_written(tmp_path: Path) ->
     assert error.value.filename == str(tmp_path / "table.csv")
 
 
+def test_a_full_disk_names_the_copy_and_not_its_original(tmp_path: Path) -> None:
+    def copy() -> None:
+        with replace_atomically(tmp_path / "copy.jpg") as partial_path:
+            raise OSError(errno.ENOSPC, "No space left on device", "original.jpg", None, str(partial_path))
+
+    with pytest.raises(OSError, match="No space left on device") as error:
+        copy()
+    assert (error.value.filename, error.value.filename2) == (str(tmp_path / "copy.jpg"), None)
+
+
 def test_a_name_as_long_as_a_name_may_be_is_written_too(tmp_path: Path) -> None:
     path = tmp_path / ("ü" * 125 + "n.csv")  # 255 bytes
     write_text(path, "whole\n")

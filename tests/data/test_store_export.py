@@ -168,7 +168,7 @@ def test_new_rows_never_lie_beside_the_keys_of_older_ones(tmp_path: Path, monkey
     (tmp_path / "f.csv").write_text("row,key\n0,older.jpg\n")
     monkeypatch.setattr(secrets, "token_hex", lambda count: "0" * 2 * count)
     (tmp_path / ".f.csv.0000000000000000.partial").mkdir()  # so that no file can be written there
-    with pytest.raises(OSError, match=r"\.f\.csv\.0000000000000000\.partial"):
+    with pytest.raises(OSError, match=r"/f\.csv"):
         export_features(tmp_path / "f.h5", tmp_path / "f.npy", overwrite=True)
     assert np.load(tmp_path / "f.npy").ndim == 2
     assert not (tmp_path / "f.csv").exists()
