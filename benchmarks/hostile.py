@@ -125,13 +125,14 @@ def try_links(draw: random.Random, folder: Path) -> bool:
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(draw.choice([outside, outside / "sub", *(outside / name for name in names)]))
     before = tree_hash(outside)
-    for work in (
+    works: list[Callable[[], None]] = [
         lambda: make_store(inside / "f.h5"),
         lambda: update(inside / "table.csv"),
         lambda: write_sidecars(inside),
         lambda: log(inside),
         lambda: write_text(inside / "page.html", "page"),
-    ):
+    ]
+    for work in works:
         with refusals():
             work()
     return tree_hash(outside) == before

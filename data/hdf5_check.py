@@ -79,8 +79,9 @@ def is_sealed(file: BinaryIO) -> bool | None:
     packed, own = file.read(size - end - 4), file.read(4)
     if struct.pack("<I", zlib.crc32(packed)) != own:
         return False
-    ranges = np.frombuffer(packed[: -_SEAL.size], "<u8").reshape(-1, 2).tolist()
-    return _checksum(file, ranges) == checksum
+    ranges: list[Range] = np.frombuffer(packed[: -_SEAL.size], "<u8").reshape(-1, 2).tolist()
+    is_same: bool = _checksum(file, ranges) == checksum
+    return is_same
 
 
 def _checksum(file: IO[bytes], ranges: Iterable[Range]) -> int:

@@ -136,11 +136,16 @@ def test_a_flip_in_the_bookkeeping_is_found_before_hdf5_sees_it(
     with path.open("rb") as file:
         assert is_sealed(file)
     flip(path, 70)  # of the superblock
-    asked: list[list[Path]] = []
-    monkeypatch.setattr(store_file, "find_unsafe", lambda paths: asked.append(paths) or paths)
+    asked: list[Path] = []
+
+    def find_unsafe(paths: list[Path]) -> list[Path]:
+        asked.extend(paths)
+        return paths
+
+    monkeypatch.setattr(store_file, "find_unsafe", find_unsafe)
     with pytest.raises(StoreDamageError, match="its bookkeeping is not what was written"):
         FeatureStore.open(path)
-    assert asked == [[path]]
+    assert asked == [path]
 
 
 def test_what_a_flip_leaves_readable_is_read_and_repair_writes_it_again(tmp_path: Path) -> None:
