@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import functools
 import hashlib
+import importlib
 import logging
 import multiprocessing
 import os
@@ -220,6 +221,8 @@ def run_batch(
     kind: str, first: int, count: int, seed: int, until: float, results: "multiprocessing.Queue[int]"
 ) -> None:
     """Attempts `first` and following; the number of each that has begun, and then its negative if it held."""
+    if kind == "inputs":
+        importlib.import_module("captionmill.stages.encoding.weights")  # torch, before the clock starts
     signal.signal(signal.SIGALRM, too_long)
     for number in range(first, count):
         if time.monotonic() > until:
