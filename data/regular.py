@@ -68,7 +68,7 @@ def read_stream(stream: BinaryIO, name: str) -> bytes:
 
 
 def open_own(path: Path, mode: str) -> IO[bytes]:
-    """A file of our own at `path`, such as a log, open to be written; OSError for a link or anything but a file."""
+    """One of our files at `path`, such as a log, open to be written; OSError for a link or anything but a file."""
     return open(path, mode, opener=_open_own)
 
 
@@ -90,7 +90,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
 
 
 def make_own_folder(path: Path) -> None:
-    """Create the folder `path` of our own files, unless it exists; OSError if a link is there."""
+    """Create the folder `path` of our files, unless it exists; OSError if a link is there."""
     path.mkdir(parents=True, exist_ok=True)
     refuse_link(path)
 
