@@ -1,7 +1,7 @@
 """Atomic file writes: written beside, flushed, renamed.
 
 What is written beside has a random name, so no link that waits there is followed, and two processes that write one file
-never mix: the last one wins. Its writer holds a lock on it, so that leftovers of killed processes are recognised and removed.
+never mix: the last one wins. Its writer holds a lock on it, by which leftovers of killed processes are recognised.
 """
 
 import hashlib
