@@ -7,6 +7,8 @@ from pathlib import Path
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import replace_atomically
+from captionmill.data.foreign import short_lines
+from captionmill.data.regular import open_regular_text
 
 Cell = str | int | float | None
 _STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
@@ -48,8 +50,8 @@ def write_table(
 def read_cells(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]:
     """The cells of these columns in a table that `write_table` wrote; InputError if it is another file."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+        with open_regular_text(path, "utf-8-sig") as file:
+            reader = csv.reader(short_lines(file), strict=True)
             header = next(reader, [])
             places = [header.index(name) for name in columns]
             return [tuple(unguard_formula(cells[place]) for place in places) for cells in reader if cells]

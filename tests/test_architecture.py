@@ -18,7 +18,15 @@ CODE = [path for path in MODULES if path.name != "__init__.py"]
 TERMINAL = "pipeline/terminal"
 BELOW_THE_TERMINAL = [path for path in CODE if path.name != "cli.py" and path.parent != ROOT / TERMINAL]
 IMAGE_ROOMS = {"data", "data/images", "data/images/formats"}
-DATA = {*IMAGE_ROOMS, "data/features", "data/captions", "data/captions/formats", "data/tables", "data/models"}
+DATA = {
+    *IMAGE_ROOMS,
+    "data/features",
+    "data/hdf5",
+    "data/captions",
+    "data/captions/formats",
+    "data/tables",
+    "data/models",
+}
 CAPTION_ROOMS = {
     *("data", "data/captions", "data/captions/formats"),
     *("data/images/keys", "data/images/lists", "data/tables"),
@@ -28,7 +36,8 @@ ALLOWED = {
     "data": {"data", "data/images/read"},
     "data/images": IMAGE_ROOMS,
     "data/images/formats": {"data", "data/images/formats", "data/images/memory"},
-    "data/features": {"data", "data/features", "data/images/read"},
+    "data/hdf5": {"data", "data/hdf5"},
+    "data/features": {"data", "data/features", "data/hdf5", "data/images/read"},
     "data/captions": CAPTION_ROOMS,
     "data/captions/formats": {"data", "data/captions/formats", "data/images/formats", "data/images/walk"},
     "data/tables": {"data", "data/tables"},

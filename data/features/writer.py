@@ -28,6 +28,7 @@ from captionmill.data.features.store import FeatureStore, store_exists
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageSource
 from captionmill.data.locks import hold_lock
 from captionmill.data.paths import AnyPath
+from captionmill.data.regular import make_own_folder
 
 ROWS_PER_PART = 1024
 _LOCK_NAME = ".lock"
@@ -262,9 +263,9 @@ def lock_store(path: Path) -> Iterator[None]:
     """
     folder = parts_dir(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_own_folder(folder)
     except OSError as exc:
-        raise StoreError(f"{folder}: cannot be created ({exc.strerror})") from exc
+        raise StoreError(f"{folder}: cannot be written to ({exc.strerror})") from exc
     lock_path = folder / _LOCK_NAME
     busy = StoreError(f"{path}: another process is writing to this store; wait for it to end")
     with contextlib.ExitStack() as held:

@@ -26,6 +26,7 @@ from captionmill.data.files import replace_atomically, write_text
 from captionmill.data.foreign import WRONG_VALUES, finite_number, parse_json, text_of
 from captionmill.data.images.keys import match_forms
 from captionmill.data.paths import AnyPath
+from captionmill.data.regular import read_bytes, read_text
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -81,7 +82,7 @@ def require_no_model(output: Path, *, overwrite: bool) -> None:
 
 def model_digest(folder: Path) -> str:
     """SHA-256, in hex, of the `bundle.json` in `folder`, which contains the hash of the weights."""
-    return hashlib.sha256((folder / BUNDLE_NAME).read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(folder / BUNDLE_NAME)).hexdigest()
 
 
 def write_model(folder: Path, model: Model) -> None:
@@ -131,7 +132,7 @@ def _image_keys(values: object) -> list[str]:
 def weights_name_of(folder: Path) -> str | None:
     """The name of the weights file of the model in `folder`, if there is one; only this file may be removed."""
     try:
-        name = parse_json((folder / BUNDLE_NAME).read_text(encoding="utf-8"))["weights"]["file"]
+        name = parse_json(read_text(folder / BUNDLE_NAME))["weights"]["file"]
     except (OSError, *WRONG_VALUES):
         return None
     return name if is_weights_name(name) else None
@@ -147,7 +148,7 @@ def read_model(folder: AnyPath) -> Model:
     folder = Path(folder)
     path = folder / BUNDLE_NAME
     try:
-        values = parse_json(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ModelError(f"{path}: not a captionmill model")
         if values["format_version"] != FORMAT_VERSION:
@@ -156,7 +157,7 @@ def read_model(folder: AnyPath) -> Model:
             )
         if not is_weights_name(values["weights"]["file"]):
             raise ModelError(f"{path}: {values['weights']['file']!r} is no name of a weights file")
-        content = (folder / values["weights"]["file"]).read_bytes()
+        content = read_bytes(folder / values["weights"]["file"])
         if hashlib.sha256(content).hexdigest() != values["weights"]["sha256"]:
             raise ModelError(
                 f"{folder}: {values['weights']['file']} is not the file that {BUNDLE_NAME} was written with"

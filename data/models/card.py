@@ -17,6 +17,7 @@ from captionmill.data.files import write_text
 from captionmill.data.foreign import WRONG_VALUES, finite_number, parse_json
 from captionmill.data.models.bundle import CARD_NAME, Model, read_model
 from captionmill.data.paths import AnyPath
+from captionmill.data.regular import read_text
 
 _TEMPLATE = Path(__file__).parent / "assets" / "card.md"
 _SIGNATURE = "<!-- captionmill card "
@@ -62,7 +63,7 @@ def write_card(folder: AnyPath, scores: Sequence[AnyPath] = ()) -> Path:
 def may_write_card(folder: Path) -> bool:
     """Whether the card in `folder` does not exist or is as captionmill wrote it."""
     try:
-        text, found, signature = (folder / CARD_NAME).read_text(encoding="utf-8").rpartition(f"\n{_SIGNATURE}")
+        text, found, signature = read_text(folder / CARD_NAME).rpartition(f"\n{_SIGNATURE}")
     except FileNotFoundError:
         return True
     except (OSError, UnicodeDecodeError):
@@ -148,7 +149,7 @@ def _one_cell(text: str) -> str:
 
 def _read_scores(path: Path) -> ScoredImages:
     try:
-        values: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = parse_json(read_text(path))
         return ScoredImages(
             str(values["images_chosen_by"]),
             len(values["captions"]),

@@ -13,6 +13,7 @@ from captionmill.data.csv_tables import unguard_formula
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically
 from captionmill.data.paths import AnyPath
+from captionmill.data.regular import open_regular_text
 from captionmill.data.tables.edits import take_edits
 from captionmill.data.tables.formats import is_caption_table, layout_of, read_captions, write_captions
 from captionmill.data.tables.journal import CaptionJournal, lock_table
@@ -97,7 +98,7 @@ def _read_decisions(path: Path) -> list[tuple[Review, str]]:
     """Each decision, with the caption that was shown to whoever made it."""
     decided: dict[str, tuple[Review, str]] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_regular_text(path, "utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             if not set(COLUMNS).issubset(reader.fieldnames or ()):
                 raise InputError(f"{path}: not a file of decisions; it needs the columns {', '.join(COLUMNS)}")

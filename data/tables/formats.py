@@ -20,6 +20,7 @@ from captionmill.data.errors import InputError
 from captionmill.data.foreign import LONGEST_LINE, WRONG_VALUES, parse_json, short_lines
 from captionmill.data.optional import require
 from captionmill.data.paths import AnyPath
+from captionmill.data.regular import open_regular, open_regular_text
 from captionmill.data.tables.rows import COLUMNS, STATUSES, CaptionRow, cells_of, row_of_cells, row_of_values
 
 TableFormat = Literal["csv", "jsonl", "parquet"]
@@ -85,7 +86,7 @@ def read_captions(path: AnyPath) -> Iterator[CaptionRow]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(4)
     except OSError as exc:
         raise InputError(f"{path}: {exc.strerror}; `captionmill caption` makes one") from exc
@@ -98,7 +99,7 @@ def is_caption_table(path: Path) -> bool:
     """Whether the file at `path` begins like a table of captions in any of the formats; an empty file does."""
     if not path.is_file():
         return False
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(512)
     if start.startswith(_PARQUET_START):
         with suppress(InputError), _parquet_errors(path) as parquet:
@@ -113,7 +114,7 @@ def is_caption_table(path: Path) -> bool:
 
 def layout_of(path: Path) -> tuple[TableFormat, bool]:
     """The format of the table of captions at `path`, and whether it has a column of alternatives."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(4)
     table_format: TableFormat = "csv"
     if start == _PARQUET_START:
@@ -129,7 +130,7 @@ def has_other_columns(path: Path) -> bool:
 
 
 def _columns_of(path: Path) -> set[str]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         line = file.readline(LONGEST_LINE)
     if line.startswith(_PARQUET_START):
         with _parquet_errors(path) as parquet:
@@ -137,7 +138,7 @@ def _columns_of(path: Path) -> set[str]:
     try:
         if line.startswith(b"{"):
             return set(parse_json(line))
-        with path.open(encoding="utf-8-sig", newline="") as text:
+        with open_regular_text(path, "utf-8-sig") as text:
             mark, skipped = _layout_of_csv(text)
             return set(next(itertools.islice(csv.reader(short_lines(text), delimiter=mark), skipped, None), []))
     except (ValueError, csv.Error) as exc:
@@ -204,7 +205,7 @@ def _require_pyarrow() -> tuple[Any, Any]:
 
 
 def _read_csv(path: Path) -> Iterator[CaptionRow]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with open_regular_text(path, "utf-8-sig") as file:
         mark, skipped = _layout_of_csv(file)
         lines = csv.reader(short_lines(file), delimiter=mark, strict=True)  # else a quote could swallow rows
         try:
@@ -248,7 +249,7 @@ def _values_of(row: CaptionRow) -> dict[str, Any]:
 
 def _read_json_lines(path: Path) -> Iterator[CaptionRow]:
     done = 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             for line in short_lines(file):
                 yield row_of_values(parse_json(line))

@@ -28,6 +28,7 @@ from captionmill.data.errors import InputError
 from captionmill.data.files import errors_named, flush_to_disk, replace_atomically
 from captionmill.data.foreign import WRONG_VALUES, parse_json, short_lines, text_of
 from captionmill.data.locks import hold_lock
+from captionmill.data.regular import make_own_folder, open_own, open_regular
 from captionmill.data.tables.review import DECISIONS, Review
 from captionmill.data.tables.rows import CaptionRow, row_of_values
 
@@ -70,7 +71,7 @@ def made_dir(path: Path) -> Path:
 def lock_table(path: Path) -> Iterator[Path]:
     """The folder with the journal, locked during the block: no other process may write to it or to the table."""
     folder = made_dir(path)
-    folder.mkdir(exist_ok=True)
+    make_own_folder(folder)
     error = InputError(f"{path}: another process is writing this table; wait for it to end")
     with hold_lock(folder / ".lock", error):
         yield folder
@@ -138,7 +139,7 @@ class CaptionJournal:
 
     def rows_at(self, offsets: Iterable[int]) -> Iterator[CaptionRow]:
         """The rows whose lines begin at `offsets`."""
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             for line in _lines_at(file, offsets):
                 yield row_of_values(parse_json(line)["row"], self.path)
 
@@ -148,7 +149,7 @@ class CaptionJournal:
 
         `block_rows` lines are written together; a kill loses at most these.
         """
-        with errors_named(self.path), self.path.open("r+b" if end else "wb") as file:
+        with errors_named(self.path), open_own(self.path, "r+b" if end else "wb") as file:
             file.truncate(end)
             file.seek(end)
             writer = JournalWriter(file, end, block_rows)
@@ -160,7 +161,7 @@ class CaptionJournal:
 
     def compact(self, known: Known, made_with: Mapping[str, Any]) -> None:
         """Leave out what later lines replaced, if that is more than half; every row of `known` must be current."""
-        with self.path.open("rb") as old:
+        with open_regular(self.path) as old:
             live = sum(map(len, _lines_at(old, known.offsets)))
             if known.end < 2 * live + 2**16:
                 return
@@ -181,7 +182,7 @@ class CaptionJournal:
         if not self.path.exists():
             return
         end = 0
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             for line in short_lines(file):
                 start, end = end, end + len(line)
                 body, found, crc = line.rpartition(_CRC)

@@ -13,6 +13,7 @@ from typing import Any
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically
 from captionmill.data.foreign import WRONG_VALUES, parse_json
+from captionmill.data.regular import read_bytes
 from captionmill.data.tables.formats import is_caption_table, read_captions, row_text
 from captionmill.data.tables.journal import CaptionJournal, JournalWriter
 from captionmill.data.tables.review import Review
@@ -36,7 +37,7 @@ def convert_older(path: Path, journal: CaptionJournal) -> None:
 
 
 def _convert(path: Path, older: Path, journal: CaptionJournal) -> None:
-    header_line, _, records = older.read_bytes().partition(b"\n")
+    header_line, _, records = read_bytes(older).partition(b"\n")
     header: dict[str, Any] = parse_json(header_line)
     text = row_text(header["table"], with_alternatives=header["with_alternatives"])
     records = records[: len(records) // _RECORD.size * _RECORD.size]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from captionmill.data.regular import open_own, read_bytes
 from captionmill.data.tables.journal import made_dir
 
 _HASH_DIGITS = 16
@@ -22,7 +23,7 @@ class WrittenTexts:
         self._path = made_dir(table) / kind
         self.is_begun = self._path.exists()
         """Whether an earlier run recorded any."""
-        self._hashes = set(self._path.read_bytes().split()) if self.is_begun else set()
+        self._hashes = set(read_bytes(self._path).split()) if self.is_begun else set()
         self._file: IO[bytes] | None = None
 
     def has(self, key: str, content: bytes) -> bool:
@@ -36,7 +37,7 @@ class WrittenTexts:
     @contextmanager
     def adding(self) -> Iterator[None]:
         """A block in which `add` may be called."""
-        with self._path.open("ab") as file:
+        with open_own(self._path, "ab") as file:
             self._file = file
             try:
                 yield

@@ -11,6 +11,7 @@ from captionmill.data.features.log import ExtractionRecord, read_records
 from captionmill.data.features.store import FeatureStore, cache_path_for
 from captionmill.data.foreign import WRONG_VALUES, finite_number, parse_json, text_of
 from captionmill.data.models.bundle import Model, read_model
+from captionmill.data.regular import read_text
 from captionmill.data.tables.formats import read_captions
 from captionmill.stages.encoding.extract import FAILURES_NAME
 from captionmill.stages.training.run_folder import HISTORY_NAME, SELF_CRITICAL
@@ -132,7 +133,7 @@ def read_model_files(folder: Path) -> ModelFiles:
 def read_scores(path: Path) -> ScoreFile:
     """The scores in `path`; InputError if they are not what `evaluate --output` writes."""
     try:
-        values = parse_json(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path))
         model = values["model"]
         names = [model] if isinstance(model, str) else model
         _require_described(values)

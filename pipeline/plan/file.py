@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from captionmill.data.errors import PipelineError, SettingError
+from captionmill.data.regular import read_text
 from captionmill.data.urls import is_url
 from captionmill.stages.fields import Configuration, Setting, settings_of, shown
 
@@ -26,7 +27,7 @@ class PlanFile:
         self.path = path
         self.folder = path.parent.absolute()
         try:
-            self._text = path.read_text(encoding="utf-8-sig")
+            self._text = read_text(path, "utf-8-sig")
             self.values = tomllib.loads(self._text)
         except OSError as exc:
             raise PipelineError(f"{path}: cannot be read ({exc.strerror})") from exc

@@ -9,6 +9,7 @@ from typing import Any
 from captionmill.data.errors import CaptionmillError
 from captionmill.data.foreign import parse_json
 from captionmill.data.paths import AnyPath, as_path
+from captionmill.data.regular import read_text
 from captionmill.data.tables.formats import read_captions
 from captionmill.pipeline.captioning.sidecars import count_missing
 from captionmill.pipeline.plan.fingerprints import (
@@ -139,7 +140,7 @@ def _word_changes(job: Job, was: Mapping[str, Any], now: Mapping[str, Any]) -> l
     if isinstance(job, CaptionJob):
         captions = (row.caption for row in read_captions(job.output))
     elif isinstance(job, EvaluateJob):
-        captions = (one["caption"] for one in parse_json(job.output.read_text(encoding="utf-8"))["captions"].values())
+        captions = (one["caption"] for one in parse_json(read_text(job.output))["captions"].values())
     return ["repeat_words was true, is false"] if any(map(repeats_word, captions)) else []
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from captionmill.data.regular import read_stream
 from captionmill.data.urls import is_url
 from captionmill.stages.fields import Configuration, Setting, settings_of
 from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig
@@ -134,7 +135,7 @@ def take_images(images: tuple[Path | str, ...]) -> "AnyPath | ListedImages":
     if Path("-") in images:
         if len(images) > 1:
             raise click.UsageError("- reads a list from standard input: give it by itself")
-        return ListedImages.of_lines(sys.stdin.buffer.read(), "standard input")
+        return ListedImages.of_lines(read_stream(sys.stdin.buffer, "standard input"), "standard input")
     return images[0] if len(images) == 1 and not is_single_image(images[0]) else as_images(images)
 
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from captionmill.data.cache import Cache, key_of
 from captionmill.data.errors import WeightsError
 from captionmill.data.foreign import WRONG_VALUES, parse_json
+from captionmill.data.regular import open_regular, require_regular
 from captionmill.stages.settings import ExtractConfig
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def remember_hash(note_key: str, file: WeightsFile, backbone: str, digest: str) 
 def read_weights(file: WeightsFile) -> "dict[str, Tensor]":
     """The tensors of `file` without the classifier; WeightsError if it cannot be read."""
     if file.name in NAMED_WEIGHTS:
-        with file.path.open("rb") as opened:
+        with open_regular(file.path) as opened:
             if not hashlib.file_digest(opened, "sha256").hexdigest().startswith(_hash_prefix(file.path)):
                 raise WeightsError(f"{file.path}: damaged, or another file under this name; delete it and run again")
     return {name: tensor for name, tensor in _read_state(file.path).items() if not name.startswith("fc.")}
@@ -196,6 +197,7 @@ def _read_state(path: Path) -> "dict[str, Tensor]":
 
     reader: _Read = safetensors.torch.load_file if path.suffix == ".safetensors" else _read_pickled_tensors
     try:
+        require_regular(path)
         loaded = reader(path)
     except _UNREADABLE as exc:
         problem = str(exc).split("\n", 1)[0][:200]

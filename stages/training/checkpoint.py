@@ -16,6 +16,7 @@ import safetensors
 from captionmill.data.errors import TrainingError
 from captionmill.data.files import replace_atomically
 from captionmill.data.foreign import WRONG_VALUES, parse_json
+from captionmill.data.regular import require_regular
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
     if not path.exists():
         return None
     try:
+        require_regular(path)
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             is_foreign = header.get("format_version", str(FORMAT_VERSION)) != str(FORMAT_VERSION)

@@ -23,6 +23,7 @@ from captionmill.data.locks import hold_lock
 from captionmill.data.models.bundle import BUNDLE_NAME, read_model, write_model
 from captionmill.data.models.card import may_write_card, write_card
 from captionmill.data.optional import install_command
+from captionmill.data.regular import make_own_folder
 from captionmill.stages import charts
 from captionmill.stages.machine import versions
 from captionmill.stages.training.checkpoint import CHECKPOINT_NAME
@@ -171,7 +172,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: needed for the training, but is a file; move it away")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_own_folder(folder)
     error = TrainingError(f"{folder}: another process is running this training; wait for it to end")
     with hold_lock(folder / _LOCK_NAME, error):
         yield

@@ -250,15 +250,6 @@ def test_a_store_travels_to_another_process(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(store))["b"], rows[1])
 
 
-def test_a_store_rewritten_in_chunks_by_another_tool_is_still_read(tmp_path: Path) -> None:
-    rows = make_rows(3)
-    path = make_store(tmp_path / "f.h5", ["a", "b", "c"], rows)
-    with h5py.File(path, "a") as file:
-        del file["features"]
-        file.create_dataset("features", data=rows, chunks=(2, 8), compression="gzip")
-    np.testing.assert_array_equal(FeatureStore.open(path)["c"], rows[2])
-
-
 @pytest.mark.parametrize("content", [b"", b"not HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100)])
 def test_a_file_that_is_no_store_is_a_one_line_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "f.h5"

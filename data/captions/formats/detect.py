@@ -23,6 +23,7 @@ from captionmill.data.captions.formats.text_files import find_text_files, read_t
 from captionmill.data.captions.formats.token_file import is_token_line, read_token_file
 from captionmill.data.errors import AnnotationError
 from captionmill.data.foreign import LongLineError, parse_json
+from captionmill.data.regular import open_file_or_pipe, open_regular
 
 _START_CHARACTERS = 65_536
 
@@ -72,8 +73,7 @@ def check_layout(path: Path, columns: ColumnNames) -> None:
 def open_text(path: Path) -> Iterator[TextIO]:
     """The file, opened at its beginning; AnnotationError if it is empty or, during the block, cannot be read."""
     try:
-        with path.open(encoding="utf-8-sig") as opened:
-            file: TextIO = opened if opened.seekable() else io.StringIO(opened.read())  # a pipe
+        with io.TextIOWrapper(open_file_or_pipe(path), "utf-8-sig") as file:
             if not read_start(file).strip():
                 raise AnnotationError(f"{path}: the file is empty")
             yield file
@@ -147,7 +147,7 @@ def _is_parquet(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(len(PARQUET_START)) == PARQUET_START
     except OSError:  # opening it as text names the reason
         return False
