@@ -1,10 +1,9 @@
 """Stage one: images in, a feature store out. Done work is skipped, unreadable images are listed, nothing is lost."""
 
 import logging
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import cast
 from captionmill.data.csv_tables import write_failures
 from captionmill.data.errors import InputError, StoreAccessError, StoreError
 from captionmill.data.features.log import ExtractionRecord, append_record
-from captionmill.data.features.mirror import StoreMirror
+from captionmill.data.features.mirror import StoreMirror, local_store
 from captionmill.data.features.parts import part_paths
 from captionmill.data.features.shard import Shard, shard_of
 from captionmill.data.features.spec import Preprocess
@@ -70,6 +69,36 @@ class ExtractSummary:
     """The table of failures, beside the store."""
     left_out: PassedOver = field(default_factory=PassedOver)
     """What the search passed over, such as thumbnails and hidden files."""
+
+    @classmethod
+    def of(
+        cls,
+        results: Sequence[ShareResult],
+        output: Path,
+        *,
+        found: int,
+        missing: int,
+        spread: Spread | None,
+        started: float,
+    ) -> "ExtractSummary":
+        """Of an extraction that began at `started` (`time.monotonic`), from the results of its shares."""
+        meter = Meter()
+        for result in results:
+            meter += result.meter
+        return cls(
+            found=found,
+            cached=found - missing,
+            extracted=sum(result.extracted for result in results),
+            failures=tuple(sorted((failure for result in results for failure in result.failures), key=lambda f: f.key)),
+            engine=results[0].engine if results else "",
+            duration_s=time.monotonic() - started,
+            meter=meter,
+            advice=meter.advice(
+                cores=max(1, choose_workers(0) // (spread.processes if spread else 1)),
+                on_gpu=bool(results) and results[0].engine.startswith("cuda"),
+            ),
+            output=output,
+        )
 
     def record(
         self, images: Path | str | ListedImages, *, captioned: int | None = None, captioning_s: float | None = None
@@ -146,7 +175,7 @@ def extract(
         part_of = Shard.of([image.key for image in found], *shard)
         found = list(shard_of(found, *shard))
         output = shard_path(output, *shard)
-    with _local_store(output) as (path, mirror), lock_store(path) if overwrite else nullcontext():
+    with local_store(output) as (path, mirror), lock_store(path) if overwrite else nullcontext():
         config = config if overwrite else _as_made(path, config)
         encoder = build_encoder(config)
         target = path.with_name(f".{path.name}.new") if overwrite else path
@@ -223,7 +252,7 @@ def extract_images(
         unlisted = find_unlisted(writer.store.keys, found) if writer.store else set()
         if prune or shard is not None:  # a shard's store holds only its part of the present list
             writer.drop(unlisted)
-        for result in run_tasks(missing, writer, encoder, config, spread=spread, progress=progress):
+        for result in run_tasks(missing, writer.new_parts, encoder, config, spread=spread, progress=progress):
             results.append(result)
             writer.made_by["engine"] = result.engine
             # an image that cannot be reached now keeps its row; a file that is no longer an image loses it
@@ -232,36 +261,8 @@ def extract_images(
                 writer.drop(key for key in gone if key in writer.store)
         if shard is not None:
             writer.shard = replace(shard, failed=sum(len(result.failures) for result in results))
-    meter = Meter()
-    for result in results:
-        meter += result.meter
-    return ExtractSummary(
-        found=len(found),
-        cached=len(found) - len(missing),
-        extracted=sum(result.extracted for result in results),
-        failures=tuple(sorted((failure for result in results for failure in result.failures), key=lambda f: f.key)),
-        engine=results[0].engine if results else "",
-        duration_s=time.monotonic() - started,
-        unlisted=len(unlisted),
-        pruned=len(unlisted) if prune or shard is not None else 0,
-        meter=meter,
-        advice=meter.advice(
-            cores=max(1, choose_workers(0) // (spread.processes if spread else 1)),
-            on_gpu=bool(results) and results[0].engine.startswith("cuda"),
-        ),
-        output=output,
-    )
-
-
-@contextmanager
-def _local_store(output: Path | str) -> Iterator[tuple[Path, StoreMirror | None]]:
-    """A local path for the store `output`; for a URL, a downloaded copy and the mirror that uploads its changes."""
-    if not is_url(output):
-        yield Path(output), None
-        return
-    with tempfile.TemporaryDirectory(prefix="captionmill-") as staging:
-        mirror = StoreMirror(str(output), Path(staging))
-        yield mirror.pull(), mirror
+    summary = ExtractSummary.of(results, output, found=len(found), missing=len(missing), spread=spread, started=started)
+    return replace(summary, unlisted=len(unlisted), pruned=len(unlisted) if prune or shard is not None else 0)
 
 
 def _as_made(path: Path, config: ExtractConfig) -> ExtractConfig:

@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from captionmill.data.features.parts import part_paths
-from captionmill.data.features.writer import FeatureWriter
+from captionmill.data.features.parts import NewParts, part_paths
 from captionmill.data.images.read import ImageFile
 from captionmill.data.progress import Progress
-from captionmill.stages.encoding.encoder import Encoder
+from captionmill.stages.encoding.encoder import Encoder, config_for_spec
 from captionmill.stages.encoding.engine import build_engine
 from captionmill.stages.encoding.share import ShareResult, ShareTask, extract_share, run_share
 from captionmill.stages.settings import ExtractConfig
@@ -38,7 +37,7 @@ class Spread:
 
 def run_tasks(
     missing: Sequence[ImageFile],
-    writer: FeatureWriter,
+    new_parts: NewParts,
     encoder: Encoder,
     config: ExtractConfig,
     *,
@@ -50,11 +49,11 @@ def run_tasks(
         return
     progress("extract", 0, len(missing))
     if spread is None or len(missing) < spread.least_images:
-        task = ShareTask(tuple(missing), writer.path, writer.part_prefix(0), encoder.spec, config)
-        yield run_share(task, encoder, build_engine(encoder, config), on_part=writer.on_change, progress=progress)
+        task = ShareTask(tuple(missing), new_parts.path, new_parts.prefix(0), encoder.spec, config)
+        yield run_share(task, encoder, build_engine(encoder, config), on_part=new_parts.on_change, progress=progress)
         return
     # other processes have other working folders
-    config = replace(config, weights=encoder.spec.weights, workers=config.workers or spread.workers)
+    config = replace(config_for_spec(encoder.spec, config), workers=config.workers or spread.workers)
     images = [image if isinstance(image.path, str) else replace(image, path=image.path.absolute()) for image in missing]
     share = -(-len(missing) // (_TASKS_PER_PROCESS * spread.processes))
     batch = config.batch_size or _USUAL_BATCH
@@ -62,21 +61,21 @@ def run_tasks(
     tasks = [
         ShareTask(
             tuple(images[start : start + size]),
-            writer.path.resolve(),
-            writer.part_prefix(number),
+            new_parts.path.resolve(),
+            new_parts.prefix(number),
             encoder.spec,
             config,
         )
         for number, start in enumerate(range(0, len(missing), size))
     ]
     done = 0
-    reported = set(part_paths(writer.path))
+    reported = set(part_paths(new_parts.path))
 
     def report_parts() -> None:
-        for part in set(part_paths(writer.path)).difference(reported):
+        for part in set(part_paths(new_parts.path)).difference(reported):
             reported.add(part)
-            if writer.on_change is not None:
-                writer.on_change(part)
+            if new_parts.on_change is not None:
+                new_parts.on_change(part)
 
     try:
         for result in spread.run(extract_share, tasks):
