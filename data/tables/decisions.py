@@ -1,6 +1,5 @@
 """A file of decisions about captions, which a page of the captions saves, and how it is merged into their table."""
 
-import csv
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from captionmill.data.csv_tables import unguard_formula
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically
 from captionmill.data.paths import AnyPath
+from captionmill.data.tables.cells import CsvLayout, read_cells
 from captionmill.data.tables.edits import take_edits
 from captionmill.data.tables.formats import is_caption_table, layout_of, read_captions, write_captions
 from captionmill.data.tables.journal import CaptionJournal, lock_table
 from captionmill.data.tables.older import convert_older
 from captionmill.data.tables.review import DECISIONS, Decision, Review
-from captionmill.data.tables.rows import CaptionRow
+from captionmill.data.tables.rows import CaptionRow, tidy
 
 COLUMNS = ("path", "decision", "caption", "shown")
 
@@ -97,24 +97,21 @@ def _read_decisions(path: Path) -> list[tuple[Review, str]]:
     """Each decision, with the caption that was shown to whoever made it."""
     decided: dict[str, tuple[Review, str]] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            if not set(COLUMNS).issubset(reader.fieldnames or ()):
-                raise InputError(f"{path}: not a file of decisions; it needs the columns {', '.join(COLUMNS)}")
-            for cells in reader:
-                key, decision, caption, shown = (unguard_formula(cells[name] or "") for name in COLUMNS)
-                caption = " ".join(caption.split())
-                is_empty = not (caption if decision == "corrected" else shown) and decision != "later"
-                if decision not in DECISIONS or is_empty:
-                    raise InputError(f"{path}: line {reader.line_num}: {decision} {caption!r} is no decision")
-                if key in decided:
-                    raise InputError(f"{path}: line {reader.line_num}: a second decision about {key}")
-                decided[key] = (
-                    Review(key, cast(Decision, decision), caption if decision == "corrected" else shown),
-                    shown,
-                )
+        layout = CsvLayout.of(path)
+        if not set(COLUMNS).issubset(layout.columns):
+            raise InputError(f"{path}: not a file of decisions; it needs the columns {', '.join(COLUMNS)}")
+        for line, cells in read_cells(path, layout, "decisions", needed=("path", "decision")):
+            key, typed, caption, shown = (unguard_formula(cells[name]) for name in COLUMNS)
+            caption, decision = tidy(caption), typed.strip().lower()
+            is_empty = not (caption if decision == "corrected" else shown) and decision != "later"
+            if decision not in DECISIONS or is_empty:
+                raise InputError(f"{path}: line {line}: {typed} {caption!r} is no decision")
+            if key in decided:
+                raise InputError(f"{path}: line {line}: a second decision about {key}")
+            decided[key] = (
+                Review(key, cast(Decision, decision), caption if decision == "corrected" else shown),
+                shown,
+            )
     except OSError as exc:
         raise InputError(f"{path}: {exc.strerror}") from exc
-    except (UnicodeDecodeError, csv.Error) as exc:
-        raise InputError(f"{path}: not a CSV file in UTF-8 ({exc})") from exc
     return list(decided.values())

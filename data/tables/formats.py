@@ -5,19 +5,18 @@ CSV begins with a byte order mark, by which Excel recognises UTF-8 (pandas and R
 was written.
 """
 
-import csv
-import itertools
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from captionmill.data.csv_tables import csv_line
 from captionmill.data.errors import InputError
 from captionmill.data.optional import require
 from captionmill.data.paths import AnyPath
+from captionmill.data.tables.cells import CsvLayout, not_a_row, read_cells
+from captionmill.data.tables.journal import made_dir
 from captionmill.data.tables.rows import COLUMNS, STATUSES, CaptionRow, cells_of, row_of_cells, row_of_values
 
 TableFormat = Literal["csv", "jsonl", "parquet"]
@@ -27,9 +26,12 @@ _PACKED = frozenset({".xlsx", ".xls", ".ods", ".gz", ".zip"})
 """Of files that no program opens as a table of any of the formats."""
 _NO_TABLE = _PACKED | {".json", ".html", ".htm", ".tsv"}
 _MARK = b"\xef\xbb\xbf"
-_NEEDED_COLUMNS = frozenset(COLUMNS) - {"alternatives", "flags"}
-_SEPARATORS = ",;\t"
-_SEPARATOR_LINE = re.compile(r'"?sep=."?\s*', re.IGNORECASE)  # Excel's first line
+_ALL_COLUMNS = frozenset(COLUMNS) - {"alternatives", "flags"}
+"""Of any table of captions; older ones lack the others."""
+_NEEDED_COLUMNS = frozenset({"path", "caption"})
+"""What a person may not delete."""
+_KEPT_CELLS = _NEEDED_COLUMNS | {"status"}
+"""Of a row that is not torn."""
 _JSON_START = b'{"path": '
 _PARQUET_START = b"PAR1"
 _PARQUET_ROWS = 16_384  # in a row group
@@ -98,17 +100,20 @@ def is_caption_table(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         start = file.read(512)
+    if not start or start.startswith(_JSON_START):
+        return True
     if start.startswith(_PARQUET_START):
-        _, parquet = _require_pyarrow()
         try:
-            return set(COLUMNS).issubset(parquet.read_schema(path).names)
+            return set(COLUMNS).issubset(_columns_of(path))
         except (ValueError, OSError):
             return False
-    text = start.removeprefix(_MARK).decode("utf-8", "replace").replace("\r\n", "\n")
-    separator_line = _SEPARATOR_LINE.match(text)
-    header = text[separator_line.end() if separator_line else 0 :].partition("\n")[0].strip("\r")
-    columns = re.split(f"[{_SEPARATORS}]", header.replace('"', ""))  # as spreadsheets save it
-    return not start or start.startswith(_JSON_START) or _NEEDED_COLUMNS.issubset(columns)
+    columns = CsvLayout.of(path).columns
+    return _ALL_COLUMNS.issubset(columns) or (_NEEDED_COLUMNS.issubset(columns) and _is_ours(path))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a run wrote a table at `path`; a person may have deleted columns of it since."""
+    return made_dir(path).is_dir()
 
 
 def layout_of(path: Path) -> tuple[TableFormat, bool]:
@@ -125,7 +130,7 @@ def layout_of(path: Path) -> tuple[TableFormat, bool]:
 
 def has_other_columns(path: Path) -> bool:
     """Whether the table of captions at `path` has a column that none of ours has."""
-    return not _columns_of(path).issubset(COLUMNS)
+    return not _columns_of(path).issubset(("", *COLUMNS))
 
 
 def _columns_of(path: Path) -> set[str]:
@@ -134,11 +139,7 @@ def _columns_of(path: Path) -> set[str]:
     if line.startswith(_PARQUET_START):
         _, parquet = _require_pyarrow()
         return set(parquet.read_schema(path).names)
-    if line.startswith(b"{"):
-        return set(json.loads(line))
-    with path.open(encoding="utf-8-sig", newline="") as text:
-        mark, skipped = _layout_of_csv(text)
-        return set(next(itertools.islice(csv.reader(text, delimiter=mark), skipped, None), []))
+    return set(json.loads(line)) if line.startswith(b"{") else set(CsvLayout.of(path).columns)
 
 
 def write_captions(
@@ -189,31 +190,17 @@ def _require_pyarrow() -> tuple[Any, Any]:
 
 
 def _read_csv(path: Path) -> Iterator[CaptionRow]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        mark, skipped = _layout_of_csv(file)
-        lines = csv.reader(file, delimiter=mark, strict=True)  # else a quote could swallow rows
+    layout = CsvLayout.of(path)
+    if not _NEEDED_COLUMNS.issubset(layout.columns):
+        raise InputError(f"{path}: not a table of captions; it begins with {','.join(layout.columns)[:80]!r}")
+    inside = tuple(f"{layout.mark}{status}{layout.mark}" for status in STATUSES)
+    for line, cells in read_cells(path, layout, "captions", needed=_KEPT_CELLS):
+        if any(text in cell for cell in cells.values() if "\n" in cell for text in inside):
+            raise not_a_row(path, line, "captions")
         try:
-            columns = next(itertools.islice(lines, skipped, None), [])
-            if not _NEEDED_COLUMNS.issubset(columns):
-                raise InputError(f"{path}: not a table of captions; it begins with {','.join(columns)[:80]!r}")
-            for cells in lines:
-                if any(f"{mark}{status}{mark}" in cell for cell in cells if "\n" in cell for status in STATUSES):
-                    raise _damaged(path, f"line {lines.line_num}")
-                if any(cells):  # spreadsheets leave empty rows
-                    yield row_of_cells(dict(zip(columns, cells, strict=True)))
-        except InputError:
-            raise
-        except (ValueError, csv.Error) as exc:
-            raise _damaged(path, f"line {lines.line_num}") from exc
-
-
-def _layout_of_csv(file: TextIO) -> tuple[str, int]:
-    """The separator of a CSV, which a spreadsheet may have changed, and the number of lines before its header."""
-    first = file.readline()
-    has_separator_line = _SEPARATOR_LINE.fullmatch(first) is not None
-    header = file.readline() if has_separator_line else first
-    file.seek(0)
-    return max(_SEPARATORS, key=header.count), int(has_separator_line)
+            yield row_of_cells(cells)
+        except ValueError as exc:
+            raise not_a_row(path, line, "captions") from exc
 
 
 def _encode_json(row: CaptionRow) -> bytes:
@@ -230,8 +217,4 @@ def _read_json_lines(path: Path) -> Iterator[CaptionRow]:
             try:
                 yield row_of_values(json.loads(line))
             except (ValueError, RecursionError) as exc:
-                raise _damaged(path, f"line {number}") from exc
-
-
-def _damaged(path: Path, where: str) -> InputError:
-    return InputError(f"{path}: {where} is not a complete row of captions; if its run was interrupted, run it again")
+                raise not_a_row(path, number, "captions") from exc

@@ -99,6 +99,15 @@ def test_what_changed_since_the_page_was_made_is_a_conflict(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize(("mark", "encoding"), [(";", "utf-8"), ("\t", "utf-16")])
+def test_decisions_that_a_spreadsheet_saved_are_merged(mark: str, encoding: str, tmp_path: Path) -> None:
+    table = make_table(tmp_path / "t.csv")
+    lines = [["Path", "Decision", "Caption", "Shown"], ["a.jpg", "Corrected", "'tis a dog", "first of a.jpg"]]
+    (tmp_path / "d.csv").write_text("\r\n".join(map(mark.join, lines)), encoding=encoding, newline="")
+    assert apply_decisions(tmp_path / "d.csv", table) == DecisionSummary(1, 0, 0, 0, ())
+    assert rows_of(table)["a.jpg"].caption == "'tis a dog"
+
+
 def test_a_decision_for_later_takes_back_no_correction(tmp_path: Path) -> None:
     table = make_table(tmp_path / "t.csv")
     first = [("a.jpg", "corrected", "a dog", "first of a.jpg"), ("b.jpg", "accepted", "", "first of b.jpg")]
@@ -126,8 +135,8 @@ def test_a_decision_for_later_takes_back_no_correction(tmp_path: Path) -> None:
             r"line 3: a second decision about a\.jpg",
         ),
         (b"path,decision,caption,shown\na.jpg,accepted,,\n", "line 2: accepted '' is no decision"),
-        (b"path,decision,caption,shown\na.jpg,later,,\xff\n", "not a CSV file in UTF-8"),
-        (b'path,decision,caption,shown\na.jpg,later,,"x\n', "not a CSV file in UTF-8"),
+        (b"path,decision,caption,shown\na.jpg,later,,\xff\n", "not in UTF-8; save it as CSV in UTF-8"),
+        (b'path,decision,caption,shown\na.jpg,later,,"x\n', "line 2 is not a complete row of decisions"),
     ],
 )
 def test_what_is_no_file_of_decisions_changes_nothing(content: bytes, message: str, tmp_path: Path) -> None:

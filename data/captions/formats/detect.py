@@ -22,6 +22,7 @@ from captionmill.data.captions.formats.rows import FORMATS, ColumnNames, LeftOut
 from captionmill.data.captions.formats.tables import find_table, has_header, read_caption_table
 from captionmill.data.captions.formats.text_files import find_text_files, read_text_files
 from captionmill.data.captions.formats.token_file import is_token_line, read_token_file
+from captionmill.data.csv_tables import encoding_of
 from captionmill.data.errors import AnnotationError
 
 _START_CHARACTERS = 65_536
@@ -72,7 +73,7 @@ def check_layout(path: Path, columns: ColumnNames) -> None:
 def open_text(path: Path) -> Iterator[TextIO]:
     """The file, opened at its beginning; AnnotationError if it is empty or, during the block, cannot be read."""
     try:
-        with path.open(encoding="utf-8-sig") as opened:
+        with path.open(encoding=_encoding_of(path)) as opened:
             file: TextIO = opened if opened.seekable() else io.StringIO(opened.read())  # a pipe
             if not read_start(file).strip():
                 raise AnnotationError(f"{path}: the file is empty")
@@ -81,6 +82,13 @@ def open_text(path: Path) -> Iterator[TextIO]:
         raise AnnotationError(f"{path}: not UTF-8 text; save it as UTF-8 and try again") from exc
     except OSError as exc:
         raise AnnotationError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
+
+
+def _encoding_of(path: Path) -> str:
+    if not path.is_file():  # a pipe can be read only once
+        return "utf-8-sig"
+    with path.open("rb") as file:
+        return encoding_of(file.read(2))
 
 
 def read_start(file: TextIO) -> str:

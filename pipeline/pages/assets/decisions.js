@@ -182,7 +182,7 @@ function parseDecisions(text) {
   for (const [whole, quoted, plain, mark] of content.matchAll(cells)) {
     if (!whole) break;
     end += whole.length;
-    lines.at(-1).push((quoted?.replaceAll('""', '"') ?? plain).replace(/^'/, ""));
+    lines.at(-1).push((quoted?.replaceAll('""', '"') ?? plain).replace(/^'(?=[=+\-@\t\r\n'])/, ""));
     if (mark !== separator) lines.push([]);
   }
   const [header, ...others] = lines, places = COLUMNS.map(name => header.indexOf(name));
