@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -171,12 +171,15 @@ def extract(
     search = search_images(images)
     found = search.found[:limit]
     part_of = None
+    others: list[Path] = []
     if shard is not None:
         part_of = Shard.of([image.key for image in found], *shard)
         found = list(shard_of(found, *shard))
+        if not is_url(output):
+            others = [Path(shard_path(output, index, shard[1])) for index in range(1, shard[1] + 1)]
         output = shard_path(output, *shard)
     with local_store(output) as (path, mirror), lock_store(path) if overwrite else nullcontext():
-        config = config if overwrite else _as_made(path, config)
+        config = config if overwrite else _as_made([path, *others], config)
         encoder = build_encoder(config)
         target = path.with_name(f".{path.name}.new") if overwrite else path
         if overwrite and not _can_resume(target, encoder, config, {image.key for image in found}):
@@ -265,11 +268,11 @@ def extract_images(
     return replace(summary, unlisted=len(unlisted), pruned=len(unlisted) if prune or shard is not None else 0)
 
 
-def _as_made(path: Path, config: ExtractConfig) -> ExtractConfig:
-    """`config` with the preprocessing of the store at `path`, where it sets none."""
-    if config.preprocess is None and store_exists(path):
+def _as_made(paths: Iterable[Path], config: ExtractConfig) -> ExtractConfig:
+    """`config` with the preprocessing of the first store at `paths`, where it sets none: shards are of one kind."""
+    if config.preprocess is None and (made := next(filter(store_exists, paths), None)):
         with suppress(StoreError):  # raised again when it is opened to be written
-            return replace(config, preprocess=cast(Preprocess, FeatureStore.open(path).spec.preprocess))
+            return replace(config, preprocess=cast(Preprocess, FeatureStore.open(made).spec.preprocess))
     return config
 
 
