@@ -64,11 +64,15 @@ def main() -> None:
                 writer.writerow([key, "corrected", f"a person saw {key}", before[key].caption])
                 wanted[key] = CaptionRow(key, f"a person saw {key}", None, status="corrected")
         shutil.copytree(fresh, work)
-        started = time.monotonic()
-        apply_decisions(work / "decisions.csv", table)
-        whole_s = time.monotonic() - started
-        shutil.rmtree(work)
-        shutil.copytree(fresh, work)
+        whole_s = 0.0
+        for _ in range(2):  # the first starts the fork server
+            started = time.monotonic()
+            process = context.Process(target=apply_decisions, args=(work / "decisions.csv", table))
+            process.start()
+            process.join()
+            whole_s = time.monotonic() - started
+            shutil.rmtree(work)
+            shutil.copytree(fresh, work)
         kills = merges = seen_before = seen_after = 0
         while kills < arguments.kills:
             process = context.Process(target=apply_decisions, args=(work / "decisions.csv", table))
