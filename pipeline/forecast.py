@@ -24,6 +24,7 @@ from captionmill.data.tables.edits import take_edits
 from captionmill.data.tables.formats import is_caption_table, read_captions
 from captionmill.data.tables.journal import CaptionJournal, made_dir
 from captionmill.data.tables.older import convert_older
+from captionmill.data.tables.review import is_decision
 from captionmill.data.urls import local_path
 from captionmill.pipeline.captioning.companions import EmbedInto
 from captionmill.pipeline.captioning.folder import row_settings
@@ -208,7 +209,7 @@ def _forecast_rows(
     decided = {review.path: review.decision for review in [*known.reviews.values(), *edits]}
     if task.table.redo_corrected:
         decided = {}
-    reviewed = sum(decided.get(key, "later") != "later" for key in source.keys)
+    reviewed = sum(is_decision(decided.get(key, "later")) for key in source.keys)
     return RowsForecast(len(source.keys) - int(known.is_current.sum()), len(edits), reviewed)
 
 

@@ -41,6 +41,8 @@ class DecisionSummary:
     as_before: int
     """Decisions that the table shows already."""
     conflicts: tuple[Conflict, ...]
+    taken_back: int = 0
+    """Captions that are the model's again, as if nobody had decided about them."""
 
 
 def apply_decisions(decisions: AnyPath, table: AnyPath, *, dry_run: bool = False) -> DecisionSummary:
@@ -61,27 +63,33 @@ def apply_decisions(decisions: AnyPath, table: AnyPath, *, dry_run: bool = False
         known = journal.known((), np.empty(0, dtype=np.uint32), {})
         edits = {review.path: review for review in take_edits(table, journal, known, keep_copy=not dry_run)}
         rows = {row.path: edits[row.path].apply(row) if row.path in edits else row for row in read_captions(table)}
+        made = journal.rendered_rows(reviewed=False)
         reviews: dict[str, Review] = {}
+        decided_rows: dict[str, CaptionRow] = {}
         conflicts = []
         as_before = 0
         for review, shown in decided:
             row = rows.get(review.path)
             if row is None:
                 conflicts.append(Conflict(review.path, "the table has no such image"))
-            elif review.apply(row) == row:
+                continue
+            after = review.apply(made.get(review.path, row) if review.decision == "undecided" else row)
+            if after == row:
                 as_before += 1
             elif review.decision == "later" and row.status == "corrected":
                 conflicts.append(Conflict(review.path, f"the table has a person's caption already: {row.caption!r}"))
             elif row.caption != shown:
                 conflicts.append(Conflict(review.path, f"decided about {shown!r}, but the table says {row.caption!r}"))
             else:
-                reviews[review.path] = review
+                reviews[review.path], decided_rows[review.path] = review, after
         if not dry_run and (reviews or edits):
             with journal.append(known.end) as writer:
                 writer.add_reviews([*edits.values(), *reviews.values()])
-            _render(table, rows | {path: review.apply(rows[path]) for path, review in reviews.items()}, journal)
+            _render(table, rows | decided_rows, journal)
     counts = Counter(review.decision for review in reviews.values())
-    return DecisionSummary(counts["corrected"], counts["accepted"], counts["later"], as_before, tuple(conflicts))
+    return DecisionSummary(
+        counts["corrected"], counts["accepted"], counts["later"], as_before, tuple(conflicts), counts["undecided"]
+    )
 
 
 def _render(table: Path, rows: Mapping[str, CaptionRow], journal: CaptionJournal) -> None:

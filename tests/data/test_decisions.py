@@ -108,6 +108,19 @@ def test_decisions_that_a_spreadsheet_saved_are_merged(mark: str, encoding: str,
     assert rows_of(table)["a.jpg"].caption == "'tis a dog"
 
 
+def test_a_decision_is_taken_back_by_a_later_file(tmp_path: Path) -> None:
+    table = make_table(tmp_path / "t.csv")
+    before = rows_of(table)
+    first = [("a.jpg", "corrected", "a dog", "first of a.jpg"), ("b.jpg", "accepted", "", "first of b.jpg")]
+    apply_decisions(decide(tmp_path / "first.csv", *first), table)
+    back = [("a.jpg", "undecided", "", "a dog"), ("b.jpg", "undecided", "", "first of b.jpg")]
+    undecided = decide(tmp_path / "back.csv", *back, ("c.jpg", "undecided", "", "first of c.jpg"))
+    assert apply_decisions(undecided, table) == DecisionSummary(0, 0, 0, 1, (), taken_back=2)
+    assert rows_of(table) == before
+    make_table(table, made_with="second")
+    assert {row.caption for row in rows_of(table).values()} == {f"second of {key}" for key in KEYS}
+
+
 def test_a_decision_for_later_takes_back_no_correction(tmp_path: Path) -> None:
     table = make_table(tmp_path / "t.csv")
     first = [("a.jpg", "corrected", "a dog", "first of a.jpg"), ("b.jpg", "accepted", "", "first of b.jpg")]
