@@ -1,6 +1,6 @@
 """Correct a table of captions in LibreOffice (as .xlsx, and back to CSV); show that further runs keep every correction.
 
-python benchmarks/spreadsheet.py IMAGES MODEL [--corrections 50] [--soffice soffice]
+python benchmarks/spreadsheet.py IMAGES MODEL [--corrections 50] [--soffice soffice] [--separators comma semicolon tab]
 
 IMAGES is a folder of at least 50 images, or a feature store. LibreOffice (libreoffice-calc) reads the table that
 `caption` wrote and saves it as .xlsx, in which captions are replaced; it reads that and saves a CSV under the table's
@@ -74,9 +74,10 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--corrections", type=int, default=50)
     parser.add_argument("--soffice", default="soffice")
+    parser.add_argument("--separators", nargs="+", choices=[*SEPARATORS], default=[*SEPARATORS])
     arguments = parser.parse_args()
     version = subprocess.run([arguments.soffice, "--version"], capture_output=True, text=True, check=True).stdout
-    for name, code in SEPARATORS.items():
+    for name in arguments.separators:
         with tempfile.TemporaryDirectory() as folder_name:
             folder = Path(folder_name)
             table = folder / "captions.csv"
@@ -97,7 +98,7 @@ def main() -> None:
             convert(arguments.soffice, table, "xlsx", folder)
             guarded = {path: f"'{text}" if text[0] in "='" else text for path, text in corrected.items()}
             replace_texts(folder / "captions.xlsx", {rows[path].caption: guarded[path] for path in corrected})
-            options = f"{code},34,76,1,,0,false,true,false"
+            options = f"{SEPARATORS[name]},34,76,1,,0,false,true,false"
             convert(arguments.soffice, folder / "captions.xlsx", f"csv:{CSV_FILTER}:{options}", folder)
             corrected = {path: " ".join(text.split()) for path, text in corrected.items()}
             counts = []
