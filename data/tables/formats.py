@@ -16,7 +16,6 @@ from captionmill.data.errors import InputError
 from captionmill.data.optional import require
 from captionmill.data.paths import AnyPath
 from captionmill.data.tables.cells import CsvLayout, not_a_row, read_cells
-from captionmill.data.tables.journal import made_dir
 from captionmill.data.tables.rows import COLUMNS, STATUSES, CaptionRow, cells_of, row_of_cells, row_of_values
 
 TableFormat = Literal["csv", "jsonl", "parquet"]
@@ -113,6 +112,8 @@ def is_caption_table(path: Path) -> bool:
 
 def _is_ours(path: Path) -> bool:
     """Whether a run wrote a table at `path`; a person may have deleted columns of it since."""
+    from captionmill.data.tables.journal import made_dir  # imports numpy, which a help does not need
+
     return made_dir(path).is_dir()
 
 
