@@ -24,8 +24,13 @@ def _guard_formula(cell: str) -> str:
 
 
 def unguard_formula(cell: str) -> str:
-    """The text that was written as `cell`; also of tables by earlier versions, some of which were without the guard."""
+    """The text that was written as `cell`; a ' that the guard does not put there belongs to the text: 'twas."""
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(_STARTS) else cell
+
+
+def encoding_of(start: bytes) -> str:
+    """The encoding of a text that begins with `start`: UTF-16 by its mark, as Excel saves "Unicode Text", or UTF-8."""
+    return "utf-16" if start.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
 
 
 def csv_line(cells: Iterable[Cell], float_format: str = ".4f") -> bytes:

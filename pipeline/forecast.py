@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from captionmill.data.csv_tables import failed_keys
 from captionmill.data.features.log import ExtractionRecord, read_records
 from captionmill.data.features.mirror import StoreMirror
-from captionmill.data.features.shard import shard_of
+from captionmill.data.features.shard import shard_of, shard_path
 from captionmill.data.features.spec import USUAL_PREPROCESS, FeatureSpec, Preprocess
 from captionmill.data.features.store import FeatureStore, store_exists
 from captionmill.data.images.find import search_images
@@ -23,6 +23,7 @@ from captionmill.data.tables.edits import take_edits
 from captionmill.data.tables.formats import is_caption_table, read_captions
 from captionmill.data.tables.journal import CaptionJournal, made_dir
 from captionmill.data.tables.older import convert_older
+from captionmill.data.tables.review import is_decision
 from captionmill.data.urls import local_path
 from captionmill.pipeline.captioning.companions import EmbedInto
 from captionmill.pipeline.captioning.folder import row_settings
@@ -30,7 +31,7 @@ from captionmill.pipeline.captioning.source import CacheConfig, CaptionSource, o
 from captionmill.pipeline.captioning.task import CaptionTask, prepare_captions
 from captionmill.stages.decoding.trained import read_models
 from captionmill.stages.encoding.encoder import build_encoder, build_untrained_encoder
-from captionmill.stages.encoding.extract import FAILURES_NAME, shard_path
+from captionmill.stages.encoding.extract import FAILURES_NAME
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.encoding.missing import find_missing, find_unlisted
 from captionmill.stages.encoding.weights import NAMED_WEIGHTS, SCENES_BACKBONE, find_named_weights
@@ -198,7 +199,7 @@ def _forecast_rows(
     decided = {review.path: review.decision for review in [*known.reviews.values(), *edits]}
     if task.table.redo_corrected:
         decided = {}
-    reviewed = sum(decided.get(key, "later") != "later" for key in source.keys)
+    reviewed = sum(is_decision(decided.get(key, "later")) for key in source.keys)
     return RowsForecast(len(source.keys) - int(known.is_current.sum()), len(edits), reviewed)
 
 

@@ -122,15 +122,15 @@ class CaptionJournal:
                 known.last = values["table"], values["of"]
         return known
 
-    def rendered_rows(self) -> dict[str, CaptionRow]:
-        """The rows of the last rendering by path, with reviews; rows that came after it are left out."""
+    def rendered_rows(self, *, reviewed: bool = True) -> dict[str, CaptionRow]:
+        """The rows of the last rendering by path, with reviews if `reviewed`; rows that came after it are left out."""
         rendered: dict[str, CaptionRow] = {}
         since: dict[str, CaptionRow] = {}
         reviews: dict[str, Review] = {}
         for _, _, values in self._entries():
             if "row" in values:
                 since[values["row"]["path"]] = row_of_values(values["row"], self.path)
-            elif "review" in values:
+            elif "review" in values and reviewed:
                 _add_review(reviews, values)
             elif "table" in values:
                 rendered |= since

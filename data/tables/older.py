@@ -17,6 +17,7 @@ from captionmill.data.regular import read_bytes
 from captionmill.data.tables.formats import is_caption_table, read_captions, row_text
 from captionmill.data.tables.journal import CaptionJournal, JournalWriter
 from captionmill.data.tables.review import Review
+from captionmill.data.tables.rows import tidy
 
 _FILES = ("growing", "rows", "new", "new.rows")
 _RECORD = struct.Struct("<III")
@@ -53,7 +54,7 @@ def _convert(path: Path, older: Path, journal: CaptionJournal) -> None:
                 if source is not None:
                     writer.add_row(row, source)
                 elif row.caption:
-                    reviews.append(Review(row.path, "corrected", " ".join(row.caption.split())))
+                    reviews.append(Review(row.path, "corrected", tidy(row.caption)))
         if not reviews:
             writer.add_table(digest_of_file(path), of="")
         writer.add_reviews(reviews)

@@ -1,6 +1,7 @@
 """A row of a table of captions: one image, its caption and where that comes from."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ STATUSES: tuple[str, ...] = get_args(Status)
 COLUMNS = ("path", "caption", "confidence", "alternatives", "flags", "status", "error")
 
 _BETWEEN_ALTERNATIVES = " | "  # no word of a vocabulary contains this
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")  # XML, and so XMP, cannot hold most of them
 
 
 @dataclass(frozen=True)
@@ -72,25 +74,33 @@ def cells_of(row: CaptionRow) -> dict[str, Cell]:
     }
 
 
+def tidy(text: str) -> str:
+    """A caption that a person wrote, in one line: one space for each run of spaces and control characters."""
+    return " ".join(_CONTROL.sub(" ", text).split())
+
+
 def row_of_cells(cells: Mapping[str, str]) -> CaptionRow:
     """The row with these cells of a CSV table; ValueError if its confidence is no number."""
     alternatives = unguard_formula(cells.get("alternatives", ""))
     return CaptionRow(
         unguard_formula(cells["path"]),
         unguard_formula(cells["caption"]),
-        _confidence_of(cells["confidence"]),
+        _confidence_of(cells.get("confidence", "").strip()),
         tuple(alternatives.split(_BETWEEN_ALTERNATIVES)) if alternatives else (),
         tuple(unguard_formula(cells.get("flags", "")).split()),
-        _status_of(cells["status"]),
-        unguard_formula(cells["error"]),
+        _status_of(cells.get("status", "ok" if cells["caption"] else "failed")),
+        unguard_formula(cells.get("error", "")),
     )
 
 
 def _confidence_of(cell: str) -> float | None:
-    """The number in a cell, also as spreadsheets of other languages write it (0,43); None for an empty cell."""
-    if not cell:
+    """The number in a cell, also as spreadsheets write it (0,43 or 43%); None for an empty cell.
+
+    LibreOffice saves what a cell shows, which is ### in a narrow column: None too.
+    """
+    if not cell.strip("#"):
         return None
-    number = float(cell.replace(",", "."))
+    number = float(cell.rstrip("% ").replace(",", ".")) / (100 if cell.endswith("%") else 1)
     if not math.isfinite(number):
         raise ValueError(cell)
     return number

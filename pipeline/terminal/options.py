@@ -161,6 +161,16 @@ wait_option = click.option(
     metavar="SECONDS",
     help="With --cluster: how long to wait for its scheduler and for its first worker.",
 )
+spread_options = options(
+    click.option(
+        "--jobs",
+        type=click.IntRange(min=0),
+        default=0,
+        help="Processes on this machine; 0 is up to four per GPU if there are many images to extract, else one.",
+    ),
+    click.option("--cluster", metavar="URL", help="Extract on a cluster: dask://HOST:PORT or ray://HOST:PORT."),
+    wait_option,
+)
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace an existing output, once the new one is complete."
 )

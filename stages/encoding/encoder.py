@@ -204,7 +204,7 @@ def encoder_for_spec(spec: FeatureSpec, machine: ExtractConfig, weights: Path | 
 
     Raises WeightsError or SpecMismatchError if its weights are not available.
     """
-    config = _config_for_spec(spec, machine)
+    config = config_for_spec(spec, machine)
     if weights:
         config = replace(config, weights=str(weights))
     try:
@@ -217,7 +217,7 @@ def encoder_for_spec(spec: FeatureSpec, machine: ExtractConfig, weights: Path | 
     return encoder
 
 
-def _config_for_spec(spec: FeatureSpec, machine: ExtractConfig) -> ExtractConfig:
+def config_for_spec(spec: FeatureSpec, machine: ExtractConfig) -> ExtractConfig:
     """`machine` with the network and the preprocessing that `spec` names."""
     return replace(
         machine,

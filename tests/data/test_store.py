@@ -15,9 +15,9 @@ import pytest
 from builders import add_part, make_rows, make_spec, make_store
 
 from captionmill.data.errors import SpecMismatchError, StoreError
-from captionmill.data.features.parts import part_paths, parts_dir
+from captionmill.data.features.parts import FileChanged, part_paths, parts_dir
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.features.writer import ROWS_PER_PART, FeatureWriter, FileChanged
+from captionmill.data.features.writer import ROWS_PER_PART, FeatureWriter
 from captionmill.data.images.read import ImageSource
 
 LARGE_KEYS = [f"{number:05d}.jpg" for number in range(20_001)]  # a main file of 20,000 rows is always rewritten

@@ -21,6 +21,7 @@ from captionmill.data.captions.formats.rows import FORMATS, ColumnNames, LeftOut
 from captionmill.data.captions.formats.tables import find_table, has_header, read_caption_table
 from captionmill.data.captions.formats.text_files import find_text_files, read_text_files
 from captionmill.data.captions.formats.token_file import is_token_line, read_token_file
+from captionmill.data.csv_tables import encoding_of
 from captionmill.data.errors import AnnotationError
 from captionmill.data.foreign import LongLineError, parse_json
 from captionmill.data.regular import open_file_or_pipe, open_regular
@@ -73,7 +74,10 @@ def check_layout(path: Path, columns: ColumnNames) -> None:
 def open_text(path: Path) -> Iterator[TextIO]:
     """The file, opened at its beginning; AnnotationError if it is empty or, during the block, cannot be read."""
     try:
-        with io.TextIOWrapper(open_file_or_pipe(path), "utf-8-sig") as file:
+        with open_file_or_pipe(path) as content:
+            encoding = encoding_of(content.read(2))
+            content.seek(0)
+            file = io.TextIOWrapper(content, encoding)
             if not read_start(file).strip():
                 raise AnnotationError(f"{path}: the file is empty")
             yield file
