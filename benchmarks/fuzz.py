@@ -54,7 +54,7 @@ from captionmill.data.tables.update import WantedTable, update_captions
 from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
 from captionmill.pipeline.plan.read import read_plan
 from captionmill.stages.decoding.captioner import Captioner
-from captionmill.stages.encoding.weights import hash_weights, read_weights
+from captionmill.stages.encoding.weights import find_weights, hash_weights, read_weights
 from captionmill.stages.scoring.evaluate import evaluate
 from captionmill.stages.scoring.settings import EvaluateConfig
 from captionmill.stages.settings import ExtractConfig, SearchConfig, TrainConfig
@@ -211,8 +211,7 @@ def wanted(keys: list[str]) -> WantedTable:
 
 
 def read_weights_file(path: Path) -> None:
-    state, _, _ = read_weights(ExtractConfig(weights=str(path)))
-    hash_weights(state)
+    hash_weights(read_weights(find_weights(ExtractConfig(weights=str(path)))))
 
 
 def read_model_folder(store: Path, path: Path) -> None:

@@ -86,8 +86,8 @@ def read_bytes(path: Path) -> bytes:
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """The text of the file at `path`, its line ends as "\\n"; errors as `read_bytes`, and UnicodeDecodeError."""
-    with open_regular(path) as file:
-        return io.TextIOWrapper(_require_small(file, path), encoding).read()
+    with open_regular(path) as file, io.TextIOWrapper(_require_small(file, path), encoding) as text:
+        return text.read()
 
 
 def make_own_folder(path: Path) -> None:

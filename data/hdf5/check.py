@@ -79,8 +79,8 @@ def is_sealed(file: BinaryIO) -> bool | None:
     packed, own = file.read(size - end - 4), file.read(4)
     if struct.pack("<I", zlib.crc32(packed)) != own:
         return False
-    ranges: list[Range] = np.frombuffer(packed[: -_SEAL.size], "<u8").reshape(-1, 2).tolist()
-    is_same: bool = _checksum(file, ranges) == checksum
+    starts, lengths = np.frombuffer(packed[: -_SEAL.size], "<u8").reshape(-1, 2).T.tolist()
+    is_same: bool = _checksum(file, zip(starts, lengths, strict=True)) == checksum
     return is_same
 
 

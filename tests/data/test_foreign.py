@@ -29,7 +29,7 @@ from captionmill.pipeline.pages.run_files import read_scores
 from captionmill.pipeline.plan.file import PlanFile
 from captionmill.pipeline.plan.records import Workspace
 from captionmill.stages.decoding.captioner import Captioner
-from captionmill.stages.encoding.weights import read_weights
+from captionmill.stages.encoding.weights import find_weights, read_weights
 from captionmill.stages.settings import ExtractConfig
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -224,7 +224,7 @@ def test_a_damaged_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=r"weights\.pth: not a readable state_dict"):
-        read_weights(ExtractConfig(weights=str(path)))
+        read_weights(find_weights(ExtractConfig(weights=str(path))))
 
 
 def test_a_path_with_a_nul_is_refused(tmp_path: Path) -> None:

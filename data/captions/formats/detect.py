@@ -77,10 +77,10 @@ def open_text(path: Path) -> Iterator[TextIO]:
         with open_file_or_pipe(path) as content:
             encoding = encoding_of(content.read(2))
             content.seek(0)
-            file = io.TextIOWrapper(content, encoding)
-            if not read_start(file).strip():
-                raise AnnotationError(f"{path}: the file is empty")
-            yield file
+            with io.TextIOWrapper(content, encoding) as file:
+                if not read_start(file).strip():
+                    raise AnnotationError(f"{path}: the file is empty")
+                yield file
     except UnicodeDecodeError as exc:
         raise AnnotationError(f"{path}: not UTF-8 text; save it as UTF-8 and try again") from exc
     except LongLineError as exc:

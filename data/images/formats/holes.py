@@ -94,7 +94,8 @@ def _zeros_in_sound_codestream(header: bytes) -> int:
         )
     if coding & _RAW_BITS:
         return len(_LARGE_HOLE) - 1
-    return min(layers * components * packets + 2 * blocks + 256, len(_LARGE_HOLE) - 1)
+    most: int = layers * components * packets + 2 * blocks + 256
+    return min(most, len(_LARGE_HOLE) - 1)
 
 
 def _has_hole(strip: bytes, image: TiffImageFile) -> bool:
