@@ -133,7 +133,7 @@ def test_extract_takes_a_list_of_paths_and_a_limit(photos: Path, thin_weights: P
     ("arguments", "message"),
     [
         (["extract", "gone", "--output", "f.h5"], "Path 'gone' does not exist"),
-        (["extract", ".", "--output", "f.h5", "--batch-size", "0"], "0 is not in the range x>=1"),
+        (["extract", ".", "--output", "f.h5", "--batch-size", "0"], "0 is not in the range 1<=x<=1000000"),
         (["extract", ".", "--output", "f.h5", "--backbone", "resnet18"], "'resnet18' is not one of 'resnet50'"),
         (["train", "f.h5", "--captions", "gone.csv", "--output", "m"], "'gone.csv' does not exist"),
         (["train", "f.h5", "--output", "m", "--learning-rate", "inf"], "'--learning-rate': inf is not a finite number"),
