@@ -14,7 +14,7 @@ test: .venv/installed-dev .mypy/captionmill  ## format check, lint, types and te
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 cli-docs: .venv/installed-dev  ## write docs/cli.md again from the program's help
 	$(BIN)/python scripts/write_cli_docs.py

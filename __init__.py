@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from captionmill.data.models.archive import pack_model
     from captionmill.data.models.bundle import read_model
     from captionmill.data.tables.decisions import apply_decisions
+    from captionmill.pipeline.captioning.array import extract_for_captions
     from captionmill.pipeline.captioning.folder import caption_folder
     from captionmill.pipeline.captioning.images import CaptionedImage, caption_images
     from captionmill.pipeline.captioning.source import CacheConfig
+    from captionmill.pipeline.cluster import open_spread
     from captionmill.pipeline.compare import compare_tables
     from captionmill.pipeline.explain import explain_image as explain
     from captionmill.pipeline.plan.run import RunEvents, run_pipeline
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from captionmill.stages.encoding.extract import extract
     from captionmill.stages.scoring.evaluate import evaluate
     from captionmill.stages.scoring.settings import BootstrapConfig, EvaluateConfig, LeakConfig
-    from captionmill.stages.settings import ExtractConfig, SearchConfig, SplitLists, TrainConfig
+    from captionmill.stages.settings import ExtractConfig, SearchConfig, TrainConfig
+    from captionmill.stages.split_settings import SplitLists
     from captionmill.stages.table_settings import TableConfig
     from captionmill.stages.training.train import TrainListener, train
 
@@ -42,7 +45,7 @@ _HOMES = {
     "LeakConfig": "captionmill.stages.scoring.settings.LeakConfig",
     "RunEvents": "captionmill.pipeline.plan.run.RunEvents",
     "SearchConfig": "captionmill.stages.settings.SearchConfig",
-    "SplitLists": "captionmill.stages.settings.SplitLists",
+    "SplitLists": "captionmill.stages.split_settings.SplitLists",
     "TableConfig": "captionmill.stages.table_settings.TableConfig",
     "TrainConfig": "captionmill.stages.settings.TrainConfig",
     "TrainListener": "captionmill.stages.training.train.TrainListener",
@@ -53,6 +56,8 @@ _HOMES = {
     "evaluate": "captionmill.stages.scoring.evaluate.evaluate",
     "explain": "captionmill.pipeline.explain.explain_image",
     "extract": "captionmill.stages.encoding.extract.extract",
+    "extract_for_captions": "captionmill.pipeline.captioning.array.extract_for_captions",
+    "open_spread": "captionmill.pipeline.cluster.open_spread",
     "pack_model": "captionmill.data.models.archive.pack_model",
     "read_model": "captionmill.data.models.bundle.read_model",
     "run_pipeline": "captionmill.pipeline.plan.run.run_pipeline",
@@ -84,6 +89,8 @@ __all__ = [
     "evaluate",
     "explain",
     "extract",
+    "extract_for_captions",
+    "open_spread",
     "pack_model",
     "read_model",
     "run_pipeline",

@@ -55,6 +55,12 @@ for (let y = 0; y < document.body.scrollHeight && frames < 200; y += STEP, frame
   most = Math.max(most, document.querySelectorAll(".card").length); }
 return { most, frames }; })()"""
 
+KEYS = """(async () => { const times = [];
+for (let number = 0; number < 50; number += 1) { const start = performance.now();
+  document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: KEY, bubbles: true, cancelable: true }));
+  times.push(await FRAMES); }
+times.sort((left, right) => left - right); return [times[25], times.at(-1)]; })()""".replace("FRAMES", FRAMES)
+
 
 def write(images_path: Path, rows: list[CaptionRow], page_path: Path) -> None:
     images = find_images(images_path)
@@ -120,6 +126,15 @@ async def measure(send: Send, page_path: Path, shots_dir: Path) -> None:
         cost_ms = 1000 * (await main_thread_s() - before) / seen["frames"]
         what = f"{seen['frames']:,} frames of {step:,} pixels, of a core {cost_ms:.0f} ms per frame"
         print(f"| scrolled | {what}, at most {seen['most']} cards | {await longest_task()} |", flush=True)
+    await go("")
+    await evaluate("document.querySelector('.card').click()")
+    for key, what in (("a", "accepted"), ("l", "left for later"), ("n", "next unreviewed"), ("u", "undone")):
+        before = await main_thread_s()
+        middle, longest = await evaluate(KEYS.replace("KEY", json.dumps(key)))
+        cost_ms = 1000 * (await main_thread_s() - before) / 50
+        took = f"{middle:.0f} ms until drawn, at most {longest:.0f} ms, of a core {cost_ms:.0f} ms"
+        print(f"| reviewed | 50 times `{key}` ({what}): {took} each | {await longest_task()} |", flush=True)
+    await evaluate("document.querySelector('#large').close()")
     await send("HeapProfiler.collectGarbage")
     heap = await send("Runtime.getHeapUsage")
     print(f"| heap | {heap['usedSize'] / 1e6:.0f} MB | |")

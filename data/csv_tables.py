@@ -1,19 +1,20 @@
-"""Tables for spreadsheets: UTF-8 CSV, with a guard on cells that a spreadsheet would run as formulas."""
+"""The tables that are written: UTF-8 CSV, with a guard on cells that a spreadsheet would run as formulas."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from captionmill.data.files import write_text
+from captionmill.data.errors import InputError
+from captionmill.data.files import replace_atomically
+from captionmill.data.foreign import short_lines
+from captionmill.data.regular import open_regular_text
 
-if TYPE_CHECKING:
-    import pandas as pd
-
+Cell = str | int | float | None
 _STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 
-def guard_formula(cell: str) -> str:
+def _guard_formula(cell: str) -> str:
     """The text, with a ' in front if a spreadsheet could read it as a formula.
 
     This applies if it begins with one of = + - @, a tab or a line break (OWASP, "CSV Injection"), or with a '; so
@@ -23,26 +24,59 @@ def guard_formula(cell: str) -> str:
 
 
 def unguard_formula(cell: str) -> str:
-    """The text that `guard_formula` was given."""
-    return cell.removeprefix("'")
+    """The text that was written as `cell`; a ' that the guard does not put there belongs to the text: 'twas."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_STARTS) else cell
 
 
-def csv_line(cells: Iterable[str]) -> bytes:
-    """One record as in RFC 4180, except that it ends with only a line feed, which every CSV reader accepts."""
-    quoted = ['"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\r\n') else cell for cell in cells]
+def encoding_of(start: bytes) -> str:
+    """The encoding of a text that begins with `start`: UTF-16 by its mark, as Excel saves "Unicode Text", or UTF-8."""
+    return "utf-16" if start.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+
+
+def csv_line(cells: Iterable[Cell], float_format: str = ".4f") -> bytes:
+    """One record as in RFC 4180, except that it ends with only a line feed, which every CSV reader accepts.
+
+    No text in it is a formula, numbers are as they are, and None is an empty cell.
+    """
+    texts = [_guard_formula(cell) if isinstance(cell, str) else _number_text(cell, float_format) for cell in cells]
+    quoted = ['"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text for text in texts]
     return (",".join(quoted) + "\n").encode("utf-8", "backslashreplace")
+
+
+def write_table(
+    path: Path, columns: Sequence[str], rows: Iterable[Iterable[Cell]], *, float_format: str = ".4f"
+) -> None:
+    """Write a table, one `csv_line` per row, replacing any old one."""
+    with replace_atomically(path) as partial_path, partial_path.open("wb") as file:
+        file.write(csv_line(columns))
+        file.writelines(csv_line(row, float_format) for row in rows)
+
+
+def read_cells(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    """The cells of these columns in a table that `write_table` wrote; InputError if it is another file."""
+    try:
+        with open_regular_text(path, "utf-8-sig") as file:
+            reader = csv.reader(short_lines(file), strict=True)
+            header = next(reader, [])
+            places = [header.index(name) for name in columns]
+            return [tuple(unguard_formula(cells[place]) for place in places) for cells in reader if cells]
+    except (ValueError, IndexError, csv.Error) as exc:
+        raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; move it away") from exc
 
 
 def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> None:
     """Write failures.csv (key, reason), replacing any old one."""
-    import pandas as pd
-
-    write_table(path, pd.DataFrame(list(failures), columns=["key", "reason"]))
+    write_table(path, ("key", "reason"), failures)
 
 
-def write_table(path: Path, frame: "pd.DataFrame") -> None:
-    """Write a table as UTF-8 CSV with four decimals, replacing any old one."""
-    text = frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
-    if "\r" in text:  # csv leaves a single carriage return unquoted, and readers take it for a line end
-        text = frame.to_csv(index=False, float_format="%.4f", lineterminator="\n", quoting=csv.QUOTE_ALL)
-    write_text(path, text)
+def failed_keys(path: Path) -> set[str]:
+    """The keys in failures.csv; none without one, or in another file of that name."""
+    with suppress(FileNotFoundError, InputError):
+        return {key for (key,) in read_cells(path, ("key",)) if key}
+    return set()
+
+
+def _number_text(cell: float | None, float_format: str) -> str:
+    if cell is None:
+        return ""
+    return format(cell, float_format) if isinstance(cell, float) else str(cell)

@@ -1,49 +1,106 @@
-"""Atomic file writes: written beside, flushed, renamed."""
+"""Atomic file writes: written beside, flushed, renamed.
+
+What is written beside has a random name, so no link that waits there is followed, and two processes that write one file
+never mix: the last one wins. Its writer holds a lock on it, by which leftovers of killed processes are recognised.
+"""
 
 import hashlib
 import os
+import re
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from captionmill.data.errors import InputError
+from captionmill.data.regular import open_regular
+
+if os.name != "nt":
+    import fcntl
 
 _NAME_BYTES = 255  # the limit of all common file systems
+_PARTIAL_NAME = re.compile(r"\..+\.[0-9a-f]{16}\.partial", re.DOTALL)
+_cleared: set[tuple[int, int]] = set()
+"""Device and number of each folder that this process has looked through for leftovers."""
 
 
 @contextmanager
-def replace_atomically(path: Path) -> Iterator[Path]:
+def replace_atomically(path: Path, *, flushes: bool = True) -> Iterator[Path]:
     """A path beside `path` to write to; it replaces `path` when the block ends without an error.
 
-    After an error, the partial file is removed and `path` is unchanged. A killed process can leave `.NAME.partial`
-    behind: no reader opens it, and the next write replaces it.
+    After an error, the partial file is removed and `path` is unchanged. A killed process can leave one behind,
+    `.NAME.X.partial` with 16 hexadecimal digits X: no reader opens it, and the next process that writes into the folder
+    removes it. With `flushes`, the file is on the disk when the block ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = partial_path_of(path)
+    with errors_named(path):
+        remove_leftovers(path.parent)
+        descriptor, partial_path = _create_partial(path)
     try:
         with errors_named(path):
             yield partial_path
-            flush_to_disk(partial_path)
+            if flushes:
+                flush_to_disk(partial_path)
+            if os.name == "nt":  # which cannot rename an open file
+                os.close(descriptor)
+                descriptor = -1
             partial_path.replace(path)
     finally:
+        if descriptor >= 0:
+            os.close(descriptor)
         partial_path.unlink(missing_ok=True)
-    flush_to_disk(path.parent)
+    if flushes:
+        flush_to_disk(path.parent)
+
+
+def _create_partial(path: Path) -> tuple[int, Path]:
+    """A new, empty file for the content of `path`, and its descriptor, which holds its lock."""
+    while True:
+        partial_path = path.with_name(fit_name(f".{path.name}", f".{secrets.token_hex(8)}.partial"))
+        descriptor = os.open(partial_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        if os.name != "nt":
+            with suppress(OSError):  # on storage without locks nothing is taken for a leftover
+                fcntl.flock(descriptor, fcntl.LOCK_SH)  # HDF5 takes the same to read the file under its final name
+        if partial_path.exists():  # else it was taken for a leftover before it was locked
+            return descriptor, partial_path
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in `folder`, once in a process: partial files that nobody has locked."""
+    status = folder.stat()
+    if (status.st_dev, status.st_ino) in _cleared:
+        return
+    _cleared.add((status.st_dev, status.st_ino))
+    with suppress(OSError), os.scandir(folder) as entries:  # it may be writable, but not readable
+        for entry in entries:
+            if _PARTIAL_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):
+                    _remove_unlocked(entry.path)
+
+
+def _remove_unlocked(path: str) -> None:
+    if os.name == "nt":  # which does not remove an open file
+        os.unlink(path)  # noqa: PTH108
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)  # noqa: PTH108
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
 def errors_named(path: Path) -> Iterator[None]:
-    """Add `path` to a system error that names no file, such as that of a full disk."""
+    """Name `path` in a system error that names no file, such as that of a full disk, or a partial or a second one."""
     try:
         yield
     except OSError as exc:
-        if exc.errno is not None and exc.filename is None:
-            exc.filename = str(path)
+        names_partial = _PARTIAL_NAME.fullmatch(os.path.basename(str(exc.filename)))  # noqa: PTH119
+        if exc.errno is not None and (exc.filename is None or exc.filename2 is not None or names_partial):
+            exc.filename, exc.filename2 = str(path), None
         raise
-
-
-def partial_path_of(path: Path) -> Path:
-    """The partial file of `path`: `.NAME.partial`, with NAME shortened if it is too long."""
-    return path.with_name(fit_name(f".{path.name}", ".partial"))
 
 
 def fit_name(start: str, ending: str) -> str:
@@ -67,7 +124,7 @@ def require_other_file(output: Path, *inputs: Path | None) -> None:
 def digest_of_file(path: Path) -> str:
     """SHA-256 of a file's content, 64 hexadecimal digits; "" if there is no file."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return ""
@@ -82,10 +139,16 @@ def stamp_of(path: Path) -> tuple[int, int, int] | None:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
+def write_bytes(path: Path, content: bytes, *, flushes: bool = True) -> None:
+    """Replace the file at `path` by `content`, as `replace_atomically` does."""
+    with replace_atomically(path, flushes=flushes) as partial_path:
+        partial_path.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, atomically, replacing any old content."""
+    """Write `text` as UTF-8 to `path`, atomically, replacing any old content; half a surrogate pair is escaped."""
     with replace_atomically(path) as partial_path:
-        partial_path.write_text(text, encoding="utf-8", newline="")
+        partial_path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def flush_to_disk(path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import filelock
 
 from captionmill.data.errors import CaptionmillError
+from captionmill.data.regular import refuse_link
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
 """What storage without locks answers."""
@@ -38,6 +39,7 @@ def hold_lock(path: Path, otherwise: CaptionmillError) -> Iterator[None]:
 
 
 def _acquire(path: Path, otherwise: CaptionmillError) -> filelock.BaseFileLock:
+    refuse_link(path)
     lock: filelock.BaseFileLock = filelock.FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)

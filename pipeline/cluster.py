@@ -12,12 +12,10 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 
-import joblib
-import torch
-
 from captionmill.data.errors import ClusterError, InputError
 from captionmill.data.optional import require
 from captionmill.stages.encoding.spread import RunTasks, Spread
+from captionmill.stages.machine import choose_workers
 
 _PROCESSES_PER_GPU = 4  # decoding threads share one interpreter lock: a process decodes about 1,400 images/s
 _CORES_PER_PROCESS = 4
@@ -48,7 +46,7 @@ def open_spread(
     tasks raises ClusterError after `attempts` rounds in a row in which workers die and no task is done.
     """
     if cluster is None:
-        processes = jobs or _choose_processes(device, cores=joblib.cpu_count())
+        processes = jobs or _choose_processes(device, cores=choose_workers(0))
         if processes < 2:
             yield None
             return
@@ -67,7 +65,11 @@ def open_spread(
 
 def _choose_processes(device: str, *, cores: int) -> int:
     """The number of processes that keep the GPUs of `device` busy on a machine with `cores`; 1 for a CPU."""
-    if device == "cpu" or not torch.cuda.is_available():
+    if device == "cpu":
+        return 1
+    import torch
+
+    if not torch.cuda.is_available():
         return 1
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 1
     return gpus * max(1, min(_PROCESSES_PER_GPU, cores // (gpus * _CORES_PER_PROCESS)))
@@ -76,6 +78,7 @@ def _choose_processes(device: str, *, cores: int) -> int:
 @contextmanager
 def _start_processes(processes: int, attempts: int, *, least_images: int) -> Iterator[Spread]:
     """Use `processes` on this machine until the block ends."""
+    import joblib
     from joblib.externals.loky import get_reusable_executor  # joblib itself cannot end its processes
 
     threads = max(1, joblib.cpu_count() // processes)
@@ -134,6 +137,8 @@ def _connect_dask(address: str, attempts: int, wait_s: float) -> Iterator[Spread
 @contextmanager
 def _connect_ray(address: str, attempts: int, wait_s: float) -> Iterator[Spread]:
     ray = require("ray", extra="ray", needed_by="`cluster` ray://")
+
+    import joblib
 
     def connect() -> Any:
         return ray.init(address=f"ray://{address}", log_to_driver=False)
@@ -206,6 +211,8 @@ def _retrying(run_calls: _RunCalls, deaths: tuple[type[BaseException], ...], thr
 
 
 def _run_numbered(call: _Call) -> tuple[int, Any]:
+    import torch
+
     function, threads, (number, task) = call
     torch.set_num_threads(threads)  # dask makes its workers use one, even if they have more
     return number, function(task)

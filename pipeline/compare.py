@@ -1,11 +1,8 @@
 """Compares two tables of captions and writes what differs, as a table and as a page."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from captionmill.data.csv_tables import guard_formula, write_table
+from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
 from captionmill.data.files import require_other_file, write_text
 from captionmill.data.images.find import find_images
@@ -53,12 +50,9 @@ def compare_tables(
 
 
 def _write_differences(path: Path, comparison: TableComparison) -> None:
-    different = comparison.different
-    columns: dict[str, Sequence[object]] = {
-        "path": [guard_formula(image.first.path) for image in different],
-        "first": [guard_formula(image.first.caption) for image in different],
-        "second": [guard_formula(image.second.caption) for image in different],
-    }
-    if comparison.scores:
-        columns["cider_d_gain"] = [image.gain for image in different]
-    write_table(path, pd.DataFrame(columns))
+    columns = ("path", "first", "second", "cider_d_gain")[: 4 if comparison.scores else 3]
+    rows = (
+        (image.first.path, image.first.caption, image.second.caption, image.gain)[: len(columns)]
+        for image in comparison.different
+    )
+    write_table(path, columns, rows)

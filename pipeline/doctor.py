@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from captionmill.data.images.memory import MEMORY_LIMITS, memory_bytes
 from captionmill.pipeline.throughput import Throughput
 from captionmill.stages.encoding.weights import find_named_weights
 from captionmill.stages.machine import choose_workers, has_fast_bf16, versions
@@ -21,7 +22,6 @@ _LEAST_MEMORY = 4e9  # bytes
 _BUSY = 0.5  # load per core by other programs, from which measurements are unreliable
 _CPU_FLAGS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9_.-]+).*extra == [\"'](\w+)[\"']")
 
 
@@ -77,7 +77,7 @@ def gather_facts(memory_limits: Sequence[Path] = MEMORY_LIMITS) -> Facts:
         cores=choose_workers(0),
         cores_present=os.cpu_count() or 1,
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
-        memory_bytes=_memory_bytes(memory_limits),
+        memory_bytes=memory_bytes(memory_limits),
         cpu_flags=tuple(flag for flag in _CPU_FLAGS if capabilities.get(flag)),
         fast_bf16=has_fast_bf16(),
         gpus=tuple(gpus),
@@ -175,17 +175,3 @@ def _find_extras() -> dict[str, tuple[str, ...]]:
             package = found[1]
             missing[found[2]] = missing.get(found[2], ()) + (() if _version(package) else (package,))
     return missing
-
-
-def _memory_bytes(limits: Sequence[Path]) -> int:
-    """The machine's memory, or the container's limit if that is less."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 0
-    for path in limits:
-        try:
-            memory = min(memory, int(path.read_text()))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return memory

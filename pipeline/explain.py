@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -21,14 +22,14 @@ from captionmill.data.images.read import UNKNOWN_SOURCE, ImageFile, is_unchanged
 from captionmill.data.models.bundle import Model, model_paths
 from captionmill.data.models.source import find_models
 from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path
-from captionmill.pipeline.pages.explain_words import ImageExplanation
-from captionmill.pipeline.pages.explanation import render_explanation
-from captionmill.stages.decoding.captioner import Captioner
-from captionmill.stages.decoding.explain import explain_features
+from captionmill.stages.decoding.trained import read_models
 from captionmill.stages.encoding.encoder import Encoder, encoder_for_spec, prepare_image
 from captionmill.stages.encoding.engine import build_engine, encode_batches
 from captionmill.stages.encoding.loader import load_batches
 from captionmill.stages.settings import ExtractConfig, SearchConfig
+
+if TYPE_CHECKING:
+    from captionmill.pipeline.pages.explain_words import ImageExplanation
 
 _ROLES = {
     "train": "{model} was trained on it",
@@ -48,7 +49,7 @@ def explain_image(
     search: SearchConfig = SearchConfig(),
     machine: ExtractConfig = ExtractConfig(),
     weights: AnyPath | None = None,
-) -> ImageExplanation:
+) -> "ImageExplanation":
     """How `model` captions `image`, a file or its URL, step by step; several folders in `model` are an ensemble.
 
     The caption is that of `caption_folder` by the same `search`. The features are made as it makes them, or taken from
@@ -65,22 +66,27 @@ def explain_image(
     if output:
         local = image if isinstance(image, Path) else None
         require_other_file(output, local, features, *(captions.paths if captions else ()), *model_paths(*folders))
-    captioner = Captioner.load(folders, device=machine.device)
-    if len(captioner.vocabulary) == len(SPECIAL_WORDS):
+    models = read_models(folders)
+    if len(models.vocabulary) == len(SPECIAL_WORDS):
         raise ModelError(f"{folders[0]}: its vocabulary has no words; train it with a smaller `min_count`")
-    search = captioner.fit_search(search)
+    search = models.fit_search(search)
     pixels = _load_pixels(image, needed=features is None)
     is_sure = key is not None
     store = FeatureStore.open(features) if features else None
     if store:
-        key = _stored_key(image, key, store, pixels, captioner.spec)
+        key = _stored_key(image, key, store, pixels, models.spec)
         is_sure = is_sure or pixels is None or store.source(key) != UNKNOWN_SOURCE
-    references = _read_references(image, key, captions, captioner.vocabulary.word_rule) if captions else _References()
+    references = _read_references(image, key, captions, models.vocabulary.word_rule) if captions else _References()
     key = key or references.key
+    from captionmill.pipeline.pages.explain_words import ImageExplanation
+    from captionmill.stages.decoding.captioner import Captioner  # torch takes seconds, after which errors would show
+    from captionmill.stages.decoding.explain import explain_features
+
+    captioner = Captioner.of(models, device=machine.device)
     if store and key:
-        row = _stored_row(store, key, pixels, captioner.spec)
+        row = _stored_row(store, key, pixels, models.spec)
     else:
-        row = _made_row(image, encoder_for_spec(captioner.spec, machine, weights), machine)
+        row = _made_row(image, encoder_for_spec(models.spec, machine, weights), machine)
     names = tuple(image_key(folder.name or str(folder)) for folder in folders)
     explained = ImageExplanation(
         name=image_key(str(image)),
@@ -88,10 +94,10 @@ def explain_image(
         image=pixels,
         seen=row.seen,
         origin=row.origin,
-        role=_describe_role(image, key, names, captioner.bundles, is_sure=is_sure),
+        role=_describe_role(image, key, names, models.bundles, is_sure=is_sure),
         references_from=references.origin,
         models=names,
-        bundles=captioner.bundles,
+        bundles=models.bundles,
         search=search,
         explanation=explain_features(
             captioner.decoder,
@@ -104,6 +110,8 @@ def explain_image(
         ),
     )
     if output:
+        from captionmill.pipeline.pages.explanation import render_explanation
+
         write_text(output, render_explanation(explained))
     return explained
 

@@ -11,7 +11,7 @@ import torch
 
 from captionmill.data.captions.vocabulary import END, PAD, START, UNK
 from captionmill.data.errors import InputError
-from captionmill.data.files import write_text
+from captionmill.data.files import errors_named, write_text
 from captionmill.data.paths import AnyPath, AnyPaths, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Captioner
@@ -78,7 +78,8 @@ def export_model(
         for number, network in enumerate(networks):
             progress("export networks", number, len(networks))
             path = staging / (network.name + SUFFIX)
-            difference = write_network(network, path)
+            with errors_named(output / path.name):
+                difference = write_network(network, path)
             described[network.name] = _describe(network, path, difference)
         progress("export networks", len(networks), len(networks))
         write_text(staging / VOCABULARY_NAME, _to_json(captioner.vocabulary.words))

@@ -1,6 +1,5 @@
 """What an extraction or a captioning would do, and how long by the rates of earlier runs; nothing is changed."""
 
-import csv
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -9,29 +8,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from captionmill.data.csv_tables import failed_keys
 from captionmill.data.features.log import ExtractionRecord, read_records
 from captionmill.data.features.mirror import StoreMirror
-from captionmill.data.features.shard import shard_of
+from captionmill.data.features.shard import shard_of, shard_path
 from captionmill.data.features.spec import USUAL_PREPROCESS, FeatureSpec, Preprocess
 from captionmill.data.features.store import FeatureStore, store_exists
 from captionmill.data.images.find import search_images
 from captionmill.data.images.lists import ImagesOf, as_images
 from captionmill.data.images.read import ImageFile
 from captionmill.data.images.walk import PassedOver
-from captionmill.data.models.source import find_models
 from captionmill.data.paths import AnyPath, AnyPaths, as_location
 from captionmill.data.tables.edits import take_edits
 from captionmill.data.tables.formats import is_caption_table, read_captions
 from captionmill.data.tables.journal import CaptionJournal, made_dir
 from captionmill.data.tables.older import convert_older
+from captionmill.data.tables.review import is_decision
 from captionmill.data.urls import local_path
 from captionmill.pipeline.captioning.companions import EmbedInto
 from captionmill.pipeline.captioning.folder import row_settings
 from captionmill.pipeline.captioning.source import CacheConfig, CaptionSource, open_source
 from captionmill.pipeline.captioning.task import CaptionTask, prepare_captions
-from captionmill.stages.decoding.captioner import Captioner
+from captionmill.stages.decoding.trained import read_models
 from captionmill.stages.encoding.encoder import build_encoder, build_untrained_encoder
-from captionmill.stages.encoding.extract import FAILURES_NAME, shard_path
+from captionmill.stages.encoding.extract import FAILURES_NAME
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.encoding.missing import find_missing, find_unlisted
 from captionmill.stages.encoding.weights import NAMED_WEIGHTS, SCENES_BACKBONE, find_named_weights
@@ -105,7 +105,7 @@ def forecast_extraction(
     is_own = config.own_failures or shard is not None
     failures_path = path.with_suffix(f".{FAILURES_NAME}") if is_own else path.with_name(FAILURES_NAME)
     return replace(
-        _forecast(found, missing, store, _failed_keys(failures_path)),
+        _forecast(found, missing, store, failed_keys(failures_path)),
         unlisted=len(unlisted),
         duration_s=_duration((len(missing), _reading_rate(records))),
         left_out=search.left_out,
@@ -124,25 +124,24 @@ def forecast_captions(
     overwrite: bool | Literal["made"] = False,
 ) -> Forecast:
     """What `caption_folder` with these arguments would do, and its errors that do not depend on what is in an image."""
-    models, output = find_models(model), Path(output)
-    captioner = Captioner.load(models, device="cpu")
+    models, output = read_models(model), Path(output)
     task = prepare_captions(images, output, table, cache.features, embed_into=embed_into, overwrite=overwrite)
     path = task.store_path
     failed = {row.path for row in read_captions(output) if not row.is_captioned} if is_caption_table(output) else set()
     if task.found is None:
-        source = open_source(path, cache.features, captioner.spec)
+        source = open_source(path, cache.features, models.spec)
         forecast = _forecast(source.keys, (), source.store, failed)
     else:
         store = FeatureStore.open(path) if store_exists(path) else None
-        if store is not None and overwrite and captioner.spec.differences(store.spec):
+        if store is not None and overwrite and models.spec.differences(store.spec):
             store = None  # it would be replaced
         if store is not None:
-            captioner.spec.require(store.spec, mine="the model", others=str(path))
+            models.spec.require(store.spec, mine="the model", others=str(path))
         missing = find_missing(task.found, store)
         unread = tuple(Failure(image.key, "not read yet") for image in missing)
         source = CaptionSource([image.key for image in task.found], path, store, None, unread)
         forecast = _forecast(task.found, missing, store, failed)
-    rows = _forecast_rows(task, output, source, row_settings(models, captioner, search, task.table))
+    rows = _forecast_rows(task, output, source, row_settings(models, search, task.table))
     rows = replace(rows, made=rows.made - forecast.failed_before)
     records = _records(path)
     return replace(
@@ -184,14 +183,6 @@ def _forecast(
     )
 
 
-def _failed_keys(path: Path) -> set[str]:
-    """The keys in a table of failures; none without one."""
-    if not path.exists():
-        return set()
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["key"] for row in csv.DictReader(file) if row.get("key")}
-
-
 def _forecast_rows(
     task: CaptionTask, output: Path, source: CaptionSource, made_with: Mapping[str, Any]
 ) -> RowsForecast:
@@ -208,7 +199,7 @@ def _forecast_rows(
     decided = {review.path: review.decision for review in [*known.reviews.values(), *edits]}
     if task.table.redo_corrected:
         decided = {}
-    reviewed = sum(decided.get(key, "later") != "later" for key in source.keys)
+    reviewed = sum(is_decision(decided.get(key, "later")) for key in source.keys)
     return RowsForecast(len(source.keys) - int(known.is_current.sum()), len(edits), reviewed)
 
 

@@ -130,6 +130,7 @@ def decision_fields(summary: "DecisionSummary", output: object, *, dry_run: bool
         "corrected": summary.corrected,
         "accepted": summary.accepted,
         "later": summary.later,
+        "taken_back": summary.taken_back,
         "as_before": summary.as_before,
         "conflicts": len(summary.conflicts),
     }

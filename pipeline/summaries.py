@@ -132,9 +132,10 @@ def _left_out(left_out: "PassedOver") -> str:
 
 def decision_line(summary: "DecisionSummary") -> str:
     """ "12 captions corrected, 30 accepted, 1 for later, 3 as before, 0 conflicts"."""
+    taken_back = f"{summary.taken_back:,} taken back, " if summary.taken_back else ""
     return (
         f"{show_count(summary.corrected, 'caption')} corrected, {summary.accepted:,} accepted, {summary.later:,} for "
-        f"later, {summary.as_before:,} as before, {show_count(len(summary.conflicts), 'conflict')}"
+        f"later, {taken_back}{summary.as_before:,} as before, {show_count(len(summary.conflicts), 'conflict')}"
     )
 
 

@@ -18,6 +18,8 @@ from captionmill.data.urls import is_url
 Default = TypeVar("Default")
 PathTo = Literal["file", "folder", "model"]
 
+GREATEST_WHOLE = 2**31 - 1  # of a setting that names no other limit
+MOST_SHOWN = 200  # characters
 _KEY = "setting"  # of a field's metadata
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", Path: "a path"}
 
@@ -145,6 +147,8 @@ class Setting:
     def _accept_one(self, value: object) -> Any:
         kind, choices = self.type.kind, self.type.choices
         if kind in (str, Path) and isinstance(value, str | Path):
+            if "\0" in str(value):
+                raise self._wrong("without a NUL character", value)
             if kind is Path and is_url(value):
                 if self.path_to == "model":
                     return str(value)
@@ -161,14 +165,34 @@ class Setting:
         return value
 
     def _within(self, value: Any) -> Any:
-        if self.type.kind is float and not math.isfinite(value):
+        if self.type.kind is float and not _is_finite(value):
             raise self._wrong("a finite number", value)
+        if self.type.kind is int and self.most is None and value > GREATEST_WHOLE:
+            raise self._wrong(f"at most {GREATEST_WHOLE}", value)
         if (self.least is not None and value < self.least) or (self.most is not None and value > self.most):
             raise self._wrong(self.limits, value)
         return value
 
     def _wrong(self, wanted: str, value: object) -> SettingError:
-        return SettingError(f"`{self.name}` must be {wanted}, not {value!r}")
+        return SettingError(f"`{self.name}` must be {wanted}, not {shown(value)}")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        return False
+
+
+def shown(value: object) -> str:
+    """`value` as a message shows it: not longer than a line."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length():,} bits"
+    try:
+        text = repr(value)
+    except ValueError:  # a list with such a number
+        text = f"such a {type(value).__name__}"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ Backbone = Literal["resnet50", "resnet101", "resnet152", "scenes-resnet14"]
 EngineName = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ImageInput = Literal["init", "first", "every"]
-Restval = Literal["train", "drop"]
 Rerank = Literal["auto", "none", "consensus", "matcher", "both"]
 FeatureScaling = Literal["standardize", "unit", "standardize-unit"]
 
 GREATEST_SEED = 2**63 - 1
+LEAST_MEMORY = 0.1  # GB
+GREATEST_LENGTH = 10_000  # words of a caption
 USUAL_LENGTH = 20  # words of a caption, unless a setting or the data ask for more
 
 
@@ -30,7 +31,7 @@ def device_setting() -> str:
 
 def length_setting(help_text: str, *, unset: str) -> int | None:
     """The field of a maximum number of words."""
-    return setting(None, help_text, least=1, unset=unset, example=USUAL_LENGTH)
+    return setting(None, help_text, least=1, most=GREATEST_LENGTH, unset=unset, example=USUAL_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,12 @@ class ExtractConfig(Configuration):
         "one", "Views of each image. flip: the mean of the image and its mirror image, in twice the time."
     )
     batch_size: int | None = setting(
-        None, "Images per forward pass of the network.", least=1, unset="8 with openvino, else 32", example=32
+        None,
+        "Images per forward pass of the network.",
+        least=1,
+        most=1_000_000,
+        unset="8 with openvino, else 32",
+        example=32,
     )
     workers: int = setting(
         0,
@@ -67,6 +73,15 @@ class ExtractConfig(Configuration):
         least=0,
         most=256,
         words={"auto": 0},
+    )
+    memory: float | None = setting(
+        None,
+        "Gigabytes of memory for images while they are decoded, for all threads and processes on this machine "
+        "together; images that need more are listed as failures.",
+        least=LEAST_MEMORY,
+        most=1_000_000,
+        unset="half of the machine's memory",
+        example=8,
     )
     device: str = device_setting()
     engine: EngineName = setting(
@@ -91,7 +106,7 @@ class ExtractConfig(Configuration):
     )
 
 
-MACHINE_SETTINGS = ("batch_size", "workers", "device", "engine", "precision")
+MACHINE_SETTINGS = ("batch_size", "workers", "memory", "device", "engine", "precision")
 """Settings of an extraction that affect how the machine runs it, not its result; captioning a folder has them too."""
 
 
@@ -102,14 +117,18 @@ class SearchConfig(Configuration):
     Raises SettingError for values out of range and for settings that contradict each other.
     """
 
-    beam_size: int = setting(5, "Captions kept at each step; 1 is greedy search. Sampling ignores it.", least=1)
+    beam_size: int = setting(
+        5, "Captions kept at each step; 1 is greedy search. Sampling ignores it.", least=1, most=10_000
+    )
     length_penalty: float = setting(
         0.7,
         "Power of a caption's length by which its sum of log probabilities is divided; 0 favours short captions.",
         least=0,
         most=10,
     )
-    min_length: int = setting(1, "Minimum number of words in a caption, unless no word may follow.", least=1)
+    min_length: int = setting(
+        1, "Minimum number of words in a caption, unless no word may follow.", least=1, most=GREATEST_LENGTH
+    )
     max_length: int | None = length_setting(
         "Maximum number of words in a caption; longer ones are cut.",
         unset="20, or the model's length in training if that is more",
@@ -119,7 +138,7 @@ class SearchConfig(Configuration):
     )
     repeat_words: bool = setting(False, "Let a word follow itself; a character of a script without spaces always may.")
     alternatives: int = setting(
-        0, "Number of further captions per image: the next best of the beam, or further samples.", least=0
+        0, "Number of further captions per image: the next best of the beam, or further samples.", least=0, most=10_000
     )
     diversity_groups: int = setting(
         1, "Number of equal groups that divide the beam; each avoids the words of the groups before it.", least=1
@@ -134,7 +153,9 @@ class SearchConfig(Configuration):
         "What chooses among the candidates of beam search. consensus: captions of similar training images; matcher: "
         "words that fit the image; auto: both, as far as the model has them, but nothing for greedy search.",
     )
-    candidates: int = setting(20, "Candidates that are re-ranked: the beam is at least that wide then.", least=1)
+    candidates: int = setting(
+        20, "Candidates that are re-ranked: the beam is at least that wide then.", least=1, most=10_000
+    )
     sample: bool = setting(False, "Draw each word at random by its probability instead of beam search.")
     temperature: float = setting(
         1.0,
@@ -181,22 +202,6 @@ class SearchConfig(Configuration):
 
 
 @dataclass(frozen=True)
-class SplitLists(Configuration):
-    """Files that choose the images of a training, instead of the splits of its captions file."""
-
-    train_list: AnyPath | None = setting(
-        None,
-        "Images to train on, one per line; goes with the list of validation images.",
-        unset="the captions' split",
-        example="train.txt",
-    )
-    val_list: AnyPath | None = setting(
-        None, "Images that choose the best epoch, one per line.", unset="the captions' split", example="val.txt"
-    )
-    restval: Restval = setting("train", "What to do with the restval images of Karpathy's JSON.")
-
-
-@dataclass(frozen=True)
 class TrainConfig(Configuration):
     """Stage two: the decoder's size and how it is trained; defaults were chosen by measurement (docs/benchmarks.md)."""
 
@@ -217,9 +222,9 @@ class TrainConfig(Configuration):
         "standardize-unit",
         "Scaling of the features. standardize: each number; unit: each row to length 1; standardize-unit: both.",
     )
-    embed_dim: int = setting(512, "Size of the word embeddings.", least=1)
-    hidden_dim: int = setting(512, "Size of the hidden state of the LSTM.", least=1)
-    layers: int = setting(1, "Number of LSTM layers.", least=1)
+    embed_dim: int = setting(512, "Size of the word embeddings.", least=1, most=65_536)
+    hidden_dim: int = setting(512, "Size of the hidden state of the LSTM.", least=1, most=65_536)
+    layers: int = setting(1, "Number of LSTM layers.", least=1, most=100)
     tie_weights: bool = setting(True, "Use the word embeddings as output weights too.")
     dropout: float = setting(0.5, "Dropout rate of the embeddings and outputs in training.", least=0, most=1)
     feature_dropout: float = setting(0.3, "Dropout rate of the image features in training.", least=0, most=1)
@@ -229,7 +234,7 @@ class TrainConfig(Configuration):
     label_smoothing: float = setting(
         0.1, "Label smoothing: share of each target that is spread evenly over all words.", least=0, most=1
     )
-    batch_size: int = setting(64, "Captions per optimizer step, over all processes together.", least=1)
+    batch_size: int = setting(64, "Captions per optimizer step, over all processes together.", least=1, most=1_000_000)
     learning_rate: float = setting(
         1e-3,
         "Peak learning rate of AdamW, reached after a tenth of the steps; then it falls to 0 along a cosine.",

@@ -4,11 +4,12 @@ import math
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from PIL import Image
 
@@ -48,6 +49,20 @@ def make_store(path: Path, keys: list[str], rows: Features, spec: FeatureSpec | 
     with FeatureWriter(path, spec or make_spec(feature_dim=rows.shape[1]), dtype="float32", made_by={}) as writer:
         writer.add(keys, rows)
     return path
+
+
+def add_part(path: Path, keys: Sequence[str] = (), rows: Features | None = None, drop: Sequence[str] = ()) -> None:
+    """What a writer that was interrupted leaves."""
+
+    def interrupted() -> None:
+        with FeatureWriter(path, make_spec(), dtype="float32", made_by={}) as writer:
+            writer.drop(drop)
+            if rows is not None:
+                writer.add(keys, rows)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
 
 
 def listen_to_ctrl_c() -> None:

@@ -5,26 +5,45 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import safetensors.torch
-import torch
-from browser import Browser
-from builders import OpenPage, draw_photos
-from processes import share_loaded_modules
-from torchvision.models import ResNet
-from torchvision.models.resnet import Bottleneck
 
-from captionmill.stages import charts
+if TYPE_CHECKING:  # a process that only hands out the tests need not wait for torch
+    from browser import Browser
+    from builders import OpenPage
 
-torch.set_num_threads(1)  # the cores are for the workers
-share_loaded_modules()
-os.fsync = lambda fd: None  # no test can see whether the disk has it
+
+LONG = (
+    *("test_cli", "test_export", "test_store", "test_doc_commands", "test_search", "test_update", "test_folder"),
+    *("test_encoder", "test_run", "test_gallery", "test_portable", "test_run_report", "test_demo", "test_site"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first: so no process of the tests is left working when the others are done."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prepared_process() -> None:
+    """Threads of torch's, and the server of `processes.py`."""
+    import torch
+    from processes import share_loaded_modules
+
+    torch.set_num_threads(1)  # the cores are for the workers
+    share_loaded_modules()
+    os.fsync = lambda fd: None  # no test can see whether the disk has it
 
 
 @pytest.fixture(scope="session")
 def thin_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of the demo's backbone, as a .safetensors file."""
+    import safetensors.torch
+    import torch
+    from torchvision.models import ResNet
+    from torchvision.models.resnet import Bottleneck
+
     torch.manual_seed(0)
     network = ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=5)
     path = tmp_path_factory.mktemp("weights") / "thin.safetensors"
@@ -32,15 +51,27 @@ def thin_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The cache of the tests, apart from that of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAPTIONMILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """The curves of a training, twice as long in the drawing as a small training takes, are an empty file."""
+    from captionmill.stages import charts
+
     monkeypatch.setattr(charts, "draw_curves", lambda path, rows, **_: path.touch())
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder as `draw_photos` makes it."""
+    from builders import draw_photos
+
     return draw_photos(tmp_path / "photos")
 
 
@@ -53,8 +84,10 @@ def find_chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
     """A headless Chromium that can be typed into."""
+    from browser import Browser
+
     folder = tmp_path_factory.mktemp("browser")
     with Browser(find_chromium(), folder) as opened:
         yield opened
@@ -62,7 +95,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenPage]:
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator["OpenPage"]:
     """Opens an address in a headless Chromium, with options; the test is skipped where there is none."""
     program = find_chromium()
     profile = tmp_path_factory.mktemp("chromium")

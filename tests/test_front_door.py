@@ -45,6 +45,7 @@ THE_DOOR = {
     ),
     *("ExtractConfig", "FeatureStore", "LeakConfig", "RunEvents", "SearchConfig", "SplitLists", "TableConfig"),
     *("__version__", "caption_folder", "caption_images", "evaluate", "explain", "extract", "read_model"),
+    *("extract_for_captions", "open_spread"),
     *("TrainConfig", "TrainListener", "apply_decisions", "compare_tables", "pack_model", "run_pipeline", "train"),
 }
 

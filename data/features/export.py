@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
@@ -66,7 +65,7 @@ def _write_npy(store: FeatureStore, output: Path, progress: Callable[[str, int, 
             progress("export", done, len(store))
         file.flush()
         table_path.unlink(missing_ok=True)  # a kill or a full disk must not leave the old table beside the new rows
-    write_table(table_path, pd.DataFrame({"row": range(len(store)), "key": store.keys}))
+    write_table(table_path, ("row", "key"), enumerate(store.keys))
 
 
 def _write_parquet(store: FeatureStore, output: Path, progress: Callable[[str, int, int], None]) -> None:

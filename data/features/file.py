@@ -4,16 +4,20 @@ Layout of each file: attributes `format`, `format_version`, `spec` (JSON), `made
 `shard` (JSON); datasets `keys` (N UTF-8 strings, sorted), `features` (N x D, little-endian float16 or float32,
 contiguous), `checksums` (N x uint32: CRC-32 of the key's UTF-8 bytes, a zero byte, the row's bytes and the source's
 bytes), `sources` (N x 3 uint64: the fields of `ImageSource`), and in a part `removed` (UTF-8 strings): keys whose rows
-in earlier files no longer count. If a key is in several files, the last part in the order of names counts.
+in earlier files no longer count. If a key is in several files, the last part in the order of names counts. Behind the
+end of HDF5 is a checksum of its bookkeeping (`data/hdf5/check.py`), which files of earlier versions lack.
 """
 
+import functools
 import json
 import os
 import re
+import subprocess
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.spawn import get_executable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +30,13 @@ from captionmill.data.features.parts import PART_PREFIX
 from captionmill.data.features.rows import RowFile
 from captionmill.data.features.shard import Shard
 from captionmill.data.features.spec import FeatureSpec, StoredDtype
-from captionmill.data.files import replace_atomically
-from captionmill.data.hdf5 import open_hdf5, read_texts, why_not_now
+from captionmill.data.files import replace_atomically, stamp_of
+from captionmill.data.foreign import parse_json
+from captionmill.data.hdf5.check import is_sealed, seal_file
+from captionmill.data.hdf5.files import open_hdf5, read_texts, why_not_now
+from captionmill.data.hdf5.layout import has_dataset, open_dataset
 from captionmill.data.images.read import UNKNOWN_SOURCE
+from captionmill.data.regular import open_regular
 
 Features = npt.NDArray[np.floating[Any]]
 Sources = npt.NDArray[np.uint64]
@@ -36,6 +44,19 @@ Sources = npt.NDArray[np.uint64]
 FORMAT = "captionmill-features"
 FORMAT_VERSION = 2
 _UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError)
+
+_SAFE_MEMORY = 4 << 30  # bytes, of addresses; Python, NumPy and HDF5 take a half of it on a machine of many cores
+_SAFE_S, _SAFE_RATE = 60.0, 20e6  # seconds; bytes per second
+_OPEN_EACH = """
+import contextlib, sys
+from captionmill.data.features.file import open_each
+with contextlib.suppress(ImportError):
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+for is_open in open_each(sys.argv[2:]):
+    print(flush=True)
+"""
 
 Block = tuple[list[str], Features, npt.NDArray[np.uint32], Sources]
 """Keys, their rows [N, D], checksums [N] and sources [N, 3], as stored in a file."""
@@ -73,31 +94,40 @@ def write_store_file(
     Raises StoreError if the disk is full or there is no permission.
     """
     try:
-        with replace_atomically(path) as partial_path, _create(partial_path) as file:
-            file.attrs["format"] = FORMAT
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["spec"] = json.dumps(spec.to_json())
-            file.attrs["made_by"] = json.dumps(made_by)
-            if shard is not None:
-                file.attrs["shard"] = json.dumps(asdict(shard))
-            if removed:
-                file.create_dataset("removed", data=list(removed), dtype=h5py.string_dtype("utf-8"))
-            all_keys = file.create_dataset("keys", (row_count,), dtype=h5py.string_dtype("utf-8"))
-            all_rows = file.create_dataset("features", (row_count, spec.feature_dim), dtype=dtype)
-            all_checksums = file.create_dataset("checksums", (row_count,), dtype="<u4")
-            all_sources = file.create_dataset("sources", (row_count, len(UNKNOWN_SOURCE)), dtype="<u8")
-            start = 0
-            for keys, rows, checksums, sources in blocks:
-                block = slice(start, start + len(keys))
-                all_keys[block], all_rows[block] = keys, rows
-                all_checksums[block], all_sources[block] = checksums, sources
-                start += len(keys)
+        with replace_atomically(path) as partial_path:
+            with _create(partial_path) as file:
+                file.attrs["format"] = FORMAT
+                file.attrs["format_version"] = FORMAT_VERSION
+                file.attrs["spec"] = json.dumps(spec.to_json())
+                file.attrs["made_by"] = json.dumps(made_by)
+                if shard is not None:
+                    file.attrs["shard"] = json.dumps(asdict(shard))
+                if removed:
+                    file.create_dataset("removed", data=list(removed), dtype=h5py.string_dtype("utf-8"))
+                all_keys = file.create_dataset("keys", (row_count,), dtype=h5py.string_dtype("utf-8"))
+                all_rows = file.create_dataset("features", (row_count, spec.feature_dim), dtype=dtype)
+                all_checksums = file.create_dataset("checksums", (row_count,), dtype="<u4")
+                all_sources = file.create_dataset("sources", (row_count, len(UNKNOWN_SOURCE)), dtype="<u8")
+                start = 0
+                for keys, rows, checksums, sources in blocks:
+                    block = slice(start, start + len(keys))
+                    all_keys[block], all_rows[block] = keys, rows
+                    all_checksums[block], all_sources[block] = checksums, sources
+                    start += len(keys)
+                numbers = [_place_of(dataset) for dataset in (all_rows, all_checksums, all_sources)]
+                texts = [_place_of(file[name]) for name in ("keys", "removed") if name in file]
+            seal_file(partial_path, numbers, texts)
     except (OSError, RuntimeError) as exc:  # h5py reports a full disk as either, with pages of detail
         said = re.search(r"error message = '([^']+)'", str(exc))
         reason = said[1].lower() if said else _first_words(exc)
         raise StoreError(
             f"{path}: cannot be written ({reason}); rows already in parts are safe, run again to resume"
         ) from exc
+
+
+def _place_of(dataset: h5py.Dataset) -> tuple[int, int]:
+    """Where the data of `dataset` begin in its file, and their length, bytes."""
+    return dataset.id.get_offset() or 0, dataset.id.get_storage_size()
 
 
 @contextmanager
@@ -144,6 +174,10 @@ def read_store_file(path: Path) -> StoreFile:
     inode = None
     try:
         inode = path.stat().st_ino
+        with open_regular(path) as plain:
+            is_whole = is_sealed(plain)
+        if is_whole is False and not _is_safe(path, stamp_of(path)):
+            raise ValueError("its bookkeeping is not what was written")
         with open_hdf5(path) as file:
             read = _read_open_file(path, file)
         if path.stat().st_ino == inode:
@@ -160,6 +194,45 @@ def read_store_file(path: Path) -> StoreFile:
     return read_store_file(path)  # a writer has just replaced it
 
 
+def find_unsafe(paths: Sequence[Path]) -> list[Path]:
+    """Those of the HDF5 files at `paths` that keep HDF5 busy for ever, crash it, or make it ask for all memory.
+
+    Each is opened by another process, as `read_store_file` would, with limits of time and memory. Files of versions
+    before that have no checksum of their bookkeeping, and HDF5 trusts what it reads there.
+    """
+    left, unsafe = list(paths), []
+    while left:
+        size = sum(path.stat().st_size for path in left)
+        command = [get_executable(), "-P", "-c", _OPEN_EACH, str(_SAFE_MEMORY + 8 * size), *map(str, left)]
+        try:
+            ended = subprocess.run(command, capture_output=True, timeout=_SAFE_S + size / _SAFE_RATE, check=False)
+            opened = ended.stdout
+        except subprocess.TimeoutExpired as exc:
+            opened = exc.stdout or b""
+        count = opened.count(b"\n")
+        unsafe += left[count : count + 1]
+        left = left[count + 1 :]
+    return unsafe
+
+
+@functools.lru_cache(maxsize=256)
+def _is_safe(path: Path, _: tuple[int, int, int] | None) -> bool:
+    """Whether HDF5 can be trusted with the file that has this stamp."""
+    return not find_unsafe([path])
+
+
+def open_each(paths: Sequence[str]) -> Iterator[bool]:
+    """True for each of the files at `paths` after it was opened; MemoryError for one that asks for too much memory."""
+    for path in map(Path, paths):
+        try:
+            with open_hdf5(path) as file:
+                _read_open_file(path, file)
+        except _UNREADABLE as exc:
+            if isinstance(exc, MemoryError) or "memory allocation failed" in str(exc):
+                raise MemoryError from exc
+        yield True
+
+
 def _was_replaced(path: Path, inode: int | None) -> bool:
     try:
         return inode is not None and path.stat().st_ino != inode
@@ -173,17 +246,21 @@ def _read_open_file(path: Path, file: h5py.File) -> StoreFile:
     if file.attrs["format_version"] != FORMAT_VERSION:
         version = file.attrs["format_version"]
         raise StoreError(f"{path}: format version {version}, and this captionmill reads {FORMAT_VERSION}")
-    spec = FeatureSpec.from_json(json.loads(file.attrs["spec"]))
-    made_by = json.loads(file.attrs["made_by"])
-    keys = read_texts(file["keys"], path)
-    removed = read_texts(file["removed"], path) if "removed" in file else []
-    rows, checksums, sources = file["features"], file["checksums"], file["sources"]
+    spec = FeatureSpec.from_json(parse_json(file.attrs["spec"]))
+    made_by = parse_json(file.attrs["made_by"])
+    keys = read_texts(open_dataset(file, "keys", ("text",), 1, path), path)
+    removed: list[str] = []
+    if has_dataset(file, "removed"):
+        removed = read_texts(open_dataset(file, "removed", ("text",), 1, path), path)
+    rows = open_dataset(file, "features", ("<f2", "<f4"), 2, path)
+    checksums = open_dataset(file, "checksums", ("<u4",), 1, path)
+    sources = open_dataset(file, "sources", ("<u8",), 2, path)
     shapes = (rows.shape, checksums.shape, sources.shape)
     if shapes != ((len(keys), spec.feature_dim), (len(keys),), (len(keys), 3)):
         raise StoreDamageError(f"{path}: {len(keys)} keys but features of shape {rows.shape}; extract it again")
-    shard = Shard(**json.loads(file.attrs["shard"])) if "shard" in file.attrs else None
+    shard = Shard(**parse_json(file.attrs["shard"])) if "shard" in file.attrs else None
     dtype: StoredDtype = "float16" if rows.dtype.itemsize == 2 else "float32"
-    if (offset := rows.id.get_offset()) is None:  # no rows, or another tool rewrote it in chunks
+    if (offset := rows.id.get_offset()) is None:  # no rows
         take_rows = rows[:].__getitem__
     else:
         is_main = not path.name.startswith(PART_PREFIX)  # names of parts are never reused

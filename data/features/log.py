@@ -4,14 +4,17 @@ The store itself holds only rows, not how many images were examined for them or 
 """
 
 import csv
+import errno
 import io
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from captionmill.data.csv_tables import csv_line
+from captionmill.data.csv_tables import csv_line, unguard_formula
 from captionmill.data.files import replace_atomically
+from captionmill.data.regular import open_own, open_regular_text, read_bytes, refuse_link
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class ExtractionRecord:
     """What the search for images passed over, in words; empty if nothing, and in rows of earlier versions."""
 
 
+_logger = logging.getLogger(__name__)
 _NAMES = [field.name for field in fields(ExtractionRecord)]
 _COUNTS = {"found", "cached", "extracted", "failed", "captioned"}
 _TEXTS = {"finished", "images", "engine", "advice"}
@@ -56,14 +60,25 @@ def log_path(store_path: Path) -> Path:
 
 
 def append_record(store_path: Path, record: ExtractionRecord) -> None:
-    """Append a row to the log of the store. Earlier rows are not read: a damaged log stops no extraction."""
+    """Append a row to the log of the store. Earlier rows are not read: a damaged log stops no extraction.
+
+    Nothing is written through a link, or into anything but a file: a warning says so.
+    """
     path = log_path(store_path)
-    values = (_shorten(value) for value in asdict(record).values())
-    row = csv_line("" if value is None else str(value) for value in values)
+    try:
+        _append(path, csv_line(asdict(record).values()))
+    except OSError as exc:
+        if exc.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        _logger.warning("%s: %s; this run is not in the log", path, exc.strerror)
+
+
+def _append(path: Path, row: bytes) -> None:
+    refuse_link(path)
     header = b"" if path.exists() else csv_line(_NAMES)
     path.parent.mkdir(parents=True, exist_ok=True)
     _add_column(path)
-    with path.open("a+b") as file:
+    with open_own(path, "a+b") as file:
         if file.tell():
             file.seek(-1, io.SEEK_END)
             if file.read(1) != b"\n":  # a kill cut the last row short: keep this one apart from it
@@ -73,7 +88,7 @@ def append_record(store_path: Path, record: ExtractionRecord) -> None:
 
 def _add_column(path: Path) -> None:
     """Give a log of an earlier version the header of this one; its rows are shorter then."""
-    if path.exists() and (content := path.read_bytes()).startswith(_FORMER_HEADER):
+    if path.exists() and (content := read_bytes(path)).startswith(_FORMER_HEADER):
         with replace_atomically(path) as partial_path:
             partial_path.write_bytes(csv_line(_NAMES) + content.removeprefix(_FORMER_HEADER))
 
@@ -81,7 +96,7 @@ def _add_column(path: Path) -> None:
 def read_records(store_path: Path) -> list[ExtractionRecord]:
     """The rows of the store's log, oldest first; none without a log. An incomplete row is left out."""
     try:
-        with log_path(store_path).open(encoding="utf-8", errors="replace", newline="") as file:
+        with open_regular_text(log_path(store_path), errors="replace") as file:
             rows = [row for row in csv.DictReader(file) if None not in row]
     except FileNotFoundError:
         return []
@@ -91,18 +106,14 @@ def read_records(store_path: Path) -> list[ExtractionRecord]:
 def _parse(row: Mapping[str, Any]) -> ExtractionRecord | None:
     try:
         values: dict[str, Any] = {name: _read(name, row[name]) for name in _NAMES[:-1]}
-        return ExtractionRecord(**values, left_out=row.get("left_out") or "")
+        return ExtractionRecord(**values, left_out=unguard_formula(row.get("left_out") or ""))
     except (KeyError, TypeError, ValueError):
         return None
 
 
 def _read(name: str, cell: str) -> str | int | float | None:
     if name in _TEXTS:
-        return str(cell)
+        return unguard_formula(cell)
     if name.startswith("caption") and cell == "":
         return None
     return int(cell) if name in _COUNTS else float(cell)
-
-
-def _shorten(value: object) -> object:
-    return f"{value:.4f}" if isinstance(value, float) else value

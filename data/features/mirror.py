@@ -1,10 +1,13 @@
 """Local copies of feature stores at URLs."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from captionmill.data.errors import InputError
 from captionmill.data.features.parts import is_part_name
-from captionmill.data.urls import open_filesystem, parent_of
+from captionmill.data.urls import is_url, open_filesystem, parent_of
 
 
 class StoreMirror:
@@ -51,3 +54,14 @@ class StoreMirror:
                 filesystem.rm_file(remote)
         except Exception as exc:  # each filesystem raises its own errors
             raise InputError(f"{remote}: cannot be written ({' '.join(str(exc).split())[:150]})") from exc
+
+
+@contextmanager
+def local_store(output: Path | str) -> Iterator[tuple[Path, StoreMirror | None]]:
+    """A local path for the store `output`; for a URL, a downloaded copy and the mirror that uploads its changes."""
+    if not is_url(output):
+        yield Path(output), None
+        return
+    with tempfile.TemporaryDirectory(prefix="captionmill-") as staging:
+        mirror = StoreMirror(str(output), Path(staging))
+        yield mirror.pull(), mirror

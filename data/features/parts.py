@@ -3,6 +3,8 @@
 import functools
 import logging
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from captionmill.data.errors import StoreAccessError
@@ -13,6 +15,8 @@ DAMAGED_SUFFIX = ".damaged"
 
 _PART_NAME = re.compile(rf"{PART_PREFIX}\d+-\d+-\d+-[0-9a-f]{{8}}(_joined)*\.h5")  # what PartWriter calls them
 _SHOWN = 3
+FileChanged = Callable[[Path], None]
+"""Called after a file of a store was written or deleted."""
 _logger = logging.getLogger(__name__)
 
 
@@ -45,6 +49,26 @@ def _names_in(folder: Path) -> list[str]:
 def part_number(part: Path) -> int:
     """The number of the writer that wrote `part`: those of later writers are larger."""
     return int(part.name.split("-")[1])
+
+
+@dataclass(frozen=True)
+class NewParts:
+    """How the parts are called that are added to a store from now on: their names sort after those of all it has."""
+
+    path: Path
+    """Of the store."""
+    number: int
+    """That of this writer."""
+    on_change: FileChanged | None = None
+
+    @classmethod
+    def of(cls, path: Path, on_change: FileChanged | None = None) -> "NewParts":
+        """Of the store at `path`, with the parts that it has now."""
+        return cls(path, 1 + max(map(part_number, part_paths(path)), default=0), on_change)
+
+    def prefix(self, task: int) -> str:
+        """The beginning of the names of the parts of the task with this number."""
+        return f"{PART_PREFIX}{self.number:06d}-{task:06d}"
 
 
 def report_foreign_files(path: Path) -> None:

@@ -3,14 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from captionmill.data.errors import StoreAccessError, StoreDamageError, StoreError
-from captionmill.data.features.file import read_store_file
+from captionmill.data.features.file import find_unsafe, read_store_file, write_store_file
 from captionmill.data.features.parts import DAMAGED_SUFFIX, part_paths
 from captionmill.data.features.store import FeatureStore, store_exists
 from captionmill.data.features.writer import FeatureWriter, lock_store
+from captionmill.data.hdf5.check import is_sealed
 from captionmill.data.paths import AnyPath
+from captionmill.data.regular import open_regular
 
 _READ_BYTES = 1 << 24
+_BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -38,14 +43,63 @@ def repair_store(path: AnyPath) -> RepairSummary:
     with FeatureWriter(path, store.spec, dtype=store.dtype, made_by=store.made_by, shard=store.shard) as writer:
         damaged = writer.store.verify() if writer.store else []
         writer.drop(damaged)
+    with lock_store(path):
+        for file_path in _files_of(path):
+            if _is_sealed(file_path) is False:
+                _write_again(file_path)
     return RepairSummary(tuple(damaged), set_aside)
+
+
+def require_safe(path: AnyPath) -> None:
+    """Raise StoreDamageError if HDF5 cannot be trusted with a file of the store at `path`.
+
+    Files that have a checksum of their bookkeeping are examined whenever they are opened; here also those of earlier
+    versions, which have none, in another process.
+    """
+    if unsafe := find_unsafe([file for file in _files_of(Path(path)) if _is_sealed(file) is None]):
+        raise StoreDamageError(f"{unsafe[0]}: not a readable feature store (HDF5 hangs or crashes); extract it again")
+
+
+def _files_of(path: Path) -> list[Path]:
+    return [*([path] if path.exists() else []), *part_paths(path)]
+
+
+def _is_sealed(path: Path) -> bool | None:
+    try:
+        with open_regular(path) as file:
+            return is_sealed(file)
+    except OSError:  # opening it as a store names the reason
+        return True
+
+
+def _write_again(path: Path) -> None:
+    """Write the same content, with a checksum of the bookkeeping that is right."""
+    file = read_store_file(path)
+    blocks = (
+        (file.keys[rows], file.take_rows(np.arange(len(file.keys))[rows]), file.checksums[rows], file.sources[rows])
+        for rows in (slice(start, start + _BLOCK_ROWS) for start in range(0, len(file.keys), _BLOCK_ROWS))
+    )
+    write_store_file(
+        path,
+        file.spec,
+        len(file.keys),
+        blocks,
+        dtype=file.dtype,
+        made_by=file.made_by,
+        removed=file.removed,
+        shard=file.shard,
+    )
 
 
 def _set_damaged_aside(path: Path) -> tuple[Path, ...]:
     """Rename the files that are damaged, and return the new names; StoreError if no file can be opened."""
-    files = [*([path] if path.exists() else []), *part_paths(path)]
+    files = _files_of(path)
+    unsafe = find_unsafe([file_path for file_path in files if _is_sealed(file_path) is None])
     damaged = []
     for file_path in files:
+        if file_path in unsafe:
+            damaged.append(file_path)
+            continue
         try:
             read_store_file(file_path)
         except StoreDamageError:
@@ -54,6 +108,7 @@ def _set_damaged_aside(path: Path) -> tuple[Path, ...]:
         except StoreError as exc:
             raise type(exc)(f"{exc}; nothing was changed") from exc
     if len(damaged) == len(files):
+        require_safe(path)
         FeatureStore.open(path)  # raises with the reason
     return tuple(file_path.replace(file_path.with_name(file_path.name + DAMAGED_SUFFIX)) for file_path in damaged)
 
@@ -61,7 +116,7 @@ def _set_damaged_aside(path: Path) -> tuple[Path, ...]:
 def _require_readable(path: Path) -> None:
     """Raise StoreAccessError unless the storage returns every byte of the file: then its content is to blame."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while file.read(_READ_BYTES):
                 pass
     except OSError as exc:

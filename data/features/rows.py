@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captionmill.data.errors import StoreAccessError, StoreError
-from captionmill.data.hdf5 import why_not_now
+from captionmill.data.hdf5.files import why_not_now
 
 Rows = npt.NDArray[Any]
 

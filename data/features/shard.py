@@ -3,9 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from captionmill.data.errors import InputError
+from captionmill.data.urls import is_url
 
 T = TypeVar("T")
 
@@ -36,3 +38,11 @@ class Shard:
 def shard_of(items: Sequence[T], index: int, count: int) -> Sequence[T]:
     """Piece `index` (from 1) of `count` of `items`: consecutive ones; the sizes of pieces differ by at most one."""
     return items[len(items) * (index - 1) // count : len(items) * index // count]
+
+
+def shard_path(output: Path | str, index: int, count: int) -> Path | str:
+    """The path of shard `index` of `count` of the store `output`: features-00002-of-00008.h5."""
+    folder, slash, name = str(output).rpartition("/")
+    stem, dot, suffix = name.rpartition(".") if "." in name else (name, "", "")
+    named = f"{folder}{slash}{stem}-{index:05d}-of-{count:05d}{dot}{suffix}"
+    return named if is_url(output) else Path(named)

@@ -24,6 +24,7 @@ from captionmill.data.features.file import Block, Features, Sources, StoreFile, 
 from captionmill.data.features.parts import part_paths, report_foreign_files
 from captionmill.data.images.read import ImageSource
 from captionmill.data.paths import AnyPath
+from captionmill.data.regular import open_regular
 
 Positions = Sequence[int] | npt.NDArray[np.int64]
 Column = TypeVar("Column", bound=npt.NDArray[Any])
@@ -45,7 +46,7 @@ def cache_path_for(table: Path) -> Path:
 
 def is_store_file(path: Path) -> bool:
     """Whether the file at `path` is HDF5: no list of images begins like that."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(len(_HDF5_START)) == _HDF5_START
 
 

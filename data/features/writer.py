@@ -7,7 +7,7 @@ part overrides the others, which are deleted in order. So an interruption betwee
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,21 +21,19 @@ from captionmill.data.features.file import (
     read_store_file,
     write_store_file,
 )
-from captionmill.data.features.parts import PART_PREFIX, part_number, part_paths, parts_dir
+from captionmill.data.features.parts import PART_PREFIX, FileChanged, NewParts, part_paths, parts_dir
 from captionmill.data.features.shard import Shard
 from captionmill.data.features.spec import FeatureSpec, StoredDtype
 from captionmill.data.features.store import FeatureStore, store_exists
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageSource
 from captionmill.data.locks import hold_lock
 from captionmill.data.paths import AnyPath
+from captionmill.data.regular import make_own_folder
 
 ROWS_PER_PART = 1024
 _LOCK_NAME = ".lock"
 _JOIN_SHARE = 0.25  # parts with this share of the main file's rows are joined into it: each row is rewritten few times
 _SMALL_ROWS = 20_000  # parts always join a main file this small: rewriting it takes a second
-
-FileChanged = Callable[[Path], None]
-"""Called after a file of a store was written or deleted."""
 
 
 class PartWriter:
@@ -52,7 +50,7 @@ class PartWriter:
         flush_every: int = ROWS_PER_PART,
         on_change: FileChanged | None = None,
     ) -> None:
-        """Prepare parts of the store at `path`, whose names begin with `prefix` (`FeatureWriter.part_prefix`)."""
+        """Prepare parts of the store at `path`, whose names begin with `prefix` (`NewParts.prefix`)."""
         self._path, self._spec, self._dtype, self._made_by = path, spec, dtype, made_by
         self._flush_every, self._on_change = flush_every, on_change
         self._prefix = prefix
@@ -151,7 +149,6 @@ class FeatureWriter:
         self.path, self.spec, self.dtype, self.shard = path, spec, dtype, shard
         self.made_by = made_by
         """Written into the files as their maker; entries may be added until the block ends."""
-        self.on_change = on_change
         self._in_one_file = in_one_file
         self._lock = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
@@ -159,10 +156,11 @@ class FeatureWriter:
             self.store = self._check_store()
             self._remove_partials()
             self._lock = stack.pop_all()  # no error so far: keep the lock until the block ends
-        self._first_number = 1 + max(map(part_number, part_paths(path)), default=0)
+        self.new_parts = NewParts.of(path, on_change)
+        """For the tasks of this writer, in any process."""
         self._parts = PartWriter(
             path,
-            self.part_prefix(0),
+            self.new_parts.prefix(0),
             spec,
             dtype=dtype,
             made_by=made_by,
@@ -170,10 +168,6 @@ class FeatureWriter:
             on_change=on_change,
         )
         self.add, self.drop, self.flush = self._parts.add, self._parts.drop, self._parts.flush
-
-    def part_prefix(self, number: int) -> str:
-        """Prefix of the part names of this writer's task `number`; they sort after all older parts."""
-        return f"{PART_PREFIX}{self._first_number:06d}-{number:06d}"
 
     def _remove_partials(self) -> None:
         """Remove unfinished files of writers that were killed."""
@@ -235,8 +229,8 @@ class FeatureWriter:
             return
         for part in stale:
             part.unlink()
-            if self.on_change:
-                self.on_change(part)
+            if self.new_parts.on_change:
+                self.new_parts.on_change(part)
 
     def _write(self, path: Path, row_count: int, blocks: Iterable[Block], removed: Sequence[str] = ()) -> None:
         shard = self.shard if path == self.path else None
@@ -250,8 +244,8 @@ class FeatureWriter:
             removed=removed,
             shard=shard,
         )
-        if self.on_change:
-            self.on_change(path)
+        if self.new_parts.on_change:
+            self.new_parts.on_change(path)
 
 
 @contextlib.contextmanager
@@ -262,9 +256,9 @@ def lock_store(path: Path) -> Iterator[None]:
     """
     folder = parts_dir(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_own_folder(folder)
     except OSError as exc:
-        raise StoreError(f"{folder}: cannot be created ({exc.strerror})") from exc
+        raise StoreError(f"{folder}: cannot be written to ({exc.strerror})") from exc
     lock_path = folder / _LOCK_NAME
     busy = StoreError(f"{path}: another process is writing to this store; wait for it to end")
     with contextlib.ExitStack() as held:

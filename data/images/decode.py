@@ -32,13 +32,14 @@ from captionmill.data.images.formats.background import (
     to_rgb,
 )
 from captionmill.data.images.formats.holes import require_whole_webp
-from captionmill.data.images.formats.jpeg import PlainJpegFile, decode_jpeg, reduction_of
+from captionmill.data.images.formats.jpeg import PlainJpegFile, decode_jpeg, jpeg_memory, reduction_of
 from captionmill.data.images.formats.kinds import FORMATS, HEADER_BYTES, is_camera_header, unsupported_format
 from captionmill.data.images.formats.limits import PIXEL_LIMIT, require_size
 from captionmill.data.images.formats.openers import Opener, find_opener
 from captionmill.data.images.formats.orientation import read_orientation, turn_upright
 from captionmill.data.images.formats.png import require_all_rows, require_whole_pixels, without_metadata
 from captionmill.data.images.formats.tiff import decode_tiff, pixels_of_tiff
+from captionmill.data.images.memory import BUDGET
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -95,11 +96,15 @@ def decode_pixels(
     `name` is that of the file. Its suffix counts only where the content does not show the format: the files of many
     cameras begin as a TIFF does, with a thumbnail.
 
+    Waits for the memory that the image needs, of the budget of all threads.
+
     Raises ImageError with the reason if it is not an image, is damaged, is of a kind that is not supported or exceeds
-    PIXEL_LIMIT. Which damage is accepted is stated in `docs/images.md`.
+    PIXEL_LIMIT or the budget. Which damage is accepted is stated in `docs/images.md`.
     """
     try:
-        return _decode(data, at_least, name)
+        with BUDGET.one_image():
+            BUDGET.take_file(len(data))
+            return _decode(data, at_least, name)
     except ImageError:
         raise
     except _DAMAGE as exc:
@@ -112,16 +117,17 @@ def pixels_of(image: Image.Image) -> Pixels:
     The EXIF orientation in `image.info` is applied. Raises ImageError as `decode_pixels`.
     """
     try:
-        require_size(image.size)
-        if isinstance(image, TiffImageFile):
-            return pixels_of_tiff(image)
-        frame = first_frame_of(image)
-        if isinstance(image, PngImageFile) and "transparency" in image.info and image.tile:
-            color = scale_transparent_color(image)
-            image = image.copy()  # the caller's is left as it is
-            image.info["transparency"] = color
-        image.load()
-        return _finish(image, frame)
+        with BUDGET.one_image():
+            require_size(image.size)
+            if isinstance(image, TiffImageFile):
+                return pixels_of_tiff(image)
+            frame = first_frame_of(image)
+            if isinstance(image, PngImageFile) and "transparency" in image.info and image.tile:
+                color = scale_transparent_color(image)
+                image = image.copy()  # the caller's is left as it is
+                image.info["transparency"] = color
+            image.load()
+            return _finish(image, frame)
     except ImageError:
         raise
     except _DAMAGE as exc:
@@ -146,11 +152,13 @@ def _decode(data: bytes, at_least: _AtLeast | None, name: str) -> Pixels:
     if decoder is PngImageFile:
         return _decode_png(data)
     with decoder(io.BytesIO(data)) as image:
-        require_size(image.size)
         if isinstance(image, JpegImageFile):
+            require_size(image.size, bytes_per_pixel=0)
             orientation = read_orientation(image.info)
-            pixels = decode_jpeg(data, image, reduction_of(image.size, orientation, at_least))
-            return turn_upright(pixels, orientation)
+            reduction = reduction_of(image.size, orientation, at_least)
+            BUDGET.take(jpeg_memory(image, reduction))
+            return turn_upright(decode_jpeg(data, image, reduction), orientation)
+        require_size(image.size)
         frame = first_frame_of(image)
         image.load()
         if isinstance(image, WebPImageFile):

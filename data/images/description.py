@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from captionmill.data.errors import ImageError
 from captionmill.data.optional import require
+from captionmill.data.regular import read_bytes
 
 WRITER = "captionmill"
 
@@ -88,7 +89,7 @@ def _takes(image: Any, kind: str) -> bool:
 def _open(path: Path) -> Any:
     exiv2 = require_metadata_library()
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         image = exiv2.ImageFactory.open(content)  # not the path: exiv2 accepts only UTF-8 paths
         image.readMetadata()
     except OSError as exc:

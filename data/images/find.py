@@ -23,6 +23,7 @@ from captionmill.data.images.tar import (
     refuse_compressed,
 )
 from captionmill.data.images.walk import PassedOver, suffix_of, walk_folder
+from captionmill.data.regular import open_file_or_pipe
 from captionmill.data.urls import is_url, join_url, open_filesystem, read_url
 
 _logger = logging.getLogger(__name__)
@@ -243,12 +244,17 @@ def is_single_image(location: Path | str) -> bool:
     return location.is_file() and (suffix in ALL_IMAGE_SUFFIXES or (not suffix and has_image_header(location)))
 
 
+def _read_file_or_pipe(path: Path) -> bytes:
+    with open_file_or_pipe(path) as file:
+        return file.read()
+
+
 def _read_list(location: Path | str) -> Iterator[_Named]:
     """The images that the lines of a list name."""
     if isinstance(location, Path) and is_single_image(location):
         raise InputError(f"{location}: one image; {EXPECTED}")
     try:
-        data = read_url(location) if isinstance(location, str) else location.read_bytes()
+        data = read_url(location) if isinstance(location, str) else _read_file_or_pipe(location)
     except (OSError, ImageError) as exc:
         raise InputError(f"{location}: {getattr(exc, 'strerror', None) or exc}; {EXPECTED}") from exc
     names = lines_of(data, str(location))

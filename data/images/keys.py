@@ -26,8 +26,15 @@ def image_key(name: str) -> str:
 
 
 def escape_name(name: str) -> str:
-    r"""`name` with bytes that are not UTF-8 escaped as `\udce9`."""
-    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode("utf-8")
+    r"""`name` with bytes that are not UTF-8 escaped as `\udce9`.
+
+    It is the same in a locale in which Python reads no name as UTF-8 (C, without UTF-8 mode).
+    """
+    if name.isascii():
+        return name
+    with suppress(UnicodeEncodeError):  # half a surrogate pair, which no file system gave
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class FileFinder:

@@ -12,6 +12,7 @@ from PIL import Image
 from captionmill.data.errors import ImageError
 from captionmill.data.images.decode import decode_image, is_image_header
 from captionmill.data.images.formats.kinds import HEADER_BYTES
+from captionmill.data.images.memory import BUDGET
 from captionmill.data.urls import read_url
 
 
@@ -63,7 +64,10 @@ def seconds_to_ns(time_s: float) -> int:
 
 
 def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
-    """The bytes of `image` and their source; ImageError if they cannot be read or are more than FILE_LIMIT."""
+    """The bytes of `image` and their source; ImageError if they cannot be read or are more than FILE_LIMIT.
+
+    Waits for the memory of a large file, of the budget of all threads.
+    """
     if image.problem:
         raise ImageError(image.problem)
     _require_size(image.size or 0)
@@ -80,9 +84,11 @@ def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
         status = image.path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
             raise ImageError("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        size = status.st_size if image.offset is None or image.size is None else image.size
+        _require_size(size)
+        BUDGET.take_file(size)
         with image.path.open("rb", buffering=0) as file:
             if image.offset is None or image.size is None:
-                _require_size(status.st_size)
                 data, modified_ns = file.readall(), known_ns(status.st_mtime_ns)
             else:
                 file.seek(image.offset)

@@ -11,6 +11,7 @@ from captionmill.data.errors import ImageError, InputError
 from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES
 from captionmill.data.images.read import known_ns, seconds_to_ns
 from captionmill.data.images.walk import suffix_of
+from captionmill.data.regular import open_regular
 from captionmill.data.urls import open_filesystem
 
 _logger = logging.getLogger(__name__)
@@ -161,6 +162,6 @@ def unpacked_name(name: str) -> str:
 def open_tar(path: Path | str) -> Any:
     """The bytes of the tar at `path`, a file or a URL, open for reading at any place."""
     if isinstance(path, Path):
-        return path.open("rb")
+        return open_regular(path)
     filesystem, inner = open_filesystem(path)
     return filesystem.open(inner, "rb")

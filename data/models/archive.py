@@ -10,6 +10,7 @@ from captionmill.data.errors import InputError, ModelError
 from captionmill.data.files import replace_atomically, require_other_file
 from captionmill.data.models.bundle import BUNDLE_NAME, CARD_NAME, is_weights_name, model_paths, read_model
 from captionmill.data.paths import AnyPath
+from captionmill.data.regular import read_bytes
 
 HISTORY_NAME = "history.csv"
 
@@ -41,7 +42,7 @@ def pack_model(model: AnyPath, output: AnyPath) -> PackSummary:
     with replace_atomically(output) as partial_path:
         with tarfile.open(partial_path, "w", format=tarfile.USTAR_FORMAT) as tar:
             for path in found:
-                content = path.read_bytes()
+                content = read_bytes(path)
                 member = tarfile.TarInfo(path.name)  # time 0, no owner, mode 644
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))

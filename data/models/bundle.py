@@ -21,11 +21,13 @@ from safetensors import SafetensorError
 
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.captions.words import FIRST_RULE
-from captionmill.data.errors import ModelError
+from captionmill.data.errors import InputError, ModelError
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.files import replace_atomically, write_text
+from captionmill.data.foreign import WRONG_VALUES, finite_number, parse_json, text_of
 from captionmill.data.images.keys import match_forms
 from captionmill.data.paths import AnyPath
+from captionmill.data.regular import read_bytes, read_text
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -85,9 +87,17 @@ def model_exists(folder: Path) -> bool:
     return (folder / BUNDLE_NAME).exists()
 
 
+def require_no_model(output: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless a model may be written into the folder `output`."""
+    if model_exists(output) and not overwrite:
+        raise InputError(f"{output}: holds a model already; pass `overwrite` to replace it, or another `output`")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; `output` must be a folder")
+
+
 def model_digest(folder: Path) -> str:
     """SHA-256, in hex, of the `bundle.json` in `folder`, which contains the hash of the weights."""
-    return hashlib.sha256((folder / BUNDLE_NAME).read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(folder / BUNDLE_NAME)).hexdigest()
 
 
 def write_model(folder: Path, model: Model) -> None:
@@ -128,7 +138,7 @@ def _write_tensors(folder: Path, kind: str, tensors: Tensors) -> dict[str, Any]:
 def _read_tensors(folder: Path, entry: Mapping[str, Any]) -> Tensors:
     if not is_weights_name(entry["file"]):
         raise ModelError(f"{folder / BUNDLE_NAME}: {entry['file']!r} is no name of a weights file")
-    content = (folder / entry["file"]).read_bytes()
+    content = read_bytes(folder / entry["file"])
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         raise ModelError(f"{folder}: {entry['file']} is not the file that {BUNDLE_NAME} was written with")
     tensors: Tensors = safetensors.numpy.load(content)
@@ -140,6 +150,12 @@ def model_paths(*folders: Path) -> list[Path]:
     return [folder / name for folder in folders for name in (BUNDLE_NAME, *weights_names_of(folder))]
 
 
+def _record(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{str(value)[:40]!r} is no record")
+    return value
+
+
 def _image_keys(values: object) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TypeError("a split is not a list of strings")
@@ -149,9 +165,9 @@ def _image_keys(values: object) -> list[str]:
 def weights_names_of(folder: Path) -> list[str]:
     """The names of the weights files of the model in `folder`, if there is one; only these may be removed."""
     try:
-        values = json.loads((folder / BUNDLE_NAME).read_text(encoding="utf-8"))
+        values = parse_json(read_text(folder / BUNDLE_NAME))
         names = [values["weights"]["file"], *([values["ranker"]["file"]] if "ranker" in values else [])]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, *WRONG_VALUES):
         return []
     return [name for name in names if is_weights_name(name)]
 
@@ -166,7 +182,7 @@ def read_model(folder: AnyPath) -> Model:
     folder = Path(folder)
     path = folder / BUNDLE_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ModelError(f"{path}: not a captionmill model")
         if values["format_version"] != FORMAT_VERSION:
@@ -175,17 +191,25 @@ def read_model(folder: AnyPath) -> Model:
             )
         tensors = _read_tensors(folder, values["weights"])
         ranker = values.get("ranker")
+        spec = FeatureSpec.from_json(values["features"])
+        for name in ("embed_dim", "hidden_dim"):
+            finite_number(values["decoder"][name])
+        if values["decoder"]["feature_dim"] != spec.feature_dim:
+            raise ModelError(
+                f"{path}: its decoder takes {values['decoder']['feature_dim']} numbers per image, "
+                f"and its features have {spec.feature_dim}; train it again"
+            )
         return Model(
-            decoder_config=values["decoder"],
+            decoder_config=_record(values["decoder"]),
             vocabulary=Vocabulary(values["vocabulary"], values.get("word_rule", FIRST_RULE)),
-            spec=FeatureSpec.from_json(values["features"]),
-            training=values["training"],
+            spec=spec,
+            training=_record(values["training"]),
             splits={name: _image_keys(values["splits"][name]) for name in ("train", "val", "test")},
-            scores={name: score + 0 for name, score in values["scores"].items()},  # a TypeError if it is not a number
-            versions=values["versions"],
+            scores={name: finite_number(score) for name, score in values["scores"].items()},
+            versions={name: text_of(version) for name, version in values["versions"].items()},
             tensors=tensors,
             notes=tuple(map(str, values.get("notes", ()))),
-            ranker=RankerParts(dict(ranker["settings"]), _read_tensors(folder, ranker)) if ranker else None,
+            ranker=RankerParts(_record(ranker["settings"]), _read_tensors(folder, ranker)) if ranker else None,
         )
     except ModelError:
         raise
@@ -193,5 +217,6 @@ def read_model(folder: AnyPath) -> Model:
         raise ModelError(
             f"{folder}: no trained model here ({exc.filename} is missing); make one with `captionmill train`"
         ) from exc
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as exc:
-        raise ModelError(f"{path}: not a readable model ({exc!r}); train it again") from exc
+    except (OSError, SafetensorError, *WRONG_VALUES) as exc:
+        problem = " ".join(repr(exc).split())[:200]
+        raise ModelError(f"{path}: not a readable model ({problem}); train it again") from exc

@@ -14,8 +14,10 @@ from typing import Any
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import write_text
+from captionmill.data.foreign import WRONG_VALUES, finite_number, parse_json
 from captionmill.data.models.bundle import CARD_NAME, RERANKED_CIDER, Model, read_model
 from captionmill.data.paths import AnyPath
+from captionmill.data.regular import read_text
 
 _TEMPLATE = Path(__file__).parent / "assets" / "card.md"
 _SIGNATURE = "<!-- captionmill card "
@@ -61,7 +63,7 @@ def write_card(folder: AnyPath, scores: Sequence[AnyPath] = ()) -> Path:
 def may_write_card(folder: Path) -> bool:
     """Whether the card in `folder` does not exist or is as captionmill wrote it."""
     try:
-        text, found, signature = (folder / CARD_NAME).read_text(encoding="utf-8").rpartition(f"\n{_SIGNATURE}")
+        text, found, signature = read_text(folder / CARD_NAME).rpartition(f"\n{_SIGNATURE}")
     except FileNotFoundError:
         return True
     except (OSError, UnicodeDecodeError):
@@ -150,14 +152,14 @@ def _one_cell(text: str) -> str:
 
 def _read_scores(path: Path) -> ScoredImages:
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = parse_json(read_text(path))
         return ScoredImages(
             str(values["images_chosen_by"]),
             len(values["captions"]),
-            {name: float(score) for name, score in values["scores"].items()},
-            {name: [float(low), float(high)] for name, (low, high) in values["intervals"].items()},
+            {name: finite_number(score) for name, score in values["scores"].items()},
+            {name: [finite_number(low), finite_number(high)] for name, (low, high) in values["intervals"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+    except (OSError, *WRONG_VALUES) as exc:
         raise InputError(f"{path}: not a file of scores that `evaluate` wrote ({exc})") from exc
 
 

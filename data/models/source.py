@@ -17,9 +17,11 @@ from pathlib import Path
 
 from captionmill.data.errors import ImageError, InputError, ModelError
 from captionmill.data.files import write_text
+from captionmill.data.foreign import WRONG_VALUES, parse_json
 from captionmill.data.models.archive import unpack_model
 from captionmill.data.models.bundle import BUNDLE_NAME, CARD_NAME, model_digest, read_model, weights_names_of
 from captionmill.data.paths import AnyPath, AnyPaths, cache_dir
+from captionmill.data.regular import read_bytes, read_text
 from captionmill.data.urls import is_url, read_url
 
 _HASH = re.compile(r"(?P<place>.*)#sha256=(?P<digest>[0-9a-fA-F]{64})")
@@ -44,7 +46,7 @@ def find_model(model: AnyPath) -> Path:
         return _fetch(place, digest)
     path = Path(place)
     if path.is_file():
-        content = path.read_bytes()
+        content = read_bytes(path)
         found = hashlib.sha256(content).hexdigest()
         _require_digest(place, found, digest)
         return _keep(found, lambda folder: unpack_model(content, folder, place))
@@ -57,8 +59,8 @@ def _fetch(url: str, digest: str | None) -> Path:
     """The folder of the cache with the model at `url`, fetched unless it was before."""
     note = cache_dir("models") / f"{hashlib.sha256(url.encode()).hexdigest()}.json"
     try:
-        known = str(json.loads(note.read_text(encoding="utf-8"))["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+        known = str(parse_json(read_text(note))["sha256"])
+    except (OSError, *WRONG_VALUES):
         known = None
     if known is not None and digest in (None, known) and (kept := cache_dir("models") / known).is_dir():
         return kept

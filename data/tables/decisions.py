@@ -1,6 +1,5 @@
 """A file of decisions about captions, which a page of the captions saves, and how it is merged into their table."""
 
-import csv
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from captionmill.data.csv_tables import unguard_formula
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically
 from captionmill.data.paths import AnyPath
+from captionmill.data.tables.cells import CsvLayout, read_saved_cells
 from captionmill.data.tables.edits import take_edits
 from captionmill.data.tables.formats import is_caption_table, layout_of, read_captions, write_captions
 from captionmill.data.tables.journal import CaptionJournal, lock_table
 from captionmill.data.tables.older import convert_older
 from captionmill.data.tables.review import DECISIONS, Decision, Review
-from captionmill.data.tables.rows import CaptionRow
+from captionmill.data.tables.rows import CaptionRow, tidy
 
 COLUMNS = ("path", "decision", "caption", "shown")
 
@@ -41,6 +41,8 @@ class DecisionSummary:
     as_before: int
     """Decisions that the table shows already."""
     conflicts: tuple[Conflict, ...]
+    taken_back: int = 0
+    """Captions that are the model's again, as if nobody had decided about them."""
 
 
 def apply_decisions(decisions: AnyPath, table: AnyPath, *, dry_run: bool = False) -> DecisionSummary:
@@ -61,27 +63,33 @@ def apply_decisions(decisions: AnyPath, table: AnyPath, *, dry_run: bool = False
         known = journal.known((), np.empty(0, dtype=np.uint32), {})
         edits = {review.path: review for review in take_edits(table, journal, known, keep_copy=not dry_run)}
         rows = {row.path: edits[row.path].apply(row) if row.path in edits else row for row in read_captions(table)}
+        made = journal.rendered_rows(reviewed=False)
         reviews: dict[str, Review] = {}
+        decided_rows: dict[str, CaptionRow] = {}
         conflicts = []
         as_before = 0
         for review, shown in decided:
             row = rows.get(review.path)
             if row is None:
                 conflicts.append(Conflict(review.path, "the table has no such image"))
-            elif review.apply(row) == row:
+                continue
+            after = review.apply(made.get(review.path, row) if review.decision == "undecided" else row)
+            if after == row:
                 as_before += 1
             elif review.decision == "later" and row.status == "corrected":
                 conflicts.append(Conflict(review.path, f"the table has a person's caption already: {row.caption!r}"))
             elif row.caption != shown:
                 conflicts.append(Conflict(review.path, f"decided about {shown!r}, but the table says {row.caption!r}"))
             else:
-                reviews[review.path] = review
+                reviews[review.path], decided_rows[review.path] = review, after
         if not dry_run and (reviews or edits):
             with journal.append(known.end) as writer:
                 writer.add_reviews([*edits.values(), *reviews.values()])
-            _render(table, rows | {path: review.apply(rows[path]) for path, review in reviews.items()}, journal)
+            _render(table, rows | decided_rows, journal)
     counts = Counter(review.decision for review in reviews.values())
-    return DecisionSummary(counts["corrected"], counts["accepted"], counts["later"], as_before, tuple(conflicts))
+    return DecisionSummary(
+        counts["corrected"], counts["accepted"], counts["later"], as_before, tuple(conflicts), counts["undecided"]
+    )
 
 
 def _render(table: Path, rows: Mapping[str, CaptionRow], journal: CaptionJournal) -> None:
@@ -97,24 +105,21 @@ def _read_decisions(path: Path) -> list[tuple[Review, str]]:
     """Each decision, with the caption that was shown to whoever made it."""
     decided: dict[str, tuple[Review, str]] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            if not set(COLUMNS).issubset(reader.fieldnames or ()):
-                raise InputError(f"{path}: not a file of decisions; it needs the columns {', '.join(COLUMNS)}")
-            for cells in reader:
-                key, decision, caption, shown = (unguard_formula(cells[name] or "") for name in COLUMNS)
-                caption = " ".join(caption.split())
-                is_empty = not (caption if decision == "corrected" else shown) and decision != "later"
-                if decision not in DECISIONS or is_empty:
-                    raise InputError(f"{path}: line {reader.line_num}: {decision} {caption!r} is no decision")
-                if key in decided:
-                    raise InputError(f"{path}: line {reader.line_num}: a second decision about {key}")
-                decided[key] = (
-                    Review(key, cast(Decision, decision), caption if decision == "corrected" else shown),
-                    shown,
-                )
+        layout = CsvLayout.of(path)
+        if not set(COLUMNS).issubset(layout.columns):
+            raise InputError(f"{path}: not a file of decisions; it needs the columns {', '.join(COLUMNS)}")
+        for line, cells in read_saved_cells(path, layout, "decisions", needed=("path", "decision")):
+            key, typed, caption, shown = (unguard_formula(cells[name]) for name in COLUMNS)
+            caption, decision = tidy(caption), typed.strip().lower()
+            is_empty = not (caption if decision == "corrected" else shown) and decision != "later"
+            if decision not in DECISIONS or is_empty:
+                raise InputError(f"{path}: line {line}: {typed} {caption!r} is no decision")
+            if key in decided:
+                raise InputError(f"{path}: line {line}: a second decision about {key}")
+            decided[key] = (
+                Review(key, cast(Decision, decision), caption if decision == "corrected" else shown),
+                shown,
+            )
     except OSError as exc:
         raise InputError(f"{path}: {exc.strerror}") from exc
-    except (UnicodeDecodeError, csv.Error) as exc:
-        raise InputError(f"{path}: not a CSV file in UTF-8 ({exc})") from exc
     return list(decided.values())

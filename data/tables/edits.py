@@ -15,7 +15,7 @@ from captionmill.data.files import digest_of_file, fit_name, replace_atomically
 from captionmill.data.tables.formats import has_other_columns, is_caption_table, read_captions
 from captionmill.data.tables.journal import CaptionJournal, Known, made_dir
 from captionmill.data.tables.review import Review, is_decision
-from captionmill.data.tables.rows import CaptionRow
+from captionmill.data.tables.rows import CaptionRow, tidy
 
 _logger = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ def take_edits(
     is_more = False
     if digest_of_file(path) not in ("", *known.renderings):
         written = {_as_written(key): row for key, row in journal.rendered_rows().items()}
-        is_table = is_caption_table(path)
-        is_more = not is_table or has_other_columns(path)
+        is_table = is_caption_table(path) and path.stat().st_size > 0
+        is_more = path.stat().st_size > 0 and (not is_table or has_other_columns(path))
         for row in read_captions(path) if is_table else ():
             before = written.get(row.path)
             if review := _review_of(row, before):
@@ -70,12 +70,12 @@ def _add(reviews: dict[str, Review], review: Review, path: Path) -> None:
 
 def _review_of(row: CaptionRow, before: CaptionRow | None) -> Review | None:
     """What a person decided, if `row` was written as `before`."""
-    caption = " ".join(row.caption.split())
+    caption = tidy(row.caption)
     if before is None:
         return Review(row.path, row.status, caption) if caption and is_decision(row.status) else None
     if not caption:
         return None
-    if caption != " ".join(before.caption.split()):
+    if caption != tidy(before.caption):
         return None if _is_of_another_run(row, before) else Review(before.path, "corrected", caption)
     if row.status == "accepted" and before.status == "ok":
         return Review(before.path, "accepted", caption)

@@ -1,23 +1,24 @@
 """The table of captions, one row per image: CSV for spreadsheets, JSON lines or Parquet for programs.
 
 CSV begins with a byte order mark, by which Excel recognises UTF-8 (pandas and R's readr skip it; Python reads it as
-"utf-8-sig"), and no text in it is a formula (`guard_formula`). From each format, `read_captions` returns exactly what
+"utf-8-sig"), and no text in it is a formula (`csv_line`). From each format, `read_captions` returns exactly what
 was written.
 """
 
-import csv
-import itertools
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from captionmill.data.csv_tables import csv_line
 from captionmill.data.errors import InputError
+from captionmill.data.foreign import LONGEST_LINE, WRONG_VALUES, parse_json, short_lines
 from captionmill.data.optional import require
 from captionmill.data.paths import AnyPath
+from captionmill.data.regular import open_regular
+from captionmill.data.tables.cells import CsvLayout, not_a_row, read_saved_cells
 from captionmill.data.tables.rows import COLUMNS, STATUSES, CaptionRow, cells_of, row_of_cells, row_of_values
 
 TableFormat = Literal["csv", "jsonl", "parquet"]
@@ -27,9 +28,12 @@ _PACKED = frozenset({".xlsx", ".xls", ".ods", ".gz", ".zip"})
 """Of files that no program opens as a table of any of the formats."""
 _NO_TABLE = _PACKED | {".json", ".html", ".htm", ".tsv"}
 _MARK = b"\xef\xbb\xbf"
-_NEEDED_COLUMNS = frozenset(COLUMNS) - {"alternatives", "flags"}
-_SEPARATORS = ",;\t"
-_SEPARATOR_LINE = re.compile(r'"?sep=."?\s*', re.IGNORECASE)  # Excel's first line
+_ALL_COLUMNS = frozenset(COLUMNS) - {"alternatives", "flags"}
+"""Of any table of captions; older ones lack the others."""
+_NEEDED_COLUMNS = frozenset({"path", "caption"})
+"""What a person may not delete."""
+_KEPT_CELLS = _NEEDED_COLUMNS | {"status"}
+"""Of a row that is not torn."""
 _JSON_START = b'{"path": '
 _PARQUET_START = b"PAR1"
 _PARQUET_ROWS = 16_384  # in a row group
@@ -83,7 +87,7 @@ def read_captions(path: AnyPath) -> Iterator[CaptionRow]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(4)
     except OSError as exc:
         raise InputError(f"{path}: {exc.strerror}; `captionmill caption` makes one") from exc
@@ -96,24 +100,28 @@ def is_caption_table(path: Path) -> bool:
     """Whether the file at `path` begins like a table of captions in any of the formats; an empty file does."""
     if not path.is_file():
         return False
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(512)
+    if not start or start.startswith(_JSON_START):
+        return True
     if start.startswith(_PARQUET_START):
-        _, parquet = _require_pyarrow()
-        try:
-            return set(COLUMNS).issubset(parquet.read_schema(path).names)
-        except (ValueError, OSError):
-            return False
-    text = start.removeprefix(_MARK).decode("utf-8", "replace").replace("\r\n", "\n")
-    separator_line = _SEPARATOR_LINE.match(text)
-    header = text[separator_line.end() if separator_line else 0 :].partition("\n")[0].strip("\r")
-    columns = re.split(f"[{_SEPARATORS}]", header.replace('"', ""))  # as spreadsheets save it
-    return not start or start.startswith(_JSON_START) or _NEEDED_COLUMNS.issubset(columns)
+        with suppress(InputError):
+            return set(COLUMNS).issubset(_columns_of(path))
+        return False
+    columns = CsvLayout.of(path).columns
+    return _ALL_COLUMNS.issubset(columns) or (_NEEDED_COLUMNS.issubset(columns) and _is_ours(path))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a run wrote a table at `path`; a person may have deleted columns of it since."""
+    from captionmill.data.tables.journal import made_dir  # imports numpy, which a help does not need
+
+    return made_dir(path).is_dir()
 
 
 def layout_of(path: Path) -> tuple[TableFormat, bool]:
     """The format of the table of captions at `path`, and whether it has a column of alternatives."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(4)
     table_format: TableFormat = "csv"
     if start == _PARQUET_START:
@@ -125,20 +133,21 @@ def layout_of(path: Path) -> tuple[TableFormat, bool]:
 
 def has_other_columns(path: Path) -> bool:
     """Whether the table of captions at `path` has a column that none of ours has."""
-    return not _columns_of(path).issubset(COLUMNS)
+    return not _columns_of(path).issubset(("", *COLUMNS))
 
 
 def _columns_of(path: Path) -> set[str]:
-    with path.open("rb") as file:
-        line = file.readline()
+    with open_regular(path) as file:
+        line = file.readline(LONGEST_LINE)
     if line.startswith(_PARQUET_START):
-        _, parquet = _require_pyarrow()
-        return set(parquet.read_schema(path).names)
-    if line.startswith(b"{"):
-        return set(json.loads(line))
-    with path.open(encoding="utf-8-sig", newline="") as text:
-        mark, skipped = _layout_of_csv(text)
-        return set(next(itertools.islice(csv.reader(text, delimiter=mark), skipped, None), []))
+        with _parquet_errors(path) as parquet:
+            return set(parquet.read_schema(path).names)
+    if not line.startswith(b"{"):
+        return set(CsvLayout.of(path).columns)
+    try:
+        return set(parse_json(line))
+    except ValueError as exc:
+        raise not_a_row(path, 1, "captions") from exc
 
 
 def write_captions(
@@ -156,8 +165,7 @@ def write_captions(
 
 def read_parquet(path: Path) -> Iterator[CaptionRow]:
     """The rows of a Parquet table, read one row group at a time."""
-    _, parquet = _require_pyarrow()
-    with parquet.ParquetFile(path) as file:
+    with _parquet_errors(path) as parquet, parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(_PARQUET_ROWS):
             for values in batch.to_pylist():
                 yield row_of_values(values, path)
@@ -183,37 +191,36 @@ def write_parquet(path: Path, rows: Iterable[CaptionRow]) -> None:
         writer.write_table(arrow.Table.from_pylist(group, schema))
 
 
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[Any]:
+    """Pyarrow's module for Parquet; InputError if the file at `path` is damaged."""
+    arrow, parquet = _require_pyarrow()
+    try:
+        yield parquet
+    except InputError:
+        raise
+    except (arrow.ArrowException, OSError, *WRONG_VALUES) as exc:
+        problem = " ".join(str(exc).split())[:100]
+        raise InputError(f"{path}: damaged Parquet ({problem}); write it again") from exc
+
+
 def _require_pyarrow() -> tuple[Any, Any]:
     arrow = require("pyarrow", extra="parquet", needed_by="Parquet")
     return arrow, require("pyarrow.parquet", extra="parquet", needed_by="Parquet")
 
 
 def _read_csv(path: Path) -> Iterator[CaptionRow]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        mark, skipped = _layout_of_csv(file)
-        lines = csv.reader(file, delimiter=mark, strict=True)  # else a quote could swallow rows
+    layout = CsvLayout.of(path)
+    if not _NEEDED_COLUMNS.issubset(layout.columns):
+        raise InputError(f"{path}: not a table of captions; it begins with {','.join(layout.columns)[:80]!r}")
+    inside = tuple(f"{layout.mark}{status}{layout.mark}" for status in STATUSES)
+    for line, cells in read_saved_cells(path, layout, "captions", needed=_KEPT_CELLS):
+        if any(text in cell for cell in cells.values() if "\n" in cell for text in inside):
+            raise not_a_row(path, line, "captions")
         try:
-            columns = next(itertools.islice(lines, skipped, None), [])
-            if not _NEEDED_COLUMNS.issubset(columns):
-                raise InputError(f"{path}: not a table of captions; it begins with {','.join(columns)[:80]!r}")
-            for cells in lines:
-                if any(f"{mark}{status}{mark}" in cell for cell in cells if "\n" in cell for status in STATUSES):
-                    raise _damaged(path, f"line {lines.line_num}")
-                if any(cells):  # spreadsheets leave empty rows
-                    yield row_of_cells(dict(zip(columns, cells, strict=True)))
-        except InputError:
-            raise
-        except (ValueError, csv.Error) as exc:
-            raise _damaged(path, f"line {lines.line_num}") from exc
-
-
-def _layout_of_csv(file: TextIO) -> tuple[str, int]:
-    """The separator of a CSV, which a spreadsheet may have changed, and the number of lines before its header."""
-    first = file.readline()
-    has_separator_line = _SEPARATOR_LINE.fullmatch(first) is not None
-    header = file.readline() if has_separator_line else first
-    file.seek(0)
-    return max(_SEPARATORS, key=header.count), int(has_separator_line)
+            yield row_of_cells(cells)
+        except ValueError as exc:
+            raise not_a_row(path, line, "captions") from exc
 
 
 def _encode_json(row: CaptionRow) -> bytes:
@@ -225,13 +232,11 @@ def _values_of(row: CaptionRow) -> dict[str, Any]:
 
 
 def _read_json_lines(path: Path) -> Iterator[CaptionRow]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield row_of_values(json.loads(line))
-            except (ValueError, RecursionError) as exc:
-                raise _damaged(path, f"line {number}") from exc
-
-
-def _damaged(path: Path, where: str) -> InputError:
-    return InputError(f"{path}: {where} is not a complete row of captions; if its run was interrupted, run it again")
+    done = 0
+    with open_regular(path) as file:
+        try:
+            for line in short_lines(file):
+                yield row_of_values(parse_json(line))
+                done += 1
+        except ValueError as exc:
+            raise not_a_row(path, done + 1, "captions") from exc

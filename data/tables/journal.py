@@ -26,8 +26,10 @@ import numpy.typing as npt
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import errors_named, flush_to_disk, replace_atomically
+from captionmill.data.foreign import WRONG_VALUES, parse_json, short_lines, text_of
 from captionmill.data.locks import hold_lock
-from captionmill.data.tables.review import Review
+from captionmill.data.regular import make_own_folder, open_own, open_regular
+from captionmill.data.tables.review import DECISIONS, Review
 from captionmill.data.tables.rows import CaptionRow, row_of_values
 
 FORMAT = "captionmill-captions"
@@ -69,7 +71,7 @@ def made_dir(path: Path) -> Path:
 def lock_table(path: Path) -> Iterator[Path]:
     """The folder with the journal, locked during the block: no other process may write to it or to the table."""
     folder = made_dir(path)
-    folder.mkdir(exist_ok=True)
+    make_own_folder(folder)
     error = InputError(f"{path}: another process is writing this table; wait for it to end")
     with hold_lock(folder / ".lock", error):
         yield folder
@@ -93,7 +95,7 @@ class CaptionJournal:
         A row that was made with other settings is current too if `is_as_wanted` finds that it would be the same.
         """
         known = Known(np.full(len(keys), -1, dtype=np.int64), np.zeros(len(keys), dtype=np.bool_))
-        wanted = json.loads(json.dumps(made_with))
+        wanted = parse_json(json.dumps(made_with))
         is_wanted = False
         settings: dict[str, Any] = {}
         following = 0
@@ -120,15 +122,15 @@ class CaptionJournal:
                 known.last = values["table"], values["of"]
         return known
 
-    def rendered_rows(self) -> dict[str, CaptionRow]:
-        """The rows of the last rendering by path, with reviews; rows that came after it are left out."""
+    def rendered_rows(self, *, reviewed: bool = True) -> dict[str, CaptionRow]:
+        """The rows of the last rendering by path, with reviews if `reviewed`; rows that came after it are left out."""
         rendered: dict[str, CaptionRow] = {}
         since: dict[str, CaptionRow] = {}
         reviews: dict[str, Review] = {}
         for _, _, values in self._entries():
             if "row" in values:
-                since[values["row"]["path"]] = row_of_values(values["row"])
-            elif "review" in values:
+                since[values["row"]["path"]] = row_of_values(values["row"], self.path)
+            elif "review" in values and reviewed:
                 _add_review(reviews, values)
             elif "table" in values:
                 rendered |= since
@@ -137,9 +139,9 @@ class CaptionJournal:
 
     def rows_at(self, offsets: Iterable[int]) -> Iterator[CaptionRow]:
         """The rows whose lines begin at `offsets`."""
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             for line in _lines_at(file, offsets):
-                yield row_of_values(json.loads(line)["row"])
+                yield row_of_values(parse_json(line)["row"], self.path)
 
     @contextlib.contextmanager
     def append(self, end: int, block_rows: int = BLOCK_ROWS) -> Iterator["JournalWriter"]:
@@ -147,7 +149,7 @@ class CaptionJournal:
 
         `block_rows` lines are written together; a kill loses at most these.
         """
-        with errors_named(self.path), self.path.open("r+b" if end else "wb") as file:
+        with errors_named(self.path), open_own(self.path, "r+b" if end else "wb") as file:
             file.truncate(end)
             file.seek(end)
             writer = JournalWriter(file, end, block_rows)
@@ -159,7 +161,7 @@ class CaptionJournal:
 
     def compact(self, known: Known, made_with: Mapping[str, Any]) -> None:
         """Leave out what later lines replaced, if that is more than half; every row of `known` must be current."""
-        with self.path.open("rb") as old:
+        with open_regular(self.path) as old:
             live = sum(map(len, _lines_at(old, known.offsets)))
             if known.end < 2 * live + 2**16:
                 return
@@ -180,14 +182,14 @@ class CaptionJournal:
         if not self.path.exists():
             return
         end = 0
-        with self.path.open("rb") as file:
-            for line in file:
+        with open_regular(self.path) as file:
+            for line in short_lines(file):
                 start, end = end, end + len(line)
                 body, found, crc = line.rpartition(_CRC)
                 if not line.endswith(b"}\n"):
                     return
-                if found and crc == b"%d}\n" % zlib.crc32(body):
-                    yield start, end, json.loads(body + b"}")
+                if found and crc == b"%d}\n" % zlib.crc32(body) and (values := _entry_of(body + b"}")) is not None:
+                    yield start, end, values
 
 
 class JournalWriter:
@@ -240,6 +242,29 @@ class JournalWriter:
     def _add(self, values: Mapping[str, Any]) -> int:
         body = json.dumps(values)[:-1].encode()
         return self.add_line(b"%s%s%d}\n" % (body, _CRC, zlib.crc32(body)))
+
+
+def _entry_of(text: bytes) -> dict[str, Any] | None:
+    """The content of a line; None if it is not one of those that `JournalWriter` writes."""
+    try:
+        values: dict[str, Any] = parse_json(text)
+        if "row" in values:
+            text_of(values["row"]["path"])
+            is_known = isinstance(values["source"], int)
+        elif "review" in values:
+            review = values["review"]
+            is_known = review is None or (
+                review.keys() == {"path", "decision", "caption"}
+                and text_of(review["decision"]) in DECISIONS
+                and all(isinstance(review[name], str) for name in ("path", "caption"))
+            )
+        elif "table" in values:
+            is_known = all(isinstance(values[name], str) for name in ("table", "of"))
+        else:
+            is_known = isinstance(values.get("made_with", {}), dict)
+    except WRONG_VALUES:
+        return None
+    return values if is_known else None
 
 
 def _add_review(reviews: dict[str, Review], values: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ then three little-endian uint32 per row: a checksum of what it was made from, it
 """
 
 import contextlib
-import json
 import struct
 import zlib
 from pathlib import Path
@@ -13,9 +12,12 @@ from typing import Any
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically
+from captionmill.data.foreign import WRONG_VALUES, parse_json
+from captionmill.data.regular import read_bytes
 from captionmill.data.tables.formats import is_caption_table, read_captions, row_text
 from captionmill.data.tables.journal import CaptionJournal, JournalWriter
 from captionmill.data.tables.review import Review
+from captionmill.data.tables.rows import tidy
 
 _FILES = ("growing", "rows", "new", "new.rows")
 _RECORD = struct.Struct("<III")
@@ -29,15 +31,15 @@ def convert_older(path: Path, journal: CaptionJournal) -> None:
     files = [journal.path.with_name(name) for name in _FILES]
     older = next((file for file in files[:2] if file.exists()), None)
     if older is not None and not journal.path.exists() and is_caption_table(path):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged one is as good as none
+        with contextlib.suppress(*WRONG_VALUES):  # a damaged one is as good as none
             _convert(path, older, journal)
     for file in files:
         file.unlink(missing_ok=True)
 
 
 def _convert(path: Path, older: Path, journal: CaptionJournal) -> None:
-    header_line, _, records = older.read_bytes().partition(b"\n")
-    header: dict[str, Any] = json.loads(header_line)
+    header_line, _, records = read_bytes(older).partition(b"\n")
+    header: dict[str, Any] = parse_json(header_line)
     text = row_text(header["table"], with_alternatives=header["with_alternatives"])
     records = records[: len(records) // _RECORD.size * _RECORD.size]
     sources = {(length, checksum): source for source, length, checksum in _RECORD.iter_unpack(records)}
@@ -52,7 +54,7 @@ def _convert(path: Path, older: Path, journal: CaptionJournal) -> None:
                 if source is not None:
                     writer.add_row(row, source)
                 elif row.caption:
-                    reviews.append(Review(row.path, "corrected", " ".join(row.caption.split())))
+                    reviews.append(Review(row.path, "corrected", tidy(row.caption)))
         if not reviews:
             writer.add_table(digest_of_file(path), of="")
         writer.add_reviews(reviews)

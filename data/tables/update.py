@@ -17,7 +17,7 @@ from captionmill.data.tables.edits import take_edits
 from captionmill.data.tables.formats import TableFormat, write_captions
 from captionmill.data.tables.journal import BLOCK_ROWS, CaptionJournal, IsAsWanted, Known, SourceChecksums, lock_table
 from captionmill.data.tables.older import convert_older
-from captionmill.data.tables.review import Review
+from captionmill.data.tables.review import Review, is_decision
 from captionmill.data.tables.rows import CaptionRow
 
 
@@ -96,7 +96,7 @@ def update_captions(
         if made or known.last != (digest_of_file(path), wanted.digest()):
             _render(path, journal, known, wanted, stamp=stamp)
             journal.compact(known, wanted.made_with)
-    reviewed = sum(key in known.reviews and known.reviews[key].decision != "later" for key in wanted.keys)
+    reviewed = sum(key in known.reviews and is_decision(known.reviews[key].decision) for key in wanted.keys)
     return TableSummary(made, len(edits), reviewed)
 
 

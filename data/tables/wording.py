@@ -5,6 +5,7 @@ import string
 from dataclasses import dataclass
 
 from captionmill.data.errors import SettingError
+from captionmill.data.tables.rows import tidy
 
 _FIELD = "caption"
 _SPACES = re.compile(r"\s+")
@@ -40,7 +41,7 @@ class Wording:
 
     def caption_in(self, text: str) -> str:
         """The caption in a text that a person may have changed: without the fixed words at its ends, if it has them."""
-        caption = " ".join(text.split())
+        caption = tidy(text)
         caption = caption.removeprefix(_SPACES.sub(" ", self.before).lstrip())
         return caption.removesuffix(_SPACES.sub(" ", self.after).rstrip()).strip()
 

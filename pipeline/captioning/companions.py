@@ -15,13 +15,14 @@ from captionmill.data.images.lists import ListedImages
 from captionmill.data.images.read import ImageFile
 from captionmill.data.paths import as_path
 from captionmill.data.progress import Progress
+from captionmill.data.regular import require_inside
 from captionmill.data.tables.formats import read_captions
 from captionmill.data.tables.review import Review
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.captioning.embedding import Embedding, EmbedSummary
 from captionmill.pipeline.captioning.metadata_lines import MetadataLines
 from captionmill.pipeline.captioning.shards import Shards, ShardSummary
-from captionmill.pipeline.captioning.sidecars import XMP_SUFFIX, Sidecars
+from captionmill.pipeline.captioning.sidecars import XMP_SUFFIX, Sidecars, image_path_of
 from captionmill.pipeline.captioning.xmp_sidecars import XmpSidecars
 from captionmill.pipeline.pages.gallery import write_gallery
 from captionmill.stages.table_settings import TableConfig
@@ -62,6 +63,8 @@ class Companions:
         self._metadata: MetadataLines | None = None
         self._shards: Shards | None = None
         self._embedding: Embedding | None = None
+        if config.sidecar is not None and local is not None and local.is_dir():
+            require_inside(local, (image_path_of(image, "`sidecar`") for image in found))
         if config.sidecar is not None and config.sidecar.lower() == XMP_SUFFIX:
             self._sidecars = XmpSidecars(found, config.sidecar, table, wording=wording, others=others)
         elif config.sidecar is not None:

@@ -20,6 +20,7 @@ from captionmill.data.images.description import (
 )
 from captionmill.data.images.read import ImageFile
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.regular import require_inside
 from captionmill.data.tables.review import Review
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.tables.wording import Wording
@@ -50,18 +51,28 @@ class Embedding:
         `wording`.
 
         Raises InputError if the library is missing, an image is not a local file, the copies would be among the images,
-        or two images would have the same copy.
+        two images would have the same copy, or a link in the folder of images leads to an image outside it, which would
+        be changed there; OSError if a copy would be outside `copies`.
         """
         require_metadata_library()
         self._sources = {image.key: image_path_of(image, "`embed_metadata`") for image in found}
         self._wording = wording
         self._targets = {key: _real_path(path) for key, path in self._sources.items()}
+        folder = images.resolve() if isinstance(images, Path) and images.is_dir() else None
+        if copies is None and folder is not None:
+            for key, target in self._targets.items():
+                if not target.is_relative_to(folder):
+                    raise InputError(
+                        f"{images}: {key} is a link to {target}, outside this folder, which would be changed there; "
+                        "name the folder with the image itself, or write copies: `copies`"
+                    )
         if copies is not None:
-            if isinstance(images, Path) and images.is_dir() and copies.resolve().is_relative_to(images.resolve()):
+            if folder is not None and copies.resolve().is_relative_to(folder):
                 raise InputError(
                     f"{copies}: copies among the images would be captioned too; name another folder: `copies`"
                 )
             self._targets = {key: copies / _below(key) for key in self._sources}
+            require_inside(copies, self._targets.values())
             if len(set(self._targets.values())) < len(found):
                 raise InputError(
                     f"{copies}: two images would have the same copy, since their names differ only in .. or /"

@@ -1,14 +1,17 @@
 """Flags for suspicious captions, so that people can check the doubtful ones first."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from captionmill.data.models.bundle import LOW_CONFIDENCE, RERANKED_LOW_CONFIDENCE, Model
-from captionmill.stages.decoding.captioner import Caption
 from captionmill.stages.scoring.statistics import is_repetitive
 from captionmill.stages.settings import SearchConfig
 
+if TYPE_CHECKING:
+    from captionmill.stages.decoding.captioner import Caption
 
-def find_flags(caption: Caption, low_confidence: float | None) -> tuple[str, ...]:
+
+def find_flags(caption: "Caption", low_confidence: float | None) -> tuple[str, ...]:
     """`cut`: it reached the maximum length; `repeated`: a word follows itself, or three words in a row occur twice;
     `low-confidence`: its confidence is below `low_confidence`.
     """

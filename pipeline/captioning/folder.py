@@ -2,18 +2,18 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache as cache_result
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import append_record
 from captionmill.data.images.lists import ImagesOf
 from captionmill.data.images.walk import PassedOver
 from captionmill.data.models.bundle import model_digest
-from captionmill.data.models.source import find_models
 from captionmill.data.paths import AnyPath, AnyPaths
 from captionmill.data.progress import Progress, no_progress
 from captionmill.data.tables.review import Review
@@ -24,11 +24,15 @@ from captionmill.pipeline.captioning.embedding import EmbedSummary
 from captionmill.pipeline.captioning.flags import find_flags, usual_low_confidence
 from captionmill.pipeline.captioning.source import CacheConfig, CaptionSource, extract_source, open_source
 from captionmill.pipeline.captioning.task import prepare_captions
-from captionmill.stages.decoding.captioner import Captioner
+from captionmill.stages.decoding.trained import TrainedModels, read_models
 from captionmill.stages.encoding.loader import Failure
+from captionmill.stages.machine import limit_memory
 from captionmill.stages.scoring.statistics import repeats_word
 from captionmill.stages.settings import SearchConfig
 from captionmill.stages.table_settings import TableConfig
+
+if TYPE_CHECKING:
+    from captionmill.stages.decoding.captioner import Caption, Captioner
 
 _logger = logging.getLogger(__name__)
 
@@ -101,23 +105,30 @@ def caption_folder(
     `Captioner.load` does.
     """
     started = time.monotonic()
-    models, output = find_models(model), Path(output)
+    models, output = read_models(model), Path(output)
     machine = cache.machine
-    captioner = Captioner.load(models, device=machine.device)
+    limit_memory(machine.memory)
+    load = cache_result(partial(_load_captioner, models, machine.device))
     task = prepare_captions(images, output, table, cache.features, embed_into=embed_into, overwrite=overwrite)
     companions, store_path = task.companions, task.store_path
     if task.found is None:
-        source = open_source(store_path, cache.features, captioner.spec)
+        source = open_source(store_path, cache.features, models.spec)
     else:
         source = extract_source(
-            task.found, store_path, captioner.spec, cache, replaces=bool(overwrite), progress=progress
+            task.found,
+            store_path,
+            models.spec,
+            cache,
+            replaces=bool(overwrite),
+            before_work=load,
+            progress=progress,
         )
     captioning_started = time.monotonic()
     updated = _update_table(
         output,
         source,
         models,
-        captioner,
+        load,
         search=search,
         table=task.table,
         corrections=companions.corrections if companions else (),
@@ -149,11 +160,18 @@ def caption_folder(
     )
 
 
+def _load_captioner(models: TrainedModels, device: str) -> "Captioner":
+    """The decoder; torch takes seconds to import, so a run without work does without."""
+    from captionmill.stages.decoding.captioner import Captioner
+
+    return Captioner.of(models, device=device)
+
+
 def _update_table(
     output: Path,
     source: CaptionSource,
-    models: Sequence[Path],
-    captioner: Captioner,
+    models: TrainedModels,
+    load: "Callable[[], Captioner]",
     *,
     search: SearchConfig,
     table: TableConfig,
@@ -162,11 +180,11 @@ def _update_table(
     progress: Progress,
 ) -> TableSummary:
     """Bring the table up to date."""
-    made_with = row_settings(models, captioner, search, table)
+    made_with = row_settings(models, search, table)
     low_confidence = made_with["low_confidence"]
     if low_confidence is None:
         _logger.warning("the model has no usual confidence; pass `low_confidence` to flag captions below it")
-    make_rows = partial(_make_rows, source, captioner, search=search, low_confidence=low_confidence, progress=progress)
+    make_rows = partial(_make_rows, source, load, search=search, low_confidence=low_confidence, progress=progress)
     wanted = WantedTable(
         source.keys,
         source.row_sources(),
@@ -185,15 +203,13 @@ def _update_table(
     )
 
 
-def row_settings(
-    models: Sequence[Path], captioner: Captioner, search: SearchConfig, table: TableConfig
-) -> dict[str, Any]:
+def row_settings(models: TrainedModels, search: SearchConfig, table: TableConfig) -> dict[str, Any]:
     """The settings that rows are made with; a row is made again if they differ."""
-    low_confidence, search = table.low_confidence, captioner.fit_search(search)
+    low_confidence, search = table.low_confidence, models.fit_search(search)
     return {
-        "models": [model_digest(folder) for folder in models],
+        "models": [model_digest(folder) for folder in models.folders],
         "search": asdict(search),
-        "low_confidence": usual_low_confidence(captioner.bundles, search) if low_confidence is None else low_confidence,
+        "low_confidence": usual_low_confidence(models.bundles, search) if low_confidence is None else low_confidence,
     }
 
 
@@ -213,7 +229,7 @@ def _is_as_wanted(wanted: Mapping[str, Any], made_with: Mapping[str, Any], row: 
 
 def _make_rows(
     source: CaptionSource,
-    captioner: Captioner,
+    load: "Callable[[], Captioner]",
     keys: Sequence[str],
     *,
     search: SearchConfig,
@@ -223,7 +239,9 @@ def _make_rows(
     """The rows of `keys`, in that order."""
     reasons, store = source.reasons, source.store
     readable = [key for key in keys if key not in reasons]
-    captions = iter(captioner.captions(store, readable, search, progress=progress) if store is not None else ())
+    captions: Iterator[tuple[str, Caption]] = iter(())
+    if store is not None and readable:
+        captions = load().captions(store, readable, search, progress=progress)
     for key in keys:
         if key in reasons:
             yield CaptionRow(key, "", None, status="failed", error=reasons[key])

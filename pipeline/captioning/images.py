@@ -26,7 +26,7 @@ from captionmill.stages.decoding.captioner import Captioner, CaptionFinder, choo
 from captionmill.stages.encoding.encoder import Encoder, encoder_for_spec
 from captionmill.stages.encoding.engine import Engine, build_engine, encode_batches
 from captionmill.stages.encoding.loader import Batch, load_batches, prepare_pixels
-from captionmill.stages.machine import choose_workers
+from captionmill.stages.machine import choose_workers, limit_memory
 from captionmill.stages.settings import ExtractConfig, SearchConfig
 from captionmill.stages.table_settings import TableConfig
 
@@ -125,6 +125,7 @@ def _encode_groups(
     """The encoded images in groups of `group_size`."""
     numbered = enumerate(images)
     workers = choose_workers(machine.workers)
+    limit_memory(machine.memory)
     finder = FileFinder(Path())
     while True:
         group = _Group()

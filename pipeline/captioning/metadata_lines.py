@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically, require_other_file
+from captionmill.data.foreign import parse_json
 from captionmill.data.images.keys import escape_name
 from captionmill.data.images.read import ImageFile
+from captionmill.data.regular import read_text
 from captionmill.data.tables.review import Review
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.tables.wording import Wording
@@ -66,7 +68,7 @@ class MetadataLines:
         """Take the texts that a person changed; whether the file holds nothing else that is new."""
         keys = {name: key for key, name in self._names.items()}
         try:
-            rows = [json.loads(line) for line in self._path.read_text(encoding="utf-8-sig").splitlines() if line]
+            rows = [parse_json(line) for line in read_text(self._path, "utf-8-sig").splitlines() if line]
         except ValueError:
             return False
         corrections = []

@@ -19,6 +19,7 @@ from captionmill.data.images.keys import image_key
 from captionmill.data.images.read import ImageFile
 from captionmill.data.images.tar import TarMember, list_members
 from captionmill.data.images.tar_copy import AddedFile, copy_tar, name_beside
+from captionmill.data.regular import require_inside
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.tables.wording import Wording
 from captionmill.data.tables.written import WrittenTexts
@@ -94,6 +95,7 @@ class Shards:
                 raise InputError(f"`tars`: {other} and {source} would have one copy, {shard.target}; rename one")
             self._check(shard, {member.name for member in members}, table, overwrite=overwrite)
             self._shards.append(shard)
+        require_inside(folder, owners)
 
     def _check(self, shard: _Shard, names: Collection[str], table: Path, *, overwrite: bool) -> None:
         """Raise InputError if the copy, with members called `names` already, cannot be written."""

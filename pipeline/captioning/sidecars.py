@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captionmill.data.errors import InputError
-from captionmill.data.files import partial_path_of
+from captionmill.data.files import write_bytes
 from captionmill.data.images.find import find_images
 from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES, has_read_suffix
 from captionmill.data.images.read import ImageFile
+from captionmill.data.regular import read_bytes
 from captionmill.data.tables.formats import is_caption_table, read_captions
 from captionmill.data.tables.review import Review
 from captionmill.data.tables.rows import CaptionRow
@@ -60,13 +61,6 @@ def captions_of(table: Path) -> dict[str, str]:
     return {row.path: row.caption for row in read_captions(table)} if is_caption_table(table) else {}
 
 
-def write_beside(path: Path, content: bytes) -> None:
-    """Replace the file at `path`, atomically; it is not flushed to the disk, which would take most of the time."""
-    partial_path = partial_path_of(path)
-    partial_path.write_bytes(content)
-    partial_path.replace(path)
-
-
 class Sidecars:
     """The text files beside the images."""
 
@@ -104,7 +98,7 @@ class Sidecars:
             path = sidecar_path(image, suffix)
             if image.problem:  # it gets no sidecar, and a file of that name may be another image's
                 continue
-            content = path.read_bytes() if path.exists() else None
+            content = read_bytes(path) if path.exists() else None
             is_new = content is not None and not self._written.has(image.key, content)
             correction = self._correction(image.key, content) if content is not None and is_new else None
             is_foreign = is_new and correction is None
@@ -139,13 +133,13 @@ class Sidecars:
 
     def _write_one(self, key: str, path: Path, content: bytes) -> bool:
         """Write the sidecar of one image; whether it was new or changed."""
-        there = path.read_bytes() if path.exists() else None
+        there = read_bytes(path) if path.exists() else None
         if there not in (None, content, self._seen.get(key)) and not self._written.has(key, there or b""):
             self.kept.append(key)
             return False
         self._written.add(key, content)
         if there != content:
-            write_beside(path, content)
+            write_bytes(path, content, flushes=False)  # a flush would take most of the time
         return there != content
 
     def _correction(self, key: str, content: bytes) -> Review | None:

@@ -1,7 +1,7 @@
 """The source of captions: an existing feature store, or images, whose missing features are extracted first."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 from captionmill.data.errors import InputError
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore, delete_store, store_exists
-from captionmill.data.features.writer import lock_store
+from captionmill.data.features.writer import FeatureWriter, lock_store
 from captionmill.data.images.read import ImageFile
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress
@@ -19,6 +19,7 @@ from captionmill.stages.encoding.encoder import encoder_for_spec
 from captionmill.stages.encoding.extract import ExtractSummary, extract_images
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.encoding.missing import find_missing
+from captionmill.stages.encoding.spread import Spread
 from captionmill.stages.settings import ExtractConfig
 
 
@@ -32,6 +33,8 @@ class CacheConfig:
     """The file of the backbone's weights, if it was moved since the model was trained."""
     machine: ExtractConfig = field(default_factory=ExtractConfig)
     """Only its `MACHINE_SETTINGS` are used: the model determines backbone and preprocessing."""
+    spread: Spread | None = None
+    """The processes that extract (`open_spread`); None: only this one."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,16 @@ def extract_source(
     cache: CacheConfig,
     *,
     replaces: bool,
+    before_work: Callable[[], object],
     progress: Progress,
 ) -> CaptionSource:
     """Add the missing features of `found` to the store at `path`.
 
     If its features do not match `spec`, raises SpecMismatchError, or with `replaces` extracts all of them again.
+    `before_work` is called before the first image is encoded.
     """
     missing, machine = len(found), cache.machine
+    store = None
     replaced = False
     if store_exists(path):
         store = FeatureStore.open(path)
@@ -114,7 +120,12 @@ def extract_source(
         if replaced:
             with lock_store(path):
                 delete_store(path)
-        extraction = extract_images(found, path, encoder, machine, progress=progress)
+        extraction = extract_images(
+            found, path, encoder, machine, spread=cache.spread, before_work=before_work, progress=progress
+        )
+    elif store is not None and store.part_count > path.exists():  # of an array job, or of a run that was interrupted
+        with FeatureWriter(path, spec, dtype=store.dtype, made_by=store.made_by):
+            pass  # it joins the parts
     can_be_read = len(extraction.failures) < len(found)
     return CaptionSource(
         [image.key for image in found], path, FeatureStore.open(path) if can_be_read else None, extraction

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captionmill.data.errors import InputError
+from captionmill.data.files import write_bytes
 from captionmill.data.images.read import ImageFile
 from captionmill.data.images.xmp import new_packet, packed_text, read_packet, with_description
+from captionmill.data.regular import read_bytes
 from captionmill.data.tables.review import Review
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.tables.wording import Wording
 from captionmill.data.tables.written import WrittenTexts
-from captionmill.pipeline.captioning.sidecars import sidecar_path, write_beside
+from captionmill.pipeline.captioning.sidecars import sidecar_path
 
 if TYPE_CHECKING:
     from captionmill.data.progress import Progress
@@ -53,7 +55,7 @@ class XmpSidecars:
         for key, path in self._paths.items():
             if os.path.realpath(path) in reserved:
                 raise InputError(f"`sidecar`: {path} is another file of this command; choose another suffix")
-            if self._written.has_any(key) and path.is_file() and (packet := read_packet(path.read_bytes())):
+            if self._written.has_any(key) and path.is_file() and (packet := read_packet(read_bytes(path))):
                 text = packet.description
                 if packet.is_ours and text is not None and not self._written.has(key, text.encode()):
                     self._seen[key] = text
@@ -73,7 +75,7 @@ class XmpSidecars:
 
     def _write_one(self, key: str, path: Path, text: str) -> bool:
         """Write the packet of one image; whether it was new or changed."""
-        before = path.read_bytes() if path.exists() else None
+        before = read_bytes(path) if path.exists() else None
         content: bytes | None
         if before is None:
             content = new_packet(text)
@@ -87,5 +89,5 @@ class XmpSidecars:
             return False
         self._written.add(key, text.encode())
         if content != before:
-            write_beside(path, content)
+            write_bytes(path, content, flushes=False)
         return content != before

@@ -1,6 +1,5 @@
 """The demo: drawn scenes, a pipeline file for them, and a gallery of captions of held-out images."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +7,10 @@ from pathlib import Path
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import write_text
+from captionmill.data.foreign import parse_json
 from captionmill.data.images.find import find_images
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.regular import read_text
 from captionmill.data.tables.formats import read_captions
 from captionmill.pipeline.demo.scene_captions import Scene, describes
 from captionmill.pipeline.demo.scenes import draw_samples
@@ -103,7 +104,7 @@ def run_demo(
     }
     right_count = sum(verdict.is_right for verdict in verdicts.values())
     duration_s = time.monotonic() - started
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    scores = parse_json(read_text(folder / "scores.json"))
     page_path = folder / PAGE_NAME
     write_gallery(
         page_path,

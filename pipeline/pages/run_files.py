@@ -1,22 +1,22 @@
 """What a run has left on disk, read for people: stores with their logs, models with their histories, scores, tables."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from captionmill.data.csv_tables import read_cells
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import ExtractionRecord, read_records
 from captionmill.data.features.store import FeatureStore, cache_path_for
+from captionmill.data.foreign import WRONG_VALUES, finite_number, parse_json, text_of
 from captionmill.data.models.bundle import Model, read_model
+from captionmill.data.regular import read_text
 from captionmill.data.tables.formats import read_captions
 from captionmill.stages.encoding.extract import FAILURES_NAME
 from captionmill.stages.training.run_folder import HISTORY_NAME, SELF_CRITICAL
 
+_GREATEST_SCORE = 1e6  # far above that of any metric
 Failures = tuple[tuple[str, str], ...]
 
 
@@ -112,8 +112,7 @@ def read_store(path: Path) -> StoreFiles:
     failures_path = own if own.exists() else shared
     failures = None
     if failures_path.exists():
-        frame = _read_table(failures_path, ["key", "reason"])
-        failures = tuple((key, reason) for key, reason in frame.to_numpy().tolist())
+        failures = tuple((key, reason) for key, reason in read_cells(failures_path, ("key", "reason")))
     return StoreFiles(path.name, store, read_records(path), failures)
 
 
@@ -123,12 +122,9 @@ def read_model_files(folder: Path) -> ModelFiles:
     path = folder / HISTORY_NAME
     if not path.exists():
         return ModelFiles(folder.name, bundle, ())
-    frame = _read_table(path, ["epoch", "phase", "loss", "val_cider", "captions_per_s", "duration_s"])
+    rows = read_cells(path, ["epoch", "phase", "loss", "val_cider", "captions_per_s", "duration_s"])
     try:
-        history = [
-            Epoch(int(epoch), phase, *(float(number) for number in numbers))
-            for epoch, phase, *numbers in frame.to_numpy().tolist()
-        ]
+        history = [Epoch(int(epoch), phase, *(float(number) for number in numbers)) for epoch, phase, *numbers in rows]
     except ValueError as exc:
         raise InputError(f"{path}: not a history as `captionmill train` writes it ({exc}); move it away") from exc
     return ModelFiles(folder.name, bundle, history)
@@ -137,25 +133,29 @@ def read_model_files(folder: Path) -> ModelFiles:
 def read_scores(path: Path) -> ScoreFile:
     """The scores in `path`; InputError if they are not what `evaluate --output` writes."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path))
         model = values["model"]
+        names = [model] if isinstance(model, str) else model
+        _require_described(values)
         _require_intervals(values["scores"], values["intervals"])
         if other := values.get("against"):
+            text_of(other["model"])
             _require_intervals(other["scores"], other["intervals"])
             _require_intervals(other["differences"], other["difference_intervals"])
         captions = tuple(
             ScoredCaption(
                 key,
-                entry["caption"],
-                tuple(entry["references"]),
+                text_of(entry["caption"]),
+                tuple(map(text_of, entry["references"])),
                 _read_number(entry.get("confidence")),
                 _read_number(entry.get("cider_d")),
             )
             for key, entry in values["captions"].items()
         )
-        return ScoreFile(model if isinstance(model, str) else " + ".join(model), values, captions)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise InputError(f"{path}: not scores as `captionmill evaluate` writes them ({exc!r})") from exc
+        return ScoreFile(" + ".join(names), values, captions)
+    except (OSError, *WRONG_VALUES) as exc:
+        problem = " ".join(repr(exc).split())[:200]
+        raise InputError(f"{path}: not scores as `captionmill evaluate` writes them ({problem})") from exc
 
 
 def read_table(path: Path) -> TableFiles:
@@ -173,19 +173,26 @@ def read_table(path: Path) -> TableFiles:
     return TableFiles(path.name, found, tuple(failures), record)
 
 
-def _require_intervals(scores: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> None:
+def _require_described(values: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError if what a report shows of the captions has other types."""
+    text_of(values.get("images_chosen_by", ""))
+    for line in values.get("left_out", ()):
+        text_of(line)
+    if not isinstance(values.get("search", {}), dict):
+        raise TypeError("its search is no record")
+    if statistics := values.get("caption_statistics"):
+        for name in ("mean_length", "distinct", "words_used", "vocabulary_share", "repeated_word", "repeated_trigram"):
+            finite_number(statistics[name])
+        if statistics["copied"] is not None:
+            finite_number(statistics["copied"])
+
+
+def _require_intervals(scores: Mapping[str, object], intervals: Mapping[str, Sequence[object]]) -> None:
     for name, score in scores.items():
-        low, high = intervals[name]
-        if not (low <= high and math.isfinite(score)):
+        low, high = map(finite_number, intervals[name])
+        if low > high or max(map(abs, (low, high, finite_number(score)))) > _GREATEST_SCORE:
             raise ValueError(f"{name} is {score}, with the interval [{low}, {high}]")
 
 
 def _read_number(value: object) -> float | None:
-    return None if value is None else float(str(value))
-
-
-def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)[columns]
-    except (ValueError, KeyError) as exc:
-        raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; move it away") from exc
+    return None if value is None else finite_number(value)

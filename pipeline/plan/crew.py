@@ -20,6 +20,7 @@ from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, 
 from captionmill.pipeline.plan.work import Listeners, Summary, describe, do_job
 from captionmill.stages.encoding.share import claim_device
 from captionmill.stages.encoding.spread import Spread
+from captionmill.stages.machine import share_memory
 
 _SECONDS_BETWEEN_CHECKS = 0.2
 
@@ -80,11 +81,12 @@ class Crew:
     def start(self, calls: Sequence[JobCall]) -> None:
         """Start jobs in worker processes."""
         assert self._spread is not None, "choose_for_workers chooses none"
-        workers = self._spread.workers
-        numbered = [_WorkerCall(call, workers, self._stop_path) for call in calls]
+        spread = self._spread
+        processes = spread.processes if spread.this_machine else 1
+        numbered = [_WorkerCall(call, spread.workers, processes, self._stop_path) for call in calls]
         self.running += len(calls)
         # one thread per batch, as joblib waits for its results
-        threading.Thread(target=self._run, args=(self._spread, numbered), daemon=True, name="jobs in workers").start()
+        threading.Thread(target=self._run, args=(spread, numbered), daemon=True, name="jobs in workers").start()
 
     def ended(self, *, wait: bool) -> Iterator[JobResult]:
         """The jobs in worker processes that have ended since the last call; `wait` for one if there is none yet.
@@ -152,6 +154,8 @@ class _WorkerCall:
     call: JobCall
     workers: int
     """Decoding threads, if the job does not set them."""
+    processes: int
+    """How many share the memory of this machine."""
     stop_path: Path
 
 
@@ -163,7 +167,7 @@ def run_in_worker(worker_call: _WorkerCall) -> JobResult:
             stop.check()
             result = _attempt(
                 worker_call.call,
-                _fitted(worker_call.call.task.job, worker_call.workers),
+                _fitted(worker_call),
                 Listeners(progress=stop),
                 None,
             )
@@ -241,14 +245,16 @@ def _ignore_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _fitted(job: Job, workers: int) -> Job:
-    """The job with the devices and threads that this process may use."""
+def _fitted(worker_call: _WorkerCall) -> Job:
+    """The job with the devices, threads and memory that this process may use."""
+    job = worker_call.call.task.job
     match job:
         case TrainJob():
             return replace(job, config=replace(job.config, device=claim_device(job.config.device)))
         case EvaluateJob():
             return replace(job, device=claim_device(job.device))
         case CaptionJob():
-            device, threads = claim_device(job.machine.device), job.machine.workers or workers
-            return replace(job, machine=replace(job.machine, workers=threads, device=device))
+            device, threads = claim_device(job.machine.device), job.machine.workers or worker_call.workers
+            memory = share_memory(job.machine.memory, worker_call.processes)
+            return replace(job, machine=replace(job.machine, workers=threads, memory=memory, device=device))
     return job

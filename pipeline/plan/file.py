@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from captionmill.data.errors import PipelineError, SettingError
+from captionmill.data.regular import read_text
 from captionmill.data.urls import is_url
-from captionmill.stages.fields import Configuration, Setting, settings_of
+from captionmill.stages.fields import Configuration, Setting, settings_of, shown
 
 Config = TypeVar("Config", bound=Configuration)
 GRID = "grid"
@@ -26,12 +27,14 @@ class PlanFile:
         self.path = path
         self.folder = path.parent.absolute()
         try:
-            self._text = path.read_text(encoding="utf-8-sig")
+            self._text = read_text(path, "utf-8-sig")
             self.values = tomllib.loads(self._text)
         except OSError as exc:
             raise PipelineError(f"{path}: cannot be read ({exc.strerror})") from exc
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        except ValueError as exc:
             raise PipelineError(f"{path}: not TOML: {exc}") from exc
+        except RecursionError as exc:
+            raise PipelineError(f"{path}: not TOML: nested too deeply") from exc
 
     def error(self, names: Sequence[str], message: str) -> PipelineError:
         """An error at the table or key at `names`, or at the table around it."""
@@ -134,6 +137,8 @@ class Section:
 
     def resolve(self, value: str) -> Path:
         """The absolute path of a path in the file."""
+        if "\0" in value:
+            raise self.error(None, "has a path with a NUL character")
         return Path(os.path.normpath(self._file.folder / value))
 
     def choice(self, key: str, choices: Sequence[str]) -> str:
@@ -200,7 +205,7 @@ class Section:
         if isinstance(value, str):
             is_path = setting.type.kind is Path and not is_url(value)
             return self.resolve(value) if is_path else setting.words.get(value, value)
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        is_whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
         return float(value) if is_whole and setting.type.kind is float else value
 
     def _wrong(self, key: str, value: object, wanted: str) -> PipelineError:
@@ -225,7 +230,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _show(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    return str(value).lower() if isinstance(value, bool) else shown(value)
 
 
 def find_line(text: str, names: Sequence[str]) -> int | None:
@@ -239,7 +244,7 @@ def find_line(text: str, names: Sequence[str]) -> int | None:
     for count in range(1, len(lines) + 1):
         try:
             values = tomllib.loads("".join(lines[:count]))
-        except tomllib.TOMLDecodeError:  # in the middle of a value of several lines
+        except ValueError:  # in the middle of a value of several lines
             continue
         if _has(values, names):
             return begins + 1

@@ -22,6 +22,7 @@ from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged, r
 from captionmill.data.images.tar import TAR_SUFFIX
 from captionmill.data.images.walk import walk_folder
 from captionmill.data.models.bundle import BUNDLE_NAME, is_weights_name, model_exists
+from captionmill.data.regular import open_regular
 
 _SUFFIXES = frozenset(suffix.removeprefix(".") for suffix in (*ALL_IMAGE_SUFFIXES, TAR_SUFFIX))
 
@@ -219,5 +220,5 @@ def _hash_texts(folder: Path, texts: Sequence[Path]) -> str:
 
 
 def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,7 +14,8 @@ from captionmill.data.models.bundle import read_model
 from captionmill.data.paths import as_path
 from captionmill.data.tables.formats import format_of
 from captionmill.pipeline.plan.fingerprints import Images, Input, TextFiles
-from captionmill.stages.settings import USUAL_LENGTH, ExtractConfig, SearchConfig, SplitLists, TrainConfig
+from captionmill.stages.settings import USUAL_LENGTH, ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.split_settings import SplitLists
 from captionmill.stages.table_settings import TableConfig
 
 Kind = Literal["extract", "train", "evaluate", "caption"]

@@ -14,7 +14,8 @@ from captionmill.pipeline.plan.file import PlanFile, Section, refuse_unknown_tab
 from captionmill.pipeline.plan.graph import Graph, Task
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, Several, TrainJob
 from captionmill.stages.fields import settings_of
-from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, SplitLists, TrainConfig
+from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.split_settings import SplitLists
 from captionmill.stages.table_settings import TableConfig
 
 KINDS = ("extract", "train", "evaluate", "caption")

@@ -16,7 +16,9 @@ from typing import Any
 
 from captionmill.data.errors import PipelineError
 from captionmill.data.files import write_text
+from captionmill.data.foreign import WRONG_VALUES, parse_json
 from captionmill.data.locks import hold_lock
+from captionmill.data.regular import read_text
 from captionmill.pipeline.plan.fingerprints import Fingerprint, take_fingerprint
 
 FORMAT = "captionmill-pipeline"
@@ -60,13 +62,13 @@ class Workspace:
         self._folder = plan_path.parent.absolute()
         self._records: dict[str, Record] = {}
         try:
-            values = json.loads(self.path.read_text(encoding="utf-8"))
+            values = parse_json(read_text(self.path))
             if (values["format"], values["format_version"]) != (FORMAT, FORMAT_VERSION):
                 raise ValueError("of another version of captionmill")
             self._records = {name: _read_record(record) for name, record in values["outputs"].items()}
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
+        except (OSError, *WRONG_VALUES) as exc:
             raise PipelineError(f"{self.path}: not readable ({exc}); delete it and run again") from exc
 
     def record(self, output: Path) -> Record | None:

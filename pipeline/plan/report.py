@@ -5,6 +5,7 @@ from pathlib import Path
 
 from captionmill.data.errors import InputError
 from captionmill.data.models.bundle import model_exists
+from captionmill.data.regular import read_bytes
 from captionmill.pipeline.plan.graph import Task
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, TrainJob
 
@@ -24,7 +25,7 @@ def write_plan_report(plan_path: Path, tasks: Sequence[Task]) -> Path:
     from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
 
     path = report_path_for(plan_path)
-    if path.exists() and _OURS not in path.read_bytes()[:1000]:
+    if path.exists() and _OURS not in read_bytes(path)[:1000]:
         raise InputError(f"{path}: exists already and is not a report of captionmill; move it away")
     jobs = [task.job for task in tasks]
     trainings = [job for job in jobs if isinstance(job, TrainJob)]

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from captionmill.data.errors import CaptionmillError
+from captionmill.data.foreign import parse_json
 from captionmill.data.paths import AnyPath, as_path
+from captionmill.data.regular import read_text
 from captionmill.data.tables.formats import read_captions
 from captionmill.pipeline.captioning.sidecars import count_missing
 from captionmill.pipeline.plan.fingerprints import (
@@ -114,7 +116,7 @@ def _fingerprint(source: Input, known: Fingerprint | None) -> Fingerprint:
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """`settings` as read back from JSON."""
-    values: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    values: dict[str, Any] = parse_json(json.dumps(settings, default=str))
     return values
 
 
@@ -138,7 +140,7 @@ def _word_changes(job: Job, was: Mapping[str, Any], now: Mapping[str, Any]) -> l
     if isinstance(job, CaptionJob):
         captions = (row.caption for row in read_captions(job.output))
     elif isinstance(job, EvaluateJob):
-        captions = (one["caption"] for one in json.loads(job.output.read_text(encoding="utf-8"))["captions"].values())
+        captions = (one["caption"] for one in parse_json(read_text(job.output))["captions"].values())
     return ["repeat_words was true, is false"] if any(map(repeats_word, captions)) else []
 
 

@@ -9,9 +9,11 @@ import click
 from captionmill.data.errors import InputError
 from captionmill.pipeline import summaries
 from captionmill.pipeline.result_fields import caption_fields, forecast_fields
+from captionmill.pipeline.terminal.extract import show_extraction
 from captionmill.pipeline.terminal.options import (
     FILE_PATH,
     FOLDER_PATH,
+    ShardType,
     dry_run_option,
     images_argument,
     machine_options,
@@ -20,6 +22,7 @@ from captionmill.pipeline.terminal.options import (
     quiet_option,
     search_options,
     setting_options,
+    spread_options,
     strict_option,
     take_images,
     take_settings,
@@ -47,6 +50,12 @@ _GALLERY = "the gallery, open it in a browser"
 @moved_weights_option
 @search_options
 @machine_options
+@spread_options
+@click.option(
+    "--shard",
+    type=ShardType(),
+    help="Only extract the I-th of N shards into the cache, for array jobs; then run the command without it.",
+)
 @click.option(
     "--embed-metadata", is_flag=True, help="Write each caption into a copy of its image, as XMP and IPTC description."
 )
@@ -86,18 +95,27 @@ def caption(
 
     Example: captionmill caption photos --model model --output captions.csv
     """
+    from captionmill.pipeline.captioning.array import extract_for_captions
     from captionmill.pipeline.captioning.folder import caption_folder
     from captionmill.pipeline.captioning.source import CacheConfig
+    from captionmill.pipeline.cluster import open_spread
 
     search, table = take_settings(SearchConfig, options), take_settings(TableConfig, options)
     table = replace(table, redo_corrected=options.pop("redo_corrected"))
     machine = take_settings(ExtractConfig, options, *MACHINE_SETTINGS)
     features, overwrite = options.pop("features"), options.pop("overwrite")
-    weights = options.pop("weights")
+    weights, shard = options.pop("weights"), options.pop("shard")
+    jobs, cluster, wait_s = (options.pop(name) for name in ("jobs", "cluster", "wait_s"))
     embed_into = _embed_into(output, **options)
     to_stdout = output == STDOUT
+    if shard and (to_stdout or overwrite or dry_run):
+        raise click.UsageError(
+            "--shard fills the cache of a table: name a file as --output, and leave out --overwrite and --dry-run"
+        )
     if to_stdout:
         refuse_lasting_files(table, embed_into is not None, overwrite=overwrite)
+        if cluster and features is None:
+            raise click.UsageError("--cluster writes features to storage that its machines share: name --features")
     taken = take_images(images)
     with table_for(output, table.format) as path:
         cache = CacheConfig(features, weights, machine)
@@ -109,7 +127,16 @@ def caption(
             fields = forecast_fields(forecast, output)
             show_result(f"{output}: {summaries.forecast_lines(forecast)}", fields, on_stderr=to_stdout)
             return
-        with ProgressBars(quiet=quiet) as progress:
+        with (
+            ProgressBars(quiet=quiet) as progress,
+            open_spread(jobs, cluster, device=machine.device, wait_s=wait_s) as spread,
+        ):
+            settings["cache"] = replace(cache, spread=spread)
+            if shard:
+                settings = {"table": table, "cache": settings["cache"], "progress": progress}
+                extraction = extract_for_captions(taken, models, path, shard, **settings)
+                show_extraction(extraction, strict=strict, quiet=quiet)
+                return
             summary = caption_folder(taken, models, path, search, **settings, progress=progress)
     lines = [f"{output}: {summaries.folder_line(summary)}", *summaries.written_lines(summary)]
     for page, what in ((table.metadata_jsonl, "the captions for imagefolder"), (table.gallery, _GALLERY)):

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ import click
 from captionmill.data.errors import CaptionmillError
 from captionmill.pipeline.terminal.json_lines import begin_json, json_errors, streams_put_back, wants_json
 from captionmill.pipeline.terminal.names import as_typed
+from captionmill.pipeline.terminal.printable import printable_terminals
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -23,8 +25,22 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, sent by a batch system or a shutdown; everything is flushed as for Ctrl-C."""
 
 
-def _raise_terminated(*_: object) -> None:
-    raise _Terminated
+_IMPORT = "<frozen importlib._bootstrap>"
+_IMPORT_PAUSE_S, _MOST_WAITS = 0.05, 200
+_waited: list[int] = []
+"""The signals that waited."""
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Raise the exception of a signal; one that arrives in an import waits for its end, as imports swallow it."""
+    place = frame
+    while place is not None and len(_waited) < _MOST_WAITS:
+        if place.f_code.co_filename == _IMPORT:
+            _waited.append(number)
+            _thread.start_new_thread(_repeat_signal, (signal.Signals(number), _IMPORT_PAUSE_S))
+            return
+        place = place.f_back
+    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 class _SignalRepeater:
@@ -60,7 +76,9 @@ def listen_to_signals(*, pause_s: float = 0.01) -> None:
 
     One that the interpreter swallows is raised again `pause_s` seconds later.
     """
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    signal.signal(signal.SIGTERM, _end)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for a job in the background
+        signal.signal(signal.SIGINT, _end)
     if not isinstance(sys.unraisablehook, _SignalRepeater):
         sys.unraisablehook = _SignalRepeater(sys.unraisablehook, pause_s)
 
@@ -126,7 +144,7 @@ class ErrorGroup(StrictGroup):
         return [*self.commands]
 
     def main(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> Any:
-        with streams_put_back():
+        with printable_terminals(), streams_put_back():
             if wants_json(sys.argv[1:] if args is None else args):  # before click reports errors
                 begin_json()
             return super().main(args, *others, **settings)

@@ -52,10 +52,11 @@ def explain(image: Path | str, models: tuple[Path, ...], output: Path | None, **
     files = take_captions(options)
     options["captions"] = files if files.paths else None
     from captionmill.pipeline.explain import explain_image
-    from captionmill.pipeline.terminal.texts import render_text
 
     search, machine = take_settings(SearchConfig, options), take_settings(ExtractConfig, options, *_MACHINE)
     explained = explain_image(image, models, output=output, search=search, machine=machine, **options)
+    from captionmill.pipeline.terminal.texts import render_text  # imports torch
+
     confidence = explained.explanation.caption.confidence
     text = f"{output}: {explained.caption} (confidence {confidence:.4f})" if output else render_text(explained)
     fields = {"output": str(output) if output else None, "caption": explained.caption, "confidence": confidence}

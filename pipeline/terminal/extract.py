@@ -1,7 +1,7 @@
 """`captionmill extract`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,15 +17,18 @@ from captionmill.pipeline.terminal.options import (
     overwrite_option,
     quiet_option,
     setting_options,
+    spread_options,
     strict_option,
     take_images,
     take_settings,
-    wait_option,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.terminal.results import show_result
 from captionmill.pipeline.words import show_count, show_list
 from captionmill.stages.settings import ExtractConfig
+
+if TYPE_CHECKING:  # the stages import torch, and `--help` must be instant
+    from captionmill.stages.encoding.extract import ExtractSummary
 
 
 @click.command()
@@ -34,14 +37,7 @@ from captionmill.stages.settings import ExtractConfig
     "--output", type=FILE_PATH_OR_URL, required=True, help="Feature store to write or to resume (HDF5), or a URL."
 )
 @setting_options(ExtractConfig)
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Processes on this machine; 0 is up to four per GPU if there are many images to extract, else one.",
-)
-@click.option("--cluster", metavar="URL", help="Extract on a cluster: dask://HOST:PORT or ray://HOST:PORT.")
-@wait_option
+@spread_options
 @click.option(
     "--shard", type=ShardType(), help="Extract the I-th of N shards, for array jobs; then: captionmill features merge."
 )
@@ -81,18 +77,35 @@ def extract(
         forecast = forecast_extraction(taken, output, config, **wanted)
         show_result(f"{output}: {summaries.forecast_lines(forecast)}", forecast_fields(forecast, output))
         return
+    _refuse_early(output, config, overwrite=options["overwrite"])
     with (
         ProgressBars(quiet=quiet) as progress,
         open_spread(jobs, cluster, device=config.device, wait_s=wait_s) as spread,
     ):
         summary = extract(taken, output, config, spread=spread, progress=progress, **options)
+    show_extraction(summary, strict=strict, quiet=quiet)
+
+
+def show_extraction(summary: "ExtractSummary", *, strict: bool, quiet: bool) -> None:
+    """Show the result of an extraction; if `strict`, InputError if an image could not be read."""
     show_result(f"{summary.output}: {summaries.extract_line(summary)}", extraction_fields(summary))
     if summary.extracted and not quiet:
         click.echo(as_typed(summaries.meter_line(summary)), err=True)
     if summary.unlisted:
         click.echo(as_typed(summaries.unlisted_line(summary)), err=True)
     if summary.failures:
-        click.echo(f"Not readable, listed in {summary.failures_name} beside {summary.output}:", err=True)
+        listed = f", listed in {summary.failures_name} beside {summary.output}" if summary.failures_name else ""
+        click.echo(f"Not readable{listed}:", err=True)
         click.echo(show_list([f"{failure.key}: {failure.reason}" for failure in summary.failures]), err=True)
         if strict:
             raise InputError(f"{show_count(len(summary.failures), 'image')} cannot be read, and --strict is given")
+
+
+def _refuse_early(output: Path | str, config: ExtractConfig, *, overwrite: bool) -> None:
+    """Raise what `extract` would raise for these, before torch is imported, which takes seconds."""
+    from captionmill.data.features.store import FeatureStore, store_exists
+    from captionmill.stages.encoding.weights import require_weights
+
+    require_weights(config)
+    if isinstance(output, Path) and not overwrite and store_exists(output):
+        FeatureStore.open(output)

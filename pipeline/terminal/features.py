@@ -59,8 +59,10 @@ def verify(store: Path) -> None:
 
     Example: captionmill features verify features.h5
     """
+    from captionmill.data.features.repair import require_safe
     from captionmill.data.features.store import FeatureStore
 
+    require_safe(store)
     opened = FeatureStore.open(store)
     if damaged := opened.verify():
         click.echo(show_list(damaged), err=True)

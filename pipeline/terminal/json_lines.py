@@ -1,38 +1,37 @@
 """`--log-format json`: each message on stdout and stderr is one line that holds one JSON object.
 
-The streams themselves are replaced, so that all output, from any module, becomes JSON.
+The streams themselves are replaced, so that all output, from any module, becomes JSON. Libraries that are written in C,
+such as those of image formats, write to the descriptor 2 instead: a thread turns their lines into objects.
 """
 
 import io
 import json
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, BinaryIO, TextIO
 
+_STDERR = 2
+_CONTROLS = {number: f"\\u{number:04x}" for number in range(0x7F, 0xA0)}  # JSON escapes those below 0x20
+
 
 class JsonLines(io.TextIOBase):
     """A text stream that writes each message, the text up to a line break at the end of a write, as a JSON object."""
+
+    encoding = "utf-8"
+    errors = "strict"
 
     def __init__(self, stream: TextIO, event: str) -> None:
         """Objects go to `stream`; plain text is an `event` of level info."""
         self._stream = stream
         self._event = event
         self._text = ""
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """The value that click expects."""
-        return "utf-8"
-
-    @property
-    def errors(self) -> str:  # type: ignore[override]
-        """The value that click expects."""
-        return "strict"
 
     def fileno(self) -> int:
         return self._stream.fileno()
@@ -62,11 +61,16 @@ class JsonLines(io.TextIOBase):
         if self._text:
             self.write("\n")
 
+    def put_back(self) -> None:
+        """Give the descriptor of the stream below back, if it was taken."""
+        if isinstance(self._stream, _Descriptor):
+            self._stream.put_back()
+
     def log(self, level: str, event: str, message: str, **facts: Any) -> None:
         """Write one object: time, level, event, message, and `facts` by name."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         values = {"time": now, "level": level, "event": event, "message": message} | facts
-        self._stream.write(json.dumps(values, ensure_ascii=False) + "\n")
+        self._stream.write(json.dumps(values, ensure_ascii=False).translate(_CONTROLS) + "\n")
         self._stream.flush()
 
 
@@ -83,8 +87,41 @@ def wants_json(words: Sequence[str]) -> bool:
 def begin_json() -> None:
     """From now on stdout and stderr hold JSON objects: results, notes, and the traceback of a bug."""
     if json_errors() is None:
-        sys.stdout, sys.stderr = JsonLines(sys.stdout, "result"), JsonLines(sys.stderr, "note")
+        stderr = _Descriptor(sys.stderr) if _is_descriptor(sys.stderr) else sys.stderr
+        sys.stdout, sys.stderr = JsonLines(sys.stdout, "result"), JsonLines(stderr, "note")
         sys.excepthook = _log_bug
+
+
+def _is_descriptor(stream: TextIO) -> bool:
+    with suppress(OSError, ValueError, AttributeError):  # a stream in memory
+        return stream.fileno() == _STDERR
+    return False
+
+
+class _Descriptor(io.TextIOWrapper):
+    """The stream that was stderr, while all that is written to the descriptor 2 becomes objects in it."""
+
+    def __init__(self, stderr: TextIO) -> None:
+        stderr.flush()
+        self._kept = os.dup(_STDERR)
+        super().__init__(os.fdopen(self._kept, "wb"), "utf-8", "backslashreplace")
+        reading, writing = os.pipe()
+        os.dup2(writing, _STDERR)
+        os.close(writing)
+        self._thread = threading.Thread(target=self._copy, args=[reading], daemon=True)
+        self._thread.start()
+
+    def _copy(self, reading: int) -> None:
+        stream = JsonLines(self, "note")
+        with os.fdopen(reading, encoding="utf-8", errors="backslashreplace") as lines:
+            for line in lines:
+                stream.write(line)
+            stream.finish()
+
+    def put_back(self) -> None:
+        """Give the descriptor back; what was written to it until now is an object."""
+        os.dup2(self._kept, _STDERR)
+        self._thread.join(timeout=1)  # a process that was started meanwhile may still hold the other end
 
 
 @contextmanager
@@ -97,6 +134,8 @@ def streams_put_back() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, JsonLines):
                 stream.finish()
+        if (stream := json_errors()) is not None and not isinstance(sys.exc_info()[1], Exception):
+            stream.put_back()
         if json_errors() is not None and not isinstance(sys.exc_info()[1], Exception):
             sys.stdout, sys.stderr, sys.excepthook = stdout, stderr, hook
 

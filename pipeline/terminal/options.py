@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from captionmill.data.regular import read_stream
 from captionmill.data.urls import is_url
 from captionmill.stages.fields import Configuration, Setting, settings_of
 from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig
@@ -134,7 +135,7 @@ def take_images(images: tuple[Path | str, ...]) -> "AnyPath | ListedImages":
     if Path("-") in images:
         if len(images) > 1:
             raise click.UsageError("- reads a list from standard input: give it by itself")
-        return ListedImages.of_lines(sys.stdin.buffer.read(), "standard input")
+        return ListedImages.of_lines(read_stream(sys.stdin.buffer, "standard input"), "standard input")
     return images[0] if len(images) == 1 and not is_single_image(images[0]) else as_images(images)
 
 
@@ -159,6 +160,16 @@ wait_option = click.option(
     show_default=True,
     metavar="SECONDS",
     help="With --cluster: how long to wait for its scheduler and for its first worker.",
+)
+spread_options = options(
+    click.option(
+        "--jobs",
+        type=click.IntRange(min=0),
+        default=0,
+        help="Processes on this machine; 0 is up to four per GPU if there are many images to extract, else one.",
+    ),
+    click.option("--cluster", metavar="URL", help="Extract on a cluster: dask://HOST:PORT or ray://HOST:PORT."),
+    wait_option,
 )
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace an existing output, once the new one is complete."

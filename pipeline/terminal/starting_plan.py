@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from captionmill.stages.fields import Configuration, Setting, settings_of
-from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, SplitLists, TrainConfig
+from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.split_settings import SplitLists
 from captionmill.stages.table_settings import TableConfig
 
 _TEXT = """\

@@ -1,5 +1,6 @@
 """`caption --output -`: the table goes to stdout and nothing else does; no file is kept for a later run."""
 
+import io
 import shutil
 import sys
 import tempfile
@@ -60,5 +61,9 @@ def _write_out(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_MARK)) != _MARK:
             file.seek(0)
+        if sys.stdout.isatty():  # no control characters for a terminal
+            sys.stdout.writelines(io.TextIOWrapper(file, "utf-8", "backslashreplace"))
+            sys.stdout.flush()
+            return
         shutil.copyfileobj(file, stdout)
     stdout.flush()

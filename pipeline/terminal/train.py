@@ -22,7 +22,8 @@ from captionmill.pipeline.terminal.options import (
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.terminal.results import epoch_printer, show_result, show_splits
-from captionmill.stages.settings import SearchConfig, SplitLists, TrainConfig
+from captionmill.stages.settings import SearchConfig, TrainConfig
+from captionmill.stages.split_settings import SplitLists
 
 
 @click.command()
@@ -43,12 +44,13 @@ def train(features: Path, output: Path, quiet: bool, **options: Any) -> None:
     Example: captionmill train features.h5 --captions captions.csv --output model
     """
     captions = take_captions(options)
-    from captionmill.stages.training.train import TrainListener, train
-
     config = take_settings(TrainConfig, options)
     search = take_settings(SearchConfig, options, "beam_size", "length_penalty")
     config = replace(config, search=replace(search, max_length=config.max_length))
     lists = take_settings(SplitLists, options)
+    _refuse_early(features, output, config, overwrite=options["overwrite"])
+    from captionmill.stages.training.train import TrainListener, train
+
     if config.init is not None:
         from captionmill.stages.training.start import ARCHITECTURE, StartingModel
 
@@ -68,3 +70,15 @@ def train(features: Path, output: Path, quiet: bool, **options: Any) -> None:
         )
     if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun started, one prints
         show_result(f"{output}: {summaries.train_line(summary)}", training_fields(summary, output))
+
+
+def _refuse_early(features: Path, output: Path, config: TrainConfig, *, overwrite: bool) -> None:
+    """Raise what `train` would raise for these, before torch is imported, which takes seconds."""
+    from captionmill.data.features.store import FeatureStore
+    from captionmill.data.models.bundle import read_model, require_no_model
+    from captionmill.data.models.source import find_model
+
+    require_no_model(output, overwrite=overwrite)
+    FeatureStore.open(features)
+    if config.init is not None:
+        read_model(find_model(config.init))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from captionmill.data.captions.vocabulary import Vocabulary
-from captionmill.stages.decoding.trace import TracedStep
+from captionmill.stages.decoding.search import TracedStep
 from captionmill.stages.settings import SearchConfig
 
 

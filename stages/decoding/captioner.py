@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import zip_longest
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +14,8 @@ from captionmill.data.errors import InputError, ModelError
 from captionmill.data.features.file import Features
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import Model, read_model
-from captionmill.data.models.source import find_models
+from captionmill.data.foreign import WRONG_VALUES
+from captionmill.data.models.bundle import Model
 from captionmill.data.paths import AnyPaths
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.constraints import WordRule
@@ -25,14 +24,13 @@ from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.folded import FoldedDecoder
 from captionmill.stages.decoding.reranking import (
     candidate_search,
-    choose_rerank,
     guide_words,
     load_rankers,
     rerank_captions,
 )
 from captionmill.stages.decoding.sampling import draw_captions
-from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, search_captions
-from captionmill.stages.decoding.trace import TracedStep
+from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, TracedStep, search_captions
+from captionmill.stages.decoding.trained import TrainedModels, read_models
 from captionmill.stages.machine import choose_device, is_out_of_memory
 from captionmill.stages.ranking.ranker import Ranker
 from captionmill.stages.settings import SearchConfig
@@ -60,8 +58,8 @@ class Captioner:
     """A trained decoder or an ensemble, ready to run, and what it needs to know about features and words."""
 
     decoder: Decoder | Ensemble
-    bundles: tuple[Model, ...]
-    """What each decoder was read from; they agree in `spec` and `vocabulary`."""
+    models: TrainedModels
+    """What it was read from."""
     rankers: tuple[Ranker, ...] = ()
     """What re-ranks captions, of each decoder; none if one of them has none."""
 
@@ -72,39 +70,35 @@ class Captioner:
         Raises ModelError if one cannot be read, SpecMismatchError if they were trained on different kinds of features,
         InputError if their words or the indices of these differ, or no folder is given.
         """
-        models = find_models(model)
-        if not models:
-            raise InputError("no model is given: name at least one folder that `captionmill train` wrote")
-        bundles = [read_model(folder) for folder in models]
-        for folder, bundle in zip(models[1:], bundles[1:], strict=True):
-            bundles[0].spec.require(bundle.spec, mine=str(models[0]), others=str(folder))
-            _require_same_words(models[0], bundles[0].vocabulary, folder, bundle.vocabulary)
+        return cls.of(read_models(model), device=device)
+
+    @classmethod
+    def of(cls, models: TrainedModels, *, device: str = "auto") -> "Captioner":
+        """The decoder or the ensemble of `models` on `device`; ModelError if weights do not fit."""
         chosen_device = choose_device(device)
-        decoders = [build_decoder(*pair).to(chosen_device).eval() for pair in zip(models, bundles, strict=True)]
+        pairs = zip(models.folders, models.bundles, strict=True)
+        decoders = [build_decoder(*pair).to(chosen_device).eval() for pair in pairs]
         decoder = decoders[0] if len(decoders) == 1 else Ensemble(decoders).eval()
-        return cls(decoder, tuple(bundles), load_rankers(models, bundles, chosen_device))
+        return cls(decoder, models, load_rankers(models.folders, models.bundles, chosen_device))
+
+    @property
+    def bundles(self) -> tuple[Model, ...]:
+        """What each decoder was read from; they agree in `spec` and `vocabulary`."""
+        return self.models.bundles
 
     @property
     def spec(self) -> FeatureSpec:
         """What made the features that every decoder was trained on."""
-        return self.bundles[0].spec
+        return self.models.spec
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The words of every decoder."""
-        return self.bundles[0].vocabulary
+        return self.models.vocabulary
 
     def fit_search(self, search: SearchConfig) -> SearchConfig:
-        """`search` with what it leaves open: the maximum length, and what re-ranks its candidates.
-
-        The length is 20 words, or as many as a decoder was trained on. InputError for a re-ranking that a model lacks.
-        """
-        search = choose_rerank(search, self.rankers)
-        if search.max_length is not None:
-            return search
-        trained = [bundle.training.get("max_length") for bundle in self.bundles]
-        lengths = [length for length in trained if isinstance(length, int)]
-        return replace(search, max_length=max([search.longest, *lengths]))
+        """As `TrainedModels.fit_search`."""
+        return self.models.fit_search(search)
 
     def captions(
         self,
@@ -246,12 +240,14 @@ def _spell(caption: DecodedCaption, vocabulary: Vocabulary) -> Caption:
 def build_decoder(model: Path, bundle: Model) -> Decoder:
     """The decoder of `bundle`, which was read from the folder `model`; ModelError if its weights do not fit."""
     try:
-        decoder = Decoder(DecoderConfig(**bundle.decoder_config))
+        config = DecoderConfig(**bundle.decoder_config)
+        _require_sizes(config, bundle)
+        decoder = Decoder(config)
         tensors = {name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()}
         if decoder.config.tie_weights:
             tensors["to_logits.weight"] = tensors["embedding.weight"]  # written once
         decoder.load_state_dict(tensors)
-    except (TypeError, ValueError, RuntimeError, KeyError) as exc:
+    except (RuntimeError, *WRONG_VALUES) as exc:
         raise ModelError(f"{model}: weights and configuration do not fit each other; train it again") from exc
     if decoder.config.vocab_size != len(bundle.vocabulary):
         raise ModelError(f"{model}: {len(bundle.vocabulary)} words for {decoder.config.vocab_size} logits")
@@ -260,11 +256,10 @@ def build_decoder(model: Path, bundle: Model) -> Decoder:
     return decoder
 
 
-def _require_same_words(first: Path, mine: Vocabulary, other: Path, others: Vocabulary) -> None:
-    """Raise InputError naming the first index at which the vocabularies of two models differ."""
-    for index, (my_word, other_word) in enumerate(zip_longest(mine.words, others.words)):
-        if my_word != other_word:
-            raise InputError(
-                f"{first} and {other} have different vocabularies: index {index} is {my_word or 'no word'} in {first}, "
-                f"{other_word or 'no word'} in {other}; train both on the same captions, splits and `min_count`"
-            )
+def _require_sizes(config: DecoderConfig, bundle: Model) -> None:
+    """Raise ValueError if the weights have other sizes than `config`, before memory is taken for a decoder."""
+    layers = sum(name.startswith("lstm.weight_hh_l") for name in bundle.tensors)
+    found = (*bundle.tensors["embedding.weight"].shape, *bundle.tensors["lstm.weight_hh_l0"].shape, layers)
+    expected = (config.vocab_size, config.embed_dim, 4 * config.hidden_dim, config.hidden_dim, config.layers)
+    if found != expected:
+        raise ValueError(f"weights of sizes {found} for a decoder of {expected}")

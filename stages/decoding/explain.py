@@ -19,8 +19,7 @@ from captionmill.stages.decoding.captioner import CaptionFinder, choose_steps
 from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
-from captionmill.stages.decoding.search import DecodedCaption, StepDecoder
-from captionmill.stages.decoding.trace import TracedStep
+from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, TracedStep
 from captionmill.stages.ranking.ranker import Ranker
 from captionmill.stages.settings import SearchConfig
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from captionmill.data.errors import InputError
 from captionmill.data.models.bundle import Model
 from captionmill.stages.decoding.search import DecodedCaption
 from captionmill.stages.ranking.packed import unpack_ranker
@@ -25,22 +24,6 @@ def load_rankers(models: Sequence[Path], bundles: Sequence[Model], device: torch
         unpack_ranker(ranker, str(model), size).to(device) for model, ranker, size in parts if ranker is not None
     ]
     return tuple(rankers) if len(rankers) == len(bundles) else ()
-
-
-def choose_rerank(search: SearchConfig, rankers: Sequence[Ranker]) -> SearchConfig:
-    """`search` with a `rerank` that is not auto, and that the `rankers` can do; InputError if they cannot."""
-    has_matcher = bool(rankers) and all(ranker.matcher is not None for ranker in rankers)
-    if search.rerank == "auto":
-        if not rankers or search.sample or search.beam_size == 1:
-            return replace(search, rerank="none")
-        return replace(search, rerank="both" if has_matcher else "consensus")
-    if search.rerank != "none" and not rankers:
-        raise InputError(
-            f"`rerank` {search.rerank}: a model has nothing to re-rank by; train it again, or leave it out"
-        )
-    if search.rerank in ("matcher", "both") and not has_matcher:
-        raise InputError(f"`rerank` {search.rerank}: a model has no matcher; use consensus, or train it again")
-    return search
 
 
 def candidate_search(search: SearchConfig) -> SearchConfig:

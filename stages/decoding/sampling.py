@@ -14,8 +14,7 @@ from torch import Tensor
 from captionmill.data.captions.vocabulary import END, PAD, START
 from captionmill.stages.decoding.constraints import WordRule, forbid_words, likeliest_words
 from captionmill.stages.decoding.decoder import State
-from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, read_caption
-from captionmill.stages.decoding.trace import TracedStep
+from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, TracedStep, read_caption
 from captionmill.stages.settings import SearchConfig
 
 _PLAIN = SearchConfig(sample=True)

@@ -1,36 +1,51 @@
 """A torchvision ResNet without its classifier, with its preprocessing: uint8 images in, 2048 numbers per image out.
 
-torchvision takes as long to import as torch, so it is imported only to build a network: captioning from stored features
-does not wait for it.
+A network is built when it is first asked for. Where nothing has to be encoded, or OpenVINO's form of the network is in
+the cache, neither torchvision is imported nor are the weights read.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.features.spec import USUAL_PREPROCESS, FeatureSpec, Preprocess, Views
 from captionmill.data.images.decode import Pixels
-from captionmill.stages.encoding.network import STRIDE, FeatureNetwork, build_resnet, fuse_batch_norm
-from captionmill.stages.encoding.weights import hash_weights, read_weights
+from captionmill.stages.encoding.weights import (
+    WeightsFile,
+    find_weights,
+    hash_weights,
+    known_hash,
+    read_weights,
+    remember_hash,
+)
 from captionmill.stages.settings import Backbone, ExtractConfig
+
+if TYPE_CHECKING:
+    from captionmill.stages.encoding.network import FeatureNetwork
 
 _RESIZED_LIMIT = 4_000_000  # pixels: an image of 1 x 30,000 would become one of 256 x 7,680,000
 _LONGEST_SHAPE = 4  # longer side to shorter side
-TORCH_RESIZES_FAST = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # elsewhere slowly, on all cores
+STRIDE = 32  # pixels of the image per position of the network's last feature map
 
 
 @dataclass(frozen=True)
 class Encoder:
     """A network in evaluation mode, with its preprocessing, and the spec that names both."""
 
-    network: "FeatureNetwork"
     spec: FeatureSpec
+    load: Callable[[], "FeatureNetwork"] = field(compare=False)
+    """Builds the network."""
+
+    @cached_property
+    def network(self) -> "FeatureNetwork":
+        """The network; WeightsError if its weights cannot be read any more."""
+        return self.load()
 
     def prepare(self, image: Pixels) -> Pixels:
         """The network's input for an RGB image; both are [H, W, 3]. It has the image size, except for "whole"."""
@@ -45,7 +60,7 @@ class Encoder:
         return _resized_size(width, height, self.spec.resize_size)
 
 
-def prepare_image(image: Pixels, spec: FeatureSpec, *, by_torch: bool = TORCH_RESIZES_FAST) -> Pixels:
+def prepare_image(image: Pixels, spec: FeatureSpec, *, by_torch: bool | None = None) -> Pixels:
     """Resize (bilinear, antialiased) and crop by `spec`: [H, W, 3] uint8, before and after.
 
     "crop" is torchvision's recipe: resize the shorter side to `resize_size`, then take the centre `image_size` square.
@@ -53,8 +68,9 @@ def prepare_image(image: Pixels, spec: FeatureSpec, *, by_torch: bool = TORCH_RE
     keeps the aspect ratio; the longer side is rounded to a multiple of 32 and at most 4 times as long, so a longer
     panorama is squeezed.
 
-    `by_torch`: resize with torch, not with Pillow; some pixels differ by one level.
+    `by_torch`: resize with torch, not with Pillow, by default where that is fast; some pixels differ by one level.
     """
+    by_torch = _torch_resizes_fast() if by_torch is None else by_torch
     size = spec.image_size
     height, width, _ = image.shape
     if spec.preprocess == "squash":
@@ -71,11 +87,22 @@ def prepare_image(image: Pixels, spec: FeatureSpec, *, by_torch: bool = TORCH_RE
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
+@cache
+def _torch_resizes_fast() -> bool:
+    """Whether this CPU has what torch needs to resize fast; elsewhere it is slow, and uses all cores."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
 def _resize(image: Pixels, width: int, height: int, *, by_torch: bool) -> Pixels:
     if image.shape[:2] == (height, width):  # torch would copy it, on all cores from each decoding thread
         return image
     if not by_torch:
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    import torch
+    from torch.nn.functional import interpolate
+
     channels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
     resized: Pixels = interpolate(channels[None], (height, width), mode="bilinear", antialias=True)[0].numpy()
     return resized.transpose(1, 2, 0)
@@ -104,27 +131,58 @@ def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> E
     preprocess = config.preprocess or USUAL_PREPROCESS
     if preprocess == "whole" and config.image_size % STRIDE:
         raise InputError(f"`image_size` {config.image_size}: `preprocess` whole needs a multiple of {STRIDE}")
-    state, weights, resize_ratio = read_weights(config)
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    with torch.device("meta"):  # no memory and no random numbers for tensors that are replaced
-        resnet = build_resnet(config.backbone)
-    try:
-        resnet.load_state_dict(state, assign=True)
-    except RuntimeError as exc:
-        problem = " ".join(str(exc).split())[:200]
-        raise WeightsError(f"{weights}: not the weights of a {config.backbone} ({problem})") from exc
+    file = find_weights(config)
+    digest = known_hash(file, config.backbone)
+    if digest is None:
+        note_key = file.note_key(config.backbone)
+        network, digest = _build_network(config.backbone, file)
+        remember_hash(note_key, file, config.backbone, digest)
+        load = partial(_given, network)
+    else:
+        load = partial(_load_network, config.backbone, file, digest)
     if resize_size is None:
-        resize_size = round(config.image_size * (resize_ratio if preprocess == "crop" else 1))
+        resize_size = round(config.image_size * (file.resize_ratio if preprocess == "crop" else 1))
     spec = FeatureSpec(
         backbone=config.backbone,
-        weights=weights,
-        weights_sha256=hash_weights(state),
+        weights=file.name,
+        weights_sha256=digest,
         preprocess=preprocess,
         image_size=config.image_size,
         resize_size=resize_size,
         views=config.views,
     )
-    return Encoder(FeatureNetwork(fuse_batch_norm(resnet.eval())), spec)
+    return Encoder(spec, load)
+
+
+def _given(network: "FeatureNetwork") -> "FeatureNetwork":
+    return network
+
+
+def _load_network(backbone: str, file: WeightsFile, digest: str) -> "FeatureNetwork":
+    """The network of weights whose hash is known from an earlier run; WeightsError if they have another one."""
+    network, found = _build_network(backbone, file)
+    if found != digest:
+        raise WeightsError(f"{file.path}: has changed while it was in use; run again")
+    return network
+
+
+def _build_network(backbone: str, file: WeightsFile) -> "tuple[FeatureNetwork, str]":
+    """The network `backbone` with the weights in `file`, and their hash; WeightsError if they do not fit."""
+    import torch
+
+    from captionmill.stages.encoding.network import FeatureNetwork, build_resnet, fuse_batch_norm
+
+    read = read_weights(file)
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in read.items()}
+    digest = hash_weights(state)
+    with torch.device("meta"):  # no memory and no random numbers for tensors that are replaced
+        resnet = build_resnet(backbone)
+    try:
+        resnet.load_state_dict(state, assign=True)
+    except RuntimeError as exc:
+        problem = " ".join(str(exc).split())[:200]
+        raise WeightsError(f"{file.name}: not the weights of a {backbone} ({problem})") from exc
+    return FeatureNetwork(fuse_batch_norm(resnet.eval())), digest
 
 
 def build_untrained_encoder(config: ExtractConfig) -> Encoder:
@@ -132,7 +190,13 @@ def build_untrained_encoder(config: ExtractConfig) -> Encoder:
     size = config.image_size
     preprocess = config.preprocess or USUAL_PREPROCESS
     spec = FeatureSpec(config.backbone, "random", "", preprocess, size, size, views=config.views)
-    return Encoder(FeatureNetwork(fuse_batch_norm(build_resnet(config.backbone).eval())), spec)
+    return Encoder(spec, partial(_build_untrained, config.backbone))
+
+
+def _build_untrained(backbone: str) -> "FeatureNetwork":
+    from captionmill.stages.encoding.network import FeatureNetwork, build_resnet, fuse_batch_norm
+
+    return FeatureNetwork(fuse_batch_norm(build_resnet(backbone).eval()))
 
 
 def encoder_for_spec(spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Encoder:
@@ -140,7 +204,7 @@ def encoder_for_spec(spec: FeatureSpec, machine: ExtractConfig, weights: Path | 
 
     Raises WeightsError or SpecMismatchError if its weights are not available.
     """
-    config = _config_for_spec(spec, machine)
+    config = config_for_spec(spec, machine)
     if weights:
         config = replace(config, weights=str(weights))
     try:
@@ -153,7 +217,7 @@ def encoder_for_spec(spec: FeatureSpec, machine: ExtractConfig, weights: Path | 
     return encoder
 
 
-def _config_for_spec(spec: FeatureSpec, machine: ExtractConfig) -> ExtractConfig:
+def config_for_spec(spec: FeatureSpec, machine: ExtractConfig) -> ExtractConfig:
     """`machine` with the network and the preprocessing that `spec` names."""
     return replace(
         machine,

@@ -13,7 +13,6 @@ from captionmill.data.images.decode import Pixels
 from captionmill.data.optional import missing_packages
 from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.encoding.loader import Batch
-from captionmill.stages.encoding.torch_engine import TorchEngine
 from captionmill.stages.machine import choose_device, is_out_of_memory
 from captionmill.stages.settings import ExtractConfig
 
@@ -53,6 +52,8 @@ def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
 
         engine = OpenVinoEngine(encoder, config)
     else:
+        from captionmill.stages.encoding.torch_engine import TorchEngine
+
         engine = TorchEngine(encoder, config)
     return _FlipEngine(engine) if encoder.spec.views == "flip" else engine
 

@@ -1,10 +1,8 @@
 """Stage one: images in, a feature store out. Done work is skipped, unreadable images are listed, nothing is lost."""
 
-import logging
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +11,9 @@ from typing import cast
 from captionmill.data.csv_tables import write_failures
 from captionmill.data.errors import InputError, StoreAccessError, StoreError
 from captionmill.data.features.log import ExtractionRecord, append_record
-from captionmill.data.features.mirror import StoreMirror
+from captionmill.data.features.mirror import StoreMirror, local_store
 from captionmill.data.features.parts import part_paths
-from captionmill.data.features.shard import Shard, shard_of
+from captionmill.data.features.shard import Shard, shard_of, shard_path
 from captionmill.data.features.spec import Preprocess
 from captionmill.data.features.store import FeatureStore, delete_store, replace_store, store_exists
 from captionmill.data.features.writer import FeatureWriter, lock_store
@@ -33,11 +31,10 @@ from captionmill.stages.encoding.meter import Meter
 from captionmill.stages.encoding.missing import find_missing, find_unlisted
 from captionmill.stages.encoding.share import ShareResult
 from captionmill.stages.encoding.spread import Spread, run_tasks
-from captionmill.stages.machine import choose_workers, unused_gpu_note, versions
+from captionmill.stages.machine import choose_workers, versions
 from captionmill.stages.settings import ExtractConfig
 
 FAILURES_NAME = "failures.csv"
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,37 @@ class ExtractSummary:
     """The table of failures, beside the store."""
     left_out: PassedOver = field(default_factory=PassedOver)
     """What the search passed over, such as thumbnails and hidden files."""
+
+    @classmethod
+    def of(
+        cls,
+        results: Sequence[ShareResult],
+        output: Path,
+        *,
+        found: int,
+        missing: int,
+        spread: Spread | None,
+        started: float,
+    ) -> "ExtractSummary":
+        """Of an extraction that began at `started` (`time.monotonic`), from the results of its shares."""
+        meter = Meter()
+        for result in results:
+            meter += result.meter
+        engine = next((result.engine for result in results if result.engine), "")
+        return cls(
+            found=found,
+            cached=found - missing,
+            extracted=sum(result.extracted for result in results),
+            failures=tuple(sorted((failure for result in results for failure in result.failures), key=lambda f: f.key)),
+            engine=engine,
+            duration_s=time.monotonic() - started,
+            meter=meter,
+            advice=meter.advice(
+                cores=max(1, choose_workers(0) // (spread.processes if spread else 1)) if meter.images else 1,
+                on_gpu=engine.startswith("cuda"),
+            ),
+            output=output,
+        )
 
     def record(
         self, images: Path | str | ListedImages, *, captioned: int | None = None, captioning_s: float | None = None
@@ -142,12 +170,15 @@ def extract(
     search = search_images(images)
     found = search.found[:limit]
     part_of = None
+    others: list[Path] = []
     if shard is not None:
         part_of = Shard.of([image.key for image in found], *shard)
         found = list(shard_of(found, *shard))
+        if not is_url(output):
+            others = [Path(shard_path(output, index, shard[1])) for index in range(1, shard[1] + 1)]
         output = shard_path(output, *shard)
-    with _local_store(output) as (path, mirror), lock_store(path) if overwrite else nullcontext():
-        config = config if overwrite else _as_made(path, config)
+    with local_store(output) as (path, mirror), lock_store(path) if overwrite else nullcontext():
+        config = config if overwrite else _as_made([path, *others], config)
         encoder = build_encoder(config)
         target = path.with_name(f".{path.name}.new") if overwrite else path
         if overwrite and not _can_resume(target, encoder, config, {image.key for image in found}):
@@ -184,14 +215,6 @@ def extract(
     return replace(summary, output=output, failures_name=failures_path.name, unlisted=0 if limit else summary.unlisted)
 
 
-def shard_path(output: Path | str, index: int, count: int) -> Path | str:
-    """The path of shard `index` of `count` of the store `output`: features-00002-of-00008.h5."""
-    folder, slash, name = str(output).rpartition("/")
-    stem, dot, suffix = name.rpartition(".") if "." in name else (name, "", "")
-    named = f"{folder}{slash}{stem}-{index:05d}-of-{count:05d}{dot}{suffix}"
-    return named if is_url(output) else Path(named)
-
-
 def extract_images(
     found: Sequence[ImageFile],
     output: Path,
@@ -201,11 +224,13 @@ def extract_images(
     layout: StoreLayout = StoreLayout(),
     prune: bool = False,
     spread: Spread | None = None,
+    before_work: Callable[[], object] = lambda: None,
     progress: Progress = no_progress,
 ) -> ExtractSummary:
-    """Add the features of the images of `found` that the store `output` lacks; arguments and errors as in `extract`."""
-    if note := unused_gpu_note(config.device):
-        _logger.warning(note)
+    """Add the features of the images of `found` that the store `output` lacks; arguments and errors as in `extract`.
+
+    `before_work` is called before the first image is encoded, and not if there is none.
+    """
     started = time.monotonic()
     results: list[ShareResult] = []
     shard = layout.shard
@@ -223,52 +248,27 @@ def extract_images(
         unlisted = find_unlisted(writer.store.keys, found) if writer.store else set()
         if prune or shard is not None:  # a shard's store holds only its part of the present list
             writer.drop(unlisted)
-        for result in run_tasks(missing, writer, encoder, config, spread=spread, progress=progress):
+        for result in run_tasks(
+            missing, writer.new_parts, encoder, config, spread=spread, before_work=before_work, progress=progress
+        ):
             results.append(result)
-            writer.made_by["engine"] = result.engine
+            if result.engine:
+                writer.made_by["engine"] = result.engine
             # an image that cannot be reached now keeps its row; a file that is no longer an image loses it
             if writer.store is not None:
                 gone = (failure.key for failure in result.failures if failure.was_read)
                 writer.drop(key for key in gone if key in writer.store)
         if shard is not None:
             writer.shard = replace(shard, failed=sum(len(result.failures) for result in results))
-    meter = Meter()
-    for result in results:
-        meter += result.meter
-    return ExtractSummary(
-        found=len(found),
-        cached=len(found) - len(missing),
-        extracted=sum(result.extracted for result in results),
-        failures=tuple(sorted((failure for result in results for failure in result.failures), key=lambda f: f.key)),
-        engine=results[0].engine if results else "",
-        duration_s=time.monotonic() - started,
-        unlisted=len(unlisted),
-        pruned=len(unlisted) if prune or shard is not None else 0,
-        meter=meter,
-        advice=meter.advice(
-            cores=max(1, choose_workers(0) // (spread.processes if spread else 1)),
-            on_gpu=bool(results) and results[0].engine.startswith("cuda"),
-        ),
-        output=output,
-    )
+    summary = ExtractSummary.of(results, output, found=len(found), missing=len(missing), spread=spread, started=started)
+    return replace(summary, unlisted=len(unlisted), pruned=len(unlisted) if prune or shard is not None else 0)
 
 
-@contextmanager
-def _local_store(output: Path | str) -> Iterator[tuple[Path, StoreMirror | None]]:
-    """A local path for the store `output`; for a URL, a downloaded copy and the mirror that uploads its changes."""
-    if not is_url(output):
-        yield Path(output), None
-        return
-    with tempfile.TemporaryDirectory(prefix="captionmill-") as staging:
-        mirror = StoreMirror(str(output), Path(staging))
-        yield mirror.pull(), mirror
-
-
-def _as_made(path: Path, config: ExtractConfig) -> ExtractConfig:
-    """`config` with the preprocessing of the store at `path`, where it sets none."""
-    if config.preprocess is None and store_exists(path):
+def _as_made(paths: Iterable[Path], config: ExtractConfig) -> ExtractConfig:
+    """`config` with the preprocessing of the first store at `paths`, where it sets none: shards are of one kind."""
+    if config.preprocess is None and (made := next(filter(store_exists, paths), None)):
         with suppress(StoreError):  # raised again when it is opened to be written
-            return replace(config, preprocess=cast(Preprocess, FeatureStore.open(path).spec.preprocess))
+            return replace(config, preprocess=cast(Preprocess, FeatureStore.open(made).spec.preprocess))
     return config
 
 

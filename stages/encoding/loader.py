@@ -14,6 +14,7 @@ import numpy as np
 
 from captionmill.data.errors import ImageError
 from captionmill.data.images.decode import Pixels, decode_pixels
+from captionmill.data.images.memory import BUDGET
 from captionmill.data.images.read import ImageFile, ImageSource, read_image
 from captionmill.stages.machine import is_out_of_memory
 
@@ -21,6 +22,7 @@ Prepare = Callable[[Pixels], Pixels]
 LeastSize = Callable[[int, int], tuple[int, int]]
 
 _WAITING_BATCHES = 8  # at most so many batches of images wait for others of their shape
+_SKIPPED = 64  # images that are tried one after the other before a network is built
 _THREADS_PER_REMOTE_WORKER = 8  # a thread that waits for a server needs no core
 
 
@@ -112,12 +114,36 @@ def load_batches(
         yield extras
 
 
+def skip_unreadable(
+    images: Sequence[ImageFile], *, least_size: LeastSize
+) -> tuple[tuple[Failure, ...], Sequence[ImageFile]]:
+    """The failures of the images that `images` begins with, at most _SKIPPED of them, and the images after these.
+
+    Where only unreadable images are left, no network is needed to find it out. Remote images are not tried here.
+    """
+    failures = []
+    for image in images[:_SKIPPED]:
+        if isinstance(image.path, str) or (loaded := _load(image, _as_it_is, least_size)).pixels is not None:
+            break
+        failures.append(Failure(image.key, loaded.reason, was_read=loaded.source is not None))
+    return tuple(failures), images[len(failures) :]
+
+
+def _as_it_is(pixels: Pixels) -> Pixels:
+    return pixels
+
+
 def _with(batch: Batch, extras: Batch) -> Batch:
     batch.failures, batch.read_s, batch.decode_s = extras.failures, extras.read_s, extras.decode_s
     return batch
 
 
 def _load(image: ImageFile, prepare: Prepare, least_size: LeastSize) -> _Loaded:
+    with BUDGET.one_image():
+        return _load_one(image, prepare, least_size)
+
+
+def _load_one(image: ImageFile, prepare: Prepare, least_size: LeastSize) -> _Loaded:
     started = time.perf_counter()
     try:
         data, source = read_image(image)

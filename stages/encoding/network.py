@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-STRIDE = 32  # pixels of the image per position of the last feature map
 
 
 class FeatureNetwork(nn.Module):

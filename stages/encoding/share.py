@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import filelock
-import torch
 
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.writer import PartWriter
@@ -22,7 +21,7 @@ from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.engine import Engine, build_engine, encode_batches
 from captionmill.stages.encoding.loader import Failure, load_batches
 from captionmill.stages.encoding.meter import Meter
-from captionmill.stages.machine import choose_workers, versions
+from captionmill.stages.machine import choose_workers, limit_memory, versions
 from captionmill.stages.settings import ExtractConfig
 
 _one_at_a_time = threading.Lock()  # a dask worker runs tasks on threads; only one may use an engine
@@ -73,6 +72,7 @@ def run_share(
 ) -> ShareResult:
     """Run `task` with an existing network; `on_part` is called with each part file."""
     config = task.config
+    limit_memory(config.memory)
     failures: list[Failure] = []
     meter = Meter(workers=choose_workers(config.workers))
     batches = load_batches(
@@ -125,6 +125,8 @@ def claim_device(name: str) -> str:
 
     A claim lasts as long as this process. More processes than devices share them evenly.
     """
+    import torch
+
     count = torch.cuda.device_count()
     if name not in ("auto", "cuda") or count < 2:
         return name

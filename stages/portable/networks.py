@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from captionmill.stages.decoding.decoder import Decoder, State
 from captionmill.stages.decoding.ensemble import Ensemble
-from captionmill.stages.encoding.encoder import Encoder
-from captionmill.stages.encoding.network import STRIDE
+from captionmill.stages.encoding.encoder import STRIDE, Encoder
 from captionmill.stages.portable.file import Port, PortableNetwork
 
 _PARTS = ("hidden", "cell", "image")  # of a state, in the order of `State`

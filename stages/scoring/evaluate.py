@@ -7,13 +7,11 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from captionmill.data.captions.files import Captions, as_caption_files
 from captionmill.data.captions.references import read_annotations
-from captionmill.data.csv_tables import guard_formula, write_table
+from captionmill.data.csv_tables import Cell, write_table
 from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import require_other_file, write_text
@@ -21,7 +19,7 @@ from captionmill.data.models.bundle import model_paths
 from captionmill.data.models.source import find_model, find_models
 from captionmill.data.paths import AnyPath, AnyPaths, as_path
 from captionmill.data.progress import Progress, no_progress
-from captionmill.stages.decoding.captioner import Caption, Captioner
+from captionmill.stages.decoding.trained import read_models
 from captionmill.stages.scoring.bootstrap import LEVEL, Estimate, compare, estimate
 from captionmill.stages.scoring.collapse import describe_collapse
 from captionmill.stages.scoring.java import JAVA_METRICS, measure_with_java
@@ -42,6 +40,9 @@ from captionmill.stages.scoring.statistics import (
     find_traits,
 )
 from captionmill.stages.settings import SearchConfig
+
+if TYPE_CHECKING:
+    from captionmill.stages.decoding.captioner import Caption
 
 _YES_NO = {True: "yes", False: "no", None: ""}
 
@@ -71,7 +72,7 @@ class Evaluation:
     """The other model, if one was named."""
     left_out: tuple[str, ...]
     """The requested metrics that are not available here, with the reason."""
-    captions: dict[str, Caption]
+    captions: dict[str, "Caption"]
     """The decoded caption of each image scored, by key."""
     references: dict[str, tuple[str, ...]]
     """The reference captions of each image."""
@@ -119,19 +120,24 @@ def evaluate(
     against = None if against is None else find_model(against)
     model_files = model_paths(*models, *([against] if against else []))
     _check_outputs(output, per_image, inputs=(features, *captions.paths, image_list, *model_files))
-    captioner = Captioner.load(models, device=config.device)
-    other = Captioner.load(against, device=config.device) if against else None
+    trained = read_models(models)
+    other = read_models(against) if against else None
     store = FeatureStore.open(features)
+    trained.spec.require(store.spec, mine="the model", others=str(features))
     if other:
         other.spec.require(store.spec, mine=str(against), others=str(features))
-    word_rule = choose_word_rule(captioner, other)
+    word_rule = choose_word_rule(trained, other)
     annotations = read_annotations(captions, known_keys=store.keys, word_rule=word_rule)
-    splits = splits_of(captioner, store)
+    splits = splits_of(trained, store)
     keys, chosen_by = choose_keys(annotations, splits, store, image_list)
     scored, damaged = choose_complete(keys, chosen_by, annotations, store)
     warn_of_training_images(splits, scored, "the model")
     if len(scored) == 1:
         _log.warning("one image: its CIDEr-D is 0 whatever its caption, since all words are equally rare in one image")
+    from captionmill.stages.decoding.captioner import Captioner  # torch takes seconds, after which errors would show
+
+    captioner = Captioner.of(trained, device=config.device)
+    other_captioner = Captioner.of(other, device=config.device) if other else None
     search = captioner.fit_search(config.search)
     decoded = dict(captioner.captions(store, scored, search, progress=progress))
     references = {key: annotations.captions[key] for key in scored}
@@ -140,9 +146,10 @@ def evaluate(
         _log.warning("%s", line)
     metrics, left_out = _measure(texts, references, JAVA_METRICS if config.java_metrics else (), word_rule)
     comparison = None
-    if against and other:
+    if against and other and other_captioner:
         warn_of_training_images(splits_of(other, store), scored, str(against))
-        others = {key: caption.text for key, caption in other.captions(store, scored, config.search, progress=progress)}
+        found = other_captioner.captions(store, scored, config.search, progress=progress)
+        others = {key: caption.text for key, caption in found}
         had = [metric.name for metric in metrics if metric.name in JAVA_METRICS]
         other_metrics, other_left_out = _measure(others, references, had, word_rule)
         left_out += other_left_out
@@ -202,19 +209,21 @@ def _measure(
 
 
 def _write_per_image(
-    path: Path, captions: Mapping[str, Caption], metrics: Sequence[Metric], traits: Mapping[str, CaptionTraits]
+    path: Path, captions: Mapping[str, "Caption"], metrics: Sequence[Metric], traits: Mapping[str, CaptionTraits]
 ) -> None:
     """A row for each image, in the order of `captions`."""
-    columns: dict[str, Any] = {
-        "key": [guard_formula(key) for key in captions],
-        "caption": [guard_formula(caption.text) for caption in captions.values()],
+    columns: dict[str, Sequence[Cell]] = {
+        "key": list(captions),
+        "caption": [caption.text for caption in captions.values()],
         "confidence": [caption.confidence for caption in captions.values()],
     }
-    columns |= {metric.name: metric.each for metric in metrics if metric.name not in ("bleu_1", "bleu_2", "bleu_3")}
+    columns |= {
+        metric.name: metric.each.tolist() for metric in metrics if metric.name not in ("bleu_1", "bleu_2", "bleu_3")
+    }
     columns["words"] = [traits[key].words for key in captions]
     for name in ("copied", "repeated_word", "repeated_trigram"):
         columns[name] = [_YES_NO[getattr(traits[key], name)] for key in captions]
-    write_table(path, pd.DataFrame(columns))
+    write_table(path, list(columns), zip(*columns.values(), strict=True))
 
 
 def _to_json(

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from captionmill.data.captions.words import WORD_RULE
+from captionmill.data.foreign import parse_json
 from captionmill.data.optional import install_command
 from captionmill.stages.scoring.metrics import Floats, Metric, mean_metric
 from captionmill.stages.scoring.tokens import tokenize_for_scores
@@ -121,7 +122,7 @@ def _measure_spice(corpus: Corpus) -> Metric:
         input_path.write_text(json.dumps(items), encoding="utf-8")
         _run_jar(jar_path, "-Xmx8G", [str(input_path), "-out", str(output_path), "-silent"], [])
         try:
-            results = json.loads(output_path.read_text(encoding="utf-8"))
+            results = parse_json(output_path.read_text(encoding="utf-8"))
             score_of = {item["image_id"]: float(item["scores"]["All"]["f"]) for item in results}
             scores = np.array([score_of[item["image_id"]] for item in items])
         except (OSError, ValueError, KeyError, TypeError) as exc:

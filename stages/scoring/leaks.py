@@ -6,15 +6,12 @@ mean of all features first was measured and is worse: see docs/benchmarks.md.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from captionmill.data.captions.files import CaptionFiles, Captions, as_caption_files
 from captionmill.data.captions.near import describe_near
@@ -29,6 +26,9 @@ from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.machine import choose_device
 from captionmill.stages.scoring.settings import LeakConfig
+
+if TYPE_CHECKING:
+    import torch
 
 SPLIT_NAMES = ("train", "val", "test")
 ALL_IMAGES = "all"
@@ -131,7 +131,6 @@ def find_leaks(
     if output:
         model_files = model_paths(model) if model else []
         require_other_file(output, features, *(captions.paths if captions else ()), *list_paths.values(), *model_files)
-    chosen_device = choose_device(device)
     store = FeatureStore.open(features)
     splits = _read_splits(captions, list_paths, model, store, within=config.within)
     damaged = set(store.verify({key for keys in splits.values() for key in keys}))
@@ -143,7 +142,7 @@ def find_leaks(
     compared = (
         itertools.combinations_with_replacement(places, 2) if config.within else itertools.combinations(places, 2)
     )
-    comparison = _Comparison(store, _content_hashes(store), places, config.threshold, chosen_device, limits)
+    comparison = _Comparison(store, _content_hashes(store), places, config.threshold, choose_device(device), limits)
     counts: dict[tuple[str, str], PairCount] = {}
     pairs: list[LeakPair] = []
     for names in compared:
@@ -167,7 +166,7 @@ def find_leaks(
     )
     if output:
         columns = [field.name for field in fields(LeakPair)]
-        write_table(output, pd.DataFrame([asdict(pair) for pair in report.pairs], columns=columns))
+        write_table(output, columns, (astuple(pair) for pair in report.pairs))
     return report
 
 
@@ -227,7 +226,7 @@ class _Comparison:
     places: Mapping[str, Places]
     """Positions in the store of each split's images."""
     threshold: float
-    device: torch.device
+    device: "torch.device"
     limits: LeakLimits
 
     def tiles(self, first_name: str, second_name: str, progress: Progress) -> Iterator[_Hits]:
@@ -249,7 +248,7 @@ class _Comparison:
                 progress(f"{first_name} and {second_name}", done, len(starts) * len(large))
 
     def _tile(
-        self, block: Places, chunk: Places, chunk_rows: Tensor, *, within: bool
+        self, block: Places, chunk: Places, chunk_rows: "torch.Tensor", *, within: bool
     ) -> tuple[Places, Places, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """The pairs of `block` [B] and `chunk` [M]: their positions, their cosine, whether they are identical."""
         cosines = self._unit_rows(block) @ chunk_rows.T  # [B, M]
@@ -263,11 +262,15 @@ class _Comparison:
         cosine = cosines[rows, columns].clamp(max=1).cpu().numpy()
         return in_block, in_chunk, cosine, identical[rows, columns].cpu().numpy() | (in_block == in_chunk)
 
-    def _unit_rows(self, places: Places) -> Tensor:
+    def _unit_rows(self, places: Places) -> "torch.Tensor":
         """The rows at `places`, scaled to length 1, [M, D]; a row of zeros stays zero."""
-        return F.normalize(torch.from_numpy(self.store.read(places)).to(self.device).float(), dim=1)
+        import torch
 
-    def _to_tensor(self, values: npt.NDArray[np.uint64] | Places) -> Tensor:
+        return torch.nn.functional.normalize(torch.from_numpy(self.store.read(places)).to(self.device).float(), dim=1)
+
+    def _to_tensor(self, values: npt.NDArray[np.uint64] | Places) -> "torch.Tensor":
+        import torch
+
         return torch.from_numpy(np.ascontiguousarray(values).view(np.int64)).to(self.device)
 
 

@@ -8,7 +8,7 @@ from captionmill.data.captions.near import describe_near
 from captionmill.data.captions.references import Annotations, read_split_list
 from captionmill.data.errors import AnnotationError
 from captionmill.data.features.store import FeatureStore
-from captionmill.stages.decoding.captioner import Captioner
+from captionmill.stages.decoding.trained import TrainedModels
 
 SplitsOfModels = Sequence[Mapping[str, Sequence[str]]]
 """The splits of each model."""
@@ -51,9 +51,9 @@ def choose_complete(
     return scored, sorted(damaged)
 
 
-def splits_of(captioner: Captioner, store: FeatureStore) -> SplitsOfModels:
-    """The splits of each model of `captioner`, with the keys of `store`."""
-    return [bundle.splits_in(store.keys) for bundle in captioner.bundles]
+def splits_of(models: TrainedModels, store: FeatureStore) -> SplitsOfModels:
+    """The splits of each of `models`, with the keys of `store`."""
+    return [bundle.splits_in(store.keys) for bundle in models.bundles]
 
 
 def keys_of(splits: SplitsOfModels, *names: str) -> dict[str, None]:
@@ -67,9 +67,9 @@ def warn_of_training_images(splits: SplitsOfModels, scored: Sequence[str], whose
         _log.warning("%d of the %d images scored are ones that %s was trained on", count, len(scored), whose)
 
 
-def choose_word_rule(captioner: Captioner, other: Captioner | None) -> int:
+def choose_word_rule(models: TrainedModels, other: TrainedModels | None) -> int:
     """The rule of words that captions are scored by: the model's, and the newest where the two differ."""
-    rule = captioner.vocabulary.word_rule
+    rule = models.vocabulary.word_rule
     if other is None or other.vocabulary.word_rule == rule:
         return rule
     _log.warning("the two models find the words of captions by different rules; both are scored by the newest")

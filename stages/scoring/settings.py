@@ -14,6 +14,7 @@ class BootstrapConfig(Configuration):
         1000,
         "Bootstrap resamples for the 95 % intervals; more make the intervals steadier, not narrower.",
         least=1,
+        most=1_000_000,
     )
     seed: int = setting(0, "Random seed of the resampling.", least=0, most=GREATEST_SEED)
 

@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary, WordCounts
 from captionmill.data.captions.words import WORD_RULE, has_unspaced_script, tokenize
@@ -166,6 +165,8 @@ def rank_correlation(confidences: Sequence[float], scores: Sequence[float]) -> f
     """Spearman's correlation, -1 to 1, with mean ranks for equal values; None if either has only one value."""
     if len(set(confidences)) < 2 or len(set(scores)) < 2:
         return None
+    import pandas as pd  # as slow to import as NumPy three times, and not needed to flag a caption
+
     sure, worth = (pd.Series(list(values), dtype=float).rank() for values in (confidences, scores))
     return float(sure.corr(worth))
 

@@ -9,15 +9,18 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor, nn
 
 from captionmill.data.errors import TrainingError
 from captionmill.data.files import replace_atomically
+from captionmill.data.foreign import WRONG_VALUES, parse_json
+from captionmill.data.regular import require_regular
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 FORMAT_VERSION = 1
@@ -29,17 +32,19 @@ class Checkpoint:
 
     state: dict[str, Any]
     """Counters and settings, as JSON values."""
-    tensors: Mapping[str, Tensor]
+    tensors: "Mapping[str, Tensor]"
     """Those of the decoder and the optimizer, by name."""
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, name: str = CHECKPOINT_NAME) -> None:
     """Replace the checkpoint `name` in `folder`."""
+    from safetensors.torch import save_file
+
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     state = json.dumps(checkpoint.state)
     header = {"format_version": str(FORMAT_VERSION), "state": state, "checksum": _checksum(state, tensors)}
     with replace_atomically(folder / name) as path:
-        safetensors.torch.save_file(tensors, path, metadata=header)
+        save_file(tensors, path, metadata=header)
 
 
 def read_checkpoint(folder: Path, name: str = CHECKPOINT_NAME) -> Checkpoint | None:
@@ -48,28 +53,29 @@ def read_checkpoint(folder: Path, name: str = CHECKPOINT_NAME) -> Checkpoint | N
     if not path.exists():
         return None
     try:
+        require_regular(path)
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             is_foreign = header.get("format_version", str(FORMAT_VERSION)) != str(FORMAT_VERSION)
             tensors = {} if is_foreign else {name: file.get_tensor(name) for name in list(file.keys())}
             if not is_foreign and header["checksum"] != _checksum(header["state"], tensors):
                 raise ValueError("not the bytes that were written")
-            state = {} if is_foreign else json.loads(header["state"])
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as exc:
+            state = {} if is_foreign else parse_json(header["state"])
+    except (OSError, safetensors.SafetensorError, *WRONG_VALUES) as exc:
         raise TrainingError(f"{path}: not a readable checkpoint; pass `restart` to start from scratch") from exc
     if is_foreign:
         raise TrainingError(f"{path}: of another version of captionmill; pass `restart` to start from scratch")
     return Checkpoint(state, tensors)
 
 
-def _checksum(state: str, tensors: Mapping[str, Tensor]) -> str:
+def _checksum(state: str, tensors: "Mapping[str, Tensor]") -> str:
     checksum = zlib.crc32(state.encode())
     for name in sorted(tensors):
         checksum = zlib.crc32(tensors[name].reshape(-1).numpy().data, zlib.crc32(name.encode(), checksum))
     return str(checksum)
 
 
-def pack_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def pack_tensors(network: "nn.Module", optimizer: "torch.optim.Optimizer") -> "dict[str, Tensor]":
     """The weights of `network`, a decoder or a matcher, and the state of `optimizer` by name."""
     tensors: dict[str, Tensor] = {f"decoder.{name}": tensor for name, tensor in network.named_parameters()}
     for index, values in optimizer.state_dict()["state"].items():
@@ -77,7 +83,7 @@ def pack_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     return tensors
 
 
-def unpack_tensors(tensors: Mapping[str, Tensor], network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def unpack_tensors(tensors: "Mapping[str, Tensor]", network: "nn.Module", optimizer: "torch.optim.Optimizer") -> None:
     """Put what `pack_tensors` returned into a network and a new optimizer of the same kind."""
     prefix = "decoder."
     load_weights(network, {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)})
@@ -90,8 +96,10 @@ def unpack_tensors(tensors: Mapping[str, Tensor], network: nn.Module, optimizer:
     optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_weights(network: "nn.Module", weights: "Mapping[str, Tensor]") -> None:
     """Copy `weights` into the parameters of `network`, by name."""
+    import torch
+
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(weights[name])

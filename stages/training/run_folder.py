@@ -12,19 +12,18 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from captionmill.data.csv_tables import write_table
+from captionmill.data.csv_tables import Cell, read_cells, write_table
 from captionmill.data.errors import InputError, TrainingError
 from captionmill.data.files import replace_atomically, write_text
 from captionmill.data.locks import hold_lock
 from captionmill.data.models.bundle import BUNDLE_NAME, is_weights_name, read_model, write_model
 from captionmill.data.models.card import may_write_card, write_card
 from captionmill.data.optional import install_command
+from captionmill.data.regular import make_own_folder
 from captionmill.stages import charts
 from captionmill.stages.machine import versions
 from captionmill.stages.training.checkpoint import CHECKPOINT_NAME
@@ -99,15 +98,17 @@ class RunFolder:
         text = json.dumps(values, indent=1, ensure_ascii=False, default=_path_to_json)
         write_text(self._folder / CONFIG_NAME, text + "\n")
 
-    def write_history(self, rows: Sequence[Mapping[str, object]]) -> None:
+    def write_history(self, rows: Sequence[Mapping[str, Cell]]) -> None:
         """Replace history.csv and curves.png, from all epochs so far, one row per epoch, in order.
 
         Curves take a moment to draw: with quick epochs they are drawn once in some seconds, and at the end by `close`.
 
         The table has the columns of the rows; `charts.draw_curves` describes what the curves need.
         """
-        frame = pd.DataFrame([{name: _shorten(value) for name, value in row.items()} for row in rows])
-        write_table(self._folder / HISTORY_NAME, frame)
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        cells = ([row.get(name) for name in columns] for row in rows)
+        # significant digits, since a small learning rate would be rounded to 0 in fixed decimals
+        write_table(self._folder / HISTORY_NAME, columns, cells, float_format=".6g")
         self._undrawn = list(rows)
         if time.monotonic() - self._drawn_at > _SECONDS_BETWEEN_CURVES:
             self._draw()
@@ -139,8 +140,7 @@ class RunFolder:
         self._samples = sorted(
             earlier + added, key=lambda sample: (place.get(sample.key, len(place)), sample.key, sample.epoch)
         )
-        rows = pd.DataFrame([asdict(sample) for sample in self._samples], columns=_SAMPLE_COLUMNS)
-        write_table(self._folder / SAMPLES_NAME, rows)
+        write_table(self._folder / SAMPLES_NAME, _SAMPLE_COLUMNS, map(astuple, self._samples))
 
     def close(self) -> None:
         """Finish the curves and the event file; must be called before the folder is copied or removed."""
@@ -172,7 +172,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: needed for the training, but is a file; move it away")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_own_folder(folder)
     error = TrainingError(f"{folder}: another process is running this training; wait for it to end")
     with hold_lock(folder / _LOCK_NAME, error):
         yield
@@ -227,18 +227,10 @@ def _read_samples(path: Path) -> list[_Sample]:
     if not path.exists():
         return []
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)[_SAMPLE_COLUMNS]
-        return [
-            _Sample(key, int(epoch), caption, references)
-            for key, epoch, caption, references in frame.to_numpy().tolist()
-        ]
-    except (ValueError, KeyError) as exc:
+        rows = read_cells(path, _SAMPLE_COLUMNS)
+        return [_Sample(key, int(epoch), caption, references) for key, epoch, caption, references in rows]
+    except ValueError as exc:
         raise InputError(f"{path}: not a table of sample captions as training writes it; move it away") from exc
-
-
-def _shorten(value: object) -> object:
-    """A float with six significant digits, since a small learning rate would be rounded to 0 in fixed decimals."""
-    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _path_to_json(value: object) -> str:

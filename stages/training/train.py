@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from captionmill.data.captions.files import CaptionFiles, Captions, as_caption_files
 from captionmill.data.captions.references import Annotations, read_annotations, read_split_list
 from captionmill.data.captions.splits import Splits, choose_splits
 from captionmill.data.csv_tables import write_table
-from captionmill.data.errors import InputError, TrainingError
+from captionmill.data.errors import TrainingError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import RERANKED_CIDER, model_exists, read_model, write_model
+from captionmill.data.models.bundle import RERANKED_CIDER, read_model, require_no_model, write_model
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Caption
 from captionmill.stages.machine import is_out_of_memory
 from captionmill.stages.parallel import World, join_world
 from captionmill.stages.scoring.collapse import describe_equal_features
-from captionmill.stages.settings import SplitLists, TrainConfig
+from captionmill.stages.settings import TrainConfig
+from captionmill.stages.split_settings import SplitLists
 from captionmill.stages.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from captionmill.stages.training.choice import best_epoch, describe_choice
 from captionmill.stages.training.corpus import (
@@ -106,10 +106,7 @@ def train(
     """
     started = time.monotonic()
     features, captions, output = Path(features), as_caption_files(captions), Path(output)
-    if model_exists(output) and not overwrite:
-        raise InputError(f"{output}: holds a model already; pass `overwrite` to replace it, or another `output`")
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file; `output` must be a folder")
+    require_no_model(output, overwrite=overwrite)
     store = FeatureStore.open(features)
     work_dir = output.resolve().with_name(f"{output.resolve().name}.training")
     word_rule, config = as_it_began(work_dir, config, restart=restart)
@@ -270,7 +267,7 @@ def _open_work_dir(
     if world.is_first:
         empty_folder(work_dir)
         unmatched = [(key, reason) for reason, keys in splits.unmatched.items() for key in keys]
-        write_table(work_dir / UNMATCHED_NAME, pd.DataFrame(unmatched, columns=["key", "reason"]))
+        write_table(work_dir / UNMATCHED_NAME, ("key", "reason"), unmatched)
     world.wait()
     return None
 

@@ -99,6 +99,28 @@ def test_what_changed_since_the_page_was_made_is_a_conflict(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize(("mark", "encoding"), [(";", "utf-8"), ("\t", "utf-16")])
+def test_decisions_that_a_spreadsheet_saved_are_merged(mark: str, encoding: str, tmp_path: Path) -> None:
+    table = make_table(tmp_path / "t.csv")
+    lines = [["Path", "Decision", "Caption", "Shown"], ["a.jpg", "Corrected", "'tis a dog", "first of a.jpg"]]
+    (tmp_path / "d.csv").write_text("\r\n".join(map(mark.join, lines)), encoding=encoding, newline="")
+    assert apply_decisions(tmp_path / "d.csv", table) == DecisionSummary(1, 0, 0, 0, ())
+    assert rows_of(table)["a.jpg"].caption == "'tis a dog"
+
+
+def test_a_decision_is_taken_back_by_a_later_file(tmp_path: Path) -> None:
+    table = make_table(tmp_path / "t.csv")
+    before = rows_of(table)
+    first = [("a.jpg", "corrected", "a dog", "first of a.jpg"), ("b.jpg", "accepted", "", "first of b.jpg")]
+    apply_decisions(decide(tmp_path / "first.csv", *first), table)
+    back = [("a.jpg", "undecided", "", "a dog"), ("b.jpg", "undecided", "", "first of b.jpg")]
+    undecided = decide(tmp_path / "back.csv", *back, ("c.jpg", "undecided", "", "first of c.jpg"))
+    assert apply_decisions(undecided, table) == DecisionSummary(0, 0, 0, 1, (), taken_back=2)
+    assert rows_of(table) == before
+    make_table(table, made_with="second")
+    assert {row.caption for row in rows_of(table).values()} == {f"second of {key}" for key in KEYS}
+
+
 def test_a_decision_for_later_takes_back_no_correction(tmp_path: Path) -> None:
     table = make_table(tmp_path / "t.csv")
     first = [("a.jpg", "corrected", "a dog", "first of a.jpg"), ("b.jpg", "accepted", "", "first of b.jpg")]
@@ -126,8 +148,8 @@ def test_a_decision_for_later_takes_back_no_correction(tmp_path: Path) -> None:
             r"line 3: a second decision about a\.jpg",
         ),
         (b"path,decision,caption,shown\na.jpg,accepted,,\n", "line 2: accepted '' is no decision"),
-        (b"path,decision,caption,shown\na.jpg,later,,\xff\n", "not a CSV file in UTF-8"),
-        (b'path,decision,caption,shown\na.jpg,later,,"x\n', "not a CSV file in UTF-8"),
+        (b"path,decision,caption,shown\na.jpg,later,,\xff\n", "not in UTF-8; save it as CSV in UTF-8"),
+        (b'path,decision,caption,shown\na.jpg,later,,"x\n', "line 2 is not a complete row of decisions"),
     ],
 )
 def test_what_is_no_file_of_decisions_changes_nothing(content: bytes, message: str, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from captionmill.data.errors import InputError
-from captionmill.data.files import replace_atomically, write_text
+from captionmill.data.files import _cleared, replace_atomically, write_text
+from captionmill.data.regular import open_own, read_bytes, read_text
 
 
 def test_an_error_while_writing_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -34,6 +35,16 @@ def test_a_full_disk_names_the_file_that_could_not_be_written(tmp_path: Path) ->
     assert error.value.filename == str(tmp_path / "table.csv")
 
 
+def test_a_full_disk_names_the_copy_and_not_its_original(tmp_path: Path) -> None:
+    def copy() -> None:
+        with replace_atomically(tmp_path / "copy.jpg") as partial_path:
+            raise OSError(errno.ENOSPC, "No space left on device", "original.jpg", None, str(partial_path))
+
+    with pytest.raises(OSError, match="No space left on device") as error:
+        copy()
+    assert (error.value.filename, error.value.filename2) == (str(tmp_path / "copy.jpg"), None)
+
+
 def test_a_name_as_long_as_a_name_may_be_is_written_too(tmp_path: Path) -> None:
     path = tmp_path / ("ü" * 125 + "n.csv")  # 255 bytes
     write_text(path, "whole\n")
@@ -44,7 +55,43 @@ def test_a_name_as_long_as_a_name_may_be_is_written_too(tmp_path: Path) -> None:
 def test_what_a_kill_left_beside_the_file_is_in_nobodys_way(tmp_path: Path) -> None:
     path = tmp_path / "new" / "table.csv"
     path.parent.mkdir()
-    (path.parent / ".table.csv.partial").write_text("half")
+    (path.parent / ".table.csv.0123456789abcdef.partial").write_text("half")
+    (path.parent / ".table.csv.fedcba9876543210.partial").symlink_to(tmp_path / "elsewhere.csv")
+    (path.parent / ".mine.partial").write_text("of another program")
     write_text(path, "whole\n")
     assert path.read_text() == "whole\n"
-    assert [entry.name for entry in path.parent.iterdir()] == ["table.csv"]
+    left = sorted(entry.name for entry in path.parent.iterdir())
+    assert left == [".mine.partial", ".table.csv.fedcba9876543210.partial", "table.csv"]
+
+
+def test_what_another_process_writes_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
+    with replace_atomically(tmp_path / "table.csv") as partial_path:
+        partial_path.write_text("first\n")
+        _cleared.clear()  # as in a process that has just started
+        write_text(tmp_path / "table.csv", "second\n")
+        assert partial_path.exists()
+    assert (tmp_path / "table.csv").read_text() == "first\n"  # the last one wins, whole
+    assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    outside = tmp_path / "outside.csv"
+    outside.write_text("precious\n")
+    (tmp_path / "table.csv").symlink_to(outside)
+    write_text(tmp_path / "table.csv", "new\n")
+    assert not (tmp_path / "table.csv").is_symlink()
+    (tmp_path / "log.csv").symlink_to(outside)
+    for mode in ("ab", "wb", "r+b", "a+b"):
+        with pytest.raises(OSError, match="is a link") as error:
+            open_own(tmp_path / "log.csv", mode)
+        assert error.value.filename == str(tmp_path / "log.csv")
+    assert outside.read_text() == "precious\n"
+
+
+def test_a_file_that_is_too_large_to_be_read_at_once_says_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "bundle.json"
+    with path.open("wb") as file:
+        file.truncate(5 * 2**30)  # takes no space
+    for read in (read_bytes, read_text):
+        with pytest.raises(OSError, match="has 5,368,709,120 bytes, more than 4,294,967,296"):
+            read(path)

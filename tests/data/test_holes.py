@@ -39,6 +39,8 @@ def reason_of(content: bytes) -> str:
     ("image", "image_format", "options"),
     [
         (SCENE, "JPEG", {"quality": 95}),
+        (SCENE, "JPEG", {"quality": 85, "optimize": True}),
+        (SCENE, "JPEG", {"quality": 95, "progressive": True}),
         (SCENE.convert("L"), "JPEG", {"quality": 95, "optimize": True}),
         (SCENE, "HEIF", {"quality": 80}),
         (SCENE, "AVIF", {"quality": 90, "speed": 10}),
@@ -49,6 +51,10 @@ def reason_of(content: bytes) -> str:
         (SCENE, "TIFF", {"compression": "tiff_adobe_deflate"}),
         (SCENE.convert("1"), "TIFF", {"compression": "group4"}),
         (SCENE, "TIFF", {"compression": "packbits"}),
+        (SCENE, "TIFF", {"compression": "tiff_lzw"}),
+        (SCENE, "TIFF", {"compression": "jpeg", "quality": 95}),
+        (SCENE, "JPEG2000", {"irreversible": True}),
+        (SCENE, "JPEG2000", {"precinct_size": (64, 64), "num_resolutions": 2}),
     ],
 )
 def test_a_hole_or_an_end_of_zeros_is_refused(image: Image.Image, image_format: str, options: dict[str, Any]) -> None:
@@ -85,6 +91,30 @@ def test_sound_jpegs_with_many_zeros_are_read() -> None:
         assert bytes(256) in content
         with Image.open(io.BytesIO(content)) as opened:
             np.testing.assert_array_equal(decode_pixels(content), np.asarray(opened))
+
+
+@pytest.mark.parametrize("level", [0, 255])
+@pytest.mark.parametrize("slope", [0, 1])
+def test_flat_and_evenly_rising_areas_are_no_holes(level: int, slope: int) -> None:
+    """Their codes are zeros in each of these, as far as the longest runs go that such images have."""
+    ramp = Image.fromarray((level + slope * np.arange(800)[None].repeat(600, 0) // 4).astype(np.uint8)).convert("RGB")
+    for image_format, options in (
+        ("JPEG", {"quality": 100, "optimize": True}),
+        ("JPEG", {"quality": 20, "progressive": True}),
+        ("JPEG2000", {"codeblock_size": (4, 4)}),
+        ("JPEG2000", {"quality_mode": "rates", "quality_layers": [9000] * 40 + [10]}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "jpeg"}),
+    ):
+        decode_pixels(encode(ramp, image_format, **options))
+    decode_pixels(encode(ramp.convert("1"), "TIFF", compression="group4"))
+
+
+def test_a_hole_of_few_bytes_in_a_page_of_group_4_is_refused() -> None:
+    content = encode(SCENE.convert("1"), "TIFF", compression="group4")
+    middle = len(content) // 3
+    reason = reason_of(content[:middle] + bytes(12) + content[middle + 12 :])
+    assert reason == "truncated or damaged image (a part of it is zeros)"
 
 
 def test_zeros_in_the_metadata_of_a_heic_are_no_damage() -> None:

@@ -12,7 +12,7 @@ from captionmill.data.images.keys import match_forms
 from captionmill.pipeline.explain import explain_image
 from captionmill.stages.scoring.evaluate import evaluate
 from captionmill.stages.scoring.leaks import find_leaks
-from captionmill.stages.settings import SplitLists
+from captionmill.stages.split_settings import SplitLists
 from captionmill.stages.training.train import train
 
 TYPED = [f"Gärten/Bär {number}.jpg" for number in range(6)]

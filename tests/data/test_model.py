@@ -14,7 +14,7 @@ from captionmill.data.models.bundle import BUNDLE_NAME, Model, read_model, write
 
 def make_bundle(*words: str, value: float = 1.0) -> Model:
     return Model(
-        decoder_config={"hidden_dim": 4},
+        decoder_config={"feature_dim": 8, "embed_dim": 4, "hidden_dim": 4},
         vocabulary=Vocabulary(["<pad>", "<start>", "<end>", "<unk>", *words]),
         spec=make_spec(),
         training={"seed": 7},

@@ -112,7 +112,9 @@ def test_a_table_is_known_by_its_beginning(table_format: TableFormat, tmp_path: 
     assert is_caption_table(write(tmp_path / "t", ROWS, table_format, with_alternatives=False))
 
 
-@pytest.mark.parametrize("content", [b"image,caption\na.jpg,a dog\n", b"{}\n", b"PAR1", b"\xff\xfe\0\0"])
+@pytest.mark.parametrize(
+    "content", [b"path,caption\na.jpg,a dog\n", b"image,caption\na.jpg,a dog\n", b"{}\n", b"PAR1", b"\xff\xfe\0\0"]
+)
 def test_another_file_is_no_table(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(content)
     assert not is_caption_table(tmp_path / "t")

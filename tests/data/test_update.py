@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from captionmill.data.errors import InputError
-from captionmill.data.tables.formats import TableFormat, read_captions, write_captions
+from captionmill.data.tables.formats import TableFormat, is_caption_table, read_captions, write_captions
 from captionmill.data.tables.journal import made_dir
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.tables.update import TableSummary, WantedTable, update_captions
@@ -169,14 +169,32 @@ def test_a_corrected_caption_outlives_other_models_images_and_formats(
         lambda text: text.replace(",", ";").replace("0.5000", "0,5"),
         lambda text: text.replace("b.jpg,first 0 of b.jpg,0.5000,,ok,\n", ""),
         lambda text: text.replace("first 0 of b.jpg", ""),
+        lambda text: text.replace(",", "|"),
+        lambda text: "sep=^\r\n" + text.replace(",", "^"),
+        lambda text: text.replace("\n", "\r"),
+        lambda text: text.replace(",ok,\n", ",ok\n"),
+        lambda text: text.replace("\n", ",,\n"),
+        lambda text: text.replace("path,caption,conf", " Path,CAPTION ,Conf"),
+        lambda text: text.replace("0.5000", "50%"),
+        lambda text: text.replace("0.5000", "###"),
+        lambda text: "".join(",".join(line.split(",")[:2]) + "\n" for line in text.splitlines()),
+        lambda text: text.replace("a mended", "a \0\vmended"),
     ],
-    ids=["semicolons", "tabs", "quoted", "sorted", "numbers", "decimal commas", "a row deleted", "a caption emptied"],
+    ids=[
+        *("semicolons", "tabs", "quoted", "sorted", "numbers", "decimal commas", "a row deleted", "a caption emptied"),
+        *("bars", "another mark, named", "returns", "last cells left out", "empty columns", "names", "percent"),
+        *("a narrow column", "columns deleted", "control characters"),
+    ],
 )
-def test_a_table_that_a_spreadsheet_saved_is_known_row_by_row(rewrite: Callable[[str], str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_table_that_a_spreadsheet_saved_is_known_row_by_row(
+    rewrite: Callable[[str], str], encoding: str, tmp_path: Path
+) -> None:
     path = tmp_path / "t.csv"
     update(path, KEYS)
     text = path.read_text(encoding="utf-8-sig").replace("first 0 of c.jpg", "a mended caption")
-    path.write_text(rewrite(text), encoding="utf-8-sig", newline="")
+    path.write_text(rewrite(text), encoding=encoding, newline="")
+    assert is_caption_table(path)
     assert update(path, KEYS) == []
     assert rows_of(path) == {key: CaptionRow(key, f"first 0 of {key}", 0.5) for key in KEYS} | {"c.jpg": CORRECTED}
     assert list(tmp_path.glob("t.edited*")) == []
@@ -422,7 +440,7 @@ def test_a_kill_at_any_line_loses_no_row_and_doubles_none(
     expected = captions(whole)
     old = prepare("old").read_bytes() if scene != "new" else b""
     kills = 0
-    for line in [*range(1, line_count, max(1, line_count // 8)), *range(line_count - 8, line_count)]:
+    for line in [*range(1, line_count, max(1, line_count // 5)), *range(line_count - 5, line_count)]:
         path = prepare(f"killed at {line}")
         kills += run_until_killed(path, line, **now)
         # at every instant the whole old table, or the whole new one
@@ -436,7 +454,7 @@ def test_a_kill_at_any_line_loses_no_row_and_doubles_none(
             assert path.read_bytes() == whole.read_bytes()
         assert set(made) <= set(KEYS)
         assert update(path, **now) == []
-    assert kills > 20  # a run may have a line less than the one that was counted
+    assert kills > 12  # a run may have a line less than the one that was counted
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -56,7 +56,7 @@ STAND_INS = {  # what lies in the folder before a page's first command
     "docs/how-to/review.md": ("photos", "model"),
     "docs/how-to/correct-and-train.md": ("photos", "model"),
     "docs/how-to/air-gapped.md": ("photos", "model", "resnet50-0676ba61.pth"),
-    "docs/how-to/slurm.md": ("photos",),
+    "docs/how-to/slurm.md": ("photos", "model"),
     "docs/how-to/dask.md": ("features.h5",),
     "docs/how-to/million-images.md": ("photos", "shards"),
 }

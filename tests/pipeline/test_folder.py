@@ -5,6 +5,8 @@ import shutil
 import signal
 import tarfile
 import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,8 @@ from captionmill.pipeline.captioning.embedding import EmbedSummary
 from captionmill.pipeline.captioning.folder import FolderSummary, caption_folder
 from captionmill.pipeline.captioning.source import CacheConfig
 from captionmill.stages.encoding.encoder import build_encoder
+from captionmill.stages.encoding.share import ShareResult, ShareTask
+from captionmill.stages.encoding.spread import Spread
 from captionmill.stages.settings import ExtractConfig, SearchConfig
 from captionmill.stages.table_settings import TableConfig
 
@@ -82,6 +86,23 @@ def test_a_second_run_makes_no_row_and_later_ones_only_what_changed(model: Path,
     caption(photos, model, tmp_path / "anew.csv")
     assert table.read_bytes() == (tmp_path / "anew.csv").read_bytes()
     assert {key for key, row in rows_of(table).items() if row.status == "ok"} == set(rows_of(table))
+
+
+def test_a_folder_is_extracted_by_many_processes_and_the_table_stays_one(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    alone = caption(photos, model, tmp_path / "alone.csv")
+    tasks: list[ShareTask] = []
+
+    def run(function: Callable[[ShareTask], ShareResult], given: Sequence[ShareTask]) -> Iterator[ShareResult]:
+        tasks.extend(given)
+        return map(function, given)
+
+    cache = CacheConfig(machine=replace(MACHINE, batch_size=1), spread=Spread(run, 2))
+    together = caption_folder(photos, model, tmp_path / "t.csv", SEARCH, cache=cache)
+    assert [len(task.images) for task in tasks] == [2, 2, 2, 2, 1]
+    assert together.failures == alone.failures
+    assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
 
 
 def test_a_failed_image_that_is_renamed_has_its_new_name(model: Path, photos: Path, tmp_path: Path) -> None:

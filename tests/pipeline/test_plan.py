@@ -15,7 +15,8 @@ from captionmill.pipeline.plan.graph import Graph, Task
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, TrainJob
 from captionmill.pipeline.plan.read import read_plan
 from captionmill.pipeline.plan.standing import setting_changes
-from captionmill.stages.settings import ExtractConfig, SearchConfig, SplitLists, TrainConfig
+from captionmill.stages.settings import ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.split_settings import SplitLists
 
 PLAN = """
 [extract]

@@ -287,8 +287,18 @@ def test_the_page_that_is_served_saves_into_the_table_and_shows_conflicts(
     browser.run(saved + ".valueOf() && !document.querySelector('#save span').textContent"
                 " ? done() : requestAnimationFrame(wait); wait(); })")  # fmt: skip
     assert rows_of(table)["c.png"] == CaptionRow("c.png", "a cat sleeps", None, status="corrected")
-    browser.open(server.address)
     assert browser.text(".progress") == "2 of 4 reviewed"
+    browser.press("u", "u")  # beyond what was saved
+    assert browser.text("#large .caption") == "a dog"
+    assert browser.text(".progress") == "0 of 4 reviewed"
+    browser.press("Control+s")
+    browser.run(saved + ".valueOf() && !document.querySelector('#save span').textContent"
+                " ? done() : requestAnimationFrame(wait); wait(); })")  # fmt: skip
+    assert browser.text(".said").endswith("0 for later, 2 taken back, 0 as before, 0 conflicts")
+    assert {row.status for row in rows_of(table).values()} == {"ok", "failed"}
+    assert rows_of(table)["c.png"].caption == "a lynx"
+    browser.open(server.address)
+    assert browser.text(".progress") == "0 of 4 reviewed"
     assert [complaint for complaint in browser.complaints() if "favicon" not in complaint] == []
     assert browser.open("about:blank") == []
 

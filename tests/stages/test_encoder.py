@@ -12,7 +12,7 @@ from torchvision.models import resnet50
 from torchvision.transforms import v2
 
 from captionmill.data.errors import InputError, WeightsError
-from captionmill.data.features.spec import Preprocess
+from captionmill.data.features.spec import FeatureSpec, Preprocess
 from captionmill.stages.encoding.encoder import build_encoder, prepare_image
 from captionmill.stages.encoding.torch_engine import TorchEngine
 from captionmill.stages.settings import ExtractConfig, Precision
@@ -40,14 +40,18 @@ def make_image(width: int, height: int) -> Image.Image:
 SIZES = [(500, 375), (333, 500), (64, 48), (1000, 200), (224, 224), (257, 301), (2999, 1999), (9000, 90)]
 
 
+@pytest.fixture(scope="module")
+def crop_spec(resnet50_path: Path) -> FeatureSpec:
+    return build_encoder(ExtractConfig(weights=str(resnet50_path), preprocess="crop")).spec
+
+
 @pytest.mark.parametrize("by_torch", [True, False])
 @pytest.mark.parametrize("size", SIZES)
-def test_crop_is_the_torchvision_recipe(resnet50_path: Path, size: tuple[int, int], by_torch: bool) -> None:
-    encoder = build_encoder(ExtractConfig(weights=str(resnet50_path), preprocess="crop"))
+def test_crop_is_the_torchvision_recipe(crop_spec: FeatureSpec, size: tuple[int, int], by_torch: bool) -> None:
     image = make_image(*size)
     expected = v2.functional.center_crop(v2.functional.resize(image, [256], antialias=True), [224, 224])
     difference = np.abs(
-        prepare_image(np.asarray(image), encoder.spec, by_torch=by_torch).astype(int) - np.asarray(expected)
+        prepare_image(np.asarray(image), crop_spec, by_torch=by_torch).astype(int) - np.asarray(expected)
     )
     if by_torch or size == (9000, 90):
         assert difference.max() <= 1

@@ -19,8 +19,7 @@ from captionmill.stages.decoding.captioner import CaptionFinder, choose_steps, d
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.explain import Explanation, explain_features
-from captionmill.stages.decoding.search import search_captions
-from captionmill.stages.decoding.trace import TracedStep
+from captionmill.stages.decoding.search import TracedStep, search_captions
 from captionmill.stages.settings import ImageInput, SearchConfig
 
 VOCABULARY = Vocabulary([*SPECIAL_WORDS, *(f"word{index}" for index in range(4, 30))])

@@ -15,10 +15,11 @@ from captionmill.data.errors import InputError, SpecMismatchError, StoreError
 from captionmill.data.features.log import log_path
 from captionmill.data.features.merge import merge_stores
 from captionmill.data.features.parts import parts_dir
+from captionmill.data.features.shard import shard_path
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.decode import Pixels
 from captionmill.data.images.find import find_images
-from captionmill.stages.encoding.extract import extract, shard_path
+from captionmill.stages.encoding.extract import extract
 from captionmill.stages.encoding.loader import load_batches
 from captionmill.stages.settings import ExtractConfig
 

@@ -100,7 +100,7 @@ def test_a_training_killed_at_every_moment_ends_as_one_that_was_not(
 
     def replace(path: Path, target: Path) -> Path:  # nothing else adds to what is on disk
         if path.suffix == ".partial":
-            die_once(path.parent.name, "decoder" if path.name.startswith(".decoder") else path.name)
+            die_once(path.parent.name, "decoder" if path.name.startswith(".decoder") else target.name)
         return rename(path, target)
 
     monkeypatch.setattr(Path, "replace", replace)
@@ -197,7 +197,9 @@ def test_a_process_killed_in_the_middle_leaves_the_old_model_whole_and_is_gone_o
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir() if path.is_file()} == before
     work_dir = tmp_path / "model.training"
     assert len(read_model(work_dir).vocabulary) == 14
-    (work_dir / f".{CHECKPOINT_NAME}.partial").write_bytes(b"half")  # as a kill while it is written leaves it
+    (work_dir / f".{CHECKPOINT_NAME}.0123456789abcdef.partial").write_bytes(
+        b"half"
+    )  # as a kill while it is written leaves it
     steps: list[tuple[str, int]] = []
     train(
         features,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from captionmill.data.csv_tables import Cell
 from captionmill.data.errors import InputError
 from captionmill.stages.training.run_folder import RUN_NAMES, RunFolder, copy_run
 
@@ -20,7 +21,7 @@ def blank_curves() -> None:
     """Here they are drawn."""
 
 
-def make_history(epochs: int, *, self_critical_from: int = 99) -> list[dict[str, object]]:
+def make_history(epochs: int, *, self_critical_from: int = 99) -> list[dict[str, Cell]]:
     return [
         {
             "epoch": epoch,

@@ -18,6 +18,7 @@ from captionmill.pipeline.terminal.options import setting_options, take_settings
 from captionmill.pipeline.terminal.starting_plan import setting_lines
 from captionmill.stages import settings
 from captionmill.stages.fields import Configuration, SettingType, read_type, setting, settings_of
+from captionmill.stages.scoring.settings import BootstrapConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -211,3 +212,23 @@ def test_every_setting_is_a_sentence_with_a_range_where_it_is_a_number(kind: typ
             assert one.least is not None, one.name
         if one.default is not None:
             assert one.accept(one.default) == one.default
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (settings.SearchConfig, {"beam_size": 10**23}, "`beam_size` must be at least 1 and at most 10000, not 10000"),
+        (settings.SearchConfig, {"max_length": 10**12}, "`max_length` must be at least 1 and at most 10000, not 1000"),
+        (settings.SearchConfig, {"top_k": 10**12}, "`top_k` must be at most 2147483647, not 1000000000000"),
+        (settings.ExtractConfig, {"batch_size": 10**23}, "`batch_size` must be at least 1 and at most 1000000, not 1"),
+        (settings.TrainConfig, {"max_epochs": 10**5000}, "`max_epochs` must be at most 2147483647, not a number of 1"),
+        (settings.TrainConfig, {"learning_rate": 10**5000}, "`learning_rate` must be a finite number, not a number of"),
+        (settings.ExtractConfig, {"weights": "a\0b"}, "`weights` must be without a NUL character, not 'a\\\\x00b'"),
+        (BootstrapConfig, {"resamples": 10**12}, "`resamples` must be at least 1 and at most 1000000, not 1000000"),
+    ],
+)
+def test_numbers_beyond_any_use_are_refused_at_once(
+    kind: type[Configuration], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingError, match=f"^{message}"):
+        kind(**values)

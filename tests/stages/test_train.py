@@ -14,7 +14,8 @@ from captionmill.data.models.bundle import read_model
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.scoring.evaluate import evaluate
 from captionmill.stages.scoring.settings import EvaluateConfig
-from captionmill.stages.settings import SearchConfig, SplitLists, TrainConfig
+from captionmill.stages.settings import SearchConfig, TrainConfig
+from captionmill.stages.split_settings import SplitLists
 from captionmill.stages.training.state import EpochResult
 from captionmill.stages.training.train import TrainListener, train
 

@@ -107,6 +107,40 @@ def test_what_needs_a_table_that_stays_is_refused_with_stdout(options: list[str]
     assert message in result.stderr
 
 
+def test_tasks_of_an_array_job_fill_one_cache_and_the_run_without_a_shard_writes_the_table(here: Path) -> None:
+    caption("photos", "--output", "whole.csv")
+    outputs = [caption("photos", "--output", "t.csv", "--shard", f"{index}/2").stdout for index in (2, 1)]
+    assert [line.split(";")[0] for line in outputs] == [
+        "t.features.h5: 5 images found: 0 cached before, 5 extracted, 0 failed",
+        "t.features.h5: 4 images found: 0 cached before, 3 extracted, 1 failed",
+    ]
+    again = json.loads(caption("photos", "--output", "t.csv", "--shard", "2/2", "--log-format", "json").stdout)
+    assert (again["output"], again["cached"], again["extracted"]) == ("t.features.h5", 5, 0)
+    assert not Path("t.csv").exists()
+    Path("photos/broken.jpg").unlink()
+    last = caption("photos", "--output", "t.csv").stdout
+    assert last.startswith("t.csv: 8 images found: 8 captioned (8 from cached features), 0 failed")
+    rows = [row for row in read_captions("whole.csv") if row.status == "ok"]
+    assert list(read_captions("t.csv")) == rows
+    assert not Path("t.features.h5.parts").exists()  # joined, though nothing was missing
+    assert FeatureStore.open("t.features.h5").verify() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "t.csv", "--shard", "1/2", "--dry-run"], "--shard fills the cache of a table"),
+        (["--output", "t.csv", "--shard", "1/2", "--overwrite"], "--shard fills the cache of a table"),
+        (["--output", "-", "--shard", "1/2"], "--shard fills the cache of a table"),
+        (["--output", "-", "--cluster", "dask://127.0.0.1:1"], "name --features"),
+    ],
+)
+def test_a_shard_or_a_cluster_without_a_lasting_place_is_refused(
+    arguments: list[str], message: str, here: Path
+) -> None:
+    assert message in caption("photos", *arguments, code=2).stderr
+
+
 def test_strict_ends_with_1_when_all_is_written(here: Path) -> None:
     result = caption("photos", "--output", "t.csv", "--strict", "--sidecar", ".txt", code=1)
     assert result.stderr.endswith("Error: 1 image cannot be read, and --strict is given\n")

@@ -5,14 +5,12 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import draw_photos, listen_to_ctrl_c, make_store
+from builders import draw_photos, make_store
 from click.testing import CliRunner, Result
 from processes import start_command
 
@@ -135,7 +133,7 @@ def test_extract_takes_a_list_of_paths_and_a_limit(photos: Path, thin_weights: P
     ("arguments", "message"),
     [
         (["extract", "gone", "--output", "f.h5"], "Path 'gone' does not exist"),
-        (["extract", ".", "--output", "f.h5", "--batch-size", "0"], "0 is not in the range x>=1"),
+        (["extract", ".", "--output", "f.h5", "--batch-size", "0"], "0 is not in the range 1<=x<=1000000"),
         (["extract", ".", "--output", "f.h5", "--backbone", "resnet18"], "'resnet18' is not one of 'resnet50'"),
         (["train", "f.h5", "--captions", "gone.csv", "--output", "m"], "'gone.csv' does not exist"),
         (["train", "f.h5", "--output", "m", "--learning-rate", "inf"], "'--learning-rate': inf is not a finite number"),
@@ -434,14 +432,13 @@ def test_ctrl_c_ends_a_training_in_words_and_leaves_the_old_model(model: Path, c
     before = {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
     arguments = ["train", tmp_path / "f.h5", "--captions", captions, "--output", model, "--overwrite"]
     arguments += small("--max-epochs", 9999, "--patience", 9999)
-    command = [sys.executable, "-m", "captionmill", *map(str, arguments)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c) as process:
+    with start_command(*arguments, output=tmp_path / "told") as process:
         while not (tmp_path / "model.training" / "bundle.json").exists():
-            assert process.poll() is None
+            assert process.is_running()
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate()
-    assert process.returncode == 1
+        assert process.wait() == 1
+    stderr = (tmp_path / "told").read_text()
     assert "A finished output is unchanged.\n" in stderr
     assert "Traceback" not in stderr
     assert {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()} == before

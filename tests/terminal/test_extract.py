@@ -183,6 +183,17 @@ def test_shards_of_an_array_job_merge_to_the_whole_store(
     assert "exists already" in fail("features", "merge", *shards, "--output", tmp_path / "f.h5")
 
 
+def test_shards_that_are_added_later_have_the_preprocessing_of_those_that_are_there(
+    photos: Path, thin_weights: Path, tmp_path: Path
+) -> None:
+    arguments = ["extract", photos, "--output", tmp_path / "f.h5", "--weights", thin_weights, "--quiet"]
+    arguments += ["--backbone", "scenes-resnet14", "--image-size", "32", "--device", "cpu", "--engine", "torch"]
+    succeed(*arguments, "--shard", "2/2", "--preprocess", "crop")  # what was usual in earlier versions
+    succeed(*arguments, "--shard", "1/2")
+    succeed("features", "merge", *sorted(tmp_path.glob("f-*.h5")), "--output", tmp_path / "f.h5")
+    assert FeatureStore.open(tmp_path / "f.h5").spec.preprocess == "crop"
+
+
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0"])
 def test_a_shard_that_is_none_is_wrong_usage(shard: str, many: Path, tmp_path: Path) -> None:
     assert "is not I/N with I from 1 to N" in fail(

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,10 @@ from captionmill.data.captions.formats.rows import FORMATS, ColumnNames, LeftOut
 from captionmill.data.captions.formats.tables import find_table, has_header, read_caption_table
 from captionmill.data.captions.formats.text_files import find_text_files, read_text_files
 from captionmill.data.captions.formats.token_file import is_token_line, read_token_file
+from captionmill.data.csv_tables import encoding_of
 from captionmill.data.errors import AnnotationError
+from captionmill.data.foreign import LongLineError, parse_json
+from captionmill.data.regular import open_file_or_pipe, open_regular
 
 _START_CHARACTERS = 65_536
 
@@ -72,13 +74,17 @@ def check_layout(path: Path, columns: ColumnNames) -> None:
 def open_text(path: Path) -> Iterator[TextIO]:
     """The file, opened at its beginning; AnnotationError if it is empty or, during the block, cannot be read."""
     try:
-        with path.open(encoding="utf-8-sig") as opened:
-            file: TextIO = opened if opened.seekable() else io.StringIO(opened.read())  # a pipe
-            if not read_start(file).strip():
-                raise AnnotationError(f"{path}: the file is empty")
-            yield file
+        with open_file_or_pipe(path) as content:
+            encoding = encoding_of(content.read(2))
+            content.seek(0)
+            with io.TextIOWrapper(content, encoding) as file:
+                if not read_start(file).strip():
+                    raise AnnotationError(f"{path}: the file is empty")
+                yield file
     except UnicodeDecodeError as exc:
         raise AnnotationError(f"{path}: not UTF-8 text; save it as UTF-8 and try again") from exc
+    except LongLineError as exc:
+        raise AnnotationError(f"{path}: {exc}; put each caption on a line") from exc
     except OSError as exc:
         raise AnnotationError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
 
@@ -109,8 +115,8 @@ def _recognise(start: str, columns: ColumnNames, left_out: LeftOut) -> Reader:
 def _recognise_json(first_lines: list[str], columns: ColumnNames, left_out: LeftOut) -> Reader:
     """JSON lines if the first line is an object by itself, with an image and a caption or with more such lines."""
     try:
-        first = json.loads(first_lines[0])
-    except (ValueError, RecursionError):
+        first = parse_json(first_lines[0])
+    except ValueError:
         first = None
     has_more = len(first_lines) > 1 and first_lines[1].startswith("{")
     if isinstance(first, dict) and "images" not in first and (has_more or is_record(first, columns)):
@@ -121,8 +127,8 @@ def _recognise_json(first_lines: list[str], columns: ColumnNames, left_out: Left
 
 def _read_json(file: TextIO, columns: ColumnNames, left_out: LeftOut) -> Iterator[ReferenceRow]:
     try:
-        content = json.loads(file.read())
-    except (ValueError, RecursionError) as exc:  # a number of more than 4,300 digits is a ValueError
+        content = parse_json(file.read())
+    except ValueError as exc:  # a number of more than 4,300 digits is a ValueError
         raise AnnotationError(f"not valid JSON ({exc}); download or export the file again") from exc
     if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
         return read_json_array(content, columns)
@@ -145,7 +151,7 @@ def _is_parquet(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(len(PARQUET_START)) == PARQUET_START
     except OSError:  # opening it as text names the reason
         return False

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from captionmill.data.foreign import read_line
+
 _BODY = re.compile(r'[^"]*(?:""[^"]*)*')
 _LONGEST_CELL = 1_000_000  # characters; a quote that is not closed within them is text
 
@@ -47,7 +49,7 @@ class _Lines:
 
     def take(self) -> str | None:
         """The next line without its end; None at the end of the file."""
-        line = self.ahead.popleft() if self.ahead else self.file.readline()
+        line = self.ahead.popleft() if self.ahead else read_line(self.file)
         if not line:
             return None
         self.count += 1

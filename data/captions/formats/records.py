@@ -3,13 +3,13 @@
 So are the tables that `caption` writes with `--format jsonl` and `parquet`, and Hugging Face's `metadata.jsonl`.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from captionmill.data.captions.formats.rows import ColumnNames, ReferenceRow, find_columns, is_marked, no_columns
 from captionmill.data.errors import AnnotationError
+from captionmill.data.foreign import parse_json, short_lines
 from captionmill.data.optional import require
 
 PARQUET_START = b"PAR1"
@@ -18,11 +18,11 @@ _BATCH_ROWS = 16_384
 
 def read_json_lines(file: TextIO, wanted: ColumnNames) -> Iterator[ReferenceRow]:
     """The captions of a file with one JSON object per line; empty lines are passed over."""
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(short_lines(file), 1):
         if line.strip():
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as exc:
+                record = parse_json(line)
+            except ValueError as exc:
                 raise AnnotationError(f"line {number} is not valid JSON ({exc}); download or export it again") from exc
             yield from _rows_of(record, wanted, f"line {number}")
 

@@ -9,6 +9,7 @@ from captionmill.data.captions.formats.rows import LeftOut, ReferenceRow
 from captionmill.data.errors import AnnotationError
 from captionmill.data.images.formats.kinds import IMAGE_SUFFIXES
 from captionmill.data.images.walk import walk_folder
+from captionmill.data.regular import read_text
 
 _SUFFIX = ".txt"
 
@@ -68,7 +69,7 @@ def _form(path: Path) -> str:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
     except UnicodeDecodeError as exc:
         raise AnnotationError(f"{path.name} is not UTF-8 text; save it as UTF-8 and try again") from exc
     except OSError as exc:

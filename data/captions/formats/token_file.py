@@ -6,6 +6,7 @@ from typing import TextIO
 
 from captionmill.data.captions.formats.rows import ReferenceRow
 from captionmill.data.errors import AnnotationError
+from captionmill.data.foreign import short_lines
 
 _LINE = re.compile(r"(?P<image>.*?)#\d+[ \t]*\t(?P<caption>.*)")
 
@@ -17,7 +18,7 @@ def is_token_line(line: str) -> bool:
 
 def read_token_file(file: TextIO) -> Iterator[ReferenceRow]:
     """The captions of `file`; AnnotationError for a line of another form."""
-    for number, line in enumerate((line.removesuffix("\n") for line in file), start=1):
+    for number, line in enumerate((line.removesuffix("\n") for line in short_lines(file)), start=1):
         if match := _LINE.fullmatch(line):
             yield ReferenceRow(f"line {number}", match["image"], match["caption"])
         elif line.strip():

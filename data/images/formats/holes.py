@@ -6,18 +6,27 @@ but a sound one cannot be decoded without its last bytes.
 """
 
 import io
+import math
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from captionmill.data.images.formats.jpeg_damage import has_hole
+
 _HOLE = bytes(64)
 _LARGE_HOLE = bytes(8192)  # where metadata may lie between the pixels
 _CODED_ITEMS = (b"hvc1", b"hev1", b"av01", b"avc1", b"vvc1")  # ISO/IEC 23008-12 and AV1 Image File Format
 _NEEDED_BYTES = 16  # at the end of a WebP
 _LOSSLESS_START = b"\x2f"  # WebP Lossless Bitstream Specification, 3.4
-_DEFLATE, _WITHOUT_ZEROS = (8, 32946), (4, 32773)  # compressions of a TIFF; Group 4 and PackBits
+_GROUP_4, _LZW, _JPEG, _DEFLATE, _PACKBITS = 4, 5, 7, (8, 32946), 32773  # compressions of a TIFF
+_TIFF_WEBP, _TIFF_JPEG_2000 = 50001, (33003, 33004, 33005, 34712)
+_CODESTREAM_START, _START_OF_TILE, _CODING_STYLE = b"\xff\x4f\xff\x51", b"\xff\x90", b"\xff\x52"  # 15444-1, A.2
+_OTHER_CODING_STYLES = (b"\xff\x50", b"\xff\x53", b"\xff\x5f")
+_RAW_BITS = 1
+_JPEG_TABLES = 347
 _STRIPS = ((273, 279), (324, 325))  # offsets and byte counts of strips, and of tiles
 _AT_ONCE = 1 << 22
 _ZEROS = "a part of it is zeros"
@@ -47,16 +56,64 @@ def require_whole_strips(data: bytes, image: TiffImageFile) -> None:
 
     libtiff looks at the checksums of Deflate only sometimes, and takes wrong codes of Group 4 for white lines.
     """
-    compression = image.tag_v2.get(259)
-    if compression not in (*_DEFLATE, *_WITHOUT_ZEROS):
-        return
     for offsets, counts in _STRIPS:
         for start, count in zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(counts, ()), strict=False):
             strip = data[start : start + count]
-            if compression in _DEFLATE and count and not is_whole_stream([strip]):
+            if image.tag_v2.get(259) in _DEFLATE and count and not is_whole_stream([strip]):
                 raise EOFError("wrong checksum of the pixels")
-            if compression in _WITHOUT_ZEROS and bytes(512) in strip:
+            if _has_hole(strip, image):
                 raise EOFError(_ZEROS)
+
+
+def require_whole_codestream(data: bytes) -> None:
+    """Raise EOFError if zeros stand for a part of a JPEG 2000 codestream.
+
+    A sound one may have a zero for each of its packets that is empty, and for the code-blocks that a packet leaves out
+    (ISO/IEC 15444-1, B.10).
+    """
+    start = data.find(_CODESTREAM_START)
+    tiles = data.find(_START_OF_TILE, start)
+    if data.find(bytes(_zeros_in_sound_codestream(data[start:tiles]) + 1), tiles) >= 0:
+        raise EOFError("a part of the JPEG 2000 codestream is zeros")
+
+
+def _zeros_in_sound_codestream(header: bytes) -> int:
+    """The most zeros in a row that a codestream with this main header may hold."""
+    style = header.find(_CODING_STYLE, 42)
+    if style < 0 or len(header) < style + 13 or any(marker in header for marker in _OTHER_CODING_STYLES):
+        return len(_LARGE_HOLE) - 1
+    width, height, left, top, tile_width, tile_height = struct.unpack_from(">6I", header, 8)
+    sides = min(tile_width, width - left), min(tile_height, height - top)
+    components = int.from_bytes(header[40:42])
+    has_precincts, _, layers, _, levels, *exponents, coding = struct.unpack_from(">BBHBBBBB", header, style + 4)
+    packets, blocks = 0, math.prod(1 + (side >> exponent + 2) for side, exponent in zip(sides, exponents, strict=True))
+    for level in range(levels + 1):
+        precinct = (header[style + 14 + levels - level :] if has_precincts & 1 else b"")[:1] or b"\xff"
+        packets += math.prod(
+            2 + (side >> level + (precinct[0] >> shift & 15)) for side, shift in zip(sides, (0, 4), strict=True)
+        )
+    if coding & _RAW_BITS:
+        return len(_LARGE_HOLE) - 1
+    most: int = layers * components * packets + 2 * blocks + 256
+    return min(most, len(_LARGE_HOLE) - 1)
+
+
+def _has_hole(strip: bytes, image: TiffImageFile) -> bool:
+    """Whether zeros stand for a part of a strip or tile; known only for some compressions.
+
+    No code of Group 4 and no two codes in a row have 24 zeros (ITU-T T.6); LZW has no third code of 0 in a row and
+    PackBits no run of 129 literal zeros.
+    """
+    compression = image.tag_v2.get(259)
+    if compression == _JPEG:
+        return has_hole(bytes(image.tag_v2.get(_JPEG_TABLES, b""))[:-2] + strip[2:])
+    if compression == _TIFF_WEBP:
+        require_whole_webp(strip, (1, 1))
+    if compression in _TIFF_JPEG_2000:
+        require_whole_codestream(strip)
+    if compression == _GROUP_4 and bytes(8) in strip.rstrip(b"\0"):
+        return True
+    return compression in (_GROUP_4, _LZW, _PACKBITS) and bytes(512) in strip
 
 
 def is_whole_stream(pieces: Sequence[bytes | memoryview]) -> bool:

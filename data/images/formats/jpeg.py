@@ -11,7 +11,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from captionmill.data.errors import ImageError
 from captionmill.data.images.formats.background import to_rgb
 from captionmill.data.images.formats.jpeg_damage import accept_damage, has_hole
+from captionmill.data.images.formats.limits import BYTES_PER_PIXEL
 
+_BYTES_OF_RGB = 12  # by Pillow; libjpeg-turbo needs 3
 REDUCING_GAP = 3.0
 """An image that is decoded at reduced size is still at least this many times larger than needed."""
 
@@ -56,6 +58,13 @@ def _decode_by_pillow(image: JpegImageFile, reduction: int) -> npt.NDArray[np.ui
         image.draft(None, (-(-image.width // reduction), -(-image.height // reduction)))
     image.load()
     return np.array(to_rgb(image))
+
+
+def jpeg_memory(image: JpegImageFile, reduction: int) -> int:
+    """The bytes that `decode_jpeg` needs: for the pixels, and for all coefficients of a progressive JPEG."""
+    pixels = image.width * image.height
+    coefficients = 2 * len(image.getbands()) if image.info.get("progressive") else 0
+    return pixels * coefficients + pixels // reduction**2 * (BYTES_PER_PIXEL if image.mode == "CMYK" else _BYTES_OF_RGB)
 
 
 def reduction_of(

@@ -11,8 +11,8 @@ Anything else may have changed any pixel after it: a lost marker, a wrong code, 
 zeros in the middle, which decode without a warning.
 """
 
+import math
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import simplejpeg
@@ -20,10 +20,11 @@ import simplejpeg
 MOST_DAMAGED = 0.05  # of the pixels
 
 _SOF = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
-_SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), (0xC2, 0xCA)
-_SOS, _DRI, _EOI, _APP0, _DHT = 0xDA, 0xDD, 0xD9, 0xE0, 0xC4
-_END_OF_BLOCK = 0
-_HOLE = bytes(256)
+_SEQUENTIAL, _PROGRESSIVE, _HUFFMAN_CODED = (0xC0, 0xC1), (0xC2, 0xCA), (0xC0, 0xC1, 0xC2)
+_SOS, _DRI, _EOI, _APP0, _DHT, _DQT = 0xDA, 0xDD, 0xD9, 0xE0, 0xC4, 0xDB
+_END_OF_BLOCK, _ZERO_RUN = 0, 0xF0
+_DC_RANGE = 2048  # of the first coefficient of a block of 8-bit pixels
+_HOLE, _ZEROS = bytes(256), re.compile(rb"\0{256,}")
 _END_OF_SCAN = re.compile(rb"\xff+[\xc0-\xcf\xd9-\xdf\xe0-\xef\xfe]")
 _RESTART = re.compile(rb"\xff+([\xd0-\xd7])")
 _FILLING = re.compile(rb"(?:(?<![\0\xff])|(?<=\xff\0))\0++(?=\xff+[\xd0-\xd7]|\Z)")  # a zero after 0xff is no filling
@@ -78,25 +79,76 @@ def accept_damage(data: bytes, warning: str) -> bytes | None:
 def has_hole(data: bytes) -> bool:
     """Whether zeros stand for a part of the pixels of a JPEG that decodes without a warning.
 
-    Known only where zeros cannot be the codes of a flat area: in one scan without restart markers, in which they would
-    be coefficients of -1 throughout, as in files without optimized codes.
+    Known only where so many zeros cannot be the codes of an image, and only without restart markers.
     """
     if _HOLE not in data:
         return False
     jpeg = _split(data)
-    if jpeg is None or len(jpeg.scans) != 1 or jpeg.frame[0] not in _SEQUENTIAL or any(jpeg.header(_DRI)):
+    if jpeg is None or jpeg.frame[0] not in _HUFFMAN_CODED or any(jpeg.header(_DRI)):
         return False
-    tables = [content[2:] for marker, content in jpeg.segments if marker == _DHT]
-    is_flat = all(symbol == _END_OF_BLOCK for table in tables for symbol in _symbols_of_zeros(table))
-    return not is_flat and _HOLE in jpeg.scans[0][1]
+    return any(_HOLE in scan and not _can_be_zeros(jpeg, count, scan) for count, scan in jpeg.scans)
 
 
-def _symbols_of_zeros(tables: bytes) -> Iterator[int]:
-    """The symbol that zeros stand for in each of the Huffman tables for AC coefficients (ITU-T T.81, B.2.4.2)."""
-    while len(tables) > 17:
-        if tables[0] >> 4:
-            yield tables[17]
-        tables = tables[17 + sum(tables[1:17]) :]
+def _can_be_zeros(jpeg: _Jpeg, count: int, scan: bytes) -> bool:
+    """Whether the most zeros in a row of the scan after `count` segments may be the codes of a flat area.
+
+    They are not where they would be coefficients of -1 and less throughout, where the first coefficient would fall
+    below what 8-bit pixels give, and where each flat block has its own code though runs of them have a shorter one
+    (ITU-T T.81, F.1.2 and G.1.2). The bits that refine coefficients may all be zeros.
+    """
+    marker, frame = jpeg.frame
+    header = jpeg.segments[count - 1][1][2:]
+    selectors = dict(zip(header[1 : 1 + 2 * header[0] : 2], header[2 : 2 + 2 * header[0] : 2], strict=True))
+    first, _, bits = header[1 + 2 * header[0] : 4 + 2 * header[0]]
+    codes = _codes_of_zeros(jpeg.segments[:count])
+    if bits >> 4:
+        return True
+    if marker in _PROGRESSIVE and first:
+        _, symbol, has_runs = codes[0x10 | next(iter(selectors.values())) & 15]
+        return symbol & 15 == 0 and symbol != _ZERO_RUN and not (symbol == _END_OF_BLOCK and has_runs)
+    unit, falls = 0, dict.fromkeys(selectors, 0)
+    for component, selector in selectors.items():
+        length, size, _ = codes[selector >> 4]
+        if marker in _SEQUENTIAL:
+            end_length, symbol, _ = codes[0x10 | selector & 15]
+            if symbol != _END_OF_BLOCK:
+                return False
+            length += end_length
+        factors = _components(frame)[component] if len(selectors) > 1 else (1, 1)
+        unit += math.prod(factors) * (length + size)
+        falls[component] = math.prod(factors) * ((1 << size) - 1) << (bits & 15)
+    units = 8 * (max(map(len, _ZEROS.findall(scan))) - 1) // unit - 1
+    steps = _first_steps(jpeg)
+    return all(units * fall * steps[component] <= _DC_RANGE + steps[component] for component, fall in falls.items())
+
+
+def _codes_of_zeros(segments: list[tuple[int, bytes]]) -> dict[int, tuple[int, int, bool]]:
+    """For each Huffman table, by class and number: the length and the symbol of the code of zeros (T.81, B.2.4.2).
+
+    With each, whether the table has codes of several flat blocks.
+    """
+    codes = {}
+    for tables in [content[2:] for marker, content in segments if marker == _DHT]:
+        rest = tables
+        while len(rest) > 17:
+            symbols = rest[17 : 17 + sum(rest[1:17])]
+            length = next((length for length, number in enumerate(rest[1:17], start=1) if number), 1)
+            codes[rest[0]] = (length, rest[17], any(symbol & 15 == 0 < symbol < _ZERO_RUN for symbol in symbols))
+            rest = rest[17 + len(symbols) :]
+    return codes
+
+
+def _first_steps(jpeg: _Jpeg) -> dict[int, int]:
+    """The quantization step of each component's first coefficient (T.81, B.2.4.1)."""
+    steps = {}
+    for tables in [content[2:] for marker, content in jpeg.segments if marker == _DQT]:
+        rest = tables
+        while rest:
+            wide = 1 + (rest[0] >> 4)
+            steps[rest[0] & 15] = int.from_bytes(rest[1 : 1 + wide])
+            rest = rest[1 + 64 * wide :]
+    frame = jpeg.frame[1]
+    return {frame[at]: steps[frame[at + 2]] for at in range(6, len(frame) - 2, 3)}
 
 
 def _split(data: bytes) -> _Jpeg | None:

@@ -12,7 +12,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.PsdImagePlugin import PsdImageFile
 
 from captionmill.data.errors import ImageError, InputError
-from captionmill.data.images.formats.holes import boxes, require_whole_heif
+from captionmill.data.images.formats.holes import boxes, require_whole_codestream, require_whole_heif
 from captionmill.data.images.formats.kinds import family_of
 from captionmill.data.optional import install_command, require
 
@@ -21,7 +21,6 @@ Opener = Callable[[io.BytesIO], PillowFile]
 _MERGED_RESOURCE = 1057  # Adobe Photoshop File Formats Specification, Image Resource IDs: Version Info
 _MULTICHANNEL = 7
 _END_OF_CODESTREAM = b"\xff\xd9"  # ISO/IEC 15444-1, A.4.4
-_HOLE = bytes(8192)  # compressed pixels hold no run of so many zeros
 
 
 def find_opener(header: bytes) -> Opener | None:
@@ -62,8 +61,10 @@ def _open_jpeg_2000(file: io.BytesIO) -> PillowFile:
     """JPEG 2000; Pillow makes up what is missing at the end, so the end mark must be there."""
     data = file.getvalue()
     ends = [end for kind, _, end in boxes(data) if kind == b"jp2c"] if data.startswith(b"\0\0\0\x0c") else [len(data)]
-    if not ends or not data[: ends[-1]].rstrip(b"\0").endswith(_END_OF_CODESTREAM) or _HOLE in data:
+    whole = data[: ends[-1]].rstrip(b"\0") if ends else b""
+    if not whole.endswith(_END_OF_CODESTREAM):
         raise EOFError("a part of the JPEG 2000 codestream is missing")
+    require_whole_codestream(whole)
     return Jpeg2KImageFile(file)
 
 

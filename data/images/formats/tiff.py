@@ -36,9 +36,10 @@ def decode_tiff(data: bytes, *, page: int = 0) -> npt.NDArray[np.uint8]:
     with image:
         image.seek(page)
         require_size(image.size)
-        if not _is_read_by_pillow(image):
-            return decode_samples(data, page)
+        is_read_by_pillow = _is_read_by_pillow(image)
         require_whole_strips(data, image)
+        if not is_read_by_pillow:
+            return decode_samples(data, page)
         image.load()  # Pillow makes it upright
         return decode_samples(data, page) if _looks_too_dark(image) else np.array(to_rgb(image))
 

@@ -1,7 +1,7 @@
 // What a person decided about captions: kept by the browser, undone step by step, written as a file and read from one.
 
 const COLUMNS = ["path", "decision", "caption", "shown"]; // as data/captions reads them
-const DECISIONS = ["corrected", "accepted", "later"];
+const DECISIONS = ["corrected", "accepted", "later", "undecided"];
 
 /** A caption as `captionmill apply` reads it: one line, one space between words. */
 function tidy(text) {
@@ -72,13 +72,20 @@ class Decisions {
     this.#store(() => localStorage.removeItem(this.#prefix + path));
   }
 
-  /** What was decided until now is in a file or in the table; `isFinal`: no step before can be undone. */
-  markSaved(isFinal) {
+  /** What was decided until now is in a file or in the table. */
+  markSaved() {
     this.#savedAt = Math.max(Date.now(), this.#savedAt);
     for (const made of this.#made.values()) this.#savedAt = Math.max(made.at, this.#savedAt);
     this.#taken.clear();
-    if (isFinal) this.#done.length = this.#undone.length = 0;
     this.#store(() => localStorage.setItem(this.#mark, String(this.#savedAt)));
+  }
+
+  /** The steps until now are in the table: to undo one is to decide against it, as `against` (path -> decision) has it. */
+  rebase(against) {
+    const seen = new Set(), isLast = ([path]) => !seen.has(path) && seen.add(path);
+    const turn = change => against.has(change[0]) ? [change[0], against.get(change[0]), null] : change;
+    this.#done = this.#done.toReversed().map(step => step.filter(isLast).map(turn)).filter(step => step.length).toReversed();
+    this.#undone.length = 0;
   }
 
   /** How many decisions were made, or taken back, since they were saved. */
@@ -135,7 +142,8 @@ function isOutdated(row) {
 
 /** "corrected", "accepted", "later", or "" if nobody has decided. */
 function stateOf(row) {
-  return decisionOf(row)?.decision ?? row.status;
+  const made = decisionOf(row);
+  return made?.decision === "undecided" ? "" : made?.decision ?? row.status;
 }
 
 function isReviewed(row) {
@@ -145,7 +153,7 @@ function isReviewed(row) {
 
 function captionOf(row) {
   const made = decisionOf(row);
-  return made?.decision === "corrected" ? made.caption : row.caption;
+  return made?.decision === "corrected" ? made.caption : made?.decision === "undecided" ? row.made?.caption ?? row.caption : row.caption;
 }
 
 function isFailed(row) {
@@ -182,7 +190,7 @@ function parseDecisions(text) {
   for (const [whole, quoted, plain, mark] of content.matchAll(cells)) {
     if (!whole) break;
     end += whole.length;
-    lines.at(-1).push((quoted?.replaceAll('""', '"') ?? plain).replace(/^'/, ""));
+    lines.at(-1).push((quoted?.replaceAll('""', '"') ?? plain).replace(/^'(?=[=+\-@\t\r\n'])/, ""));
     if (mark !== separator) lines.push([]);
   }
   const [header, ...others] = lines, places = COLUMNS.map(name => header.indexOf(name));

@@ -84,7 +84,8 @@ function showOutdated(row) {
   const made = decisions.get(row.path), line = find(".outdated", large);
   line.hidden = !isOutdated(row);
   if (line.hidden) return;
-  const done = { corrected: `was corrected to “${made.caption}”`, accepted: "was accepted", later: "was left for later" };
+  const done = { corrected: `was corrected to “${made.caption}”`, accepted: "was accepted", later: "was left for later",
+    undecided: "was taken back" };
   find("span", line).textContent = `Before, “${made.shown}” ${done[made.decision]}.`;
   find(".again", line).hidden = made.decision !== "corrected";
 }
@@ -219,10 +220,10 @@ function finishEdit() {
 // ---- saving and loading
 
 function spellDue(due) {
-  const counts = { corrected: 0, accepted: 0, later: 0 };
-  for (const row of due) counts[stateOf(row)] += 1;
+  const counts = { corrected: 0, accepted: 0, later: 0, undecided: 0 };
+  for (const row of due) counts[decisionOf(row).decision] += 1;
   return `${counts.corrected.toLocaleString("en")} corrected, ${counts.accepted.toLocaleString("en")} accepted, ` +
-    `${counts.later.toLocaleString("en")} for later`;
+    `${counts.later.toLocaleString("en")} for later` + (counts.undecided ? `, ${counts.undecided.toLocaleString("en")} taken back` : "");
 }
 
 async function save() {
@@ -236,7 +237,7 @@ async function save() {
   link.download = fileName;
   link.click();
   setTimeout(() => URL.revokeObjectURL(address), 60000);
-  decisions.markSaved(false);
+  decisions.markSaved();
   showProgress();
   say(`Saved: ${spellDue(due)}`);
   notify(`Saved as ${fileName}: ${spellDue(due)}. Merge it into the table of captions:`,
@@ -260,23 +261,34 @@ async function saveInTable(due) {
   }
   const conflicts = new Map(answer.conflicts.map(conflict => [conflict.path, conflict]));
   revise(due, () => {
-    decisions.markSaved(true);
+    const against = new Map(); // path -> the decision that undoes the one that was saved
+    decisions.markSaved();
     for (const [row, made] of saved) {
       const conflict = conflicts.get(row.path);
       if (conflict) Object.assign(row, conflict.row);
       else {
-        const caption = made.decision === "corrected" ? made.caption : row.caption;
-        Object.assign(row, { status: made.decision, caption });
-        if (made.decision !== "later") row.flags = [];
-        if (made.decision === "corrected") Object.assign(row, { confidence: null, error: null, alternatives: [] });
-        decisions.settle(row.path, made, caption);
+        const before = { decision: row.status === "corrected" || row.status === "accepted" ? "corrected" : "undecided", caption: row.caption };
+        keepInRow(row, made);
+        against.set(row.path, { ...before, shown: row.caption });
+        decisions.settle(row.path, made, row.caption);
       }
     }
+    decisions.rebase(against);
   });
   say(`Saved in ${tableName}: ${answer.summary}`);
   if (!conflicts.size) return;
   const reasons = [...conflicts.values()].slice(0, 3).map(conflict => `${conflict.path}: ${conflict.reason}`);
   notify(`Not saved: ${spellCount(conflicts.size, "conflict")}. ${reasons.join("; ")}${conflicts.size > 3 ? "; ..." : ""}`);
+}
+
+/** The table has the decision now; `row.made` is what the model made, which an undone decision shows again. */
+function keepInRow(row, made) {
+  const { caption, confidence, flags, error, alternatives } = row;
+  if (!row.status || row.status === "later") row.made = { caption, confidence, flags, error, alternatives };
+  if (made.decision === "undecided") Object.assign(row, row.made, { status: "" });
+  else Object.assign(row, { status: made.decision });
+  if (made.decision === "corrected") Object.assign(row, { caption: made.caption, confidence: null, error: null, alternatives: [] });
+  if (made.decision === "corrected" || made.decision === "accepted") row.flags = [];
 }
 
 async function load(file) {
@@ -297,7 +309,7 @@ async function load(file) {
     }
   }
   if (changes.length) revise(changes.map(([path]) => byPath.get(path)), () => decisions.decide(changes));
-  if (wasSaved) decisions.markSaved(false);
+  if (wasSaved) decisions.markSaved();
   showProgress();
   notify([`Loaded from ${file.name}: ${spellCount(counts.loaded, "decision")}`,
     counts.kept && `${spellCount(counts.kept, "image")} had one here, which stays`,

@@ -10,7 +10,7 @@ from captionmill.data.captions.examples import Indices
 from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, read_model, write_model
 from captionmill.data.progress import Progress
 from captionmill.stages.decoding.captioner import decode_features
-from captionmill.stages.decoding.reranking import choose_rerank
+from captionmill.stages.decoding.trained import choose_rerank
 from captionmill.stages.ranking.consensus import CaptionIndex
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
 from captionmill.stages.ranking.ngrams import FlatCaptions, Reals, starts_of
@@ -42,7 +42,7 @@ def add_ranker(training: Training, work_dir: Path, progress: Progress) -> None:
     load_weights(training.decoder, {name: torch.from_numpy(tensor) for name, tensor in model.tensors.items()})
     parts = pack_ranker(fit_ranker(training, work_dir, progress))
     ranker = unpack_ranker(parts, str(work_dir), len(training.vocabulary)).to(training.device)  # as it is stored
-    search = choose_rerank(config.search, [ranker])
+    search = choose_rerank(config.search, [parts])
     scores = dict(model.scores)
     if search.rerank != "none":
         decoded = decode_features(

@@ -2,14 +2,20 @@
 
 There, one wrong bit keeps HDF5 busy for ever, crashes it or makes it ask for gigabytes.
 
+`seal_file` adds a checksum behind the end of HDF5, where HDF5 ignores it, of all bookkeeping that is not checked here.
+A file that still has it can be opened without fear.
+
 Source: HDF5 File Format Specification, versions 1 of the object header (IV.A.1.a), the attribute message (IV.A.2.m) and
 the global heap (III.E), as HDF5 writes them by default. Files in other versions, of other tools, are not checked.
 """
 
+import os
 import struct
+import zlib
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +30,67 @@ _HEAP_START = b"GCOL\x01"
 _HEAP_HEADER = 16  # bytes; likewise of each object in a heap
 _LEAST_HEAP = 4096  # bytes
 _HEAPS_AT_ONCE = 1024
+_SEAL = struct.Struct("<8sQI")  # sign, bytes of HDF5, checksum; before it the ranges, behind it a checksum of both
+_SEAL_SIGN = b"CMSEAL\x00\x01"
+_LARGEST_SEAL = 1 << 24  # bytes
+
+Range = tuple[int, int]
+"""Where bytes begin in a file, and how many they are."""
+
+
+def seal_file(path: Path, numbers: Iterable[Range], texts: Iterable[Range]) -> None:
+    """Add the checksum of the file at `path`, without the data of its datasets: `numbers`, and references to `texts`.
+
+    The heaps that hold the texts are left out too: `check_references` examines them.
+    """
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        left_out = [*numbers, *texts]
+        for start, length in texts:
+            file.seek(start)
+            references = np.frombuffer(file.read(length), REFERENCE)
+            for heap in np.unique(references["heap"][references["heap"] > 0]).tolist():
+                file.seek(heap + 8)
+                left_out.append((heap, struct.unpack("<Q", file.read(8))[0]))
+        sealed, place = [], 0
+        for start, length in sorted(left_out):
+            if start > place:
+                sealed.append((place, start - place))
+            place = max(place, start + length)
+        sealed.append((place, end - place))
+        ranges = np.array(sealed, "<u8").tobytes()
+        packed = ranges + _SEAL.pack(_SEAL_SIGN, end, _checksum(file, sealed))
+        file.seek(end)
+        file.write(packed + struct.pack("<I", zlib.crc32(packed)))
+
+
+def is_sealed(file: BinaryIO) -> bool | None:
+    """Whether the file is as `seal_file` left it; None for a file that has no such checksum."""
+    size = file.seek(0, os.SEEK_END)
+    if size < _SEAL.size + 4:
+        return None
+    file.seek(size - _SEAL.size - 4)
+    sign, end, checksum = _SEAL.unpack(file.read(_SEAL.size))
+    if sign != _SEAL_SIGN:
+        return None
+    if end > size - _SEAL.size - 4 or size - end > _LARGEST_SEAL:
+        return False
+    file.seek(end)
+    packed, own = file.read(size - end - 4), file.read(4)
+    if struct.pack("<I", zlib.crc32(packed)) != own:
+        return False
+    starts, lengths = np.frombuffer(packed[: -_SEAL.size], "<u8").reshape(-1, 2).T.tolist()
+    is_same: bool = _checksum(file, zip(starts, lengths, strict=True)) == checksum
+    return is_same
+
+
+def _checksum(file: IO[bytes], ranges: Iterable[Range]) -> int:
+    """CRC-32 of the bytes of `file` in `ranges`."""
+    checksum = 0
+    for start, length in ranges:
+        file.seek(start)
+        checksum = zlib.crc32(file.read(length), checksum)
+    return checksum
 
 
 def check_attributes(file: BinaryIO, address: int, size: int) -> None:

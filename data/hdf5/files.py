@@ -15,8 +15,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from captionmill.data.hdf5_check import REFERENCE, check_attributes, check_references
+from captionmill.data.hdf5.check import REFERENCE, check_attributes, check_references
 from captionmill.data.locks import NO_LOCKS
+from captionmill.data.regular import open_regular, require_regular
 
 _BUSY = (errno.EAGAIN, errno.EACCES)  # where flock is made of fcntl's locks, as on NFS, it may answer EACCES
 _OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW)  # a damaged file makes HDF5 read at places that no file has
@@ -43,6 +44,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     HDF5 takes a shared lock, so that no other program may write meanwhile. Where the storage has no locks, the file is
     read without: files of a store are never changed, only replaced.
     """
+    require_regular(path)
     try:
         file = h5py.File(path, "r")
     except OSError as exc:
@@ -50,7 +52,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             raise
         file = h5py.File(path, "r", locking=False)
     with file:
-        with path.open("rb") as plain:
+        with open_regular(path) as plain:
             check_attributes(plain, h5py.h5o.get_info(file.id).addr, path.stat().st_size)
         yield file
 
@@ -64,6 +66,8 @@ def why_not_now(exc: BaseException) -> str:
     number = _errno_of(exc)
     if number is None or number in _OF_CONTENT:
         return ""
+    if number == errno.ENXIO and isinstance(exc, OSError):
+        return f"{exc.strerror}; remove it, or name a feature store"
     reason = os.strerror(number)
     if "unable to lock file" in text and number in _BUSY:
         return (
@@ -89,8 +93,8 @@ def read_texts(dataset: h5py.Dataset, path: Path) -> list[str]:
     count, offset = len(dataset), dataset.id.get_offset()
     if count * REFERENCE.itemsize > size:
         raise ValueError(f"{count} texts in {size} bytes")
-    if offset is not None and dataset.id.get_storage_size() == count * REFERENCE.itemsize:
-        with path.open("rb") as file:
+    if offset is not None:
+        with open_regular(path) as file:
             file.seek(offset)
             check_references(file, np.frombuffer(file.read(count * REFERENCE.itemsize), REFERENCE), size)
     return list(dataset.asstr(errors="backslashreplace")[:])

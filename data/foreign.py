@@ -1,0 +1,52 @@
+"""Values from files that somebody else may have written: every damage is one of the errors that readers expect."""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import IO, Any, AnyStr
+
+WRONG_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What reading values of other types, names or sizes raises; a UnicodeDecodeError is a ValueError."""
+LONGEST_LINE = 10_000_000  # characters or bytes
+
+
+class LongLineError(ValueError):
+    """A line of a text is longer than LONGEST_LINE."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; ValueError if it is not valid, nested too deeply, or has a number that is too long."""
+    try:
+        return json.loads(text)
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
+
+
+def finite_number(value: object) -> float:
+    """`value` as a float; TypeError if it is not a number, ValueError or OverflowError if it is not a finite one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{str(value)[:40]!r} is no number")
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is no finite number")
+    return float(value)
+
+
+def text_of(value: object) -> str:
+    """`value`, which must be a string; else TypeError."""
+    if not isinstance(value, str):
+        raise TypeError(f"{str(value)[:40]!r} is no text")
+    return value
+
+
+def read_line(file: IO[AnyStr]) -> AnyStr:
+    """The next line of `file`, empty at its end; LongLineError for a longer one, before all of it is read."""
+    line = file.readline(LONGEST_LINE + 1)
+    if len(line) > LONGEST_LINE:
+        raise LongLineError(f"a line has more than {LONGEST_LINE:,} characters")
+    return line
+
+
+def short_lines(file: IO[AnyStr]) -> Iterator[AnyStr]:
+    """The lines of `file`, each as `read_line`."""
+    while line := read_line(file):
+        yield line

@@ -1,0 +1,1 @@
+"""HDF5 files: opened, checked and read without trusting what they say."""

@@ -1,0 +1,71 @@
+"""What a terminal, a log and a signal get, whatever files are called and libraries print."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from captionmill.pipeline.terminal.printable import PrintableStream, printable
+
+HOSTILE = "\x1b]0;owned\x07\x9b2J\u202egpj.exe"
+
+
+def test_a_terminal_gets_no_control_characters_but_those_that_redraw_a_line() -> None:
+    terminal = io.StringIO()
+    stream = PrintableStream(terminal)
+    stream.write(f"Error: {HOSTILE}\tno image\n")
+    stream.write("\rextract 10%")
+    stream.write("\r           \r")
+    stream.write("a\rb")
+    assert terminal.getvalue() == (
+        "Error: \\x1b]0;owned\\x07\\x9b2J\\u202egpj.exe\tno image\n\rextract 10%\r           \ra\\x0db"
+    )
+    assert printable("déjà vu 🚀\n") == "déjà vu 🚀\n"
+
+
+def test_what_a_library_writes_to_stderr_itself_is_an_object_too() -> None:
+    program = (
+        "import os, sys; from captionmill.pipeline.terminal.json_lines import begin_json, streams_put_back\n"
+        "with streams_put_back():\n"
+        "    begin_json()\n"
+        "    os.write(2, b'TIFFReadDirectory: \\x9b2J\\xff bad\\nsecond, without an end')\n"
+        "    print('ours', file=sys.stderr)\n"
+        'os.write(2, b\'{"message": "plain"}\\n\')\n'
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    lines = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    assert sorted(lines) == ["TIFFReadDirectory: \\x9b2J\\xff bad", "ours", "plain", "second, without an end"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_program_is_still_imported_ends_it_without_a_traceback(number: int, code: int) -> None:
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import captionmill.pipeline.terminal, os\n"
+        f"os.kill(os.getpid(), {int(number)})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_a_signal_in_an_import_waits_for_its_end(tmp_path: object) -> None:
+    program = (
+        "import os, signal, sys, types, time\n"
+        "from captionmill.pipeline.terminal import endings\n"
+        "endings.listen_to_signals()\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "try:\n"
+        "    import slow\n"
+        "    print('imported', slow.done)\n"
+        "    time.sleep(5)\n"
+        "except KeyboardInterrupt as exc:\n"
+        "    print(type(exc).__name__)\n"
+    )
+    with open(os.path.join(str(tmp_path), "slow.py"), "w") as file:  # noqa: PTH118, PTH123
+        file.write("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\ndone = True\n")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["imported", "True", "_Terminated"]
