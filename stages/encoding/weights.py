@@ -31,7 +31,7 @@ SCENES_WEIGHTS = "drawn-scenes"
 SCENES_WEIGHTS_PATH = Path(__file__).parent / "assets" / "scenes_resnet14_thin.safetensors"
 NAMED_WEIGHTS = ("imagenet1k_v1", "imagenet1k_v2")
 _NOTES_BYTES = 1_000_000  # of a hundred bytes each
-_SETTLED_NS = 2_000_000_000  # a file that is younger may change within what its file system can tell apart
+_SETTLED_NS = 2_000_000_000  # younger files may change again at what is one time to their file system
 
 
 @dataclass(frozen=True)

@@ -302,7 +302,8 @@ def test_a_lock_file_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 def test_no_bit_of_the_bookkeeping_keeps_hdf5_busy_or_crashes_it(tmp_path: Path) -> None:
     """The places where one wrong bit did: types and lengths of attributes, sizes of texts and of their heaps."""
     path = make_store(tmp_path / "f.h5", [f"photos/{number:03d}.jpg" for number in range(120)], make_rows(120))
-    content = path.read_bytes()
+    content = path.read_bytes()[:-40]  # as earlier versions wrote it: without a checksum of its bookkeeping
+    path.write_bytes(content)
     attributes = [found.start() for found in re.finditer(rb"\x19\x01\x01\0\x10\0\0\0\x10\0\0\0\x01\0", content)]
     heaps = [found.start() for found in re.finditer(rb"GCOL\x01\0\0\0", content)]
     assert (len(attributes), len(heaps)) == (4, 2)  # format, spec, made_by; the type of the keys
