@@ -100,7 +100,8 @@ class ImageRegression:
     def _cosines(self, queries: Tensor) -> Tensor:
         """Whole numbers [B, R] -> the cosine with each row, [B, N]."""
         products: Tensor = queries @ self._matrix.t()  # exact
-        return products / self._norms / queries.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        cosines: Tensor = products / self._norms / queries.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        return cosines
 
 
 def _eigenvectors(kernel: Tensor, count: int) -> tuple[Tensor, Tensor]:
