@@ -34,19 +34,27 @@ _RunCalls = Callable[[Sequence[_Call]], Iterator[tuple[int, Any]]]
 
 @contextmanager
 def open_spread(
-    jobs: int, cluster: str | None, *, device: str = "auto", attempts: int = 3, wait_s: float = 0
+    jobs: int,
+    cluster: str | None,
+    images: int | None = None,
+    *,
+    device: str = "auto",
+    attempts: int = 3,
+    wait_s: float = 0,
 ) -> Iterator[Spread | None]:
     """Processes to extract with while the block lasts, or None for only this process.
 
     `jobs`: processes on this machine, 0 for as many as keep its GPUs busy if there are many images to extract, else
-    one. `cluster`: dask://HOST:PORT or ray://HOST:PORT; its machines need captionmill and the same paths to images,
-    weights and store. Its scheduler and its first worker may take `wait_s` seconds each to appear.
+    one; `images` is how many there are, if that is known. `cluster`: dask://HOST:PORT or ray://HOST:PORT; its machines
+    need captionmill and the same paths to images, weights and store. Its scheduler and its first worker may take
+    `wait_s` seconds each to appear.
 
     Raises InputError for another `cluster` or a missing package, ClusterError if the cluster cannot be reached; running
     tasks raises ClusterError after `attempts` rounds in a row in which workers die and no task is done.
     """
     if cluster is None:
-        processes = jobs or _choose_processes(device, cores=choose_workers(0))
+        are_few = images is not None and images < _LEAST_IMAGES_TO_SPREAD
+        processes = jobs or (1 if are_few else _choose_processes(device))
         if processes < 2:
             yield None
             return
@@ -63,8 +71,8 @@ def open_spread(
         yield spread
 
 
-def _choose_processes(device: str, *, cores: int) -> int:
-    """The number of processes that keep the GPUs of `device` busy on a machine with `cores`; 1 for a CPU."""
+def _choose_processes(device: str) -> int:
+    """The number of processes that keep the GPUs of `device` busy on this machine; 1 for a CPU."""
     if device == "cpu":
         return 1
     import torch
@@ -72,7 +80,7 @@ def _choose_processes(device: str, *, cores: int) -> int:
     if not torch.cuda.is_available():
         return 1
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 1
-    return gpus * max(1, min(_PROCESSES_PER_GPU, cores // (gpus * _CORES_PER_PROCESS)))
+    return gpus * max(1, min(_PROCESSES_PER_GPU, choose_workers(0) // (gpus * _CORES_PER_PROCESS)))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ run that captions joins the parts and writes the one table.
 """
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 from captionmill.data.errors import InputError
@@ -53,12 +54,13 @@ def extract_for_captions(
         spec.require(store.spec, mine="the model", others=str(path))
         machine = replace(machine, dtype=store.dtype)
     missing = find_missing(found, store)
-    results = []
-    if missing:
-        encoder = encoder_for_spec(spec, machine, as_path(cache.weights))
-        parts = NewParts.of(path)
-        results = list(run_tasks(missing, parts, encoder, machine, spread=cache.spread, progress=progress))
-    summary = ExtractSummary.of(
-        results, path, found=len(found), missing=len(missing), spread=cache.spread, started=started
-    )
+    with cache.open_spread(len(missing)) if missing else nullcontext() as spread:
+        results = []
+        if missing:
+            encoder = encoder_for_spec(spec, machine, as_path(cache.weights))
+            tasks = run_tasks(missing, NewParts.of(path), encoder, machine, spread=spread, progress=progress)
+            results = list(tasks)
+        summary = ExtractSummary.of(
+            results, path, found=len(found), missing=len(missing), spread=spread, started=started
+        )
     return replace(summary, left_out=task.left_out)

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,8 +34,8 @@ class CacheConfig:
     """The file of the backbone's weights, if it was moved since the model was trained."""
     machine: ExtractConfig = field(default_factory=ExtractConfig)
     """Only its `MACHINE_SETTINGS` are used: the model determines backbone and preprocessing."""
-    spread: Spread | None = None
-    """The processes that extract (`open_spread`); None: only this one."""
+    open_spread: Callable[[int], AbstractContextManager[Spread | None]] = lambda _: nullcontext()
+    """Opens the processes that extract so many images, as `open_spread` does; by default only this one."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,10 @@ def extract_source(
         if replaced:
             with lock_store(path):
                 delete_store(path)
-        extraction = extract_images(
-            found, path, encoder, machine, spread=cache.spread, before_work=before_work, progress=progress
-        )
+        with cache.open_spread(missing) as spread:
+            extraction = extract_images(
+                found, path, encoder, machine, spread=spread, before_work=before_work, progress=progress
+            )
     elif store is not None and store.part_count > path.exists():  # of an array job, or of a run that was interrupted
         with FeatureWriter(path, spec, dtype=store.dtype, made_by=store.made_by):
             pass  # it joins the parts

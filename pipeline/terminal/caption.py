@@ -1,6 +1,7 @@
 """`captionmill caption`."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,7 +119,8 @@ def caption(
             raise click.UsageError("--cluster writes features to storage that its machines share: name --features")
     taken = take_images(images)
     with table_for(output, table.format) as path:
-        cache = CacheConfig(features, weights, machine)
+        spread = partial(open_spread, jobs, cluster, device=machine.device, wait_s=wait_s)
+        cache = CacheConfig(features, weights, machine, spread)
         settings: dict[str, Any] = {"table": table, "cache": cache, "embed_into": embed_into, "overwrite": overwrite}
         if dry_run:
             from captionmill.pipeline.forecast import forecast_captions
@@ -127,14 +129,11 @@ def caption(
             fields = forecast_fields(forecast, output)
             show_result(f"{output}: {summaries.forecast_lines(forecast)}", fields, on_stderr=to_stdout)
             return
-        with (
-            ProgressBars(quiet=quiet) as progress,
-            open_spread(jobs, cluster, device=machine.device, wait_s=wait_s) as spread,
-        ):
-            settings["cache"] = replace(cache, spread=spread)
+        with ProgressBars(quiet=quiet) as progress:
             if shard:
-                settings = {"table": table, "cache": settings["cache"], "progress": progress}
-                extraction = extract_for_captions(taken, models, path, shard, **settings)
+                extraction = extract_for_captions(
+                    taken, models, path, shard, table=table, cache=cache, progress=progress
+                )
                 show_extraction(extraction, strict=strict, quiet=quiet)
                 return
             summary = caption_folder(taken, models, path, search, **settings, progress=progress)

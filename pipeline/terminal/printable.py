@@ -73,4 +73,7 @@ def printable_terminals() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout, sys.stderr = stdout, stderr
+        if isinstance(sys.stdout, PrintableStream):  # not if the traceback of a bug will be JSON
+            sys.stdout = stdout
+        if isinstance(sys.stderr, PrintableStream):
+            sys.stderr = stderr

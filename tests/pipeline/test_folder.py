@@ -6,6 +6,7 @@ import signal
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -93,14 +94,19 @@ def test_a_folder_is_extracted_by_many_processes_and_the_table_stays_one(
 ) -> None:
     alone = caption(photos, model, tmp_path / "alone.csv")
     tasks: list[ShareTask] = []
+    counts: list[int] = []
+
+    def open_spread(images: int) -> AbstractContextManager[Spread]:
+        counts.append(images)
+        return nullcontext(Spread(run, 2))
 
     def run(function: Callable[[ShareTask], ShareResult], given: Sequence[ShareTask]) -> Iterator[ShareResult]:
         tasks.extend(given)
         return map(function, given)
 
-    cache = CacheConfig(machine=replace(MACHINE, batch_size=1), spread=Spread(run, 2))
+    cache = CacheConfig(machine=replace(MACHINE, batch_size=1), open_spread=open_spread)
     together = caption_folder(photos, model, tmp_path / "t.csv", SEARCH, cache=cache)
-    assert [len(task.images) for task in tasks] == [2, 2, 2, 2, 1]
+    assert (counts, [len(task.images) for task in tasks]) == ([9], [2, 2, 2, 2, 1])
     assert together.failures == alone.failures
     assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
 
