@@ -1,14 +1,17 @@
 """Tables for spreadsheets: UTF-8 CSV, with a guard on cells that a spreadsheet would run as formulas."""
 
 import csv
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from captionmill.data.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
+
+RecordLayout = Literal["csv", "jsonl"]
 
 _STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
@@ -31,6 +34,37 @@ def csv_line(cells: Iterable[str]) -> bytes:
     """One record as in RFC 4180, except that it ends with only a line feed, which every CSV reader accepts."""
     quoted = ['"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\r\n') else cell for cell in cells]
     return (",".join(quoted) + "\n").encode("utf-8", "backslashreplace")
+
+
+Record = Mapping[str, Any]
+"""Texts and numbers by column."""
+
+
+def render_records(records: Iterable[Record], columns: Sequence[str], layout: RecordLayout) -> str:
+    """Records as a table with these columns: numbers with four decimals, and no text in a CSV is a formula."""
+    if layout == "jsonl":
+        rows = ({name: _shorten(record[name]) for name in columns} for record in records)
+        lines = [(json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace") for row in rows]
+    else:
+        lines = [csv_line(columns)]
+        lines += [csv_line(_cell(record[name]) for name in columns) for record in records]
+    return b"".join(lines).decode()
+
+
+def write_records(
+    path: Path, records: Iterable[Record], columns: Sequence[str], layout: RecordLayout | None = None
+) -> None:
+    """Write what `render_records` makes, by default JSON lines if `path` ends in .jsonl, else CSV."""
+    promised: RecordLayout = "jsonl" if path.suffix.lower() == ".jsonl" else "csv"
+    write_text(path, render_records(records, columns, layout or promised))
+
+
+def _shorten(value: str | float) -> str | float:
+    return value if isinstance(value, str) else round(value, 4)
+
+
+def _cell(value: str | float) -> str:
+    return guard_formula(value) if isinstance(value, str) else f"{value:.4f}"
 
 
 def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> None:

@@ -46,6 +46,7 @@ THE_DOOR = {
     *("ExtractConfig", "FeatureStore", "LeakConfig", "RunEvents", "SearchConfig", "SplitLists", "TableConfig"),
     *("__version__", "caption_folder", "caption_images", "evaluate", "explain", "extract", "read_model"),
     *("TrainConfig", "TrainListener", "apply_decisions", "compare_tables", "pack_model", "run_pipeline", "train"),
+    *("SearchFiles", "audit_captions", "search_store"),
 }
 
 
