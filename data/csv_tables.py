@@ -36,11 +36,11 @@ def csv_line(cells: Iterable[str]) -> bytes:
     return (",".join(quoted) + "\n").encode("utf-8", "backslashreplace")
 
 
-Record = Mapping[str, Any]
+TableRecord = Mapping[str, Any]
 """Texts and numbers by column."""
 
 
-def render_records(records: Iterable[Record], columns: Sequence[str], layout: RecordLayout) -> str:
+def render_records(records: Iterable[TableRecord], columns: Sequence[str], layout: RecordLayout) -> str:
     """Records as a table with these columns: numbers with four decimals, and no text in a CSV is a formula."""
     if layout == "jsonl":
         rows = ({name: _shorten(record[name]) for name in columns} for record in records)
@@ -52,7 +52,7 @@ def render_records(records: Iterable[Record], columns: Sequence[str], layout: Re
 
 
 def write_records(
-    path: Path, records: Iterable[Record], columns: Sequence[str], layout: RecordLayout | None = None
+    path: Path, records: Iterable[TableRecord], columns: Sequence[str], layout: RecordLayout | None = None
 ) -> None:
     """Write what `render_records` makes, by default JSON lines if `path` ends in .jsonl, else CSV."""
     promised: RecordLayout = "jsonl" if path.suffix.lower() == ".jsonl" else "csv"

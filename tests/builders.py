@@ -5,8 +5,10 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,8 +17,9 @@ from PIL import Image
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.features.file import Features
 from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
-from captionmill.data.models.bundle import Model, write_model
+from captionmill.data.models.bundle import Model, read_model, write_model
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
 from captionmill.stages.ranking.ngrams import FlatCaptions
@@ -47,6 +50,19 @@ def make_store(path: Path, keys: list[str], rows: Features, spec: FeatureSpec | 
     with FeatureWriter(path, spec or make_spec(feature_dim=rows.shape[1]), dtype="float32", made_by={}) as writer:
         writer.add(keys, rows)
     return path
+
+
+def damage(path: Path, *keys: str) -> bytes:
+    """Flip a bit in the middle of each row of `keys`; what the file held before."""
+    before = path.read_bytes()
+    store, content = FeatureStore.open(path), bytearray(before)
+    with h5py.File(path) as file:
+        offset = file["features"].id.get_offset()
+        row_bytes = file["features"].dtype.itemsize * store.spec.feature_dim
+    for key in keys:
+        content[offset + store.position(key) * row_bytes + row_bytes // 2] ^= 1
+    path.write_bytes(content)
+    return before
 
 
 def listen_to_ctrl_c() -> None:
@@ -120,6 +136,22 @@ def make_ranker(features: npt.NDArray[np.float32], vocab_size: int, config: Rank
     matcher = Matcher(MatcherConfig(features.shape[1], vocab_size, embed_dim=6, joint_dim=4))
     regression = ImageRegression.fit(reduction, reduction.reduce(features))
     return Ranker(config, regression, captions, np.full(len(features), 2), matcher)
+
+
+def make_matching_model(folder: Path, spec: FeatureSpec) -> Path:
+    """A model for 8 features, whose matcher takes each to be a word: "a" the first, "grass" the last."""
+    model = read_model(make_model(folder, spec))
+    size = len(model.vocabulary)
+    matcher = Matcher(MatcherConfig(8, size, embed_dim=8, joint_dim=8))
+    words = torch.zeros(size, 8)
+    words[len(SPECIAL_WORDS) :] = torch.eye(8)
+    for layer in (matcher.to_joint, matcher.words_to_joint):
+        layer.load_state_dict({"weight": torch.eye(8), "bias": torch.zeros(8)})
+    matcher.embedding.load_state_dict({"weight": words})
+    ranker = make_ranker(make_rows(10), size)
+    ranker.matcher = matcher.eval()
+    write_model(folder, replace(model, ranker=ranker.pack()))
+    return folder
 
 
 def plain_bleu(candidates: list[list[str]], references: list[list[list[str]]]) -> list[float]:

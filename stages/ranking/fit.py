@@ -78,7 +78,7 @@ class Sample:
 
 
 def _log_share(cosines: Tensor, others: Tensor, is_own: Tensor) -> Tensor:
-    """The logarithm of the softmax probability of each of `cosines` [C] beside the `others` [C, R] that are not `is_own`."""
+    """The logarithms of the softmax probabilities of `cosines` [C] beside the `others` [C, R] except for `is_own`."""
     differences = ((others - cosines.unsqueeze(1)) / TEMPERATURE).masked_fill(is_own, -torch.inf)
     return -F.softplus(torch.logsumexp(differences, dim=1))
 
