@@ -87,7 +87,7 @@ def search_store(
     the features are not of the model's kind; other errors as `FeatureStore.open` and `read_model`.
     """
     if (words is None) == (like is None):
-        raise InputError("nothing to search by: give either `words` or `like`")
+        raise InputError("a search needs words, or an image as `like`, and not both")
     opened = open_matched(features, model)
     _check(files, opened)
     known, unknown = _read_words(words, opened) if words is not None else ([], [])

@@ -139,16 +139,16 @@ def make_ranker(features: npt.NDArray[np.float32], vocab_size: int, config: Rank
 
 
 def make_matching_model(folder: Path, spec: FeatureSpec) -> Path:
-    """A model for 8 features, whose matcher takes each to be a word: "a" the first, "grass" the last."""
+    """A model whose matcher takes each of the first 8 features to be a word: the first "a", the last "grass"."""
     model = read_model(make_model(folder, spec))
     size = len(model.vocabulary)
-    matcher = Matcher(MatcherConfig(8, size, embed_dim=8, joint_dim=8))
+    matcher = Matcher(MatcherConfig(spec.feature_dim, size, embed_dim=8, joint_dim=8))
     words = torch.zeros(size, 8)
     words[len(SPECIAL_WORDS) :] = torch.eye(8)
     for layer in (matcher.to_joint, matcher.words_to_joint):
-        layer.load_state_dict({"weight": torch.eye(8), "bias": torch.zeros(8)})
+        layer.load_state_dict({"weight": torch.eye(8, layer.in_features), "bias": torch.zeros(8)})
     matcher.embedding.load_state_dict({"weight": words})
-    ranker = make_ranker(make_rows(10), size)
+    ranker = make_ranker(make_rows(10, dim=spec.feature_dim), size)
     ranker.matcher = matcher.eval()
     write_model(folder, replace(model, ranker=ranker.pack()))
     return folder
