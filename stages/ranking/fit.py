@@ -36,7 +36,8 @@ class CaptionFit:
     caption: str
     fit: float
     """0 and less: the mean natural logarithm of the probabilities that the caption belongs to this image and not to a
-    random one, that the image has this caption and not a random one, and that the image's other captions do."""
+    random one, and that the image has this caption and not a random one; if the image has other captions, the mean of
+    this and of the same for these instead of the image."""
 
 
 class Sample:
@@ -73,8 +74,8 @@ class Sample:
         others = F.normalize(sums[owners] - captions, dim=1)
         among_others = _log_share((others * captions).sum(dim=1), others @ self._captions.t(), is_own_caption)
         has_others = torch.bincount(owners, minlength=len(images))[owners] > 1
-        two = of_image + of_caption
-        return torch.where(has_others, (two + among_others) / 3, two / 2)
+        of_pair = (of_image + of_caption) / 2
+        return torch.where(has_others, (of_pair + among_others) / 2, of_pair)
 
 
 def _log_share(cosines: Tensor, others: Tensor, is_own: Tensor) -> Tensor:

@@ -61,5 +61,5 @@ def test_a_caption_that_is_unlike_the_others_of_its_image_fits_less() -> None:
     fits = sample.fit(image, unit[[0, 0, 2]], owners, numbers)
     alone = sample.fit(image, unit[[0]], owners[:1], numbers)
     assert fits[0] == pytest.approx(fits[1])
-    assert fits[2] == pytest.approx(-math.log(2), abs=1e-4)  # cosines of 0, beside one random one of 0, three times
+    assert fits[2] == pytest.approx(-math.log(2), abs=1e-4)  # cosines of 0, beside one random one of 0, in all three
     assert alone[0] == pytest.approx(0, abs=1e-6)
