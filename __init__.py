@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from captionmill.pipeline.compare import compare_tables
     from captionmill.pipeline.explain import explain_image as explain
     from captionmill.pipeline.plan.run import RunEvents, run_pipeline
+    from captionmill.pipeline.search import SearchFiles, search_store
     from captionmill.stages.decoding.captioner import Captioner
     from captionmill.stages.encoding.extract import extract
+    from captionmill.stages.ranking.audit import audit_captions
     from captionmill.stages.scoring.evaluate import evaluate
     from captionmill.stages.scoring.settings import BootstrapConfig, EvaluateConfig, LeakConfig
     from captionmill.stages.settings import ExtractConfig, SearchConfig, TrainConfig
@@ -45,11 +47,13 @@ _HOMES = {
     "LeakConfig": "captionmill.stages.scoring.settings.LeakConfig",
     "RunEvents": "captionmill.pipeline.plan.run.RunEvents",
     "SearchConfig": "captionmill.stages.settings.SearchConfig",
+    "SearchFiles": "captionmill.pipeline.search.SearchFiles",
     "SplitLists": "captionmill.stages.split_settings.SplitLists",
     "TableConfig": "captionmill.stages.table_settings.TableConfig",
     "TrainConfig": "captionmill.stages.settings.TrainConfig",
     "TrainListener": "captionmill.stages.training.train.TrainListener",
     "apply_decisions": "captionmill.data.tables.decisions.apply_decisions",
+    "audit_captions": "captionmill.stages.ranking.audit.audit_captions",
     "caption_folder": "captionmill.pipeline.captioning.folder.caption_folder",
     "caption_images": "captionmill.pipeline.captioning.images.caption_images",
     "compare_tables": "captionmill.pipeline.compare.compare_tables",
@@ -61,6 +65,7 @@ _HOMES = {
     "pack_model": "captionmill.data.models.archive.pack_model",
     "read_model": "captionmill.data.models.bundle.read_model",
     "run_pipeline": "captionmill.pipeline.plan.run.run_pipeline",
+    "search_store": "captionmill.pipeline.search.search_store",
     "train": "captionmill.stages.training.train.train",
 }
 
@@ -77,12 +82,14 @@ __all__ = [
     "LeakConfig",
     "RunEvents",
     "SearchConfig",
+    "SearchFiles",
     "SplitLists",
     "TableConfig",
     "TrainConfig",
     "TrainListener",
     "__version__",
     "apply_decisions",
+    "audit_captions",
     "caption_folder",
     "caption_images",
     "compare_tables",
@@ -94,6 +101,7 @@ __all__ = [
     "pack_model",
     "read_model",
     "run_pipeline",
+    "search_store",
     "train",
 ]
 

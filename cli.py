@@ -6,6 +6,7 @@ import os
 import click
 
 from captionmill.pipeline.terminal.apply import apply
+from captionmill.pipeline.terminal.audit import audit
 from captionmill.pipeline.terminal.caption import caption
 from captionmill.pipeline.terminal.card import card
 from captionmill.pipeline.terminal.compare import compare
@@ -26,6 +27,7 @@ from captionmill.pipeline.terminal.progress import EchoHandler
 from captionmill.pipeline.terminal.report import report
 from captionmill.pipeline.terminal.review import review
 from captionmill.pipeline.terminal.run import run
+from captionmill.pipeline.terminal.search import search
 from captionmill.pipeline.terminal.status import status
 from captionmill.pipeline.terminal.train import train
 from captionmill.pipeline.terminal.vocabulary import vocabulary
@@ -65,6 +67,8 @@ for _command in (
     evaluate,
     leaks,
     duplicates,
+    audit,
+    search,
     caption,
     review,
     apply,

@@ -1,16 +1,21 @@
 """The tables that are written: UTF-8 CSV, with a guard on cells that a spreadsheet would run as formulas."""
 
 import csv
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Literal
 
 from captionmill.data.errors import InputError
-from captionmill.data.files import replace_atomically
+from captionmill.data.files import replace_atomically, write_text
 from captionmill.data.foreign import short_lines
 from captionmill.data.regular import open_regular_text
 
 Cell = str | int | float | None
+RecordLayout = Literal["csv", "jsonl"]
+TableRecord = Mapping[str, Any]
+"""Texts and numbers by column."""
 _STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 
@@ -62,6 +67,29 @@ def read_cells(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]:
             return [tuple(unguard_formula(cells[place]) for place in places) for cells in reader if cells]
     except (ValueError, IndexError, csv.Error) as exc:
         raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; move it away") from exc
+
+
+def render_records(records: Iterable[TableRecord], columns: Sequence[str], layout: RecordLayout) -> str:
+    """Records as a table with these columns: numbers with four decimals, and no text in a CSV is a formula."""
+    if layout == "jsonl":
+        rows = ({name: _shorten(record[name]) for name in columns} for record in records)
+        lines = [(json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace") for row in rows]
+    else:
+        lines = [csv_line(columns)]
+        lines += [csv_line(record[name] for name in columns) for record in records]
+    return b"".join(lines).decode()
+
+
+def write_records(
+    path: Path, records: Iterable[TableRecord], columns: Sequence[str], layout: RecordLayout | None = None
+) -> None:
+    """Write what `render_records` makes, by default JSON lines if `path` ends in .jsonl, else CSV."""
+    promised: RecordLayout = "jsonl" if path.suffix.lower() == ".jsonl" else "csv"
+    write_text(path, render_records(records, columns, layout or promised))
+
+
+def _shorten(value: str | float) -> str | float:
+    return value if isinstance(value, str) else round(value, 4)
 
 
 def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> None:

@@ -116,6 +116,11 @@ def explain_image(
     return explained
 
 
+def features_of_image(image: AnyPath, spec: FeatureSpec, machine: ExtractConfig, weights: Path | None) -> Features:
+    """The row [D] that a store with this spec would hold of an image file or its URL; errors as `explain_image`."""
+    return _made_row(image, encoder_for_spec(spec, machine, weights), machine).values
+
+
 @dataclass(frozen=True)
 class _Row:
     """The features of the image, and where they come from."""

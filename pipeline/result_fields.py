@@ -13,8 +13,10 @@ if TYPE_CHECKING:  # the stages import torch, and `--help` must be instant
     from captionmill.pipeline.doctor import Facts
     from captionmill.pipeline.export import ExportSummary
     from captionmill.pipeline.forecast import Forecast
+    from captionmill.pipeline.search import SearchFiles, StoreSearch
     from captionmill.pipeline.throughput import Throughput
     from captionmill.stages.encoding.extract import ExtractSummary
+    from captionmill.stages.ranking.audit import CaptionAudit
     from captionmill.stages.scoring.bootstrap import Estimate
     from captionmill.stages.scoring.comparison import TableComparison
     from captionmill.stages.scoring.evaluate import Evaluation
@@ -119,6 +121,30 @@ def leak_fields(report: "LeakReport", output: object) -> Fields:
         "identical": sum(count.identical for count in report.counts.values()),
         "without_features": len(report.without_features),
         "damaged": len(report.damaged),
+    }
+
+
+def search_fields(search: "StoreSearch", files: "SearchFiles") -> Fields:
+    """The images that were found, and what was searched."""
+    return {
+        "output": None if files.output is None else str(files.output),
+        "gallery": None if files.gallery is None else str(files.gallery),
+        "searched": search.searched,
+        "damaged": len(search.damaged),
+        "unknown_words": list(search.unknown_words),
+        "found": [asdict(image) for image in search.images],
+    }
+
+
+def audit_fields(audit: "CaptionAudit", output: object) -> Fields:
+    """The captions that fit worst, and what they were found among."""
+    return {
+        "output": None if output is None else str(output),
+        "captions": audit.captions,
+        "images": audit.images,
+        "without_features": len(audit.without_features),
+        "damaged": len(audit.damaged),
+        "worst": [asdict(caption) for caption in audit.worst],
     }
 
 

@@ -5,8 +5,10 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -16,12 +18,14 @@ from PIL import Image
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.features.file import Features
 from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
-from captionmill.data.models.bundle import Model, write_model
+from captionmill.data.models.bundle import Model, read_model, write_model
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.ranking.consensus import CaptionIndex
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
 from captionmill.stages.ranking.ngrams import FlatCaptions
+from captionmill.stages.ranking.packed import pack_ranker
 from captionmill.stages.ranking.ranker import Ranker, RankerConfig
 from captionmill.stages.ranking.regression import ImageRegression, Reduction
 from captionmill.stages.settings import SearchConfig, TrainConfig
@@ -63,6 +67,19 @@ def add_part(path: Path, keys: Sequence[str] = (), rows: Features | None = None,
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
+
+
+def damage(path: Path, *keys: str) -> bytes:
+    """Flip a bit in the middle of each row of `keys`; what the file held before."""
+    before = path.read_bytes()
+    store, content = FeatureStore.open(path), bytearray(before)
+    with h5py.File(path) as file:
+        offset = file["features"].id.get_offset()
+        row_bytes = file["features"].dtype.itemsize * store.spec.feature_dim
+    for key in keys:
+        content[offset + store.position(key) * row_bytes + row_bytes // 2] ^= 1
+    path.write_bytes(content)
+    return before
 
 
 def listen_to_ctrl_c() -> None:
@@ -137,6 +154,21 @@ def make_ranker(features: npt.NDArray[np.float32], vocab_size: int, config: Rank
     regression = ImageRegression.fit(reduction, reduction.reduce(features))
     index = CaptionIndex.of(captions, np.repeat(np.arange(len(features)), 2))
     return Ranker(config, regression, captions, np.full(len(features), 2), index, vocab_size, matcher.eval())
+
+
+def make_matching_model(folder: Path, spec: FeatureSpec) -> Path:
+    """A model whose matcher takes each of the first 8 features to be a word: the first "a", the last "grass"."""
+    model = read_model(make_model(folder, spec))
+    size = len(model.vocabulary)
+    matcher = Matcher(MatcherConfig(spec.feature_dim, size, embed_dim=8, joint_dim=8))
+    words = torch.zeros(size, 8)
+    words[len(SPECIAL_WORDS) :] = torch.eye(8)
+    for layer in (matcher.to_joint, matcher.words_to_joint):
+        layer.load_state_dict({"weight": torch.eye(8, layer.in_features), "bias": torch.zeros(8)})
+    matcher.embedding.load_state_dict({"weight": words})
+    ranker = replace(make_ranker(make_rows(10, dim=spec.feature_dim), size), matcher=matcher.eval())
+    write_model(folder, replace(model, ranker=pack_ranker(ranker)))
+    return folder
 
 
 def plain_bleu(candidates: list[list[str]], references: list[list[list[str]]]) -> list[float]:

@@ -197,6 +197,22 @@ class FeatureStore:
             stop = min(start + block_rows, len(self))
             yield self.keys[start:stop], self.read(np.arange(start, stop))
 
+    def sound_blocks(
+        self, positions: Positions | None, block_rows: int
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Features, list[str]]]:
+        """The rows at `positions`, or all, that are not damaged, block by block in that order.
+
+        Each block is the positions of these [B], the rows [B, D] and the keys of the damaged rows between them.
+        """
+        wanted = np.arange(len(self)) if positions is None else np.asarray(positions, dtype=np.int64)
+        for start in range(0, len(wanted), block_rows):
+            block = wanted[start : start + block_rows]
+            rows = self._read_unchecked(block)
+            if damaged := self._find_damaged(block, rows):
+                is_sound = np.array([self.keys[position] not in damaged for position in block.tolist()])
+                block, rows = block[is_sound], rows[is_sound]
+            yield block, rows, damaged
+
     def digest(self) -> bytes:
         """SHA-256 over the spec, the keys and the rows' checksums: equal for stores with the same content."""
         digest = hashlib.sha256(json.dumps(self.spec.to_json()).encode())

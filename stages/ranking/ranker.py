@@ -166,7 +166,7 @@ class Ranker:
         return tuple(tuple(words.tolist()) for words in np.split(flat.words, flat.starts[1:-1]))
 
     def to(self, device: torch.device) -> "Ranker":
-        """Put the matcher on `device`; the neighbours stay in main memory."""
+        """Put the matcher on `device`; all else stays in main memory."""
         if self.matcher is not None:
             self.matcher.to(device)
         return self

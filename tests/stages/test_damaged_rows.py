@@ -4,10 +4,9 @@ import csv
 import logging
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-from builders import TINY_TRAINING, make_model, make_rows, make_spec, make_store, make_task
+from builders import TINY_TRAINING, damage, make_model, make_rows, make_spec, make_store, make_task
 from click.testing import CliRunner
 
 from captionmill.cli import main
@@ -36,19 +35,6 @@ from captionmill.stages.training.features import measure_features
 from captionmill.stages.training.train import TrainListener, train
 
 SEARCH = SearchConfig(beam_size=1, max_length=4)
-
-
-def damage(path: Path, *keys: str) -> bytes:
-    """Flip a bit in the middle of each row of `keys`; what the file held before."""
-    before = path.read_bytes()
-    store, content = FeatureStore.open(path), bytearray(before)
-    with h5py.File(path) as file:
-        offset = file["features"].id.get_offset()
-        row_bytes = file["features"].dtype.itemsize * store.spec.feature_dim
-    for key in keys:
-        content[offset + store.position(key) * row_bytes + row_bytes // 2] ^= 1
-    path.write_bytes(content)
-    return before
 
 
 def run(*arguments: object) -> str:

@@ -1,0 +1,60 @@
+"""`captionmill audit`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from captionmill.pipeline.result_fields import audit_fields
+from captionmill.pipeline.terminal.options import (
+    FILE_PATH,
+    MODEL,
+    captions_options,
+    device_option,
+    quiet_option,
+    take_captions,
+)
+from captionmill.pipeline.terminal.progress import ProgressBars
+from captionmill.pipeline.terminal.results import show_result
+from captionmill.pipeline.words import show_list
+
+
+@click.command()
+@click.argument("features", metavar="STORE", type=FILE_PATH)
+@captions_options()
+@click.option(
+    "--model", type=MODEL, required=True, help="Model with a matcher, which `train` makes beside the decoder."
+)
+@click.option("--top", type=click.IntRange(min=1), default=100, show_default=True, help="Number of captions to list.")
+@click.option(
+    "--output",
+    type=FILE_PATH,
+    help="Table with the columns key, caption and fit (CSV, or JSON lines if it ends in .jsonl).  [default: the "
+    "terminal]",
+)
+@device_option
+@quiet_option
+def audit(features: Path, model: Path, top: int, output: Path | None, quiet: bool, **options: Any) -> None:
+    """List the captions that fit their image in the feature store STORE worst, for a person to look at.
+
+    The worst come first: captions of another image, shuffled rows, captions that name what nobody sees. The model may
+    have been trained on these captions. A caption's fit is 0 or less; it is low if the model's matcher would rather
+    pick other images for the caption, other captions for the image, or finds it unlike the image's other captions.
+
+    Example: captionmill audit features.h5 --captions captions.csv --model model --output audit.csv
+    """
+    captions = take_captions(options)
+    from captionmill.stages.ranking.audit import audit_captions
+
+    with ProgressBars(quiet=quiet) as progress:
+        found = audit_captions(features, captions, model, output=output, top=top, progress=progress, **options)
+    text = "\n".join(f"{caption.fit:8.4f}  {caption.key}  {caption.caption}" for caption in found.worst)
+    if output is not None:
+        text = f"{output}: the worst {len(found.worst):,} of {found.captions:,} captions of {found.images:,} images"
+    show_result(text, audit_fields(found, output))
+    if found.without_features:
+        click.echo(f"Not compared, without features: {len(found.without_features):,}", err=True)
+        click.echo(show_list(found.without_features), err=True)
+    if found.damaged:
+        click.echo(f"Not compared, as their features are damaged: {len(found.damaged):,}; run extract again", err=True)
+        click.echo(show_list(found.damaged), err=True)

@@ -1,0 +1,92 @@
+"""Lists the captions that fit their image worst, for a person to look at: wrong pairs, shuffled rows, wrong files.
+
+Images are read in blocks and only the worst captions so far are kept. All headers are read before torch is imported.
+"""
+
+import heapq
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from captionmill.data.captions.files import Captions, as_caption_files
+from captionmill.data.captions.near import describe_near
+from captionmill.data.captions.references import read_annotations
+from captionmill.data.csv_tables import write_records
+from captionmill.data.errors import InputError
+from captionmill.data.files import require_other_file
+from captionmill.data.models.bundle import model_paths
+from captionmill.data.paths import AnyPath, as_path
+from captionmill.data.progress import Progress, no_progress
+from captionmill.stages.ranking.opened import open_matched
+
+if TYPE_CHECKING:
+    from captionmill.stages.ranking.fit import CaptionFit
+
+_COLUMNS = ("key", "caption", "fit")
+
+
+@dataclass(frozen=True)
+class CaptionAudit:
+    """What an audit found."""
+
+    worst: "tuple[CaptionFit, ...]"
+    """The worst first; of equal ones the first by key."""
+    captions: int
+    """Number of captions that were compared."""
+    images: int
+    """Number of their images."""
+    without_features: tuple[str, ...]
+    """Images with captions that have no row, sorted."""
+    damaged: tuple[str, ...]
+    """Images whose rows are damaged, sorted: `extract` makes them again."""
+
+
+def audit_captions(
+    features: AnyPath,
+    captions: Captions,
+    model: AnyPath,
+    *,
+    output: AnyPath | None = None,
+    top: int = 100,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> CaptionAudit:
+    """The `top` captions that fit their image in the store `features` worst, by the matcher of `model`.
+
+    Captions are in any format that `train` reads; the model may have been trained on them. `output` is a table of what
+    was found (CSV, or JSON lines if it ends in .jsonl). What each caption is compared with is drawn with a fixed seed.
+
+    Raises InputError if the model has no matcher or no image has captions and features; SpecMismatchError if the
+    features are not of the model's kind; AnnotationError as `read_annotations`.
+    """
+    files, output = as_caption_files(captions), as_path(output)
+    opened = open_matched(features, model)
+    if output is not None:
+        require_other_file(output, opened.store.path, *files.paths, *model_paths(opened.folder))
+    vocabulary = opened.model.vocabulary
+    texts = read_annotations(files, known_keys=opened.store.keys, word_rule=vocabulary.word_rule).captions
+    keys = sorted(key for key in texts if key in opened.store)
+    missing = sorted(key for key in texts if key not in opened.store)
+    if not keys:
+        near = describe_near(missing, opened.store.keys) or "name the images by their keys in the store"
+        raise InputError(f"{files.name}: no image with captions has features in {opened.store.path}; {near}")
+
+    from captionmill.stages.machine import choose_device  # these import torch
+    from captionmill.stages.ranking.fit import fit_captions
+    from captionmill.stages.ranking.retrieve import load_matcher
+
+    matcher = load_matcher(opened, choose_device(device))
+    worst: list[CaptionFit] = []
+    damaged: list[str] = []
+    captions_done = images_done = 0
+    for found, lost in fit_captions(opened, matcher, texts, np.array([opened.store.position(key) for key in keys])):
+        worst = heapq.nsmallest(top, itertools.chain(worst, found), key=lambda caption: caption.fit)  # stable
+        damaged += lost
+        captions_done += len(found)
+        images_done += len({caption.key for caption in found})
+        progress("audit", images_done + len(damaged), len(keys))
+    if output is not None:
+        write_records(output, map(vars, worst), _COLUMNS)
+    return CaptionAudit(tuple(worst), captions_done, images_done, tuple(missing), tuple(damaged))
