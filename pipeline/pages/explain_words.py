@@ -80,9 +80,11 @@ class ImageExplanation:
 
     @property
     def branches(self) -> Sequence[Sequence[BeamNode]]:
-        """The beam's steps; where candidates were re-ranked, only what leads to those that are shown."""
-        beam, shown = self.explanation.beam, {candidate.caption.words for _, candidate in self.candidates}
-        return beam.branches(shown) if shown else beam.steps
+        """The beam's steps to show: all, or where only some of the candidates are shown, what leads to these."""
+        beam, choice = self.explanation.beam, self.explanation.choice
+        if choice is None or len(self.candidates) == len(choice.candidates):
+            return beam.steps
+        return beam.branches([candidate.caption.words for _, candidate in self.candidates])
 
     def text_of(self, words: Sequence[int]) -> str:
         """A caption from its word indices."""

@@ -61,8 +61,8 @@ def _beam_lines(explained: ImageExplanation) -> Iterator[str]:
     yield f"beam of {search.beam_size}, the best at the top of each step; * leads to the winner"
     if has_groups:
         yield f"  {search.diversity_groups} groups; each keeps its best by the score less what earlier groups took (by)"
-    if explained.candidates:
-        yield "  only what leads to the candidates below, the ten best of their totals and the decoder's own"
+    if explained.branches != tree.steps:
+        yield "  only what leads to the candidates that are listed below with their scores"
     columns = "step  place  parent  word                ln p       sum  words     score"
     yield f"  {columns}{'  group        by' * has_groups}"
     for kept in explained.branches:
@@ -84,14 +84,15 @@ def _choice_lines(explained: ImageExplanation, choice: Choice) -> Iterator[str]:
     count = len(choice.candidates)
     yield f"the choice among the {count} candidates, the highest total first: {describe_total(explained)}"
     has_consensus, has_match = by != "matcher", by != "consensus"
-    yield f"  place  mean ln p{'  consensus' * has_consensus}{'    match' * has_match}    total  caption"
+    yield f"  place    total{'  consensus' * has_consensus}  mean ln p{'    match' * has_match}  caption"
     for place, candidate in explained.candidates:
         score = candidate.score
         yield (
-            f"{'*' if place == 1 else ' '} {place:5}  {score.log_probability:9.4f}"
+            f"{'*' if place == 1 else ' '} {place:5}  {score.total:7.4f}"
             + f"  {score.consensus:9.4f}" * has_consensus
+            + f"  {score.log_probability:9.4f}"
             + f"  {score.match:7.4f}" * has_match
-            + f"  {score.total:7.4f}  {explained.text_of(candidate.caption.words)}"
+            + f"  {explained.text_of(candidate.caption.words)}"
             + "  (the decoder's first choice)" * (candidate.place == 0)
         )
     if choice.neighbours:
