@@ -147,7 +147,9 @@ def make_model(
 def make_ranker(features: npt.NDArray[np.float32], vocab_size: int, config: RankerConfig = RankerConfig()) -> Ranker:
     """Of training images with `features` [N, D], two captions each, with a matcher of random weights."""
     torch.manual_seed(0)
-    reduction = Reduction.fit(features, features.mean(axis=0), features.std(axis=0))
+    scale = features.mean(axis=0), features.std(axis=0)
+    dim = features.shape[1]
+    reduction = Reduction.fit(features, *scale) if dim < 64 else Reduction(*scale, np.eye(dim, 64, dtype=np.float32))
     words = vocab_size - len(SPECIAL_WORDS)
     captions = FlatCaptions.of([[4 + number % words, 5, 4 + 2 * number % words] for number in range(2 * len(features))])
     matcher = Matcher(MatcherConfig(features.shape[1], vocab_size, embed_dim=6, joint_dim=4))

@@ -3,14 +3,14 @@
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from captionmill.pipeline.pages.page import colour
-from captionmill.stages.decoding.beam_tree import BeamNode, BeamTree
+from captionmill.stages.decoding.beam_tree import BeamNode
 from captionmill.stages.decoding.explain import Numbers
 
 MAP_COLUMNS = 64
@@ -93,44 +93,47 @@ def draw_heat_map(values: Numbers, *, limit: float | None = None) -> HeatMap:
     )
 
 
-def draw_beam_tree(tree: BeamTree) -> Tree:
+def draw_beam_tree(steps: Sequence[Sequence[BeamNode]]) -> Tree:
     """Where each caption of the beam stands, and what it came from; the winner is drawn last, above the others."""
-    widest = max(len(kept) for kept in tree.steps)
-    nodes = [node for kept in tree.steps for node in sorted(kept, key=lambda node: node.wins)]
+    widest = max(len(kept) for kept in steps)
+    nodes = [node for kept in steps for node in sorted(kept, key=lambda node: node.wins)]
+    columns = {(node.step, node.place): column for kept in steps for column, node in enumerate(kept)}
     beginning = Box(
         ("wins",), _left(0), _top(0), "the beginning of every caption", [("word", "<start>"), ("small", "score 0")]
     )
     return Tree(
         width=_LABELS + widest * (_BOX_WIDTH + _GAP_X),
-        height=(len(tree.steps) + 1) * (_BOX_HEIGHT + _GAP_Y) - _GAP_Y + 2,
-        boxes=[beginning, *map(_box, nodes)],
-        edges=[*map(_edge, nodes)],
-        labels=[(_top(step) + _BOX_HEIGHT / 2 + 4, f"step {step}") for step in range(1, len(tree.steps) + 1)],
+        height=(len(steps) + 1) * (_BOX_HEIGHT + _GAP_Y) - _GAP_Y + 2,
+        boxes=[beginning, *(_box(node, columns[node.step, node.place]) for node in nodes)],
+        edges=[_edge(node, columns) for node in nodes],
+        labels=[(_top(step) + _BOX_HEIGHT / 2 + 4, f"step {step}") for step in range(1, len(steps) + 1)],
     )
 
 
-def _left(place: int) -> float:
-    return _LABELS + place * (_BOX_WIDTH + _GAP_X)
+def _left(column: int) -> float:
+    return _LABELS + column * (_BOX_WIDTH + _GAP_X)
 
 
 def _top(step: int) -> float:
     return 1 + step * (_BOX_HEIGHT + _GAP_Y)
 
 
-def _edge(node: BeamNode) -> Edge:
+def _edge(node: BeamNode, columns: Mapping[tuple[int, int], int]) -> Edge:
+    """The line to `node`; `columns` are those of the nodes, by step and place."""
+    parent = 0 if node.parent is None else columns[node.step - 1, node.parent]
     return Edge(
         kinds=[name for name, holds in (("carried", node.carried), ("wins", node.wins)) if holds],
-        start=(_left(node.parent or 0) + _BOX_WIDTH / 2, _top(node.step - 1) + _BOX_HEIGHT),
-        end=(_left(node.place) + _BOX_WIDTH / 2, _top(node.step)),
+        start=(_left(parent) + _BOX_WIDTH / 2, _top(node.step - 1) + _BOX_HEIGHT),
+        end=(_left(columns[node.step, node.place]) + _BOX_WIDTH / 2, _top(node.step)),
     )
 
 
-def _box(node: BeamNode) -> Box:
+def _box(node: BeamNode, column: int) -> Box:
     word = node.word if len(node.word) <= _LONGEST_WORD else node.word[: _LONGEST_WORD - 1] + "\N{HORIZONTAL ELLIPSIS}"
     second = "kept as it is" if node.carried else f"ln p {node.log_probability:.3f}, sum {node.total:.2f}"
     return Box(
         kinds=[name for name, holds in (("ended", node.ended), ("wins", node.wins)) if holds],
-        x=_left(node.place),
+        x=_left(column),
         y=_top(node.step),
         title=(
             f"step {node.step}, place {node.place + 1}: {node.word} ({node.index}), ln p {node.log_probability:.4f}, "

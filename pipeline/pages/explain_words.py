@@ -1,5 +1,6 @@
 """An explanation in words, for its page and for the terminal."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import SupportsFloat
@@ -8,9 +9,18 @@ from PIL import Image
 
 from captionmill.data.images.decode import Pixels
 from captionmill.data.models.bundle import Model
+from captionmill.stages.decoding.beam_tree import BeamNode
 from captionmill.stages.decoding.decoder import DecoderConfig
 from captionmill.stages.decoding.explain import Explanation
+from captionmill.stages.decoding.reranking import Candidate, candidate_search
 from captionmill.stages.settings import SearchConfig
+
+_MOST_CANDIDATES = 10  # that are shown
+_RERANKED_BY = {
+    "consensus": "the captions of similar training images",
+    "matcher": "the words that fit the image",
+    "both": "the captions of similar training images and the words that fit the image",
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,39 @@ class ImageExplanation:
         """What each model's decoder was built from."""
         return tuple(DecoderConfig(**bundle.decoder_config) for bundle in self.bundles)
 
+    @property
+    def wide_search(self) -> SearchConfig:
+        """The search that was run: that of all candidates, where they were re-ranked."""
+        return candidate_search(self.search) if self.explanation.choice else self.search
+
+    @property
+    def candidates(self) -> list[tuple[int, Candidate]]:
+        """The candidates to show, the highest total first, each with its place from 1; none without re-ranking.
+
+        The ten best; if the decoder's own first choice is not among them, it stands in place of the tenth.
+        """
+        choice = self.explanation.choice
+        ranked = list(enumerate(choice.candidates, start=1)) if choice else []
+        own = [(place, candidate) for place, candidate in ranked[_MOST_CANDIDATES:] if candidate.place == 0]
+        return ranked[: _MOST_CANDIDATES - len(own)] + own
+
+    @property
+    def branches(self) -> Sequence[Sequence[BeamNode]]:
+        """The beam's steps to show: all, or where only some of the candidates are shown, what leads to these."""
+        beam, choice = self.explanation.beam, self.explanation.choice
+        if choice is None or len(self.candidates) == len(choice.candidates):
+            return beam.steps
+        return beam.branches([candidate.caption.words for _, candidate in self.candidates])
+
+    def text_of(self, words: Sequence[int]) -> str:
+        """A caption from its word indices."""
+        return self.bundles[0].vocabulary.decode(words)
+
+    def training_key(self, image: int) -> str:
+        """The key of a neighbour by its number; "" if not all training images can be one, so that it is not known."""
+        ranker, keys = self.bundles[0].ranker, self.bundles[0].splits["train"]
+        return keys[image] if ranker is not None and len(ranker.tensors["rows"]) == len(keys) else ""
+
 
 def show_number(value: SupportsFloat) -> str:
     """Four decimals: "-1.2345"."""
@@ -65,7 +108,7 @@ def show_probability(value: float) -> str:
 
 def describe_computation(explained: ImageExplanation) -> str:
     """One sentence, without its full stop: network, decoder, search."""
-    spec, search, config = explained.bundles[0].spec, explained.search, explained.decoders[0]
+    spec, search, config = explained.bundles[0].spec, explained.wide_search, explained.decoders[0]
     words = len(explained.bundles[0].vocabulary)
     decoder = f"an LSTM with a state of {config.hidden_dim:,} numbers"
     if len(explained.models) > 1:
@@ -73,8 +116,26 @@ def describe_computation(explained: ImageExplanation) -> str:
     return (
         f"{spec.backbone} ({Path(spec.weights).name}, {spec.preprocess} to {spec.image_size} pixels) turned the image "
         f"into {spec.feature_dim:,} numbers, {decoder} chose from {words:,} words one after the other, and "
-        f"{describe_search(search)} found the caption"
+        f"{describe_search(search)} found {_describe_found(explained)}"
     )
+
+
+def _describe_found(explained: ImageExplanation) -> str:
+    choice = explained.explanation.choice
+    if choice is None:
+        return "the caption"
+    return f"{len(choice.candidates)} candidates, among which {_RERANKED_BY[explained.search.rerank]} chose the caption"
+
+
+def describe_total(explained: ImageExplanation) -> str:
+    """What the total of a candidate is the sum of: "consensus + 0.3 x mean ln p + 0.25 x match"; "" without any."""
+    choice, by = explained.explanation.choice, explained.search.rerank
+    if choice is None:
+        return ""
+    likelihood = f"{choice.config.likelihood_weight:g} x mean ln p"
+    if by == "matcher":
+        return f"{likelihood} + {choice.config.match_weight_alone:g} x match"
+    return f"consensus + {likelihood}" + (f" + {choice.config.match_weight:g} x match" if by == "both" else "")
 
 
 def describe_search(search: SearchConfig) -> str:

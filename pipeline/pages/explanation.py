@@ -14,6 +14,7 @@ from captionmill.pipeline.pages.explain_words import (
     describe_computation,
     describe_scaling,
     describe_start,
+    describe_total,
     show_number,
     show_probability,
 )
@@ -74,7 +75,10 @@ def render_explanation(explained: ImageExplanation) -> str:
     values = {
         "explained": explained,
         "explanation": explanation,
-        "search": explained.search,
+        "choice": explanation.choice,
+        "total": describe_total(explained).replace(" x ", " \N{MULTIPLICATION SIGN} "),
+        "search": explained.wide_search,
+        "is_widened": explained.wide_search.beam_size > explained.search.beam_size,
         "vocabulary_size": len(bundle.vocabulary),
         "file_name": _file_name(explained),
         "image_url": _image_url(explained.image),
@@ -89,7 +93,7 @@ def render_explanation(explained: ImageExplanation) -> str:
             (index, features[index], [start.scaled[index] for start in explanation.starts]) for index in largest
         ],
         "first_states": _first_states(explained),
-        "tree": draw_beam_tree(explanation.beam),
+        "tree": draw_beam_tree(explained.branches),
         "references": explanation.references,
         "reference_mean": _reference_mean(explained),
         "smoothing": _number_of(bundle.training.get("label_smoothing")),

@@ -10,12 +10,13 @@ from captionmill.pipeline.pages.explain_words import (
     describe_computation,
     describe_scaling,
     describe_start,
+    describe_total,
     show_number,
     show_probability,
 )
 from captionmill.stages.decoding.beam_tree import BeamTree
 from captionmill.stages.decoding.explain import Numbers, Reference, ScoredWord, Walk
-from captionmill.stages.settings import SearchConfig
+from captionmill.stages.decoding.reranking import Choice
 
 _BAR_LENGTH = 20  # characters for a probability of 1
 _LARGEST = 10
@@ -43,7 +44,9 @@ def _lines(explained: ImageExplanation) -> Iterator[str]:
             yield f"  {part.name} of layer {part.layer}  {_describe(part.values)}"
     yield from ("", f"greedy, the highest score at each step: {explained.greedy_caption}")
     yield from _walk_lines(explanation.greedy, is_ensemble=len(explained.models) > 1)
-    yield from ("", *(_draw_lines(tree) if explained.search.sample else _beam_lines(tree, explained.search)))
+    yield from ("", *(_draw_lines(tree) if explained.search.sample else _beam_lines(explained)))
+    if explanation.choice:
+        yield from ("", *_choice_lines(explained, explanation.choice))
     if explanation.caption.words != explanation.greedy.words:
         found = "the first draw" if explained.search.sample else "the winner"
         yield from ("", f"{found}, step by step: {explained.caption}")
@@ -52,14 +55,17 @@ def _lines(explained: ImageExplanation) -> Iterator[str]:
         yield from ("", *_reference_lines(reference, explained.references_from))
 
 
-def _beam_lines(tree: BeamTree, search: SearchConfig) -> Iterator[str]:
+def _beam_lines(explained: ImageExplanation) -> Iterator[str]:
+    tree, search = explained.explanation.beam, explained.wide_search
     has_groups = search.diversity_groups > 1
     yield f"beam of {search.beam_size}, the best at the top of each step; * leads to the winner"
     if has_groups:
         yield f"  {search.diversity_groups} groups; each keeps its best by the score less what earlier groups took (by)"
+    if explained.branches != tree.steps:
+        yield "  only what leads to the candidates that are listed below with their scores"
     columns = "step  place  parent  word                ln p       sum  words     score"
     yield f"  {columns}{'  group        by' * has_groups}"
-    for kept in tree.steps:
+    for kept in explained.branches:
         for node in kept:
             parent = "" if node.parent is None else f"{node.parent + 1}"
             log_probability = "kept" if node.carried else show_number(node.log_probability)
@@ -71,6 +77,36 @@ def _beam_lines(tree: BeamTree, search: SearchConfig) -> Iterator[str]:
     yield "  in the beam at the end:"
     for caption, node in zip(tree.captions, tree.steps[-1], strict=True):
         yield f"  {node.score:9.4f}  {caption}{'' if node.ended else ' ... (not ended)'}"
+
+
+def _choice_lines(explained: ImageExplanation, choice: Choice) -> Iterator[str]:
+    by = explained.search.rerank
+    count = len(choice.candidates)
+    yield f"the choice among the {count} candidates, the highest total first: {describe_total(explained)}"
+    has_consensus, has_match = by != "matcher", by != "consensus"
+    yield f"  place    total{'  consensus' * has_consensus}  mean ln p{'    match' * has_match}  caption"
+    for place, candidate in explained.candidates:
+        score = candidate.score
+        yield (
+            f"{'*' if place == 1 else ' '} {place:5}  {score.total:7.4f}"
+            + f"  {score.consensus:9.4f}" * has_consensus
+            + f"  {score.log_probability:9.4f}"
+            + f"  {score.match:7.4f}" * has_match
+            + f"  {explained.text_of(candidate.caption.words)}"
+            + "  (the decoder's first choice)" * (candidate.place == 0)
+        )
+    if choice.neighbours:
+        yield f"  consensus: the {len(choice.neighbours)} of {choice.images:,} training images that count most"
+    if choice.neighbours and choice.trust < 1:
+        yield f"  the weights were multiplied by {choice.trust:.4f}: the image is far from all training images"
+    for neighbour in choice.neighbours:
+        key = explained.training_key(neighbour.image)
+        yield f"  weight {neighbour.weight:7.4f}, cosine {neighbour.cosine:.4f}{', ' + key if key else ''}"
+        yield from (f"      {explained.text_of(words)}" for words in neighbour.captions)
+    if choice.word_matches:
+        words = (explained.text_of([word]) for word in choice.candidates[0].caption.words)
+        matches = (f"{word} {match:.4f}" for word, match in zip(words, choice.word_matches, strict=True))
+        yield f"  match of each word of the caption alone: {', '.join(matches)}"
 
 
 def _draw_lines(tree: BeamTree) -> Iterator[str]:

@@ -3,7 +3,7 @@
 It is built from the trace of the search that found the caption. Each drawn caption is a branch of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from captionmill.data.captions.vocabulary import Vocabulary
@@ -64,6 +64,13 @@ class BeamTree:
         """The end of the caption that is given out."""
         return self.steps[-1][self.place]
 
+    def branches(self, captions: Collection[tuple[int, ...]]) -> tuple[tuple[BeamNode, ...], ...]:
+        """The steps with only those nodes that lead to one of the `captions`, which are word indices."""
+        paths = [_path_to(self.steps, node) for node in self.steps[-1]]
+        nodes = [node for path in paths if _words_on(path) in captions for node in path]
+        kept = {(node.step, node.place) for node in nodes}
+        return tuple(tuple(node for node in step if (node.step, node.place) in kept) for step in self.steps)
+
 
 def build_beam_tree(
     trace: Sequence[TracedStep], vocabulary: Vocabulary, search: SearchConfig, words: Sequence[int]
@@ -76,7 +83,7 @@ def build_beam_tree(
         before = dict(zip(traced.places, kept, strict=True))
         steps.append(kept)
     paths = [_path_to(steps, node) for node in steps[-1]]
-    captions = [tuple(node.index for node in path if not node.ended) for path in paths]
+    captions = [_words_on(path) for path in paths]
     place = captions.index(tuple(words))
     winning = {(node.step, node.place) for node in paths[place]}
     marked = tuple(tuple(replace(node, wins=(node.step, node.place) in winning) for node in kept) for kept in steps)
@@ -118,7 +125,12 @@ def _nodes(
     return tuple(nodes)
 
 
-def _path_to(steps: list[tuple[BeamNode, ...]], node: BeamNode) -> list[BeamNode]:
+def _words_on(path: Sequence[BeamNode]) -> tuple[int, ...]:
+    """The caption of a path from the first step, without `<end>`."""
+    return tuple(node.index for node in path if not node.ended)
+
+
+def _path_to(steps: Sequence[tuple[BeamNode, ...]], node: BeamNode) -> list[BeamNode]:
     """The nodes from the first step to `node`."""
     path = [node]
     while (parent := path[-1].parent) is not None:

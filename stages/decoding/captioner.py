@@ -190,12 +190,18 @@ class CaptionFinder:
 
         `trace` is as `search_captions` and `draw_captions` take it.
         """
+        found = self.find_candidates(features, keys, trace=trace)
+        return rerank_captions(found, features, self.rankers, self.search) if self.reranks else found
+
+    def find_candidates(
+        self, features: Tensor, keys: Sequence[str], *, trace: list[TracedStep] | None = None
+    ) -> list[DecodedCaption]:
+        """As `find`, but not re-ranked: where that is asked for, all candidates, in the decoder's order."""
         rule = WordRule.of(self.search, self.vocabulary)
         if self.search.sample:
             return draw_captions(self.steps, features, keys, self.search, rule=rule, trace=trace)
         guide = guide_words(features, self.rankers, self.search) if self.reranks else None
-        found = search_captions(self.steps, features, self.widened, rule=rule, guide=guide, trace=trace)
-        return rerank_captions(found, features, self.rankers, self.search) if self.reranks else found
+        return search_captions(self.steps, features, self.widened, rule=rule, guide=guide, trace=trace)
 
 
 def decode_rows(

@@ -19,6 +19,7 @@ from captionmill.stages.decoding.captioner import CaptionFinder, choose_steps
 from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
+from captionmill.stages.decoding.reranking import Choice, explain_choice
 from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, TracedStep
 from captionmill.stages.ranking.ranker import Ranker
 from captionmill.stages.settings import SearchConfig
@@ -136,6 +137,8 @@ class Explanation:
     """What the captioner says, step by step: the winner of the beam, or the first draw."""
     references: tuple[Reference, ...]
     """Those that have a word."""
+    choice: Choice | None = None
+    """Why the caption was chosen among the candidates that the search found; None where these were not re-ranked."""
 
 
 @torch.inference_mode()
@@ -159,7 +162,9 @@ def explain_features(
     walker = _Walker(steps, features, vocabulary, rule)
     trace: list[TracedStep] = []
     finder = CaptionFinder(steps, vocabulary, search, tuple(rankers))
-    (caption,) = finder.find(features, [key], trace=trace)
+    (caption,) = finder.find_candidates(features, [key], trace=trace)
+    choice = explain_choice(caption, features, finder.rankers, search) if finder.reranks else None
+    caption = choice.candidates[0].caption if choice else caption
     (greedy,) = replace(finder, search=_greedy(search)).find(features, [key])
     return Explanation(
         features=_numbers(features[0]),
@@ -172,6 +177,7 @@ def explain_features(
             for text in references
             if vocabulary.tokenize(text)
         ),
+        choice=choice,
     )
 
 

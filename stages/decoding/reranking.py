@@ -1,7 +1,7 @@
 """The captions of a search in the order of what re-ranks them, instead of that of the decoder."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,8 +10,39 @@ from torch import Tensor
 from captionmill.data.models.bundle import Model
 from captionmill.stages.decoding.search import DecodedCaption
 from captionmill.stages.ranking.packed import unpack_ranker
-from captionmill.stages.ranking.ranker import CandidateScore, Ranker, mean_scores
+from captionmill.stages.ranking.ranker import CandidateScore, Neighbour, Ranker, RankerConfig, mean_scores
 from captionmill.stages.settings import SearchConfig
+
+_NEIGHBOURS = 5  # of an explanation
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A caption that re-ranking may choose."""
+
+    caption: DecodedCaption
+    place: int
+    """In the decoder's order, from 0: what it would have said itself."""
+    score: CandidateScore
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Why re-ranking chose a caption."""
+
+    candidates: tuple[Candidate, ...]
+    """All of them, the highest total first. Of an ensemble, their scores are the means of its models'."""
+    config: RankerConfig
+    """The weights of the scores. This and what follows down to `word_matches` is the first model's."""
+    images: int
+    """How many training images take part in the consensus."""
+    trust: float
+    """What the weights of these were multiplied by, 0 to 1: below 1 for an image that is far from all of them."""
+    neighbours: tuple[Neighbour, ...]
+    """The training images whose captions count most, for or against; none where the consensus does not count."""
+    word_matches: tuple[float, ...]
+    """The cosine of the image with each word of the chosen caption alone, -1 to 1, the mean of the models'; none where
+    the matcher does not count."""
 
 
 def load_rankers(models: Sequence[Path], bundles: Sequence[Model], device: torch.device) -> tuple[Ranker, ...]:
@@ -50,13 +81,40 @@ def rerank_captions(
 
     Of equal scores the one that the decoder ranks higher is kept.
     """
-    candidates = [list_candidates(caption) for caption in found]
     reranked = []
-    for own, scores in zip(candidates, score_candidates(candidates, features, rankers, search), strict=True):
-        order = sorted(range(len(own)), key=lambda place, scores=scores: -scores[place].total)  # type: ignore[misc]
-        best, *others = (own[place] for place in order[: 1 + search.alternatives])
+    for ranked in _rank(found, features, rankers, search):
+        best, *others = (candidate.caption for candidate in ranked[: 1 + search.alternatives])
         reranked.append(replace(best, alternatives=tuple(others)))
     return reranked
+
+
+def explain_choice(found: DecodedCaption, features: Tensor, rankers: Sequence[Ranker], search: SearchConfig) -> Choice:
+    """What `rerank_captions` chooses for the one image with `features` [1, D], and why."""
+    (ranked,) = _rank([found], features, rankers, search)
+    first, row = rankers[0], features[0].float().cpu().numpy()
+    _, cosines = first.regression.weights(row[None])
+    words = [[(word,) for word in ranked[0].caption.words]]
+    matches = [ranker.match(features, words)[0].tolist() for ranker in rankers if search.rerank != "consensus"]
+    return Choice(
+        candidates=tuple(ranked),
+        config=first.config,
+        images=len(first.counts),
+        trust=float(first.trust(cosines)[0, 0]),
+        neighbours=tuple(first.strongest(row, _NEIGHBOURS)) if search.rerank != "matcher" else (),
+        word_matches=tuple(_mean(of_word) for of_word in zip(*matches, strict=True)),
+    )
+
+
+def _rank(
+    found: Sequence[DecodedCaption], features: Tensor, rankers: Sequence[Ranker], search: SearchConfig
+) -> list[list[Candidate]]:
+    """The candidates of each image, the highest total first."""
+    candidates = [list_candidates(caption) for caption in found]
+    scores = score_candidates(candidates, features, rankers, search)
+    return [
+        sorted(map(Candidate, own, range(len(own)), own_scores), key=lambda candidate: -candidate.score.total)
+        for own, own_scores in zip(candidates, scores, strict=True)
+    ]
 
 
 def list_candidates(caption: DecodedCaption) -> list[DecodedCaption]:

@@ -19,6 +19,7 @@ from captionmill.stages.decoding.captioner import CaptionFinder, choose_steps, d
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.explain import Explanation, explain_features
+from captionmill.stages.decoding.reranking import Choice, candidate_search, list_candidates, score_candidates
 from captionmill.stages.decoding.search import TracedStep, search_captions
 from captionmill.stages.settings import ImageInput, SearchConfig
 
@@ -146,6 +147,53 @@ def test_by_every_search_setting_200_decoders_captions_are_explained_word_for_wo
         assert not any(step.chosen.barred for step in explanation.caption.steps)
         captions.add(found.text)
     assert len(captions) > 120
+
+
+@torch.inference_mode()
+def test_a_choice_is_explained_by_the_scores_that_made_it() -> None:
+    decoder, other = make_decoder(), make_ranker(ROWS[:8], len(VOCABULARY))
+    search = SearchConfig(rerank="both", candidates=7, max_length=7, beam_size=3)
+    explanation = explain_features(decoder, ROWS[0], VOCABULARY, search, rankers=[RANKER, other])
+    choice, tree = explanation.choice, explanation.beam
+    assert choice is not None
+    (found,) = search_captions(choose_steps(decoder), features_of(0), candidate_search(search))
+    listed = list_candidates(found)
+    (scores,) = score_candidates([listed], features_of(0), [RANKER, other], search)
+    best_first = sorted(range(7), key=lambda place: -scores[place].total)
+    assert [candidate.place for candidate in choice.candidates] == best_first
+    for candidate in choice.candidates:
+        assert (candidate.caption, candidate.score) == (listed[candidate.place], scores[candidate.place])
+        assert tree.captions[candidate.place] == VOCABULARY.decode(candidate.caption.words)
+    words = explanation.caption.words
+    assert words == choice.candidates[0].caption.words
+    alone = [ranker.match(features_of(0), [[(word,) for word in words]])[0] for ranker in (RANKER, other)]
+    assert choice.word_matches == pytest.approx(np.mean(alone, axis=0), abs=1e-6)
+    assert choice.neighbours == tuple(RANKER.strongest(ROWS[0].astype(np.float32), 5))
+    assert (choice.images, choice.trust, choice.neighbours[0].image) == (12, 1.0, 0)
+
+
+def test_a_choice_says_only_what_counted() -> None:
+    def choose(**settings: Any) -> Choice | None:
+        search = SearchConfig(max_length=4, **settings)
+        return explain_features(make_decoder(), ROWS[0], VOCABULARY, search, rankers=[RANKER]).choice
+
+    consensus, matcher = choose(rerank="consensus"), choose(rerank="matcher")
+    assert consensus is not None
+    assert matcher is not None
+    assert (len(consensus.neighbours), consensus.word_matches) == (5, ())
+    assert matcher.neighbours == ()
+    assert len(matcher.word_matches) == len(matcher.candidates[0].caption.words)
+    assert choose(rerank="none") is choose(sample=True) is None
+
+
+def test_branches_are_what_leads_to_some_captions() -> None:
+    search = SearchConfig(beam_size=6, max_length=7)
+    tree = explain(make_decoder(), search=search).beam
+    branches = tree.branches([tree.words])
+    assert [[node.wins for node in kept] for kept in branches] == [[True]] * len(tree.steps)
+    for kept, all_kept in zip(branches, tree.steps, strict=True):
+        assert [node for node in all_kept if node.wins] == list(kept)
+    assert len(tree.steps[-1]) == 6
 
 
 def test_the_tree_of_a_diverse_beam_shows_groups_and_what_they_lose() -> None:

@@ -5,13 +5,13 @@ import html
 import math
 import re
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from builders import draw_photos
+from builders import draw_photos, make_ranker
 from click import Context, unstyle
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -19,8 +19,10 @@ from PIL import Image
 from captionmill.cli import main
 from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import Model, write_model
+from captionmill.data.models.bundle import Model, read_model, write_model
 from captionmill.pipeline.explain import explain_image
+from captionmill.pipeline.pages.drawings import draw_beam_tree
+from captionmill.pipeline.terminal.texts import render_text
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.settings import ExtractConfig, SearchConfig
@@ -294,6 +296,41 @@ def test_several_models_are_explained_as_an_ensemble(made: Path, tmp_path: Path)
     shown = html.unescape(page.read_text(encoding="utf-8"))
     assert "the natural logarithm of the mean of these probabilities" in shown
     assert "Model model2" in shown
+
+
+def test_a_choice_among_candidates_is_shown_with_what_decided(made: Path, tmp_path: Path) -> None:
+    store = FeatureStore.open(made / "f.h5")
+    keys = list(store.keys)
+    rows = np.stack([store[key] for key in keys]).astype(np.float32)
+    bundle = read_model(made / "model1")
+    parts = make_ranker(rows, len(WORDS)).pack()
+    write_model(tmp_path / "m", replace(bundle, ranker=parts, splits={"train": keys, "val": [], "test": []}))
+    page = tmp_path / "page.html"
+    explained = explain_image("red_0.png", tmp_path / "m", features=made / "f.h5", output=page)
+    choice, text, shown = explained.explanation.choice, render_text(explained), page.read_text(encoding="utf-8")
+    assert choice is not None
+    assert "beam search (20 captions kept, length penalty 0.7) found 20 candidates, among which the captions of" in text
+    assert "highest total first: consensus + 0.3 x mean ln p + 0.25 x match\n" in text
+    assert "consensus + 0.3 \N{MULTIPLICATION SIGN} mean ln p + 0.25 \N{MULTIPLICATION SIGN} match" in shown
+    assert len(explained.candidates) == 10
+    assert [candidate.place for _, candidate in explained.candidates].count(0) == 1
+    assert text.count("(the decoder's first choice)") == shown.count("the decoder's first choice</em>") == 1
+    for place, candidate in explained.candidates:
+        score = candidate.score
+        numbers = [f"{value:.4f}" for value in (score.total, score.consensus, score.log_probability, score.match)]
+        assert re.search(rf"^[* ] +{place}  +{'  +'.join(map(re.escape, numbers))}  ", text, re.M)
+        assert "".join(f"<td>{number}</td>" for number in numbers) in shown
+    for neighbour in choice.neighbours:
+        assert f"cosine {neighbour.cosine:.4f}, {keys[neighbour.image]}\n" in text
+        assert f"<small>{keys[neighbour.image]}</small>weight <b>{neighbour.weight:.4f}</b>" in shown
+    drawn = draw_beam_tree(explained.branches)
+    assert len(drawn.edges) == sum(map(len, explained.branches)) == shown.count("<path class=")
+    assert max(box.x for box in drawn.boxes) + drawn.box_width < drawn.width
+    explained = replace(explained, bundles=(replace(bundle, ranker=parts),))  # neighbours among more than it names
+    assert f"cosine {choice.neighbours[0].cosine:.4f}\n" in render_text(explained)
+    search = SearchConfig(rerank="none")
+    plain = explain_image("red_0.png", tmp_path / "m", features=made / "f.h5", search=search)
+    assert "candidates" not in render_text(plain)
 
 
 def test_an_image_at_a_url_is_explained_as_the_file(made: Path) -> None:
