@@ -71,7 +71,7 @@ class ImageExplanation:
     def candidates(self) -> list[tuple[int, Candidate]]:
         """The candidates to show, the highest total first, each with its place from 1; none without re-ranking.
 
-        The ten best; if the decoder's own first choice is not among them, it stands in place of the tenth.
+        The ten best; if the search's first choice is not among them, it is shown as the tenth.
         """
         choice = self.explanation.choice
         ranked = list(enumerate(choice.candidates, start=1)) if choice else []

@@ -93,7 +93,7 @@ def _choice_lines(explained: ImageExplanation, choice: Choice) -> Iterator[str]:
             + f"  {score.log_probability:9.4f}"
             + f"  {score.match:7.4f}" * has_match
             + f"  {explained.text_of(candidate.caption.words)}"
-            + "  (the decoder's first choice)" * (candidate.place == 0)
+            + "  (the search's first choice)" * (candidate.place == 0)
         )
     if choice.neighbours:
         yield f"  consensus: the {len(choice.neighbours)} of {choice.images:,} training images that count most"
@@ -106,7 +106,7 @@ def _choice_lines(explained: ImageExplanation, choice: Choice) -> Iterator[str]:
     if choice.word_matches:
         words = (explained.text_of([word]) for word in choice.candidates[0].caption.words)
         matches = (f"{word} {match:.4f}" for word, match in zip(words, choice.word_matches, strict=True))
-        yield f"  match of each word of the caption alone: {', '.join(matches)}"
+        yield f"  match of each word by itself: {', '.join(matches)}"
 
 
 def _draw_lines(tree: BeamTree) -> Iterator[str]:

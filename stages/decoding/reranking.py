@@ -22,7 +22,7 @@ class Candidate:
 
     caption: DecodedCaption
     place: int
-    """In the decoder's order, from 0: what it would have said itself."""
+    """In the order of the search, from 0."""
     score: CandidateScore
 
 
@@ -41,7 +41,7 @@ class Choice:
     neighbours: tuple[Neighbour, ...]
     """The training images whose captions count most, for or against; none where the consensus does not count."""
     word_matches: tuple[float, ...]
-    """The cosine of the image with each word of the chosen caption alone, -1 to 1, the mean of the models'; none where
+    """The cosine of the image with each single word of the chosen caption, -1 to 1, the mean of the models'; none where
     the matcher does not count."""
 
 

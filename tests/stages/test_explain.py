@@ -19,7 +19,13 @@ from captionmill.stages.decoding.captioner import CaptionFinder, choose_steps, d
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.explain import Explanation, explain_features
-from captionmill.stages.decoding.reranking import Choice, candidate_search, list_candidates, score_candidates
+from captionmill.stages.decoding.reranking import (
+    Choice,
+    candidate_search,
+    guide_words,
+    list_candidates,
+    score_candidates,
+)
 from captionmill.stages.decoding.search import TracedStep, search_captions
 from captionmill.stages.settings import ImageInput, SearchConfig
 
@@ -156,7 +162,8 @@ def test_a_choice_is_explained_by_the_scores_that_made_it() -> None:
     explanation = explain_features(decoder, ROWS[0], VOCABULARY, search, rankers=[RANKER, other])
     choice, tree = explanation.choice, explanation.beam
     assert choice is not None
-    (found,) = search_captions(choose_steps(decoder), features_of(0), candidate_search(search))
+    guide = guide_words(features_of(0), [RANKER, other], search)
+    (found,) = search_captions(choose_steps(decoder), features_of(0), candidate_search(search), guide=guide)
     listed = list_candidates(found)
     (scores,) = score_candidates([listed], features_of(0), [RANKER, other], search)
     best_first = sorted(range(7), key=lambda place: -scores[place].total)

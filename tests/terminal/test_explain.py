@@ -25,6 +25,7 @@ from captionmill.pipeline.pages.drawings import draw_beam_tree
 from captionmill.pipeline.terminal.texts import render_text
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.ranking.packed import pack_ranker
 from captionmill.stages.settings import ExtractConfig, SearchConfig
 from captionmill.stages.training.features import measure_features
 
@@ -303,7 +304,7 @@ def test_a_choice_among_candidates_is_shown_with_what_decided(made: Path, tmp_pa
     keys = list(store.keys)
     rows = np.stack([store[key] for key in keys]).astype(np.float32)
     bundle = read_model(made / "model1")
-    parts = make_ranker(rows, len(WORDS)).pack()
+    parts = pack_ranker(make_ranker(rows, len(WORDS)))
     write_model(tmp_path / "m", replace(bundle, ranker=parts, splits={"train": keys, "val": [], "test": []}))
     page = tmp_path / "page.html"
     explained = explain_image("red_0.png", tmp_path / "m", features=made / "f.h5", output=page)
@@ -314,7 +315,7 @@ def test_a_choice_among_candidates_is_shown_with_what_decided(made: Path, tmp_pa
     assert "consensus + 0.3 \N{MULTIPLICATION SIGN} mean ln p + 0.25 \N{MULTIPLICATION SIGN} match" in shown
     assert len(explained.candidates) == 10
     assert [candidate.place for _, candidate in explained.candidates].count(0) == 1
-    assert text.count("(the decoder's first choice)") == shown.count("the decoder's first choice</em>") == 1
+    assert text.count("(the search's first choice)") == shown.count("the search's first choice</em>") == 1
     for place, candidate in explained.candidates:
         score = candidate.score
         numbers = [f"{value:.4f}" for value in (score.total, score.consensus, score.log_probability, score.match)]
