@@ -22,6 +22,7 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import read_model, write_model
 from captionmill.data.progress import no_progress
 from captionmill.stages.ranking.audit import audit_captions
+from captionmill.stages.ranking.packed import pack_ranker
 from captionmill.stages.settings import SearchConfig, TrainConfig
 from captionmill.stages.training.reranking.fit import fit_ranker
 from captionmill.stages.training.state import Training
@@ -58,11 +59,12 @@ def train_matcher(
     """The model in `work` with the decoder of `model_path` and a matcher that is trained on the captions of a file."""
     model = read_model(model_path)
     texts = read_annotations(captions, known_keys=store.keys, word_rule=model.vocabulary.word_rule).captions
-    splits = Splits(*(keys[name] for name in LISTS))
+    train, val, test = (keys[name] for name in LISTS)
+    splits = Splits(train, val, test)
     training = Training(store, texts, splits, model.vocabulary, TrainConfig(search=SearchConfig()))
     folder = work / "model"
     folder.mkdir(parents=True, exist_ok=True)
-    write_model(folder, replace(model, ranker=fit_ranker(training, folder, no_progress).pack()))
+    write_model(folder, replace(model, ranker=pack_ranker(fit_ranker(training, folder, no_progress))))
     return folder
 
 

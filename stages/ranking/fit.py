@@ -55,7 +55,7 @@ class Sample:
         drawn = [np.sort(random.choice(positions, count, replace=False)) for _ in range(2)]
         blocks = [(torch.from_numpy(block), vectors) for block, vectors, _ in _blocks(opened, matcher, drawn[0])]
         chosen = [texts[opened.store.keys[position]] for position in drawn[1].tolist()]
-        captions = _embed(opened, matcher, [own[random.integers(len(own))] for own in chosen])
+        captions = _embed(opened, matcher, [own[int(random.integers(len(own)))] for own in chosen])
         device = captions.device
         images = torch.cat([vectors for _, vectors in blocks]), torch.cat([block for block, _ in blocks]).to(device)
         return cls(images, (captions, torch.from_numpy(drawn[1]).to(device)))

@@ -163,7 +163,8 @@ def test_json_has_the_documented_fields(searched: Path, tmp_path: Path) -> None:
     )
     captions = tmp_path / "c.csv"
     captions.write_text("image,caption\ndog.png,a dog\n")
-    for name, words in {"search": ["dog"], "audit": ["--captions", captions]}.items():
+    given: dict[str, list[object]] = {"search": ["dog"], "audit": ["--captions", captions]}
+    for name, words in given.items():
         result = run(name, searched / "f.h5", *words, "--model", searched / "model", "--log-format", "json", *CPU)
         values = json.loads(result.stdout)
         (cell,) = re.findall(rf"^\| `{name}` \| (.*) \|$", table, re.M)

@@ -44,8 +44,8 @@ def test_blocks_give_the_sound_rows_in_their_order(tmp_path: Path) -> None:
     assert [lost for _, _, lost in blocks] == [[KEYS[4]], [KEYS[19]], []]
     np.testing.assert_array_equal(np.concatenate([rows for _, rows, _ in blocks]), make_rows(20)[[0, 5, 2]])
     matcher = load_matcher(open_matched(path, make_matching_model(tmp_path / "model", make_spec())), CPU)
-    vectors = [torch.cat([own for _, own, _ in embedded_blocks(store, matcher, None, size)]) for size in (3, 64)]
-    assert torch.allclose(*vectors, atol=1e-6)
+    small, whole = (torch.cat([own for _, own, _ in embedded_blocks(store, matcher, None, size)]) for size in (3, 64))
+    assert torch.allclose(small, whole, atol=1e-6)
 
 
 def test_a_model_without_a_matcher_or_of_other_features_is_refused(tmp_path: Path) -> None:
