@@ -150,7 +150,7 @@ class SearchConfig(Configuration):
     )
     rerank: Rerank = setting(
         "auto",
-        "What chooses among the candidates of beam search. consensus: captions of similar training images; matcher: "
+        "What chooses among the candidates of beam search. consensus: the captions of training images; matcher: "
         "words that fit the image; auto: both, as far as the model has them, but nothing for greedy search.",
     )
     candidates: int = setting(

@@ -17,9 +17,9 @@ from captionmill.stages.settings import SearchConfig
 
 _MOST_CANDIDATES = 10  # that are shown
 _RERANKED_BY = {
-    "consensus": "the captions of similar training images",
+    "consensus": "the captions of the training images",
     "matcher": "the words that fit the image",
-    "both": "the captions of similar training images and the words that fit the image",
+    "both": "the captions of the training images and the words that fit the image",
 }
 
 

@@ -61,6 +61,8 @@ def _beam_lines(explained: ImageExplanation) -> Iterator[str]:
     yield f"beam of {search.beam_size}, the best at the top of each step; * leads to the winner"
     if has_groups:
         yield f"  {search.diversity_groups} groups; each keeps its best by the score less what earlier groups took (by)"
+    if explained.explanation.choice and search.rerank != "matcher":
+        yield "  words that the training images predict are preferred: sum and score count that, ln p does not"
     if explained.branches != tree.steps:
         yield "  only what leads to the candidates that are listed below with their scores"
     columns = "step  place  parent  word                ln p       sum  words     score"
