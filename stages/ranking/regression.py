@@ -70,15 +70,14 @@ class ImageRegression:
         """
         self.reduction, self.rows, self.vectors, self.gains = reduction, rows, vectors, gains
         self._matrix = torch.from_numpy(rows.astype(np.float32))  # [N, R]
-        self._norms = self._matrix.norm(dim=1).clamp(min=1e-6)  # [N]
         self._vectors = torch.from_numpy(vectors.astype(np.float32))  # [N, E]
         self._gains = torch.from_numpy(gains.astype(np.float32))  # [E + 1]
 
     @classmethod
     def fit(cls, reduction: Reduction, rows: npt.NDArray[np.int8]) -> "ImageRegression":
         """From reduced features [N, R]; takes N x N numbers of memory. The same rows give the same numbers."""
-        unsolved = cls(reduction, rows, np.zeros((len(rows), 0), np.float32), np.ones(1, np.float32))
-        kernel = (unsolved._cosines(unsolved._matrix) - 1).exp_()  # [N, N]
+        matrix = torch.from_numpy(rows.astype(np.float32))  # [N, R]
+        kernel = (_cosines(matrix, matrix) - 1).exp_()  # [N, N]
         count = min(EIGENVECTORS, len(rows))
         values, vectors = _eigenvectors(kernel, count)
         rest = float(kernel.diagonal().sum() - values.sum()) / max(
@@ -92,16 +91,17 @@ class ImageRegression:
     def weights(self, features: Reals) -> tuple[Reals, Reals]:
         """Features [B, D] -> the weight of each training image and its cosine, both [B, N]."""
         queries = torch.from_numpy(self.reduction.reduce(features).astype(np.float32))  # [B, R]
-        cosines = self._cosines(queries)
+        cosines = _cosines(queries, self._matrix)
         kernel = (cosines - 1).exp()  # [B, N]
         weights = kernel * self._gains[-1] + (kernel @ self._vectors * self._gains[:-1]) @ self._vectors.t()
         return weights.numpy(), cosines.numpy()
 
-    def _cosines(self, queries: Tensor) -> Tensor:
-        """Whole numbers [B, R] -> the cosine with each row, [B, N]."""
-        products: Tensor = queries @ self._matrix.t()  # exact
-        cosines: Tensor = products / self._norms / queries.norm(dim=1, keepdim=True).clamp(min=1e-6)
-        return cosines
+
+def _cosines(queries: Tensor, rows: Tensor) -> Tensor:
+    """The cosine of each of [B, R] with each of [N, R], both whole numbers -> [B, N]."""
+    products: Tensor = queries @ rows.t()  # exact
+    cosines: Tensor = products / rows.norm(dim=1).clamp(min=1e-6) / queries.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    return cosines
 
 
 def _eigenvectors(kernel: Tensor, count: int) -> tuple[Tensor, Tensor]:

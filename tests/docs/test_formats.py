@@ -128,7 +128,8 @@ def test_a_decoder_of_plain_numpy_says_the_same_words(
 def test_every_field_that_is_written_stands_in_the_page(tmp_path: Path) -> None:
     features, captions = make_task(tmp_path)
     model = tmp_path / "model"
-    train(features, captions, model, TINY_TRAINING)
+    search = replace(TINY_TRAINING.search, rerank="both")
+    train(features, captions, model, replace(TINY_TRAINING, search=search, matcher_epochs=1))
     bundle = format_reader.read_model(model)[0]
     assert set(bundle) == first_columns("bundle.json")
     assert set(bundle["features"]) == format_reader.read_store(features)[0].keys()
@@ -136,9 +137,12 @@ def test_every_field_that_is_written_stands_in_the_page(tmp_path: Path) -> None:
     for name in bundle["decoder"]:
         assert f"`{name}`" in decoder, name
     beside = first_columns("Beside the model")
-    assert {path.name for path in model.iterdir()} - {"bundle.json", bundle["weights"]["file"], "events"} == {
-        name for name in beside if not name.endswith("/")
-    }
+    assert {path.name for path in model.iterdir()} - {
+        "bundle.json",
+        bundle["weights"]["file"],
+        bundle["ranker"]["file"],
+        "events",
+    } == {name for name in beside if not name.endswith("/")}
     for table in ("history.csv", "samples.csv"):
         row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{table}`"))
         for column in format_reader.read_table(model / table)[0]:

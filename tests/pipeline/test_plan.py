@@ -262,7 +262,8 @@ def test_init_writes_a_file_that_works_and_whose_every_setting_is_the_default(tm
     plain = read_plan(path)
     assert ids(plain) == ["extract", "train", "evaluate", "caption"]
     set_all, count = re.subn(
-        r"^# (?!gallery|sidecar|metadata|tars|caption_template|low_confidence|max_|patience|preprocess|init)(\w+ = )",
+        r"^# (?!gallery|sidecar|metadata|tars|caption_template|low_confidence|max_|matcher_|patience|preprocess|init)"
+        r"(\w+ = )",
         r"\1",
         path.read_text(),
         flags=re.M,
