@@ -80,6 +80,13 @@ def render_records(records: Iterable[TableRecord], columns: Sequence[str], layou
     return b"".join(lines).decode()
 
 
+def require_records_name(path: Path, layout: RecordLayout | None = None) -> None:
+    """Raise InputError if the name of a table of records promises another layout than CSV or JSON lines."""
+    known = (".csv", ".jsonl")
+    if path.name == "-" or (layout is None and path.suffix.lower() not in known):
+        raise InputError(f"{path}: a table of these ends in {' or '.join(known)}; without `output` it is only shown")
+
+
 def write_records(
     path: Path, records: Iterable[TableRecord], columns: Sequence[str], layout: RecordLayout | None = None
 ) -> None:

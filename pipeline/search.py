@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captionmill.data.csv_tables import RecordLayout, write_records
+from captionmill.data.csv_tables import RecordLayout, require_records_name, write_records
 from captionmill.data.errors import InputError
 from captionmill.data.files import require_other_file
 from captionmill.data.images.find import find_images
@@ -119,6 +119,8 @@ def _check(files: SearchFiles, opened: MatchedStore) -> None:
     for path in (as_path(files.output), as_path(files.gallery)):
         if path is not None:
             require_other_file(path, opened.store.path, as_path(files.images), *model_paths(opened.folder))
+    if files.output is not None:
+        require_records_name(Path(files.output), files.layout)
     if files.images is not None and files.gallery is None:
         raise InputError("`images` are shown on a page: name its file with `gallery`")
 

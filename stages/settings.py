@@ -154,7 +154,10 @@ class SearchConfig(Configuration):
         "words that fit the image; auto: both, as far as the model has them, but nothing for greedy search.",
     )
     candidates: int = setting(
-        20, "Candidates that are re-ranked: the beam is at least that wide then.", least=1, most=10_000
+        20,
+        "Candidates that are re-ranked: the beam is at least that wide then, and guided by words of training captions.",
+        least=1,
+        most=1000,
     )
     sample: bool = setting(False, "Draw each word at random by its probability instead of beam search.")
     temperature: float = setting(
@@ -272,7 +275,7 @@ class TrainConfig(Configuration):
         None,
         "Passes over the training captions for the matcher, which re-ranks captions by the image; 0: no matcher.",
         least=0,
-        unset="10, up to 40 for few captions",
+        unset="10, up to 40 for few captions; with under 100 training images nothing is re-ranked",
         example=10,
     )
     max_length: int | None = length_setting(

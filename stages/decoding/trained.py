@@ -57,9 +57,7 @@ def choose_rerank(search: SearchConfig, rankers: Sequence[RankerParts | None]) -
             return replace(search, rerank="none")
         return replace(search, rerank="both" if has_matcher else "consensus")
     if search.rerank != "none" and not has_all:
-        raise InputError(
-            f"`rerank` {search.rerank}: a model has nothing to re-rank by; train it again, or leave it out"
-        )
+        raise InputError(f"`rerank` {search.rerank}: a model has nothing to re-rank by; train it with `matcher_epochs`")
     if search.rerank in ("matcher", "both") and not has_matcher:
         raise InputError(f"`rerank` {search.rerank}: a model has no matcher; use consensus, or train it again")
     return search

@@ -13,7 +13,7 @@ import numpy as np
 from captionmill.data.captions.files import Captions, as_caption_files
 from captionmill.data.captions.near import describe_near
 from captionmill.data.captions.references import read_annotations
-from captionmill.data.csv_tables import write_records
+from captionmill.data.csv_tables import require_records_name, write_records
 from captionmill.data.errors import InputError
 from captionmill.data.files import require_other_file
 from captionmill.data.models.bundle import model_paths
@@ -64,6 +64,7 @@ def audit_captions(
     files, output = as_caption_files(captions), as_path(output)
     opened = open_matched(features, model)
     if output is not None:
+        require_records_name(output)
         require_other_file(output, opened.store.path, *files.paths, *model_paths(opened.folder))
     vocabulary = opened.model.vocabulary
     texts = read_annotations(files, known_keys=opened.store.keys, word_rule=vocabulary.word_rule).captions

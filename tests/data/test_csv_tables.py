@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from builders import make_store
 
-from captionmill.data.csv_tables import failed_keys, read_cells, write_failures, write_table
+from captionmill.data.csv_tables import (
+    RecordLayout,
+    failed_keys,
+    read_cells,
+    require_records_name,
+    write_failures,
+    write_table,
+)
 from captionmill.data.errors import InputError
 from captionmill.data.features.export import export_features
 from captionmill.data.features.log import ExtractionRecord, append_record, log_path, read_records
@@ -80,3 +87,13 @@ def test_a_forecast_knows_failures_by_their_own_keys(tmp_path: Path) -> None:
     assert failed_keys(tmp_path / "failures.csv") == {"=1.jpg", "b.jpg"}
     (tmp_path / "failures.csv").write_text("what,ever\n1,2\n")
     assert failed_keys(tmp_path / "failures.csv") == set()
+
+
+@pytest.mark.parametrize(("name", "layout"), [("-", None), ("-", "csv"), ("a.parquet", None), ("a.txt", None)])
+def test_a_table_of_records_is_not_written_under_the_name_of_another_kind(
+    name: str, layout: RecordLayout | None
+) -> None:
+    require_records_name(Path("a.CSV"))
+    require_records_name(Path("a.txt"), "jsonl")
+    with pytest.raises(InputError, match=r"a table of these ends in \.csv or \.jsonl"):
+        require_records_name(Path(name), layout)

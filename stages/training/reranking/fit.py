@@ -35,7 +35,8 @@ def add_ranker(training: Training, work_dir: Path, progress: Progress) -> None:
     An interrupted one is resumed from its checkpoint in `work_dir`.
     """
     config = training.config
-    is_wanted = config.search.rerank != "auto" or len(training.splits.train) >= FEWEST_IMAGES
+    is_asked_for = config.search.rerank != "auto" or bool(config.matcher_epochs)
+    is_wanted = is_asked_for or len(training.splits.train) >= FEWEST_IMAGES
     if config.search.rerank == "none" or not is_wanted:
         return
     model = read_model(work_dir)

@@ -104,6 +104,15 @@ def test_what_a_model_lacks_is_refused_and_greedy_search_stays_greedy(task: Path
 SEARCH_BY_CONSENSUS = replace(SEARCH, rerank="consensus")
 
 
+def test_few_images_get_a_ranker_only_if_it_is_asked_for(task: Path, tmp_path: Path) -> None:
+    search = SearchConfig(beam_size=1, max_length=6)
+    for name, epochs in (("default", None), ("asked", 1)):
+        config = replace(CONFIG, search=search, matcher_epochs=epochs, max_epochs=1)
+        train(task / "features.h5", task / "captions.csv", tmp_path / name, config)
+    found = [read_model(tmp_path / name).ranker is not None for name in ("default", "asked")]
+    assert found == [False, True]
+
+
 def test_few_captions_get_more_epochs() -> None:
     assert [choose_matcher_epochs(None, count) for count in (566_000, 30_000, 7_500, 100)] == [10, 10, 20, 40]
     assert choose_matcher_epochs(3, 100) == 3
