@@ -164,4 +164,4 @@ def _read_scores(path: Path) -> ScoredImages:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()  # as `write_text` writes it

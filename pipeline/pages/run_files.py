@@ -185,6 +185,7 @@ def _require_described(values: Mapping[str, Any]) -> None:
             finite_number(statistics[name])
         if statistics["copied"] is not None:
             finite_number(statistics["copied"])
+        finite_number(statistics.get("training_images_missing", 0))
 
 
 def _require_intervals(scores: Mapping[str, object], intervals: Mapping[str, Sequence[object]]) -> None:

@@ -171,3 +171,12 @@ def test_the_card_has_scores_and_is_left_alone_once_changed(model: Path, tmp_pat
     card.unlink()
     with pytest.raises(InputError, match="not a file of scores"):
         write_card(model, [model / "bundle.json"])
+
+
+def test_a_card_with_half_a_surrogate_is_written_and_known_again_as_ours(model: Path) -> None:
+    values = json.loads((model / "bundle.json").read_text(encoding="utf-8"))
+    values["notes"] = ["\ud83d"]
+    (model / "bundle.json").write_text(json.dumps(values), encoding="utf-8")
+    card = write_card(model)
+    assert "Note: \\ud83d" in card.read_text(encoding="utf-8")
+    write_card(model)  # an InputError if the card were taken for a person's

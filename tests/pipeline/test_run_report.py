@@ -165,6 +165,16 @@ def test_of_a_long_table_only_the_failures_are_kept(tmp_path: Path) -> None:
     assert peak < 1_000_000  # the rows together take 7 MB
 
 
+def test_scores_that_do_not_count_the_missing_training_images_are_shown(run: ReportSources, tmp_path: Path) -> None:
+    values = json.loads(run.scores[0].read_text())
+    values["caption_statistics"] |= {"copied": 0.25}
+    del values["caption_statistics"]["training_images_missing"]
+    (tmp_path / "scores.json").write_text(json.dumps(values))
+    page = report(tmp_path / "report.html", ReportSources(run.models, run.features, [tmp_path / "scores.json"]))
+    shown = " ".join(page.sections.values())
+    assert re.search(r"copied from training 25(\.0)? ?%(?! or more)", shown), shown
+
+
 def test_what_was_not_recorded_or_not_named_is_said_to_be_missing(run: ReportSources, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(run.features[0].parent, tmp_path / "run"))
     log_path(folder / "features.h5").unlink()
