@@ -30,9 +30,8 @@ def kept(thin_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     path = folder / "thin.safetensors"
     path.write_bytes(thin_weights.read_bytes())
     age(path)
-    config = ExtractConfig(
-        "scenes-resnet14", weights=str(path), image_size=32, batch_size=2, engine="openvino", device="cpu"
-    )
+    machine = ExtractConfig(batch_size=2, engine="openvino", device="cpu", precision="fp32")
+    config = replace(machine, backbone="scenes-resnet14", weights=str(path), image_size=32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CAPTIONMILL_CACHE", str(folder / "cache"))
         return config, folder / "cache", encode(build_encoder(config), config)
