@@ -13,6 +13,7 @@ from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS
 from captionmill.data.errors import ImageError, InputError, ModelError
 from captionmill.data.features.file import Features
+from captionmill.data.features.rows import mean_views
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import require_other_file, write_text
@@ -199,9 +200,9 @@ def _made_row(image: AnyPath, encoder: Encoder, machine: ExtractConfig) -> _Row:
     for batch, rows in encode_batches(engine, batches):
         for failure in batch.failures:
             raise InputError(f"{image}: {failure.reason}")
-        row: Features = rows[0].astype(np.dtype(machine.dtype))
+        row: Features = mean_views(rows.astype(np.dtype(machine.dtype)), encoder.spec.view_count)[0]
         origin = f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
-        return _Row(row, batch.images[0], origin)
+        return _Row(row, np.split(batch.images[0], encoder.crop_count)[0], origin)
     raise InputError(f"{image}: cannot be read")
 
 

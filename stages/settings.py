@@ -57,7 +57,9 @@ class ExtractConfig(Configuration):
         224, "Side of the square input of the network, in pixels; with whole, the shorter side.", least=32, most=4096
     )
     views: Views = setting(
-        "one", "Views of each image. flip: the mean of the image and its mirror image, in twice the time."
+        "one",
+        "Views of each image. flip: the mean of the image and its mirror image; two: both are kept, and training draws "
+        "one; six: four crops from the corners too. Each view takes as long as one image.",
     )
     batch_size: int | None = setting(
         None,

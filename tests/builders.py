@@ -75,7 +75,7 @@ def damage(path: Path, *keys: str) -> bytes:
     store, content = FeatureStore.open(path), bytearray(before)
     with h5py.File(path) as file:
         offset = file["features"].id.get_offset()
-        row_bytes = file["features"].dtype.itemsize * store.spec.feature_dim
+        row_bytes = file["features"].dtype.itemsize * store.spec.row_length
     for key in keys:
         content[offset + store.position(key) * row_bytes + row_bytes // 2] ^= 1
     path.write_bytes(content)

@@ -32,8 +32,9 @@ def export_features(
     """Write the store at `path` to `output`, block by block.
 
     OUT.npy: [N, D] in the store's dtype, and beside it OUT.csv with the columns row and key. OUT.parquet: the columns
-    key (string) and features (a list of D numbers each). Raises StoreError if the store cannot be read, InputError for
-    another suffix, an output that exists (unless `overwrite`), or Parquet without the package pyarrow.
+    key (string) and features (a list of D numbers each). Of several views of an image, the mean is exported. Raises
+    StoreError if the store cannot be read, InputError for another suffix, an output that exists (unless `overwrite`),
+    or Parquet without the package pyarrow.
     """
     path, output = Path(path), Path(output)
     writers = {".npy": _write_npy, ".parquet": _write_parquet}

@@ -1,11 +1,12 @@
 """One file of a feature store: its layout, reading and writing. A file is never changed after it has its final name.
 
 Layout of each file: attributes `format`, `format_version`, `spec` (JSON), `made_by` (JSON), and for a finished shard
-`shard` (JSON); datasets `keys` (N UTF-8 strings, sorted), `features` (N x D, little-endian float16 or float32,
-contiguous), `checksums` (N x uint32: CRC-32 of the key's UTF-8 bytes, a zero byte, the row's bytes and the source's
-bytes), `sources` (N x 3 uint64: the fields of `ImageSource`), and in a part `removed` (UTF-8 strings): keys whose rows
-in earlier files no longer count. If a key is in several files, the last part in the order of names counts. Behind the
-end of HDF5 is a checksum of its bookkeeping (`data/hdf5/check.py`), which files of earlier versions lack.
+`shard` (JSON); datasets `keys` (N UTF-8 strings, sorted), `features` (N x D, with V views per image N x VD,
+little-endian float16 or float32, contiguous), `checksums` (N x uint32: CRC-32 of the key's UTF-8 bytes, a zero byte,
+the row's bytes and the source's bytes), `sources` (N x 3 uint64: the fields of `ImageSource`), and in a part `removed`
+(UTF-8 strings): keys whose rows in earlier files no longer count. If a key is in several files, the last part in the
+order of names counts. Behind the end of HDF5 is a checksum of its bookkeeping (`data/hdf5/check.py`), which files of
+earlier versions lack.
 """
 
 import functools
@@ -42,7 +43,8 @@ Features = npt.NDArray[np.floating[Any]]
 Sources = npt.NDArray[np.uint64]
 
 FORMAT = "captionmill-features"
-FORMAT_VERSION = 2
+FORMAT_VERSION, VIEWS_VERSION = 2, 3
+"""Of files with one view per image, which earlier versions read too, and of files with several."""
 _UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError)
 
 _SAFE_MEMORY = 4 << 30  # bytes, of addresses; Python, NumPy and HDF5 take a half of it on a machine of many cores
@@ -59,7 +61,7 @@ for is_open in open_each(sys.argv[2:]):
 """
 
 Block = tuple[list[str], Features, npt.NDArray[np.uint32], Sources]
-"""Keys, their rows [N, D], checksums [N] and sources [N, 3], as stored in a file."""
+"""Keys, their rows [N, VD], checksums [N] and sources [N, 3], as stored in a file."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class StoreFile:
     made_by: dict[str, str]
     keys: list[str]
     dtype: StoredDtype
-    take_rows: Callable[[npt.NDArray[np.int64]], Features]  # numbers [M] -> [M, D]
+    take_rows: Callable[[npt.NDArray[np.int64]], Features]  # numbers [M] -> [M, VD]
     checksums: npt.NDArray[np.uint32]  # [N]
     sources: Sources  # [N, 3]
     removed: list[str]
@@ -97,7 +99,7 @@ def write_store_file(
         with replace_atomically(path) as partial_path:
             with _create(partial_path) as file:
                 file.attrs["format"] = FORMAT
-                file.attrs["format_version"] = FORMAT_VERSION
+                file.attrs["format_version"] = FORMAT_VERSION if spec.view_count == 1 else VIEWS_VERSION
                 file.attrs["spec"] = json.dumps(spec.to_json())
                 file.attrs["made_by"] = json.dumps(made_by)
                 if shard is not None:
@@ -105,7 +107,7 @@ def write_store_file(
                 if removed:
                     file.create_dataset("removed", data=list(removed), dtype=h5py.string_dtype("utf-8"))
                 all_keys = file.create_dataset("keys", (row_count,), dtype=h5py.string_dtype("utf-8"))
-                all_rows = file.create_dataset("features", (row_count, spec.feature_dim), dtype=dtype)
+                all_rows = file.create_dataset("features", (row_count, spec.row_length), dtype=dtype)
                 all_checksums = file.create_dataset("checksums", (row_count,), dtype="<u4")
                 all_sources = file.create_dataset("sources", (row_count, len(UNKNOWN_SOURCE)), dtype="<u8")
                 start = 0
@@ -243,9 +245,10 @@ def _was_replaced(path: Path, inode: int | None) -> bool:
 def _read_open_file(path: Path, file: h5py.File) -> StoreFile:
     if file.attrs.get("format") != FORMAT:
         raise StoreError(f"{path}: an HDF5 file, but not a captionmill feature store")
-    if file.attrs["format_version"] != FORMAT_VERSION:
-        version = file.attrs["format_version"]
-        raise StoreError(f"{path}: format version {version}, and this captionmill reads {FORMAT_VERSION}")
+    if (version := file.attrs["format_version"]) not in (FORMAT_VERSION, VIEWS_VERSION):
+        raise StoreError(
+            f"{path}: format version {version}, and this captionmill reads {FORMAT_VERSION} and {VIEWS_VERSION}"
+        )
     spec = FeatureSpec.from_json(parse_json(file.attrs["spec"]))
     made_by = parse_json(file.attrs["made_by"])
     keys = read_texts(open_dataset(file, "keys", ("text",), 1, path), path)
@@ -256,7 +259,7 @@ def _read_open_file(path: Path, file: h5py.File) -> StoreFile:
     checksums = open_dataset(file, "checksums", ("<u4",), 1, path)
     sources = open_dataset(file, "sources", ("<u8",), 2, path)
     shapes = (rows.shape, checksums.shape, sources.shape)
-    if shapes != ((len(keys), spec.feature_dim), (len(keys),), (len(keys), 3)):
+    if shapes != ((len(keys), spec.row_length), (len(keys),), (len(keys), 3)):
         raise StoreDamageError(f"{path}: {len(keys)} keys but features of shape {rows.shape}; extract it again")
     shard = Shard(**parse_json(file.attrs["shard"])) if "shard" in file.attrs else None
     dtype: StoredDtype = "float16" if rows.dtype.itemsize == 2 else "float32"
@@ -264,7 +267,7 @@ def _read_open_file(path: Path, file: h5py.File) -> StoreFile:
         take_rows = rows[:].__getitem__
     else:
         is_main = not path.name.startswith(PART_PREFIX)  # names of parts are never reused
-        take_rows = RowFile(path, rows.dtype, spec.feature_dim, offset, keep_open=is_main).take
+        take_rows = RowFile(path, rows.dtype, spec.row_length, offset, keep_open=is_main).take
     return StoreFile(path, spec, made_by, keys, dtype, take_rows, checksums[:], sources[:], removed, shard)
 
 

@@ -101,7 +101,7 @@ def _blocks(stores: Sequence[FeatureStore]) -> Iterator[Block]:
     while merged := list(itertools.islice(tagged, _BLOCK_ROWS)):
         keys = [key for key, _ in merged]
         numbers = np.array([number for _, number in merged])
-        rows = np.empty((len(keys), stores[0].spec.feature_dim), stores[0].dtype)
+        rows = np.empty((len(keys), stores[0].spec.row_length), stores[0].dtype)
         checksums, sources = np.empty(len(keys), np.uint32), np.empty((len(keys), 3), np.uint64)
         for number in np.unique(numbers):
             places = np.flatnonzero(numbers == number)

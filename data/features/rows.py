@@ -17,6 +17,14 @@ from captionmill.data.hdf5.files import why_not_now
 Rows = npt.NDArray[Any]
 
 
+def mean_views(rows: Rows, view_count: int) -> Rows:
+    """The mean of the views of each image: [N, VD] -> [N, D] of the same dtype."""
+    if view_count == 1:
+        return rows
+    views = rows.reshape(len(rows), view_count, -1)
+    return np.asarray(views.mean(axis=1, dtype=np.float32).astype(rows.dtype))
+
+
 class RowFile:
     """A matrix [N, D] that is stored contiguously in a file."""
 

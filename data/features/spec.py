@@ -7,10 +7,11 @@ from captionmill.data.errors import SpecMismatchError
 
 StoredDtype = Literal["float16", "float32"]
 Preprocess = Literal["crop", "squash", "whole"]
-Views = Literal["one", "flip"]
+Views = Literal["one", "flip", "two", "six"]
 USUAL_PREPROCESS: Preprocess = "squash"
 """That of new stores: a caption describes the whole image, of which "crop" shows the network about half (measured on 60
 images: docs/benchmarks.md)."""
+_VIEW_COUNTS = {"one": 1, "flip": 1, "two": 2, "six": 6}
 _UNCOMPARED = ("weights",)  # the same weights may have different names on two machines; the hash counts
 
 
@@ -33,7 +34,18 @@ class FeatureSpec:
     feature_dim: int = 2048
     """Numbers per image: the mean of the last feature map over its positions."""
     views: str = "one"
-    """"one", or "flip": the mean of the features of the image and its mirror image."""
+    """"one"; "flip": the mean of the features of the image and its mirror image; "two": both are kept; "six": so are
+    those of four crops, each from a corner of the image made an eighth larger."""
+
+    @property
+    def view_count(self) -> int:
+        """Number of views of an image that are kept."""
+        return _VIEW_COUNTS[self.views]
+
+    @property
+    def row_length(self) -> int:
+        """Numbers that are kept per image: those of all views, one after the other."""
+        return self.view_count * self.feature_dim
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

@@ -1,5 +1,7 @@
 """The feature store: one feature vector per image key in HDF5, bound to one `FeatureSpec` for life.
 
+Where the spec keeps several views per image, the vector is their mean; `read_views` returns each.
+
 A store is the file `features.h5` and part files of the same layout in the folder `features.h5.parts/`. Parts come from
 an extraction that is running or was interrupted, and from later extractions that are small compared with the main file.
 An HDF5 file is never changed in place: each is written beside it and renamed. So a process killed at any moment leaves
@@ -22,6 +24,7 @@ import numpy.typing as npt
 from captionmill.data.errors import MissingRowError, StoreDamageError, StoreError
 from captionmill.data.features.file import Block, Features, Sources, StoreFile, checksum_rows, read_store_file
 from captionmill.data.features.parts import part_paths, report_foreign_files
+from captionmill.data.features.rows import mean_views
 from captionmill.data.images.read import ImageSource
 from captionmill.data.paths import AnyPath
 from captionmill.data.regular import open_regular
@@ -162,17 +165,25 @@ class FeatureStore:
         return place
 
     def read(self, positions: Positions) -> Features:
-        """The rows at `positions`, in that order, as stored: [len(positions), D].
+        """The rows at `positions`, in that order, in the dtype of the store: [len(positions), D].
 
         Raises StoreDamageError if one of them differs from its checksum; `verify` finds them all.
         """
+        return mean_views(self._read_checked(positions), self.spec.view_count)
+
+    def read_views(self, positions: Positions) -> Features:
+        """As `read`, but each view of the images as stored: [len(positions), V, D]."""
+        return self._read_checked(positions).reshape(len(positions), self.spec.view_count, self.spec.feature_dim)
+
+    def _read_checked(self, positions: Positions) -> Features:
         rows = self._read_unchecked(positions)
         if damaged := self._find_damaged(positions, rows):
             raise StoreDamageError(f"{self.path}: {describe_damage(damaged)}")
         return rows
 
     def _read_unchecked(self, positions: Positions) -> Features:
-        rows = np.empty((len(positions), self.spec.feature_dim), dtype=self.dtype)
+        """The rows at `positions` as stored, [len(positions), VD]."""
+        rows = np.empty((len(positions), self.spec.row_length), dtype=self.dtype)
         return self._gather(positions, [file.take_rows for file in self._files], rows)
 
     def _find_damaged(self, positions: Positions, rows: Features) -> list[str]:
@@ -211,7 +222,7 @@ class FeatureStore:
             if damaged := self._find_damaged(block, rows):
                 is_sound = np.array([self.keys[position] not in damaged for position in block.tolist()])
                 block, rows = block[is_sound], rows[is_sound]
-            yield block, rows, damaged
+            yield block, mean_views(rows, self.spec.view_count), damaged
 
     def digest(self) -> bytes:
         """SHA-256 over the spec, the keys and the rows' checksums: equal for stores with the same content."""

@@ -72,13 +72,13 @@ class PartWriter:
         self.flush()
 
     def add(self, keys: Sequence[str], rows: Features, sources: Sequence[ImageSource] | None = None) -> None:
-        """Add one row [D] per key, and its source.
+        """Add one row [VD] per key, its views one after the other, and its source.
 
         The new row of a key replaces its old one. Raises StoreError for rows that are not finite.
         """
-        if rows.shape != (len(keys), self._spec.feature_dim):
+        if rows.shape != (len(keys), self._spec.row_length):
             raise ValueError(
-                f"{len(keys)} keys need rows of shape {len(keys), self._spec.feature_dim}, not {rows.shape}"
+                f"{len(keys)} keys need rows of shape {len(keys), self._spec.row_length}, not {rows.shape}"
             )
         if not np.isfinite(rows).all() or (self._dtype == "float16" and np.abs(rows).max(initial=0) > 65504):
             raise StoreError(
@@ -102,7 +102,7 @@ class PartWriter:
         last = {key: place for place, key in enumerate(self._keys)}
         keys = sorted(last)
         order = [last[key] for key in keys]
-        rows = np.concatenate(self._rows)[order] if keys else np.empty((0, self._spec.feature_dim), self._dtype)
+        rows = np.concatenate(self._rows)[order] if keys else np.empty((0, self._spec.row_length), self._dtype)
         sources = np.array(self._sources, dtype=np.uint64).reshape(-1, len(UNKNOWN_SOURCE))[order]
         self._part_count += 1
         path = parts_dir(self._path) / f"{self._prefix}-{self._part_count:06d}-{self._token}.h5"

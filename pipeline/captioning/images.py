@@ -17,6 +17,7 @@ from PIL import Image
 
 from captionmill.data.errors import ImageError, InputError
 from captionmill.data.features.file import Features
+from captionmill.data.features.rows import mean_views
 from captionmill.data.images.decode import Pixels, pixels_of
 from captionmill.data.images.keys import FileFinder
 from captionmill.data.images.read import ImageFile
@@ -150,7 +151,8 @@ def _encode_groups(
         )
         for batch, rows in encode_batches(engine, itertools.chain(_batches_of(in_memory, engine.batch_size), loaded)):
             group.reasons.update((failure.key, failure.reason) for failure in batch.failures)
-            group.rows.update(zip(batch.keys, rows.astype(np.dtype(machine.dtype)), strict=True))
+            stored = mean_views(rows.astype(np.dtype(machine.dtype)), encoder.spec.view_count)
+            group.rows.update(zip(batch.keys, stored, strict=True))
         yield group
 
 

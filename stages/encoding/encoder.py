@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from captionmill.stages.encoding.network import FeatureNetwork
 
 _RESIZED_LIMIT = 4_000_000  # pixels: an image of 1 x 30,000 would become one of 256 x 7,680,000
+_ENLARGED = 1.125  # of an image whose corners are cropped, so that a crop is 8/9 of each side
 _LONGEST_SHAPE = 4  # longer side to shorter side
 STRIDE = 32  # pixels of the image per position of the network's last feature map
 
@@ -48,16 +49,32 @@ class Encoder:
         return self.load()
 
     def prepare(self, image: Pixels) -> Pixels:
-        """The network's input for an RGB image; both are [H, W, 3]. It has the image size, except for "whole"."""
-        return prepare_image(image, self.spec)
+        """The network's inputs for an RGB image [H, W, 3]: `prepare_image`, and below it the crops of "six" views."""
+        prepared = prepare_image(image, self.spec)
+        if self.crop_count == 1:
+            return prepared
+        height, width, _ = prepared.shape
+        larger = prepare_image(image, _enlarged(self.spec))
+        corners = [
+            larger[rows, columns]
+            for rows in (np.s_[:height], np.s_[-height:])
+            for columns in (np.s_[:width], np.s_[-width:])
+        ]
+        return np.concatenate([prepared, *corners])  # [5 H, W, 3]
+
+    @property
+    def crop_count(self) -> int:
+        """Number of inputs that `prepare` returns, one below the other; mirror images are made of the first."""
+        return 5 if self.spec.views == "six" else 1
 
     def least_size(self, width: int, height: int) -> tuple[int, int]:
         """The size to which an image of (width, height) is resized, in pixels, before the crop."""
-        if self.spec.preprocess == "squash":
-            return self.spec.image_size, self.spec.image_size
-        if self.spec.preprocess == "whole":
-            return _whole_size(width, height, self.spec.image_size)
-        return _resized_size(width, height, self.spec.resize_size)
+        spec = self.spec if self.crop_count == 1 else _enlarged(self.spec)
+        if spec.preprocess == "squash":
+            return spec.image_size, spec.image_size
+        if spec.preprocess == "whole":
+            return _whole_size(width, height, spec.image_size)
+        return _resized_size(width, height, spec.resize_size)
 
 
 def prepare_image(image: Pixels, spec: FeatureSpec, *, by_torch: bool | None = None) -> Pixels:
@@ -85,6 +102,11 @@ def prepare_image(image: Pixels, spec: FeatureSpec, *, by_torch: bool | None = N
     scale_x, scale_y = width / resized[0], height / resized[1]
     box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def _enlarged(spec: FeatureSpec) -> FeatureSpec:
+    """`spec` with images an eighth larger, of which the corners are cropped."""
+    return replace(spec, image_size=round(spec.image_size * _ENLARGED), resize_size=round(spec.resize_size * _ENLARGED))
 
 
 @cache

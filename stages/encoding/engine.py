@@ -30,7 +30,7 @@ class Engine(Protocol):
     """Images per forward pass; smaller batches are padded. May be lowered between two calls of `submit`."""
 
     def submit(self, pixels: Pixels) -> Callable[[], Features]:
-        """Start on [B, H, W, 3] uint8 images, B up to `batch_size`; the result waits for their rows [B, D]."""
+        """Start on [B, H, W, 3] uint8 images, B up to `batch_size`; the result waits for their rows [B, VD]."""
 
 
 def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
@@ -55,7 +55,7 @@ def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
         from captionmill.stages.encoding.torch_engine import TorchEngine
 
         engine = TorchEngine(encoder, config)
-    return _FlipEngine(engine) if encoder.spec.views == "flip" else engine
+    return engine if encoder.spec.views == "one" else _ViewsEngine(engine, encoder)
 
 
 def encode_batches(engine: Engine, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Features]]:
@@ -117,12 +117,12 @@ def _encode_split(engine: Engine, pixels: Pixels, *, too_large: int | None = Non
         too_large = size
 
 
-class _FlipEngine:
-    """The mean of the features of an image and its mirror image."""
+class _ViewsEngine:
+    """The features of an image, its mirror image and its crops, one after the other; for "flip", the mean."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.description = f"{engine.description}, two views"
+    def __init__(self, engine: Engine, encoder: Encoder) -> None:
+        self._engine, self._crop_count, self._is_mean = engine, encoder.crop_count, encoder.spec.views == "flip"
+        self.description = f"{engine.description}, {max(2, encoder.spec.view_count)} views"
         self.depth = engine.depth
 
     @property
@@ -134,6 +134,9 @@ class _FlipEngine:
         self._engine.batch_size = value
 
     def submit(self, pixels: Pixels) -> Callable[[], Features]:
-        straight = self._engine.submit(pixels)
-        mirrored = self._engine.submit(np.ascontiguousarray(pixels[:, :, ::-1]))
-        return lambda: (straight() + mirrored()) / 2
+        image, *crops = np.split(pixels, self._crop_count, axis=1)
+        views = [np.ascontiguousarray(view) for view in (image, image[:, :, ::-1], *crops)]
+        waits = [self._engine.submit(view) for view in views]
+        if self._is_mean:
+            return lambda: (waits[0]() + waits[1]()) / 2
+        return lambda: np.concatenate([wait() for wait in waits], axis=1)  # [B, VD]

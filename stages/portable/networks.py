@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from captionmill.data.errors import InputError
 from captionmill.stages.decoding.decoder import Decoder, State
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.encoding.encoder import STRIDE, Encoder
@@ -72,16 +73,18 @@ class _Step(nn.Module):
 def portable_encoder(encoder: Encoder) -> PortableNetwork:
     """The network "encoder" of `encoder`: [B, H, W, 3] uint8 RGB -> [B, 2048], the mean of the views that it takes.
 
-    H and W are the image size; for "whole" they are free.
+    H and W are the image size; for "whole" they are free. Raises InputError for views that need crops of the image.
     """
     spec = encoder.spec
+    if spec.views == "six":
+        raise InputError("the encoder of a model with `views` six cannot be exported: pass `with_encoder` False")
     size = spec.image_size
     is_whole = spec.preprocess == "whole"
     sides: tuple[int | str, ...] = ("height", "width") if is_whole else (size, size)
     longer = [size + STRIDE, size, size] if is_whole else [size] * 3
     return PortableNetwork(
         "encoder",
-        _Views(encoder.network.cpu().float().eval(), mirrored=spec.views == "flip"),
+        _Views(encoder.network.cpu().float().eval(), mirrored=spec.views in ("flip", "two")),
         (Port("pixels", "uint8", ("batch", *sides, 3)),),
         (Port("features", "float32", ("batch", spec.feature_dim)),),
         tuple(

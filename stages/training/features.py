@@ -47,29 +47,51 @@ class FeatureFeeder:
     """The features of some images of a store, as tensors on one device."""
 
     def __init__(
-        self, store: FeatureStore, keys: Sequence[str], device: torch.device, *, memory_limit: int = MEMORY_LIMIT
+        self,
+        store: FeatureStore,
+        keys: Sequence[str],
+        device: torch.device,
+        *,
+        with_views: bool = False,
+        memory_limit: int = MEMORY_LIMIT,
     ) -> None:
-        """Read all rows of `keys` into memory (that of the GPU, if it is the device) if they fit."""
+        """Read all rows of `keys` into memory (that of the GPU, if it is the device) if they fit.
+
+        `with_views` keeps each view of the images, if the store has several, and not only their mean.
+        """
         self._store, self.device = store, device
         self._positions = np.array([store.position(key) for key in keys], dtype=np.int64)
-        size = len(keys) * store.spec.feature_dim * np.dtype(store.dtype).itemsize
+        self._read, row_length = store.read, store.spec.feature_dim
+        if with_views and store.spec.view_count > 1:
+            self._read, row_length = store.read_views, store.spec.row_length
+        size = len(keys) * row_length * np.dtype(store.dtype).itemsize
         limit = memory_limit
         if device.type == "cuda":
             limit = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
         self._matrix: Tensor | None = None
         if size <= limit:
             blocks = [
-                torch.from_numpy(store.read(self._positions[start : start + _BLOCK_ROWS])).to(device)
+                torch.from_numpy(self._read(self._positions[start : start + _BLOCK_ROWS])).to(device)
                 for start in range(0, len(keys), _BLOCK_ROWS)
             ]
             self._matrix = torch.cat(blocks)
 
-    def rows(self, images: Indices) -> Tensor:
-        """The features of the images with the numbers `images`, [B, D], as stored."""
+    def rows(self, images: Indices, views: Tensor | None = None) -> Tensor:
+        """The features of the images with the numbers `images`, [B, D], as stored.
+
+        Where several views are kept, of the one that `views` [B] names, or without these their mean.
+        """
         if self._matrix is not None:
-            return self._matrix[torch.from_numpy(images).to(self.device)]
-        rows = torch.from_numpy(self._store.read(self._positions[images]))
-        return rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows
+            rows = self._matrix[torch.from_numpy(images).to(self.device)]
+        else:
+            rows = torch.from_numpy(self._read(self._positions[images]))
+            if self.device.type == "cuda":
+                rows = rows.pin_memory().to(self.device, non_blocking=True)
+        if rows.ndim == 2:
+            return rows
+        if views is None:
+            return rows.float().mean(dim=1).to(rows.dtype)  # [B, V, D] -> [B, D]
+        return rows[torch.arange(len(rows), device=self.device), views.to(self.device)]
 
 
 def prepare_ahead(prepare: Callable[[Indices], T], batches: Sequence[Indices]) -> Generator[T, None, None]:

@@ -5,6 +5,7 @@ N words of all of them (in the logits padded to a multiple of 32), D features pe
 several processes, each has its share of B.
 """
 
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -57,7 +58,8 @@ def train_on_captions(training: Training, recorder: Recorder) -> None:
         plan = training.dataset.plan_epoch(config.batch_size, training.epoch_generator())
         sums = torch.zeros(2, device=training.device)  # cross entropy and words, since the last check
         training.decoder.train()
-        batches = prepare_ahead(lambda chosen: prepare_batch(training, chosen), plan[state.step :])
+        views = training.epoch_views(len(training.dataset))
+        batches = prepare_ahead(functools.partial(prepare_batch, training, views), plan[state.step :])
         for features, words, word_count in batches:  # [B, D], [B, T], words of all processes
             seed_step(training)  # what dropout draws
             set_learning_rate(training, config.learning_rate, len(plan), training.first_epochs)
@@ -81,12 +83,13 @@ def train_on_rewards(training: Training, recorder: Recorder) -> None:
     while not training.phase_is_over:
         started = time.monotonic() - state.seconds
         plan = plan_images(training)
+        views = training.epoch_views(len(training.splits.train))
         sums = torch.zeros(2, device=training.device)  # rewards and sampled captions, since the last check
         for chosen in plan[state.step :]:
             seed_step(training)  # what the samples are drawn from
             set_learning_rate(training, config.self_critical_learning_rate, len(plan), config.self_critical_epochs)
             images = chosen[world.rank :: world.size] if len(chosen) >= world.size else chosen  # [B]
-            features = training.feeder.rows(images)  # [B, D]
+            features = training.feeder.rows(images, views[torch.from_numpy(images)])  # [B, D]
             stop_dropout(training)
             sampled = sample_captions(
                 training.decoder, features, samples=config.self_critical_samples, max_length=training.length
@@ -108,8 +111,10 @@ def train_on_rewards(training: Training, recorder: Recorder) -> None:
         end_epoch(training, recorder)
 
 
-def prepare_batch(training: Training, chosen: Indices) -> tuple[Tensor, Tensor, int]:
+def prepare_batch(training: Training, views: Tensor, chosen: Indices) -> tuple[Tensor, Tensor, int]:
     """Features [B, D] and words [B, T] of this process's share of the captions `chosen`.
+
+    The features are those of the view of the image that `views` names for each of all captions.
 
     The third value is the number of words to predict in all of `chosen`.
     """
@@ -118,7 +123,7 @@ def prepare_batch(training: Training, chosen: Indices) -> tuple[Tensor, Tensor, 
     words = dataset.words(share if len(share) else chosen[:1])
     if not len(share):  # fewer captions than processes
         share, words = chosen[:1], np.full_like(words, PAD)
-    features = training.feeder.rows(dataset.images[share])
+    features = training.feeder.rows(dataset.images[share], views[torch.from_numpy(share)])
     return features, torch.from_numpy(words).to(training.device), dataset.count_words(chosen)
 
 

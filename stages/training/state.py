@@ -132,7 +132,7 @@ class Training:
         epochs, patience = choose_epochs(config, len(self.dataset))
         self.config = replace(config, max_epochs=epochs, patience=patience)
         self.first_epochs, self._patience = epochs, patience
-        self.feeder = FeatureFeeder(store, splits.train, device, memory_limit=loop.memory_limit)
+        self.feeder = FeatureFeeder(store, splits.train, device, with_views=True, memory_limit=loop.memory_limit)
         self.val_feeder = FeatureFeeder(store, splits.val, device, memory_limit=loop.memory_limit)
         torch.manual_seed(config.seed)
         self.decoder = Decoder(DecoderConfig.of(config, feature_dim=store.spec.feature_dim, vocab_size=len(vocabulary)))
@@ -196,6 +196,13 @@ class Training:
     def epoch_generator(self) -> np.random.Generator:
         """The random generator for the order of this epoch."""
         return np.random.default_rng((self.config.seed, self.state.epoch))
+
+    def epoch_views(self, count: int) -> Tensor:
+        """The view of an image that this epoch trains on, for each of `count` captions or images, [count]."""
+        views = np.random.default_rng((self.config.seed, self.state.epoch, 1)).integers(
+            self.store.spec.view_count, size=count
+        )
+        return torch.from_numpy(views)
 
     def begin_self_critical(self, best: Mapping[str, Tensor]) -> None:
         """StartingModel the second phase from the weights `best`."""

@@ -11,6 +11,7 @@ from PIL import Image
 
 from captionmill.data.errors import InputError
 from captionmill.data.features.file import Features
+from captionmill.data.features.spec import Preprocess
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.decode import Pixels
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
@@ -99,6 +100,38 @@ def test_flip_is_the_mean_of_a_picture_and_its_mirror(config: ExtractConfig, eng
     both = run_engine(replace(config, views="flip"), pixels)
     np.testing.assert_allclose(both, (run_engine(config, pixels) + run_engine(config, mirrored)) / 2, rtol=1e-5)
     np.testing.assert_allclose(both, run_engine(replace(config, views="flip"), mirrored), rtol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_views_are_the_image_its_mirror_and_the_corners_of_a_larger_one(
+    config: ExtractConfig, engine: EngineName
+) -> None:
+    config = replace(config, engine=engine, views="six")
+    encoder, image = build_encoder(config), make_pixels(1, side=100)[0]
+    prepared = encoder.prepare(image)
+    assert prepared.shape == (5 * 64, 64, 3)
+    larger = build_encoder(replace(config, views="one", image_size=72)).prepare(image)
+    corners = [larger[:64, :64], larger[:64, 8:], larger[8:, :64], larger[8:, 8:]]
+    whole = build_encoder(replace(config, views="one")).prepare(image)
+    np.testing.assert_array_equal(prepared, np.concatenate([whole, *corners]))
+    views = build_engine(encoder, config).submit(np.stack([prepared, prepared]))()
+    expected = exact_features(encoder, np.stack([whole, whole[:, ::-1], *corners]))
+    np.testing.assert_allclose(views.reshape(2, 6, 2048)[1], expected, rtol=1e-4, atol=1e-4)
+    two = build_engine(build_encoder(replace(config, views="two")), config).submit(whole[np.newaxis])()
+    np.testing.assert_array_equal(two[0], views[0, : 2 * 2048])
+
+
+@pytest.mark.parametrize("preprocess", ["squash", "crop", "whole"])
+def test_corners_of_images_of_any_shape_are_as_large_as_the_image(
+    config: ExtractConfig, preprocess: Preprocess
+) -> None:
+    config = replace(config, preprocess=preprocess, views="six")
+    encoder, one = build_encoder(config), build_encoder(replace(config, views="one"))
+    for width, height in ((100, 60), (60, 100), (64, 64), (900, 60), (9000, 90)):
+        image = np.zeros((height, width, 3), np.uint8)
+        rows, columns, _ = one.prepare(image).shape
+        assert encoder.prepare(image).shape == (5 * rows, columns, 3)
+        assert min(encoder.least_size(width, height)) > min(one.least_size(width, height))
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])

@@ -89,7 +89,7 @@ def _train_matcher(
         config,
         captions,
         images,
-        training.feeder.rows,
+        lambda images: _draw_rows(training, images),
         scale=(training.decoder.feature_mean.cpu(), training.decoder.feature_std.cpu()),
         seed=training.config.seed,
         device=training.device,
@@ -99,6 +99,13 @@ def _train_matcher(
         progress("matcher", step, steps, left_s=left_s)
 
     return matching.run(epochs, work_dir, show)
+
+
+def _draw_rows(training: Training, images: Indices) -> torch.Tensor:
+    """The features of images, each of a view that torch's generator draws, if there are several."""
+    view_count = training.store.spec.view_count
+    views = torch.randint(view_count, (len(images),)) if view_count > 1 else None
+    return training.feeder.rows(images, views)
 
 
 def _fit_regression(training: Training, used: Indices) -> ImageRegression:
