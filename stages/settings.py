@@ -65,7 +65,7 @@ class ExtractConfig(Configuration):
         None,
         "Images per forward pass of the network.",
         least=1,
-        most=1_000_000,
+        most=10**6,
         unset="8 with openvino, else 32",
         example=32,
     )
@@ -211,11 +211,13 @@ class TrainConfig(Configuration):
     """Stage two: the decoder's size and how it is trained; defaults were chosen by measurement (docs/benchmarks.md)."""
 
     init: AnyPath | None = setting(
-        None,
-        "Model to start from; new words join its own.",
-        unset="fresh weights",
-        example="base-model",
-        path_to="model",
+        None, "Model to start from; new words join its own.", unset="fresh weights", example="base", path_to="model"
+    )
+    teacher: tuple[AnyPath, ...] = setting(
+        (), "Model whose probabilities of each word are learned too; of several, their mean.", path_to="model"
+    )
+    teacher_weight: float = setting(
+        0.5, "Weight of the teachers' probabilities in the loss; the captions have the rest.", least=0, most=1
     )
     min_count: int = setting(5, "Minimum number of times that a word occurs; rarer words become <unk>.", least=1)
     image_input: ImageInput = setting(

@@ -95,6 +95,7 @@ def render_card(model: Model, name: str, scores: Sequence[ScoredImages] = ()) ->
             [
                 *[f"- `{setting}`: {model.training[setting]}" for setting in _SETTINGS if setting in model.training],
                 *_start_line(model),
+                *_teacher_lines(model),
                 *[f"- {software} {version}" for software, version in model.versions.items()],
                 *[f"- Note: {note}" for note in model.notes],
             ]
@@ -117,6 +118,15 @@ def _header(name: str, scores: Sequence[ScoredImages]) -> list[str]:
         for metric, value in scored.values.items():
             lines += [f"    - type: {metric}", f"      value: {value:.4f}"]
     return [*lines, "---"]
+
+
+def _teacher_lines(model: Model) -> list[str]:
+    """The models whose probabilities its training learned, one per line."""
+    names, digests = (model.training.get(name, []) for name in ("teacher", "teacher_sha256"))
+    return [
+        f"- Learned from the model `{_one_cell(str(name))}`, SHA-256 of its bundle.json `{digest}`"
+        for name, digest in zip(names, digests, strict=False)
+    ]
 
 
 def _start_line(model: Model) -> list[str]:

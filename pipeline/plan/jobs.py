@@ -80,6 +80,7 @@ class TrainJob:
     def _recorded(self, config: TrainConfig) -> dict[str, Any]:
         values = {name: value for name, value in asdict(config).items() if name != "device"}
         values["init"] = None if isinstance(config.init, Path) else config.init  # the content of a path is an input
+        values["teacher"] = [model for model in config.teacher if not isinstance(model, Path)]
         search = values["search"] | _length(config.search, self.config.search)
         return values | _length(config, self.config) | {"search": search}
 
@@ -87,7 +88,9 @@ class TrainJob:
         """The inputs of the job, by name."""
         lists = {"train_list": as_path(self.lists.train_list), "val_list": as_path(self.lists.val_list)}
         start = {"init": self.config.init if isinstance(self.config.init, Path) else None}
-        return {"features": self.features} | _captions(self.captions) | _given(lists | start)
+        teachers = {f"teacher {number}": model for number, model in enumerate(self.config.teacher, 1)}
+        models = {name: model for name, model in teachers.items() if isinstance(model, Path)}
+        return {"features": self.features} | _captions(self.captions) | _given(lists | start | models)
 
 
 @dataclass(frozen=True)

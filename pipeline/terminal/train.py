@@ -80,5 +80,5 @@ def _refuse_early(features: Path, output: Path, config: TrainConfig, *, overwrit
 
     require_no_model(output, overwrite=overwrite)
     FeatureStore.open(features)
-    if config.init is not None:
-        read_model(find_model(config.init))
+    for model in (*([] if config.init is None else [config.init]), *config.teacher):
+        read_model(find_model(model))

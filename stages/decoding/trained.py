@@ -75,11 +75,11 @@ def read_models(model: AnyPaths) -> TrainedModels:
     bundles = [read_model(folder) for folder in folders]
     for folder, bundle in zip(folders[1:], bundles[1:], strict=True):
         bundles[0].spec.require(bundle.spec, mine=str(folders[0]), others=str(folder))
-        _require_same_words(folders[0], bundles[0].vocabulary, folder, bundle.vocabulary)
+        require_same_words(folders[0], bundles[0].vocabulary, folder, bundle.vocabulary)
     return TrainedModels(tuple(folders), tuple(bundles))
 
 
-def _require_same_words(first: Path, mine: Vocabulary, other: Path, others: Vocabulary) -> None:
+def require_same_words(first: Path | str, mine: Vocabulary, other: Path | str, others: Vocabulary) -> None:
     """Raise InputError naming the first index at which the vocabularies of two models differ."""
     for index, (my_word, other_word) in enumerate(zip_longest(mine.words, others.words)):
         if my_word != other_word:

@@ -22,7 +22,12 @@ from captionmill.data.errors import TrainingError
 from captionmill.stages.decoding.captioner import Caption, decode_features
 from captionmill.stages.training.choice import is_best
 from captionmill.stages.training.features import prepare_ahead
-from captionmill.stages.training.losses import LENGTH_GROUPS, cross_entropy, weighted_cross_entropy
+from captionmill.stages.training.losses import (
+    LENGTH_GROUPS,
+    cross_entropy,
+    taught_cross_entropy,
+    weighted_cross_entropy,
+)
 from captionmill.stages.training.self_critical import Reward, sample_captions
 from captionmill.stages.training.state import EpochResult, Training, scheduled_share
 
@@ -65,6 +70,9 @@ def train_on_captions(training: Training, recorder: Recorder) -> None:
             set_learning_rate(training, config.learning_rate, len(plan), training.first_epochs)
             logits, targets, _ = training.network(features, words)  # [N, V], [N]
             loss, entropy = cross_entropy(logits, targets, label_smoothing=config.label_smoothing)  # sums over N
+            if training.teachers:
+                taught = taught_cross_entropy(logits, training.teachers.probabilities(features, words), len(targets))
+                loss = (1 - config.teacher_weight) * loss + config.teacher_weight * taught
             del logits  # by far the largest tensor of a step
             optimizer.zero_grad(set_to_none=True)
             (loss * (world.size / word_count)).backward()  # the mean per word, since processes average their gradients

@@ -62,6 +62,14 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0
     return (1 - label_smoothing) * entropy + label_smoothing * spread, entropy
 
 
+def taught_cross_entropy(logits: Tensor, probabilities: Tensor, count: int) -> Tensor:
+    """The cross entropy with the teachers' `probabilities`, like the logits [N + 31 at most, V], summed over N words.
+
+    Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", at temperature 1.
+    """
+    return -(probabilities[:count] * logits[:count].log_softmax(dim=-1)).sum()
+
+
 def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """The cross entropy summed over the targets [N] of sampled captions, each multiplied by its weight [N].
 

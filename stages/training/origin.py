@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,18 @@ def _name_of(setting: str) -> str:
 _IMAGES_PER_STEP = "images per self-critical step"
 _WORD_RULE = "word rule"
 _START = "model to start from"
-NO_START = "none"
-_DIGESTS = ("features", "captions or splits", _START)
+_TEACHERS = "teachers"
+NO_MODEL = "none"
+_DIGESTS = ("features", "captions or splits", _START, _TEACHERS)
 _NOT_PARAMETERS = ("number of processes", _IMAGES_PER_STEP, _WORD_RULE, *_DIGESTS)
 _REPEAT_WORDS = _name_of("repeat_words")
 _BEFORE = {
     _IMAGES_PER_STEP: str(LoopConfig().images_per_step),
     _WORD_RULE: str(FIRST_RULE),
     _REPEAT_WORDS: "True",
-    _START: NO_START,
+    _START: NO_MODEL,
+    _TEACHERS: NO_MODEL,
+    _name_of("teacher_weight"): str(TrainConfig().teacher_weight),
     _name_of("matcher_epochs"): "None",
     _name_of("rerank"): SearchConfig().rerank,
     _name_of("candidates"): str(SearchConfig().candidates),
@@ -66,21 +69,23 @@ def describe_origin(
     config: TrainConfig,
     *,
     word_rule: int,
-    start: str,
+    start: str = NO_MODEL,
+    teachers: Sequence[str] = (),
 ) -> dict[str, str]:
     """What must be the same for a training to be resumed, by name; device and speed settings are left out.
 
-    `start` is the digest of the model that it starts from, or `NO_START`.
+    `start` is the digest of the model that it starts from, `teachers` are those of its teachers.
     """
     values = asdict(config.search) | asdict(config) | {"search_length": config.search.max_length}
-    left_out = ("device", "search", "init")
+    left_out = ("device", "search", "init", "teacher")
     settings = {_name_of(name): str(value) for name, value in values.items() if name not in left_out}
     digest = hashlib.sha256()
     for name, keys in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         for key in keys:
             digest.update(json.dumps((name, key, annotations.captions[key])).encode())
     data = {"features": store.digest().hex(), "captions or splits": digest.hexdigest()}
-    return settings | {_WORD_RULE: str(word_rule), _START: start} | data
+    models = {_START: start, _TEACHERS: " ".join(teachers) or NO_MODEL}
+    return settings | {_WORD_RULE: str(word_rule)} | models | data
 
 
 def describe_processes(count: int, images_per_step: int) -> dict[str, str]:

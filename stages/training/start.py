@@ -1,24 +1,30 @@
-"""What a training starts from: fresh weights, or those of a model, which learns from other captions.
+"""The models that a training uses: one that it starts from instead of fresh weights, and teachers.
 
-Words that the model has keep their indices and rows; new ones come behind them, with fresh rows. Everything else of the
-decoder stays as it is, the scaling of its features too.
+Words that a model to start from has keep their indices and rows; new ones come behind them, with fresh rows. Everything
+else of the decoder stays as it is, the scaling of its features too.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.errors import InputError, SettingError
 from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import Model, model_digest, read_model
 from captionmill.data.models.source import find_model
 from captionmill.data.paths import AnyPath
 from captionmill.stages.decoding.captioner import build_decoder
 from captionmill.stages.decoding.decoder import Decoder
+from captionmill.stages.decoding.trained import require_same_words
+from captionmill.stages.machine import choose_training_dtype
 from captionmill.stages.settings import TrainConfig
+from captionmill.stages.training.losses import WordLogits
 
 ARCHITECTURE = ("image_input", "feature_scaling", "embed_dim", "hidden_dim", "layers", "tie_weights", "forget_bias")
 """The settings of which a decoder's weights fit only one value, and one that only fresh weights use."""
@@ -78,3 +84,39 @@ class StartingModel:
         target = decoder.state_dict()
         for name, tensor in self.decoder.state_dict().items():
             target[name][: len(tensor)].copy_(tensor)  # of a matrix of words, the first rows
+
+
+class Teachers:
+    """Decoders whose mean probabilities of each word a training learns beside its captions; false if there are none."""
+
+    def __init__(self, names: Sequence[AnyPath] = ()) -> None:
+        """The models that `names` name, as `find_model` finds them; ModelError if one cannot be read."""
+        self.names = [str(name) for name in names]
+        self._folders = [find_model(name) for name in names]
+        self._models = [read_model(folder) for folder in self._folders]
+        self.digests = [model_digest(folder) for folder in self._folders]
+        """SHA-256 of each bundle, in hex."""
+        self._networks: list[WordLogits] = []
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def require_fit(self, store: FeatureStore, vocabulary: Vocabulary) -> None:
+        """Raise SpecMismatchError unless all take the rows of `store`, InputError for other words than `vocabulary`."""
+        for name, folder, model in zip(self.names, self._folders, self._models, strict=True):
+            model.spec.require(store.spec, mine=name, others=str(store.path))
+            require_same_words(folder, model.vocabulary, "this training", vocabulary)
+
+    def build(self, device: torch.device) -> None:
+        """Build the decoders on `device`."""
+        for folder, model in zip(self._folders, self._models, strict=True):
+            decoder = build_decoder(folder, model).to(device).eval().requires_grad_(False)
+            self._networks.append(WordLogits(decoder, choose_training_dtype(device)))
+
+    @torch.no_grad()
+    def probabilities(self, features: Tensor, words: Tensor) -> Tensor:
+        """The mean probabilities of the words that `WordLogits` predicts, in its order, [N + 31 at most, V]."""
+        mean = self._networks[0](features, words)[0].softmax(dim=-1)
+        for network in self._networks[1:]:
+            mean += network(features, words)[0].softmax(dim=-1)
+        return mean / len(self._networks)

@@ -27,7 +27,7 @@ from captionmill.stages.training.checkpoint import Checkpoint, load_weights, pac
 from captionmill.stages.training.choice import last_progress
 from captionmill.stages.training.features import MEMORY_LIMIT, FeatureFeeder, measure_features
 from captionmill.stages.training.losses import WordLogits
-from captionmill.stages.training.start import StartingModel
+from captionmill.stages.training.start import StartingModel, Teachers
 
 Phase = Literal["cross entropy", "self-critical"]
 
@@ -142,7 +142,8 @@ class Training:
             self.decoder.fit_features(torch.from_numpy(mean), torch.from_numpy(std))
         else:
             start.copy_into(self.decoder)
-        self._started_from = {"init": start.name, "init_sha256": start.digest} if start else {}
+        self._models_used: dict[str, Any] = {"init": start.name, "init_sha256": start.digest} if start else {}
+        self.teachers = Teachers()
         self.decoder.to(device)
         self.word_logits = WordLogits(self.decoder, choose_training_dtype(device))
         self.network: nn.Module = self.word_logits
@@ -150,6 +151,12 @@ class Training:
             self.network = DistributedDataParallel(self.network)
         self.optimizer = self._new_optimizer()
         self.val_scorer = CiderD({key: [*map(self.tokenize, captions[key])] for key in splits.val})
+
+    def learn_from(self, teachers: Teachers) -> None:
+        """Learn what `teachers` predict too; they must fit (`Teachers.require_fit`)."""
+        teachers.build(self.device)
+        self.teachers = teachers
+        self._models_used |= {"teacher": teachers.names, "teacher_sha256": teachers.digests} if teachers else {}
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens that a caption is scored by."""
@@ -205,7 +212,7 @@ class Training:
         return torch.from_numpy(views)
 
     def begin_self_critical(self, best: Mapping[str, Tensor]) -> None:
-        """StartingModel the second phase from the weights `best`."""
+        """Start the second phase from the weights `best`."""
         load_weights(self.decoder, best)
         self.state.phase, self.state.phase_start = "self-critical", self.state.epoch - 1
         self.optimizer = self._new_optimizer()
@@ -229,7 +236,7 @@ class Training:
             decoder_config=asdict(self.decoder.config),
             vocabulary=self.vocabulary,
             spec=self.store.spec,
-            training=asdict(self.config) | self._started_from,
+            training=asdict(self.config) | self._models_used,
             splits={"train": self.splits.train, "val": self.splits.val, "test": self.splits.test},
             scores={
                 "epoch": result.epoch,

@@ -38,10 +38,10 @@ from captionmill.stages.training.corpus import (
     with_lengths,
 )
 from captionmill.stages.training.loop import run_training
-from captionmill.stages.training.origin import NO_START, as_it_began, describe_origin, describe_processes, require_same
+from captionmill.stages.training.origin import NO_MODEL, as_it_began, describe_origin, describe_processes, require_same
 from captionmill.stages.training.reranking.fit import add_ranker
 from captionmill.stages.training.run_folder import UNMATCHED_NAME, RunFolder, claim_folder, empty_folder, publish
-from captionmill.stages.training.start import StartingModel
+from captionmill.stages.training.start import StartingModel, Teachers
 from captionmill.stages.training.state import EpochResult, LoopConfig, Training
 
 _logger = logging.getLogger(__name__)
@@ -92,7 +92,8 @@ def train(
     """Train a decoder on the rows of the store `features` and the reference `captions`; write its bundle to `output`.
 
     `captions` is a file, a folder of text files beside images, several of these, or `CaptionFiles` to name columns.
-    With `config.init` the decoder starts from another model, which must fit the features (SpecMismatchError) and the
+    With `config.teacher` the decoder also learns what other models predict; these must have the same words (InputError)
+    and features. With `config.init` it starts from a model, which must fit the features (SpecMismatchError) and the
     settings (SettingError); its words keep their places, and frequent words of `captions` are added.
 
     An interrupted training is resumed from its last checkpoint, which is at most `listener.loop.checkpoint_every_s`
@@ -111,6 +112,7 @@ def train(
     work_dir = output.resolve().with_name(f"{output.resolve().name}.training")
     word_rule, config = as_it_began(work_dir, config, restart=restart)
     start = StartingModel.read(config.init) if config.init is not None else None
+    teachers = Teachers(config.teacher)
     if start is not None:
         word_rule = start.model.vocabulary.word_rule
         config = start.fit(config, store.spec, features=features, output=output)
@@ -118,12 +120,20 @@ def train(
     splits = _choose_splits(annotations, store, data, config.seed)
     counts, val_counts = (count_words(annotations.captions, keys, word_rule) for keys in (splits.train, splits.val))
     vocabulary = choose_vocabulary(counts, min_count=config.min_count, known=start.model.vocabulary if start else None)
+    teachers.require_fit(store, vocabulary)
     fitted = with_lengths(config, counts)
     with _memory_named(), join_world(config.device) as (world, device), _claim(work_dir, world):
         if world.is_first:
             listener.on_splits(splits)
-        digest = start.digest if start else NO_START
-        origin = describe_origin(store, annotations, splits, config, word_rule=word_rule, start=digest)
+        origin = describe_origin(
+            store,
+            annotations,
+            splits,
+            config,
+            word_rule=word_rule,
+            start=start.digest if start else NO_MODEL,
+            teachers=teachers.digests,
+        )
         fingerprint = origin | describe_processes(world.size, listener.loop.images_per_step)
         unfinished = _open_work_dir(work_dir, fingerprint, splits, restart=restart, world=world)
         training = Training(
@@ -137,6 +147,7 @@ def train(
             loop=listener.loop,
             start=start,
         )
+        training.learn_from(teachers)
         del annotations  # half a gigabyte for five million captions
         if unfinished:
             training.restore(unfinished)
