@@ -57,7 +57,7 @@ def explain(image: Path | str, models: tuple[Path, ...], output: Path | None, **
     explained = explain_image(image, models, output=output, search=search, machine=machine, **options)
     from captionmill.pipeline.terminal.texts import render_text  # imports torch
 
-    confidence = explained.explanation.caption.confidence
+    confidence = explained.explanation.confidence
     text = f"{output}: {explained.caption} (confidence {confidence:.4f})" if output else render_text(explained)
     fields = {"output": str(output) if output else None, "caption": explained.caption, "confidence": confidence}
     show_result(text, fields)

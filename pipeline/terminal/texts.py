@@ -30,7 +30,10 @@ def render_text(explained: ImageExplanation) -> str:
 def _lines(explained: ImageExplanation) -> Iterator[str]:
     explanation, tree = explained.explanation, explained.explanation.beam
     yield f"{explained.name}: {explained.caption}"
-    yield f"confidence {show_number(explanation.caption.confidence)}, the geometric mean of the words' probabilities"
+    made = "the geometric mean of the words' probabilities"
+    if explanation.choice and explanation.choice.candidates[0].caption.consensus is not None:
+        made = "1 - exp(-consensus)"
+    yield f"confidence {show_number(explanation.confidence)}, {made}"
     yield f"computed: {describe_computation(explained)}"
     if explained.role:
         yield f"note: {explained.role}"

@@ -42,11 +42,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and how sure the decoder is of it."""
+    """A caption and how sure it is."""
 
     text: str
     confidence: float
-    """Geometric mean of the words' probabilities, 0 to 1."""
+    """0 to 1: 1 - exp(-consensus) where re-ranking used it, else the geometric mean of the words' probabilities."""
     cut: bool = False
     """It has as many words as a caption may have."""
     alternatives: tuple["Caption", ...] = ()

@@ -140,6 +140,11 @@ class Explanation:
     choice: Choice | None = None
     """Why the caption was chosen among the candidates that the search found; None where these were not re-ranked."""
 
+    @property
+    def confidence(self) -> float:
+        """That of the caption, as in captioning."""
+        return self.choice.candidates[0].caption.confidence if self.choice else self.caption.confidence
+
 
 @torch.inference_mode()
 def explain_features(

@@ -111,10 +111,17 @@ def _rank(
     """The candidates of each image, the highest total first."""
     candidates = [list_candidates(caption) for caption in found]
     scores = score_candidates(candidates, features, rankers, search)
-    return [
-        sorted(map(Candidate, own, range(len(own)), own_scores), key=lambda candidate: -candidate.score.total)
-        for own, own_scores in zip(candidates, scores, strict=True)
-    ]
+    ranked = []
+    for own, own_scores in zip(candidates, scores, strict=True):
+        consensus = [score.consensus if search.rerank != "matcher" else None for score in own_scores]
+        captions = map(_with_consensus, own, consensus)
+        in_order = map(Candidate, captions, range(len(own)), own_scores)
+        ranked.append(sorted(in_order, key=lambda candidate: -candidate.score.total))
+    return ranked
+
+
+def _with_consensus(caption: DecodedCaption, consensus: float | None) -> DecodedCaption:
+    return replace(caption, consensus=consensus)
 
 
 def list_candidates(caption: DecodedCaption) -> list[DecodedCaption]:
@@ -127,7 +134,7 @@ def score_candidates(
 ) -> list[list[CandidateScore]]:
     """The scores of the candidates of each image, from its features [B, D]."""
     words = [[caption.words for caption in own] for own in candidates]
-    likelihoods = [[_mean(caption.log_probabilities) for caption in own] for own in candidates]
+    likelihoods = [[caption.mean_log_probability for caption in own] for own in candidates]
     return mean_scores([ranker.score(features, words, likelihoods, search.rerank) for ranker in rankers])
 
 

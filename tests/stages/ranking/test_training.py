@@ -1,5 +1,6 @@
 """A ranker that `train` makes: what is in the model, the captions that it chooses, and a training that is killed."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from captionmill.data.errors import InputError, SettingError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, read_model
 from captionmill.stages.decoding.captioner import Captioner, decode_features
-from captionmill.stages.settings import SearchConfig
+from captionmill.stages.decoding.explain import explain_features
+from captionmill.stages.settings import Rerank, SearchConfig
 from captionmill.stages.training.reranking.matching import choose_matcher_epochs
 from captionmill.stages.training.train import train
 
@@ -57,6 +59,21 @@ def test_captions_are_the_same_whatever_the_block(task: Path, block_rows: int) -
         candidates = [plain[key].text, *(other.text for other in plain[key].alternatives)]
         assert {caption.text, caption.alternatives[0].text} < set(candidates)
     assert any(caption.text != plain[key].text for key, caption in found)
+
+
+@pytest.mark.parametrize("rerank", ["both", "matcher"])
+def test_a_caption_is_as_sure_as_its_consensus_and_as_likely_as_all_its_steps(task: Path, rerank: Rerank) -> None:
+    captioner, store = Captioner.load(task / "model", device="cpu"), FeatureStore.open(task / "features.h5")
+    search = replace(SEARCH, rerank=rerank)
+    for key, caption in captioner.captions(store, store.keys[:4], search):
+        explanation = explain_features(
+            captioner.decoder, store[key], captioner.vocabulary, search, rankers=captioner.rankers
+        )
+        assert explanation.choice is not None
+        score = explanation.choice.candidates[0].score
+        sure = explanation.caption.confidence if rerank == "matcher" else 1 - math.exp(-max(0, score.consensus))
+        assert caption.confidence == pytest.approx(explanation.confidence, rel=1e-4) == pytest.approx(sure, rel=1e-4)
+        assert score.log_probability == pytest.approx(-explanation.caption.cross_entropy, rel=1e-4)
 
 
 def test_a_training_that_is_killed_in_its_matcher_ends_with_the_same_bits(task: Path) -> None:
