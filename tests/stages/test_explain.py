@@ -146,7 +146,7 @@ def test_by_every_search_setting_200_decoders_captions_are_explained_word_for_wo
         tree = explanation.beam
         assert VOCABULARY.decode(explanation.caption.words) == VOCABULARY.decode(tree.words) == found.text
         assert tree.captions[tree.place] == found.text
-        assert explanation.caption.confidence == pytest.approx(found.confidence, rel=1e-4)
+        assert explanation.confidence == pytest.approx(found.confidence, rel=1e-4)
         assert explanation.caption.cut == tree.cut == found.cut
         assert all(other.text in tree.captions for other in found.alternatives)
         assert [node.place for node in tree.steps[-1] if node.wins] == [tree.place]
@@ -169,7 +169,11 @@ def test_a_choice_is_explained_by_the_scores_that_made_it() -> None:
     best_first = sorted(range(7), key=lambda place: -scores[place].total)
     assert [candidate.place for candidate in choice.candidates] == best_first
     for candidate in choice.candidates:
-        assert (candidate.caption, candidate.score) == (listed[candidate.place], scores[candidate.place])
+        score = scores[candidate.place]
+        assert (candidate.caption, candidate.score) == (
+            replace(listed[candidate.place], consensus=score.consensus),
+            score,
+        )
         assert tree.captions[candidate.place] == VOCABULARY.decode(candidate.caption.words)
     words = explanation.caption.words
     assert words == choice.candidates[0].caption.words

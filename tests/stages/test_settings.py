@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import griffe
@@ -12,13 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from captionmill.data.errors import PipelineError, SettingError
-from captionmill.data.features.spec import Views
 from captionmill.pipeline.plan.file import PlanFile
 from captionmill.pipeline.terminal.options import setting_options, take_settings
 from captionmill.pipeline.terminal.starting_plan import setting_lines
 from captionmill.stages import settings
 from captionmill.stages.fields import Configuration, SettingType, read_type, setting, settings_of
 from captionmill.stages.scoring.settings import BootstrapConfig
+
+Lens = Literal["one", "flip"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +29,7 @@ class MadeUpConfig(settings.ExtractConfig):
     """The settings of an extraction and five more, each written in one place."""
 
     sharpness: float = setting(0.5, "Sharpness of the image, in diopters.", least=0.25, most=8)
-    lens: Views | None = setting(None, "Lens of the camera.", unset="that of the file", example="flip")
+    lens: Lens | None = setting(None, "Lens of the camera.", unset="that of the file", example="flip")
     stops: tuple[int, ...] = setting((2, 4), "Stops of the aperture.", least=1)
     filters: int = setting(0, "Number of filters; many is 9.", least=0, most=9, words={"many": 9})
     mask: Path | None = setting(None, "Image that hides parts of each image.", example="mask.png", metavar="PNG")
@@ -179,7 +180,7 @@ def test_the_api_page_has_its_default_range_and_help(tmp_path: Path, monkeypatch
     ("annotation", "read"),
     [
         (settings.Backbone, SettingType(str, ("resnet50", "resnet101", "resnet152", "scenes-resnet14"))),
-        (Views | None, SettingType(str, ("one", "flip"), is_optional=True)),
+        (Lens | None, SettingType(str, ("one", "flip"), is_optional=True)),
         (tuple[Path, ...], SettingType(Path, is_list=True)),
         (float | None, SettingType(float, is_optional=True)),
         (bool, SettingType(bool)),

@@ -119,7 +119,7 @@ def test_a_picture_gets_the_row_of_a_store_and_the_caption_of_caption(made: Path
         explained = explain_image(made / "photos" / key, made / "model1", machine=machine)
         assert explained.explanation.features.tolist() == store[key].astype(np.float32).tolist()
         assert explained.caption == row["caption"]
-        assert explained.explanation.caption.confidence == pytest.approx(float(row["confidence"]), abs=1e-4)
+        assert explained.explanation.confidence == pytest.approx(float(row["confidence"]), abs=1e-4)
         stored = explain_image(made / "photos" / key, made / "model1", features=made / "f.h5", machine=machine)
         assert stored.explanation.beam == explained.explanation.beam
     assert len({row["caption"] for row in rows.values()}) > 1
