@@ -146,7 +146,8 @@ def measure_training(training: Training, seconds: float) -> float:
 def run_from_memory(training: Training) -> Iterator[int]:
     """The network and optimizer of a training, and nothing else: batches that were made before, no look at anything."""
     plan = training.dataset.plan_epoch(training.config.batch_size, np.random.default_rng(0))
-    batches = [prepare_batch(training, chosen) for chosen in plan]
+    views = training.epoch_views(len(training.dataset))
+    batches = [prepare_batch(training, views, chosen) for chosen in plan]
     training.decoder.train()
     seed_step(training)
     while True:

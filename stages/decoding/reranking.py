@@ -134,7 +134,7 @@ def score_candidates(
 ) -> list[list[CandidateScore]]:
     """The scores of the candidates of each image, from its features [B, D]."""
     words = [[caption.words for caption in own] for own in candidates]
-    likelihoods = [[caption.mean_log_probability for caption in own] for own in candidates]
+    likelihoods = [[_mean(caption.log_probabilities) for caption in own] for own in candidates]
     return mean_scores([ranker.score(features, words, likelihoods, search.rerank) for ranker in rankers])
 
 

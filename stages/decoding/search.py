@@ -38,15 +38,8 @@ class DecodedCaption:
     """The maximum length was reached before `<end>`."""
     alternatives: tuple["DecodedCaption", ...] = ()
     """The next best captions of the image, best first."""
-    end_log_probability: float = 0.0
-    """That of `<end>` after the words; 0 if the caption was cut."""
     consensus: float | None = None
     """That with the captions of training images, if re-ranking chose by it."""
-
-    @property
-    def mean_log_probability(self) -> float:
-        """The mean of the log probabilities of the words and of `<end>`."""
-        return (sum(self.log_probabilities) + self.end_log_probability) / max(1, len(self.words) + (not self.cut))
 
     @property
     def confidence(self) -> float:
@@ -279,6 +272,4 @@ def _append(history: Tensor, parents: Tensor, values: Tensor) -> Tensor:
 def read_caption(words: Sequence[int], log_probabilities: Sequence[float], max_length: int) -> DecodedCaption:
     """The caption that ends before the first `<end>` or `<pad>` of `words`, if there is one."""
     length = next((place for place, word in enumerate(words[:max_length]) if word in (END, PAD)), max_length)
-    cut = length == max_length
-    end = 0.0 if cut else log_probabilities[length]
-    return DecodedCaption(tuple(words[:length]), tuple(log_probabilities[:length]), cut, end_log_probability=end)
+    return DecodedCaption(tuple(words[:length]), tuple(log_probabilities[:length]), cut=length == max_length)

@@ -26,8 +26,8 @@ class RankerConfig:
     """How the parts of a score are made and weighed; stored in the model."""
 
     likelihood_weight: float = 0.3
-    """Of the mean natural logarithm of the probabilities of a candidate's words and of `<end>`."""
-    match_weight: float = 0.25
+    """Of the mean natural logarithm of a candidate's word probabilities."""
+    match_weight: float = 0.5
     """Of the cosine of image and caption, beside the consensus."""
     match_weight_alone: float = 1.2
     """The same, without the consensus."""
@@ -55,7 +55,7 @@ class CandidateScore:
     """What speaks for a candidate."""
 
     log_probability: float
-    """Mean natural logarithm of the probabilities of its words and of `<end>`, by the decoder."""
+    """Mean natural logarithm of its words' probabilities, by the decoder."""
     consensus: float
     """0 to 10."""
     match: float
@@ -91,7 +91,7 @@ class Ranker:
     ) -> list[list[CandidateScore]]:
         """The scores of the candidates of each image, from features [B, D].
 
-        `likelihoods` are the mean log probabilities of their words and `<end>`. `by` is consensus, matcher or both.
+        `likelihoods` are the mean log probabilities of their words. `by` is consensus, matcher or both.
         """
         rows = features.float().cpu().numpy()
         zeros = [np.zeros(len(own), np.float32) for own in candidates]

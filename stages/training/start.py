@@ -116,7 +116,7 @@ class Teachers:
     @torch.no_grad()
     def probabilities(self, features: Tensor, words: Tensor) -> Tensor:
         """The mean probabilities of the words that `WordLogits` predicts, in its order, [N + 31 at most, V]."""
-        mean = self._networks[0](features, words)[0].softmax(dim=-1)
+        mean: Tensor = self._networks[0](features, words)[0].softmax(dim=-1)
         for network in self._networks[1:]:
             mean += network(features, words)[0].softmax(dim=-1)
         return mean / len(self._networks)

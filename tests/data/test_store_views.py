@@ -95,4 +95,4 @@ def test_an_export_holds_the_means(path: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), FeatureStore.open(path).read([0, 1, 2]))
     export_features(path, tmp_path / "rows.parquet")
     table = pd.read_parquet(tmp_path / "rows.parquet")
-    np.testing.assert_array_equal(np.stack(table["features"]), np.load(tmp_path / "rows.npy"))
+    np.testing.assert_array_equal(np.stack(list(table["features"])), np.load(tmp_path / "rows.npy"))
