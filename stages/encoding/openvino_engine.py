@@ -12,20 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino
-import torch
-from torch import nn
 
 from captionmill.data.cache import Cache, key_of
 from captionmill.data.features.file import Features
 from captionmill.data.images.decode import Pixels
 from captionmill.stages.encoding.encoder import Encoder
-from captionmill.stages.machine import choose_device, choose_dtype
-from captionmill.stages.settings import ExtractConfig
+from captionmill.stages.machine import choose_precision, thread_count
+from captionmill.stages.settings import ExtractConfig, Precision
 
+if TYPE_CHECKING:
+    import torch
+
+_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 _BATCH_SIZE = 8  # on two cores as fast as 32, with less padding for a few images
 _CACHE_BYTES = 1_000_000_000  # a ResNet-50 in float32 takes 94 MB
 _STREAMS = 2  # two batches in parallel leave no core idle between layers
@@ -35,12 +37,12 @@ class OpenVinoEngine:
     """An encoder's network on the CPU; an `Engine`."""
 
     def __init__(self, encoder: Encoder, config: ExtractConfig) -> None:
-        """Convert and compile the network for this CPU, on as many threads as torch may use."""
-        dtype = choose_dtype(config.precision, choose_device("cpu"))
+        """Convert and compile the network for this CPU, on as many threads as torch would use."""
+        precision = choose_precision(config.precision, "cpu")
         self.batch_size = config.batch_size or _BATCH_SIZE
-        self.description = f"cpu openvino {str(dtype).removeprefix('torch.')}"
-        self._parts = _find_parts(encoder, dtype)
-        self._threads = torch.get_num_threads()
+        self.description = f"cpu openvino {_PRECISIONS[precision]}"
+        self._parts = _find_parts(encoder, precision)
+        self._threads = thread_count()
         streams = min(_STREAMS, self._threads)
         self.depth = streams + 1
         self._pool = ThreadPoolExecutor(streams, thread_name_prefix="openvino")
@@ -94,19 +96,19 @@ class _Part:
     """Of one image's input; -1 where it differs from image to image."""
 
 
-def _find_parts(encoder: Encoder, dtype: torch.dtype) -> list[_Part]:
+def _find_parts(encoder: Encoder, precision: Precision) -> list[_Part]:
     """The parts of the converted network, read from the cache or else made and kept there.
 
     They are read from files in any case: OpenVINO orders the sums of a network that was not written otherwise, and
     rounds them to other bits.
     """
     if not encoder.spec.weights_sha256:  # random weights, to measure a speed
-        return _convert_network(encoder, dtype)
-    cache, key = Cache("networks", _CACHE_BYTES), _cache_key(encoder, dtype)
+        return _convert_network(encoder, precision)
+    cache, key = Cache("networks", _CACHE_BYTES), _cache_key(encoder, precision)
     entry = cache.find(key)
     if entry is not None and (parts := _read_parts(entry)):
         return parts
-    converted = _convert_network(encoder, dtype)
+    converted = _convert_network(encoder, precision)
     entry = cache.keep(key, lambda folder: _write_parts(folder, converted))
     if entry is not None and (parts := _read_parts(entry)):
         return parts
@@ -115,12 +117,12 @@ def _find_parts(encoder: Encoder, dtype: torch.dtype) -> list[_Part]:
         return _read_parts(Path(folder))
 
 
-def _cache_key(encoder: Encoder, dtype: torch.dtype) -> str:
+def _cache_key(encoder: Encoder, precision: Precision) -> str:
     """What differs whenever the converted network does."""
     spec, here = encoder.spec, Path(__file__)
     sources = [path.read_text(encoding="utf-8") for path in (here, here.with_name("network.py"))]
     versions = [version(package) for package in ("openvino", "torch", "torchvision")]
-    return key_of(spec.backbone, spec.weights_sha256, spec.preprocess, spec.image_size, str(dtype), versions, sources)
+    return key_of(spec.backbone, spec.weights_sha256, spec.preprocess, spec.image_size, precision, versions, sources)
 
 
 def _write_parts(folder: Path, parts: Sequence[_Part]) -> None:
@@ -142,12 +144,14 @@ def _read_parts(folder: Path) -> list[_Part]:
     return [_Part(model, hint, shape) for model, (hint, shape) in zip(models, settings, strict=True)]
 
 
-def _convert_network(encoder: Encoder, dtype: torch.dtype) -> list[_Part]:
+def _convert_network(encoder: Encoder, precision: Precision) -> list[_Part]:
+    import torch
+
     network, size = encoder.network, encoder.spec.image_size
     is_whole = encoder.spec.preprocess == "whole"
     outer = [-1, -1, 3] if is_whole else [size, size, 3]
     pixels = torch.zeros((2, size, size, 3), dtype=torch.uint8)
-    if dtype == torch.float32:
+    if precision == "fp32":
         return [_Part(_convert(network, pixels), "f32", outer)]
     with torch.inference_mode():
         maps = network.stem(pixels)
@@ -178,8 +182,9 @@ def _compile(parts: Sequence[_Part], batch_size: int, streams: int, threads: int
     return chains
 
 
-def _convert(module: nn.Module, example: torch.Tensor) -> Any:
+def _convert(module: "torch.nn.Module", example: "torch.Tensor") -> Any:
     """An OpenVINO model of `module`; by the front end: `openvino.convert_model` reports each use to its makers."""
+    import torch
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 

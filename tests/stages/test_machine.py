@@ -1,12 +1,14 @@
 """What a stage is told about the machine."""
 
+import platform
 from pathlib import Path
 
 import pytest
 import torch
 
+from captionmill.stages import machine
 from captionmill.stages.encoding.extract import extract
-from captionmill.stages.machine import choose_dtype, choose_workers, unused_gpu_note
+from captionmill.stages.machine import choose_precision, choose_workers, means_cpu, unused_gpu_note
 from captionmill.stages.settings import ExtractConfig
 
 
@@ -15,6 +17,7 @@ def test_a_gpu_that_is_left_unused_is_said_loudly(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(machine, "_GPU_FILES", (Path("/"),))
     config = ExtractConfig(
         "scenes-resnet14", weights=str(thin_weights), preprocess="squash", image_size=32, device="cpu", engine="torch"
     )
@@ -37,20 +40,28 @@ def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert note.startswith("an NVIDIA GPU is here, but torch cannot use it")
 
 
-@pytest.mark.parametrize(
-    ("capabilities", "dtype"),
-    [({}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16)],
-)
+@pytest.mark.parametrize(("flags", "precision"), [("avx2", "fp32"), ("avx512_bf16", "bf16"), ("amx_bf16", "bf16")])
 def test_half_precision_is_chosen_where_the_cpu_is_fast_at_it(
-    capabilities: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    flags: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert choose_dtype("auto", torch.device("cpu")) == dtype
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"model name: X\nflags\t\t: fpu {flags} sse\n")
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(machine, "_CPU_INFO", info)
+    assert choose_precision("auto", "cpu") == precision
 
 
 def test_a_gpu_computes_in_fp16_unless_told_otherwise() -> None:
-    assert choose_dtype("auto", torch.device("cuda")) == torch.float16
-    assert choose_dtype("bf16", torch.device("cuda")) == torch.bfloat16
+    assert choose_precision("auto", "cuda") == "fp16"
+    assert choose_precision("bf16", "cuda") == "bf16"
+
+
+def test_a_cpu_is_recognised_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    assert [means_cpu(name) for name in ("auto", "cpu", "cuda", "gpu")] == [True, True, False, False]
+    monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/dev/nvidiactl")
+    assert [means_cpu(name) for name in ("auto", "cpu")] == [False, True]
 
 
 def test_workers_are_as_told_or_one_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
