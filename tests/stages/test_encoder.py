@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.features.spec import FeatureSpec, Preprocess
 from captionmill.stages.encoding.encoder import build_encoder, prepare_image
-from captionmill.stages.encoding.torch_engine import TorchEngine
+from captionmill.stages.encoding.engines.torch import TorchEngine
 from captionmill.stages.settings import ExtractConfig, Precision
 
 

@@ -11,10 +11,11 @@ import safetensors.torch
 
 from captionmill.data.errors import WeightsError
 from captionmill.data.features.file import Features
+from captionmill.stages import machine
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.engine import build_engine
 from captionmill.stages.encoding.network import FeatureNetwork
-from captionmill.stages.settings import ExtractConfig
+from captionmill.stages.settings import ExtractConfig, Precision
 
 HOUR_NS = 3_600_000_000_000
 
@@ -96,14 +97,18 @@ def test_a_kept_network_gives_the_same_bits_and_is_not_built(
     np.testing.assert_array_equal(encode(without_network(config), config), kept[2])
 
 
-def test_both_parts_of_a_network_in_bfloat16_give_the_same_bits(config: ExtractConfig) -> None:
-    config = replace(config, precision="bf16", preprocess="whole")
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_kept_network_of_less_precision_gives_the_same_bits(
+    config: ExtractConfig, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "has_fast_int8", lambda: True)
+    config = replace(config, precision=precision, preprocess="whole")
     fresh = encode(build_encoder(config), config)
     np.testing.assert_array_equal(encode(without_network(config), config), fresh)
 
 
 def test_a_damaged_network_is_not_used(config: ExtractConfig, tmp_path: Path) -> None:
-    (weights,) = (tmp_path / "cache" / "networks").glob("*/0.bin")
+    (weights,) = (tmp_path / "cache" / "networks").glob("*/network.bin")
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 64
     weights.write_bytes(content)
@@ -111,9 +116,13 @@ def test_a_damaged_network_is_not_used(config: ExtractConfig, tmp_path: Path) ->
     assert not weights.exists()
 
 
-def test_another_precision_size_or_preprocessing_is_another_network(config: ExtractConfig) -> None:
-    others = (replace(config, precision="bf16"), replace(config, image_size=64), replace(config, preprocess="whole"))
-    assert [wants_network(other) for other in (config, *others)] == [False, True, True, True]
+def test_another_precision_size_or_preprocessing_is_another_network(
+    config: ExtractConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "has_fast_int8", lambda: True)
+    others = [replace(config, precision="bf16"), replace(config, precision="int8")]
+    others += [replace(config, image_size=64), replace(config, preprocess="whole")]
+    assert [wants_network(other) for other in (config, *others)] == [False, True, True, True, True]
 
 
 def test_changed_weights_have_their_own_hash_and_network(own_weights: ExtractConfig) -> None:

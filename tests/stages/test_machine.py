@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from captionmill.data.errors import InputError
 from captionmill.stages import machine
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.machine import choose_precision, choose_workers, means_cpu, unused_gpu_note
@@ -49,6 +50,19 @@ def test_half_precision_is_chosen_where_the_cpu_is_fast_at_it(
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(machine, "_CPU_INFO", info)
     assert choose_precision("auto", "cpu") == precision
+
+
+@pytest.mark.parametrize("flag", ["avx512_vnni", "avx_vnni", "amx_int8"])
+def test_int8_needs_a_cpu_that_multiplies_in_8_bits(flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"flags\t\t: fpu avx512f {flag} sse\n")
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(machine, "_CPU_INFO", info)
+    assert choose_precision("int8", "cpu") == "int8"
+    info.write_text("flags\t\t: fpu avx512f avx512_bf16 sse\n")
+    for device in ("cpu", "cuda"):
+        with pytest.raises(InputError, match=r"`precision` int8 needs a CPU .*; use bf16 or fp32"):
+            choose_precision("int8", device)
 
 
 def test_a_gpu_computes_in_fp16_unless_told_otherwise() -> None:
