@@ -22,7 +22,6 @@ _OUT_OF_MEMORY = (
     "could not create a primitive",  # oneDNN's words for it
 )
 
-_CPU_INFO = Path("/proc/cpuinfo")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _GPU_FILES = (_NVIDIA_DRIVER, *map(Path, ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")))
 """On Linux one of them is there if torch can use a GPU: NVIDIA's, in a container, a Jetson or WSL, and AMD's."""
@@ -99,10 +98,10 @@ def unused_gpu_note(device: str) -> str | None:
     return None
 
 
-def has_fast_bf16() -> bool:
+def has_fast_bf16(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX-512 BF16)."""
     if platform.system() == "Linux":
-        with _CPU_INFO.open(encoding="utf-8") as lines:
+        with cpu_info.open(encoding="utf-8") as lines:
             flags = next((line.split() for line in lines if line.startswith("flags")), [])
         return "amx_bf16" in flags or "avx512_bf16" in flags
     import torch
