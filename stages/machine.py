@@ -101,20 +101,20 @@ def unused_gpu_note(device: str) -> str | None:
     return None
 
 
-def has_fast_bf16() -> bool:
+def has_fast_bf16(cpu_info: Path = _CPU_INFO) -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX-512 BF16)."""
-    return _has_any("amx_bf16", "avx512_bf16")
+    return _has_any(cpu_info, "amx_bf16", "avx512_bf16")
 
 
-def has_fast_int8() -> bool:
+def has_fast_int8(cpu_info: Path = _CPU_INFO) -> bool:
     """Whether this CPU multiplies 8-bit matrices in hardware (AMX or VNNI)."""
-    return _has_any("amx_int8", "avx512_vnni", "avx_vnni")
+    return _has_any(cpu_info, "amx_int8", "avx512_vnni", "avx_vnni")
 
 
-def _has_any(*names: str) -> bool:
-    """Whether this CPU has one of the instruction sets `names`, as Linux and torch call them."""
+def _has_any(cpu_info: Path, *names: str) -> bool:
+    """Whether this CPU has one of the instruction sets `names`, as Linux lists them in `cpu_info`, and torch too."""
     if platform.system() == "Linux":
-        with _CPU_INFO.open(encoding="utf-8") as lines:
+        with cpu_info.open(encoding="utf-8") as lines:
             flags = next((line.split() for line in lines if line.startswith("flags")), [])
         return any(name in flags for name in names)
     import torch

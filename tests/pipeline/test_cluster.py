@@ -24,7 +24,6 @@ from captionmill.data.errors import ClusterError, InputError, SpecMismatchError
 from captionmill.data.features.parts import parts_dir
 from captionmill.data.features.store import FeatureStore
 from captionmill.pipeline.cluster import open_spread
-from captionmill.stages import machine
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.encoding.share import ShareResult, ShareTask, claim_device
 from captionmill.stages.encoding.spread import Spread
@@ -245,7 +244,8 @@ def test_processes_of_one_machine_claim_different_gpus_until_they_die(
 ) -> None:
     claim = claim_device.__wrapped__  # what a process without an earlier claim calls
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(machine, "_GPU_FILES", (tmp_path,))
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/dev/nvidiactl" or exists(self))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the claims lie
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert claim("auto") == "cuda:0"
@@ -255,9 +255,8 @@ def test_processes_of_one_machine_claim_different_gpus_until_they_die(
 import time, torch
 torch.cuda.device_count = lambda: 2
 from pathlib import Path
-from captionmill.stages import machine
 from captionmill.stages.encoding.share import claim_device
-machine._GPU_FILES = (Path("/"),)
+Path.exists = lambda self, real=Path.exists: str(self) == "/dev/nvidiactl" or real(self)
 print(claim_device("auto"), claim_device("auto"), flush=True)
 while True:
     time.sleep(1)
@@ -287,7 +286,8 @@ while True:
 def test_as_many_processes_as_gpus_and_cores_can_feed(
     monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, cores: int, processes: int
 ) -> None:
-    monkeypatch.setattr(machine, "_GPU_FILES", (Path("/"),))
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/dev/nvidiactl" or exists(self))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(joblib, "cpu_count", lambda: cores)

@@ -7,9 +7,15 @@ import pytest
 import torch
 
 from captionmill.data.errors import InputError
-from captionmill.stages import machine
 from captionmill.stages.encoding.extract import extract
-from captionmill.stages.machine import choose_precision, choose_workers, means_cpu, unused_gpu_note
+from captionmill.stages.machine import (
+    choose_precision,
+    choose_workers,
+    has_fast_bf16,
+    has_fast_int8,
+    means_cpu,
+    unused_gpu_note,
+)
 from captionmill.stages.settings import ExtractConfig
 
 
@@ -18,7 +24,8 @@ def test_a_gpu_that_is_left_unused_is_said_loudly(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(machine, "_GPU_FILES", (Path("/"),))
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/dev/nvidiactl" or exists(self))
     config = ExtractConfig(
         "scenes-resnet14", weights=str(thin_weights), preprocess="squash", image_size=32, device="cpu", engine="torch"
     )
@@ -41,28 +48,33 @@ def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert note.startswith("an NVIDIA GPU is here, but torch cannot use it")
 
 
-@pytest.mark.parametrize(("flags", "precision"), [("avx2", "fp32"), ("avx512_bf16", "bf16"), ("amx_bf16", "bf16")])
+@pytest.mark.parametrize(("flags", "is_fast"), [("avx2", False), ("avx512_bf16", True), ("amx_bf16", True)])
 def test_half_precision_is_chosen_where_the_cpu_is_fast_at_it(
-    flags: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flags: str, is_fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = tmp_path / "cpuinfo"
     info.write_text(f"model name: X\nflags\t\t: fpu {flags} sse\n")
     monkeypatch.setattr(platform, "system", lambda: "Linux")
-    monkeypatch.setattr(machine, "_CPU_INFO", info)
-    assert choose_precision("auto", "cpu") == precision
+    assert has_fast_bf16(info) == is_fast
 
 
 @pytest.mark.parametrize("flag", ["avx512_vnni", "avx_vnni", "amx_int8"])
-def test_int8_needs_a_cpu_that_multiplies_in_8_bits(flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = tmp_path / "cpuinfo"
-    info.write_text(f"flags\t\t: fpu avx512f {flag} sse\n")
+def test_a_cpu_that_multiplies_in_8_bits_is_fast_at_int8(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Linux")
-    monkeypatch.setattr(machine, "_CPU_INFO", info)
-    assert choose_precision("int8", "cpu") == "int8"
-    info.write_text("flags\t\t: fpu avx512f avx512_bf16 sse\n")
-    for device in ("cpu", "cuda"):
-        with pytest.raises(InputError, match=r"`precision` int8 needs a CPU .*; use bf16 or fp32"):
-            choose_precision("int8", device)
+    info = tmp_path / "cpuinfo"
+    for flags, is_fast in ((flag, True), ("avx512_bf16", False)):
+        info.write_text(f"flags\t\t: fpu avx512f {flags} sse\n")
+        assert has_fast_int8(info) == is_fast
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_int8_is_refused_where_it_is_not_fast(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    with pytest.raises(InputError, match=r"`precision` int8 needs a CPU .*; use bf16 or fp32"):
+        choose_precision("int8", device)
 
 
 def test_a_gpu_computes_in_fp16_unless_told_otherwise() -> None:
