@@ -19,7 +19,7 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import Model, model_digest, read_model
 from captionmill.data.models.source import find_model
 from captionmill.data.paths import AnyPath
-from captionmill.stages.decoding.captioner import build_decoder
+from captionmill.stages.decoding.config import sound_weights
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.trained import require_same_words
 from captionmill.stages.machine import choose_training_dtype
@@ -49,7 +49,8 @@ class StartingModel:
         """The model that `name` names, as `find_model` finds it; ModelError if it cannot be read."""
         folder = find_model(name)
         model = read_model(folder)
-        return cls(str(name), folder, model, model_digest(folder), build_decoder(folder, model))
+        decoder = Decoder.of(*sound_weights(folder, model))
+        return cls(str(name), folder, model, model_digest(folder), decoder)
 
     def settings(self) -> dict[str, Any]:
         """The values of `ARCHITECTURE` that the model was trained with, as far as they are known."""
@@ -110,7 +111,7 @@ class Teachers:
     def build(self, device: torch.device) -> None:
         """Build the decoders on `device`."""
         for folder, model in zip(self._folders, self._models, strict=True):
-            decoder = build_decoder(folder, model).to(device).eval().requires_grad_(False)
+            decoder = Decoder.of(*sound_weights(folder, model)).to(device).eval().requires_grad_(False)
             self._networks.append(WordLogits(decoder, choose_training_dtype(device)))
 
     @torch.no_grad()

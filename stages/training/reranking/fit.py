@@ -42,7 +42,7 @@ def add_ranker(training: Training, work_dir: Path, progress: Progress) -> None:
     model = read_model(work_dir)
     load_weights(training.decoder, {name: torch.from_numpy(tensor) for name, tensor in model.tensors.items()})
     parts = pack_ranker(fit_ranker(training, work_dir, progress))
-    ranker = unpack_ranker(parts, str(work_dir), len(training.vocabulary)).to(training.device)  # as it is stored
+    ranker = unpack_ranker(parts, str(work_dir), len(training.vocabulary))  # as it is stored
     search = choose_rerank(config.search, [parts])
     scores = dict(model.scores)
     if search.rerank != "none":

@@ -67,7 +67,7 @@ def test_a_caption_is_as_sure_as_its_consensus(task: Path, rerank: Rerank) -> No
     search = replace(SEARCH, rerank=rerank)
     for key, caption in captioner.captions(store, store.keys[:4], search):
         explanation = explain_features(
-            captioner.decoder, store[key], captioner.vocabulary, search, rankers=captioner.rankers
+            captioner.steps, store[key], captioner.vocabulary, search, rankers=captioner.rankers
         )
         assert explanation.choice is not None
         score = explanation.choice.candidates[0].score
