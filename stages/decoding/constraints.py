@@ -162,8 +162,10 @@ def _highest(log_probabilities: AnyArray, count: int) -> tuple[AnyArray, AnyArra
     """As `likeliest_words`, one after the other: NumPy has no faster way to a few of many."""
     xp = array_namespace(log_probabilities)
     left, rows = xp.asarray(log_probabilities, copy=True), xp.arange(log_probabilities.shape[0])
+    values = xp.empty((left.shape[0], count), dtype=left.dtype)
     words = xp.empty((left.shape[0], count), dtype=xp.int64)
     for place in range(count):
         words[:, place] = xp.argmax(left, axis=1)
+        values[:, place] = left[rows, words[:, place]]
         left[rows, words[:, place]] = -math.inf
-    return xp.take_along_axis(log_probabilities, words, axis=1), words
+    return values, words

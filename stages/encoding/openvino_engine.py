@@ -4,6 +4,7 @@ Its converted form is kept in the cache, so that later runs neither import torch
 """
 
 import json
+import logging
 import queue
 import tempfile
 import warnings
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import openvino
 
-from captionmill.data.cache import Cache, key_of
+from captionmill.data.cache import NETWORKS, key_of
 from captionmill.data.features.file import Features
 from captionmill.data.images.decode import Pixels
 from captionmill.stages.encoding.encoder import Encoder
@@ -27,9 +28,11 @@ from captionmill.stages.settings import ExtractConfig, Precision
 if TYPE_CHECKING:
     import torch
 
+_logger = logging.getLogger(__name__)
+
 _PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 _BATCH_SIZE = 8  # on two cores as fast as 32, with less padding for a few images
-_CACHE_BYTES = 1_000_000_000  # a ResNet-50 in float32 takes 94 MB
+_LARGE = 10_000_000  # weights: converting so many takes seconds
 _STREAMS = 2  # two batches in parallel leave no core idle between layers
 
 
@@ -104,12 +107,14 @@ def _find_parts(encoder: Encoder, precision: Precision) -> list[_Part]:
     """
     if not encoder.spec.weights_sha256:  # random weights, to measure a speed
         return _convert_network(encoder, precision)
-    cache, key = Cache("networks", _CACHE_BYTES), _cache_key(encoder, precision)
-    entry = cache.find(key)
+    key = _cache_key(encoder, precision)
+    entry = NETWORKS.find(key)
     if entry is not None and (parts := _read_parts(entry)):
         return parts
+    if sum(weights.numel() for weights in encoder.network.parameters()) > _LARGE:
+        _logger.info("converting the network for this CPU, kept in the cache (%s) for later runs", NETWORKS.name)
     converted = _convert_network(encoder, precision)
-    entry = cache.keep(key, lambda folder: _write_parts(folder, converted))
+    entry = NETWORKS.keep(key, lambda folder: _write_parts(folder, converted))
     if entry is not None and (parts := _read_parts(entry)):
         return parts
     with tempfile.TemporaryDirectory(prefix="captionmill-") as folder:

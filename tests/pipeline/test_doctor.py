@@ -33,6 +33,7 @@ HEALTHY = Facts(
     weights_path=Path("hub", "checkpoints", "resnet50-0676ba61.pth"),
     weights_url="https://download.pytorch.org/models/resnet50-0676ba61.pth",
     weights_here=True,
+    cache="/home/me/.cache/networks: 94 MB of at most 1000 MB",
 )
 FAST = Throughput("cuda torch float16", decoding=4000.0, forward=3000.0, captions=2000.0)
 

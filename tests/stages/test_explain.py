@@ -132,7 +132,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def test_by_every_search_setting_200_decoders_captions_are_explained_word_for_word(tmp_path: Path) -> None:
+def test_by_every_search_setting_200_decoders_captions_are_torchs_and_explained_word_for_word(tmp_path: Path) -> None:
     assert {name for settings in SETTINGS for name in settings} == {field.name for field in fields(SearchConfig)}
     keys = ["a.jpg", "more/b.jpg", "c.jpg"]
     store = FeatureStore.open(make_store(tmp_path / "f.h5", keys, ROWS[:3]))

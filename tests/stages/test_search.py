@@ -216,10 +216,11 @@ def test_equal_words_come_in_the_order_of_their_indices() -> None:
             values = torch.randint(0, 4, (6, 12), generator=torch.Generator().manual_seed(seed)).float()
             values[0, 3:] = -math.inf
             expected = values.sort(dim=1, descending=True, stable=True)
-            found, words = likeliest_words(values.clone(), count)
-            assert torch.equal(found, expected.values[:, :count])
-            there = found > -math.inf
-            assert torch.equal(words[there], expected.indices[:, :count][there])
+            for array in (values.clone(), values.numpy().copy()):
+                found, words = map(torch.asarray, likeliest_words(array, count))
+                assert torch.equal(found, expected.values[:, :count])
+                there = found > -math.inf
+                assert torch.equal(words[there], expected.indices[:, :count][there])
 
 
 @torch.inference_mode()
