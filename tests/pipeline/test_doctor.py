@@ -125,6 +125,7 @@ def test_the_page_has_a_line_for_each_fact_and_the_advice_last() -> None:
         "torch     built for CUDA 13.0",
         "Java      found",
         f"weights   {HEALTHY.weights_path}: here",
+        "networks  /home/me/.cache/networks: 94 MB of at most 1000 MB",
         "engine    cuda torch float16",
         "decoding  4,000 images/s",
         "network   8.1 images/s",

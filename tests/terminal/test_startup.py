@@ -66,7 +66,8 @@ def test_a_later_run_needs_no_torch_on_a_cpu(folder: Path) -> None:
         folder,
         f"{CAPTION} u.csv",
         "explain photos/red_0.png --model model --device cpu",
-        "extract photos --output new.h5 --device cpu --backbone scenes-resnet14 --weights thin.safetensors",
+        "extract photos --output new.h5 --device cpu --backbone scenes-resnet14 --weights thin.safetensors "
+        "--preprocess squash --image-size 32",
     )
     assert [line.split()[0] for line in lines[::2]] == ["0"] * 3
     assert not any("torch" in line for line in lines[1::2])
