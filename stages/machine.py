@@ -22,6 +22,7 @@ _OUT_OF_MEMORY = (
     "could not create a primitive",  # oneDNN's words for it
 )
 
+_CPU_INFO = Path("/proc/cpuinfo")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _GPU_FILES = (_NVIDIA_DRIVER, *map(Path, ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")))
 """On Linux one of them is there if torch can use a GPU: NVIDIA's, in a container, a Jetson or WSL, and AMD's."""
@@ -56,9 +57,11 @@ def choose_device(name: str) -> "torch.device":
 
 
 def choose_precision(precision: Precision, device_type: str) -> Precision:
-    """What `precision` means on a cpu, cuda or mps; InputError for fp16 on a CPU, where it is slower than fp32."""
+    """What `precision` means on a cpu, cuda or mps; InputError for what is slower than fp32 there."""
     if precision == "fp16" and device_type == "cpu":
         raise InputError("`precision` fp16 needs a GPU; on a CPU use bf16 or fp32")
+    if precision == "int8" and not (device_type == "cpu" and has_fast_int8()):
+        raise InputError("`precision` int8 needs a CPU that multiplies in 8 bits (VNNI or AMX); use bf16 or fp32")
     if precision != "auto":
         return precision
     if device_type == "cuda":  # as fast as bf16, with three more bits; features stay far below its maximum
@@ -98,16 +101,26 @@ def unused_gpu_note(device: str) -> str | None:
     return None
 
 
-def has_fast_bf16(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
+def has_fast_bf16(cpu_info: Path = _CPU_INFO) -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX-512 BF16)."""
+    return _has_any(cpu_info, "amx_bf16", "avx512_bf16")
+
+
+def has_fast_int8(cpu_info: Path = _CPU_INFO) -> bool:
+    """Whether this CPU multiplies 8-bit matrices in hardware (AMX or VNNI)."""
+    return _has_any(cpu_info, "amx_int8", "avx512_vnni", "avx_vnni")
+
+
+def _has_any(cpu_info: Path, *names: str) -> bool:
+    """Whether this CPU has one of the instruction sets `names`, as Linux lists them in `cpu_info`, and torch too."""
     if platform.system() == "Linux":
         with cpu_info.open(encoding="utf-8") as lines:
             flags = next((line.split() for line in lines if line.startswith("flags")), [])
-        return "amx_bf16" in flags or "avx512_bf16" in flags
+        return any(name in flags for name in names)
     import torch
 
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return any(capabilities.get(name) for name in names)
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:

@@ -43,16 +43,20 @@ def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
         raise InputError("`engine` openvino: the package is not installed; pip install openvino, or use `engine` torch")
     if config.engine == "openvino" and config.compile:
         raise InputError("`engine` openvino compiles by itself: leave `compile` out, or use `engine` torch")
+    if config.precision == "int8" and (
+        device != "cpu" or config.engine == "torch" or config.compile or not has_openvino
+    ):
+        raise InputError("`precision` int8 is computed on a CPU by openvino, without `compile`; else use bf16 or fp32")
     if config.engine == "auto" and device == "cpu" and not has_openvino:
         _logger.warning("openvino is not installed: torch runs the network, noticeably slower on a CPU")
     use_openvino = config.engine == "openvino" or (config.engine == "auto" and device == "cpu" and has_openvino)
     engine: Engine
     if use_openvino and not config.compile:
-        from captionmill.stages.encoding.openvino_engine import OpenVinoEngine
+        from captionmill.stages.encoding.engines.openvino import OpenVinoEngine
 
         engine = OpenVinoEngine(encoder, config)
     else:
-        from captionmill.stages.encoding.torch_engine import TorchEngine
+        from captionmill.stages.encoding.engines.torch import TorchEngine
 
         engine = TorchEngine(encoder, config)
     return _FlipEngine(engine) if encoder.spec.views == "flip" else engine

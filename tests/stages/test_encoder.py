@@ -14,7 +14,8 @@ from torchvision.transforms import v2
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.features.spec import FeatureSpec, Preprocess
 from captionmill.stages.encoding.encoder import build_encoder, prepare_image
-from captionmill.stages.encoding.torch_engine import TorchEngine
+from captionmill.stages.encoding.engines.torch import TorchEngine
+from captionmill.stages.encoding.network import feed_whole_numbers
 from captionmill.stages.settings import ExtractConfig, Precision
 
 
@@ -126,6 +127,21 @@ def test_bf16_features_point_the_same_way(thin_weights: Path) -> None:
     fast = TorchEngine(build_encoder(config), replace(config, device="cpu", precision="bf16")).submit(pixels)()
     cosine = (exact * fast).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(fast, axis=1)
     assert cosine.min() > 0.999
+
+
+def test_a_network_that_gets_whole_numbers_computes_the_same_inside_its_padding(thin_weights: Path) -> None:
+    config = ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess="squash", image_size=64)
+    network = build_encoder(config).network
+    adapted = feed_whole_numbers(network)
+    seen: list[torch.Tensor] = []
+    for one in (network, adapted):
+        one.layers[0].register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
+        with torch.inference_mode():
+            one(torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    normalised, exact, whole, found = seen
+    assert not torch.equal(normalised, normalised.round())
+    assert torch.equal(whole, whole.bfloat16().float())
+    torch.testing.assert_close(found[:, :, 2:-2, 2:-2], exact[:, :, 2:-2, 2:-2], rtol=1e-3, atol=1e-4)
 
 
 def test_the_same_weights_have_one_hash_in_every_wrapping(thin_weights: Path, tmp_path: Path) -> None:

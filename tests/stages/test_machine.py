@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from captionmill.data.errors import InputError
 from captionmill.stages.encoding.extract import extract
-from captionmill.stages.machine import choose_precision, choose_workers, has_fast_bf16, means_cpu, unused_gpu_note
+from captionmill.stages.machine import (
+    choose_precision,
+    choose_workers,
+    has_fast_bf16,
+    has_fast_int8,
+    means_cpu,
+    unused_gpu_note,
+)
 from captionmill.stages.settings import ExtractConfig
 
 
@@ -48,6 +56,25 @@ def test_half_precision_is_chosen_where_the_cpu_is_fast_at_it(
     info.write_text(f"model name: X\nflags\t\t: fpu {flags} sse\n")
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     assert has_fast_bf16(info) == is_fast
+
+
+@pytest.mark.parametrize("flag", ["avx512_vnni", "avx_vnni", "amx_int8"])
+def test_a_cpu_that_multiplies_in_8_bits_is_fast_at_int8(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    info = tmp_path / "cpuinfo"
+    for flags, is_fast in ((flag, True), ("avx512_bf16", False)):
+        info.write_text(f"flags\t\t: fpu avx512f {flags} sse\n")
+        assert has_fast_int8(info) == is_fast
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_int8_is_refused_where_it_is_not_fast(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    with pytest.raises(InputError, match=r"`precision` int8 needs a CPU .*; use bf16 or fp32"):
+        choose_precision("int8", device)
 
 
 def test_a_gpu_computes_in_fp16_unless_told_otherwise() -> None:
