@@ -32,9 +32,10 @@ from captionmill.pipeline.terminal.status import status
 from captionmill.pipeline.terminal.train import train
 from captionmill.pipeline.terminal.vocabulary import vocabulary
 
-# By default torch's threads spin while they wait for each other: next to another busy program, training took seven
-# times as long. Read once, when torch is first imported.
+# By default the threads of torch and of NumPy's OpenBLAS spin while they wait for each other: next to another busy
+# program, training took seven times as long. Read once, when they are first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # the shortest: 2^4 cycles
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,6 +50,7 @@ def main(context: click.Context) -> None:
     logger = logging.getLogger("captionmill")
     logger.handlers = [EchoHandler(main.commands.get(context.invoked_subcommand or ""))]
     logger.setLevel(logging.WARNING)
+    logging.getLogger("captionmill.stages.encoding").setLevel(logging.INFO)  # what takes seconds
     listen_to_signals()
 
 

@@ -19,16 +19,19 @@ from pathlib import Path
 
 from captionmill.data.images.find import find_images
 
+ERRORS = ("a model that is not there",)
 PARTS = ("click", "numpy", "h5py", "PIL.Image", "openvino", "torch", "torch, torchvision")
 Measured = tuple[float, float]
 """Seconds and CPU seconds."""
 
 
-def measure(*words: object, env: dict[str, str]) -> Measured:
-    """Run a program in its own process; user errors are what some rows measure."""
+def measure(*words: object, env: dict[str, str], fails: bool = False) -> Measured:
+    """Run a program in its own process; it must fail exactly if `fails`."""
     started = time.perf_counter()
     process = subprocess.Popen(list(map(str, words)), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, _, usage = os.wait4(process.pid, 0)
+    _, status, usage = os.wait4(process.pid, 0)
+    if (status != 0) != fails:
+        raise SystemExit(f"{' '.join(map(str, words))}: ended with {os.waitstatus_to_exitcode(status)}")
     return time.perf_counter() - started, usage.ru_utime + usage.ru_stime
 
 
@@ -74,14 +77,14 @@ def main() -> None:
         print("| caption, one image, with an empty cache | {:.2f} | {:.2f} | | | |".format(*measure(*words, env=env)))
         for row, (words, is_new) in rows.items():
             if not is_new:
-                measure(*words, env=env)  # what is repeated has been done before
+                measure(*words, env=env, fails=row in ERRORS)  # what is repeated has been done before
             each: list[list[Measured]] = [[] for _ in envs]
             for _ in range(arguments.rounds):
                 for place, one in enumerate(envs):
                     if is_new:
                         shutil.rmtree(work / "o")
                         (work / "o").mkdir()
-                    each[place].append(measure(*words, env=one))
+                    each[place].append(measure(*words, env=one, fails=row in ERRORS))
             found = [median(measured) for measured in each]
             numbers = " | ".join(f"{seconds:.2f} | {cpu_seconds:.2f}" for seconds, cpu_seconds in found)
             print(f"| {row} | {numbers} | {found[-1][1] / found[0][1]:.1f} |", flush=True)

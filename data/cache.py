@@ -38,10 +38,25 @@ class Cache:
     """Its folder in the user's cache folder."""
     most_bytes: int
 
+    @property
+    def folder(self) -> Path:
+        """Its folder; OSError for a user without a home."""
+        try:
+            return cache_dir(self.name)
+        except RuntimeError as exc:
+            raise OSError(str(exc)) from exc
+
+    def size(self) -> int:
+        """The bytes of all entries; 0 where the cache cannot be read."""
+        try:
+            return sum(path.stat().st_size for path in self.folder.glob("*/*"))
+        except OSError:
+            return 0
+
     def find(self, key: str) -> Path | None:
         """The folder of the entry `key`; None if there is none or it is damaged."""
         try:
-            entry = self._folder() / key
+            entry = self.folder / key
             if not entry.is_dir():
                 return None
             if _is_whole(entry):
@@ -56,7 +71,7 @@ class Cache:
     def keep(self, key: str, fill: Callable[[Path], None]) -> Path | None:
         """The folder of the entry `key`, whose files `fill` writes; None if it cannot be kept."""
         try:
-            entry = self._folder() / key
+            entry = self.folder / key
             partial = entry.with_name(f".{key}.{secrets.token_hex(8)}")
             partial.mkdir(parents=True)
         except OSError as exc:
@@ -75,12 +90,6 @@ class Cache:
             shutil.rmtree(partial, ignore_errors=True)
         return entry if entry.is_dir() else None
 
-    def _folder(self) -> Path:
-        try:
-            return cache_dir(self.name)
-        except RuntimeError as exc:  # a user without a home
-            raise OSError(str(exc)) from exc
-
     def _trim(self, newest: Path) -> None:
         """Remove the entries that were used longest ago until all fit; `newest` stays."""
         used: list[tuple[int, int, Path]] = []
@@ -95,6 +104,10 @@ class Cache:
             if total > self.most_bytes and entry != newest:
                 _remove(entry)
                 total -= size
+
+
+NETWORKS = Cache("networks", 1_000_000_000)
+"""Networks that were converted for a CPU; a ResNet-50 in float32 takes 94 MB."""
 
 
 def _is_whole(entry: Path) -> bool:

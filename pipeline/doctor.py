@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from captionmill.data.cache import NETWORKS
 from captionmill.data.images.memory import MEMORY_LIMITS, memory_bytes
 from captionmill.pipeline.throughput import Throughput
 from captionmill.stages.encoding.weights import find_named_weights
@@ -59,6 +60,8 @@ class Facts:
     weights_url: str
     """The URL that they are downloaded from."""
     weights_here: bool
+    cache: str
+    """The folder of converted networks, how large they are, and their limit."""
 
 
 def gather_facts(memory_limits: Sequence[Path] = MEMORY_LIMITS) -> Facts:
@@ -90,6 +93,7 @@ def gather_facts(memory_limits: Sequence[Path] = MEMORY_LIMITS) -> Facts:
         weights_path=weights_path,
         weights_url=weights_url,
         weights_here=weights_path.is_file(),
+        cache=_describe_cache(),
     )
 
 
@@ -161,6 +165,14 @@ def _advise_on_files(facts: Facts) -> list[str]:
     if not facts.extras.get("java", ("pycocoevalcap",)) and not facts.java:
         lines.append("pycocoevalcap is installed, Java is not: METEOR and SPICE need a Java on the PATH")
     return lines
+
+
+def _describe_cache() -> str:
+    try:
+        folder = NETWORKS.folder
+    except OSError:
+        return "none: this user has no home"
+    return f"{folder}: {NETWORKS.size() / 1e6:.0f} MB of at most {NETWORKS.most_bytes / 1e6:.0f} MB"
 
 
 def _version(package: str) -> str:

@@ -152,7 +152,8 @@ def _embed_image(
         from captionmill.pipeline.explain import features_of_image
 
         row = features_of_image(as_location(image), opened.model.spec, machine, weights)
-    return matcher.embed_images(row[None])[0]
+    vector: Reals = matcher.embed_images(row[None])[0]
+    return vector
 
 
 def _write(files: SearchFiles, search: StoreSearch, title: str, progress: Progress) -> None:

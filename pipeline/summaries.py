@@ -276,6 +276,7 @@ def doctor_lines(facts: "Facts", throughput: "Throughput | None", advice: Sequen
         "torch": f"built for CUDA {facts.torch_cuda}" if facts.torch_cuda else "built without CUDA",
         "Java": "found" if facts.java else "not found",
         "weights": f"{facts.weights_path}: {'here' if facts.weights_here else 'not here'}",
+        "networks": facts.cache,
     }
     if throughput:
         rows |= {

@@ -60,7 +60,7 @@ class CaptionedImage:
 
 
 def caption_images(
-    images: AnyImage | Iterable[AnyImage],
+    images: "AnyImage | Iterable[AnyImage]",
     model: AnyPaths | Captioner,
     search: SearchConfig = SearchConfig(),
     *,
@@ -112,7 +112,7 @@ class _Group:
         return np.stack([self.rows[str(number)] for number in positions])
 
 
-def _each(images: AnyImage | Iterable[AnyImage]) -> Iterator[AnyImage]:
+def _each(images: "AnyImage | Iterable[AnyImage]") -> Iterator[AnyImage]:
     """Each image; a single image counts as one image, not as an iterable of letters, bytes, lines or rows."""
     if isinstance(images, Path | str | _Content | Image.Image) or hasattr(images, "read"):
         return iter((cast(AnyImage, images),))

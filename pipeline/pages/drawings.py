@@ -11,7 +11,7 @@ from PIL import Image
 
 from captionmill.pipeline.pages.page import colour
 from captionmill.stages.decoding.beam_tree import BeamNode
-from captionmill.stages.decoding.explain import Numbers
+from captionmill.stages.decoding.folded import Numbers
 
 MAP_COLUMNS = 64
 

@@ -19,7 +19,8 @@ from captionmill.pipeline.pages.explain_words import (
     show_probability,
 )
 from captionmill.pipeline.pages.page import render_page, thumbnail_url
-from captionmill.stages.decoding.explain import Numbers, Start
+from captionmill.stages.decoding.explain import Start
+from captionmill.stages.decoding.folded import Numbers
 
 _IMAGE_SIDE = 640  # pixels
 _LARGEST, _FURTHEST = 10, 5

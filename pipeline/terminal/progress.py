@@ -148,4 +148,5 @@ class EchoHandler(logging.Handler):
             return
         if self.progress is not None:
             self.progress.clear()
-        click.echo(f"{record.levelname.capitalize()}: {message}", err=True)
+        level = f"{record.levelname.capitalize()}: " if record.levelno > logging.INFO else ""
+        click.echo(level + message, err=True)

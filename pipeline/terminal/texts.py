@@ -15,7 +15,8 @@ from captionmill.pipeline.pages.explain_words import (
     show_probability,
 )
 from captionmill.stages.decoding.beam_tree import BeamTree
-from captionmill.stages.decoding.explain import Numbers, Reference, ScoredWord, Walk
+from captionmill.stages.decoding.explain import Reference, ScoredWord, Walk
+from captionmill.stages.decoding.folded import Numbers
 from captionmill.stages.decoding.reranking import Choice
 
 _BAR_LENGTH = 20  # characters for a probability of 1

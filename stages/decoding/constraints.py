@@ -161,8 +161,8 @@ def _sorted_words(log_probabilities: AnyArray, count: int) -> tuple[AnyArray, An
 def _highest(log_probabilities: AnyArray, count: int) -> tuple[AnyArray, AnyArray]:
     """As `likeliest_words`, one after the other: NumPy has no faster way to a few of many."""
     xp = array_namespace(log_probabilities)
-    left, rows = xp.asarray(log_probabilities, copy=True), xp.arange(log_probabilities.shape[0])
-    words = xp.empty((left.shape[0], count), dtype=xp.int64)
+    left = xp.clip(log_probabilities, xp.finfo(log_probabilities.dtype).min)  # above -inf, which marks those taken
+    rows, words = xp.arange(left.shape[0]), xp.empty((left.shape[0], count), dtype=xp.int64)
     for place in range(count):
         words[:, place] = xp.argmax(left, axis=1)
         left[rows, words[:, place]] = -math.inf

@@ -122,7 +122,8 @@ class FoldedEnsemble:
     def step(self, words: npt.NDArray[np.int64], state: State) -> tuple[Numbers, State]:
         """One word per caption [B] and the states -> log of the next word's mean probability [B, V], next states."""
         parts = iter(state)
-        each, after = [], []
+        each: list[Numbers] = []
+        after: list[Numbers] = []
         for decoder, part_count in zip(self.decoders, self._part_counts, strict=True):
             logits, own_after = decoder.step(words, tuple(itertools.islice(parts, part_count)))
             each.append(log_softmax(logits))  # [B, V]

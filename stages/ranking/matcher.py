@@ -8,8 +8,10 @@ the loss, see `stages/training/reranking/matching.py`.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from captionmill.stages.ranking.ngrams import Reals
 
@@ -86,7 +88,7 @@ class Matcher:
         return normalize(vectors)
 
 
-def normalize(rows: Reals) -> Reals:
+def normalize(rows: npt.NDArray[np.floating[Any]]) -> Reals:
     """Rows [B, N] scaled to length 1; zeros stay."""
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)
 

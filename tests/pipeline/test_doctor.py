@@ -34,6 +34,7 @@ HEALTHY = Facts(
     weights_path=Path("hub", "checkpoints", "resnet50-0676ba61.pth"),
     weights_url="https://download.pytorch.org/models/resnet50-0676ba61.pth",
     weights_here=True,
+    cache="/home/me/.cache/networks: 94 MB of at most 1000 MB",
 )
 FAST = Throughput("cuda torch float16", decoding=4000.0, forward=3000.0, captions=2000.0)
 
@@ -125,6 +126,7 @@ def test_the_page_has_a_line_for_each_fact_and_the_advice_last() -> None:
         "torch     built for CUDA 13.0",
         "Java      found",
         f"weights   {HEALTHY.weights_path}: here",
+        "networks  /home/me/.cache/networks: 94 MB of at most 1000 MB",
         "engine    cuda torch float16",
         "decoding  4,000 images/s",
         "network   8.1 images/s",

@@ -105,8 +105,8 @@ def test_every_kind_of_decoder_steps_as_it_is_trained_and_comes_back_from_its_bu
     (folded,) = fold_decoders(decoder)
     state = folded.start(rows)
     for step in range(5):
-        logits, state = folded.step(words[:, step].numpy(), state)
-        np.testing.assert_allclose(logits, expected[:, step], atol=1e-4, rtol=1e-4)
+        numbers, state = folded.step(words[:, step].numpy(), state)
+        np.testing.assert_allclose(numbers, expected[:, step], atol=1e-4, rtol=1e-4)
     for part, expected_part in zip(state, last, strict=True):
         np.testing.assert_allclose(part, expected_part, atol=1e-4, rtol=1e-4)
     shapes = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}

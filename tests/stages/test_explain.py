@@ -15,9 +15,9 @@ from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.stages.decoding.captioner import CaptionFinder, choose_steps, decode_features
+from captionmill.stages.decoding.captioner import CaptionFinder, choose_steps, decode_features, decode_rows
 from captionmill.stages.decoding.config import DecoderConfig
-from captionmill.stages.decoding.decoder import Decoder
+from captionmill.stages.decoding.decoder import Decoder, TorchSteps
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.explain import Explanation, explain_features
 from captionmill.stages.decoding.reranking import (
@@ -132,7 +132,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def test_by_every_search_setting_200_decoders_captions_are_explained_word_for_word(tmp_path: Path) -> None:
+def test_by_every_search_setting_200_decoders_captions_are_torchs_and_explained_word_for_word(tmp_path: Path) -> None:
     assert {name for settings in SETTINGS for name in settings} == {field.name for field in fields(SearchConfig)}
     keys = ["a.jpg", "more/b.jpg", "c.jpg"]
     store = FeatureStore.open(make_store(tmp_path / "f.h5", keys, ROWS[:3]))
@@ -144,9 +144,10 @@ def test_by_every_search_setting_200_decoders_captions_are_explained_word_for_wo
         search = SearchConfig(**{"beam_size": 3, "max_length": 7, **SETTINGS[(seed + seed // 12) % len(SETTINGS)]})
         row = seed % 3
         _, found = list(decode_features(decoder, store, keys, VOCABULARY, search, rankers=[RANKER]))[row]
-        explanation = explain_features(
-            choose_steps(decoder), ROWS[row], VOCABULARY, search, key=keys[row], rankers=[RANKER]
-        )
+        finder = CaptionFinder(TorchSteps(decoder), VOCABULARY, search, (RANKER,))  # as on a GPU
+        assert next(decode_rows(finder, store, keys[row : row + 1]))[1].text == found.text
+        parts = (choose_steps(decoder), ROWS[row], VOCABULARY, search)
+        explanation = explain_features(*parts, key=keys[row], rankers=[RANKER])
         tree = explanation.beam
         assert VOCABULARY.decode(explanation.caption.words) == VOCABULARY.decode(tree.words) == found.text
         assert tree.captions[tree.place] == found.text

@@ -1,5 +1,6 @@
 """Batched search equals a simple search written for one image."""
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import make_rows
 from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
 from captionmill.data.errors import InputError
-from captionmill.stages.decoding.captioner import CaptionFinder
+from captionmill.stages.decoding.captioner import CaptionFinder, choose_steps
 from captionmill.stages.decoding.config import DecoderConfig
-from captionmill.stages.decoding.constraints import likeliest_words
-from captionmill.stages.decoding.decoder import Decoder
+from captionmill.stages.decoding.constraints import AnyArray, likeliest_words
+from captionmill.stages.decoding.decoder import Decoder, TorchSteps
 from captionmill.stages.decoding.search import State, StepDecoder, search_captions
 from captionmill.stages.settings import SearchConfig
 
@@ -47,8 +49,8 @@ class TableDecoder:
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits  # [M, V]
 
-    def start(self, features: Tensor) -> State:
-        return (features.long().view(1, -1, 1),)
+    def start(self, features: AnyArray) -> State:
+        return (torch.asarray(features).long().view(1, -1, 1),)
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         place = (state[0] * 5 + words.view(1, -1, 1)) % len(self.logits)
@@ -216,10 +218,12 @@ def test_equal_words_come_in_the_order_of_their_indices() -> None:
             values = torch.randint(0, 4, (6, 12), generator=torch.Generator().manual_seed(seed)).float()
             values[0, 3:] = -math.inf
             expected = values.sort(dim=1, descending=True, stable=True)
-            found, words = likeliest_words(values.clone(), count)
-            assert torch.equal(found, expected.values[:, :count])
-            there = found > -math.inf
-            assert torch.equal(words[there], expected.indices[:, :count][there])
+            for array in (values.clone(), values.numpy().copy()):
+                found, words = map(torch.asarray, likeliest_words(array, count))
+                assert torch.equal(found, expected.values[:, :count])
+                there = found > -math.inf
+                assert torch.equal(words[there], expected.indices[:, :count][there])
+                assert torch.equal(values.gather(1, words), found)  # of words at -inf, one that is
 
 
 @torch.inference_mode()
@@ -305,7 +309,8 @@ def test_no_word_follows_itself_but_a_character_that_is_a_word_once(settings: di
 
     def say(word: str, search: SearchConfig = search) -> str:
         vocabulary = Vocabulary([*SPECIAL_WORDS, word, "ok"])
-        (found,) = CaptionFinder(TableDecoder(insisting), vocabulary, search).find(torch.zeros(1, 1), ["a.jpg"])
+        finder = CaptionFinder(TableDecoder(insisting), vocabulary, search)
+        (found,) = finder.find(np.zeros((1, 1), np.float32), ["a.jpg"])
         return " ".join(vocabulary.words[index] for index in found.words)
 
     assert say("dog") == "dog ok dog ok dog"
@@ -367,3 +372,20 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
     with pytest.raises(InputError) as caught:
         SearchConfig(**settings)
     assert str(caught.value) == message
+
+
+def test_numpy_and_torch_find_the_same_captions_where_there_are_fewer_than_asked_for() -> None:
+    features = make_rows(3)
+    for seed, vocab_size in itertools.product(range(5), (6, 12, 30)):
+        torch.manual_seed(seed)
+        decoder = Decoder(DecoderConfig(8, vocab_size, 16, 32, dropout=0.0, feature_dropout=0.0))
+        with torch.no_grad():
+            for parameter in decoder.parameters():
+                parameter.mul_(4)
+        for search in (SearchConfig(beam_size=20, alternatives=19, max_length=4), SearchConfig(beam_size=70)):
+            found, expected = (
+                [[caption.words, *(other.words for other in caption.alternatives)] for caption in captions]
+                for steps in (choose_steps(decoder), TorchSteps(decoder))
+                for captions in (search_captions(steps, features, search),)
+            )
+            assert found == expected

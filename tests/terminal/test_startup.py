@@ -60,6 +60,20 @@ def test_a_finished_folder_needs_no_torch(folder: Path) -> None:
     assert Path("t.csv").read_bytes() == made
 
 
+def test_a_later_run_needs_no_torch_on_a_cpu(folder: Path) -> None:
+    assert CliRunner().invoke(main, [*CAPTION.split(), "t.csv"]).exit_code == 0
+    lines = run_fresh(
+        folder,
+        f"{CAPTION} u.csv",
+        "explain photos/red_0.png --model model --device cpu",
+        "extract photos --output new.h5 --device cpu --backbone scenes-resnet14 --weights thin.safetensors "
+        "--preprocess squash --image-size 32",
+    )
+    assert [line.split()[0] for line in lines[::2]] == ["0"] * 3
+    assert not any("torch" in line for line in lines[1::2])
+    assert Path("u.csv").read_text().splitlines()[1:] == Path("t.csv").read_text().splitlines()[1:]
+
+
 def test_what_arguments_and_headers_show_to_be_wrong_is_said_before_torch_is_imported(folder: Path) -> None:
     (folder / "bad.h5").write_text("no store")
     (folder / "c.csv").write_text("image,caption\na.jpg,a dog\n")

@@ -3,6 +3,7 @@
 Its converted form is kept in the cache, so that later runs neither import torchvision, nor read the weights, nor trace.
 """
 
+import logging
 import queue
 import tempfile
 import warnings
@@ -15,16 +16,18 @@ from typing import Any
 import numpy as np
 import openvino
 
-from captionmill.data.cache import Cache, key_of
+from captionmill.data.cache import NETWORKS, key_of
 from captionmill.data.features.file import Features
 from captionmill.data.images.decode import Pixels
 from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.machine import choose_precision, has_fast_bf16, thread_count
 from captionmill.stages.settings import ExtractConfig, Precision
 
+_logger = logging.getLogger(__name__)
+
 _BATCH_SIZE = 8  # on two cores as fast as 32, with less padding for a few images
 _NAMES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
-_CACHE_BYTES = 1_000_000_000  # a ResNet-50 in float32 takes 94 MB
+_LARGE = 10_000_000  # weights: converting so many takes seconds
 _STREAMS = 2  # two batches in parallel leave no core idle between layers
 
 
@@ -96,12 +99,14 @@ def _find_network(encoder: Encoder, precision: Precision) -> Any:
     """
     if not encoder.spec.weights_sha256:  # random weights, to measure a speed
         return _convert(encoder, precision)
-    cache, key = Cache("networks", _CACHE_BYTES), _cache_key(encoder, precision)
-    entry = cache.find(key)
+    key = _cache_key(encoder, precision)
+    entry = NETWORKS.find(key)
     if entry is not None and (network := _read(entry)) is not None:
         return network
+    if sum(weights.numel() for weights in encoder.network.parameters()) > _LARGE:
+        _logger.info("converting the network for this CPU, kept in the cache (%s) for later runs", NETWORKS.name)
     converted = _convert(encoder, precision)
-    entry = cache.keep(key, lambda folder: _write(folder, converted))
+    entry = NETWORKS.keep(key, lambda folder: _write(folder, converted))
     if entry is not None and (network := _read(entry)) is not None:
         return network
     with tempfile.TemporaryDirectory(prefix="captionmill-") as folder:
