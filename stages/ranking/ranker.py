@@ -25,7 +25,7 @@ class RankerConfig:
 
     likelihood_weight: float = 0.3
     """Of the mean natural logarithm of a candidate's word probabilities."""
-    match_weight: float = 0.5
+    match_weight: float = 0.75
     """Of the cosine of image and caption, beside the consensus."""
     match_weight_alone: float = 1.2
     """The same, without the consensus."""
