@@ -18,8 +18,9 @@ class Decisions {
   #mark;
   isKept = true; // by the browser, when the page is closed
 
-  /** Those that the browser keeps for the table `id`. */
+  /** Those that the browser keeps for the table `id`; none without a table. */
   constructor(id) {
+    if (!id) return;
     this.#prefix = `captionmill-decision:${id}:`;
     this.#mark = `captionmill-saved:${id}`;
     this.#store(() => {

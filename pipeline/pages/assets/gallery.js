@@ -64,7 +64,10 @@ const byConfidence = (sign, left, right) =>
   left.error === null && right.error === null ? sign * (sureness(left) - sureness(right)) || left.index - right.index
     : (left.error !== null) - (right.error !== null) || left.index - right.index;
 const byDoubt = byConfidence.bind(null, 1);
-const orders = { path: rows, confidence: rows.toSorted(byConfidence.bind(null, -1)), doubt: rows.toSorted(byDoubt),
+const canReview = "id" in page; // else the page only shows what was found
+const byPathOnly = (left, right) => left.path < right.path ? -1 : 1;
+const orders = { given: rows, path: canReview ? rows : rows.toSorted(byPathOnly),
+  confidence: rows.toSorted(byConfidence.bind(null, -1)), doubt: rows.toSorted(byDoubt),
   wrong: rows.toSorted((left, right) => (right.right === false) - (left.right === false) || byDoubt(left, right)) };
 const usual = sort.options[0].value; // the order unless another is chosen
 

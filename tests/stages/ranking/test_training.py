@@ -97,6 +97,10 @@ def test_what_a_model_lacks_is_refused_and_greedy_search_stays_greedy(task: Path
         consensus.fit_search(SearchConfig(rerank="matcher"))
     with pytest.raises(SettingError, match="`rerank` applies to beam search only"):
         SearchConfig(sample=True, rerank="both")
+    many = SearchConfig(beam_size=2, alternatives=19)  # as many as there are candidates, if they are re-ranked
+    assert both.fit_search(many).alternatives == 19
+    with pytest.raises(SettingError, match="`alternatives` 19 needs `beam_size` 20 or more, not 2"):
+        plain.fit_search(many)
     ensemble = Captioner.load([task / "model", tmp_path / "plain"], device="cpu")
     assert ensemble.rankers == ()
 
