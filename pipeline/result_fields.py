@@ -144,6 +144,7 @@ def audit_fields(audit: "CaptionAudit", output: object) -> Fields:
         "images": audit.images,
         "without_features": len(audit.without_features),
         "damaged": len(audit.damaged),
+        "unknown_share": audit.unknown_share,
         "worst": [asdict(caption) for caption in audit.worst],
     }
 
