@@ -173,6 +173,8 @@ def comparison_fields(comparison: "TableComparison", output: object, page: objec
         "different": len(comparison.different),
         "only_first": len(comparison.only_first),
         "only_second": len(comparison.only_second),
+        "scored": scores and scores.image_count,
+        "corrected": scores and scores.corrected_count,
         "first": scores and _estimates(scores.first),
         "second": scores and _estimates(scores.second),
         "differences": scores and _estimates(scores.differences),

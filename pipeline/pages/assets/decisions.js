@@ -152,6 +152,11 @@ function isReviewed(row) {
   return state === "corrected" || state === "accepted";
 }
 
+/** What is suspicious about the caption; a caption that a person wrote or accepted is not. */
+function flagsOf(row) {
+  return isReviewed(row) ? [] : row.flags;
+}
+
 function captionOf(row) {
   const made = decisionOf(row);
   return made?.decision === "corrected" ? made.caption : made?.decision === "undecided" ? row.made?.caption ?? row.caption : row.caption;

@@ -48,8 +48,8 @@ const kinds = new Map([["all", () => true], ["unreviewed", row => !stateOf(row) 
   ["corrected", row => stateOf(row) === "corrected"], ["accepted", row => stateOf(row) === "accepted"],
   ["later", row => stateOf(row) === "later"], ["outdated", isOutdated], ["captioned", row => !isFailed(row)],
   ["wrong", row => row.right === false], ["right", row => row.right === true],
-  ["failed", isFailed], ["flagged", row => row.flags.length > 0]]);
-for (const flag of new Set(rows.flatMap(row => row.flags))) kinds.set(flag, row => row.flags.includes(flag));
+  ["failed", isFailed], ["flagged", row => flagsOf(row).length > 0]]);
+for (const flag of new Set(rows.flatMap(row => row.flags))) kinds.set(flag, row => flagsOf(row).includes(flag));
 const members = new Map([...kinds.keys()].map(kind => [kind, 0]));
 
 /** Count the row where it belongs (by 1), or no longer (by -1). */
@@ -122,7 +122,7 @@ function fill(card, row) {
 
 function makeFlags(row) {
   const flags = make("span", "flags");
-  flags.append(...row.flags.map(flag => make("span", "flag", flag.replaceAll("-", " "))));
+  flags.append(...flagsOf(row).map(flag => make("span", "flag", flag.replaceAll("-", " "))));
   return flags;
 }
 
@@ -151,7 +151,7 @@ function makeCard(row) {
     bar.style.width = `${100 * (row.confidence ?? 0)}%`;
     frame.append(bar);
   }
-  if (row.flags.length) frame.append(makeFlags(row));
+  if (flagsOf(row).length) frame.append(makeFlags(row));
   const path = make("bdi", "", row.path); // of a long path the beginning is cut, in the style sheet
   path.dir = "ltr";
   name.append(path);
