@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from builders import TINY_TRAINING, make_task
 
+from captionmill.data.captions.vocabulary import UNK
 from captionmill.data.errors import InputError, SettingError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, read_model
 from captionmill.stages.decoding.captioner import Captioner, decode_features
 from captionmill.stages.settings import SearchConfig
+from captionmill.stages.training.reranking import fit
 from captionmill.stages.training.reranking.matching import choose_matcher_epochs
 from captionmill.stages.training.train import train
 
@@ -120,3 +122,38 @@ def test_few_images_get_a_ranker_only_if_it_is_asked_for(task: Path, tmp_path: P
 def test_few_captions_get_more_epochs() -> None:
     assert [choose_matcher_epochs(None, count) for count in (566_000, 30_000, 7_500, 100)] == [10, 10, 20, 40]
     assert choose_matcher_epochs(3, 100) == 3
+
+
+def test_a_training_from_a_model_keeps_its_ranker_which_grows_by_the_new_images(task: Path, tmp_path: Path) -> None:
+    lines = ["image,caption,split", "03.jpg,a red zebra,train", "05.jpg,there is a zebra,train", "09.jpg,a dog,val"]
+    (tmp_path / "corrected.csv").write_text("\n".join(lines) + "\n")
+    config = replace(TINY_TRAINING, init=task / "model", max_epochs=1)
+    train(task / "features.h5", tmp_path / "corrected.csv", tmp_path / "grown", config)
+    old, new = read_model(task / "model"), read_model(tmp_path / "grown")
+    assert old.ranker is not None
+    assert new.ranker is not None
+    assert new.ranker.tensors["captions_per_image"].tolist() == [2] * 8 + [1, 1]
+    assert new.ranker.tensors["words"].max() == new.vocabulary.index("zebra") == len(old.vocabulary)
+    embeddings = [model.ranker.tensors["matcher.embedding.weight"] for model in (old, new) if model.ranker]
+    assert embeddings[1].tolist() == [*embeddings[0].tolist(), embeddings[0][UNK].tolist()]
+    captioner, store = Captioner.load(tmp_path / "grown", device="cpu"), FeatureStore.open(task / "features.h5")
+    search = captioner.fit_search(SearchConfig(beam_size=2, max_length=6))
+    assert search.rerank == "both"
+    assert len(list(captioner.captions(store, store.keys, search))) == 10
+    asked = replace(config, matcher_epochs=0)
+    train(task / "features.h5", tmp_path / "corrected.csv", tmp_path / "without", asked)
+    assert read_model(tmp_path / "without").ranker is None
+
+
+def test_the_images_of_the_model_are_thinned_out_where_there_are_too_many(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "MOST_IMAGES", 5)
+    (tmp_path / "corrected.csv").write_text("image,caption,split\n03.jpg,a dog,train\n09.jpg,a dog,val\n")
+    config = replace(TINY_TRAINING, init=task / "model", max_epochs=1)
+    train(task / "features.h5", tmp_path / "corrected.csv", tmp_path / "grown", config)
+    old, new = read_model(task / "model").ranker, read_model(tmp_path / "grown").ranker
+    assert old is not None
+    assert new is not None
+    assert new.tensors["captions_per_image"].tolist() == [2, 2, 2, 2, 1]
+    assert new.tensors["rows"][:4].tolist() == old.tensors["rows"][[0, 2, 4, 7]].tolist()
