@@ -278,7 +278,7 @@ class TrainConfig(Configuration):
         None,
         "Passes over the training captions for the matcher, which re-ranks captions by the image; 0: no matcher.",
         least=0,
-        unset="10, up to 40 for few captions; with under 100 training images nothing is re-ranked",
+        unset="10, up to 40 for few captions; under 100 training images, or fewer than a model to start from had: none",
         example=10,
     )
     max_length: int | None = length_setting(

@@ -10,7 +10,7 @@ import numpy as np
 from captionmill.data.captions.vocabulary import UNK
 from captionmill.data.models.bundle import RankerParts
 from captionmill.stages.ranking.consensus import CaptionIndex
-from captionmill.stages.ranking.ngrams import FlatCaptions, starts_of
+from captionmill.stages.ranking.ngrams import FlatCaptions, Integers, starts_of
 from captionmill.stages.ranking.packed import unpack_ranker
 from captionmill.stages.ranking.ranker import Ranker
 from captionmill.stages.ranking.regression import ImageRegression
@@ -34,9 +34,7 @@ def grow_ranker(parts: RankerParts, training: Training, *, most_images: int) -> 
     known = unpack_ranker(_with_words(parts, vocab_size), "`init`", vocab_size)
     words, lengths = training.dataset.sentences()
     images, counts = np.unique(training.dataset.images, return_counts=True)
-    places = np.arange(len(known.counts))
-    if len(places) + len(images) > most_images:
-        places = np.linspace(0, len(places) - 1, max(1, most_images - len(images))).astype(np.int64)
+    places = thin_out(len(known.counts), most_images - len(images))
     reduction = known.regression.reduction
     rows = reduction.reduce(training.feeder.rows(images).float().cpu().numpy())
     kept = known.captions.take(np.flatnonzero(np.isin(np.repeat(np.arange(len(known.counts)), known.counts), places)))
@@ -49,6 +47,11 @@ def grow_ranker(parts: RankerParts, training: Training, *, most_images: int) -> 
         counts=counts,
         index=CaptionIndex.of(captions, np.repeat(np.arange(len(counts)), counts)),
     )
+
+
+def thin_out(count: int, most: int) -> Integers:
+    """At most so many of the numbers below `count`, evenly spaced, and at least one."""
+    return np.linspace(0, count - 1, min(count, max(1, most))).astype(np.int64)
 
 
 def _with_words(parts: RankerParts, vocab_size: int) -> RankerParts:

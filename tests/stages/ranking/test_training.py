@@ -12,7 +12,7 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, read_model
 from captionmill.stages.decoding.captioner import Captioner, decode_features
 from captionmill.stages.settings import SearchConfig
-from captionmill.stages.training.reranking import fit
+from captionmill.stages.training.reranking.grow import thin_out
 from captionmill.stages.training.reranking.matching import choose_matcher_epochs
 from captionmill.stages.training.train import train
 
@@ -145,15 +145,7 @@ def test_a_training_from_a_model_keeps_its_ranker_which_grows_by_the_new_images(
     assert read_model(tmp_path / "without").ranker is None
 
 
-def test_the_images_of_the_model_are_thinned_out_where_there_are_too_many(
-    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fit, "MOST_IMAGES", 5)
-    (tmp_path / "corrected.csv").write_text("image,caption,split\n03.jpg,a dog,train\n09.jpg,a dog,val\n")
-    config = replace(TINY_TRAINING, init=task / "model", max_epochs=1)
-    train(task / "features.h5", tmp_path / "corrected.csv", tmp_path / "grown", config)
-    old, new = read_model(task / "model").ranker, read_model(tmp_path / "grown").ranker
-    assert old is not None
-    assert new is not None
-    assert new.tensors["captions_per_image"].tolist() == [2, 2, 2, 2, 1]
-    assert new.tensors["rows"][:4].tolist() == old.tensors["rows"][[0, 2, 4, 7]].tolist()
+def test_of_many_images_some_are_kept_evenly_spaced() -> None:
+    assert thin_out(8, 20).tolist() == [*range(8)]
+    assert thin_out(8, 4).tolist() == [0, 2, 4, 7]
+    assert thin_out(8, 0).tolist() == [0]
