@@ -408,6 +408,7 @@ function showKinds() {
   const offered = [...chips].filter(([kind]) =>
     kind === "all" || kind === state.show || (members.get(kind) > 0 && members.get(kind) < rows.length));
   const buttons = offered.map(([, button]) => button);
+  shows.hidden = buttons.length < 2;
   if (buttons.length !== shows.children.length || buttons.some((button, place) => button !== shows.children[place])) {
     const focused = document.activeElement;
     shows.replaceChildren(...buttons);
