@@ -4,7 +4,7 @@ python benchmarks/apply_kills.py [--kills 120] [--rows 20000] [--decisions 2000]
 
 Each life is a real process that merges one file of decisions, started by a fork server and killed with SIGKILL. A merge
 reads (until the new table is begun beside the old one), writes (until the new one takes its place) and ends; a kill
-comes at a random moment of one of these, drawn first. Every other life meets what a killed one left. After each kill
+comes at a random moment of one of these, drawn first. Every other life meets what was left. After each kill
 every row of the table must be as it was or as decided; after each merge that ends, and a run over the folder after it,
 all decisions must be there and nothing else changed.
 """
