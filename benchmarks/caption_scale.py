@@ -22,7 +22,8 @@ from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
 from captionmill.data.models.bundle import Model, write_model
-from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.config import DecoderConfig
+from captionmill.stages.decoding.decoder import Decoder
 
 WORDS = 2500
 SPEC = FeatureSpec("resnet50", "none", "0" * 64, "crop", 224, 256)

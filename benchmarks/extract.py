@@ -1,11 +1,13 @@
 """Stage one against the loop that tutorials write, in one run: speed, the engine's own limit, likeness, memory.
 
 python benchmarks/extract.py PHOTOS --weights resnet50.pth [--images 2000] [--plain-images 500] [--memory-images 50000]
+python benchmarks/extract.py PHOTOS --weights resnet50.pth --engines openvino{," --precision "{fp32,int8}}
 python benchmarks/extract.py PHOTOS --weights resnet50.pth --engines torch "torch --jobs 1"    on a GPU
 python benchmarks/extract.py PHOTOS --weights resnet50.pth --image-size 64    the network as fast as on a faster machine
 
 PHOTOS is a folder of images, used over and over by symbolic links until there are enough. Prints the table of
-docs/benchmarks.md. Nothing else should run on the machine.
+docs/benchmarks.md: rates from the first image to the last, and of the whole command, from its start to its end. Nothing
+else should run on the machine.
 """
 
 import argparse
@@ -112,7 +114,7 @@ def parse_engine(words: str, weights: Path, image_size: int) -> ExtractConfig:
     parser.add_argument("--jobs")
     options = vars(parser.parse_args(shlex.split(words)))
     del options["jobs"]
-    return ExtractConfig(weights=str(weights), image_size=image_size, **options)
+    return ExtractConfig(weights=str(weights), preprocess="crop", image_size=image_size, **options)
 
 
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -142,9 +144,10 @@ def main() -> None:
         plain_images = min(arguments.plain_images, arguments.images)
         plain_rate, exact = run_plain(folder, arguments.weights, plain_images, arguments.image_size)
         print(
-            "| | images/s | x plain | share of forward only | least cosine to fp32 | mean |\n|---|---|---|---|---|---|"
+            "| | images/s | x plain | share of forward only | whole command, images/s | x plain | peak memory, GB "
+            "| cosine to fp32: least | 1st percentile | mean |\n|---|---|---|---|---|---|---|---|---|---|"
         )
-        print(f"| plain loop | {plain_rate:.1f} | 1 | | 1 | 1 |", flush=True)
+        print(f"| plain loop | {plain_rate:.1f} | 1 | | | | | 1 | 1 | 1 |", flush=True)
         for number, engine in enumerate(arguments.engines):
             forward_rates = [measure_forward_only(folder, arguments, engine)]
             output = work / f"{number}.h5"
@@ -153,19 +156,22 @@ def main() -> None:
                 arguments.weights,
                 "--image-size",
                 arguments.image_size,
+                "--preprocess",
+                "crop",
                 "--engine",
                 *shlex.split(engine),
             ]
             command = run_command("extract", folder, "--output", output, *words)
-            rate = command.rate
+            rate, whole_rate = command.rate, arguments.images / command.seconds
             forward_rates.append(measure_forward_only(folder, arguments, engine))  # before and after: the faster counts
             forward_rate = max(forward_rates)
             store = FeatureStore.open(output)
             likeness = cosines(store.read(range(len(exact))), exact)
-            print(f"| {engine}, forward only | {forward_rate:.1f} | {forward_rate / plain_rate:.1f} | 1 | | |")
+            print(f"| {engine}, forward only | {forward_rate:.1f} | {forward_rate / plain_rate:.1f} | 1 | | | | | | |")
             print(
                 f"| {engine}, extract | {rate:.1f} | {rate / plain_rate:.1f} | {rate / forward_rate:.2f} "
-                f"| {likeness.min():.5f} | {likeness.mean():.5f} |",
+                f"| {whole_rate:.1f} | {whole_rate / plain_rate:.1f} | {command.peak_rss_gb:.2f} "
+                f"| {likeness.min():.5f} | {np.percentile(likeness, 1):.5f} | {likeness.mean():.5f} |",
                 flush=True,
             )
             print(command.output.strip(), f"whole command: {command.seconds:.1f} s", sep="\n", file=sys.stderr)

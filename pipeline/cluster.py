@@ -15,7 +15,7 @@ from typing import Any
 from captionmill.data.errors import ClusterError, InputError
 from captionmill.data.optional import require
 from captionmill.stages.encoding.spread import RunTasks, Spread
-from captionmill.stages.machine import choose_workers
+from captionmill.stages.machine import choose_workers, limit_threads, means_cpu
 
 _PROCESSES_PER_GPU = 4  # decoding threads share one interpreter lock: a process decodes about 1,400 images/s
 _CORES_PER_PROCESS = 4
@@ -73,7 +73,7 @@ def open_spread(
 
 def _choose_processes(device: str) -> int:
     """The number of processes that keep the GPUs of `device` busy on this machine; 1 for a CPU."""
-    if device == "cpu":
+    if means_cpu(device):
         return 1
     import torch
 
@@ -219,10 +219,8 @@ def _retrying(run_calls: _RunCalls, deaths: tuple[type[BaseException], ...], thr
 
 
 def _run_numbered(call: _Call) -> tuple[int, Any]:
-    import torch
-
     function, threads, (number, task) = call
-    torch.set_num_threads(threads)  # dask makes its workers use one, even if they have more
+    limit_threads(threads)  # dask makes its workers use one, even if they have more
     return number, function(task)
 
 

@@ -14,14 +14,14 @@ import torch
 from captionmill.data.images.memory import MEMORY_LIMITS, memory_bytes
 from captionmill.pipeline.throughput import Throughput
 from captionmill.stages.encoding.weights import find_named_weights
-from captionmill.stages.machine import choose_workers, has_fast_bf16, versions
+from captionmill.stages.machine import choose_workers, has_fast_bf16, has_fast_int8, versions
 from captionmill.stages.settings import ExtractConfig
 
 NOT_INSTALLED = ""
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 _LEAST_MEMORY = 4e9  # bytes
 _BUSY = 0.5  # load per core by other programs, from which measurements are unreliable
-_CPU_FLAGS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+_CPU_FLAGS = ("avx2", "avx512_f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9_.-]+).*extra == [\"'](\w+)[\"']")
 
@@ -46,6 +46,8 @@ class Facts:
     """The instruction sets of this CPU that make a network fast."""
     fast_bf16: bool
     """Whether the CPU multiplies bfloat16 in hardware."""
+    fast_int8: bool
+    """Whether the CPU multiplies 8-bit numbers in hardware."""
     gpus: tuple[str, ...]
     """The GPUs that torch can use."""
     torch_cuda: str
@@ -81,6 +83,7 @@ def gather_facts(memory_limits: Sequence[Path] = MEMORY_LIMITS) -> Facts:
         memory_bytes=memory_bytes(memory_limits),
         cpu_flags=tuple(flag for flag in _CPU_FLAGS if capabilities.get(flag)),
         fast_bf16=has_fast_bf16(),
+        fast_int8=has_fast_int8(),
         gpus=tuple(gpus),
         torch_cuda=torch.version.cuda or "",
         nvidia_driver=_NVIDIA_DRIVER.exists(),

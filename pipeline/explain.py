@@ -100,7 +100,7 @@ def explain_image(
         bundles=models.bundles,
         search=search,
         explanation=explain_features(
-            captioner.decoder,
+            captioner.steps,
             row.values,
             captioner.vocabulary,
             search,

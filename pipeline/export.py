@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from captionmill.data.captions.vocabulary import END, PAD, START, UNK
 from captionmill.data.errors import InputError
@@ -113,7 +113,7 @@ def _require_place(output: Path, staging: Path, *, overwrite: bool) -> None:
 
 def _manifest(captioner: Captioner, networks: dict[str, Any]) -> dict[str, Any]:
     rule = WordRule.of(captioner.fit_search(SearchConfig()), captioner.vocabulary)
-    barred_first = rule.barred(torch.empty(1, 0, dtype=torch.long), len(captioner.vocabulary))
+    barred_first = rule.barred(np.empty((1, 0), np.int64), len(captioner.vocabulary))
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

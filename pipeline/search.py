@@ -1,11 +1,10 @@
 """Search a store of features: by words, or by an image that others should be like.
 
-Arguments and files are checked before torch is imported, which takes seconds.
+torch is imported only to make the features of an image that is not in the store.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from captionmill.data.csv_tables import RecordLayout, require_records_name, write_records
 from captionmill.data.errors import InputError
@@ -17,13 +16,11 @@ from captionmill.data.paths import AnyPath, as_location, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.urls import is_url
+from captionmill.stages.ranking.matcher import Matcher
+from captionmill.stages.ranking.ngrams import Reals
 from captionmill.stages.ranking.opened import MatchedStore, open_matched
+from captionmill.stages.ranking.retrieve import find_closest, load_matcher
 from captionmill.stages.settings import ExtractConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from captionmill.stages.ranking.matcher import Matcher
 
 FOUND_COLUMNS = ("key", "cosine")
 
@@ -93,10 +90,7 @@ def search_store(
     known, unknown = _read_words(words, opened) if words is not None else ([], [])
     key = None if like is None else _find_key(like, opened)
 
-    from captionmill.stages.machine import choose_device  # these import torch
-    from captionmill.stages.ranking.retrieve import find_closest, load_matcher
-
-    matcher = load_matcher(opened, choose_device(machine.device))
+    matcher = load_matcher(opened)
     if like is not None:
         query = _embed_image(like if key is None else key, opened, matcher, machine, as_path(weights))
     else:
@@ -151,18 +145,16 @@ def _find_key(like: AnyPath, opened: MatchedStore) -> str | None:
 
 
 def _embed_image(
-    image: AnyPath, opened: MatchedStore, matcher: "Matcher", machine: ExtractConfig, weights: Path | None
-) -> "Tensor":
+    image: AnyPath, opened: MatchedStore, matcher: Matcher, machine: ExtractConfig, weights: Path | None
+) -> Reals:
     """The vector [M] of a key of the store, or else of an image file."""
-    from captionmill.stages.ranking.retrieve import embed_rows
-
     if isinstance(image, str) and image in opened.store:
         row = opened.store[image]
     else:
         from captionmill.pipeline.explain import features_of_image
 
         row = features_of_image(as_location(image), opened.model.spec, machine, weights)
-    return embed_rows(matcher, row[None])[0]
+    return matcher.embed_images(row[None])[0]
 
 
 def _write(files: SearchFiles, search: StoreSearch, title: str, progress: Progress) -> None:

@@ -266,6 +266,8 @@ def leak_lines(report: "LeakReport") -> str:
 
 def doctor_lines(facts: "Facts", throughput: "Throughput | None", advice: Sequence[str]) -> str:
     """The machine's facts, its throughput and the advice."""
+    kinds = {"bf16": facts.fast_bf16, "int8": facts.fast_int8}
+    speeds = [f"{name} {'fast' if is_fast else 'slow'}" for name, is_fast in kinds.items()]
     extras = [f"{name} ({'yes' if not missing else 'no'})" for name, missing in facts.extras.items()]
     rows = {
         "versions": ", ".join(f"{name} {version or 'not installed'}" for name, version in facts.versions.items()),
@@ -273,7 +275,7 @@ def doctor_lines(facts: "Facts", throughput: "Throughput | None", advice: Sequen
         "system": facts.system,
         "cores": f"{facts.cores} of {facts.cores_present} may be used, load {facts.load:.1f}",
         "memory": f"{facts.memory_bytes / 1e9:.1f} GB" if facts.memory_bytes else "unknown",
-        "CPU": f"{', '.join(facts.cpu_flags) or 'no fast instructions'}; bf16 {'fast' if facts.fast_bf16 else 'slow'}",
+        "CPU": f"{', '.join(facts.cpu_flags) or 'no fast instructions'}; {', '.join(speeds)}",
         "GPUs": ", ".join(facts.gpus) or "none that torch can use",
         "torch": f"built for CUDA {facts.torch_cuda}" if facts.torch_cuda else "built without CUDA",
         "Java": "found" if facts.java else "not found",

@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
 
 from captionmill.data.images.decode import decode_pixels
 from captionmill.data.progress import Progress, no_progress
-from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.captioner import choose_steps
+from captionmill.stages.decoding.config import DecoderConfig
+from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.search import search_captions
 from captionmill.stages.encoding.encoder import Encoder, build_untrained_encoder
 from captionmill.stages.encoding.engine import build_engine, encode_batches
@@ -109,11 +110,11 @@ def _measure_captions(seconds: float, device_name: str) -> float:
     device = choose_device(device_name)
     search = SearchConfig()
     decoder = Decoder(DecoderConfig.of(TrainConfig(), feature_dim=2048, vocab_size=_VOCAB_SIZE))
-    decoder.to(device).eval()
-    features = torch.randn(_DECODED_IMAGES, 2048, device=device)
+    steps = choose_steps(decoder.to(device))
+    features = np.random.default_rng(0).standard_normal((_DECODED_IMAGES, 2048), dtype=np.float32)
 
     def decode() -> int:
-        return len(search_captions(decoder, features, search))
+        return len(search_captions(steps, features, search))
 
     decode()
     return _rate(decode, seconds)

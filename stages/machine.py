@@ -1,10 +1,12 @@
 """What a stage must know about the machine: device, precision, number of workers, versions, memory errors.
 
-torch takes seconds to import, so only the functions that need it do.
+torch takes seconds to import, so only the functions that need it do, and a CPU is recognised without it.
 """
 
 import importlib.metadata
+import os
 import platform
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,18 @@ _OUT_OF_MEMORY = (
     *("out of memory", "not enough memory", "bad_alloc", "bad allocation", "can't allocate memory"),
     "could not create a primitive",  # oneDNN's words for it
 )
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+_GPU_FILES = (_NVIDIA_DRIVER, *map(Path, ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")))
+"""On Linux one of them is there if torch can use a GPU: NVIDIA's, in a container, a Jetson or WSL, and AMD's."""
+
+
+def means_cpu(device: str) -> bool:
+    """Whether `device` means the CPU, as far as that is known without torch; else `choose_device` decides."""
+    if device == "auto" and platform.system() == "Linux":
+        return not any(path.exists() for path in _GPU_FILES)
+    return device == "cpu"
 
 
 def choose_device(name: str) -> "torch.device":
@@ -42,17 +56,26 @@ def choose_device(name: str) -> "torch.device":
     return device
 
 
+def choose_precision(precision: Precision, device_type: str) -> Precision:
+    """What `precision` means on a cpu, cuda or mps; InputError for what is slower than fp32 there."""
+    if precision == "fp16" and device_type == "cpu":
+        raise InputError("`precision` fp16 needs a GPU; on a CPU use bf16 or fp32")
+    if precision == "int8" and not (device_type == "cpu" and has_fast_int8()):
+        raise InputError("`precision` int8 needs a CPU that multiplies in 8 bits (VNNI or AMX); use bf16 or fp32")
+    if precision != "auto":
+        return precision
+    if device_type == "cuda":  # as fast as bf16, with three more bits; features stay far below its maximum
+        return "fp16"
+    return "bf16" if device_type == "cpu" and has_fast_bf16() else "fp32"
+
+
 def choose_dtype(precision: Precision, device: "torch.device") -> "torch.dtype":
-    """The dtype that `precision` means on `device`; InputError for fp16 on a CPU, where it is slower than fp32."""
+    """The dtype that `precision` means on `device`; InputError as `choose_precision`."""
     import torch
 
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("`precision` fp16 needs a GPU; on a CPU use bf16 or fp32")
-    if precision != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    if device.type == "cuda":  # as fast as bf16, with three more bits; features stay far below its maximum
-        return torch.float16
-    return torch.bfloat16 if device.type == "cpu" and has_fast_bf16() else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+        choose_precision(precision, device.type)
+    ]
 
 
 def choose_training_dtype(device: "torch.device") -> "torch.dtype":
@@ -66,22 +89,38 @@ def choose_training_dtype(device: "torch.device") -> "torch.dtype":
 
 def unused_gpu_note(device: str) -> str | None:
     """A warning if this machine has an NVIDIA GPU that `device`, or the torch installed, leaves unused."""
+    if means_cpu("auto"):
+        return None
     import torch
 
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         return f"`device` cpu leaves {count} CUDA device(s) unused" if choose_device(device).type == "cpu" else None
-    if Path("/proc/driver/nvidia/version").exists() and choose_device(device).type == "cpu":
+    if _NVIDIA_DRIVER.exists() and choose_device(device).type == "cpu":
         return "an NVIDIA GPU is here, but torch cannot use it: install a torch built for CUDA, or fix the driver"
     return None
 
 
-def has_fast_bf16() -> bool:
+def has_fast_bf16(cpu_info: Path = _CPU_INFO) -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX-512 BF16)."""
+    return _has_any(cpu_info, "amx_bf16", "avx512_bf16")
+
+
+def has_fast_int8(cpu_info: Path = _CPU_INFO) -> bool:
+    """Whether this CPU multiplies 8-bit matrices in hardware (AMX or VNNI)."""
+    return _has_any(cpu_info, "amx_int8", "avx512_vnni", "avx_vnni")
+
+
+def _has_any(cpu_info: Path, *names: str) -> bool:
+    """Whether this CPU has one of the instruction sets `names`, as Linux lists them in `cpu_info`, and torch too."""
+    if platform.system() == "Linux":
+        with cpu_info.open(encoding="utf-8") as lines:
+            flags = next((line.split() for line in lines if line.startswith("flags")), [])
+        return any(name in flags for name in names)
     import torch
 
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return any(capabilities.get(name) for name in names)
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
@@ -98,6 +137,21 @@ def limit_memory(gigabytes: float | None) -> None:
 def share_memory(gigabytes: float | None, processes: int) -> float:
     """The budget of each of several processes on this machine."""
     return max(LEAST_MEMORY, (usual_budget() / 1e9 if gigabytes is None else gigabytes) / processes)
+
+
+def limit_threads(threads: int) -> None:
+    """Let the networks of this process use `threads` threads from now on."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when it is imported
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def thread_count() -> int:
+    """The number of threads that a network may use in this process, as torch has it, but without importing torch."""
+    if "torch" in sys.modules:
+        return int(sys.modules["torch"].get_num_threads())
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(limit) if limit.isdecimal() and int(limit) else choose_workers(0)
 
 
 def choose_workers(workers: int) -> int:

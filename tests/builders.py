@@ -21,14 +21,16 @@ from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
 from captionmill.data.models.bundle import Model, read_model, write_model
-from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.config import DecoderConfig
+from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.ranking.consensus import CaptionIndex
-from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
+from captionmill.stages.ranking.matcher import MatcherConfig
 from captionmill.stages.ranking.ngrams import FlatCaptions
 from captionmill.stages.ranking.packed import pack_ranker
 from captionmill.stages.ranking.ranker import Ranker, RankerConfig
 from captionmill.stages.ranking.regression import ImageRegression, Reduction
 from captionmill.stages.settings import SearchConfig, TrainConfig
+from captionmill.stages.training.reranking.network import MatcherNetwork
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -152,23 +154,23 @@ def make_ranker(features: npt.NDArray[np.float32], vocab_size: int, config: Rank
     reduction = Reduction.fit(features, *scale) if dim < 64 else Reduction(*scale, np.eye(dim, 64, dtype=np.float32))
     words = vocab_size - len(SPECIAL_WORDS)
     captions = FlatCaptions.of([[4 + number % words, 5, 4 + 2 * number % words] for number in range(2 * len(features))])
-    matcher = Matcher(MatcherConfig(features.shape[1], vocab_size, embed_dim=6, joint_dim=4))
+    matcher = MatcherNetwork(MatcherConfig(features.shape[1], vocab_size, embed_dim=6, joint_dim=4)).trained()
     regression = ImageRegression.fit(reduction, reduction.reduce(features))
     index = CaptionIndex.of(captions, np.repeat(np.arange(len(features)), 2))
-    return Ranker(config, regression, captions, np.full(len(features), 2), index, vocab_size, matcher.eval())
+    return Ranker(config, regression, captions, np.full(len(features), 2), index, vocab_size, matcher)
 
 
 def make_matching_model(folder: Path, spec: FeatureSpec) -> Path:
     """A model whose matcher takes each of the first 8 features to be a word: the first "a", the last "grass"."""
     model = read_model(make_model(folder, spec))
     size = len(model.vocabulary)
-    matcher = Matcher(MatcherConfig(spec.feature_dim, size, embed_dim=8, joint_dim=8))
+    matcher = MatcherNetwork(MatcherConfig(spec.feature_dim, size, embed_dim=8, joint_dim=8))
     words = torch.zeros(size, 8)
     words[len(SPECIAL_WORDS) :] = torch.eye(8)
     for layer in (matcher.to_joint, matcher.words_to_joint):
         layer.load_state_dict({"weight": torch.eye(8, layer.in_features), "bias": torch.zeros(8)})
     matcher.embedding.load_state_dict({"weight": words})
-    ranker = replace(make_ranker(make_rows(10, dim=spec.feature_dim), size), matcher=matcher.eval())
+    ranker = replace(make_ranker(make_rows(10, dim=spec.feature_dim), size), matcher=matcher.trained())
     write_model(folder, replace(model, ranker=pack_ranker(ranker)))
     return folder
 

@@ -49,7 +49,7 @@ def test_no_other_private_part_is_used() -> None:
             "joblib.externals.loky.process_executor",
             "process_executor._MAX_MEMORY_LEAK_SIZE",
         },
-        "stages/encoding/openvino_engine.py": {"openvino.frontend.pytorch.ts_decoder.TorchScriptPythonDecoder"},
+        "stages/encoding/engines/openvino.py": {"openvino.frontend.pytorch.ts_decoder.TorchScriptPythonDecoder"},
     }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from captionmill.data.errors import StoreError
 from captionmill.data.features.file import Block, write_store_file
+from captionmill.data.features.spec import join_engines
 from captionmill.data.features.store import FeatureStore, describe_damage, replace_store, store_exists
 from captionmill.data.features.writer import lock_store
 from captionmill.data.paths import AnyPath, as_paths
@@ -57,8 +58,9 @@ def _merge(paths: Sequence[Path], output: Path, *, overwrite: bool) -> MergeSumm
     _require_apart(stores)
     rows = sum(map(len, stores))
     first = stores[0]
+    made_by = first.made_by | join_engines(store.made_by for store in stores)
     merged = output.with_name(f".{output.name}.new")
-    write_store_file(merged, first.spec, rows, _blocks(stores), dtype=first.dtype, made_by=first.made_by)
+    write_store_file(merged, first.spec, rows, _blocks(stores), dtype=first.dtype, made_by=made_by)
     replace_store(merged, output)
     damaged = FeatureStore.open(output).verify()
     if damaged:

@@ -1,5 +1,6 @@
 """What made a feature vector. A feature store, and every model trained on it, is bound to one such spec."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -68,3 +69,17 @@ class FeatureSpec:
         found = self.differences(other)
         if found:
             raise SpecMismatchError(f"{mine} and {others} do not fit: {mine} has {'; '.join(found)}")
+
+
+def join_engines(makers: Iterable[dict[str, str]]) -> dict[str, str]:
+    """The entry `engine` of `made_by` for rows that several makers made: each engine once; none if none is known."""
+    engines = [engine for made_by in makers for engine in made_by.get("engine", "").split("; ") if engine]
+    return {"engine": "; ".join(dict.fromkeys(engines))} if engines else {}
+
+
+def mixture_note(made_by: dict[str, str]) -> str | None:
+    """A warning if some rows were made in int8 and others were not; other precisions differ by their rounding only."""
+    engines = made_by.get("engine", "")
+    if len({"int8" in engine for engine in engines.split("; ")}) < 2:
+        return None
+    return f"holds rows of int8 and others ({engines}); `overwrite` makes all of them again"

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from captionmill.data.errors import MissingRowError, StoreDamageError, StoreError
 from captionmill.data.features.file import Block, Features, Sources, StoreFile, checksum_rows, read_store_file
 from captionmill.data.features.parts import part_paths, report_foreign_files
+from captionmill.data.features.spec import join_engines
 from captionmill.data.images.read import ImageSource
 from captionmill.data.paths import AnyPath
 from captionmill.data.regular import open_regular
@@ -79,7 +80,7 @@ class FeatureStore:
         self.path = path
         self.spec = files[0].spec
         self.dtype = files[0].dtype
-        self.made_by = files[0].made_by
+        self.made_by = files[0].made_by | join_engines(file.made_by for file in files)
         self.part_count = sum(file.path != path for file in files)
         self.shard = files[0].shard if len(files) == 1 else None
         """Which part of a sharded extraction this is, if it was finished."""

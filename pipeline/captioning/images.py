@@ -8,11 +8,11 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from array_api_compat import is_torch_array
 from PIL import Image
 
 from captionmill.data.errors import ImageError, InputError
@@ -22,7 +22,7 @@ from captionmill.data.images.keys import FileFinder
 from captionmill.data.images.read import ImageFile
 from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path
 from captionmill.pipeline.captioning.flags import find_flags, usual_low_confidence
-from captionmill.stages.decoding.captioner import Captioner, CaptionFinder, choose_steps, decode_rows
+from captionmill.stages.decoding.captioner import Captioner, decode_rows
 from captionmill.stages.encoding.encoder import Encoder, encoder_for_spec
 from captionmill.stages.encoding.engine import Engine, build_engine, encode_batches
 from captionmill.stages.encoding.loader import Batch, load_batches, prepare_pixels
@@ -30,7 +30,10 @@ from captionmill.stages.machine import choose_workers, limit_memory
 from captionmill.stages.settings import ExtractConfig, SearchConfig
 from captionmill.stages.table_settings import TableConfig
 
-AnyImage = AnyPath | bytes | bytearray | BinaryIO | Image.Image | npt.NDArray[np.uint8] | torch.Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AnyImage: TypeAlias = "AnyPath | bytes | bytearray | BinaryIO | Image.Image | npt.NDArray[np.uint8] | Tensor"
 """A file or its URL, the bytes of a file, a file that is open for reading bytes, a Pillow image, or an array or tensor:
 [H, W, 3] uint8 RGB or [H, W] uint8 grey.
 """
@@ -112,7 +115,7 @@ def _each(images: AnyImage | Iterable[AnyImage]) -> Iterator[AnyImage]:
     """Each image; a single image counts as one image, not as an iterable of letters, bytes, lines or rows."""
     if isinstance(images, Path | str | _Content | Image.Image) or hasattr(images, "read"):
         return iter((cast(AnyImage, images),))
-    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim in (2, 3):
+    if (isinstance(images, np.ndarray) or is_torch_array(images)) and images.ndim in (2, 3):
         return iter((images,))
     if not isinstance(images, Iterable):
         raise InputError(f"{type(images).__name__}: neither an image nor a series of images")
@@ -180,9 +183,10 @@ def _prepare(image: object, encoder: Encoder) -> Pixels:
 
 def _pixels_of_array(array: object) -> Pixels:
     """The pixels [H, W, 3] uint8 of such an array or tensor, or of a grey one, [H, W]."""
-    if isinstance(array, torch.Tensor):
-        array = array.detach().to("cpu", copy=True)
-        array = array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()
+    if is_torch_array(array):
+        tensor: Any = array
+        tensor = tensor.detach().to("cpu", copy=True)
+        array = tensor.float().numpy() if str(tensor.dtype) == "torch.bfloat16" else tensor.numpy()
     if not isinstance(array, np.ndarray):
         raise ImageError(f"{type(array).__name__}: not a path, bytes, a Pillow image or an array")
     is_grey = array.ndim == 2
@@ -208,12 +212,10 @@ def _batches_of(in_memory: Sequence[tuple[str, Pixels]], batch_size: int) -> Ite
 def _caption_groups(
     groups: Iterable[_Group], captioner: Captioner, search: SearchConfig, low_confidence: float | None
 ) -> Iterator[CaptionedImage]:
-    steps = choose_steps(captioner.decoder)
-    finder = CaptionFinder(steps, captioner.vocabulary, search, captioner.rankers)
-    device = next(captioner.decoder.parameters()).device
+    finder = captioner.finder(search)
     for group in groups:
         readable = [key for key in group.names if key in group.rows]
-        captions = dict(decode_rows(finder, group, readable, device=device))
+        captions = dict(decode_rows(finder, group, readable))
         for key, name in group.names.items():
             if (caption := captions.get(key)) is None:
                 yield CaptionedImage(name, "", None, error=group.reasons[key])

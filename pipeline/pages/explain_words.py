@@ -10,7 +10,7 @@ from PIL import Image
 from captionmill.data.images.decode import Pixels
 from captionmill.data.models.bundle import Model
 from captionmill.stages.decoding.beam_tree import BeamNode
-from captionmill.stages.decoding.decoder import DecoderConfig
+from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.explain import Explanation
 from captionmill.stages.decoding.reranking import Candidate, candidate_search
 from captionmill.stages.settings import SearchConfig

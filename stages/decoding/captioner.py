@@ -1,27 +1,24 @@
-"""Stage two, captioning: cached features in, captions out, without opening an image."""
+"""Stage two, captioning: cached features in, captions out, without opening an image; on a CPU without torch."""
 
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from captionmill.data.captions.vocabulary import Vocabulary
-from captionmill.data.errors import InputError, ModelError
+from captionmill.data.errors import InputError
 from captionmill.data.features.file import Features
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.foreign import WRONG_VALUES
 from captionmill.data.models.bundle import Model
 from captionmill.data.paths import AnyPaths
 from captionmill.data.progress import Progress, no_progress
-from captionmill.stages.decoding.constraints import WordRule
-from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
-from captionmill.stages.decoding.ensemble import Ensemble
-from captionmill.stages.decoding.folded import FoldedDecoder
+from captionmill.stages.decoding.config import sound_weights
+from captionmill.stages.decoding.constraints import AnyArray, WordRule
+from captionmill.stages.decoding.folded import FoldedDecoder, FoldedEnsemble
 from captionmill.stages.decoding.reranking import (
     candidate_search,
     guide_words,
@@ -31,13 +28,32 @@ from captionmill.stages.decoding.reranking import (
 from captionmill.stages.decoding.sampling import draw_captions
 from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, TracedStep, search_captions
 from captionmill.stages.decoding.trained import TrainedModels, read_models
-from captionmill.stages.machine import choose_device, is_out_of_memory
+from captionmill.stages.machine import choose_device, is_out_of_memory, means_cpu
 from captionmill.stages.ranking.ranker import Ranker
 from captionmill.stages.settings import SearchConfig
+
+if TYPE_CHECKING:
+    from captionmill.stages.decoding.decoder import Decoder
+    from captionmill.stages.decoding.ensemble import Ensemble
 
 BLOCK_ROWS = 768  # captions that are searched at once
 
 _log = logging.getLogger(__name__)
+
+
+class WholeDecoder(StepDecoder, Protocol):
+    """What can be explained, too."""
+
+    @property
+    def decoders(self) -> "Sequence[SingleDecoder]":
+        """Those of an ensemble; of one decoder, itself."""
+
+
+class SingleDecoder(StepDecoder, Protocol):
+    """One decoder."""
+
+    def scale(self, features: AnyArray) -> AnyArray:
+        """Features as they enter the first Linear layer: [B, D] -> [B, D]."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,8 @@ class Caption:
 class Captioner:
     """A trained decoder or an ensemble, ready to run, and what it needs to know about features and words."""
 
-    decoder: Decoder | Ensemble
+    steps: WholeDecoder
+    """In NumPy on a CPU, in torch on a GPU."""
     models: TrainedModels
     """What it was read from."""
     rankers: tuple[Ranker, ...] = ()
@@ -75,11 +92,17 @@ class Captioner:
     @classmethod
     def of(cls, models: TrainedModels, *, device: str = "auto") -> "Captioner":
         """The decoder or the ensemble of `models` on `device`; ModelError if weights do not fit."""
-        chosen_device = choose_device(device)
-        pairs = zip(models.folders, models.bundles, strict=True)
-        decoders = [build_decoder(*pair).to(chosen_device).eval() for pair in pairs]
-        decoder = decoders[0] if len(decoders) == 1 else Ensemble(decoders).eval()
-        return cls(decoder, models, load_rankers(models.folders, models.bundles, chosen_device))
+        chosen_device = "cpu" if means_cpu(device) else str(choose_device(device))
+        if chosen_device == "cpu":
+            steps = _fold([FoldedDecoder(*sound_weights(*pair)) for pair in models.pairs])
+        else:
+            steps = choose_steps(build_decoders(models).to(chosen_device))
+        return cls(steps, models, load_rankers(models.folders, models.bundles))
+
+    @cached_property
+    def decoder(self) -> "Decoder | Ensemble":
+        """The same in torch, on the CPU."""
+        return build_decoders(self.models)
 
     @property
     def bundles(self) -> tuple[Model, ...]:
@@ -114,9 +137,11 @@ class Captioner:
         """
         self.spec.require(store.spec, mine="the model", others=str(store.path))
         search = self.fit_search(search)
-        return decode_features(
-            self.decoder, store, keys, self.vocabulary, search, rankers=self.rankers, progress=progress
-        )
+        return decode_rows(self.finder(search), store, keys, progress=progress)
+
+    def finder(self, search: SearchConfig) -> "CaptionFinder":
+        """What finds captions by `search`, which `fit_search` gave."""
+        return CaptionFinder(self.steps, self.vocabulary, search, self.rankers)
 
 
 class KeyedRows(Protocol):
@@ -130,7 +155,7 @@ class KeyedRows(Protocol):
 
 
 def decode_features(
-    decoder: Decoder | Ensemble,
+    decoder: "Decoder | Ensemble",
     store: KeyedRows,
     keys: Sequence[str],
     vocabulary: Vocabulary,
@@ -145,16 +170,22 @@ def decode_features(
     `rankers` re-rank them as `search` says. `block_rows` captions are searched at once. When memory runs out, the block
     is halved for all that follow; InputError if one image is too much.
     """
-    device = next(decoder.parameters()).device
     finder = CaptionFinder(choose_steps(decoder), vocabulary, search, tuple(rankers))
-    return decode_rows(finder, store, keys, device=device, block_rows=block_rows, progress=progress)
+    return decode_rows(finder, store, keys, block_rows=block_rows, progress=progress)
 
 
-def choose_steps(decoder: Decoder | Ensemble) -> StepDecoder:
-    """`decoder` in evaluation mode, in the form whose steps are fastest on its device; its weights must not change."""
+def choose_steps(decoder: "Decoder | Ensemble") -> WholeDecoder:
+    """The steps of `decoder`, which is set to evaluation mode, in the form that is fastest on its device."""
+    from captionmill.stages.decoding.decoder import TorchSteps, fold_decoders
+
     decoder.eval()
-    is_on_cpu = next(decoder.parameters()).device.type == "cpu"
-    return FoldedDecoder(decoder) if isinstance(decoder, Decoder) and is_on_cpu else decoder  # GPUs have a fast LSTM
+    if next(decoder.parameters()).device.type != "cpu":  # GPUs have a fast LSTM
+        return TorchSteps(decoder)
+    return _fold(fold_decoders(decoder))
+
+
+def _fold(decoders: Sequence[FoldedDecoder]) -> WholeDecoder:
+    return decoders[0] if len(decoders) == 1 else FoldedEnsemble(decoders)
 
 
 @dataclass(frozen=True)
@@ -184,7 +215,7 @@ class CaptionFinder:
         return bool(self.rankers) and self.search.rerank not in ("auto", "none")
 
     def find(
-        self, features: Tensor, keys: Sequence[str], *, trace: list[TracedStep] | None = None
+        self, features: Features, keys: Sequence[str], *, trace: list[TracedStep] | None = None
     ) -> list[DecodedCaption]:
         """The caption of each row of `features` [B, D], searched or drawn as `search` asks.
 
@@ -194,14 +225,15 @@ class CaptionFinder:
         return rerank_captions(found, features, self.rankers, self.search) if self.reranks else found
 
     def find_candidates(
-        self, features: Tensor, keys: Sequence[str], *, trace: list[TracedStep] | None = None
+        self, features: Features, keys: Sequence[str], *, trace: list[TracedStep] | None = None
     ) -> list[DecodedCaption]:
         """As `find`, but not re-ranked: where that is asked for, all candidates, in the decoder's order."""
         rule = WordRule.of(self.search, self.vocabulary)
-        if self.search.sample:
-            return draw_captions(self.steps, features, keys, self.search, rule=rule, trace=trace)
-        guide = guide_words(features, self.rankers, self.search) if self.reranks else None
-        return search_captions(self.steps, features, self.widened, rule=rule, guide=guide, trace=trace)
+        with np.errstate(invalid="ignore", over="ignore"):  # features that are no numbers have a caption, too
+            if self.search.sample:
+                return draw_captions(self.steps, features, keys, self.search, rule=rule, trace=trace)
+            guide = guide_words(features, self.rankers, self.search) if self.reranks else None
+            return search_captions(self.steps, features, self.widened, rule=rule, guide=guide, trace=trace)
 
 
 def decode_rows(
@@ -209,19 +241,17 @@ def decode_rows(
     store: KeyedRows,
     keys: Sequence[str],
     *,
-    device: torch.device,
     block_rows: int = BLOCK_ROWS,
     progress: Progress = no_progress,
 ) -> Iterator[tuple[str, Caption]]:
-    """As `decode_features`, with a `finder` whose decoder is on `device`."""
+    """As `decode_features`, with a `finder`."""
     block_size = max(1, block_rows // finder.rows_per_image)
     start = 0
     while start < len(keys):
         block = keys[start : start + block_size]
         try:
             rows = store.read([store.position(key) for key in block])
-            features = torch.from_numpy(rows).to(device).float()  # [B, D]
-            decoded = finder.find(features, block)
+            decoded = finder.find(rows.astype(np.float32), block)
         except (RuntimeError, MemoryError) as exc:
             if not is_out_of_memory(exc):
                 raise
@@ -243,29 +273,10 @@ def _spell(caption: DecodedCaption, vocabulary: Vocabulary) -> Caption:
     return Caption(vocabulary.decode(caption.words), caption.confidence, caption.cut, alternatives)
 
 
-def build_decoder(model: Path, bundle: Model) -> Decoder:
-    """The decoder of `bundle`, which was read from the folder `model`; ModelError if its weights do not fit."""
-    try:
-        config = DecoderConfig(**bundle.decoder_config)
-        _require_sizes(config, bundle)
-        decoder = Decoder(config)
-        tensors = {name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()}
-        if decoder.config.tie_weights:
-            tensors["to_logits.weight"] = tensors["embedding.weight"]  # written once
-        decoder.load_state_dict(tensors)
-    except (RuntimeError, *WRONG_VALUES) as exc:
-        raise ModelError(f"{model}: weights and configuration do not fit each other; train it again") from exc
-    if decoder.config.vocab_size != len(bundle.vocabulary):
-        raise ModelError(f"{model}: {len(bundle.vocabulary)} words for {decoder.config.vocab_size} logits")
-    if not all(bool(tensor.isfinite().all()) for tensor in decoder.state_dict().values()):
-        raise ModelError(f"{model}: some of its weights are not finite, and it has no captions; train it again")
-    return decoder
+def build_decoders(models: TrainedModels) -> "Decoder | Ensemble":
+    """The decoder of `models` in torch, or the ensemble, in evaluation mode; ModelError if weights do not fit."""
+    from captionmill.stages.decoding.decoder import Decoder
+    from captionmill.stages.decoding.ensemble import Ensemble
 
-
-def _require_sizes(config: DecoderConfig, bundle: Model) -> None:
-    """Raise ValueError if the weights have other sizes than `config`, before memory is taken for a decoder."""
-    layers = sum(name.startswith("lstm.weight_hh_l") for name in bundle.tensors)
-    found = (*bundle.tensors["embedding.weight"].shape, *bundle.tensors["lstm.weight_hh_l0"].shape, layers)
-    expected = (config.vocab_size, config.embed_dim, 4 * config.hidden_dim, config.hidden_dim, config.layers)
-    if found != expected:
-        raise ValueError(f"weights of sizes {found} for a decoder of {expected}")
+    decoders = [Decoder.of(*sound_weights(*pair)).eval() for pair in models.pairs]
+    return decoders[0] if len(decoders) == 1 else Ensemble(decoders).eval()

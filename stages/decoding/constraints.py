@@ -7,14 +7,18 @@ export all take it from here.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+from array_api_compat import array_namespace, device, is_torch_array
 
 from captionmill.data.captions.vocabulary import END, PAD, START, UNK, Vocabulary
 from captionmill.data.captions.words import has_unspaced_script
 from captionmill.stages.settings import USUAL_LENGTH, SearchConfig
 
+AnyArray = Any
+"""An array of NumPy or torch: searching is the same with both, in terms of the array API standard (data-apis.org)."""
+
+_SORTED = 64  # words of a row from which sorting the row finds them faster than looking for one after the other
 _LEAST = -1e30  # a log probability that leaves an end possible where the decoder rules it out
 
 
@@ -51,19 +55,19 @@ class WordRule:
             doubled=tuple(index for index, word in enumerate(words) if has_unspaced_script(word)),
         )
 
-    def barred(self, history: Tensor, vocab_size: int) -> Iterator[tuple[str, Tensor]]:
-        """The words that must not follow `history` [R, T], each time with the reason: those of each row [R, N].
+    def barred(self, history: AnyArray, vocab_size: int) -> Iterator[tuple[str, AnyArray]]:
+        """The words that must not follow `history` [R, T], each time with the reason: of each row [R, N] or all [1, N].
 
         A caption that nothing may follow ends, however short: `<end>` is barred only as long as another word is left.
         """
-        rows, length = history.shape
-        yield "never chosen", _for_all(rows, list(self.never), history)
+        length = history.shape[1]
+        yield "never chosen", _for_all(list(self.never), history)
         if length < self.min_length:
             reason = "not first" if self.min_length == 1 else f"not before {self.min_length} words"
-            yield reason, _for_all(rows, [END], history)
+            yield reason, _for_all([END], history)
         if length >= self.max_length:
             others = [word for word in range(vocab_size) if word != END]
-            yield f"not after {self.max_length} words", _for_all(rows, others, history)
+            yield f"not after {self.max_length} words", _for_all(others, history)
         if self.no_repeat_ngram and length >= self.no_repeat_ngram:
             reason = "said before" if self.no_repeat_ngram == 1 else f"repeats {self.no_repeat_ngram} words"
             yield reason, _completing(history, self.no_repeat_ngram)
@@ -71,66 +75,95 @@ class WordRule:
             yield "just said", _repeating(history, self.doubled)
 
 
-def forbid_words(log_probabilities: Tensor, history: Tensor, rule: WordRule) -> Tensor:
+def log_softmax(logits: AnyArray) -> AnyArray:
+    """The natural logarithms of the softmax of each row of [R, V], float32."""
+    if is_torch_array(logits):  # in one pass
+        return logits.float().log_softmax(dim=-1)
+    xp = array_namespace(logits)
+    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
+    shifted -= xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+    return shifted
+
+
+def forbid_words(log_probabilities: AnyArray, history: AnyArray, rule: WordRule) -> AnyArray:
     """Put -inf in place of all in `log_probabilities` [R, V] that must not follow the words of `history` [R, T].
 
     Gives back the log probability of `<end>` [R], for captions that nothing may follow. Nothing may where the decoder
     gives no numbers.
     """
-    is_nan = log_probabilities[:, END].isnan()  # [R]: one that is makes all of a softmax so
-    if bool(is_nan.any()):
+    xp = array_namespace(log_probabilities)
+    is_nan = xp.isnan(log_probabilities[:, END])  # [R]: one that is makes all of a softmax so
+    if bool(xp.any(is_nan)):
         log_probabilities[is_nan] = -math.inf
-    ends = log_probabilities[:, END].clamp(min=_LEAST)  # [R]
+    ends = xp.clip(log_probabilities[:, END], _LEAST)  # [R]
     log_probabilities[:, END] = ends
+    rows = xp.arange(log_probabilities.shape[0], device=device(log_probabilities))[:, None]
     for _, words in rule.barred(history, log_probabilities.shape[1]):
-        log_probabilities.scatter_(1, words, -math.inf)
+        log_probabilities[rows, words] = -math.inf
     return ends
 
 
-def without_words(logits: Tensor, words: tuple[int, ...]) -> Tensor:
-    """Logits [..., V] in which none of `words` has a probability; gradients pass through the others."""
-    return logits.index_fill(-1, torch.tensor(words, device=logits.device), -math.inf)
+def _for_all(words: list[int], like: AnyArray) -> AnyArray:
+    """The same `words` for each row, [1, N]."""
+    xp = array_namespace(like)
+    return xp.asarray(words, dtype=xp.int64, device=device(like))[None]
 
 
-def _for_all(rows: int, words: list[int], like: Tensor) -> Tensor:
-    """The same `words` for each row, [R, N]."""
-    return torch.tensor(words, dtype=torch.long, device=like.device).expand(rows, -1)
-
-
-def _completing(history: Tensor, size: int) -> Tensor:
+def _completing(history: AnyArray, size: int) -> AnyArray:
     """Each word that would complete `size` words which `history` [R, T] has in the same order; `<pad>` for others."""
-    ngrams = history.unfold(1, size, 1)  # [R, T-N+1, N]
-    begun = history[:, history.shape[1] - size + 1 :].unsqueeze(1)  # [R, 1, N-1] what the next word would complete
-    is_repeated = (ngrams[:, :, :-1] == begun).all(dim=2)  # [R, T-N+1]
-    return torch.where(is_repeated, ngrams[:, :, -1], PAD)  # <pad> never comes anyway
+    xp, length = array_namespace(history), history.shape[1]
+    begun = history[:, length - size + 1 :]  # [R, N-1] what the next word would complete
+    following = history[:, size - 1 :]  # [R, T-N+1]
+    is_repeated = xp.ones_like(following, dtype=xp.bool)  # [R, T-N+1]
+    for place in range(size - 1):
+        is_repeated &= history[:, place : length - size + 1 + place] == begun[:, place : place + 1]
+    return xp.where(is_repeated, following, PAD)  # <pad> never comes anyway
 
 
-def _repeating(history: Tensor, doubled: tuple[int, ...]) -> Tensor:
+def _repeating(history: AnyArray, doubled: tuple[int, ...]) -> AnyArray:
     """The last word of each row of `history` [R, T], [R, 1]; `<pad>` where it is `doubled` and follows another."""
+    xp = array_namespace(history)
     last = history[:, -1:]
-    may_follow = torch.isin(last, last.new_tensor(doubled))
+    may_follow = xp.isin(last, xp.asarray(doubled, dtype=xp.int64, device=device(history)))
     if history.shape[1] > 1:
         may_follow &= history[:, -2:-1] != last
-    return last.masked_fill(may_follow, PAD)
+    return xp.where(may_follow, PAD, last)
 
 
-def likeliest_words(log_probabilities: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def likeliest_words(log_probabilities: AnyArray, count: int) -> tuple[AnyArray, AnyArray]:
     """The `count` highest of [R, V] in falling order and their words, each [R, count]; of equal ones the lower first.
 
     As a stable sort would give them, which takes many times longer. Of words at -inf any may be given.
     """
+    xp, vocab_size = array_namespace(log_probabilities), log_probabilities.shape[1]
     if count == 1:
-        values, words = log_probabilities.max(dim=1, keepdim=True)  # the first of equal ones
-        return values, words
-    vocab_size = log_probabilities.shape[1]
+        words = xp.argmax(log_probabilities, axis=1, keepdims=True)  # the first of equal ones
+        return xp.take_along_axis(log_probabilities, words, axis=1), words
     if count >= vocab_size:
-        ordered = log_probabilities.sort(dim=1, descending=True, stable=True)
-        return ordered.values, ordered.indices
+        return _sorted_words(log_probabilities, count)
+    if not is_torch_array(log_probabilities):
+        return _sorted_words(log_probabilities, count) if count > _SORTED else _highest(log_probabilities, count)
     values, words = log_probabilities.topk(count + 1, dim=1)
     is_tied = (values[:, :-1] == values[:, 1:]) & (values[:, 1:] > -math.inf)  # [R, count]
     rows = is_tied.any(dim=1).nonzero().squeeze(1)
     values, words = values[:, :-1], words[:, :-1]
     if len(rows):
-        ordered = log_probabilities[rows].sort(dim=1, descending=True, stable=True)
-        values[rows], words[rows] = ordered.values[:, :count], ordered.indices[:, :count]
+        values[rows], words[rows] = _sorted_words(log_probabilities[rows], count)
     return values, words
+
+
+def _sorted_words(log_probabilities: AnyArray, count: int) -> tuple[AnyArray, AnyArray]:
+    xp = array_namespace(log_probabilities)
+    words = xp.argsort(log_probabilities, axis=1, descending=True, stable=True)[:, :count]
+    return xp.take_along_axis(log_probabilities, words, axis=1), words
+
+
+def _highest(log_probabilities: AnyArray, count: int) -> tuple[AnyArray, AnyArray]:
+    """As `likeliest_words`, one after the other: NumPy has no faster way to a few of many."""
+    xp = array_namespace(log_probabilities)
+    left, rows = xp.asarray(log_probabilities, copy=True), xp.arange(log_probabilities.shape[0])
+    words = xp.empty((left.shape[0], count), dtype=xp.int64)
+    for place in range(count):
+        words[:, place] = xp.argmax(left, axis=1)
+        left[rows, words[:, place]] = -math.inf
+    return xp.take_along_axis(log_probabilities, words, axis=1), words

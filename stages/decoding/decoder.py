@@ -1,53 +1,19 @@
 """The decoder: an LSTM whose initial state is made from an image's features, and a Linear layer that scores words."""
 
 import math
-from dataclasses import dataclass, fields
-from typing import get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captionmill.stages.decoding.dropout import Dropout
-from captionmill.stages.settings import FeatureScaling, ImageInput, TrainConfig
+from captionmill.data.features.file import Features
+from captionmill.stages.decoding.config import DecoderConfig, Weights
+from captionmill.stages.decoding.folded import FoldedDecoder
+from captionmill.stages.decoding.search import State
 
-State = tuple[Tensor, ...]
-"""What a step hands to the next, each part [L, B, ...] with the caption in dimension 1: hidden, cell, and with
-`image_input` "every" also the image as it is fed in with each word; for an ensemble, those of each decoder in turn."""
-
+_LEVELS = 2**16  # that shares of dropout are rounded to: 16 random bits a value
 _INIT_STD = 0.05  # of tied embeddings: torch's 1.0 makes the first logits hundreds
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """What a decoder is built from; its weights fit no other."""
-
-    feature_dim: int
-    """Numbers per image."""
-    vocab_size: int
-    """Words, the four special ones included."""
-    embed_dim: int
-    """Numbers per word embedding."""
-    hidden_dim: int
-    """Numbers in the hidden state, and in the cell state, of each layer."""
-    dropout: float
-    """Share of embedding and output values dropped in training."""
-    feature_dropout: float
-    """Share of the image's numbers dropped in training."""
-    layers: int = 1
-    """LSTM layers, one on the other."""
-    image_input: ImageInput = "init"
-    """Where the image enters."""
-    feature_scaling: FeatureScaling = "standardize"
-    """How the features are scaled before they enter."""
-    tie_weights: bool = False
-    """Whether a word's output weights are its embedding."""
-
-    @classmethod
-    def of(cls, training: TrainConfig, *, feature_dim: int, vocab_size: int) -> "DecoderConfig":
-        """The decoder that `training` asks for, with such features and so many words."""
-        names = {field.name for field in fields(cls)} - {"feature_dim", "vocab_size"}
-        return cls(feature_dim, vocab_size, **{name: getattr(training, name) for name in names})
 
 
 class Decoder(nn.Module):
@@ -67,9 +33,6 @@ class Decoder(nn.Module):
         Raises ValueError for settings that no decoder has.
         """
         super().__init__()
-        for value, known in ((config.image_input, ImageInput), (config.feature_scaling, FeatureScaling)):
-            if value not in get_args(known):  # a damaged bundle would caption otherwise than it was trained to
-                raise ValueError(f"{value!r} is not one of {', '.join(get_args(known))}")
         self.config = config
         self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
         self.register_buffer("feature_std", torch.ones(config.feature_dim))
@@ -96,6 +59,16 @@ class Decoder(nn.Module):
         self.to_logits = nn.Linear(output_dim, config.vocab_size)
         if config.tie_weights:
             self.to_logits.weight = self.embedding.weight
+
+    @classmethod
+    def of(cls, config: DecoderConfig, weights: Weights) -> "Decoder":
+        """The decoder with `weights`, which fit `config`."""
+        decoder = cls(config)
+        tensors = {name: torch.from_numpy(tensor) for name, tensor in weights.items()}
+        if config.tie_weights:
+            tensors["to_logits.weight"] = tensors["embedding.weight"]
+        decoder.load_state_dict(tensors)
+        return decoder
 
     def fit_features(self, mean: Tensor, std: Tensor) -> None:
         """Standardise features by the training images' `mean` and `std` [D].
@@ -169,3 +142,74 @@ class Decoder(nn.Module):
         if self.config.feature_scaling != "standardize":
             features = F.normalize(features, dim=1) * math.sqrt(features.shape[1])
         return features
+
+
+def fold_decoders(decoder: nn.Module) -> list[FoldedDecoder]:
+    """A decoder on the CPU, or those of an ensemble, in NumPy."""
+    return [
+        FoldedDecoder(part.config, {name: tensor.numpy() for name, tensor in part.state_dict().items()})
+        for part in decoder.modules()
+        if isinstance(part, Decoder)
+    ]
+
+
+class TorchSteps:
+    """The steps of a decoder or an ensemble in evaluation mode, on its device; features are NumPy's."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        """`decoder` has the methods of `Decoder`."""
+        self._decoder: Any = decoder.eval()
+        self._device = next(decoder.parameters()).device
+
+    @property
+    def decoders(self) -> "tuple[TorchSteps, ...]":
+        """The decoders of an ensemble, or this one."""
+        return tuple(TorchSteps(part) for part in self._decoder.modules() if isinstance(part, Decoder))
+
+    @torch.inference_mode()
+    def scale(self, features: Features) -> Tensor:
+        """As `Decoder.scale`."""
+        scaled: Tensor = self._decoder.scale(self._move(features))
+        return scaled
+
+    @torch.inference_mode()
+    def start(self, features: Features) -> State:
+        """As `Decoder.start`."""
+        state: State = self._decoder.start(self._move(features))
+        return state
+
+    @torch.inference_mode()
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+        """As `Decoder.step`."""
+        after: tuple[Tensor, State] = self._decoder.step(words, state)
+        return after
+
+    def _move(self, features: Features) -> Tensor:
+        return torch.from_numpy(features).to(self._device).float()
+
+
+class Dropout(nn.Module):
+    """In training, values set to 0 with the probability `share`, the others scaled so that the mean stays as it was.
+
+    With few random numbers: on a CPU torch draws one a value, on one core, which takes a fifth of a training. Source:
+    Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting".
+    """
+
+    def __init__(self, share: float) -> None:
+        """`share`: 0 to 1, or ValueError; on a CPU its nearest multiple of 1 / 65,536."""
+        super().__init__()
+        if not 0 <= share <= 1:
+            raise ValueError(f"{share!r} is no share")
+        self.share = share
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Values [...] -> values [...]; drawn from torch's global generator."""
+        if values.device.type != "cpu":
+            return F.dropout(values, self.share, self.training)
+        kept = _LEVELS - round(self.share * _LEVELS)
+        if not self.training or kept == _LEVELS:
+            return values
+        draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # four values each
+        levels = draws.view(torch.int16)[: values.numel()].view(values.shape)  # -32,768 to 32,767
+        mask = torch.lt(levels, kept - _LEVELS // 2, out=torch.empty_like(values))
+        return values * mask.mul_(_LEVELS / max(kept, 1))

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from captionmill.stages.decoding.decoder import Decoder, State
+from captionmill.stages.decoding.decoder import Decoder
+from captionmill.stages.decoding.search import State
 
 
 class Ensemble(nn.Module):

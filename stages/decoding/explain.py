@@ -8,17 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
+from array_api_compat import array_namespace, device
 
 from captionmill.data.captions.vocabulary import END, START, Vocabulary
 from captionmill.data.features.file import Features
 from captionmill.stages.decoding.beam_tree import BeamTree, build_beam_tree
-from captionmill.stages.decoding.captioner import CaptionFinder, choose_steps
-from captionmill.stages.decoding.constraints import WordRule
-from captionmill.stages.decoding.decoder import Decoder
-from captionmill.stages.decoding.ensemble import Ensemble
+from captionmill.stages.decoding.captioner import CaptionFinder, SingleDecoder, WholeDecoder
+from captionmill.stages.decoding.constraints import AnyArray, WordRule, log_softmax
+from captionmill.stages.decoding.folded import Numbers
 from captionmill.stages.decoding.reranking import Choice, explain_choice
 from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, TracedStep
 from captionmill.stages.ranking.ranker import Ranker
@@ -26,8 +23,6 @@ from captionmill.stages.settings import SearchConfig
 
 TOP_WORDS = 10
 _STATE_PARTS = ("hidden", "cell", "image")  # in the order of `Decoder.start`
-
-Numbers = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -141,9 +136,8 @@ class Explanation:
     """Why the caption was chosen among the candidates that the search found; None where these were not re-ranked."""
 
 
-@torch.inference_mode()
 def explain_features(
-    decoder: Decoder | Ensemble,
+    steps: WholeDecoder,
     row: Features,
     vocabulary: Vocabulary,
     search: SearchConfig,
@@ -152,12 +146,11 @@ def explain_features(
     key: str = "",
     rankers: Sequence[Ranker] = (),
 ) -> Explanation:
-    """The way of the features `row` [D] through `decoder`, and the cross entropy of the captions `references`.
+    """The way of the features `row` [D] through the decoder of `steps`, and the cross entropy of `references`.
 
     With `search.sample` the captions are those drawn for the image `key`.
     """
-    steps = choose_steps(decoder)
-    features = torch.from_numpy(row)[None].to(next(decoder.parameters()).device).float()  # [1, D]
+    features = row[np.newaxis].astype(np.float32)  # [1, D]
     rule = WordRule.of(search, vocabulary)
     walker = _Walker(steps, features, vocabulary, rule)
     trace: list[TracedStep] = []
@@ -167,8 +160,8 @@ def explain_features(
     caption = choice.candidates[0].caption if choice else caption
     (greedy,) = replace(finder, search=_greedy(search)).find(features, [key])
     return Explanation(
-        features=_numbers(features[0]),
-        starts=tuple(_describe_start(part, features) for part in _decoders_of(decoder)),
+        features=features[0],
+        starts=tuple(_describe_start(part, features) for part in steps.decoders),
         greedy=walker.follow_caption(greedy),
         beam=build_beam_tree(trace, vocabulary, finder.widened, caption.words),
         caption=walker.follow_caption(caption),
@@ -198,7 +191,7 @@ class _Walker:
     """Follows captions of one image, step by step."""
 
     decoder: StepDecoder
-    features: Tensor  # [1, D]
+    features: Features  # [1, D]
     vocabulary: Vocabulary
     rule: WordRule
 
@@ -211,15 +204,16 @@ class _Walker:
         state, fed = self.decoder.start(self.features), START
         steps: list[Step] = []
         for place, chosen in enumerate(words):
-            logits, state = self.decoder.step(torch.tensor([fed], device=self.features.device), state)  # [1, V]
-            steps.append(self._describe_step(fed, words[:place], chosen, logits[0]))
+            xp = array_namespace(state[0])
+            logits, state = self.decoder.step(xp.asarray([fed], dtype=xp.int64, device=device(state[0])), state)
+            steps.append(self._describe_step(fed, words[:place], chosen, _numbers(logits[0])))
             fed = chosen
         return Walk(tuple(steps), cut=fed != END)
 
-    def _describe_step(self, fed: int, history: Sequence[int], chosen: int, logits: Tensor) -> Step:
-        log_probabilities = logits.float().log_softmax(dim=-1)  # [V]
+    def _describe_step(self, fed: int, history: Sequence[int], chosen: int, logits: Numbers) -> Step:
+        log_probabilities = log_softmax(logits)  # [V]
         reasons: dict[int, str] = {}
-        for reason, words in self.rule.barred(torch.tensor([history], dtype=torch.long), len(logits)):
+        for reason, words in self.rule.barred(np.array([history], dtype=np.int64), len(logits)):
             reasons = dict.fromkeys(words[0].tolist(), reason) | reasons
 
         def scored(index: int) -> ScoredWord:
@@ -232,17 +226,11 @@ class _Walker:
                 barred=reasons.get(index, ""),
             )
 
-        top = tuple(scored(index) for index in logits.topk(min(TOP_WORDS, len(logits))).indices.tolist())
+        top = tuple(scored(index) for index in np.argsort(-logits, kind="stable")[:TOP_WORDS].tolist())
         return Step(len(history) + 1, fed, self.vocabulary.words[fed], top, scored(chosen))
 
 
-def _decoders_of(decoder: Decoder | Ensemble) -> list[Decoder]:
-    if isinstance(decoder, Decoder):
-        return [decoder]
-    return [part for part in decoder.decoders if isinstance(part, Decoder)]
-
-
-def _describe_start(decoder: Decoder, features: Tensor) -> Start:
+def _describe_start(decoder: SingleDecoder, features: Features) -> Start:
     parts = [
         StatePart(name, layer, _numbers(values[0]))
         for name, part in zip(_STATE_PARTS, decoder.start(features), strict=False)
@@ -251,6 +239,5 @@ def _describe_start(decoder: Decoder, features: Tensor) -> Start:
     return Start(_numbers(decoder.scale(features)[0]), tuple(parts))
 
 
-def _numbers(values: Tensor) -> Numbers:
-    numbers: Numbers = values.float().cpu().numpy()
-    return numbers
+def _numbers(values: AnyArray) -> Numbers:
+    return values if isinstance(values, np.ndarray) else np.asarray(values.float().cpu())

@@ -1,57 +1,131 @@
-"""A trained decoder with every product that can be made beforehand made: the same steps, a third less arithmetic.
+"""A trained decoder in NumPy: the steps that torch's takes in evaluation mode, but for rounding, and without torch.
 
-What a word adds to the gates of the first layer is looked up instead of multiplied, and the layer between hidden state
-and tied embeddings is multiplied into the latter. The products cost as much as a step of as many captions as there are
-words.
+Every product that can be made beforehand is made: a third less arithmetic. What a word adds to the gates of the first
+layer is looked up instead of multiplied, and the layer between hidden state and tied embeddings is multiplied into the
+latter. The products cost as much as a step of as many captions as there are words.
 """
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import functools
+import itertools
+import math
+from collections.abc import Sequence
 
-from captionmill.stages.decoding.decoder import Decoder, State
+import numpy as np
+import numpy.typing as npt
+
+from captionmill.data.features.file import Features
+from captionmill.stages.decoding.config import DecoderConfig, Weights
+from captionmill.stages.decoding.constraints import log_softmax
+from captionmill.stages.decoding.search import State
+
+Numbers = npt.NDArray[np.float32]
 
 
 class FoldedDecoder:
-    """Steps as `decoder` in evaluation mode does, but for rounding; its weights must not change any more."""
+    """Steps as the decoder with these weights takes them."""
 
-    @torch.inference_mode()
-    def __init__(self, decoder: Decoder) -> None:
-        embedding: Tensor = decoder.embedding.weight  # [V, E]
-        lstm: dict[str, Tensor] = dict(decoder.lstm.named_parameters())
-        self.start = decoder.start
-        to_gates = lstm["weight_ih_l0"]  # [4H, E], of an image beside each word [4H, 2E]
-        self._word_gates = F.linear(embedding, to_gates[:, : embedding.shape[1]], _bias(lstm, 0))  # [V, 4H]
-        self._image_to_gates = to_gates[:, embedding.shape[1] :].t()  # [E, 4H] or [0, 4H]
-        self._hidden_to_gates = [lstm[f"weight_hh_l{layer}"].t() for layer in range(decoder.config.layers)]  # [H, 4H]
-        self._below_to_gates = [
-            (lstm[f"weight_ih_l{layer}"].t(), _bias(lstm, layer)) for layer in range(1, decoder.config.layers)
-        ]
-        self._to_logits: Tensor = decoder.to_logits.weight  # [V, H]
-        self._logit_bias: Tensor = decoder.to_logits.bias  # [V]
-        if decoder.config.tie_weights:
-            self._to_logits = embedding @ decoder.to_embedding.weight
-            self._logit_bias = self._logit_bias + embedding @ decoder.to_embedding.bias
+    def __init__(self, config: DecoderConfig, weights: Weights) -> None:
+        """`weights` may change later: all that is made of them is made here."""
+        self.config = config
+        self.decoders: tuple[FoldedDecoder, ...] = (self,)
+        """As an ensemble of one."""
+        self._mean, self._std = weights["feature_mean"].copy(), weights["feature_std"].copy()
+        names = ("to_hidden", "to_cell") if config.image_input == "init" else ("to_input",)
+        self._image_layers = [(weights[f"{name}.weight"].T.copy(), weights[f"{name}.bias"].copy()) for name in names]
+        embedding, embed_dim = weights["embedding.weight"], config.embed_dim  # [V, E]
+        # sigmoid(x) is (1 + tanh(x / 2)) / 2: with the halves in the weights, all gates are one tanh
+        halves = np.full(4 * config.hidden_dim, 0.5, np.float32)
+        halves[2 * config.hidden_dim : 3 * config.hidden_dim] = 1  # torch's order: input, forget, cell, output
+        self._hidden_to_gates = []  # each [H, 4H]
+        self._below_to_gates = []  # each [E, 4H] or [H, 4H], with the bias [4H]
+        for layer in range(config.layers):
+            bias = weights[f"lstm.bias_ih_l{layer}"] + weights[f"lstm.bias_hh_l{layer}"]
+            self._below_to_gates.append((weights[f"lstm.weight_ih_l{layer}"].T * halves, bias * halves))
+            self._hidden_to_gates.append(weights[f"lstm.weight_hh_l{layer}"].T * halves)
+        to_gates, bias = self._below_to_gates[0]
+        self._word_gates = embedding @ to_gates[:embed_dim] + bias  # [V, 4H]
+        self._image_to_gates = to_gates[embed_dim:]  # [E, 4H] or [0, 4H]
+        self._to_logits, self._logit_bias = embedding, weights["to_logits.bias"].copy()  # [V, H], [V]
+        if config.tie_weights:
+            self._to_logits = embedding @ weights["to_embedding.weight"]
+            self._logit_bias += embedding @ weights["to_embedding.bias"]
+        else:
+            self._to_logits = weights["to_logits.weight"].copy()
 
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+    def scale(self, features: Features) -> Numbers:
+        """Features as they enter the first Linear layer: [B, D] -> [B, D]; as `Decoder.scale`."""
+        scaled = features.astype(np.float32)
+        if self.config.feature_scaling != "unit":
+            scaled = (scaled - self._mean) / self._std
+        if self.config.feature_scaling != "standardize":
+            lengths = np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), np.float32(1e-12))
+            scaled = scaled / lengths * np.float32(math.sqrt(scaled.shape[1]))
+        return scaled
+
+    def start(self, features: Features) -> State:
+        """The state before `<start>`, from features [B, D]."""
+        scaled, layers = self.scale(features), self.config.layers
+        images = [scaled @ weight + bias for weight, bias in self._image_layers]
+        if self.config.image_input == "init":
+            return tuple(np.repeat(np.tanh(part)[np.newaxis], layers, axis=0) for part in images)
+        empty = np.zeros((layers, len(features), self.config.hidden_dim), np.float32)
+        if self.config.image_input == "first":
+            to_gates, bias = self._below_to_gates[0]
+            return self._advance(images[0] @ to_gates + bias, empty, empty)
+        return empty, empty, images[0][np.newaxis]
+
+    def step(self, words: npt.NDArray[np.int64], state: State) -> tuple[Numbers, State]:
         """One word per caption [B] and the state -> logits of the next word [B, V] and the next state."""
         hidden, cell, *image = state
-        gates = self._word_gates.index_select(0, words)  # [B, 4H]
+        gates = self._word_gates[words]  # [B, 4H]
         if image:
-            gates.addmm_(image[0][0], self._image_to_gates)
-        hiddens: list[Tensor] = []
-        cells: list[Tensor] = []
+            gates += image[0][0] @ self._image_to_gates
+        hidden, cell = self._advance(gates, hidden, cell)
+        logits = hidden[-1] @ self._to_logits.T
+        logits += self._logit_bias
+        return logits, (hidden, cell, *image)
+
+    def _advance(self, gates: Numbers, hidden: Numbers, cell: Numbers) -> tuple[Numbers, Numbers]:
+        """The gates of the first layer [B, 4H] without what comes from `hidden` [L, B, H] -> both after a step."""
+        size = self.config.hidden_dim
+        hiddens, cells = np.empty_like(hidden), np.empty_like(cell)
         for layer, hidden_to_gates in enumerate(self._hidden_to_gates):
             if layer:
-                below_to_gates, bias = self._below_to_gates[layer - 1]
-                gates = torch.addmm(bias, hiddens[-1], below_to_gates)
-            gates.addmm_(hidden[layer], hidden_to_gates)
-            taken, kept, new, given = gates.chunk(4, dim=1)  # each [B, H], torch's order of the gates
-            cells.append(kept.sigmoid_().mul_(cell[layer]).addcmul_(taken.sigmoid_(), new.tanh_()))
-            hiddens.append(given.sigmoid_() * cells[-1].tanh())
-        logits = F.linear(hiddens[-1], self._to_logits, self._logit_bias)
-        return logits, (torch.stack(hiddens), torch.stack(cells), *image)
+                below_to_gates, bias = self._below_to_gates[layer]
+                gates = hiddens[layer - 1] @ below_to_gates
+                gates += bias
+            gates += hidden[layer] @ hidden_to_gates
+            np.tanh(gates, out=gates)
+            taken, kept, new, given = (gates[:, place * size : (place + 1) * size] for place in range(4))
+            for sigmoid in (taken, kept, given):
+                np.multiply(sigmoid, 0.5, out=sigmoid)
+                np.add(sigmoid, 0.5, out=sigmoid)
+            np.multiply(kept, cell[layer], out=cells[layer])
+            cells[layer] += taken * new
+            np.tanh(cells[layer], out=hiddens[layer])
+            hiddens[layer] *= given
+        return hiddens, cells
 
 
-def _bias(lstm: dict[str, Tensor], layer: int) -> Tensor:
-    return lstm[f"bias_ih_l{layer}"] + lstm[f"bias_hh_l{layer}"]  # [4H]
+class FoldedEnsemble:
+    """Several decoders as one, as `Ensemble`: the next word's probability is the mean of theirs."""
+
+    def __init__(self, decoders: Sequence[FoldedDecoder]) -> None:
+        """Of decoders with the same features and the same words."""
+        self.decoders = tuple(decoders)
+        self._part_counts = [3 if decoder.config.image_input == "every" else 2 for decoder in decoders]
+
+    def start(self, features: Features) -> State:
+        """The states before `<start>` from features [B, D]: the parts of each decoder in turn."""
+        return tuple(part for decoder in self.decoders for part in decoder.start(features))
+
+    def step(self, words: npt.NDArray[np.int64], state: State) -> tuple[Numbers, State]:
+        """One word per caption [B] and the states -> log of the next word's mean probability [B, V], next states."""
+        parts = iter(state)
+        each, after = [], []
+        for decoder, part_count in zip(self.decoders, self._part_counts, strict=True):
+            logits, own_after = decoder.step(words, tuple(itertools.islice(parts, part_count)))
+            each.append(log_softmax(logits))  # [B, V]
+            after.extend(own_after)
+        log_sum: Numbers = functools.reduce(np.logaddexp, each)
+        return log_sum - np.float32(math.log(len(self.decoders))), tuple(after)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from captionmill.data.features.file import Features
 from captionmill.data.models.bundle import Model
 from captionmill.stages.decoding.search import DecodedCaption
+from captionmill.stages.ranking.ngrams import Reals
 from captionmill.stages.ranking.packed import unpack_ranker
 from captionmill.stages.ranking.ranker import CandidateScore, Neighbour, Ranker, RankerConfig, mean_scores
 from captionmill.stages.settings import SearchConfig
@@ -45,15 +46,13 @@ class Choice:
     the matcher does not count."""
 
 
-def load_rankers(models: Sequence[Path], bundles: Sequence[Model], device: torch.device) -> tuple[Ranker, ...]:
+def load_rankers(models: Sequence[Path], bundles: Sequence[Model]) -> tuple[Ranker, ...]:
     """The rankers of the `bundles`, which were read from the folders `models`; none if one of them has none.
 
     ModelError if one is not sound.
     """
     parts = [(model, bundle.ranker, len(bundle.vocabulary)) for model, bundle in zip(models, bundles, strict=True)]
-    rankers = [
-        unpack_ranker(ranker, str(model), size).to(device) for model, ranker, size in parts if ranker is not None
-    ]
+    rankers = [unpack_ranker(ranker, str(model), size) for model, ranker, size in parts if ranker is not None]
     return tuple(rankers) if len(rankers) == len(bundles) else ()
 
 
@@ -64,18 +63,18 @@ def candidate_search(search: SearchConfig) -> SearchConfig:
     return replace(search, beam_size=beam_size, alternatives=beam_size - 1)
 
 
-def guide_words(features: Tensor, rankers: Sequence[Ranker], search: SearchConfig) -> Tensor | None:
+def guide_words(features: Features, rankers: Sequence[Ranker], search: SearchConfig) -> Reals | None:
     """What makes the search for candidates prefer words of the training images' captions, [B, V], from features [B, D].
 
     None where their consensus does not count.
     """
     if search.rerank == "matcher":
         return None
-    return torch.stack([ranker.guide(features) for ranker in rankers]).mean(dim=0)
+    return np.asarray(np.mean([ranker.guide(features) for ranker in rankers], axis=0))
 
 
 def rerank_captions(
-    found: Sequence[DecodedCaption], features: Tensor, rankers: Sequence[Ranker], search: SearchConfig
+    found: Sequence[DecodedCaption], features: Features, rankers: Sequence[Ranker], search: SearchConfig
 ) -> list[DecodedCaption]:
     """What a search of all candidates `found` for the images with `features` [B, D], the best by `rankers` first.
 
@@ -88,10 +87,12 @@ def rerank_captions(
     return reranked
 
 
-def explain_choice(found: DecodedCaption, features: Tensor, rankers: Sequence[Ranker], search: SearchConfig) -> Choice:
+def explain_choice(
+    found: DecodedCaption, features: Features, rankers: Sequence[Ranker], search: SearchConfig
+) -> Choice:
     """What `rerank_captions` chooses for the one image with `features` [1, D], and why."""
     (ranked,) = _rank([found], features, rankers, search)
-    first, row = rankers[0], features[0].float().cpu().numpy()
+    first, row = rankers[0], features[0]
     _, cosines = first.regression.weights(row[None])
     words = [[(word,) for word in ranked[0].caption.words]]
     matches = [ranker.match(features, words)[0].tolist() for ranker in rankers if search.rerank != "consensus"]
@@ -106,7 +107,7 @@ def explain_choice(found: DecodedCaption, features: Tensor, rankers: Sequence[Ra
 
 
 def _rank(
-    found: Sequence[DecodedCaption], features: Tensor, rankers: Sequence[Ranker], search: SearchConfig
+    found: Sequence[DecodedCaption], features: Features, rankers: Sequence[Ranker], search: SearchConfig
 ) -> list[list[Candidate]]:
     """The candidates of each image, the highest total first."""
     candidates = [list_candidates(caption) for caption in found]
@@ -123,7 +124,7 @@ def list_candidates(caption: DecodedCaption) -> list[DecodedCaption]:
 
 
 def score_candidates(
-    candidates: Sequence[Sequence[DecodedCaption]], features: Tensor, rankers: Sequence[Ranker], search: SearchConfig
+    candidates: Sequence[Sequence[DecodedCaption]], features: Features, rankers: Sequence[Ranker], search: SearchConfig
 ) -> list[list[CandidateScore]]:
     """The scores of the candidates of each image, from its features [B, D]."""
     words = [[caption.words for caption in own] for own in candidates]

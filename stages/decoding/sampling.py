@@ -4,26 +4,24 @@ What captioning draws for an image depends on the seed, its key and its features
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor
+from array_api_compat import array_namespace, device, is_torch_array
 
 from captionmill.data.captions.vocabulary import END, PAD, START
-from captionmill.stages.decoding.constraints import WordRule, forbid_words, likeliest_words
-from captionmill.stages.decoding.decoder import State
-from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, TracedStep, read_caption
+from captionmill.stages.decoding.constraints import AnyArray, WordRule, forbid_words, likeliest_words, log_softmax
+from captionmill.stages.decoding.search import DecodedCaption, State, StepDecoder, TracedStep, read_caption
 from captionmill.stages.settings import SearchConfig
 
 _PLAIN = SearchConfig(sample=True)
 
 
-@torch.inference_mode()
 def draw_captions(
     decoder: StepDecoder,
-    features: Tensor,
+    features: AnyArray,
     keys: Sequence[str],
     search: SearchConfig,
     *,
@@ -39,10 +37,13 @@ def draw_captions(
     if trace is not None and len(features) != 1:
         raise ValueError(f"draws for {len(features)} images cannot be traced")
     draws, steps = 1 + search.alternatives, search.longest + 1
-    chances = torch.from_numpy(np.concatenate([_chances(search.seed, key, draws, steps) for key in keys]))
-    state = tuple(part.repeat_interleave(draws, dim=1) for part in decoder.start(features))  # each [L, B * draws, H]
+    state = decoder.start(features)
+    xp = array_namespace(state[0])
+    chances = np.concatenate([_chances(search.seed, key, draws, steps) for key in keys])
+    chances = xp.asarray(chances, device=device(state[0]))
+    state = tuple(xp.repeat(part, draws, axis=1) for part in state)  # each [L, B * draws, H]
     rule = rule or WordRule.of(search)
-    words, log_probabilities = draw_words(decoder, state, chances.to(features.device), rule, search)
+    words, log_probabilities = draw_words(decoder, state, chances, rule, search)
     if trace is not None:
         trace += _record(words, log_probabilities, search)
     captions = [
@@ -56,8 +57,8 @@ def draw_captions(
 
 
 def draw_words(
-    decoder: StepDecoder, state: State, chances: Tensor, rule: WordRule, search: SearchConfig = _PLAIN
-) -> tuple[Tensor, Tensor]:
+    decoder: StepDecoder, state: State, chances: AnyArray, rule: WordRule, search: SearchConfig = _PLAIN
+) -> tuple[AnyArray, AnyArray]:
     """Words [R, T] drawn after the `state` before `<start>` [L, R, H], and their log probabilities by the decoder.
 
     `chances` [R, S], numbers from 0 to 1, decide what is drawn, in S steps at most. A caption has `<pad>` after its
@@ -65,22 +66,22 @@ def draw_words(
     story generation" (top-k); Holtzman et al. 2020, "The curious case of neural text degeneration" (top-p). Top-p is of
     what temperature and top-k leave.
     """
-    count, steps = chances.shape
-    drawn = torch.full((count, steps), PAD, device=chances.device)
-    log_probabilities = torch.zeros(count, steps, device=chances.device)
-    living = torch.arange(count, device=chances.device)  # [R] the captions that have not ended
-    last_words = torch.full((count,), START, device=chances.device)  # [R]
+    xp, here, (count, steps) = array_namespace(chances), device(chances), chances.shape
+    drawn = xp.full((count, steps), PAD, dtype=xp.int64, device=here)
+    log_probabilities = xp.zeros((count, steps), dtype=xp.float32, device=here)
+    living = xp.arange(count, device=here)  # [R] the captions that have not ended
+    last_words = xp.full((count,), START, dtype=xp.int64, device=here)  # [R]
     for step in range(steps):
         logits, state = decoder.step(last_words, state)
-        allowed = logits.float().log_softmax(dim=-1)  # [R, V]
+        allowed = log_softmax(logits)  # [R, V]
         ends = forbid_words(allowed, drawn[living, :step], rule)
-        best = allowed.amax(dim=1)  # [R], -inf where nothing may follow: the caption ends
-        is_stuck = best == -torch.inf
-        allowed[:, END] = torch.where(is_stuck, ends, allowed[:, END])
-        best = torch.where(is_stuck, ends, best)
+        best = xp.max(allowed, axis=1)  # [R], -inf where nothing may follow: the caption ends
+        is_stuck = best == -math.inf
+        allowed[:, END] = xp.where(is_stuck, ends, allowed[:, END])
+        best = xp.where(is_stuck, ends, best)
         last_words = _draw(allowed, best, chances[living, step], search)
         drawn[living, step] = last_words
-        log_probabilities[living, step] = allowed.gather(1, last_words.unsqueeze(1)).squeeze(1)
+        log_probabilities[living, step] = xp.take_along_axis(allowed, last_words[:, None], axis=1)[:, 0]
         stays = last_words != END
         living, last_words = living[stays], last_words[stays]
         if not len(living):
@@ -95,34 +96,44 @@ def _chances(seed: int, key: str, draws: int, steps: int) -> "np.ndarray[tuple[i
     return np.random.default_rng(int.from_bytes(digest)).random((draws, steps), dtype=np.float32)
 
 
-def _draw(allowed: Tensor, best: Tensor, chances: Tensor, search: SearchConfig) -> Tensor:
+def _draw(allowed: AnyArray, best: AnyArray, chances: AnyArray, search: SearchConfig) -> AnyArray:
     """A word for each row of log probabilities [R, V], whose greatest are `best` [R], by `chances` [R] from 0 to 1."""
-    vocab_size = allowed.shape[1]
+    xp, vocab_size = array_namespace(allowed), allowed.shape[1]
     kept = min(search.top_k or vocab_size, vocab_size)
     words = None
     if kept < vocab_size or search.top_p < 1:
         allowed, words = likeliest_words(allowed, kept)  # [R, k] in falling order
-    weights = allowed - best.unsqueeze(1)  # [R, k]: 0 for the likeliest, so that the sums are 1 or more
+    weights = allowed - best[:, None]  # [R, k]: 0 for the likeliest, so that the sums are 1 or more
     if search.temperature != 1:
         weights /= search.temperature
-    weights.exp_()  # in place, as a fresh tensor of this size costs more than its numbers
+    weights = xp.exp(weights)
     if search.top_p < 1:  # all that begin below it: the last one reaches it
-        weights *= weights.cumsum(dim=1) - weights < search.top_p * weights.sum(dim=1, keepdim=True)
-    sums = weights.cumsum_(dim=1)
+        is_kept = _running_sums(weights) - weights < search.top_p * xp.sum(weights, axis=1, keepdims=True)
+        weights = xp.where(is_kept, weights, 0.0)
+    sums = _running_sums(weights)
     totals = sums[:, -1:]
-    below = torch.minimum(chances.unsqueeze(1) * totals, torch.nextafter(totals, torch.zeros_like(totals)))
-    places = torch.searchsorted(sums, below, right=True)  # [R, 1] the first sum above: a word that can be drawn
-    return (places if words is None else words.gather(1, places)).squeeze(1)
+    below = xp.minimum(chances[:, None] * totals, xp.nextafter(totals, xp.zeros_like(totals)))
+    places = xp.argmax(xp.astype(sums > below, xp.int8), axis=1, keepdims=True)  # [R, 1] the first: it can be drawn
+    return (places if words is None else xp.take_along_axis(words, places, axis=1))[:, 0]
 
 
-def _record(words: Tensor, log_probabilities: Tensor, search: SearchConfig) -> list[TracedStep]:
+def _running_sums(weights: AnyArray) -> AnyArray:
+    """The sums of each row of [R, k] up to each place, by NumPy as exactly as torch's."""
+    xp = array_namespace(weights)
+    if is_torch_array(weights):
+        return xp.cumulative_sum(weights, axis=1)
+    return xp.astype(xp.cumulative_sum(weights, axis=1, dtype=xp.float64), xp.float32)
+
+
+def _record(words: AnyArray, log_probabilities: AnyArray, search: SearchConfig) -> list[TracedStep]:
     """The steps of all draws of one image, words and log probabilities [draws, T]."""
+    xp = array_namespace(words)
     is_word = words != PAD  # [draws, T]
-    lengths = is_word.cumsum(dim=1)  # [draws, T]
-    sums = log_probabilities.cumsum(dim=1)  # [draws, T]
-    scores = sums / lengths.float() ** search.length_penalty  # [draws, T]
+    lengths = xp.cumulative_sum(xp.astype(is_word, xp.int64), axis=1)  # [draws, T]
+    sums = xp.cumulative_sum(log_probabilities, axis=1)  # [draws, T]
+    scores = sums / xp.astype(lengths, xp.float32) ** search.length_penalty  # [draws, T]
     ended = (words == END) | ~is_word  # [draws, T]
     places = list(range(len(words)))
     parts = (words, log_probabilities, sums, scores, scores, lengths, ended)
-    columns = zip(*(part.t().tolist() for part in parts), strict=True)  # of T steps
+    columns = zip(*(part.T.tolist() for part in parts), strict=True)  # of T steps
     return [TracedStep(places, places, *column) for column in columns]

@@ -8,22 +8,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
-from torch import Tensor
+from array_api_compat import array_namespace, device
 
 from captionmill.data.captions.vocabulary import END, PAD, START
-from captionmill.stages.decoding.constraints import WordRule, forbid_words, likeliest_words
-from captionmill.stages.decoding.decoder import State
+from captionmill.stages.decoding.constraints import AnyArray, WordRule, forbid_words, likeliest_words, log_softmax
 from captionmill.stages.settings import SearchConfig
+
+State = tuple[AnyArray, ...]
+"""What a step hands to the next, each part [L, B, ...] with the caption in dimension 1: hidden, cell, and with
+`image_input` "every" also the image as it is fed in with each word; for an ensemble, those of each decoder in turn."""
 
 
 class StepDecoder(Protocol):
-    """What can be searched: one word after another, the state a flat tuple of any parts, each [L, B, H]."""
+    """What can be searched: one word after another, the state a flat tuple of any parts, each [L, B, H].
 
-    def start(self, features: Tensor) -> State:
+    Its arrays are those of NumPy or of torch.
+    """
+
+    def start(self, features: AnyArray) -> State:
         """The state before `<start>`, from features [B, D]."""
 
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, words: AnyArray, state: State) -> tuple[AnyArray, State]:
         """One word per caption [B] and the state -> logits of the next word [B, V] and the next state."""
 
 
@@ -72,14 +77,13 @@ class TracedStep:
     """Whether it ends here, or has ended before."""
 
 
-@torch.inference_mode()
 def search_captions(
     decoder: StepDecoder,
-    features: Tensor,
+    features: AnyArray,
     search: SearchConfig,
     *,
     rule: WordRule | None = None,
-    guide: Tensor | None = None,
+    guide: AnyArray | None = None,
     trace: list[TracedStep] | None = None,
 ) -> list[DecodedCaption]:
     """The best caption for each row of `features` [B, D] by its score, and as many `alternatives` as `search` asks for.
@@ -123,124 +127,144 @@ class _Beam:
         state: State,
         search: SearchConfig,
         rule: WordRule,
-        guide: Tensor | None,
+        guide: AnyArray | None,
         trace: list[TracedStep] | None,
     ) -> None:
-        count, beams, groups, device = state[0].shape[1], search.beam_size, search.diversity_groups, state[0].device
-        self._search, self._rule, self._guide, self._trace = search, rule, guide, trace
+        xp, self._device = array_namespace(state[0]), device(state[0])
+        count, beams, groups = state[0].shape[1], search.beam_size, search.diversity_groups
+        self._xp, self._search, self._rule, self._trace = xp, search, rule, trace
+        self._guide = None if guide is None else xp.asarray(guide, device=self._device)
         self._group_size = beams // groups
-        # what sums are divided by; torch's powers of equal numbers may differ in the last bit, Python's do not
+        # what sums are divided by; an array's powers of equal numbers may differ in the last bit, Python's do not
         weights = [max(length, 1) ** search.length_penalty for length in range(search.longest + 2)]
-        self._weights = torch.tensor(weights, dtype=torch.float32, device=device)
-        self.images = torch.arange(count, device=device)  # [B] which row of the features each is
-        self._sums = torch.full((count, beams), -math.inf, device=device)  # [B, K] of log probabilities
+        self._weights = xp.asarray(weights, dtype=xp.float32, device=self._device)
+        self.images = xp.arange(count, device=self._device)  # [B] which row of the features each is
+        self._sums = self._full((count, beams), -math.inf)  # [B, K] of log probabilities
         self._sums[:, :: self._group_size] = 0.0  # all captions are equal at first: one per group is extended
-        self._ended = torch.zeros(count, beams, dtype=torch.bool, device=device)  # [B, K]
-        self._lengths = torch.zeros(count, beams, dtype=torch.long, device=device)  # [B, K] words, with <end>
-        self._words = torch.empty(count, beams, 0, dtype=torch.long, device=device)  # [B, K, T], <pad> after <end>
-        self._log_probabilities = torch.empty(count, beams, 0, device=device)  # [B, K, T] of these, without guidance
-        self.last_words = torch.full((count * groups,), START, device=device)  # [R]
-        self.state = tuple(part.repeat_interleave(groups, dim=1) for part in state)  # each [L, R, H]
+        self._ended = self._full((count, beams), False)  # [B, K]
+        self._lengths = self._full((count, beams), 0)  # [B, K] words, with <end>
+        self._words = self._full((count, beams, 0), PAD)  # [B, K, T], <pad> after <end>
+        self._log_probabilities = self._full((count, beams, 0), 0.0)  # [B, K, T] of these, without guidance
+        self.last_words = self._full((count * groups,), START)  # [R]
+        self.state = tuple(xp.repeat(part, groups, axis=1) for part in state)  # each [L, R, H]
 
-    def advance(self, logits: Tensor, state: State) -> list[tuple[int, DecodedCaption]]:
+    def _full(self, shape: tuple[int, ...], value: float) -> AnyArray:
+        """An array of one value: of float32, int64 or booleans, as this is."""
+        xp = self._xp
+        dtype = {float: xp.float32, int: xp.int64, bool: xp.bool}[type(value)]
+        return xp.full(shape, value, dtype=dtype, device=self._device)
+
+    def advance(self, logits: AnyArray, state: State) -> list[tuple[int, DecodedCaption]]:
         """Add one word, by the `logits` [R, V] of the living captions and the `state` that they left [L, R, H].
 
         Gives the images whose captions nothing can change any more, with these; they leave.
         """
+        xp = self._xp
         count, beams = self._sums.shape
         living = self._living()
         steps, words, unguided = self._candidates(logits, living)  # [B, K, K]: caption, then word
-        lengths = self._lengths + living
-        sums = self._sums.unsqueeze(2) + steps
-        chosen, ranks = self._choose(sums, self._weights[lengths].unsqueeze(2), words)  # [B, K] of K*K
+        lengths = self._lengths + xp.astype(living, xp.int64)
+        sums = self._sums[..., None] + steps
+        chosen, ranks = self._choose(sums, self._weights[lengths][..., None], words)  # [B, K] of K*K
         parents = chosen // beams  # [B, K] which caption each continues
-        taken = words.view(count, -1).gather(1, chosen)  # [B, K]
-        added = unguided.view(count, -1).gather(1, chosen)  # [B, K]
-        self._sums = sums.view(count, -1).gather(1, chosen)
-        self._lengths = lengths.gather(1, parents)
-        self._ended = self._ended.gather(1, parents) | (taken == END)
-        self._words = _append(self._words, parents, taken)
-        self._log_probabilities = _append(self._log_probabilities, parents, added)
+        taken, added, self._sums = (self._pick(all_of, chosen) for all_of in (words, unguided, sums))  # each [B, K]
+        self._lengths = self._pick(lengths, parents)
+        self._ended = self._pick(self._ended, parents) | (taken == END)
+        self._words = self._append(self._words, parents, taken)
+        self._log_probabilities = self._append(self._log_probabilities, parents, added)
         if self._trace is not None:
             self._trace.append(self._record(parents, taken, added, ranks))
         is_known = self._is_known()
-        known = self._read(is_known) if bool(is_known.any()) else []
-        rows = (living.view(-1).cumsum(0) - 1).view(count, beams).gather(1, parents)  # [B, K] of R, of a living one
+        known = self._read(is_known) if bool(xp.any(is_known)) else []
+        rows = xp.reshape(xp.cumulative_sum(xp.astype(xp.reshape(living, (-1,)), xp.int64)) - 1, (count, beams))
+        rows = self._pick(rows, parents)  # [B, K] of R, of a living one
         self._keep(~is_known, rows, state)
         return known
 
-    def _living(self) -> Tensor:
+    def _pick(self, values: AnyArray, places: AnyArray) -> AnyArray:
+        """From the values of each image, [B, ...] read as [B, N], those at `places` [B, K]."""
+        return self._xp.take_along_axis(self._xp.reshape(values, (values.shape[0], -1)), places, axis=1)
+
+    def _append(self, history: AnyArray, parents: AnyArray, values: AnyArray) -> AnyArray:
+        """The history [B, K, T] of each one's parent [B, K] and its own value [B, K] behind it."""
+        rows = self._xp.arange(history.shape[0], device=self._device)[:, None]
+        return self._xp.concat([history[rows, parents], values[..., None]], axis=2)
+
+    def _living(self) -> AnyArray:
         return ~self._ended & (self._sums > -math.inf)  # [B, K]
 
-    def _candidates(self, logits: Tensor, living: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _candidates(self, logits: AnyArray, living: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
         """The K likeliest next words of each caption [B, K, K]: log probabilities, -inf for none, and the words.
 
         The third are the log probabilities without guidance.
         """
-        count, beams = living.shape
-        log_probabilities = logits.float().log_softmax(dim=-1)  # [R, V]
+        xp, (count, beams) = self._xp, living.shape
+        log_probabilities = log_softmax(logits)  # [R, V]
         own = log_probabilities
         if self._guide is not None:
-            rows = living.nonzero()[:, 0]  # [R] which image each is of
-            bonus = self._guide[self.images[rows]].scatter(1, self._words[living], 0.0)  # [R, V]
-            log_probabilities = (log_probabilities + bonus).log_softmax(dim=-1)
+            images = self.images[xp.nonzero(living)[0]]  # [R] which one each is of
+            bonus = self._guide[images]  # [R, V]
+            bonus[xp.arange(len(bonus), device=self._device)[:, None], self._words[living]] = 0.0
+            log_probabilities = log_softmax(log_probabilities + bonus)
         ends = forbid_words(log_probabilities, self._words[living], self._rule)
         values, words = likeliest_words(log_probabilities, min(beams, logits.shape[1]))  # [R, K]
         is_stuck = values[:, 0] == -math.inf
-        values[:, 0] = torch.where(is_stuck, ends, values[:, 0])
-        words[:, 0] = torch.where(is_stuck, END, words[:, 0])
-        all_values = torch.full((count, beams, beams), -math.inf, device=logits.device)
-        all_words = torch.full((count, beams, beams), PAD, device=logits.device)
-        all_values[:, :, 0].masked_fill_(self._ended, 0.0)  # an ended caption stays as it is
+        values[:, 0] = xp.where(is_stuck, ends, values[:, 0])
+        words[:, 0] = xp.where(is_stuck, END, words[:, 0])
+        all_values = self._full((count, beams, beams), -math.inf)
+        all_words = self._full((count, beams, beams), PAD)
+        all_values[:, :, 0][self._ended] = 0.0  # an ended caption stays as it is
         all_values[..., : values.shape[1]][living] = values
-        all_words[..., : values.shape[1]][living] = words.masked_fill(values == -math.inf, PAD)
+        all_words[..., : values.shape[1]][living] = xp.where(values == -math.inf, PAD, words)
         unguided = all_values
         if self._guide is not None:
-            unguided = all_values.clone()
-            unguided[..., : values.shape[1]][living] = own.gather(1, words)
+            unguided = xp.asarray(all_values, copy=True)
+            unguided[..., : values.shape[1]][living] = xp.take_along_axis(own, words, axis=1)
         return all_values, all_words, unguided
 
-    def _choose(self, sums: Tensor, weights: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    def _choose(self, sums: AnyArray, weights: AnyArray, words: AnyArray) -> tuple[AnyArray, AnyArray]:
         """Which of the candidates [B, K, K] are the next captions, [B, K] of K*K, group by group; by which scores."""
-        count, beams, _ = sums.shape
-        chosen: list[Tensor] = []
-        ranks: list[Tensor] = []
+        xp, (count, beams, _) = self._xp, sums.shape
+        chosen: list[AnyArray] = []
+        ranks: list[AnyArray] = []
         for start in range(0, beams, self._group_size):
             group = slice(start, start + self._group_size)
             own_sums, own_words = sums[:, group], words[:, group]  # [B, K/G, K]
             if chosen:
-                taken = words.view(count, -1).gather(1, torch.cat(chosen, dim=1)).view(count, 1, 1, -1)
-                is_taken = (own_words.unsqueeze(3) == taken) & (taken > END)
-                own_sums = own_sums - self._search.diversity_strength * is_taken.sum(dim=3)
-            scores = (own_sums / weights[:, group]).flatten(1)  # [B, K/G * K]
+                taken = self._pick(words, xp.concat(chosen, axis=1))[:, None, None]  # [B, 1, 1, taken]
+                is_taken = (own_words[..., None] == taken) & (taken > END)
+                counts = xp.astype(xp.sum(xp.astype(is_taken, xp.int64), axis=3), xp.float32)
+                own_sums = own_sums - self._search.diversity_strength * counts
+            scores = xp.reshape(own_sums / weights[:, group], (count, -1))  # [B, K/G * K]
             highest, places = likeliest_words(scores, self._group_size)  # [B, K/G]
             chosen.append(places + start * beams)
             ranks.append(highest)
-        return torch.cat(chosen, dim=1), torch.cat(ranks, dim=1)
+        return xp.concat(chosen, axis=1), xp.concat(ranks, axis=1)
 
-    def _record(self, parents: Tensor, words: Tensor, log_probabilities: Tensor, ranks: Tensor) -> TracedStep:
+    def _record(self, parents: AnyArray, words: AnyArray, log_probabilities: AnyArray, ranks: AnyArray) -> TracedStep:
         """The step that was just made, of the one image; each [1, K], the best captions first as `_read` ranks them."""
         scores = self._sums / self._weights[self._lengths]  # [1, K]
-        order = scores.sort(dim=1, descending=True, stable=True)[1][0]  # [K]
+        order = self._xp.argsort(scores, axis=1, descending=True, stable=True)[0]  # [K]
         order = order[scores[0, order] > -math.inf]
         parts = (parents, words, log_probabilities, self._sums, scores, ranks, self._lengths, self._ended)
         return TracedStep(order.tolist(), *(part[0, order].tolist() for part in parts))
 
-    def _is_known(self) -> Tensor:
+    def _is_known(self) -> AnyArray:
         """Of which images [B] nothing can change the captions any more."""
-        settled = ~self._living()
+        xp, settled = self._xp, ~self._living()
         if self._search.diversity_groups > 1:
-            return settled.all(dim=1)
+            return xp.all(settled, axis=1)
         # sums only fall: captions that have ended are not overtaken by one whose sum is too low at any length
-        reachable = torch.where(settled, -math.inf, self._sums / self._weights[-1])  # [B, K]
+        reachable = xp.where(settled, -math.inf, self._sums / self._weights[-1])  # [B, K]
         last = slice(self._search.alternatives, self._search.alternatives + 1)
-        is_safe = (reachable <= (self._sums / self._weights[self._lengths])[:, last]).all(dim=1)
-        return settled[:, : last.stop].all(dim=1) & is_safe
+        is_safe = xp.all(reachable <= (self._sums / self._weights[self._lengths])[:, last], axis=1)
+        return xp.all(settled[:, : last.stop], axis=1) & is_safe
 
-    def _read(self, is_known: Tensor) -> list[tuple[int, DecodedCaption]]:
+    def _read(self, is_known: AnyArray) -> list[tuple[int, DecodedCaption]]:
         scores = self._sums / self._weights[self._lengths]
-        scores, order = scores.sort(dim=1, descending=True, stable=True)  # groups stand one after the other
-        counts = (scores > -math.inf).sum(dim=1)
+        # groups stand one after the other
+        order = self._xp.argsort(scores, axis=1, descending=True, stable=True)
+        counts = self._xp.sum(self._xp.astype(scores > -math.inf, self._xp.int64), axis=1)
         parts = (self.images, order, counts, self._words, self._log_probabilities)
         known = []
         for image, places, count, words, values in zip(*(part[is_known].tolist() for part in parts), strict=True):
@@ -249,20 +273,15 @@ class _Beam:
             known.append((image, replace(best, alternatives=tuple(others[: self._search.alternatives]))))
         return known
 
-    def _keep(self, stays: Tensor, rows: Tensor, state: State) -> None:
+    def _keep(self, stays: AnyArray, rows: AnyArray, state: State) -> None:
         """Keep the images that stay [B]; a living caption's state is in row `rows` [B, K] of `state`."""
         self.images, self._sums, self._lengths = self.images[stays], self._sums[stays], self._lengths[stays]
         self._ended, self._words = self._ended[stays], self._words[stays]
         self._log_probabilities = self._log_probabilities[stays]
         living = self._living()
         living_rows = rows[stays][living]
-        self.state = tuple(part.index_select(1, living_rows) for part in state)
+        self.state = tuple(self._xp.take(part, living_rows, axis=1) for part in state)
         self.last_words = self._words[:, :, -1][living]
-
-
-def _append(history: Tensor, parents: Tensor, values: Tensor) -> Tensor:
-    """The history [B, K, T] of each one's parent [B, K] and its own value [B, K] behind it."""
-    return torch.cat([history.gather(1, parents.unsqueeze(2).expand_as(history)), values.unsqueeze(2)], dim=2)
 
 
 def read_caption(words: Sequence[int], log_probabilities: Sequence[float], max_length: int) -> DecodedCaption:

@@ -26,6 +26,11 @@ class TrainedModels:
     bundles: tuple[Model, ...]
 
     @property
+    def pairs(self) -> tuple[tuple[Path, Model], ...]:
+        """The folder of each with what was read from it."""
+        return tuple(zip(self.folders, self.bundles, strict=True))
+
+    @property
     def spec(self) -> FeatureSpec:
         """What made the features that every decoder was trained on."""
         return self.bundles[0].spec

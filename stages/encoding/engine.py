@@ -13,7 +13,7 @@ from captionmill.data.images.decode import Pixels
 from captionmill.data.optional import missing_packages
 from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.encoding.loader import Batch
-from captionmill.stages.machine import choose_device, is_out_of_memory
+from captionmill.stages.machine import choose_device, is_out_of_memory, means_cpu
 from captionmill.stages.settings import ExtractConfig
 
 _logger = logging.getLogger(__name__)
@@ -35,24 +35,28 @@ class Engine(Protocol):
 
 def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
     """The engine that `config` names for `encoder`; InputError if this machine lacks the device or the package."""
-    device = choose_device(config.device)
+    device = "cpu" if means_cpu(config.device) else choose_device(config.device).type
     has_openvino = not missing_packages("openvino")
-    if config.engine == "openvino" and device.type != "cpu":
+    if config.engine == "openvino" and device != "cpu":
         raise InputError(f"`engine` openvino runs on the CPU: pass `device` cpu, or `engine` torch for {device}")
     if config.engine == "openvino" and not has_openvino:
         raise InputError("`engine` openvino: the package is not installed; pip install openvino, or use `engine` torch")
     if config.engine == "openvino" and config.compile:
         raise InputError("`engine` openvino compiles by itself: leave `compile` out, or use `engine` torch")
-    if config.engine == "auto" and device.type == "cpu" and not has_openvino:
+    if config.precision == "int8" and (
+        device != "cpu" or config.engine == "torch" or config.compile or not has_openvino
+    ):
+        raise InputError("`precision` int8 is computed on a CPU by openvino, without `compile`; else use bf16 or fp32")
+    if config.engine == "auto" and device == "cpu" and not has_openvino:
         _logger.warning("openvino is not installed: torch runs the network, noticeably slower on a CPU")
-    use_openvino = config.engine == "openvino" or (config.engine == "auto" and device.type == "cpu" and has_openvino)
+    use_openvino = config.engine == "openvino" or (config.engine == "auto" and device == "cpu" and has_openvino)
     engine: Engine
     if use_openvino and not config.compile:
-        from captionmill.stages.encoding.openvino_engine import OpenVinoEngine
+        from captionmill.stages.encoding.engines.openvino import OpenVinoEngine
 
         engine = OpenVinoEngine(encoder, config)
     else:
-        from captionmill.stages.encoding.torch_engine import TorchEngine
+        from captionmill.stages.encoding.engines.torch import TorchEngine
 
         engine = TorchEngine(encoder, config)
     return _FlipEngine(engine) if encoder.spec.views == "flip" else engine

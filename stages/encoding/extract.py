@@ -1,5 +1,6 @@
 """Stage one: images in, a feature store out. Done work is skipped, unreadable images are listed, nothing is lost."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
@@ -14,7 +15,7 @@ from captionmill.data.features.log import ExtractionRecord, append_record
 from captionmill.data.features.mirror import StoreMirror, local_store
 from captionmill.data.features.parts import part_paths
 from captionmill.data.features.shard import Shard, shard_of, shard_path
-from captionmill.data.features.spec import Preprocess
+from captionmill.data.features.spec import Preprocess, join_engines, mixture_note
 from captionmill.data.features.store import FeatureStore, delete_store, replace_store, store_exists
 from captionmill.data.features.writer import FeatureWriter, lock_store
 from captionmill.data.files import require_other_file
@@ -35,6 +36,7 @@ from captionmill.stages.machine import choose_workers, versions
 from captionmill.stages.settings import ExtractConfig
 
 FAILURES_NAME = "failures.csv"
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,8 @@ def extract(
     """Cache the features of every image of `images` in the store `output`; either may be a URL.
 
     `images` is a folder, a list of paths or URLs, a tar of images, or a folder of such tars; or several images,
-    whose keys are their paths as given. Images already in the
-    store are skipped unless their file has changed. Unreadable ones are listed in `failures.csv` beside the
-    store, or STORE.failures.csv for a shard and with `config.own_failures`.
+    whose keys are their paths as given. Images already in the store are skipped unless their file has changed.
+    Unreadable ones are listed in `failures.csv` beside it, or STORE.failures.csv for a shard and `config.own_failures`.
 
     `overwrite` makes the store from scratch; the old one stays until the new one is complete. `limit` stops after that
     many images of the sorted list. `shard` (I, N) extracts part I of N of the list into its own store, named by
@@ -253,13 +254,16 @@ def extract_images(
         ):
             results.append(result)
             if result.engine:
-                writer.made_by["engine"] = result.engine
+                makers = [writer.store.made_by] if writer.store else []
+                writer.made_by |= join_engines([*makers, writer.made_by, {"engine": result.engine}])
             # an image that cannot be reached now keeps its row; a file that is no longer an image loses it
             if writer.store is not None:
                 gone = (failure.key for failure in result.failures if failure.was_read)
                 writer.drop(key for key in gone if key in writer.store)
         if shard is not None:
             writer.shard = replace(shard, failed=sum(len(result.failures) for result in results))
+    if any(result.engine for result in results) and (note := mixture_note(writer.made_by)):
+        _logger.warning("%s: %s", output, note)
     summary = ExtractSummary.of(results, output, found=len(found), missing=len(missing), spread=spread, started=started)
     return replace(summary, unlisted=len(unlisted), pruned=len(unlisted) if prune or shard is not None else 0)
 

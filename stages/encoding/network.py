@@ -1,5 +1,6 @@
 """A torchvision ResNet without its classifier: normalisation inside, batch norm folded into the convolutions."""
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,52 +19,48 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class FeatureNetwork(nn.Module):
     """[B, H, W, 3] uint8 RGB -> [B, 2048] float32: normalisation, the ResNet, the mean over all positions.
 
-    In two parts with different precision: bfloat16 in the first convolution and the first of the four layers moves the
-    features further from float32 than in the other three layers (ResNet-50, lowest cosine over 128 images: 0.9919 with
-    everything in bfloat16, 0.9997 with the stem in float32).
+    Pixels are normalised, and positions averaged, in float32 whatever the precision of the layers.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, resnet: "ResNet") -> None:
         """The layers of `resnet`, without its classifier."""
         super().__init__()
-        self.stem = _Stem(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool, resnet.layer1)
-        """[B, H, W, 3] uint8 -> [B, 256, H/4, W/4]."""
-        self.trunk = _Trunk(resnet.layer2, resnet.layer3, resnet.layer4)
-        """[B, 256, H/4, W/4] -> [B, 2048] float32."""
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """The features of a batch of images of one shape."""
-        features: Tensor = self.trunk(self.stem(pixels))
-        return features
-
-
-class _Stem(nn.Module):
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(
+            *(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool),
+            *(resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4),
+        )
         self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalise as ImageNet networks expect, in float32, whatever the precision of the layers."""
+        """The features of a batch of images of one shape."""
         dtype = next(self.layers.parameters()).dtype
         normalised = (pixels.permute(0, 3, 1, 2).float() - self.mean.float()) / self.std.float()
-        maps: Tensor = self.layers(normalised.to(dtype))
-        return maps
-
-
-class _Trunk(nn.Module):
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        dtype = next(self.layers.parameters()).dtype
-        features: Tensor = self.layers(maps.to(dtype)).float().mean((2, 3))
+        features: Tensor = self.layers(normalised.to(dtype)).float().mean((2, 3))
         return features
+
+
+def feed_whole_numbers(network: FeatureNetwork) -> FeatureNetwork:
+    """A copy of `network` whose first convolution gets whole numbers, which half precision holds exactly.
+
+    It gets pixels less the rounded mean; the standard deviation is folded into its weights, the rest of the mean into
+    its bias. In bfloat16 this keeps the features of dark images, which are the furthest from float32, closer to it
+    (Flickr8k, ResNet-50, lowest cosine: 0.986 with normalised pixels, 0.992 with whole numbers). In float32 its padding
+    makes a difference, as it is half a level from the mean.
+    """
+    network = deepcopy(network)
+    convolution = network.layers[0]
+    assert isinstance(convolution, nn.Conv2d)
+    assert convolution.bias is not None  # that of the folded batch norm
+    with torch.no_grad():
+        rounded = network.mean.round()
+        convolution.weight /= network.std
+        convolution.bias += ((rounded - network.mean) * convolution.weight).sum((1, 2, 3))
+        network.mean, network.std = rounded, torch.ones_like(network.std)
+    return network
 
 
 def build_resnet(backbone: str) -> "ResNet":
@@ -95,4 +92,8 @@ def fuse_batch_norm(resnet: "ResNet") -> "ResNet":
 
 
 def _fuse(convolution: Any, batch_norm: Any) -> tuple[Any, Any]:
-    return fuse_conv_bn_eval(convolution, batch_norm), nn.Identity()
+    """Both in one; its outputs' mean and standard deviation over the training images, [2, C], are kept with it."""
+    fused = fuse_conv_bn_eval(convolution, batch_norm)
+    moments = torch.stack([batch_norm.bias, batch_norm.weight.abs()]).detach()
+    fused.register_buffer("output_moments", moments, persistent=False)
+    return fused, nn.Identity()

@@ -21,7 +21,7 @@ from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.engine import Engine, build_engine, encode_batches
 from captionmill.stages.encoding.loader import Failure, load_batches
 from captionmill.stages.encoding.meter import Meter
-from captionmill.stages.machine import choose_workers, limit_memory, versions
+from captionmill.stages.machine import choose_workers, limit_memory, means_cpu, versions
 from captionmill.stages.settings import ExtractConfig
 
 _one_at_a_time = threading.Lock()  # a dask worker runs tasks on threads; only one may use an engine
@@ -125,6 +125,8 @@ def claim_device(name: str) -> str:
 
     A claim lasts as long as this process. More processes than devices share them evenly.
     """
+    if means_cpu(name):
+        return name
     import torch
 
     count = torch.cuda.device_count()

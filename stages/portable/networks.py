@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from captionmill.stages.decoding.decoder import Decoder, State
+from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
+from captionmill.stages.decoding.search import State
 from captionmill.stages.encoding.encoder import STRIDE, Encoder
 from captionmill.stages.portable.file import Port, PortableNetwork
 

@@ -83,11 +83,12 @@ def audit_captions(
     from captionmill.stages.ranking.fit import fit_captions
     from captionmill.stages.ranking.retrieve import load_matcher
 
-    matcher = load_matcher(opened, choose_device(device))
+    matcher, chosen_device = load_matcher(opened), choose_device(device)
     worst: list[CaptionFit] = []
     damaged: list[str] = []
     captions_done = images_done = 0
-    for found, lost in fit_captions(opened, matcher, texts, np.array([opened.store.position(key) for key in keys])):
+    positions = np.array([opened.store.position(key) for key in keys])
+    for found, lost in fit_captions(opened, matcher, texts, positions, chosen_device):
         worst = heapq.nsmallest(top, itertools.chain(worst, found), key=lambda caption: caption.fit)  # stable
         damaged += lost
         captions_done += len(found)

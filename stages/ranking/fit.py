@@ -49,15 +49,17 @@ class Sample:
         self._captions, self._caption_numbers = captions
 
     @classmethod
-    def draw(cls, opened: MatchedStore, matcher: Matcher, texts: Texts, positions: Integers) -> "Sample":
+    def draw(
+        cls, opened: MatchedStore, matcher: Matcher, texts: Texts, positions: Integers, device: torch.device
+    ) -> "Sample":
         """From the rows at `positions` that are not damaged, with a fixed seed; numbers are positions in the store."""
         random, count = np.random.default_rng(_SEED), min(SAMPLED, len(positions))
         drawn = [np.sort(random.choice(positions, count, replace=False)) for _ in range(2)]
-        blocks = [(torch.from_numpy(block), vectors) for block, vectors, _ in _blocks(opened, matcher, drawn[0])]
+        blocks = [(block, vectors) for block, vectors, _ in _blocks(opened, matcher, drawn[0], device)]
         chosen = [texts[opened.store.keys[position]] for position in drawn[1].tolist()]
-        captions = _embed(opened, matcher, [own[int(random.integers(len(own)))] for own in chosen])
-        device = captions.device
-        images = torch.cat([vectors for _, vectors in blocks]), torch.cat([block for block, _ in blocks]).to(device)
+        captions = _embed(opened, matcher, [own[int(random.integers(len(own)))] for own in chosen], device)
+        numbers = torch.from_numpy(np.concatenate([block for block, _ in blocks])).to(device)
+        images = torch.cat([vectors for _, vectors in blocks]), numbers
         return cls(images, (captions, torch.from_numpy(drawn[1]).to(device)))
 
     def fit(self, images: Tensor, captions: Tensor, owners: Tensor, numbers: Tensor) -> Tensor:
@@ -85,28 +87,30 @@ def _log_share(cosines: Tensor, others: Tensor, is_own: Tensor) -> Tensor:
 
 
 def fit_captions(
-    opened: MatchedStore, matcher: Matcher, texts: Texts, positions: Integers
+    opened: MatchedStore, matcher: Matcher, texts: Texts, positions: Integers, device: torch.device
 ) -> Iterator[tuple[list[CaptionFit], list[str]]]:
     """The captions of the rows at `positions`, block by block, and the keys of damaged rows, which are left out."""
-    sample = Sample.draw(opened, matcher, texts, positions)
-    for block, vectors, damaged in _blocks(opened, matcher, positions):
+    sample = Sample.draw(opened, matcher, texts, positions, device)
+    for block, vectors, damaged in _blocks(opened, matcher, positions, device):
         keys = [opened.store.keys[position] for position in block.tolist()]
         own = [(row, text) for row, key in enumerate(keys) for text in texts[key]]
         fits: list[float] = []
         if own:
-            owners = torch.tensor([row for row, _ in own], device=vectors.device)
-            captions = _embed(opened, matcher, [text for _, text in own])
-            fits = sample.fit(vectors, captions, owners, torch.from_numpy(block).to(vectors.device)).tolist()
+            owners = torch.tensor([row for row, _ in own], device=device)
+            captions = _embed(opened, matcher, [text for _, text in own], device)
+            fits = sample.fit(vectors, captions, owners, torch.from_numpy(block).to(device)).tolist()
         found = [CaptionFit(keys[row], text, fit) for (row, text), fit in zip(own, fits, strict=True)]
         yield found, damaged
 
 
 def _blocks(
-    opened: MatchedStore, matcher: Matcher, positions: Integers
+    opened: MatchedStore, matcher: Matcher, positions: Integers, device: torch.device
 ) -> Iterator[tuple[Integers, Tensor, list[str]]]:
-    return embedded_blocks(opened.store, matcher, positions, _BLOCK_ROWS)
+    for block, vectors, damaged in embedded_blocks(opened.store, matcher, positions, _BLOCK_ROWS):
+        yield block, torch.from_numpy(vectors).to(device), damaged
 
 
-def _embed(opened: MatchedStore, matcher: Matcher, captions: Sequence[str]) -> Tensor:
+def _embed(opened: MatchedStore, matcher: Matcher, captions: Sequence[str], device: torch.device) -> Tensor:
     """Captions as vectors, [C, M]; one without words is one unknown word."""
-    return matcher.embed_captions([opened.model.vocabulary.encode(caption) or [UNK] for caption in captions])
+    words = [opened.model.vocabulary.encode(caption) or [UNK] for caption in captions]
+    return torch.from_numpy(matcher.embed_captions(words)).to(device)

@@ -5,14 +5,13 @@ in a minute, and a caption costs as many additions as it has words. Source of th
 the loss, see `stages/training/reranking/matching.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import numpy as np
 
-from captionmill.data.captions.vocabulary import PAD
+from captionmill.stages.ranking.ngrams import Reals
 
 _BLOCK_WORDS = 65_536  # words that are embedded at once, in 128 MB
 
@@ -32,65 +31,65 @@ class MatcherConfig:
     feature_dropout: float = 0.4
 
 
-class Matcher(nn.Module):
-    """Features [B, D] and captions [B, T] -> vectors [B, M] of length 1."""
+@dataclass(frozen=True)
+class Matcher:
+    """A trained matcher; ValueError if its weights are not of the sizes of `config`."""
 
-    feature_mean: Tensor
-    feature_std: Tensor
+    config: MatcherConfig
+    weights: Mapping[str, Reals]
+    """By their names in `MatcherNetwork`."""
 
-    def __init__(self, config: MatcherConfig) -> None:
-        """Build it with fresh weights."""
-        super().__init__()
-        self.config = config
-        self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
-        self.register_buffer("feature_std", torch.ones(config.feature_dim))
-        self.feature_dropout = nn.Dropout(config.feature_dropout)
-        self.to_joint = nn.Linear(config.feature_dim, config.joint_dim)
-        self.embedding = nn.Embedding(config.vocab_size, config.embed_dim, padding_idx=PAD)
-        nn.init.normal_(self.embedding.weight, std=0.1)
-        self.dropout = nn.Dropout(config.dropout)
-        self.words_to_joint = nn.Linear(config.embed_dim, config.joint_dim)
-        self._word_vectors: Tensor | None = None
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        config = self.config
+        expected = {
+            "feature_mean": (config.feature_dim,),
+            "feature_std": (config.feature_dim,),
+            "to_joint.weight": (config.joint_dim, config.feature_dim),
+            "to_joint.bias": (config.joint_dim,),
+            "embedding.weight": (config.vocab_size, config.embed_dim),
+            "words_to_joint.weight": (config.joint_dim, config.embed_dim),
+            "words_to_joint.bias": (config.joint_dim,),
+        }
+        if {name: tensor.shape for name, tensor in self.weights.items()} != expected:
+            raise ValueError("the matcher's weights have other sizes than its configuration")
 
-    def embed_images(self, features: Tensor) -> Tensor:
+    @cached_property
+    def word_vectors(self) -> Reals:
+        """What each word adds to a caption, [V, M]."""
+        weights = self.weights
+        return _linear(weights["embedding.weight"], weights["words_to_joint.weight"], weights["words_to_joint.bias"])
+
+    def embed_images(self, features: Reals) -> Reals:
         """Features [B, D] -> [B, M]; they are standardised, and scaled to the length of random numbers."""
-        deviation = self.feature_std.masked_fill(self.feature_std == 0, torch.inf)
-        rows = F.normalize((features.float() - self.feature_mean) / deviation, dim=1)  # [B, D]
-        return F.normalize(self.to_joint(self.feature_dropout(rows * self.config.feature_dim**0.5)), dim=1)
+        weights = self.weights
+        deviation = np.where(weights["feature_std"] == 0, np.float32(np.inf), weights["feature_std"])
+        rows = normalize((features.astype(np.float32) - weights["feature_mean"]) / deviation)  # [B, D]
+        rows = rows * np.float32(self.config.feature_dim**0.5)
+        return normalize(_linear(rows, weights["to_joint.weight"], weights["to_joint.bias"]))
 
-    def forward(self, words: Tensor) -> Tensor:
-        """Captions [B, T] as word indices, `<pad>` behind the last -> [B, M]."""
-        is_word = (words != PAD).unsqueeze(2)  # [B, T, 1]
-        embedded = self.dropout(self.embedding(words)) * is_word  # [B, T, E]
-        mean = embedded.sum(dim=1) / is_word.sum(dim=1).clamp(min=1)  # [B, E]
-        return F.normalize(self.words_to_joint(mean), dim=1)
-
-    @torch.inference_mode()
-    def embed_captions(self, captions: Sequence[Sequence[int]]) -> Tensor:
-        """Captions as word indices -> [C, M], as `forward` gives them in evaluation mode, but for rounding.
+    def embed_captions(self, captions: Sequence[Sequence[int]]) -> Reals:
+        """Captions as word indices -> [C, M]; zeros for one without words.
 
         Each word's vector is looked up, so that no caption is multiplied by anything.
         """
-        if self._word_vectors is None:
-            self._word_vectors = self.words_to_joint(self.embedding.weight)  # [V, M]
-        found = []
+        vectors = np.zeros((len(captions), self.config.joint_dim), np.float32)
         size = max(1, _BLOCK_WORDS // max(map(len, captions), default=1))
         for start in range(0, len(captions), size):
             block = captions[start : start + size]
-            counts = torch.tensor([len(caption) for caption in block])
-            words = torch.tensor([word for caption in block for word in caption], dtype=torch.long)
-            offsets = (counts.cumsum(0) - counts).to(self._word_vectors.device)
-            means = F.embedding_bag(words.to(offsets.device), self._word_vectors, offsets, mode="mean")  # [B, M]
-            found.append(F.normalize(means, dim=1))
-        return torch.cat(found) if found else self._word_vectors.new_zeros(0, self.config.joint_dim)
-
-    def train(self, mode: bool = True) -> "Matcher":
-        """As of any module; the looked-up vectors are made again from the weights."""
-        self._word_vectors = None
-        return super().train(mode)
+            counts = np.array([len(caption) for caption in block])
+            words = np.array([word for caption in block for word in caption], dtype=np.int64)
+            starts = (np.cumsum(counts) - counts)[counts > 0]
+            if len(starts):
+                sums = np.add.reduceat(self.word_vectors[words], starts)
+                vectors[start : start + size][counts > 0] = sums / counts[counts > 0, np.newaxis]
+        return normalize(vectors)
 
 
-def pad_captions(captions: Sequence[Sequence[int]]) -> Tensor:
-    """Captions as word indices -> [B, T], `<pad>` behind the last word of each."""
-    longest = max(map(len, captions))
-    return torch.tensor([[*caption, *[PAD] * (longest - len(caption))] for caption in captions], dtype=torch.long)
+def normalize(rows: Reals) -> Reals:
+    """Rows [B, N] scaled to length 1; zeros stay."""
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+def _linear(rows: Reals, weight: Reals, bias: Reals) -> Reals:
+    return np.asarray(rows @ weight.T + bias)

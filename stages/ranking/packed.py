@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 
 from captionmill.data.errors import ModelError
 from captionmill.data.models.bundle import RankerParts
@@ -41,8 +40,8 @@ def pack_ranker(ranker: Ranker) -> RankerParts:
     settings: dict[str, Any] = asdict(ranker.config) | {"unseen_weight": index.rarities.unseen}
     if ranker.matcher is not None:
         settings["matcher"] = asdict(ranker.matcher.config)
-        weights = ranker.matcher.state_dict().items()
-        tensors |= {f"matcher.{name}": tensor.detach().cpu().half().numpy() for name, tensor in weights}
+        weights = ranker.matcher.weights.items()
+        tensors |= {f"matcher.{name}": tensor.astype(np.float16) for name, tensor in weights}
     return RankerParts(settings, tensors)
 
 
@@ -65,13 +64,12 @@ def _build(settings: dict[str, Any], tensors: Mapping[str, Any], vocab_size: int
     )
     matcher = None
     if matcher_config is not None:
-        matcher = Matcher(MatcherConfig(**matcher_config))
         prefix = "matcher."
-        weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        matcher.load_state_dict({name: torch.from_numpy(value).float() for name, value in weights.items()})
+        weights = {name: value.astype(np.float32) for name, value in tensors.items() if name.startswith(prefix)}
+        own = {name.removeprefix(prefix): value for name, value in weights.items()}
+        matcher = Matcher(MatcherConfig(**matcher_config), own)
         if (matcher.config.vocab_size, matcher.config.feature_dim) != (vocab_size, len(reduction.mean)):
             raise ValueError("the matcher is for other words or features")
-        matcher.eval()
     captions = FlatCaptions(tensors["words"], starts_of(tensors["lengths"]))
     regression = ImageRegression(reduction, tensors["rows"], tensors["vectors"], tensors["gains"])
     counts = tensors["captions_per_image"]

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from captionmill.stages.ranking.consensus import CaptionIndex
 from captionmill.stages.ranking.matcher import Matcher
@@ -78,24 +76,21 @@ class Ranker:
     """The n-grams of the captions."""
     vocab_size: int
     matcher: Matcher | None
-    """In evaluation mode."""
 
     @functools.cached_property
     def words(self) -> WordShares:
         """Which words the captions have."""
         return WordShares.of(self.captions, self.counts, self.vocab_size)
 
-    @torch.inference_mode()
     def score(
-        self, features: Tensor, candidates: Sequence[Sequence[Words]], likelihoods: Sequence[Sequence[float]], by: str
+        self, features: Reals, candidates: Sequence[Sequence[Words]], likelihoods: Sequence[Sequence[float]], by: str
     ) -> list[list[CandidateScore]]:
         """The scores of the candidates of each image, from features [B, D].
 
         `likelihoods` are the mean log probabilities of their words. `by` is consensus, matcher or both.
         """
-        rows = features.float().cpu().numpy()
         zeros = [np.zeros(len(own), np.float32) for own in candidates]
-        consensus = self.consensus(rows, candidates) if by != "matcher" else zeros
+        consensus = self.consensus(features, candidates) if by != "matcher" else zeros
         match = self.match(features, candidates) if by != "consensus" else zeros
         config = self.config
         match_weight = config.match_weight_alone if by == "matcher" else config.match_weight
@@ -120,15 +115,13 @@ class Ranker:
         trusted = weights * self.trust(cosines)
         return [self.index.score(FlatCaptions.of(own), row) for own, row in zip(candidates, trusted, strict=True)]
 
-    @torch.inference_mode()
-    def guide(self, features: Tensor) -> Tensor:
+    def guide(self, features: Reals) -> Reals:
         """What is added to the log probability of each word in the search for candidates, [B, V], from features [B, D].
 
         The predicted share of an image's captions that have the word, times its inverse document frequency.
         """
-        weights, cosines = self.regression.weights(features.float().cpu().numpy())
-        predicted = self.words.predict(weights * self.trust(cosines))
-        return torch.from_numpy(self.config.guidance * predicted).to(features.device)
+        weights, cosines = self.regression.weights(features)
+        return self.config.guidance * self.words.predict(weights * self.trust(cosines))
 
     def trust(self, cosines: Reals) -> Reals:
         """How much the consensus counts, 0 to 1, [B, 1]: less for an image that is far from all training images.
@@ -139,15 +132,14 @@ class Ranker:
             return np.ones((len(cosines), 1), np.float32)
         return np.asarray(np.clip(cosines.max(axis=1, keepdims=True) / self.config.usual_cosine, 0.0, 1.0))
 
-    def match(self, features: Tensor, candidates: Sequence[Sequence[Words]]) -> list[Reals]:
+    def match(self, features: Reals, candidates: Sequence[Sequence[Words]]) -> list[Reals]:
         """The cosine of each image, features [B, D], with each of its candidates; 0 without a matcher."""
         if self.matcher is None:
             return [np.zeros(len(own), np.float32) for own in candidates]
         images = self.matcher.embed_images(features)  # [B, M]
         counts = [len(own) for own in candidates]
         captions = self.matcher.embed_captions([caption for own in candidates for caption in own])  # [C, M]
-        owners = torch.repeat_interleave(torch.tensor(counts, device=images.device))  # [C]
-        cosines: Reals = (images[owners] * captions).sum(dim=1).cpu().numpy()
+        cosines: Reals = (np.repeat(images, counts, axis=0) * captions).sum(axis=1)  # [C]
         return np.split(cosines, np.cumsum(counts)[:-1])
 
     def strongest(self, features: Reals, count: int) -> list[Neighbour]:
@@ -164,12 +156,6 @@ class Ranker:
     def _captions_of(self, starts: Integers, image: int) -> tuple[tuple[int, ...], ...]:
         flat = self.captions.take(np.arange(starts[image], starts[image + 1]))
         return tuple(tuple(words.tolist()) for words in np.split(flat.words, flat.starts[1:-1]))
-
-    def to(self, device: torch.device) -> "Ranker":
-        """Put the matcher on `device`; all else stays in main memory."""
-        if self.matcher is not None:
-            self.matcher.to(device)
-        return self
 
 
 def mean_scores(scores: Sequence[list[list[CandidateScore]]]) -> list[list[CandidateScore]]:

@@ -10,13 +10,15 @@ below 2^24, which float32 holds exactly, so that cosines do not depend on the im
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from captionmill.stages.ranking.ngrams import Reals
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REDUCED_DIM = 512
 EIGENVECTORS = 1000
@@ -36,6 +38,8 @@ class Reduction:
     @classmethod
     def fit(cls, features: Reals, mean: Reals, deviation: Reals, size: int = REDUCED_DIM) -> "Reduction":
         """From the features [N, D] of some training images; `size` is at most the directions that they span."""
+        import torch
+
         reduction = cls(mean, deviation, np.eye(features.shape[1], dtype=np.float32))
         rows = torch.from_numpy(reduction.scale(features))
         values, vectors = torch.linalg.eigh(rows.t() @ rows)  # rising
@@ -69,15 +73,17 @@ class ImageRegression:
         `gains` [E + 1] are what each of these is multiplied by, and last all other directions.
         """
         self.reduction, self.rows, self.vectors, self.gains = reduction, rows, vectors, gains
-        self._matrix = torch.from_numpy(rows.astype(np.float32))  # [N, R]
-        self._vectors = torch.from_numpy(vectors.astype(np.float32))  # [N, E]
-        self._gains = torch.from_numpy(gains.astype(np.float32))  # [E + 1]
+        self._matrix = rows.astype(np.float32)  # [N, R]
+        self._vectors = vectors.astype(np.float32)  # [N, E]
+        self._gains = gains.astype(np.float32)  # [E + 1]
 
     @classmethod
     def fit(cls, reduction: Reduction, rows: npt.NDArray[np.int8]) -> "ImageRegression":
         """From reduced features [N, R]; takes N x N numbers of memory. The same rows give the same numbers."""
-        matrix = torch.from_numpy(rows.astype(np.float32))  # [N, R]
-        kernel = (_cosines(matrix, matrix) - 1).exp_()  # [N, N]
+        import torch
+
+        matrix = rows.astype(np.float32)  # [N, R]
+        kernel = torch.from_numpy(_kernel(_cosines(matrix, matrix)))  # [N, N]
         count = min(EIGENVECTORS, len(rows))
         values, vectors = _eigenvectors(kernel, count)
         rest = float(kernel.diagonal().sum() - values.sum()) / max(
@@ -87,28 +93,35 @@ class ImageRegression:
         gains = torch.cat([1 / (values + RIDGE) - base, values.new_tensor([base])])
         return cls(reduction, rows, vectors.half().float().numpy(), gains.numpy())
 
-    @torch.inference_mode()
     def weights(self, features: Reals) -> tuple[Reals, Reals]:
         """Features [B, D] -> the weight of each training image and its cosine, both [B, N]."""
-        queries = torch.from_numpy(self.reduction.reduce(features).astype(np.float32))  # [B, R]
+        queries = self.reduction.reduce(features).astype(np.float32)  # [B, R]
         cosines = _cosines(queries, self._matrix)
-        kernel = (cosines - 1).exp()  # [B, N]
-        weights = kernel * self._gains[-1] + (kernel @ self._vectors * self._gains[:-1]) @ self._vectors.t()
-        return weights.numpy(), cosines.numpy()
+        kernel = _kernel(cosines)  # [B, N]
+        weights = kernel * self._gains[-1] + (kernel @ self._vectors * self._gains[:-1]) @ self._vectors.T
+        return weights, cosines
 
 
-def _cosines(queries: Tensor, rows: Tensor) -> Tensor:
+def _cosines(queries: Reals, rows: Reals) -> Reals:
     """The cosine of each of [B, R] with each of [N, R], both whole numbers -> [B, N]."""
-    products: Tensor = queries @ rows.t()  # exact
-    cosines: Tensor = products / rows.norm(dim=1).clamp(min=1e-6) / queries.norm(dim=1, keepdim=True).clamp(min=1e-6)
-    return cosines
+    products: Reals = queries @ rows.T  # exact
+    products /= np.maximum(np.linalg.norm(rows, axis=1), 1e-6)
+    products /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-6)
+    return products
 
 
-def _eigenvectors(kernel: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _kernel(cosines: Reals) -> Reals:
+    kernel: Reals = cosines - 1
+    return np.exp(kernel, out=kernel)
+
+
+def _eigenvectors(kernel: "Tensor", count: int) -> "tuple[Tensor, Tensor]":
     """The `count` largest eigenvalues of a symmetric [N, N] and their vectors [N, count], by subspace iteration.
 
     Source: Halko et al. 2011, "Finding structure with randomness", with a fixed seed.
     """
+    import torch
+
     if count + _OVERSAMPLED >= len(kernel):
         values, vectors = torch.linalg.eigh(kernel)
         return values.flip(0)[:count], vectors.flip(1)[:, :count]

@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from captionmill.data.errors import ModelError
-from captionmill.data.features.file import Features
 from captionmill.data.features.store import FeatureStore, Positions
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.ranking.matcher import Matcher
@@ -32,32 +29,26 @@ class ClosestRows:
     """The keys of damaged rows, which are left out."""
 
 
-def load_matcher(opened: MatchedStore, device: torch.device) -> Matcher:
-    """The matcher of the model, on `device`; ModelError if it is not sound."""
-    ranker = unpack_ranker(opened.ranker, str(opened.folder), len(opened.model.vocabulary)).to(device)
+def load_matcher(opened: MatchedStore) -> Matcher:
+    """The matcher of the model; ModelError if it is not sound."""
+    ranker = unpack_ranker(opened.ranker, str(opened.folder), len(opened.model.vocabulary))
     if ranker.matcher is None:
         raise ModelError(f"{opened.folder}: has no matcher; train it again")
     return ranker.matcher
 
 
-@torch.inference_mode()
-def embed_rows(matcher: Matcher, rows: Features) -> Tensor:
-    """Rows of a store [B, D] -> the matcher's vectors [B, M], of length 1."""
-    return matcher.embed_images(torch.from_numpy(rows).to(matcher.feature_mean.device))
-
-
 def embedded_blocks(
     store: FeatureStore, matcher: Matcher, positions: Positions | None = None, block_rows: int = BLOCK_ROWS
-) -> Iterator[tuple[Integers, Tensor, list[str]]]:
+) -> Iterator[tuple[Integers, Reals, list[str]]]:
     """The blocks of `FeatureStore.sound_blocks` with the matcher's vectors [B, M] instead of the rows."""
     for block, rows, damaged in store.sound_blocks(positions, block_rows):
-        yield block, embed_rows(matcher, rows), damaged
+        yield block, matcher.embed_images(rows), damaged
 
 
 def find_closest(
     store: FeatureStore,
     matcher: Matcher,
-    query: Tensor,
+    query: Reals,
     top: int,
     *,
     left_out: int | None = None,
@@ -71,8 +62,7 @@ def find_closest(
     damaged: list[str] = []
     done = 0
     for block, vectors, lost in embedded_blocks(store, matcher):
-        with torch.inference_mode():
-            found = (vectors @ query).cpu().numpy()  # [B]
+        found = vectors @ query  # [B]
         is_wanted = block != (-1 if left_out is None else left_out)
         positions, cosines = np.append(positions, block[is_wanted]), np.append(cosines, found[is_wanted])
         order = np.lexsort((positions, -cosines))[:top]

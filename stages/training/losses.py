@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captionmill.data.captions.vocabulary import PAD
-from captionmill.stages.decoding.decoder import Decoder, State
+from captionmill.stages.decoding.decoder import Decoder
+from captionmill.stages.decoding.search import State
 from captionmill.stages.training.self_critical import forbid
 
 LENGTH_GROUPS = 3

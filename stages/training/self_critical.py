@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
-from captionmill.stages.decoding.constraints import WordRule, without_words
+from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.sampling import draw_words
 from captionmill.stages.scoring.metrics import CiderD
@@ -45,8 +45,8 @@ def sample_captions(decoder: Decoder, features: Tensor, *, samples: int, max_len
 
 
 def forbid(logits: Tensor) -> Tensor:
-    """Logits [..., V] of the next word, without the words that are never drawn."""
-    return without_words(logits, RULE.never)
+    """Logits [..., V] of the next word, without the words that are never drawn; gradients pass through the others."""
+    return logits.index_fill(-1, torch.tensor(RULE.never, device=logits.device), -torch.inf)
 
 
 class Reward:

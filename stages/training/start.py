@@ -16,7 +16,7 @@ from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.models.bundle import Model, model_digest, read_model
 from captionmill.data.models.source import find_model
 from captionmill.data.paths import AnyPath
-from captionmill.stages.decoding.captioner import build_decoder
+from captionmill.stages.decoding.config import sound_weights
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.settings import TrainConfig
 
@@ -43,7 +43,8 @@ class StartingModel:
         """The model that `name` names, as `find_model` finds it; ModelError if it cannot be read."""
         folder = find_model(name)
         model = read_model(folder)
-        return cls(str(name), folder, model, model_digest(folder), build_decoder(folder, model))
+        decoder = Decoder.of(*sound_weights(folder, model))
+        return cls(str(name), folder, model, model_digest(folder), decoder)
 
     def settings(self) -> dict[str, Any]:
         """The values of `ARCHITECTURE` that the model was trained with, as far as they are known."""

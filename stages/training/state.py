@@ -16,7 +16,8 @@ from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import LOW_CONFIDENCE, Model
 from captionmill.stages.decoding.captioner import Caption
-from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.config import DecoderConfig
+from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.machine import choose_training_dtype, versions
 from captionmill.stages.parallel import World
 from captionmill.stages.scoring.collapse import describe_captions_alike

@@ -310,3 +310,12 @@ def test_a_shard_knows_its_list_and_its_share_of_it() -> None:
     assert (shard.index, shard.count, shard.images, shard.failed) == (2, 2, 2, 0)
     assert shard.list_sha256 == Shard.of(["a", "b", "c"], 1, 2).list_sha256
     assert shard.list_sha256 != Shard.of(["a", "b", "d"], 2, 2).list_sha256
+
+
+def test_merged_stores_name_the_engines_of_all(tmp_path: Path) -> None:
+    paths = [tmp_path / "1.h5", tmp_path / "2.h5", tmp_path / "3.h5"]
+    for row, (path, engine) in enumerate(zip(paths, ("cuda torch float16", "cpu a; cpu b", "cpu a"), strict=True)):
+        with FeatureWriter(path, make_spec(), dtype="float32", made_by={"engine": engine}) as writer:
+            writer.add([KEYS[row]], ROWS[[row]])
+    merge_stores(paths, tmp_path / "merged.h5")
+    assert FeatureStore.open(tmp_path / "merged.h5").made_by == {"engine": "cuda torch float16; cpu a; cpu b"}

@@ -244,6 +244,8 @@ def test_processes_of_one_machine_claim_different_gpus_until_they_die(
 ) -> None:
     claim = claim_device.__wrapped__  # what a process without an earlier claim calls
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/dev/nvidiactl" or exists(self))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the claims lie
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert claim("auto") == "cuda:0"
@@ -252,7 +254,9 @@ def test_processes_of_one_machine_claim_different_gpus_until_they_die(
     program = """
 import time, torch
 torch.cuda.device_count = lambda: 2
+from pathlib import Path
 from captionmill.stages.encoding.share import claim_device
+Path.exists = lambda self, real=Path.exists: str(self) == "/dev/nvidiactl" or real(self)
 print(claim_device("auto"), claim_device("auto"), flush=True)
 while True:
     time.sleep(1)
@@ -282,6 +286,8 @@ while True:
 def test_as_many_processes_as_gpus_and_cores_can_feed(
     monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, cores: int, processes: int
 ) -> None:
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/dev/nvidiactl" or exists(self))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(joblib, "cpu_count", lambda: cores)

@@ -7,28 +7,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from builders import make_model, make_rows, make_spec, make_store
-from torch import Tensor
 
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.errors import InputError, ModelError
+from captionmill.data.features.file import Features
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import read_model, write_model
-from captionmill.stages.decoding.captioner import Caption, Captioner, decode_features
-from captionmill.stages.decoding.decoder import Decoder, DecoderConfig, State
+from captionmill.stages.decoding.captioner import Caption, Captioner, CaptionFinder, decode_rows
+from captionmill.stages.decoding.config import DecoderConfig
+from captionmill.stages.decoding.folded import FoldedDecoder
+from captionmill.stages.decoding.search import State
 from captionmill.stages.settings import SearchConfig
 
 VOCABULARY = Vocabulary(["<pad>", "<start>", "<end>", "<unk>", *"abcdefgh"])
 
 
-class SmallMemoryDecoder(Decoder):
+class SmallMemoryDecoder(FoldedDecoder):
     """A decoder on a machine that holds the state of so many images and no more."""
 
     capacity = 10**9
     message = "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried 8 TB"
 
-    def start(self, features: Tensor) -> State:
+    def start(self, features: Features) -> State:
         if len(features) > self.capacity:
             raise RuntimeError(self.message)
         return super().start(features)
@@ -36,11 +37,12 @@ class SmallMemoryDecoder(Decoder):
 
 @pytest.fixture
 def decoder() -> SmallMemoryDecoder:
-    torch.manual_seed(1)
-    decoder = SmallMemoryDecoder(DecoderConfig(8, len(VOCABULARY), 6, 10, dropout=0.5, feature_dropout=0.4))
-    for parameter in decoder.parameters():
-        torch.nn.init.normal_(parameter, std=1.5)
-    return decoder
+    config = DecoderConfig(8, len(VOCABULARY), 6, 10, dropout=0.5, feature_dropout=0.4)
+    random = np.random.default_rng(1)
+    weights = {
+        name: (1.5 * random.standard_normal(shape)).astype(np.float32) for name, shape in config.shapes().items()
+    }
+    return SmallMemoryDecoder(config, weights | {"feature_std": np.ones(8, np.float32)})
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_when_memory_runs_out_the_block_is_halved_and_no_caption_changes(
     decoder: SmallMemoryDecoder, store: FeatureStore, sample: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     search = SearchConfig(beam_size=2, alternatives=1, max_length=6, sample=sample)
-    expected = spell_all(decode_features(decoder, store, store.keys, VOCABULARY, search))
+    expected = spell_all(decode_rows(CaptionFinder(decoder, VOCABULARY, search), store, store.keys))
     assert [key for key, *_ in expected] == list(store.keys)
     decoder.capacity = 8
     seen: list[tuple[int, int]] = []
@@ -68,7 +70,7 @@ def test_when_memory_runs_out_the_block_is_halved_and_no_caption_changes(
         seen.append((done, total))
 
     with caplog.at_level(logging.WARNING):
-        found = decode_features(decoder, store, store.keys, VOCABULARY, search, progress=progress)
+        found = decode_rows(CaptionFinder(decoder, VOCABULARY, search), store, store.keys, progress=progress)
         assert spell_all(found) == expected
     assert caplog.messages == [f"not enough memory: continuing with {count} images at once" for count in (15, 7)]
     assert seen == [(7, 30), (14, 30), (21, 30), (28, 30), (30, 30)]
@@ -79,27 +81,27 @@ def test_memory_that_does_not_hold_one_image_is_one_line(decoder: SmallMemoryDec
     with pytest.raises(
         InputError, match=r"^not enough memory for one image: use a smaller `beam_size` or `device` cpu$"
     ):
-        list(decode_features(decoder, store, store.keys, VOCABULARY, SearchConfig()))
+        list(decode_rows(CaptionFinder(decoder, VOCABULARY, SearchConfig()), store, store.keys))
 
 
 def test_other_errors_are_not_taken_for_want_of_memory(decoder: SmallMemoryDecoder, store: FeatureStore) -> None:
     decoder.capacity, decoder.message = 0, "shapes do not fit"
     with pytest.raises(RuntimeError, match=r"^shapes do not fit$"):
-        list(decode_features(decoder, store, store.keys, VOCABULARY, SearchConfig()))
+        list(decode_rows(CaptionFinder(decoder, VOCABULARY, SearchConfig()), store, store.keys))
 
 
 def test_captions_are_the_same_in_blocks_of_any_size(decoder: SmallMemoryDecoder, store: FeatureStore) -> None:
     for search in (SearchConfig(beam_size=3, max_length=6), SearchConfig(sample=True, alternatives=2, max_length=6)):
         texts = []
         for rows in (1, 7, 768):
-            decoded = decode_features(decoder, store, store.keys, VOCABULARY, search, block_rows=rows)
+            decoded = decode_rows(CaptionFinder(decoder, VOCABULARY, search), store, store.keys, block_rows=rows)
             texts.append(spell_all(decoded))
         assert texts[0] == texts[1] == texts[2]
 
 
 def test_cut_captions_and_alternatives_are_told(decoder: SmallMemoryDecoder, store: FeatureStore) -> None:
     search = SearchConfig(beam_size=4, alternatives=3, max_length=4)
-    for _, best in decode_features(decoder, store, store.keys, VOCABULARY, search):
+    for _, best in decode_rows(CaptionFinder(decoder, VOCABULARY, search), store, store.keys):
         assert len(best.alternatives) == 3
         assert len({best.text, *(other.text for other in best.alternatives)}) == 4
         for caption in (best, *best.alternatives):

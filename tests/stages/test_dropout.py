@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from captionmill.stages.decoding.dropout import Dropout
+from captionmill.stages.decoding.decoder import Dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -14,7 +14,8 @@ from torchvision.transforms import v2
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.features.spec import FeatureSpec, Preprocess
 from captionmill.stages.encoding.encoder import build_encoder, prepare_image
-from captionmill.stages.encoding.torch_engine import TorchEngine
+from captionmill.stages.encoding.engines.torch import TorchEngine
+from captionmill.stages.encoding.network import feed_whole_numbers
 from captionmill.stages.settings import ExtractConfig, Precision
 
 
@@ -45,36 +46,21 @@ def crop_spec(resnet50_path: Path) -> FeatureSpec:
     return build_encoder(ExtractConfig(weights=str(resnet50_path), preprocess="crop")).spec
 
 
-@pytest.mark.parametrize("by_torch", [True, False])
 @pytest.mark.parametrize("size", SIZES)
-def test_crop_is_the_torchvision_recipe(crop_spec: FeatureSpec, size: tuple[int, int], by_torch: bool) -> None:
+def test_crop_is_the_torchvision_recipe(crop_spec: FeatureSpec, size: tuple[int, int]) -> None:
     image = make_image(*size)
     expected = v2.functional.center_crop(v2.functional.resize(image, [256], antialias=True), [224, 224])
-    difference = np.abs(
-        prepare_image(np.asarray(image), crop_spec, by_torch=by_torch).astype(int) - np.asarray(expected)
-    )
-    if by_torch or size == (9000, 90):
+    difference = np.abs(prepare_image(np.asarray(image), crop_spec).astype(int) - np.asarray(expected))
+    if size == (9000, 90):  # only the cropped part is resized
         assert difference.max() <= 1
-        assert difference.mean() < 0.005  # levels
+        assert difference.mean() < 0.3  # levels
     else:
         assert difference.max() == 0
 
 
-@pytest.mark.parametrize("preprocess", ["squash", "whole"])
-@pytest.mark.parametrize("size", SIZES)
-def test_torch_and_pillow_resize_alike(thin_weights: Path, size: tuple[int, int], preprocess: Preprocess) -> None:
-    config = ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess=preprocess, image_size=64)
-    encoder = build_encoder(config)
-    image = np.asarray(make_image(*size))
-    prepared = [prepare_image(image, encoder.spec, by_torch=by_torch).astype(int) for by_torch in (True, False)]
-    difference = np.abs(prepared[0] - prepared[1])
-    assert difference.max() <= 1
-    assert difference.mean() < 0.005  # levels
-
-
 @pytest.mark.parametrize(("preprocess", "width"), [("squash", 64), ("whole", 96)])
 def test_a_picture_of_the_right_size_is_not_resized(thin_weights: Path, preprocess: Preprocess, width: int) -> None:
-    """torch would copy it, with a team of threads of its own for each thread that decodes."""
+    """It would be copied, to no use."""
     config = ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess=preprocess, image_size=64)
     image = np.asarray(make_image(width, 64))
     assert build_encoder(config).prepare(image) is image
@@ -126,6 +112,21 @@ def test_bf16_features_point_the_same_way(thin_weights: Path) -> None:
     fast = TorchEngine(build_encoder(config), replace(config, device="cpu", precision="bf16")).submit(pixels)()
     cosine = (exact * fast).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(fast, axis=1)
     assert cosine.min() > 0.999
+
+
+def test_a_network_that_gets_whole_numbers_computes_the_same_inside_its_padding(thin_weights: Path) -> None:
+    config = ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess="squash", image_size=64)
+    network = build_encoder(config).network
+    adapted = feed_whole_numbers(network)
+    seen: list[torch.Tensor] = []
+    for one in (network, adapted):
+        one.layers[0].register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
+        with torch.inference_mode():
+            one(torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    normalised, exact, whole, found = seen
+    assert not torch.equal(normalised, normalised.round())
+    assert torch.equal(whole, whole.bfloat16().float())
+    torch.testing.assert_close(found[:, :, 2:-2, 2:-2], exact[:, :, 2:-2, 2:-2], rtol=1e-3, atol=1e-4)
 
 
 def test_the_same_weights_have_one_hash_in_every_wrapping(thin_weights: Path, tmp_path: Path) -> None:

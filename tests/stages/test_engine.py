@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.engine import Engine, build_engine, encode_batches
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.encoding.loader import Batch
+from captionmill.stages.encoding.weights import SCENES_WEIGHTS_PATH
+from captionmill.stages.machine import has_fast_int8
 from captionmill.stages.settings import EngineName, ExtractConfig, Precision
 
 
@@ -68,6 +71,24 @@ def test_bf16_rows_are_all_but_those_of_fp32(config: ExtractConfig, engine: Engi
     exact = exact_features(build_encoder(config), pixels)
     cosines = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
     assert cosines.min() > 0.999
+
+
+@pytest.mark.skipif(not has_fast_int8(), reason="this CPU does not multiply in 8 bits")
+def test_int8_rows_are_like_those_of_fp32(config: ExtractConfig) -> None:
+    config = replace(config, weights=str(SCENES_WEIGHTS_PATH))
+    pixels = make_pixels(4)
+    running = build_engine(build_encoder(config), replace(config, precision="int8"))
+    assert running.description == "cpu openvino int8"
+    found, exact = running.submit(pixels)(), exact_features(build_encoder(config), pixels)
+    cosines = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
+    assert 0.98 < cosines.min() < 0.99999
+    np.testing.assert_array_equal(running.submit(pixels[2:3])()[0], found[2])
+
+
+@pytest.mark.parametrize("other", [{"engine": "torch"}, {"compile": True}])
+def test_int8_is_computed_by_openvino_only(config: ExtractConfig, other: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="`precision` int8 is computed on a CPU by openvino"):
+        build_engine(build_encoder(config), replace(config, precision="int8", **other))
 
 
 @pytest.mark.parametrize(("engine", "usual"), [("torch", 32), ("openvino", 8)])

@@ -19,7 +19,8 @@ from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import Model, write_model
 from captionmill.stages.decoding.captioner import Captioner
-from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.config import DecoderConfig
+from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.decoding.search import search_captions
 from captionmill.stages.scoring.evaluate import evaluate

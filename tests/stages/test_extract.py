@@ -16,11 +16,13 @@ from captionmill.data.features.log import log_path
 from captionmill.data.features.merge import merge_stores
 from captionmill.data.features.parts import parts_dir
 from captionmill.data.features.shard import shard_path
+from captionmill.data.features.spec import mixture_note
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.decode import Pixels
 from captionmill.data.images.find import find_images
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.encoding.loader import load_batches
+from captionmill.stages.machine import has_fast_int8
 from captionmill.stages.settings import ExtractConfig
 
 
@@ -33,6 +35,7 @@ def config(thin_weights: Path) -> ExtractConfig:
         image_size=32,
         batch_size=3,
         precision="fp32",
+        device="cpu",
         engine="torch",  # starts at once; what rows an engine makes is asserted in test_engine.py
     )
 
@@ -319,3 +322,34 @@ def test_a_shard_that_is_none_of_the_list_is_refused(shard: tuple[int, int], pho
     with pytest.raises(InputError, match=r"`shard` must be \(I, N\) with I from 1 to N"):
         extract(photos, tmp_path / "f.h5", shard=shard)
     assert not [*tmp_path.glob("*.h5")]
+
+
+def test_a_store_made_in_two_precisions_names_both(
+    photos: Path, config: ExtractConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    extract(photos, tmp_path / "f.h5", config, limit=4)
+    extract(photos, tmp_path / "f.h5", replace(config, precision="bf16"), limit=6)
+    extract(photos, tmp_path / "f.h5", replace(config, precision="bf16"))
+    assert FeatureStore.open(tmp_path / "f.h5").made_by["engine"] == "cpu torch float32; cpu torch bfloat16"
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "is_mixed"),
+    [("cpu openvino float32; cpu openvino int8", True), ("cpu openvino int8", False), ("", False)],
+)
+def test_rows_of_int8_beside_others_are_reported(engine: str, is_mixed: bool) -> None:
+    note = f"holds rows of int8 and others ({engine}); `overwrite` makes all of them again"
+    assert mixture_note({"engine": engine}) == (note if is_mixed else None)
+
+
+@pytest.mark.skipif(not has_fast_int8(), reason="this CPU does not multiply in 8 bits")
+def test_a_store_that_int8_extends_is_reported_once(
+    photos: Path, config: ExtractConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    extract(photos, tmp_path / "f.h5", config, limit=4)
+    for _ in range(2):
+        extract(photos, tmp_path / "f.h5", replace(config, engine="openvino", precision="int8"))
+    engines = FeatureStore.open(tmp_path / "f.h5").made_by["engine"]
+    assert engines == "cpu torch float32; cpu openvino int8"
+    assert caplog.messages == [f"{tmp_path / 'f.h5'}: {mixture_note({'engine': engines})}"]

@@ -14,9 +14,11 @@ from captionmill.data.features.file import Features
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.engine import build_engine
 from captionmill.stages.encoding.network import FeatureNetwork
-from captionmill.stages.settings import ExtractConfig
+from captionmill.stages.machine import has_fast_int8
+from captionmill.stages.settings import ExtractConfig, Precision
 
 HOUR_NS = 3_600_000_000_000
+FAST_INT8 = pytest.mark.skipif(not has_fast_int8(), reason="this CPU does not multiply in 8 bits")
 
 
 class NetworkWantedError(Exception):
@@ -96,14 +98,15 @@ def test_a_kept_network_gives_the_same_bits_and_is_not_built(
     np.testing.assert_array_equal(encode(without_network(config), config), kept[2])
 
 
-def test_both_parts_of_a_network_in_bfloat16_give_the_same_bits(config: ExtractConfig) -> None:
-    config = replace(config, precision="bf16", preprocess="whole")
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=FAST_INT8)])
+def test_a_kept_network_of_less_precision_gives_the_same_bits(config: ExtractConfig, precision: Precision) -> None:
+    config = replace(config, precision=precision, preprocess="whole")
     fresh = encode(build_encoder(config), config)
     np.testing.assert_array_equal(encode(without_network(config), config), fresh)
 
 
 def test_a_damaged_network_is_not_used(config: ExtractConfig, tmp_path: Path) -> None:
-    (weights,) = (tmp_path / "cache" / "networks").glob("*/0.bin")
+    (weights,) = (tmp_path / "cache" / "networks").glob("*/network.bin")
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 64
     weights.write_bytes(content)
@@ -111,7 +114,9 @@ def test_a_damaged_network_is_not_used(config: ExtractConfig, tmp_path: Path) ->
     assert not weights.exists()
 
 
-def test_another_precision_size_or_preprocessing_is_another_network(config: ExtractConfig) -> None:
+def test_another_precision_size_or_preprocessing_is_another_network(
+    config: ExtractConfig,
+) -> None:
     others = (replace(config, precision="bf16"), replace(config, image_size=64), replace(config, preprocess="whole"))
     assert [wants_network(other) for other in (config, *others)] == [False, True, True, True]
 

@@ -17,7 +17,8 @@ from captionmill.data.captions.vocabulary import PAD
 from captionmill.data.errors import AnnotationError, StoreError, TrainingError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import read_model
-from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.config import DecoderConfig
+from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.machine import has_fast_bf16
 from captionmill.stages.settings import TrainConfig
 from captionmill.stages.training.checkpoint import read_checkpoint

@@ -1,12 +1,21 @@
 """What a stage is told about the machine."""
 
+import platform
 from pathlib import Path
 
 import pytest
 import torch
 
+from captionmill.data.errors import InputError
 from captionmill.stages.encoding.extract import extract
-from captionmill.stages.machine import choose_dtype, choose_workers, unused_gpu_note
+from captionmill.stages.machine import (
+    choose_precision,
+    choose_workers,
+    has_fast_bf16,
+    has_fast_int8,
+    means_cpu,
+    unused_gpu_note,
+)
 from captionmill.stages.settings import ExtractConfig
 
 
@@ -15,6 +24,8 @@ def test_a_gpu_that_is_left_unused_is_said_loudly(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/dev/nvidiactl" or exists(self))
     config = ExtractConfig(
         "scenes-resnet14", weights=str(thin_weights), preprocess="squash", image_size=32, device="cpu", engine="torch"
     )
@@ -37,20 +48,46 @@ def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert note.startswith("an NVIDIA GPU is here, but torch cannot use it")
 
 
-@pytest.mark.parametrize(
-    ("capabilities", "dtype"),
-    [({}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16)],
-)
+@pytest.mark.parametrize(("flags", "is_fast"), [("avx2", False), ("avx512_bf16", True), ("amx_bf16", True)])
 def test_half_precision_is_chosen_where_the_cpu_is_fast_at_it(
-    capabilities: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    flags: str, is_fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert choose_dtype("auto", torch.device("cpu")) == dtype
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"model name: X\nflags\t\t: fpu {flags} sse\n")
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    assert has_fast_bf16(info) == is_fast
+
+
+@pytest.mark.parametrize("flag", ["avx512_vnni", "avx_vnni", "amx_int8"])
+def test_a_cpu_that_multiplies_in_8_bits_is_fast_at_int8(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    info = tmp_path / "cpuinfo"
+    for flags, is_fast in ((flag, True), ("avx512_bf16", False)):
+        info.write_text(f"flags\t\t: fpu avx512f {flags} sse\n")
+        assert has_fast_int8(info) == is_fast
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_int8_is_refused_where_it_is_not_fast(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    with pytest.raises(InputError, match=r"`precision` int8 needs a CPU .*; use bf16 or fp32"):
+        choose_precision("int8", device)
 
 
 def test_a_gpu_computes_in_fp16_unless_told_otherwise() -> None:
-    assert choose_dtype("auto", torch.device("cuda")) == torch.float16
-    assert choose_dtype("bf16", torch.device("cuda")) == torch.bfloat16
+    assert choose_precision("auto", "cuda") == "fp16"
+    assert choose_precision("bf16", "cuda") == "bf16"
+
+
+def test_a_cpu_is_recognised_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    assert [means_cpu(name) for name in ("auto", "cpu", "cuda", "gpu")] == [True, True, False, False]
+    monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/dev/nvidiactl")
+    assert [means_cpu(name) for name in ("auto", "cpu")] == [False, True]
 
 
 def test_workers_are_as_told_or_one_a_core(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from captionmill.data.errors import ExportError
-from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.config import DecoderConfig
+from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.encoding.encoder import build_encoder
 from captionmill.stages.portable.file import Port, PortableNetwork, open_network, write_network

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END
-from captionmill.stages.decoding.decoder import Decoder, DecoderConfig, State
+from captionmill.stages.decoding.config import DecoderConfig
+from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.sampling import draw_captions
-from captionmill.stages.decoding.search import search_captions
+from captionmill.stages.decoding.search import State, search_captions
 from captionmill.stages.settings import SearchConfig
 
 PROBABILITIES = [0.03, 0.03, 0.0, 0.04, 0.4, 0.2, 0.2, 0.1]

@@ -12,9 +12,10 @@ from torch import Tensor
 from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
 from captionmill.data.errors import InputError
 from captionmill.stages.decoding.captioner import CaptionFinder
+from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.constraints import likeliest_words
-from captionmill.stages.decoding.decoder import Decoder, DecoderConfig, State
-from captionmill.stages.decoding.search import StepDecoder, search_captions
+from captionmill.stages.decoding.decoder import Decoder
+from captionmill.stages.decoding.search import State, StepDecoder, search_captions
 from captionmill.stages.settings import SearchConfig
 
 MAX_LENGTH = 7

@@ -13,7 +13,8 @@ from captionmill.data.captions.vocabulary import END, PAD, START, UNK, Vocabular
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import read_model
 from captionmill.stages.decoding.captioner import Captioner
-from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.config import DecoderConfig
+from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.tokens import tokenize_ptb
 from captionmill.stages.training.self_critical import Reward, sample_captions

@@ -24,7 +24,8 @@ from captionmill.pipeline.explain import explain_image
 from captionmill.pipeline.pages.drawings import draw_beam_tree
 from captionmill.pipeline.terminal.texts import render_text
 from captionmill.stages.decoding.captioner import Captioner
-from captionmill.stages.decoding.decoder import Decoder, DecoderConfig
+from captionmill.stages.decoding.config import DecoderConfig
+from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.ranking.packed import pack_ranker
 from captionmill.stages.settings import ExtractConfig, SearchConfig
 from captionmill.stages.training.features import measure_features

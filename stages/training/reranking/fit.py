@@ -50,7 +50,7 @@ def add_ranker(training: Training, work_dir: Path, progress: Progress, start: Ra
     else:
         made = fit_ranker(training, work_dir, progress)
     parts = pack_ranker(made)
-    ranker = unpack_ranker(parts, str(work_dir), len(training.vocabulary)).to(training.device)  # as it is stored
+    ranker = unpack_ranker(parts, str(work_dir), len(training.vocabulary))  # as it is stored
     search = choose_rerank(config.search, [parts])
     scores = dict(model.scores)
     if search.rerank != "none":

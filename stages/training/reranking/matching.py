@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from captionmill.data.captions.examples import Indices
 from captionmill.data.errors import TrainingError
 from captionmill.stages.machine import choose_training_dtype
-from captionmill.stages.ranking.matcher import Matcher, MatcherConfig, pad_captions
+from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
 from captionmill.stages.ranking.ngrams import FlatCaptions
 from captionmill.stages.training.checkpoint import (
     Checkpoint,
@@ -26,6 +26,7 @@ from captionmill.stages.training.checkpoint import (
     unpack_tensors,
     write_checkpoint,
 )
+from captionmill.stages.training.reranking.network import MatcherNetwork, pad_captions
 from captionmill.stages.training.state import scheduled_share
 
 MATCHER_NAME = "matcher.safetensors"
@@ -69,7 +70,7 @@ class MatcherTraining:
         `scale` is the mean and the deviation of the features, each [D].
         """
         torch.manual_seed(seed)
-        self.matcher = Matcher(config)
+        self.matcher = MatcherNetwork(config)
         self.matcher.feature_mean.copy_(scale[0])
         self.matcher.feature_std.copy_(scale[1])
         self.matcher.to(device)
@@ -107,7 +108,7 @@ class MatcherTraining:
             self.epoch += 1
             state = Checkpoint({"epoch": self.epoch}, pack_tensors(self.matcher, self._optimizer))
             write_checkpoint(work_dir, state, MATCHER_NAME)
-        return self.matcher.eval()
+        return self.matcher.trained()
 
     def _step(self, chosen: Indices) -> Tensor:
         """One step on the captions `chosen` [B] -> the loss."""

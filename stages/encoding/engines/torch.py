@@ -9,6 +9,7 @@ from torch import Tensor
 from captionmill.data.features.file import Features
 from captionmill.data.images.decode import Pixels
 from captionmill.stages.encoding.encoder import Encoder
+from captionmill.stages.encoding.network import feed_whole_numbers
 from captionmill.stages.machine import choose_device, choose_dtype
 from captionmill.stages.settings import ExtractConfig
 
@@ -28,9 +29,8 @@ class TorchEngine:
         self.batch_size = config.batch_size or _BATCH_SIZE
         self.depth = 3 if self._device.type == "cuda" else 1
         self.description = f"{self._device} torch {str(dtype).removeprefix('torch.')}"
-        network = encoder.network.to(self._device).to(memory_format=torch.channels_last)
-        network.trunk.to(dtype)
-        network.stem.to(torch.float32 if dtype == torch.bfloat16 else dtype)
+        network = encoder.network if dtype == torch.float32 else feed_whole_numbers(encoder.network)
+        network.to(self._device, dtype).to(memory_format=torch.channels_last)
         self._network: Callable[[Tensor], Tensor] = torch.compile(network) if config.compile else network
         self._copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 

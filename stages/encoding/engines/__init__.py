@@ -1,0 +1,1 @@
+"""The engines: what runs an encoder's network on a machine."""
