@@ -156,9 +156,11 @@ def main() -> None:
             f"({sum(lengths):.2f} s each, {arguments.format}): the table was whole after each; every merge that ended "
             "has all decisions, and nothing else is changed"
         )
-        for phase, length in zip(PHASES, lengths, strict=True):
-            as_before, as_decided = seen[phase]
-            print(f"{phase} ({1000 * length:.0f} ms): {as_before} times as before, {as_decided} times as decided")
+        for name_of_phase, length in zip(PHASES, lengths, strict=True):
+            as_before, as_decided = seen[name_of_phase]
+            print(
+                f"{name_of_phase} ({1000 * length:.0f} ms): {as_before} times as before, {as_decided} times as decided"
+            )
 
 
 if __name__ == "__main__":
