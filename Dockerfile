@@ -15,8 +15,9 @@ RUN python -m venv /opt/captionmill \
 FROM python:3.12-slim
 COPY --from=build /opt/captionmill /opt/captionmill
 RUN useradd --create-home --uid 1000 captionmill && mkdir -m 1777 /cache
-# the network's weights and fetched models are kept in /cache, matplotlib's fonts too: mount a folder there to keep them
-ENV PATH=/opt/captionmill/bin:$PATH TORCH_HOME=/cache/torch CAPTIONMILL_CACHE=/cache/captionmill MPLCONFIGDIR=/cache/matplotlib
+# the network's weights and fetched models are kept in /cache, matplotlib's fonts too: mount a folder there to keep them;
+# it is the home of whoever runs this, because a user of --user has none
+ENV PATH=/opt/captionmill/bin:$PATH HOME=/cache TORCH_HOME=/cache/torch CAPTIONMILL_CACHE=/cache/captionmill MPLCONFIGDIR=/cache/matplotlib
 USER captionmill
 WORKDIR /work
 ENTRYPOINT ["captionmill"]

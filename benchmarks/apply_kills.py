@@ -2,13 +2,16 @@
 
 python benchmarks/apply_kills.py [--kills 120] [--rows 20000] [--decisions 2000] [--seed 0] [--format csv]
 
-Each life is a real process that merges one file of decisions, started by a fork server and killed with SIGKILL at a
-moment within the time that a whole merge takes. After each kill every row of the table must be as it was or as decided;
-after each merge that ends, and a run over the folder after it, all decisions must be there and nothing else changed.
+Each life is a real process that merges one file of decisions, started by a fork server and killed with SIGKILL. A merge
+reads (until the new table is begun beside the old one), writes (until the new one takes its place) and ends; a kill
+comes at a random moment of one of these, drawn first. Every other life meets what was left. After each kill
+every row of the table must be as it was or as decided; after each merge that ends, and a run over the folder after it,
+all decisions must be there and nothing else changed.
 """
 
 import argparse
 import csv
+import itertools
 import multiprocessing
 import os
 import random
@@ -17,6 +20,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +31,8 @@ from captionmill.data.tables.journal import made_dir
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.tables.update import WantedTable, update_captions
 
+PHASES = ("reads", "writes", "ends")
+
 
 def make_rows(keys: Sequence[str]) -> list[CaptionRow]:
     return [CaptionRow(key, f"a dog runs over {key}", 0.5) for key in keys]
@@ -36,6 +42,48 @@ def run_caption(path: Path, keys: Sequence[str], table_format: TableFormat) -> N
     """What a run over the folder does to the table."""
     wanted = WantedTable(keys, np.arange(len(keys), dtype=np.uint32), {"model": "one"}, table_format)
     update_captions(path, wanted, make_rows)
+
+
+def merge_and_run(table: Path, decisions: str, keys: Sequence[str], table_format: TableFormat) -> None:
+    apply_decisions(table.with_name(decisions), table)
+    run_caption(table, keys, table_format)
+
+
+def start(context: ForkServerContext, table: Path, decisions: str) -> ForkServerProcess:
+    process = context.Process(target=apply_decisions, args=(table.with_name(decisions), table))
+    process.start()
+    return process
+
+
+class Life:
+    """A process that merges decisions into `table`, watched from outside."""
+
+    def __init__(self, process: ForkServerProcess, table: Path) -> None:
+        self._process, self._table = process, table
+        self._old, self._leftovers = table.stat().st_ino, self._partials()
+
+    def wait_for(self, phase: int) -> None:
+        """Return when the phase begins, or at the end of the process."""
+        while self._process.exitcode is None and self._phase() < phase:
+            time.sleep(0.0002)
+
+    def _phase(self) -> int:
+        if self._table.stat().st_ino != self._old:
+            return 2
+        return int(bool(self._partials() - self._leftovers))
+
+    def _partials(self) -> set[Path]:
+        return set(self._table.parent.glob(f".{self._table.name}.*.partial"))
+
+
+def measure(context: ForkServerContext, table: Path, decisions: str) -> list[float]:
+    """How long each phase of a whole merge takes, seconds."""
+    life = Life(start(context, table, decisions), table)
+    moments = [time.monotonic()]
+    for phase in range(1, len(PHASES) + 1):
+        life.wait_for(phase)
+        moments.append(time.monotonic())
+    return [end - begin for begin, end in itertools.pairwise(moments)]
 
 
 def main() -> None:
@@ -64,20 +112,19 @@ def main() -> None:
                 writer.writerow([key, "corrected", f"a person saw {key}", before[key].caption])
                 wanted[key] = CaptionRow(key, f"a person saw {key}", None, status="corrected")
         shutil.copytree(fresh, work)
-        whole_s = 0.0
-        for _ in range(2):  # the first starts the fork server
-            started = time.monotonic()
-            process = context.Process(target=apply_decisions, args=(work / "decisions.csv", table))
-            process.start()
-            process.join()
-            whole_s = time.monotonic() - started
+        lengths = [0.0] * len(PHASES)
+        for _ in range(3):  # the first starts the fork server
+            lengths = measure(context, table, decisions.name)
             shutil.rmtree(work)
             shutil.copytree(fresh, work)
-        kills = merges = seen_before = seen_after = 0
+        kills = merges = 0
+        seen = {phase: [0, 0] for phase in PHASES}
         while kills < arguments.kills:
-            process = context.Process(target=apply_decisions, args=(work / "decisions.csv", table))
-            process.start()
-            process.join(draws.uniform(0, 1.2 * whole_s))
+            phase = draws.randrange(len(PHASES))
+            process = start(context, table, decisions.name)
+            life = Life(process, table)
+            life.wait_for(phase)
+            process.join(draws.uniform(0, 1.1 * lengths[phase]))
             if process.exitcode is None:
                 assert process.pid is not None
                 os.kill(process.pid, signal.SIGKILL)
@@ -86,13 +133,16 @@ def main() -> None:
                 rows = {row.path: row for row in read_captions(table)}
                 if rows not in (before, wanted):
                     raise SystemExit(f"kill {kills}: the table is neither as before nor as decided")
-                seen_before, seen_after = seen_before + (rows == before), seen_after + (rows == wanted)
+                seen[PHASES[phase]][rows == wanted] += 1
                 if rows == before and draws.random() < 0.5:  # else the next life meets what this one left
                     continue
             elif process.exitcode:
                 raise SystemExit(f"a life ended with {process.exitcode}")
-            apply_decisions(work / "decisions.csv", table)
-            run_caption(table, keys, arguments.format)
+            finish = context.Process(target=merge_and_run, args=(table, decisions.name, keys, arguments.format))
+            finish.start()  # in a process that has not removed leftovers of this folder yet
+            finish.join()
+            if finish.exitcode:
+                raise SystemExit(f"a whole merge ended with {finish.exitcode}")
             if {row.path: row for row in read_captions(table)} != wanted:
                 raise SystemExit("a decision is lost, or another row is changed")
             others = {path.name for path in work.iterdir()} - {"t", "decisions.csv", made_dir(table).name}
@@ -103,9 +153,14 @@ def main() -> None:
             shutil.copytree(fresh, work)
         print(
             f"{kills} kills over {merges} merges of {arguments.decisions:,} decisions into {arguments.rows:,} rows "
-            f"({whole_s:.2f} s each): the table was whole after each, {seen_before} times as before, {seen_after} as "
-            "decided; every merge that ended has all decisions, and nothing else is changed"
+            f"({sum(lengths):.2f} s each, {arguments.format}): the table was whole after each; every merge that ended "
+            "has all decisions, and nothing else is changed"
         )
+        for name_of_phase, length in zip(PHASES, lengths, strict=True):
+            as_before, as_decided = seen[name_of_phase]
+            print(
+                f"{name_of_phase} ({1000 * length:.0f} ms): {as_before} times as before, {as_decided} times as decided"
+            )
 
 
 if __name__ == "__main__":

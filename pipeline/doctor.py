@@ -19,6 +19,7 @@ from captionmill.stages.machine import choose_workers, has_fast_bf16, has_fast_i
 from captionmill.stages.settings import ExtractConfig
 
 NOT_INSTALLED = ""
+CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 _LEAST_MEMORY = 4e9  # bytes
 _BUSY = 0.5  # load per core by other programs, from which measurements are unreliable
 _CPU_FLAGS = ("avx2", "avx512_f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -111,8 +112,9 @@ def _advise_on_gpus(facts: Facts) -> list[str]:
     if facts.gpus:
         return []
     if not facts.nvidia_driver:
-        too_large = "torch is built for CUDA: 5 GB of no use without an NVIDIA GPU; see pytorch.org/get-started/locally"
-        return [f"{too_large} for the build for CPUs"] if facts.torch_cuda and facts.system.startswith("Linux") else []
+        too_large = "torch is built for CUDA: 5 GB of no use without an NVIDIA GPU; for the build for CPUs"
+        remedy = f"remove torch and torchvision, then pip install torch torchvision -i {CPU_BUILDS}"
+        return [f"{too_large}, {remedy}"] if facts.torch_cuda and facts.system.startswith("Linux") else []
     if not facts.torch_cuda:
         return [
             "this machine has an NVIDIA GPU, but torch is a CPU build: see pytorch.org/get-started/locally for CUDA"

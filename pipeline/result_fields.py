@@ -144,6 +144,7 @@ def audit_fields(audit: "CaptionAudit", output: object) -> Fields:
         "images": audit.images,
         "without_features": len(audit.without_features),
         "damaged": len(audit.damaged),
+        "unknown_share": audit.unknown_share,
         "worst": [asdict(caption) for caption in audit.worst],
     }
 
@@ -172,6 +173,8 @@ def comparison_fields(comparison: "TableComparison", output: object, page: objec
         "different": len(comparison.different),
         "only_first": len(comparison.only_first),
         "only_second": len(comparison.only_second),
+        "scored": scores and scores.image_count,
+        "corrected": scores and scores.corrected_count,
         "first": scores and _estimates(scores.first),
         "second": scores and _estimates(scores.second),
         "differences": scores and _estimates(scores.differences),

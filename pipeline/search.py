@@ -123,6 +123,8 @@ def _read_words(words: str, opened: MatchedStore) -> tuple[list[int], list[str]]
     """The indices of the known words, and the unknown words; InputError if none is known."""
     vocabulary = opened.model.vocabulary
     found = vocabulary.tokenize(words)
+    if not found:
+        raise InputError(f"a search needs words, and there are none in {words!r}")
     known = [vocabulary.index(word) for word in found if word in vocabulary]
     if not known:
         raise InputError(

@@ -22,6 +22,7 @@ GREATEST_SEED = 2**63 - 1
 LEAST_MEMORY = 0.1  # GB
 GREATEST_LENGTH = 10_000  # words of a caption
 USUAL_LENGTH = 20  # words of a caption, unless a setting or the data ask for more
+USUAL_CANDIDATES = 20
 
 
 def device_setting() -> str:
@@ -158,7 +159,7 @@ class SearchConfig(Configuration):
         "words that fit the image; auto: both, as far as the model has them, but nothing for greedy search.",
     )
     candidates: int = setting(
-        20,
+        USUAL_CANDIDATES,
         "Candidates that are re-ranked: the beam is at least that wide then, and guided by words of training captions.",
         least=1,
         most=1000,
@@ -191,14 +192,16 @@ class SearchConfig(Configuration):
         if self.min_length > self.longest:
             raise SettingError(f"`min_length` {self.min_length} is more than `max_length` {self.max_length}")
         if self.sample:
-            if self.diversity_groups > 1:
-                raise SettingError("`diversity_groups` applies to beam search only: leave it or `sample` out")
-            if self.rerank not in ("auto", "none"):
-                raise SettingError("`rerank` applies to beam search only: leave it or `sample` out")
+            usual = {"diversity_groups": (1,), "rerank": ("auto", "none"), "candidates": (USUAL_CANDIDATES,)}
+            for name, values in usual.items():
+                if getattr(self, name) not in values:
+                    raise SettingError(f"`{name}` applies to beam search only: leave it or `sample` out")
             return
-        if self.alternatives >= self.beam_size:
-            least = self.alternatives + 1
-            raise SettingError(f"`alternatives` {least - 1} needs `beam_size` {least} or more, not {self.beam_size}")
+        is_reranked = self.rerank != "none" and (self.rerank != "auto" or self.beam_size > 1)
+        found, least = max(self.beam_size, self.candidates * is_reranked), self.alternatives + 1
+        if found < least:
+            names = "`beam_size` or `candidates`" if is_reranked else "`beam_size`"
+            raise SettingError(f"`alternatives` {self.alternatives} needs {names} {least} or more, not {found}")
         if self.beam_size % self.diversity_groups:
             raise SettingError(
                 f"`beam_size` {self.beam_size} is not a multiple of `diversity_groups` {self.diversity_groups}"
@@ -281,7 +284,7 @@ class TrainConfig(Configuration):
         None,
         "Passes over the training captions for the matcher, which re-ranks captions by the image; 0: no matcher.",
         least=0,
-        unset="10, up to 40 for few captions; with under 100 training images nothing is re-ranked",
+        unset="10, up to 40 for few captions; under 100 training images, or fewer than a model to start from had: none",
         example=10,
     )
     max_length: int | None = length_setting(

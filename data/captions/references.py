@@ -23,6 +23,8 @@ from captionmill.data.images.keys import image_key, match_forms
 from captionmill.data.images.lists import find_misread
 from captionmill.data.paths import AnyPath
 from captionmill.data.tables.edits import edited_paths
+from captionmill.data.tables.formats import columns_of
+from captionmill.data.tables.journal import made_dir
 from captionmill.data.tables.review import is_decision
 
 RESTVAL_CHOICES = ("train", "drop")
@@ -75,7 +77,8 @@ def read_annotations(
     for path in files.paths:
         left_out = LeftOut()
         with open_rows(path, files.columns, left_out=left_out, known_keys=known_keys) as rows:
-            read_count = collected.add(rows, left_out, edited_paths(path) if files.only and path.is_file() else ())
+            edited = _find_edited(path, files.only) if files.only and path.is_file() else ()
+            read_count = collected.add(rows, left_out, edited)
         for what, count in left_out.items():
             share = f" ({count / read_count:.1%})" if what in (_REJECTED, _WITHOUT_WORDS) else ""
             if count:
@@ -97,6 +100,19 @@ def read_split_list(path: AnyPath, *, known_keys: Collection[str] = ()) -> list[
     keys = dict.fromkeys(image_key(name) for name in names if name)
     forms = match_forms(keys, known_keys)
     return [forms.get(key, key) for key in keys]
+
+
+def _find_edited(path: Path, only: Only) -> set[str]:
+    """The images whose captions a person has just changed in the file, if `caption` wrote it.
+
+    AnnotationError if its column `status`, in which earlier decisions are, was deleted.
+    """
+    if made_dir(path).is_dir() and "status" not in columns_of(path):
+        raise AnnotationError(
+            f"{path}: has no column status, in which `only` {only} finds what a person decided; run `captionmill "
+            f"caption` again, which writes it, or leave out `only` {only}"
+        )
+    return edited_paths(path)
 
 
 @dataclass
@@ -148,8 +164,8 @@ class _Collected:
         captions, splits = self.captions, self.splits
         if self.only and not self.own:
             raise AnnotationError(
-                f"{name}: no caption that a person corrected or accepted, in a table that `captionmill caption` wrote; "
-                f"review some, or leave out `only` {self.only}"
+                f"{name}: no caption that a person corrected or accepted, in a table that `captionmill caption` wrote, "
+                f"with its column status; review some, or leave out `only` {self.only}"
             )
         if splits:
             splits |= dict.fromkeys(self.own - splits.keys(), "train")

@@ -106,7 +106,7 @@ def is_caption_table(path: Path) -> bool:
         return True
     if start.startswith(_PARQUET_START):
         with suppress(InputError):
-            return set(COLUMNS).issubset(_columns_of(path))
+            return set(COLUMNS).issubset(columns_of(path))
         return False
     columns = CsvLayout.of(path).columns
     return _ALL_COLUMNS.issubset(columns) or (_NEEDED_COLUMNS.issubset(columns) and _is_ours(path))
@@ -128,15 +128,16 @@ def layout_of(path: Path) -> tuple[TableFormat, bool]:
         table_format = "parquet"
     elif start.startswith(b"{"):
         table_format = "jsonl"
-    return table_format, "alternatives" in _columns_of(path)
+    return table_format, "alternatives" in columns_of(path)
 
 
 def has_other_columns(path: Path) -> bool:
     """Whether the table of captions at `path` has a column that none of ours has."""
-    return not _columns_of(path).issubset(("", *COLUMNS))
+    return not columns_of(path).issubset(("", *COLUMNS))
 
 
-def _columns_of(path: Path) -> set[str]:
+def columns_of(path: Path) -> set[str]:
+    """The names of the columns of the table of captions at `path`; of CSV in lower case."""
     with open_regular(path) as file:
         line = file.readline(LONGEST_LINE)
     if line.startswith(_PARQUET_START):

@@ -35,6 +35,7 @@ from captionmill.data.tables.rows import CaptionRow, row_of_values
 FORMAT = "captionmill-captions"
 FORMAT_VERSION = 2
 BLOCK_ROWS = 256  # written together
+KEPT_RENDERINGS = 100  # an older table that is put back is compared row by row instead
 
 _CRC = b', "crc": '
 
@@ -54,8 +55,8 @@ class Known:
     is_current: npt.NDArray[np.bool_]
     """[N], whether that row is made with the wanted settings and from the wanted source."""
     reviews: dict[str, Review] = field(default_factory=dict)
-    renderings: set[str] = field(default_factory=set)
-    """SHA-256 of each table that was rendered."""
+    renderings: list[str] = field(default_factory=list)
+    """SHA-256 of the tables that were rendered, the last ones last."""
     last: tuple[str, str] | None = None
     """The last rendering and what it shows, as in its line; None if a row or a review came after it."""
     end: int = 0
@@ -118,7 +119,7 @@ class CaptionJournal:
                 known.last = None
                 _add_review(known.reviews, values)
             elif "table" in values:
-                known.renderings.add(values["table"])
+                known.renderings.append(values["table"])
                 known.last = values["table"], values["of"]
         return known
 
@@ -160,14 +161,17 @@ class CaptionJournal:
         flush_to_disk(self.path)
 
     def compact(self, known: Known, made_with: Mapping[str, Any]) -> None:
-        """Leave out what later lines replaced, if that is more than half; every row of `known` must be current."""
+        """Leave out what later lines replaced, if that is more than half, and all but the last renderings.
+
+        Every row of `known` must be current.
+        """
         with open_regular(self.path) as old:
             live = sum(map(len, _lines_at(old, known.offsets)))
             if known.end < 2 * live + 2**16:
                 return
             with replace_atomically(self.path) as partial_path, partial_path.open("wb") as file:
                 writer = JournalWriter(file, 0)
-                for rendering in known.renderings:
+                for rendering in known.renderings[-KEPT_RENDERINGS:]:
                     writer.add_table(rendering, of="")
                 writer.add_reviews(known.reviews.values())
                 writer.add_settings(made_with)

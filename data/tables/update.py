@@ -140,5 +140,5 @@ def _render(
         if stamp_of(path) != stamp:
             raise InputError(f"{path}: was changed while the new table was made from it; run again")
     known.last = rendering, wanted.digest()
-    known.renderings.add(rendering)
+    known.renderings.append(rendering)
     known.end = journal.path.stat().st_size

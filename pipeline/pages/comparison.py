@@ -13,7 +13,8 @@ from captionmill.pipeline.summaries import SCORE_NAMES
 from captionmill.stages.scoring.comparison import ComparedImage, TableComparison
 
 MOST_SHOWN = 200
-"""Images on the page: half of them those that gain most, half those that lose most."""
+"""Images on the page: half of them those that gain most, half those that lose most; those with a caption that a person
+wrote only if there is room."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,17 @@ class _Card:
     first: Sequence[_Words]
     second: Sequence[_Words]
     gain: float | None
+    is_corrected: bool
 
 
 def render_comparison(comparison: TableComparison, images: Iterable[ImageFile], *, progress: Progress) -> str:
     """The page as one string of HTML; an image that is not among `images` or cannot be read is not shown."""
     by_key = {image.key: image for image in images}
     different = comparison.different
-    shown = different
-    if len(different) > MOST_SHOWN:
-        shown = (*different[: MOST_SHOWN // 2], *different[-MOST_SHOWN // 2 :])
+    models = [image for image in different if not image.is_corrected]
+    if len(models) > MOST_SHOWN:
+        models = models[: MOST_SHOWN // 2] + models[-MOST_SHOWN // 2 :]
+    shown = (models + [image for image in different if image.is_corrected])[:MOST_SHOWN]
     cards = []
     for done, image in enumerate(shown, 1):
         cards.append(_card(image, by_key.get(image.first.path)))
@@ -57,6 +60,7 @@ def _card(image: ComparedImage, file: ImageFile | None) -> _Card:
         [_Words(" ".join(first[start:end]), step != "equal") for step, start, end, _, _ in steps if end > start],
         [_Words(" ".join(second[start:end]), step != "equal") for step, _, _, start, end in steps if end > start],
         image.gain,
+        image.is_corrected,
     )
 
 

@@ -67,10 +67,11 @@ def write_gallery(
     """Write the page over `rows`, all at once, with thumbnails of those `images` that have the key of a row.
 
     A row whose image cannot be read (any more) has none, and says so. One block of thumbnails is in memory at a time.
-    The page links to local images by their path relative to it. `table` is the table of captions that has the rows: a
-    browser keeps decisions about it also for a page that is made again. `verdicts` marks captions, by key, as right or
-    wrong; then the wrong ones come first, else the least sure. `figures` are shown above, as (figure, what it is),
-    after the counts. `workers` threads decode; 0 takes one for each core.
+    The page links to local images by their path relative to it. `table` is the table of captions that has the rows:
+    they are reviewed on the page, and a browser keeps decisions also for a page that is made again. Without a table the
+    page only shows the rows, in their order. `verdicts` marks captions, by key, as right or wrong; then the wrong ones
+    come first, else of a table the least sure. `figures` are shown above, as (figure, what it is), after the counts.
+    `workers` threads decode; 0 takes one for each core.
     """
     from captionmill.stages.machine import choose_workers  # imports torch, which a page that is served does not need
 
@@ -81,15 +82,11 @@ def write_gallery(
     links = (_link(by_key[row.path], page_path.parent) if row.path in by_key else None for row in rows)
     values = {
         "title": title,
-        "figures": [*_figures(rows, verdicts or {}), *figures],
+        "figures": [*_figures(rows, verdicts or {}, is_table=table is not None), *figures],
         "rows": _row_values(rows, links, verdicts or {}),
         "has_verdicts": bool(verdicts),
         "blocks": _blocks(rows, by_key, choose_workers(workers), progress),
-        "review": {
-            "id": _table_id(Path(table or page_path)),
-            "table": Path(table).name if table else "",
-            "served": False,
-        },
+        "review": None if table is None else _review_values(Path(table), served=False),
     }
     with (
         replace_atomically(page_path) as partial_path,
@@ -107,21 +104,22 @@ def served_gallery(title: str, rows: Sequence[CaptionRow], keys: Collection[str]
     """
     values = {
         "title": title,
-        "figures": _figures(rows, {}),
+        "figures": _figures(rows, {}, is_table=True),
         "rows": _row_values(rows, (f"images/{quote(row.path, safe='')}" if row.path in keys else None for row in rows)),
         "has_verdicts": False,
         "blocks": (),
-        "review": {"id": _table_id(table), "table": table.name, "served": True},
+        "review": _review_values(table, served=True),
     }
     return page_pieces("gallery", values, scripts=_SCRIPTS, links_images=True, sends=True)
 
 
-def _table_id(path: Path) -> str:
-    """The name under which a browser keeps decisions about this table, apart from those about others."""
-    return hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]
+def _review_values(table: Path, *, served: bool) -> dict[str, object]:
+    """What the page needs for decisions; a browser keeps those about this table, apart from others, under `id`."""
+    table_id = hashlib.sha256(os.fsencode(table.absolute())).hexdigest()[:16]
+    return {"id": table_id, "table": table.name, "served": served}
 
 
-def _figures(rows: Sequence[CaptionRow], verdicts: Mapping[str, Verdict]) -> list[tuple[str, str]]:
+def _figures(rows: Sequence[CaptionRow], verdicts: Mapping[str, Verdict], *, is_table: bool) -> list[tuple[str, str]]:
     failed = sum(row.status == "failed" for row in rows)
     judged = [verdicts[row.path] for row in rows if row.path in verdicts]
     right = sum(verdict.is_right for verdict in judged)
@@ -131,7 +129,9 @@ def _figures(rows: Sequence[CaptionRow], verdicts: Mapping[str, Verdict]) -> lis
         (len(judged) - right, "wrong"),
         (sum(any(flag != LATER for flag in row.flags) for row in rows), "flagged"),
     ]
-    figures = [(len(rows), "images" if len(rows) != 1 else "image"), (len(rows) - failed, "captioned")]
+    figures = [(len(rows), "images" if len(rows) != 1 else "image")]
+    if is_table:
+        figures.append((len(rows) - failed, "captioned"))
     return [(f"{count:,}", what) for count, what in [*figures, *((count, what) for count, what in wanted if count)]]
 
 

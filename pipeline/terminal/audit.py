@@ -18,6 +18,8 @@ from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.terminal.results import show_result
 from captionmill.pipeline.words import show_list
 
+_LISTED_WORDS = 10
+
 
 @click.command()
 @click.argument("features", metavar="STORE", type=FILE_PATH)
@@ -52,6 +54,13 @@ def audit(features: Path, model: Path, top: int, output: Path | None, quiet: boo
     if output is not None:
         text = f"{output}: the worst {len(found.worst):,} of {found.captions:,} captions of {found.images:,} images"
     show_result(text, audit_fields(found, output))
+    if found.unknown_words:
+        frequent = ", ".join(found.unknown_words[:_LISTED_WORDS])
+        click.echo(
+            f"Note: the model does not know {found.unknown_share:.1%} of the words ({frequent}"
+            f"{', ...' if len(found.unknown_words) > _LISTED_WORDS else ''}); what they say is not compared",
+            err=True,
+        )
     if found.without_features:
         click.echo(f"Not compared, without features: {len(found.without_features):,}", err=True)
         click.echo(show_list(found.without_features), err=True)

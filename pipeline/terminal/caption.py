@@ -41,7 +41,12 @@ _GALLERY = "the gallery, open it in a browser"
 @click.command()
 @images_argument
 @models_option
-@click.option("--output", type=TABLE_PATH, required=True, help="Table to write; - writes it to stdout, and keeps none.")
+@click.option(
+    "--output",
+    type=TABLE_PATH,
+    required=True,
+    help="Table to write; - writes it to stdout when it is whole, and keeps none.",
+)
 @setting_options(TableConfig)
 @click.option(
     "--features",

@@ -13,6 +13,7 @@ import numpy as np
 from captionmill.data.captions.files import Captions, as_caption_files
 from captionmill.data.captions.near import describe_near
 from captionmill.data.captions.references import read_annotations
+from captionmill.data.captions.vocabulary import WordCounts
 from captionmill.data.csv_tables import require_records_name, write_records
 from captionmill.data.errors import InputError
 from captionmill.data.files import require_other_file
@@ -41,6 +42,10 @@ class CaptionAudit:
     """Images with captions that have no row, sorted."""
     damaged: tuple[str, ...]
     """Images whose rows are damaged, sorted: `extract` makes them again."""
+    unknown_words: tuple[str, ...] = ()
+    """Words that the model does not know, the most frequent first; all count as one and the same word."""
+    unknown_share: float = 0.0
+    """The share of all words of the captions, with repetitions, that these are, 0 to 1."""
 
 
 def audit_captions(
@@ -91,4 +96,7 @@ def audit_captions(
         progress("audit", images_done + len(damaged), len(keys))
     if output is not None:
         write_records(output, map(vars, worst), _COLUMNS)
-    return CaptionAudit(tuple(worst), captions_done, images_done, tuple(missing), tuple(damaged))
+    words = WordCounts.of((text for key in keys for text in texts[key]), vocabulary.word_rule)
+    unknown = tuple(word for word, _ in words.words.most_common() if word not in vocabulary)
+    share = 1 - words.covered(vocabulary)
+    return CaptionAudit(tuple(worst), captions_done, images_done, tuple(missing), tuple(damaged), unknown, share)

@@ -20,7 +20,12 @@ class ComparedImage:
     first: CaptionRow
     second: CaptionRow
     gain: float | None
-    """The CIDEr-D of the second caption minus that of the first; None without references."""
+    """The CIDEr-D of the second caption minus that of the first; None if they are not scored."""
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether a person wrote one of the captions."""
+        return "corrected" in (self.first.status, self.second.status)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class ComparedScores:
     """The scores of two tables on the same images, and `second` minus `first`, each with its 95 % interval, by name."""
 
     image_count: int
+    corrected_count: int
+    """Other images with references, which are not scored because a person wrote one of the captions."""
     first: Mapping[str, Estimate]
     second: Mapping[str, Estimate]
     differences: Mapping[str, Estimate]
@@ -42,7 +49,8 @@ class TableComparison:
     equal: int
     """Images with the same caption in both."""
     different: tuple[ComparedImage, ...]
-    """The others that have a row in both: by the change of CIDEr-D, the largest gain first, or else by path."""
+    """The others that have a row in both: by the change of CIDEr-D, the largest gain first, or else by path; at the end
+    those with a caption that a person wrote."""
     only_first: tuple[str, ...]
     """Images that only the first table has."""
     only_second: tuple[str, ...]
@@ -53,6 +61,8 @@ class TableComparison:
 def compare_rows(first: Path, second: Path, captions: Path | None, bootstrap: BootstrapConfig) -> TableComparison:
     """Compare the tables `first` and `second`, and score both if there are reference `captions`.
 
+    Captions that a person wrote say nothing about a model: their images are not scored.
+
     Raises InputError if a table cannot be read, AnnotationError if no image can be scored.
     """
     rows, others = ({row.path: row for row in read_captions(table)} for table in (first, second))
@@ -62,7 +72,7 @@ def compare_rows(first: Path, second: Path, captions: Path | None, bootstrap: Bo
         scores, gains = _score(captions, rows, others, shared, bootstrap)
     differ = [key for key in shared if rows[key].caption != others[key].caption]
     different = [ComparedImage(rows[key], others[key], gains.get(key)) for key in differ]
-    different.sort(key=lambda image: (-(image.gain or 0), image.first.path))
+    different.sort(key=lambda image: (image.is_corrected, -(image.gain or 0), image.first.path))
     return TableComparison(
         first,
         second,
@@ -84,15 +94,18 @@ def _score(
     """The scores of both tables, and by image how much more CIDEr-D the second has."""
     annotations = read_annotations(captions, known_keys=shared)
     wanted = set(annotations.keys_of("test") or annotations.captions)
-    keys = [key for key in shared if key in wanted and rows[key].is_captioned and others[key].is_captioned]
+    captioned = [key for key in shared if key in wanted and rows[key].is_captioned and others[key].is_captioned]
+    keys = [key for key in captioned if not ComparedImage(rows[key], others[key], None).is_corrected]
     if not keys:
-        raise AnnotationError(f"{captions}: nothing to score: no image has references and a caption in both tables")
+        problem = "nothing to score: no image has references and a model's caption in both tables"
+        raise AnnotationError(f"{captions}: {problem}")
     references = {key: annotations.captions[key] for key in keys}
     metrics, other_metrics = (
         measure_captions({key: table[key].caption for key in keys}, references) for table in (rows, others)
     )
     scores = ComparedScores(
         len(keys),
+        len(captioned) - len(keys),
         estimate(metrics, bootstrap),
         estimate(other_metrics, bootstrap),
         compare(other_metrics, metrics, bootstrap),

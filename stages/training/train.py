@@ -163,7 +163,7 @@ def train(
             shown = progress if world.is_first else no_progress
             run_training(training, _FolderRecorder(folder, work_dir, fingerprint, listener.on_epoch, shown))
         if world.is_first:
-            add_ranker(training, work_dir, progress)
+            add_ranker(training, work_dir, progress, start.model.ranker if start else None)
             publish(work_dir, output, (*notes, *describe_choice(training.state.history)))
             _log(read_model(output).notes[len(notes) :])
         world.wait()

@@ -154,7 +154,7 @@ def test_a_line_of_the_journal_with_wrong_values_is_left_out(values: object, tmp
     (tmp_path / "journal.jsonl").write_bytes(line)
     journal = CaptionJournal(tmp_path)
     known = journal.known(["a.jpg"], np.zeros(1, np.uint32), {})
-    assert (known.offsets.tolist(), known.reviews, known.renderings) == ([-1], {}, set())
+    assert (known.offsets.tolist(), known.reviews, known.renderings) == ([-1], {}, [])
     assert journal.rendered_rows() == {}
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from captionmill.data.captions.files import CaptionFiles
 from captionmill.data.captions.references import read_annotations
@@ -61,10 +62,12 @@ def test_images_of_a_table_are_trained_on_where_other_files_have_splits(tmp_path
 def test_without_a_reviewed_caption_there_is_one_clear_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "captions.csv"
     path.write_text(text)
-    message = f"{path}: no caption that a person corrected or accepted, in a table that `captionmill caption` wrote; "
     with pytest.raises(AnnotationError) as caught:
         read_annotations(CaptionFiles(path, only="reviewed"))
-    assert str(caught.value) == f"{message}review some, or leave out `only` reviewed"
+    assert str(caught.value) == (
+        f"{path}: no caption that a person corrected or accepted, in a table that `captionmill caption` wrote, with "
+        "its column status; review some, or leave out `only` reviewed"
+    )
 
 
 def test_a_caption_that_was_just_changed_in_the_table_counts_as_corrected(tmp_path: Path) -> None:
@@ -77,3 +80,22 @@ def test_a_caption_that_was_just_changed_in_the_table_counts_as_corrected(tmp_pa
     reviewed = read_annotations(CaptionFiles(path, only="reviewed"))
     assert reviewed.captions == {"b.jpg": ("a white dog",)}
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("table_format", FORMATS)
+def test_a_table_whose_column_of_decisions_was_deleted_is_refused(tmp_path: Path, table_format: TableFormat) -> None:
+    path = tmp_path / "table"
+    wanted = WantedTable(["a.jpg"], np.zeros(1, np.uint32), {}, table_format)
+    update_captions(path, wanted, lambda _: [CaptionRow("a.jpg", "a dog", 0.5)])
+    if table_format == "parquet":
+        parquet.write_table(parquet.read_table(path).drop_columns("status"), path)
+    else:
+        path.write_text(
+            {"csv": "path,caption\na.jpg,a cat\n", "jsonl": '{"path": "a.jpg", "caption": "a cat"}\n'}[table_format]
+        )
+    with pytest.raises(AnnotationError) as caught:
+        read_annotations(CaptionFiles(path, only="reviewed"))
+    assert str(caught.value) == (
+        f"{path}: has no column status, in which `only` reviewed finds what a person decided; run `captionmill "
+        "caption` again, which writes it, or leave out `only` reviewed"
+    )

@@ -16,7 +16,7 @@ import pytest
 
 from captionmill.data.errors import InputError
 from captionmill.data.tables.formats import TableFormat, is_caption_table, read_captions, write_captions
-from captionmill.data.tables.journal import made_dir
+from captionmill.data.tables.journal import KEPT_RENDERINGS, CaptionJournal, made_dir
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.tables.update import TableSummary, WantedTable, update_captions
 
@@ -351,6 +351,21 @@ def test_a_journal_keeps_little_of_what_was_replaced(tmp_path: Path) -> None:
     assert max(sizes) < 4 * sizes[0]
     assert captions(path) == {key: "mended" if key == "0007.jpg" else f"7 0 of {key}" for key in keys}
     assert update(path, keys, made_with={"model": 7}) == []
+
+
+def test_a_journal_of_many_runs_keeps_the_last_renderings_only(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    update(path, KEYS)
+    journal = CaptionJournal(made_dir(path))
+    with journal.append(journal.path.stat().st_size) as writer:
+        for number in range(1_000):
+            writer.add_table(f"{number:064}", of="")
+    update(path, KEYS[:-1])
+    known = journal.known((), np.empty(0, np.uint32), {})
+    assert known.renderings[:2] == [f"{number:064}" for number in (901, 902)]
+    assert len(known.renderings) == KEPT_RENDERINGS + 1  # and the last one with what it shows
+    assert captions(path) == {key: f"first 0 of {key}" for key in KEYS[:-1]}
+    assert update(path, KEYS[:-1]) == []
 
 
 def test_a_row_that_came_for_another_image_is_never_written(tmp_path: Path) -> None:

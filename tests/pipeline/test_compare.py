@@ -84,12 +84,33 @@ def test_the_page_marks_the_words_that_changed_and_shows_the_pictures(
     assert re.findall(r"<mark>(.*?)</mark>", cards)[-3:] == ["green hill", "square", "wall &lt;/p&gt;&lt;script&gt;"]
 
 
+def test_captions_of_a_person_are_not_scored_and_come_last(tables: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = [CaptionRow(key, f"a red square {key[:3]}", 0.5) for key in sorted(REFERENCES)]
+    rows[0] = CaptionRow(rows[0].path, REFERENCES[rows[0].path], None, status="corrected")
+    write_captions(tmp_path / "corrected.csv", rows, "csv", with_alternatives=False)
+    with (tmp_path / "refs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption"), *REFERENCES.items()])
+    page = tmp_path / "page.html"
+    result = run(tables[0], tmp_path / "corrected.csv", "--captions", tmp_path / "refs.csv", "--page", page)
+    lines = result.stdout.splitlines()
+    assert lines[1:3] == [
+        "1 image not scored, with a caption that a person wrote",
+        "3 images with references: first, second, difference (paired)",
+    ]
+    assert lines[-2] == "  blue_2.png: 'a red square' -> 'the blue sea'"
+    cards = page.read_text(encoding="utf-8").split('<ul class="cards">')[1].split("</li>")
+    assert ["<b>corrected</b>" in card for card in cards[:-1]] == [False, False, False, True]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--images", "."], "--images are shown on the page: name its file with --page"),
         (["--output", "first.csv"], "is an input of this command and would be overwritten"),
-        (["--captions", "refs.csv"], "refs.csv: nothing to score: no image has references and a caption in both"),
+        (
+            ["--captions", "refs.csv"],
+            "refs.csv: nothing to score: no image has references and a model's caption in both",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(

@@ -68,8 +68,8 @@ CPU_ONLY = {"gpus": (), "nvidia_driver": False, "torch_cuda": ""}
         (
             {"gpus": (), "nvidia_driver": False},
             (
-                "torch is built for CUDA: 5 GB of no use without an NVIDIA GPU; see pytorch.org/get-started/locally "
-                "for the build for CPUs"
+                "torch is built for CUDA: 5 GB of no use without an NVIDIA GPU; for the build for CPUs, remove torch "
+                "and torchvision, then pip install torch torchvision -i https://download.pytorch.org/whl/cpu"
             ),
         ),
         (

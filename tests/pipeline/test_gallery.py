@@ -74,7 +74,8 @@ def test_the_page_has_every_row_and_an_upright_thumbnail_of_every_picture(photos
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     Image.new("RGB", (900, 600), "red").save(photos / "turned_9.jpg", exif=exif)
-    write_gallery(tmp_path / "out" / "page.html", "Holiday & home", find_images(photos), rows_of(photos))
+    page_path, table = tmp_path / "out" / "page.html", tmp_path / "t.csv"
+    write_gallery(page_path, "Holiday & home", find_images(photos), rows_of(photos), table=table)
     page = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
     rows = read_rows(page)
     assert [row[0] for row in rows] == [image.key for image in find_images(photos)]
@@ -189,7 +190,7 @@ def large_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     for number in (3, 4):
         rows[number] = CaptionRow(images[number].key, "", None, status="failed", error=f"the file is empty {NASTY}")
-    write_gallery(folder / "page.html", "10,000 images", images, rows)
+    write_gallery(folder / "page.html", "10,000 images", images, rows, table=folder / "t.csv")
     return folder / "page.html"
 
 
@@ -273,7 +274,7 @@ def hostile_gallery(tmp_path: Path) -> Path:
     rows[-1] = CaptionRow(
         images[-1].key, "a long caption " * 12, 0.9, flags=tuple(f"a-flag-{number}" for number in range(9))
     )
-    write_gallery(tmp_path / "page.html", "<i>names</i>", images, rows)
+    write_gallery(tmp_path / "page.html", "<i>names</i>", images, rows, table=tmp_path / "t.csv")
     return tmp_path / "page.html"
 
 
@@ -357,7 +358,8 @@ def test_captions_known_to_be_wrong_come_first_with_what_the_image_shows(
     verdicts = {row.path: Verdict("red" in row.path, f"a {row.path} shape") for row in rows if row.status == "ok"}
     verdicts["more/green_1.png"] = Verdict(is_right=True, truth="green")
     figures = [("0.5", "of something")]
-    write_gallery(tmp_path / "page.html", "judged", find_images(photos), rows, verdicts=verdicts, figures=figures)
+    images, table = find_images(photos), tmp_path / "t.csv"
+    write_gallery(tmp_path / "page.html", "judged", images, rows, table=table, verdicts=verdicts, figures=figures)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<li><b>3</b> right</li><li><b>5</b> wrong</li><li><b>0.5</b> of something</li></ul>" in page
     document = dump(chromium, tmp_path / "page.html")
@@ -373,3 +375,18 @@ def test_captions_known_to_be_wrong_come_first_with_what_the_image_shows(
     assert status(dump(chromium, tmp_path / "page.html", "#show=right")) == "3 of 9 images"
     large = dump(chromium, tmp_path / "page.html", f"#image={wrong[0]}").split('<dialog id="large"')[1]
     assert f'<p class="verdict wrong">wrong: the image shows a {wrong[0]} shape</p>' in large
+
+
+def test_rows_of_no_table_are_shown_in_their_order_and_not_reviewed(chromium: OpenPage, tmp_path: Path) -> None:
+    rows = [
+        CaptionRow(f"{name}.png", f"cosine {cosine}", None) for name, cosine in (("b", 0.9), ("c", 0.8), ("a", 0.7))
+    ]
+    write_gallery(tmp_path / "page.html", "dog", [], rows)
+    document = dump(chromium, tmp_path / "page.html")
+    assert cards(document) == ["cosine 0.9", "cosine 0.8", "cosine 0.7"]
+    assert cards(dump(chromium, tmp_path / "page.html", "#sort=path")) == ["cosine 0.7", "cosine 0.9", "cosine 0.8"]
+    assert '<ul class="figures"><li><b>3</b> images</li></ul>' in document
+    for part in ('id="review"', 'class="decide"'):
+        assert re.search(rf"<div [^>]*{part}[^>]* hidden", document)
+    assert "reviewed" not in document.partition("<script")[0]
+    assert "captioned" not in document.partition("<script")[0]

@@ -357,7 +357,9 @@ def test_diverse_beams_differ_more(decoder: Decoder, features: Tensor) -> None:
     ("settings", "message"),
     [
         ({"min_length": 9, "max_length": 8}, "`min_length` 9 is more than `max_length` 8"),
-        ({"beam_size": 3, "alternatives": 3}, "`alternatives` 3 needs `beam_size` 4 or more, not 3"),
+        ({"beam_size": 3, "alternatives": 3, "rerank": "none"}, "`alternatives` 3 needs `beam_size` 4 or more, not 3"),
+        ({"beam_size": 1, "alternatives": 1}, "`alternatives` 1 needs `beam_size` 2 or more, not 1"),
+        ({"alternatives": 20}, "`alternatives` 20 needs `beam_size` or `candidates` 21 or more, not 20"),
         ({"beam_size": 5, "diversity_groups": 2}, "`beam_size` 5 is not a multiple of `diversity_groups` 2"),
         ({"top_k": 5}, "`top_k` applies to sampling only: set `sample` too"),
         ({"temperature": 0.5}, "`temperature` applies to sampling only: set `sample` too"),
@@ -365,6 +367,7 @@ def test_diverse_beams_differ_more(decoder: Decoder, features: Tensor) -> None:
             {"sample": True, "diversity_groups": 5},
             "`diversity_groups` applies to beam search only: leave it or `sample` out",
         ),
+        ({"sample": True, "candidates": 50}, "`candidates` applies to beam search only: leave it or `sample` out"),
         ({"sample": True, "top_p": 1.5}, "`top_p` must be at least 0.001 and at most 1, not 1.5"),
     ],
 )

@@ -103,6 +103,8 @@ def test_what_cannot_be_searched_is_one_line(searched: Path, tmp_path: Path) -> 
         "knows"
     )
     assert fail(*given) == "Error: a search needs words, or an image as --like, and not both"
+    for nothing in ("", " ", "?!"):
+        assert fail(*given, nothing) == f"Error: a search needs words, and there are none in {nothing!r}"
     assert (
         fail(*given, "dog", "--like", "dog.png") == "Error: a search needs words, or an image as --like, and not both"
     )
@@ -117,12 +119,15 @@ def test_what_cannot_be_searched_is_one_line(searched: Path, tmp_path: Path) -> 
 def test_an_audit_lists_the_captions_that_fit_worst(searched: Path, tmp_path: Path) -> None:
     captions, store = tmp_path / "captions.csv", tmp_path / "f.h5"
     store.write_bytes((searched / "f.h5").read_bytes())
-    texts = {word: word for word in WORDS} | {"dog": "cat", "cat": "dog", "gone": "a"}
+    texts = {word: word for word in WORDS} | {"dog": "cat", "cat": "dog", "gone": "a", "a": "a heron"}
     captions.write_text("image,caption\n" + "".join(f"{word}.png,{text}\n" for word, text in texts.items()))
     given = ("audit", store, "--captions", captions, "--model", searched / "model", *CPU)
     result = run(*given, "--top", 2)
     assert [line.split()[1:] for line in result.stdout.splitlines()] == [["cat.png", "dog"], ["dog.png", "cat"]]
-    assert result.stderr.endswith("Not compared, without features: 1\n  gone.png\n")
+    assert result.stderr.endswith(
+        "Note: the model does not know 11.1% of the words (heron); what they say is not compared\n"
+        "Not compared, without features: 1\n  gone.png\n"
+    )
     damage(store, "cat.png")
     table = tmp_path / "audit.csv"
     result = run(*given, "--top", 1, "--output", table)

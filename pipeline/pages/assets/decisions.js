@@ -18,8 +18,9 @@ class Decisions {
   #mark;
   isKept = true; // by the browser, when the page is closed
 
-  /** Those that the browser keeps for the table `id`. */
+  /** Those that the browser keeps for the table `id`; none without a table. */
   constructor(id) {
+    if (!id) return;
     this.#prefix = `captionmill-decision:${id}:`;
     this.#mark = `captionmill-saved:${id}`;
     this.#store(() => {
@@ -149,6 +150,11 @@ function stateOf(row) {
 function isReviewed(row) {
   const state = stateOf(row);
   return state === "corrected" || state === "accepted";
+}
+
+/** What is suspicious about the caption; a caption that a person wrote or accepted is not. */
+function flagsOf(row) {
+  return isReviewed(row) ? [] : row.flags;
 }
 
 function captionOf(row) {

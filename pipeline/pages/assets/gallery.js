@@ -48,8 +48,8 @@ const kinds = new Map([["all", () => true], ["unreviewed", row => !stateOf(row) 
   ["corrected", row => stateOf(row) === "corrected"], ["accepted", row => stateOf(row) === "accepted"],
   ["later", row => stateOf(row) === "later"], ["outdated", isOutdated], ["captioned", row => !isFailed(row)],
   ["wrong", row => row.right === false], ["right", row => row.right === true],
-  ["failed", isFailed], ["flagged", row => row.flags.length > 0]]);
-for (const flag of new Set(rows.flatMap(row => row.flags))) kinds.set(flag, row => row.flags.includes(flag));
+  ["failed", isFailed], ["flagged", row => flagsOf(row).length > 0]]);
+for (const flag of new Set(rows.flatMap(row => row.flags))) kinds.set(flag, row => flagsOf(row).includes(flag));
 const members = new Map([...kinds.keys()].map(kind => [kind, 0]));
 
 /** Count the row where it belongs (by 1), or no longer (by -1). */
@@ -64,7 +64,10 @@ const byConfidence = (sign, left, right) =>
   left.error === null && right.error === null ? sign * (sureness(left) - sureness(right)) || left.index - right.index
     : (left.error !== null) - (right.error !== null) || left.index - right.index;
 const byDoubt = byConfidence.bind(null, 1);
-const orders = { path: rows, confidence: rows.toSorted(byConfidence.bind(null, -1)), doubt: rows.toSorted(byDoubt),
+const canReview = "id" in page; // else the page only shows what was found
+const byPathOnly = (left, right) => left.path < right.path ? -1 : 1;
+const orders = { given: rows, path: canReview ? rows : rows.toSorted(byPathOnly),
+  confidence: rows.toSorted(byConfidence.bind(null, -1)), doubt: rows.toSorted(byDoubt),
   wrong: rows.toSorted((left, right) => (right.right === false) - (left.right === false) || byDoubt(left, right)) };
 const usual = sort.options[0].value; // the order unless another is chosen
 
@@ -119,7 +122,7 @@ function fill(card, row) {
 
 function makeFlags(row) {
   const flags = make("span", "flags");
-  flags.append(...row.flags.map(flag => make("span", "flag", flag.replaceAll("-", " "))));
+  flags.append(...flagsOf(row).map(flag => make("span", "flag", flag.replaceAll("-", " "))));
   return flags;
 }
 
@@ -148,7 +151,7 @@ function makeCard(row) {
     bar.style.width = `${100 * (row.confidence ?? 0)}%`;
     frame.append(bar);
   }
-  if (row.flags.length) frame.append(makeFlags(row));
+  if (flagsOf(row).length) frame.append(makeFlags(row));
   const path = make("bdi", "", row.path); // of a long path the beginning is cut, in the style sheet
   path.dir = "ltr";
   name.append(path);
@@ -405,6 +408,7 @@ function showKinds() {
   const offered = [...chips].filter(([kind]) =>
     kind === "all" || kind === state.show || (members.get(kind) > 0 && members.get(kind) < rows.length));
   const buttons = offered.map(([, button]) => button);
+  shows.hidden = buttons.length < 2;
   if (buttons.length !== shows.children.length || buttons.some((button, place) => button !== shows.children[place])) {
     const focused = document.activeElement;
     shows.replaceChildren(...buttons);

@@ -5,8 +5,13 @@ const byPath = new Map(rows.map(row => [row.path, row]));
 const tableName = page.table || "captions.csv", fileName = `${tableName.replace(/\.\w+$/, "")}.decisions.csv`;
 let edited = null; // the row whose caption is in the field
 
+let saying = 0;
 function say(text) {
   for (const line of document.querySelectorAll(".said")) line.textContent = text;
+  const overCards = find("body > .said"); // for as long as it is read
+  clearTimeout(saying);
+  overCards.classList.remove("old");
+  saying = setTimeout(() => overCards.classList.add("old"), 5000);
 }
 
 function notify(text, command = "") {
@@ -110,7 +115,7 @@ function showProgress() {
   const total = members.get("captioned"), reviewed = members.get("corrected") + members.get("accepted");
   const unsaved = decisions.countUnsaved();
   for (const line of document.querySelectorAll(".progress")) {
-    line.textContent = `${reviewed.toLocaleString("en")} of ${total.toLocaleString("en")} reviewed`;
+    line.textContent = canReview ? `${reviewed.toLocaleString("en")} of ${total.toLocaleString("en")} reviewed` : "";
   }
   find(".rail span", bar).style.width = `${total ? 100 * reviewed / total : 0}%`;
   for (const button of document.querySelectorAll(".undo")) button.setAttribute("aria-disabled", !decisions.nextPaths(false).length);
@@ -170,10 +175,12 @@ function goToUnreviewed() {
 
 function showEditing() {
   field.hidden = find(".editing", large).hidden = !edited;
-  find(".caption", large).hidden = find(".decide", large).hidden = Boolean(edited);
+  find(".caption", large).hidden = Boolean(edited);
+  find(".decide", large).hidden = !canReview || Boolean(edited);
 }
 
 function beginEdit(text = captionOf(looked())) {
+  if (!canReview) return;
   if (!large.open) openLarge(current);
   edited = view[opened];
   field.value = text;
@@ -378,9 +385,9 @@ picker.addEventListener("change", () => {
   if (picker.files.length) load(picker.files[0]);
   picker.value = ""; // the same file may be chosen again
 });
-addEventListener("dragover", event => { if (event.dataTransfer.types.includes("Files")) event.preventDefault(); });
+addEventListener("dragover", event => { if (canReview && event.dataTransfer.types.includes("Files")) event.preventDefault(); });
 addEventListener("drop", event => {
-  if (!event.dataTransfer.files.length) return;
+  if (!canReview || !event.dataTransfer.files.length) return;
   event.preventDefault();
   load(event.dataTransfer.files[0]);
 });
@@ -398,10 +405,10 @@ addEventListener("beforeunload", event => {
 const moves = { ArrowLeft: () => -1, ArrowRight: () => 1, k: () => -1, j: () => 1, ArrowUp: () => -columns,
   ArrowDown: () => columns, Home: () => -Infinity, End: () => Infinity,
   PageUp: () => -columns * pageLines(), PageDown: () => columns * pageLines() };
-const deeds = { a: () => mark(looked(), "accepted"), l: () => mark(looked(), "later"), e: () => beginEdit(),
+const deeds = canReview ? { a: () => mark(looked(), "accepted"), l: () => mark(looked(), "later"), e: () => beginEdit(),
   F2: () => beginEdit(), n: goToUnreviewed, u: () => undo(false), U: () => undo(true), Delete: () => takeBack(looked()),
-  Backspace: () => takeBack(looked()) };
-for (let number = 0; number < 9; number++) deeds[number + 1] = () => pickAlternative(number);
+  Backspace: () => takeBack(looked()) } : {};
+for (let number = 0; canReview && number < 9; number++) deeds[number + 1] = () => pickAlternative(number);
 
 function pageLines() {
   return Math.max(1, Math.floor((innerHeight - find("#controls").offsetHeight) / (heights[Math.floor(current / columns)] + GAP)));
@@ -409,6 +416,7 @@ function pageLines() {
 
 /** Ctrl+S, Ctrl+Z and their like; whether it is one. */
 function withControl(event) {
+  if (!canReview) return false;
   const key = event.key.toLowerCase();
   if (key === "s") save();
   else if (event.target.closest("input, textarea")) return false;
@@ -464,6 +472,7 @@ addEventListener("keydown", event => {
 
 // ---- the start
 
+showEditing();
 readAddress();
 showProgress();
 greet();

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from captionmill.data.captions.examples import Indices
-from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, read_model, write_model
+from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, RankerParts, read_model, write_model
 from captionmill.data.progress import Progress
 from captionmill.stages.decoding.captioner import decode_features
 from captionmill.stages.decoding.trained import choose_rerank
@@ -18,6 +18,7 @@ from captionmill.stages.ranking.packed import pack_ranker, unpack_ranker
 from captionmill.stages.ranking.ranker import Ranker, RankerConfig
 from captionmill.stages.ranking.regression import ImageRegression, Reduction
 from captionmill.stages.training.checkpoint import load_weights
+from captionmill.stages.training.reranking.grow import grow_ranker, is_larger
 from captionmill.stages.training.reranking.matching import MatcherTraining, choose_matcher_epochs
 from captionmill.stages.training.state import Training
 
@@ -29,19 +30,26 @@ _BLOCK_ROWS = 4096
 _FAR = 0.05  # share of the images whose nearest neighbour is farther than usual
 
 
-def add_ranker(training: Training, work_dir: Path, progress: Progress) -> None:
+def add_ranker(training: Training, work_dir: Path, progress: Progress, start: RankerParts | None = None) -> None:
     """Give the best model in `work_dir` its ranker, and the scores of the validation captions that it re-ranks.
 
-    An interrupted one is resumed from its checkpoint in `work_dir`.
+    An interrupted one is resumed from its checkpoint in `work_dir`. `start` is the ranker of the model that the
+    training starts from: if it knows more images, it grows by the new ones, unless another is asked for.
     """
     config = training.config
     is_asked_for = config.search.rerank != "auto" or bool(config.matcher_epochs)
-    is_wanted = is_asked_for or len(training.splits.train) >= FEWEST_IMAGES
+    if is_asked_for or config.matcher_epochs == 0 or not is_larger(start, training):
+        start = None
+    is_wanted = is_asked_for or start is not None or len(training.splits.train) >= FEWEST_IMAGES
     if config.search.rerank == "none" or not is_wanted:
         return
     model = read_model(work_dir)
     load_weights(training.decoder, {name: torch.from_numpy(tensor) for name, tensor in model.tensors.items()})
-    parts = pack_ranker(fit_ranker(training, work_dir, progress))
+    if start is not None:
+        made = grow_ranker(start, training, most_images=MOST_IMAGES)
+    else:
+        made = fit_ranker(training, work_dir, progress)
+    parts = pack_ranker(made)
     ranker = unpack_ranker(parts, str(work_dir), len(training.vocabulary))  # as it is stored
     search = choose_rerank(config.search, [parts])
     scores = dict(model.scores)

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from builders import TINY_TRAINING, make_task
 
+from captionmill.data.captions.vocabulary import UNK
 from captionmill.data.errors import InputError, SettingError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, read_model
 from captionmill.stages.decoding.captioner import Captioner, decode_features
 from captionmill.stages.decoding.explain import explain_features
 from captionmill.stages.settings import Rerank, SearchConfig
+from captionmill.stages.training.reranking.grow import thin_out
 from captionmill.stages.training.reranking.matching import choose_matcher_epochs
 from captionmill.stages.training.train import train
 
@@ -113,6 +115,10 @@ def test_what_a_model_lacks_is_refused_and_greedy_search_stays_greedy(task: Path
         consensus.fit_search(SearchConfig(rerank="matcher"))
     with pytest.raises(SettingError, match="`rerank` applies to beam search only"):
         SearchConfig(sample=True, rerank="both")
+    many = SearchConfig(beam_size=2, alternatives=19)  # as many as there are candidates, if they are re-ranked
+    assert both.fit_search(many).alternatives == 19
+    with pytest.raises(SettingError, match="`alternatives` 19 needs `beam_size` 20 or more, not 2"):
+        plain.fit_search(many)
     ensemble = Captioner.load([task / "model", tmp_path / "plain"], device="cpu")
     assert ensemble.rankers == ()
 
@@ -132,3 +138,30 @@ def test_few_images_get_a_ranker_only_if_it_is_asked_for(task: Path, tmp_path: P
 def test_few_captions_get_more_epochs() -> None:
     assert [choose_matcher_epochs(None, count) for count in (566_000, 30_000, 7_500, 100)] == [10, 10, 20, 40]
     assert choose_matcher_epochs(3, 100) == 3
+
+
+def test_a_training_from_a_model_keeps_its_ranker_which_grows_by_the_new_images(task: Path, tmp_path: Path) -> None:
+    lines = ["image,caption,split", "03.jpg,a red zebra,train", "05.jpg,there is a zebra,train", "09.jpg,a dog,val"]
+    (tmp_path / "corrected.csv").write_text("\n".join(lines) + "\n")
+    config = replace(TINY_TRAINING, init=task / "model", max_epochs=1)
+    train(task / "features.h5", tmp_path / "corrected.csv", tmp_path / "grown", config)
+    old, new = read_model(task / "model"), read_model(tmp_path / "grown")
+    assert old.ranker is not None
+    assert new.ranker is not None
+    assert new.ranker.tensors["captions_per_image"].tolist() == [2] * 8 + [1, 1]
+    assert new.ranker.tensors["words"].max() == new.vocabulary.index("zebra") == len(old.vocabulary)
+    embeddings = [model.ranker.tensors["matcher.embedding.weight"] for model in (old, new) if model.ranker]
+    assert embeddings[1].tolist() == [*embeddings[0].tolist(), embeddings[0][UNK].tolist()]
+    captioner, store = Captioner.load(tmp_path / "grown", device="cpu"), FeatureStore.open(task / "features.h5")
+    search = captioner.fit_search(SearchConfig(beam_size=2, max_length=6))
+    assert search.rerank == "both"
+    assert len(list(captioner.captions(store, store.keys, search))) == 10
+    asked = replace(config, matcher_epochs=0)
+    train(task / "features.h5", tmp_path / "corrected.csv", tmp_path / "without", asked)
+    assert read_model(tmp_path / "without").ranker is None
+
+
+def test_of_many_images_some_are_kept_evenly_spaced() -> None:
+    assert thin_out(8, 20).tolist() == [*range(8)]
+    assert thin_out(8, 4).tolist() == [0, 2, 4, 7]
+    assert thin_out(8, 0).tolist() == [0]
