@@ -27,6 +27,7 @@ from captionmill.stages.decoding.trained import read_models
 from captionmill.stages.encoding.encoder import Encoder, encoder_for_spec, prepare_image
 from captionmill.stages.encoding.engine import build_engine, encode_batches
 from captionmill.stages.encoding.loader import load_batches
+from captionmill.stages.machine import require_machine
 from captionmill.stages.settings import ExtractConfig, SearchConfig
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def explain_image(
     Raises InputError if the image cannot be read, is not in the store or the captions file, or is not the one that the
     store's row was made from; WeightsError and SpecMismatchError as `caption_folder`.
     """
+    require_machine(machine)
     image, folders = _locate(image), find_models(model)
     output, features, weights = map(as_path, (output, features, weights))
     captions = None if captions is None else as_caption_files(captions)

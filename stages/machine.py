@@ -6,13 +6,14 @@ torch takes seconds to import, so only the functions that need it do, and a CPU 
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captionmill.data.errors import InputError
 from captionmill.data.images.memory import BUDGET, usual_budget
-from captionmill.stages.settings import LEAST_MEMORY, Precision
+from captionmill.stages.settings import LEAST_MEMORY, ExtractConfig, Precision
 
 if TYPE_CHECKING:
     import torch
@@ -35,24 +36,34 @@ def means_cpu(device: str) -> bool:
     return device == "cpu"
 
 
+def require_machine(config: ExtractConfig) -> None:
+    """Raise InputError for a device, engine or precision of `config` that this machine cannot have, without torch."""
+    _require_device_name(config.device)
+    if config.engine == "openvino" and config.compile:
+        raise InputError("`engine` openvino compiles by itself: leave `compile` out, or use `engine` torch")
+    if means_cpu(config.device):
+        choose_precision(config.precision, "cpu")
+
+
+def _require_device_name(name: str) -> None:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
+        raise InputError(f"`device` {name}: no such device; use auto, cpu, cuda, cuda:N or mps")
+
+
 def choose_device(name: str) -> "torch.device":
     """The device that `name` (auto, cpu, cuda, cuda:N, mps) means here; InputError if this machine does not have it."""
+    _require_device_name(name)
     import torch
 
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as exc:
-        raise InputError(f"`device` {name}: no such device; use auto, cpu, cuda, cuda:N or mps") from exc
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"`device` {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use `device` cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise InputError("`device` mps: torch sees no Apple GPU here; use `device` cpu")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise InputError(f"`device` {name}: use auto, cpu, cuda, cuda:N or mps")
     return device
 
 

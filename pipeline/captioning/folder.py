@@ -26,7 +26,7 @@ from captionmill.pipeline.captioning.source import CacheConfig, CaptionSource, e
 from captionmill.pipeline.captioning.task import prepare_captions
 from captionmill.stages.decoding.trained import TrainedModels, read_models
 from captionmill.stages.encoding.loader import Failure
-from captionmill.stages.machine import limit_memory
+from captionmill.stages.machine import limit_memory, require_machine
 from captionmill.stages.scoring.statistics import repeats_word
 from captionmill.stages.settings import SearchConfig
 from captionmill.stages.table_settings import TableConfig
@@ -105,8 +105,9 @@ def caption_folder(
     `Captioner.load` does.
     """
     started = time.monotonic()
-    models, output = read_models(model), Path(output)
     machine = cache.machine
+    require_machine(machine)
+    models, output = read_models(model), Path(output)
     limit_memory(machine.memory)
     load = cache_result(partial(_load_captioner, models, machine.device))
     task = prepare_captions(images, output, table, cache.features, embed_into=embed_into, overwrite=overwrite)

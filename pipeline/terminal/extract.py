@@ -105,7 +105,9 @@ def _refuse_early(output: Path | str, config: ExtractConfig, *, overwrite: bool)
     """Raise what `extract` would raise for these, before torch is imported, which takes seconds."""
     from captionmill.data.features.store import FeatureStore, store_exists
     from captionmill.stages.encoding.weights import require_weights
+    from captionmill.stages.machine import require_machine
 
+    require_machine(config)
     require_weights(config)
     if isinstance(output, Path) and not overwrite and store_exists(output):
         FeatureStore.open(output)

@@ -13,7 +13,7 @@ from captionmill.data.images.decode import Pixels
 from captionmill.data.optional import missing_packages
 from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.encoding.loader import Batch
-from captionmill.stages.machine import choose_device, is_out_of_memory, means_cpu
+from captionmill.stages.machine import choose_device, is_out_of_memory, means_cpu, require_machine
 from captionmill.stages.settings import ExtractConfig
 
 _logger = logging.getLogger(__name__)
@@ -35,14 +35,13 @@ class Engine(Protocol):
 
 def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
     """The engine that `config` names for `encoder`; InputError if this machine lacks the device or the package."""
+    require_machine(config)
     device = "cpu" if means_cpu(config.device) else choose_device(config.device).type
     has_openvino = not missing_packages("openvino")
     if config.engine == "openvino" and device != "cpu":
         raise InputError(f"`engine` openvino runs on the CPU: pass `device` cpu, or `engine` torch for {device}")
     if config.engine == "openvino" and not has_openvino:
         raise InputError("`engine` openvino: the package is not installed; pip install openvino, or use `engine` torch")
-    if config.engine == "openvino" and config.compile:
-        raise InputError("`engine` openvino compiles by itself: leave `compile` out, or use `engine` torch")
     if config.precision == "int8" and (
         device != "cpu" or config.engine == "torch" or config.compile or not has_openvino
     ):

@@ -66,13 +66,18 @@ def find_weights(config: ExtractConfig) -> WeightsFile:
 
 
 def require_weights(config: ExtractConfig) -> None:
-    """Raise WeightsError if `config` names a file of weights that is not there."""
+    """Raise WeightsError if `config` names a file of weights that is not there, or that no state_dict begins like."""
     path = Path(config.weights)
     own = (SCENES_WEIGHTS,) if config.backbone == SCENES_BACKBONE else ()
-    if config.weights not in (*NAMED_WEIGHTS, *own) and not path.is_file():
+    if config.weights in (*NAMED_WEIGHTS, *own):
+        return
+    if not path.is_file():
         raise WeightsError(
             f"{path}: no such file; `weights` takes {', '.join(NAMED_WEIGHTS)} or a .pth or .safetensors"
         )
+    with suppress(OSError), path.open("rb") as file:
+        if path.suffix != ".safetensors" and not file.read(2).startswith((b"PK", b"\x80")):  # a zip, or a pickle
+            raise WeightsError(f"{path}: not a readable state_dict (neither a zip file nor a pickle)")
 
 
 def known_hash(file: WeightsFile, backbone: str) -> str | None:
