@@ -176,6 +176,122 @@ class SearchConfig(Configuration):
         1.0, "Sample from only the most likely words that together reach this probability.", least=0.001, most=1
     )
     seed: int = setting(
+        0,
+        "Random seed; the words sampled for an image depend only on it, the image's key and its features.",
+        least=0,
+        most=GREATEST_SEED,
+    )
+
+    @property
+    def longest(self) -> int:
+        """The maximum number of words: `max_length`, or the usual one where it is not set."""
+        return self.max_length or max(USUAL_LENGTH, self.min_length)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_length > self.longest:
+            raise SettingError(f"`min_length` {self.min_length} is more than `max_length` {self.max_length}")
+        if self.sample:
+            usual = {"diversity_groups": (1,), "rerank": ("auto", "none"), "candidates": (USUAL_CANDIDATES,)}
+            for name, values in usual.items():
+                if getattr(self, name) not in values:
+                    raise SettingError(f"`{name}` applies to beam search only: leave it or `sample` out")
+            return
+        is_reranked = self.rerank != "none" and (self.rerank != "auto" or self.beam_size > 1)
+        found, least = max(self.beam_size, self.candidates * is_reranked), self.alternatives + 1
+        if found < least:
+            names = "`beam_size` or `candidates`" if is_reranked else "`beam_size`"
+            raise SettingError(f"`alternatives` {self.alternatives} needs {names} {least} or more, not {found}")
+        if self.beam_size % self.diversity_groups:
+            raise SettingError(
+                f"`beam_size` {self.beam_size} is not a multiple of `diversity_groups` {self.diversity_groups}"
+            )
+        for name, neutral in (("temperature", 1), ("top_k", 0), ("top_p", 1)):
+            if getattr(self, name) != neutral:
+                raise SettingError(f"`{name}` applies to sampling only: set `sample` too")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Configuration):
+    """Stage two: the decoder's size and how it is trained; defaults were chosen by measurement (docs/benchmarks.md)."""
+
+    init: AnyPath | None = setting(
+        None, "Model to start from; new words join its own.", unset="fresh weights", example="base", path_to="model"
+    )
+    teacher: tuple[AnyPath, ...] = setting(
+        (), "Model whose probabilities of each word are learned too; of several, their mean.", path_to="model"
+    )
+    teacher_weight: float = setting(
+        0.5, "Weight of the teachers' probabilities in the loss; the captions have the rest.", least=0, most=1
+    )
+    min_count: int = setting(5, "Minimum number of times that a word occurs; rarer words become <unk>.", least=1)
+    image_input: ImageInput = setting(
+        "init",
+        "Where the image enters the decoder. init: the LSTM's initial state; first: before the first word; every: with "
+        "every word.",
+    )
+    feature_scaling: FeatureScaling = setting(
+        "standardize-unit",
+        "Scaling of the features. standardize: each number; unit: each row to length 1; standardize-unit: both.",
+    )
+    embed_dim: int = setting(512, "Size of the word embeddings.", least=1, most=65_536)
+    hidden_dim: int = setting(512, "Size of the hidden state of the LSTM.", least=1, most=65_536)
+    layers: int = setting(1, "Number of LSTM layers.", least=1, most=100)
+    tie_weights: bool = setting(True, "Use the word embeddings as output weights too.")
+    dropout: float = setting(0.5, "Dropout rate of the embeddings and outputs in training.", least=0, most=1)
+    feature_dropout: float = setting(0.3, "Dropout rate of the image features in training.", least=0, most=1)
+    forget_bias: float = setting(  # with 0, half of the memory, and so of the image, is lost at each word
+        2.0, "Initial bias of the LSTM's forget gates; with a higher bias it remembers longer.", least=0, most=10
+    )
+    label_smoothing: float = setting(
+        0.1, "Label smoothing: share of each target that is spread evenly over all words.", least=0, most=1
+    )
+    batch_size: int = setting(64, "Captions per optimizer step, over all processes together.", least=1, most=1_000_000)
+    learning_rate: float = setting(
+        1e-3,
+        "Peak learning rate of AdamW, reached after a tenth of the steps; then it falls to 0 along a cosine.",
+        least=0,
+    )
+    weight_decay: float = setting(0.0, "Weight decay of AdamW, applied to matrices only.", least=0)
+    clip_norm: float = setting(1.0, "Gradients are clipped to this norm.", least=0.001)  # 0 would remove the gradient
+    max_epochs: int | None = setting(
+        None,
+        "Maximum number of passes over the training captions.",
+        least=1,
+        unset="6, up to 100 for few captions",
+        example=20,
+    )
+    patience: int | None = setting(
+        None,
+        "Epochs without a better validation CIDEr-D (or loss, where that says nothing) after which training stops.",
+        least=1,
+        unset="half of the epochs",
+        example=10,
+    )
+    self_critical_epochs: int = setting(
+        0,
+        "Further passes over the training images that reward sampled captions by their CIDEr-D (self-critical).",
+        least=0,
+    )
+    self_critical_learning_rate: float = setting(1e-4, "Peak learning rate of AdamW in self-critical epochs.", least=0)
+    self_critical_samples: int = setting(
+        5,
+        "Captions sampled per image in the self-critical epochs; each one's baseline is the others' mean reward.",
+        least=2,
+        most=1000,
+    )
+    matcher_epochs: int | None = setting(
+        None,
+        "Passes over the training captions for the matcher, which re-ranks captions by the image; 0: no matcher.",
+        least=0,
+        unset="10, up to 40 for few captions; under 100 training images, or fewer than a model to start from had: none",
+        example=10,
+    )
+    max_length: int | None = length_setting(
+        "Maximum number of words in a training or validation caption; longer ones are cut, and have no end to learn.",
+        unset="20, or more, up to 100, if that cuts over 2 % of the training captions",
+    )
+    seed: int = setting(
         0, "Random seed of weights, the captions' order and, without splits, 90/5/5.", least=0, most=GREATEST_SEED
     )
     device: str = device_setting()
