@@ -81,9 +81,7 @@ def draw_moment(draw: random.Random, whole: Ending) -> dict[str, Any]:
     return {"seconds": draw.uniform(0, 1.1 * whole.seconds)}
 
 
-def _run(
-    words: Sequence[str], folder: Path, log: Path, environment: dict[str, str], last: int, counted: Any
-) -> None:
+def _run(words: Sequence[str], folder: Path, log: Path, environment: dict[str, str], last: int, counted: Any) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

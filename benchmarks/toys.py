@@ -1,8 +1,10 @@
 """A small world of files, and every command that writes in it: a helper of faults.py and soak.py."""
 
 import csv
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +79,9 @@ _OLD_MODEL = f"train features.h5 --output out {_TRAINING} --seed 1"
 _OLD_TABLE = f"{_CAPTION} --model model --output out.csv"
 JOBS = [
     Job("extract", f"extract photos --output out.h5 {_NET}"),
-    Job("extract more", f"extract photos --output out.h5 {_NET}", (f"extract photos --output out.h5 --limit 5 {_NET}",)),
+    Job(
+        "extract more", f"extract photos --output out.h5 {_NET}", (f"extract photos --output out.h5 --limit 5 {_NET}",)
+    ),
     Job(
         "extract --overwrite",
         f"extract photos --output out.h5 --preprocess crop --overwrite {_NET}",
@@ -122,10 +126,7 @@ JOBS = [
         "evaluate",
         f"evaluate features.h5 --model model --captions photos.csv --output out.json --per-image out.csv {_CPU} "
         f"--resamples 10 --against other {_SEARCH}",
-        (
-            f"evaluate features.h5 --model other --captions photos.csv --output out.json --per-image out.csv {_CPU} "
-            f"--resamples 10 {_SEARCH}",
-        ),
+        (f"evaluate features.h5 --model other --captions photos.csv --output out.json --per-image out.csv {_CPU}",),
     ),
     Job("leaks", f"leaks features.h5 --model model --threshold 0.1 --output out.csv {_CPU}"),
     Job("duplicates", f"duplicates features.h5 --threshold 0.1 --output out.csv {_CPU}"),
@@ -133,7 +134,7 @@ JOBS = [
     Job(
         "search",
         f"search features.h5 a --model model --output out.csv --gallery out.html --images photos {_CPU}",
-        (f"search features.h5 --like red.png --model model --output out.csv --gallery out.html --images photos {_CPU}",),
+        (f"search features.h5 --like red.png --model model --output out.csv --gallery out.html --images some {_CPU}",),
     ),
     Job(
         "caption, gallery, sidecars, metadata",
@@ -170,7 +171,13 @@ JOBS = [
         "compare table.csv other.csv --captions photos.csv --output out.csv --page out.html --images photos",
     ),
     Job("explain", f"explain photos/red.png --model model --output out.html {_SEARCH} {_CPU} --engine torch"),
-    Job("export", "export model --output out --no-encoder", (), "out/manifest.json", ("out/*.onnx", "out/vocabulary.json")),
+    Job(
+        "export",
+        "export model --output out --no-encoder",
+        (),
+        "out/manifest.json",
+        ("out/*.onnx", "out/vocabulary.json"),
+    ),
     Job(
         "export --overwrite",
         "export model other --output out --no-encoder --overwrite",
@@ -181,10 +188,19 @@ JOBS = [
     Job("card", "card model --scores scores.json"),
     Job("pack", "pack model out.tar", ("pack other out.tar",)),
     Job("init", "init out.toml"),
-    Job("report", "report model --features features.h5 --scores scores.json --captions-table table.csv --output out.html"),
+    Job(
+        "report",
+        "report model --features features.h5 --scores scores.json --captions-table table.csv --output out.html",
+    ),
     Job("run", "run pipeline.toml"),
     Job("run --from", "run pipeline.toml --from train", ("run pipeline.toml",)),
 ]
+
+COMMANDS_OF_SOAK = (
+    f"extract photos --output out.features.h5 {_NET}",
+    f"{_FRESH} --model model --output out.csv --sidecar .txt --gallery out.html",
+    "apply decisions.csv --to out.csv",
+)
 
 
 def command(folder: Path, words: str) -> None:
@@ -192,6 +208,18 @@ def command(folder: Path, words: str) -> None:
     ending = live(words.split(), folder)
     if ending.code:
         raise SystemExit(f"captionmill {words} ended with {ending.code}: {ending.output}")
+
+
+@contextmanager
+def fill_disk(disk: Path, free: int) -> Iterator[None]:
+    """Leave `free` bytes on the file system of the folder `disk` during the block."""
+    filler = disk / "filler"
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(disk).free - free))
+    try:
+        yield
+    finally:
+        filler.unlink()
 
 
 def make_world(folder: Path) -> Path:
@@ -212,7 +240,7 @@ def make_world(folder: Path) -> Path:
         f"train features.h5 --output other {_TRAINING} --seed 5",
         f"{_CAPTION} --model model --output table.csv",
         f"{_CAPTION} --model other --output other.csv",
-        f"evaluate features.h5 --model model --captions photos.csv --output scores.json --resamples 10 {_SEARCH} {_CPU}",
+        f"evaluate features.h5 --model model --captions photos.csv --output scores.json --resamples 10 {_CPU}",
     ):
         command(folder, words)
     make_damaged(folder / "features.h5", folder / "damaged.h5")
@@ -234,7 +262,10 @@ def make_damaged(store: Path, path: Path) -> None:
     """A copy of the store of one file with two damaged rows."""
     content = bytearray(store.read_bytes())
     with h5py.File(store) as file:
-        offset, row_bytes = file["features"].id.get_offset(), file["features"].dtype.itemsize * file["features"].shape[1]
+        offset, row_bytes = (
+            file["features"].id.get_offset(),
+            file["features"].dtype.itemsize * file["features"].shape[1],
+        )
     for row in (1, 4):
         content[offset + row * row_bytes + 7] ^= 1
     path.write_bytes(content)
