@@ -12,7 +12,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Sequence
-from ctypes import c_int
+from ctypes import c_double
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -41,6 +41,8 @@ class Ending:
     code: int
     """Exit code; of a process that a signal killed, its number below zero."""
     seconds: float
+    cpu_seconds: float
+    """0 for a life that was killed."""
     changes: int
     """How often it was about to change a folder: to open a file for writing, to rename or to remove one."""
     output: str
@@ -58,7 +60,7 @@ def live(
     Raises TimeoutError, after a kill, if it has not ended by itself in `most_s` seconds.
     """
     log = folder.with_name(f"{folder.name}.output")
-    counted = _CONTEXT.Value(c_int, 0, lock=False)
+    counted = _CONTEXT.Array(c_double, 2, lock=False)
     process = _CONTEXT.Process(target=_run, args=(list(words), folder, log, dict(os.environ), changes or 0, counted))
     started = time.monotonic()
     process.start()
@@ -71,7 +73,7 @@ def live(
             raise TimeoutError(f"{' '.join(words)} has not ended in {most_s:.0f} s")
     assert process.exitcode is not None
     text = log.read_text(errors="replace") if log.exists() else ""
-    return Ending(process.exitcode, time.monotonic() - started, counted.value, text)
+    return Ending(process.exitcode, time.monotonic() - started, counted[1], int(counted[0]), text)
 
 
 def draw_moment(draw: random.Random, whole: Ending) -> dict[str, Any]:
@@ -95,14 +97,17 @@ def _run(words: Sequence[str], folder: Path, log: Path, environment: dict[str, s
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
         if event in _CHANGES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
-            counted.value += 1
-            if counted.value == last:
+            counted[0] += 1
+            if counted[0] == last:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)
     from captionmill.cli import main
 
-    main(words, prog_name="captionmill")
+    try:
+        main(words, prog_name="captionmill")
+    finally:
+        counted[1] = time.process_time()
 
 
 def _review(address: str) -> None:
