@@ -262,10 +262,9 @@ def main() -> None:
                 print(f"{faults.tried.total()} tried after {time.monotonic() - started:.0f} s", flush=True)
     print(f"\n| {arguments.kind} | seconds of a core, changes | tried | held |\n|---|---|---|---|")
     for case in cases.values():
-        name = case.job.name
-        print(
-            f"| {name} | {case.whole.cpu_seconds:.1f}, {case.whole.changes} | {faults.tried[name]} | {faults.held[name]} |"
-        )
+        name, whole = case.job.name, case.whole
+        counts = f"{faults.tried[name]} | {faults.held[name]}"
+        print(f"| {name} | {whole.cpu_seconds:.1f}, {whole.changes} | {counts} |")
     print(f"| all | | {faults.tried.total():,} | {faults.held.total():,} |")
     print(f"seed {arguments.seed}, {time.monotonic() - started:.0f} s; {dict(faults.ends)}")
     sys.exit(faults.tried != faults.held)
