@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -20,7 +21,11 @@ from photos import Command, run_command
 from PIL import Image
 
 Image.MAX_IMAGE_PIXELS = None
-FORMATS = {"png": {"compress_level": 1}, "jpg": {"quality": 50}, "tif": {"compression": "tiff_adobe_deflate"}}
+FORMATS: dict[str, dict[str, Any]] = {
+    "png": {"compress_level": 1},
+    "jpg": {"quality": 50},
+    "tif": {"compression": "tiff_adobe_deflate"},
+}
 SPARE_GB = 0.1
 
 

@@ -3,7 +3,7 @@
 python benchmarks/soak.py [--seconds 1800] [--seed 0] [--disk DIR]
 
 Each round draws a fault for each command: some images are damaged before and whole again after, Ctrl-C comes at a
-random moment, or, with --disk DIR, a file system of its own such as `mount -t tmpfs -o size=64m tmpfs DIR` makes, the
+random moment, or, with --disk DIR, another file system such as `mount -t tmpfs -o size=64m tmpfs DIR` makes, the
 disk is full. Then the commands run without a fault, and what they leave must be the same bytes in every round. Prints
 memory, open files and threads after each twentieth of the time; fails if they grow in the second half.
 """

@@ -114,7 +114,7 @@ class Model:
 
 
 def run(table: Path, action: Run) -> list[str]:
-    made = []
+    made: list[str] = []
 
     def make_rows(missing: Sequence[str]) -> Iterator[CaptionRow]:
         for key in missing:
