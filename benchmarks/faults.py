@@ -26,6 +26,7 @@ import shutil
 import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ USUAL_S = 2
 
 @dataclass(frozen=True)
 class Rows:
-    """A store: the features' origin, and a checksum for each key."""
+    """A store: the features' origin, and a checksum of each row, without the time of its image."""
 
     spec: str
     checksums: dict[str, int]
@@ -94,11 +95,11 @@ def take_snapshot(folder: Path) -> Snapshot:
             continue
         if path.name.endswith(".h5"):
             store = FeatureStore.open(path)
-            if store.verify() and "damaged" not in name:
-                raise CaptionmillError(f"{name}: {len(store.verify())} damaged rows")
-            found[name] = Rows(
-                str(store.spec), {key: int(store.row_checksums([at])[0]) for at, key in enumerate(store.keys)}
-            )
+            damaged = set(store.verify())
+            if damaged and "damaged" not in name:
+                raise CaptionmillError(f"{name}: {len(damaged)} damaged rows")
+            rows = {key: -1 if key in damaged else zlib.crc32(store[key].tobytes()) for key in store.keys}
+            found[name] = Rows(str(store.spec), rows)
         elif name.endswith(".log.csv"):
             read_records(path.with_name(path.name.removesuffix(".log.csv")))
         elif path.name == "pipeline.made.json":
@@ -108,8 +109,8 @@ def take_snapshot(folder: Path) -> Snapshot:
         else:
             content = path.read_bytes()
             if path.name == "history.csv":
-                rows = list(csv.DictReader(content.decode().splitlines()))
-                content = repr([{**row, "captions_per_s": "", "duration_s": ""} for row in rows]).encode()
+                epochs = list(csv.DictReader(content.decode().splitlines()))
+                content = repr([{**row, "captions_per_s": "", "duration_s": ""} for row in epochs]).encode()
             for pattern, replacement in VOLATILE:
                 content = pattern.sub(replacement, content)
             found[name] = content
