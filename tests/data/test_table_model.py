@@ -89,7 +89,7 @@ class Model:
 
     def run(self, action: Run) -> list[str]:
         """The keys that are captioned."""
-        made = []
+        made: list[str] = []
         self.take_edits()
         for key in sorted(action.keys):
             if self.made.get(key) != action.model:

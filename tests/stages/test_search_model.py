@@ -10,8 +10,7 @@ from properties import plain
 from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START
-from captionmill.stages.decoding.decoder import State
-from captionmill.stages.decoding.search import search_captions
+from captionmill.stages.decoding.search import State, search_captions
 from captionmill.stages.settings import SearchConfig
 
 WORDS = tuple(range(len(SPECIAL_WORDS), len(SPECIAL_WORDS) + 3))
