@@ -156,6 +156,7 @@ class Faults:
         """The folder in which every command runs: files may name it."""
         self.jobs = [job for job in JOBS if not names or job.name in names]
         self.tried, self.held, self.ends = Counter[str](), Counter[str](), Counter[str]()
+        shutil.rmtree(self.here, ignore_errors=True)
         make_world(self.here)
         self.here.rename(work / "world") if disk is None else shutil.move(self.here, work / "world")
 

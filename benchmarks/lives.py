@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import threading
 import time
 import webbrowser
@@ -59,7 +60,7 @@ def live(
 
     Raises TimeoutError, after a kill, if it has not ended by itself in `most_s` seconds.
     """
-    log = folder.with_name(f"{folder.name}.output")
+    log = Path(tempfile.gettempdir(), f"captionmill-{os.getpid()}.output")  # not where a disk may be full
     counted = _CONTEXT.Array(c_double, 2, lock=False)
     process = _CONTEXT.Process(target=_run, args=(list(words), folder, log, dict(os.environ), changes or 0, counted))
     started = time.monotonic()
@@ -73,6 +74,7 @@ def live(
             raise TimeoutError(f"{' '.join(words)} has not ended in {most_s:.0f} s")
     assert process.exitcode is not None
     text = log.read_text(errors="replace") if log.exists() else ""
+    log.unlink(missing_ok=True)
     return Ending(process.exitcode, time.monotonic() - started, counted[1], int(counted[0]), text)
 
 
