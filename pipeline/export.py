@@ -71,6 +71,8 @@ def export_model(
     if with_encoder:
         networks.append(portable_encoder(encoder_for_spec(captioner.spec, ExtractConfig(device="cpu"), weights)))
     networks += portable_decoder(captioner.decoder)
+    if not (output / MANIFEST_NAME).exists():
+        _remove_export(output)  # what a kill left of one, while `staging` still shows whose it is
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
@@ -154,13 +156,20 @@ def _put_in_place(staging: Path, output: Path) -> list[str]:
     """Move all files into `output`, the manifest last; what an older export had goes, its manifest first."""
     names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name == MANIFEST_NAME, name))
     output.mkdir(parents=True, exist_ok=True)
-    (output / MANIFEST_NAME).unlink(missing_ok=True)
-    for stem in _STEMS:
-        for suffix in _SUFFIXES:
-            (output / (stem + suffix)).unlink(missing_ok=True)
-    for name in names:
-        (staging / name).replace(output / name)
+    _remove_export(output)
+    try:
+        for name in names:
+            (staging / name).replace(output / name)
+    except BaseException:  # Ctrl-C too: `staging` goes, and without it the rest would be taken for other files
+        _remove_export(output)
+        raise
     return names
+
+
+def _remove_export(output: Path) -> None:
+    """Remove the files of an export from a folder, the manifest first."""
+    for name in (MANIFEST_NAME, VOCABULARY_NAME, *(stem + suffix for stem in _STEMS for suffix in _SUFFIXES)):
+        (output / name).unlink(missing_ok=True)
 
 
 def _to_json(value: Any) -> str:

@@ -11,6 +11,7 @@ a store that opens, and loses only rows that are not yet in a part.
 """
 
 import bisect
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -22,7 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 from captionmill.data.errors import MissingRowError, StoreDamageError, StoreError
-from captionmill.data.features.file import Block, Features, Sources, StoreFile, checksum_rows, read_store_file
+from captionmill.data.features.file import (
+    Block,
+    Features,
+    Sources,
+    StoreFile,
+    checksum_rows,
+    read_store_file,
+    write_store_file,
+)
 from captionmill.data.features.parts import part_paths, report_foreign_files
 from captionmill.data.features.rows import mean_views
 from captionmill.data.features.spec import join_engines
@@ -62,8 +71,17 @@ def delete_store(path: Path) -> None:
 
 
 def replace_store(new: Path, path: Path) -> None:
-    """Replace the store `path` by the finished file `new`, a store without parts."""
-    for part in part_paths(path):
+    """Replace the store `path` by the finished file `new`, a store without parts.
+
+    The parts of the old store are joined into its file first, if it can be read: a kill leaves one of the two, whole.
+    """
+    parts = part_paths(path)
+    if parts:
+        with contextlib.suppress(StoreError, OSError):  # damaged, or no room: then it goes as it is
+            old = FeatureStore.open(path)
+            blocks = old.stored_blocks(old.keys)
+            write_store_file(path, old.spec, len(old), blocks, dtype=old.dtype, made_by=old.made_by)
+    for part in parts:
         part.unlink()
     new.replace(path)
 

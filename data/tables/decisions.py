@@ -62,7 +62,9 @@ def apply_decisions(decisions: AnyPath, table: AnyPath, *, dry_run: bool = False
         convert_older(table, journal)
         known = journal.known((), np.empty(0, dtype=np.uint32), {})
         edits = {review.path: review for review in take_edits(table, journal, known, keep_copy=not dry_run)}
-        rows = {row.path: edits[row.path].apply(row) if row.path in edits else row for row in read_captions(table)}
+        shown_now = {row.path: row for row in read_captions(table)}
+        person = known.reviews | edits  # some may be in the journal only: a run took them from the table, and failed
+        rows = {path: person[path].apply(row) if path in person else row for path, row in shown_now.items()}
         made = journal.rendered_rows(reviewed=False)
         reviews: dict[str, Review] = {}
         decided_rows: dict[str, CaptionRow] = {}
@@ -82,7 +84,7 @@ def apply_decisions(decisions: AnyPath, table: AnyPath, *, dry_run: bool = False
                 conflicts.append(Conflict(review.path, f"decided about {shown!r}, but the table says {row.caption!r}"))
             else:
                 reviews[review.path], decided_rows[review.path] = review, after
-        if not dry_run and (reviews or edits):
+        if not dry_run and (reviews or rows != shown_now):
             with journal.append(known.end) as writer:
                 writer.add_reviews([*edits.values(), *reviews.values()])
             _render(table, rows | decided_rows, journal)

@@ -99,6 +99,21 @@ def test_what_changed_since_the_page_was_made_is_a_conflict(tmp_path: Path) -> N
     )
 
 
+def test_a_correction_that_a_failed_run_took_from_the_table_is_in_it_after_a_merge(tmp_path: Path) -> None:
+    table = make_table(tmp_path / "t.csv")
+    table.write_bytes(table.read_bytes().replace(b"first of b.jpg", b"a cat"))
+
+    def fail(_: Sequence[str]) -> list[CaptionRow]:
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        update_captions(table, WantedTable(KEYS, np.zeros(len(KEYS), np.uint32), {"model": "second"}), fail)
+    decisions = [("a.jpg", "corrected", "a dog", "first of a.jpg"), ("b.jpg", "accepted", "", "first of b.jpg")]
+    conflict = Conflict("b.jpg", "decided about 'first of b.jpg', but the table says 'a cat'")
+    assert apply_decisions(decide(tmp_path / "d.csv", *decisions), table) == DecisionSummary(1, 0, 0, 0, (conflict,))
+    assert rows_of(table)["b.jpg"] == CaptionRow("b.jpg", "a cat", None, status="corrected")
+
+
 @pytest.mark.parametrize(("mark", "encoding"), [(";", "utf-8"), ("\t", "utf-16")])
 def test_decisions_that_a_spreadsheet_saved_are_merged(mark: str, encoding: str, tmp_path: Path) -> None:
     table = make_table(tmp_path / "t.csv")

@@ -264,6 +264,30 @@ def test_overwriting_replaces_the_parts_of_the_old_store_too(tmp_path: Path) -> 
     np.testing.assert_array_equal(merged[KEYS[0]], ROWS[0])
 
 
+@pytest.mark.parametrize("deleted", [0, 1])
+def test_a_kill_while_a_store_is_replaced_leaves_the_rows_of_its_parts(
+    deleted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = write(tmp_path / "merged.h5", range(4))
+    add_part(output, [KEYS[0], "old.jpg"], make_rows(2, seed=1))
+    add_part(output, ["older.jpg"], make_rows(1, seed=2))
+    before = FeatureStore.open(output).digest()
+    parts, unlink = part_paths(output), Path.unlink
+
+    def stop_at_a_part(path: Path, missing_ok: bool = False) -> None:
+        if path == parts[deleted]:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", stop_at_a_part)
+    with pytest.raises(KeyboardInterrupt):
+        merge_stores(write_shards(tmp_path, 2), output, overwrite=True)
+    assert FeatureStore.open(output).digest() == before
+    monkeypatch.undo()
+    merge_stores(write_shards(tmp_path, 2), output, overwrite=True)
+    assert FeatureStore.open(output).keys == KEYS
+
+
 def test_a_refused_merge_leaves_the_output_to_overwrite_as_it_was(tmp_path: Path) -> None:
     output = write(tmp_path / "merged.h5", range(4))
     add_part(output, ["old.jpg"], make_rows(1))

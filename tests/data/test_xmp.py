@@ -97,3 +97,14 @@ def test_our_description_is_found_after_another_program_has_written_the_packet()
 )
 def test_what_somebody_described_or_is_no_packet_is_not_changed(content: bytes) -> None:
     assert with_description(content, TEXT) is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "latin-1"])
+def test_a_packet_with_a_document_type_is_none(encoding: str) -> None:
+    text = new_packet("a dog").decode()
+    start = f'<?xml version="1.0" encoding="{encoding}"?>'
+    packet = text[text.index("<x:xmpmeta") : text.index("<?xpacket end")]
+    read = read_packet((start + packet).encode(encoding))
+    assert read is not None
+    assert read.description == "a dog"
+    assert read_packet((start + '<!DOCTYPE x [<!ENTITY a "aaaa">]>' + packet).encode(encoding)) is None

@@ -149,6 +149,38 @@ def test_an_export_killed_while_it_took_its_place_is_made_by_the_same_command(
 
 
 @needs_onnx
+def test_an_export_killed_twice_or_stopped_while_it_took_its_place_is_made_by_the_same_command(
+    trained: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = shutil.copytree(exported, tmp_path / "out")
+    left = tmp_path / ".out.partial"
+    left.mkdir()
+    (output / "manifest.json").rename(left / "manifest.json")  # what a kill leaves
+    arguments = ["export", trained / "model", "--output", output, "--no-encoder"]
+    replace_path, mkdir = Path.replace, Path.mkdir
+
+    def stop_at_the_manifest(path: Path, target: Path) -> None:
+        if target == output / "manifest.json":
+            raise KeyboardInterrupt
+        replace_path(path, target)
+
+    def stop_at_the_staging(path: Path, *arguments: Any, **options: Any) -> None:
+        if path == left:
+            raise KeyboardInterrupt
+        mkdir(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", stop_at_the_staging)
+        assert run(*arguments).exit_code == 1
+    assert not left.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop_at_the_manifest)
+        assert run(*arguments).exit_code == 1
+    assert run(*arguments).exit_code == 0
+    assert (output / "manifest.json").exists()
+
+
+@needs_onnx
 def test_a_folder_of_other_things_is_left_alone(trained: Path) -> None:
     message = fail("export", trained / "model", "--output", trained / "model")
     assert message == f"Error: {trained / 'model'}: holds other files; name another folder as --output"

@@ -1,0 +1,275 @@
+"""Kills and full disks for every command that writes: what was there stays whole, and the same command ends it.
+
+python benchmarks/faults.py kills [--count 1000] [--seconds 3600] [--seed 0] [--jobs extract "caption --in-place" ...]
+python benchmarks/faults.py disks --disk DIR [--count 200] [--seconds 3600] [--seed 0] [--jobs ...]
+
+Each job is a real command over a small world of files (benchmarks/toys.py), started by a fork server.
+
+kills   SIGKILL at a random moment: half of them at a random time, half when the command is about to change a folder
+        for the n-th time: to open a file for writing, to rename or to remove one.
+disks   DIR is another file system, such as `mount -t tmpfs -o size=64m tmpfs DIR` makes; a random number of its
+        bytes are free.
+
+After each, every file that was there before must be as before or as an uninterrupted run leaves it, whatever is new
+must be as that run leaves it, and every store must open, verify and have lost no row. Then the same command runs again,
+mostly after further kills, and must leave the same bytes as the uninterrupted run, and no partial file. Prints how many
+were tried and held.
+"""
+
+import argparse
+import csv
+import fnmatch
+import os
+import random
+import re
+import shutil
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from lives import Ending, draw_moment, live
+from toys import JOBS, Job, command, fill_disk, make_world
+
+from captionmill.data.errors import CaptionmillError
+from captionmill.data.features.log import read_records
+from captionmill.data.features.store import FeatureStore, store_exists
+from captionmill.data.models.bundle import read_model
+from captionmill.data.tables.formats import is_caption_table, read_captions
+from captionmill.pipeline.plan.records import Workspace
+
+Snapshot = dict[str, Any]
+WORK = re.compile(
+    r"(.*/)?(\.[^/]*\.(partial|made|new)|[^/]*\.training|[^/]*\.parts|\.lock|[^/]*\.lock)(/.*)?", re.DOTALL
+)
+"""What a command writes while it works, by its path; `docs/formats.md` describes it."""
+VOLATILE = (
+    (re.compile(rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?[\d.+:Z]*"), b"TIME"),
+    (re.compile(rb'("(?:seconds|duration_s|seconds_[a-z_]*|[a-z_]*_s)": )[\d.e-]+'), rb"\1S"),
+)
+"""What differs from run to run: times of day, and how long something took."""
+
+MORE_KILLS = 0.7
+"""The share of kills that are followed by another one in the same place."""
+USUAL_S = 2
+"""A job that takes more time of a core is tried more rarely."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A store: the features' origin, and a checksum of each row, without the time of its image."""
+
+    spec: str
+    checksums: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job with what it finds and what it leaves."""
+
+    job: Job
+    start: Path
+    before: Snapshot
+    after: Snapshot
+    whole: Ending
+
+
+def take_snapshot(folder: Path) -> Snapshot:
+    """What each file below `folder` holds; raises an error of captionmill if one cannot be read."""
+    found: Snapshot = {}
+    for entry in sorted(folder.rglob("*")):
+        path = entry.with_suffix("") if entry.name.endswith(".h5.parts") else entry
+        name = path.relative_to(folder).as_posix()
+        if path != entry:
+            if not store_exists(path):
+                continue
+        elif not path.is_file() or WORK.fullmatch(name) or path.parent.name == "events":
+            continue
+        if path.name.endswith(".h5"):
+            store = FeatureStore.open(path)
+            damaged = set(store.verify())
+            if damaged and "damaged" not in name:
+                raise CaptionmillError(f"{name}: {len(damaged)} damaged rows")
+            rows = {key: -1 if key in damaged else zlib.crc32(store[key].tobytes()) for key in store.keys}
+            found[name] = Rows(str(store.spec), rows)
+        elif name.endswith(".log.csv"):
+            read_records(path.with_name(path.name.removesuffix(".log.csv")))
+        elif path.name == "pipeline.made.json":
+            Workspace(path.with_name("pipeline.toml"))
+        elif name == "report.html":  # that of `run` shows how long each task took
+            found[name] = path.read_bytes().rstrip().endswith(b"</html>")
+        else:
+            content = path.read_bytes()
+            if path.name == "history.csv":
+                epochs = list(csv.DictReader(content.decode().splitlines()))
+                content = repr([{**row, "captions_per_s": "", "duration_s": ""} for row in epochs]).encode()
+            for pattern, replacement in VOLATILE:
+                content = pattern.sub(replacement, content)
+            found[name] = content
+            if path.name == "bundle.json":
+                read_model(path.parent)
+            elif name.startswith("out.") and path.suffix in (".csv", ".jsonl", ".parquet") and is_caption_table(path):
+                list(read_captions(path))
+    return found
+
+
+def find_faults(case: Case, now: Snapshot) -> list[str]:
+    """What is neither as before nor as after the job."""
+    job, before, after = case.job, case.before, case.after
+    belonging = {name for name in {*before, *after, *now} if any(fnmatch.fnmatch(name, one) for one in job.set_of)}
+    faults = []
+    if job.mark in now:
+        versions = [all(now.get(name) == old.get(name) for name in belonging | {job.mark}) for old in (before, after)]
+        faults += [] if any(versions) else [f"{job.mark}: its other files are of another version"]
+    for name in {*before, *now} - (belonging | {job.mark} if job.mark else set()):
+        is_, was, will = now.get(name), before.get(name), after.get(name)
+        if is_ in (was, will) or (isinstance(is_, Rows) and is_between(is_, was, will)):
+            continue
+        faults.append(f"{name}: {'lost' if is_ is None else 'neither as before nor as after'}")
+    return faults
+
+
+def is_between(store: Rows, before: Rows | None, after: Rows | None) -> bool:
+    """Whether an unfinished store has lost no row, and has none that neither an earlier nor the finished one has."""
+    known = [old for old in (before, after) if old is not None and old.spec == store.spec]
+    if before is not None and before.spec != store.spec:
+        return False
+    kept = set() if before is None else {key for key in before.checksums if after is None or key in after.checksums}
+    rows = store.checksums
+    return kept <= rows.keys() and all(any(old.checksums.get(key) == rows[key] for old in known) for key in rows)
+
+
+class Faults:
+    """Tries faults in one folder, and counts."""
+
+    def __init__(self, work: Path, seed: int, names: Sequence[str], *, disk: Path | None) -> None:
+        self.work, self.seed = work, seed
+        self.here = (disk or work) / "here"
+        """The folder in which every command runs: files may name it."""
+        self.jobs = [job for job in JOBS if not names or job.name in names]
+        self.tried, self.held, self.ends = Counter[str](), Counter[str](), Counter[str]()
+        shutil.rmtree(self.here, ignore_errors=True)
+        make_world(self.here)
+        self.here.rename(work / "world") if disk is None else shutil.move(self.here, work / "world")
+
+    def lay(self, folder: Path) -> None:
+        shutil.rmtree(self.here, ignore_errors=True)
+        shutil.copytree(folder, self.here)
+
+    def prepare(self, number: int) -> Case:
+        """Run a job without a fault."""
+        job, start = self.jobs[number], self.work / f"start-{number}"
+        self.lay(self.work / "world")
+        for words in job.before:
+            command(self.here, words)
+        shutil.copytree(self.here, start)
+        before = take_snapshot(self.here)
+        whole = live(job.words.split(), self.here)
+        if whole.code:
+            raise SystemExit(f"captionmill {job.words} ended with {whole.code}: {whole.output}")
+        return Case(job, start, before, take_snapshot(self.here), whole)
+
+    def report(self, case: Case, faults: Sequence[str], how: str) -> None:
+        self.held[case.job.name] += not faults
+        for fault in faults:
+            print(f"{case.job.name}, {how}: {fault}", flush=True)
+
+    def finish(self, case: Case) -> list[str]:
+        """Run the command again, without a fault, and compare what it leaves."""
+        try:
+            ending = live(case.job.words.split(), self.here)
+            now = take_snapshot(self.here)
+        except (CaptionmillError, TimeoutError) as exc:
+            return [f"after the next run: {exc}"]
+        if ending.code and now != case.after:  # a job that refuses to do again what it has done is right
+            return [f"the next run ended with {ending.code}: {ending.output[-500:]}"]
+        names = {*now, *case.after}
+        faults = [f"{name}: differs after the next run" for name in names if now.get(name) != case.after.get(name)]
+        left = [path for path in self.here.rglob(".*.partial") if case.whole.changes > 1]
+        return faults + [f"{path}: left behind" for path in left]
+
+    def look(self, case: Case) -> list[str]:
+        try:
+            return find_faults(case, take_snapshot(self.here))
+        except CaptionmillError as exc:
+            return [str(exc)]
+
+    def try_kill(self, case: Case, draw: random.Random) -> None:
+        """Kill the job, and mostly what follows too, until it may end; then compare."""
+        self.lay(case.start)
+        is_over = False
+        while not is_over:
+            moment = draw_moment(draw, case.whole)
+            ending = live(case.job.words.split(), self.here, **moment)
+            faults = self.look(case)
+            is_over = bool(faults) or not ending.was_killed or draw.random() > MORE_KILLS
+            if is_over:
+                faults = faults or self.finish(case)
+            if ending.was_killed or faults:
+                self.tried[case.job.name] += 1
+                self.report(case, faults, f"kill {moment}")
+
+    def try_full_disk(self, case: Case, draw: random.Random, disk: Path) -> None:
+        """Leave the job some bytes; then give it room."""
+        self.lay(case.start)
+        free = int(4096 * 2 ** draw.uniform(0, 9))
+        with fill_disk(disk, free):
+            ending = live(case.job.words.split(), self.here)
+        self.ends[f"{case.job.name}, {'fits' if not ending.code else 'full'}"] += 1
+        faults = self.look(case)
+        lines = [line for line in ending.output.splitlines() if line.startswith("Error: ")]
+        if ending.code and (len(lines) != 1 or "Traceback" in ending.output):
+            faults.append(f"ended with {ending.code} and {len(lines)} lines of errors: {ending.output[-1500:]}")
+        self.tried[case.job.name] += 1
+        self.report(case, faults or self.finish(case), f"{free:,} bytes free")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=["kills", "disks"])
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=3600)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", nargs="*", default=[])
+    parser.add_argument("--disk", type=Path)
+    arguments = parser.parse_args()
+    if (arguments.kind == "disks") != (arguments.disk is not None):
+        parser.error("disks needs --disk, kills none")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
+        os.environ["CAPTIONMILL_CACHE"] = str(Path(name, "cache"))
+        faults = Faults(Path(name), arguments.seed, arguments.jobs, disk=arguments.disk)
+        cases: dict[int, Case] = {}
+        draws = [random.Random(f"{arguments.seed} {job.name}") for job in faults.jobs]
+        turn = 0
+        while faults.tried.total() < arguments.count and time.monotonic() - started < arguments.seconds:
+            number, turn = turn % len(faults.jobs), turn + 1
+            case = cases[number] = cases.get(number) or faults.prepare(number)
+            if draws[number].random() > USUAL_S / case.whole.cpu_seconds:
+                continue
+            if arguments.disk is None:
+                faults.try_kill(case, draws[number])
+            else:
+                faults.try_full_disk(case, draws[number], arguments.disk)
+            if number % 10 == 0:
+                print(f"{faults.tried.total()} tried after {time.monotonic() - started:.0f} s", flush=True)
+    print(f"\n| {arguments.kind} | seconds of a core, changes | tried | held |\n|---|---|---|---|")
+    for case in cases.values():
+        name, whole = case.job.name, case.whole
+        counts = f"{faults.tried[name]} | {faults.held[name]}"
+        print(f"| {name} | {whole.cpu_seconds:.1f}, {whole.changes} | {counts} |")
+    print(f"| all | | {faults.tried.total():,} | {faults.held.total():,} |")
+    print(f"seed {arguments.seed}, {time.monotonic() - started:.0f} s; {dict(faults.ends)}")
+    sys.exit(faults.tried != faults.held)
+
+
+if __name__ == "__main__":
+    main()

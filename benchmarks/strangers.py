@@ -1,0 +1,191 @@
+"""One real file of each kind that a stranger may send, made by a tiny training, and how each is read: for fuzz.py."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from captionmill.data.captions.references import read_annotations
+from captionmill.data.features.spec import FeatureSpec
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.features.writer import FeatureWriter
+from captionmill.data.models.card import write_card
+from captionmill.data.tables.formats import (
+    TableFormat,
+    has_other_columns,
+    is_caption_table,
+    layout_of,
+    read_captions,
+    write_captions,
+)
+from captionmill.data.tables.journal import made_dir
+from captionmill.data.tables.rows import CaptionRow
+from captionmill.data.tables.update import WantedTable, update_captions
+from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
+from captionmill.pipeline.plan.read import read_plan
+from captionmill.stages.decoding.captioner import Captioner
+from captionmill.stages.encoding.weights import find_weights, hash_weights, read_weights
+from captionmill.stages.scoring.evaluate import evaluate
+from captionmill.stages.scoring.settings import EvaluateConfig
+from captionmill.stages.settings import ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.training.train import train
+
+PLAN = """[extract]
+images = "photos"
+output = "features.h5"
+backbone = "resnet50"
+[train.small]
+captions = "captions.csv"
+max_epochs = 3
+hidden_dim = 64
+[train.large]
+captions = ["captions.csv", "more.json"]
+grid = { learning_rate = [0.001, 0.002] }
+[evaluate]
+captions = "captions.csv"
+beam_size = 3
+[caption]
+images = "new"
+output = "new.csv"
+flags = true
+"""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of file."""
+
+    sources: tuple[Path, ...]
+    read: Callable[[Path], object]
+    """Reads a damaged copy, which has the name of its source."""
+    is_folder: bool = False
+    """Whether the other files of the source's folder are copied too."""
+
+
+def make_files(work: Path) -> dict[str, Kind]:
+    """One real file of each kind, and how it is read."""
+    torch.manual_seed(0)
+    keys = [f"{number:02}.jpg" for number in range(12)]
+    spec = FeatureSpec("resnet50", "imagenet1k_v1", "a" * 64, "squash", 224, 256, feature_dim=16)
+    rows = np.random.default_rng(0).standard_normal((12, 16)).astype(np.float32)
+    store = work / "features.h5"
+    with FeatureWriter(store, spec, dtype="float32", made_by={}) as writer:
+        writer.add(keys, rows)
+    captions = write_caption_files(work / "captions", keys)
+    search = SearchConfig(beam_size=2, max_length=5)
+    config = TrainConfig(
+        min_count=1, embed_dim=8, hidden_dim=8, batch_size=4, max_epochs=2, max_length=5, search=search, device="cpu"
+    )
+    model = work / "model"
+    train(store, captions[0], model, config)
+    scores = work / "scores" / "scores.json"
+    scores.parent.mkdir()
+    evaluate(store, model, captions[0], EvaluateConfig(device="cpu", search=search), output=scores)
+    tables = write_tables(work / "tables", keys)
+    journal_table = work / "journal" / "table.csv"
+    journal_table.parent.mkdir()
+    update_captions(journal_table, wanted(keys), make_rows)
+    plan = work / "plan" / "pipeline.toml"
+    plan.parent.mkdir()
+    plan.write_text(PLAN)
+    return {
+        "weights": Kind(write_weights(work / "weights"), read_weights_file),
+        "bundles": Kind(
+            (model / "bundle.json", model / "history.csv"), partial(read_model_folder, store), is_folder=True
+        ),
+        "captions": Kind(captions, read_annotations),
+        "plans": Kind((plan,), read_plan),
+        "tables": Kind(tables, read_table_file),
+        "journals": Kind((made_dir(journal_table) / "journal.jsonl",), read_journal, is_folder=True),
+        "scores": Kind((scores,), partial(read_scores_file, model)),
+    }
+
+
+def write_weights(folder: Path) -> tuple[Path, ...]:
+    folder.mkdir()
+    state = {"conv1.weight": torch.randn(4, 3, 2, 2), "bn1.num_batches_tracked": torch.tensor(3)}
+    torch.save(state, folder / "zip.pth")
+    torch.save({"state_dict": state, "epoch": 3}, folder / "old.pth", _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file(state, folder / "a.safetensors")
+    return tuple(sorted(folder.iterdir()))
+
+
+def write_caption_files(folder: Path, keys: list[str]) -> tuple[Path, ...]:
+    """The same captions in each layout; the first is the CSV."""
+    folder.mkdir()
+    splits = ["train"] * 8 + ["val"] * 2 + ["test"] * 2
+    texts = [f"a {color} dog on {place}" for color in ("red", "blue", "grey") for place in ("sea", "hill", "w", "x")]
+    named = list(zip(keys, texts, splits, strict=True))
+    records = [{"image": key, "caption": text, "split": split} for key, text, split in named]
+    coco = {
+        "images": [{"id": number, "file_name": key} for number, key in enumerate(keys)],
+        "annotations": [{"id": n, "image_id": n, "caption": text} for n, text in enumerate(texts)],
+    }
+    karpathy = {
+        "images": [{"filename": k, "split": s, "sentences": [{"raw": t, "tokens": t.split()}]} for k, t, s in named],
+        "dataset": "flickr8k",
+    }
+    contents = {
+        "a.csv": "".join(f"{row}\n" for row in ("image,caption,split", *map(",".join, named))),
+        "b.tsv": "".join(f"{row}\n" for row in ("image\tcaption\tsplit", *map("\t".join, named))),
+        "c.token": "".join(f"{key}#0\t{text}\n" for key, text, _ in named),
+        "d.json": json.dumps(coco),
+        "e.json": json.dumps(karpathy),
+        "f.jsonl": "".join(json.dumps(record) + "\n" for record in records),
+        "g.json": json.dumps(records),
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(content)
+    write_captions(folder / "h.parquet", make_rows(keys), "parquet", with_alternatives=False)
+    return tuple(sorted(folder.iterdir()))
+
+
+def make_rows(keys: Sequence[str]) -> Iterator[CaptionRow]:
+    for number, key in enumerate(keys):
+        yield CaptionRow(key, f"a dog, {key}", 0.5 + number / 100, ("a cat", "the dog"), ("cut",))
+
+
+def write_tables(folder: Path, keys: list[str]) -> tuple[Path, ...]:
+    folder.mkdir()
+    formats: tuple[TableFormat, ...] = ("csv", "jsonl", "parquet")
+    for table_format in formats:
+        write_captions(folder / f"t.{table_format}", make_rows(keys), table_format, with_alternatives=True)
+    return tuple(sorted(folder.iterdir()))
+
+
+def wanted(keys: list[str]) -> WantedTable:
+    return WantedTable(keys, np.zeros(len(keys), np.uint32), {"beam_size": 5})
+
+
+def read_weights_file(path: Path) -> None:
+    hash_weights(read_weights(find_weights(ExtractConfig(weights=str(path)))))
+
+
+def read_model_folder(store: Path, path: Path) -> None:
+    write_run_report(path.parent / "report.html", ReportSources(models=[path.parent]))
+    write_card(path.parent)
+    captioner = Captioner.load([path.parent], device="cpu")
+    list(captioner.captions(FeatureStore.open(store), ["00.jpg"], SearchConfig(beam_size=2)))
+
+
+def read_table_file(path: Path) -> None:
+    if is_caption_table(path):
+        layout_of(path)
+        has_other_columns(path)
+    list(read_captions(path))
+    write_run_report(path.parent / "report.html", ReportSources(tables=[path]))
+
+
+def read_journal(path: Path) -> None:
+    keys = [f"{number:02}.jpg" for number in range(12)]
+    update_captions(path.parent.with_name("table.csv"), wanted(keys), make_rows)
+
+
+def read_scores_file(model: Path, path: Path) -> None:
+    write_run_report(path.parent / "report.html", ReportSources(scores=[path]))
+    write_card(model, [path])
