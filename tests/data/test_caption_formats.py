@@ -258,6 +258,8 @@ def test_text_files_beside_images_are_captions(tmp_path: Path, caplog: pytest.Lo
 
 
 def test_a_folder_of_text_files_of_no_image_and_one_that_is_not_utf_8_are_errors(tmp_path: Path) -> None:
+    write(tmp_path / "metadata.jsonl", '{"file_name": "a.jpg", "text": "a dog"}\n')
+    assert error_of(tmp_path) == f"{tmp_path}: a folder without .txt files; give its metadata.jsonl"
     path = write(tmp_path / "a.txt", "a dog")
     assert (
         error_of(tmp_path) == f"{tmp_path}: none of the 1 .txt files in this folder is called like an image beside it"

@@ -13,7 +13,7 @@ from captionmill.data.images.walk import walk_folder
 from captionmill.data.regular import read_text
 
 _SUFFIX = ".txt"
-
+_METADATA = "metadata.jsonl"  # Hugging Face's imagefolder
 _LINE_ENDS = re.compile(r"\r\n|\r|\n")  # str.splitlines ends lines at U+2028 and others, too
 
 
@@ -33,6 +33,8 @@ def find_text_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
                 images[_form(path.with_suffix(""))].append(path)
     except OSError as exc:
         raise AnnotationError(f"cannot be listed ({exc.strerror}); make the folder readable") from exc
+    if not texts and (folder / _METADATA).is_file():
+        raise AnnotationError(f"a folder without .txt files; give its {_METADATA}")
     if not texts:
         raise AnnotationError("a folder without captions: it has no .txt files beside its images")
     return texts, images
