@@ -3,7 +3,8 @@
 python benchmarks/flickr8k.py FLICKR8K --weights resnet50.pth [--seeds 3] [--max-epochs 6] [--self-critical-epochs 6]
 
 FLICKR8K holds `images/`, `Flickr8k.token.txt` and the official lists `Flickr_8k.{train,dev,test}Images.txt`. Each seed
-is trained by cross entropy; with `--self-critical-epochs` once more, from the same seed, with these epochs after it.
+is trained by cross entropy, without re-ranking; with `--self-critical-epochs` once more, from the same seed, with these
+epochs after it.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def main() -> None:
     def evaluate(name: str, models: list[Path]) -> tuple[list[float], float]:
         output = work / f"scores-{name.replace(' ', '-')}.json"
         chosen = [word for model in models for word in ("--model", model)]
-        words = ("--captions", captions, "--list", test_list, "--output", output, "--quiet")
+        words = ("--captions", captions, "--list", test_list, "--output", output, "--rerank", "none", "--quiet")
         seconds = run("evaluate", features, *chosen, *words)
         scores = json.loads(output.read_text())["scores"]
         return [scores[metric] for metric in METRICS], seconds
@@ -63,7 +64,7 @@ def main() -> None:
         train_s = run(
             *("train", features, "--captions", captions, "--output", model, "--seed", seed, "--overwrite", "--quiet"),
             *("--train-list", flickr8k / "Flickr_8k.trainImages.txt"),
-            *("--val-list", flickr8k / "Flickr_8k.devImages.txt", "--self-critical-epochs", epochs),
+            *("--val-list", flickr8k / "Flickr_8k.devImages.txt", "--self-critical-epochs", epochs, "--rerank", "none"),
             *(("--max-epochs", arguments.max_epochs) if arguments.max_epochs else ()),
         )
         scores, evaluate_s = evaluate(model.name, [model])

@@ -114,7 +114,7 @@ def extract_source(
         else:
             spec.require(store.spec, mine="the model", others=str(path))
             machine = replace(machine, dtype=store.dtype)
-            missing = len(find_missing(found, store))
+            missing = len(find_missing(found, store, warns=False))  # the extraction does
     extraction = ExtractSummary(len(found), len(found), 0, (), engine="", duration_s=0.0)
     if missing:
         encoder = encoder_for_spec(spec, machine, as_path(cache.weights))

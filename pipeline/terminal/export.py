@@ -21,14 +21,21 @@ from captionmill.pipeline.terminal.results import show_result
 @click.argument("models", metavar="MODEL...", type=MODEL, nargs=-1, required=True)
 @click.option("--output", type=FOLDER_PATH, required=True, help="Folder for the files.")
 @moved_weights_option
-@click.option("--no-encoder", is_flag=True, help="Leave out the network that turns images into features.")
+@click.option(
+    "--no-encoder",
+    "with_encoder",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Leave out the network that turns images into features.",
+)
 @overwrite_option
 @quiet_option
 def export(
     models: tuple[Path, ...],
     output: Path,
     weights: Path | None,
-    no_encoder: bool,
+    with_encoder: bool,
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -49,7 +56,7 @@ def export(
             models,
             output,
             weights=weights,
-            with_encoder=not no_encoder,
+            with_encoder=with_encoder,
             overwrite=overwrite,
             progress=progress,
         )

@@ -24,6 +24,7 @@ Numbers = npt.NDArray[np.float32]
 class FoldedDecoder:
     """Steps as the decoder with these weights takes them."""
 
+    @np.errstate(invalid="ignore", over="ignore")  # a training that diverges says so itself
     def __init__(self, config: DecoderConfig, weights: Weights) -> None:
         """`weights` may change later: all that is made of them is made here."""
         self.config = config

@@ -9,8 +9,11 @@ from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged
 _logger = logging.getLogger(__name__)
 
 
-def find_missing(found: Sequence[ImageFile], store: FeatureStore | None) -> list[ImageFile]:
-    """The images of `found` that have no row in `store`, a damaged one, or have changed since theirs was made."""
+def find_missing(found: Sequence[ImageFile], store: FeatureStore | None, *, warns: bool = True) -> list[ImageFile]:
+    """The images of `found` that have no row in `store`, a damaged one, or have changed since theirs was made.
+
+    One warning counts the damaged rows, unless not `warns`.
+    """
     if store is None:
         return list(found)
     sources = store.sources()
@@ -19,7 +22,8 @@ def find_missing(found: Sequence[ImageFile], store: FeatureStore | None) -> list
         for image in found
         if image.key in store and is_unchanged(image, ImageSource(*sources[store.position(image.key)].tolist()))
     }
-    if damaged := store.verify(unchanged):
+    damaged = store.verify(unchanged)
+    if damaged and warns:
         _logger.warning(
             "%s: %d of the rows there %s damaged and will be made again (%s%s)",
             store.path,

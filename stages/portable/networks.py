@@ -78,7 +78,7 @@ def portable_encoder(encoder: Encoder) -> PortableNetwork:
     """
     spec = encoder.spec
     if spec.views == "six":
-        raise InputError("the encoder of a model with `views` six cannot be exported: pass `with_encoder` False")
+        raise InputError("the encoder of a model with `views` six cannot be exported: leave it out (`with_encoder`)")
     size = spec.image_size
     is_whole = spec.preprocess == "whole"
     sides: tuple[int | str, ...] = ("height", "width") if is_whole else (size, size)

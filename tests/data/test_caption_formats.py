@@ -246,10 +246,10 @@ def test_text_files_beside_images_are_captions(tmp_path: Path, caplog: pytest.Lo
     write(tmp_path / "p/d/b.PNG.txt", "a cat")
     write(tmp_path / "p/c.tar.TXT", " \n")
     write(tmp_path / "p/README.txt", "about")
-    write(tmp_path / "p/e.txt", "a cow")
+    write(tmp_path / "p/e.txt", "a cow\u2028and a calf")
     annotations = read_annotations(tmp_path / "p", known_keys=["e.webp"])
     assert annotations == Annotations(
-        {"a.jpg": ("a dog", "another dog"), "d/b.PNG": ("a cat",), "e.webp": ("a cow",)}, {}
+        {"a.jpg": ("a dog", "another dog"), "d/b.PNG": ("a cat",), "e.webp": ("a cow\u2028and a calf",)}, {}
     )
     assert caplog.messages == [
         f"{tmp_path}/p: left out 1 captions without text",

@@ -195,6 +195,15 @@ def test_tiff_is_made_upright_by_either_reader(dtype: str, tag: tuple[object, ..
         assert decode_pixels(content)[..., 0].tolist() == (np.rot90(array[..., 0], -1) * white).tolist()
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_predictor_of_packbits_which_pillow_leaves_out_is_read(dtype: str) -> None:
+    rows, columns = np.mgrid[:8, :16]
+    greys = (rows * 16 + columns * 8).astype(np.uint8)
+    written = greys.astype(dtype) * (257 if dtype == "uint16" else 1)
+    content = encode_tiff(written, compression="packbits", predictor=True)
+    np.testing.assert_array_equal(decode_pixels(content)[..., 0], greys)
+
+
 def test_strip_that_is_missing_or_short_is_refused() -> None:
     content = encode_tiff(np.ones((4, 4, 3), np.float32), photometric="rgb", rowsperstrip=2, compression="zlib")
     with tifffile.TiffFile(io.BytesIO(content)) as file:

@@ -98,7 +98,9 @@ def thin_config(weights: Path) -> ExtractConfig:
     )
 
 
-def test_caption_makes_it_again_from_its_image(photos: Path, thin_weights: Path, tmp_path: Path) -> None:
+def test_caption_makes_it_again_from_its_image(
+    photos: Path, thin_weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = thin_config(thin_weights)
     extract(photos, tmp_path / "f.h5", config)
     model = make_model(tmp_path / "model", FeatureStore.open(tmp_path / "f.h5").spec)
@@ -108,6 +110,7 @@ def test_caption_makes_it_again_from_its_image(photos: Path, thin_weights: Path,
     summary = caption_folder(photos, model, tmp_path / "second.csv", SEARCH, cache=cache)
     assert (summary.cached, summary.captioned, len(summary.failures)) == (7, 8, 1)
     assert (tmp_path / "second.csv").read_bytes() == (tmp_path / "first.csv").read_bytes()
+    assert sum("will be made again" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_caption_of_a_store_gives_it_a_reason_and_later_its_caption(tmp_path: Path) -> None:

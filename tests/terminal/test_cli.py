@@ -244,10 +244,10 @@ def test_search_options_that_contradict_each_other_are_one_line(model: Path, pho
     result = run("caption", photos, "--model", model, "--output", tmp_path / "c.csv", "--top-p", "0.9")
     assert (result.exit_code, result.stderr) == (1, "Error: --top-p applies to sampling only: set --sample too\n")
     result = run(
-        "evaluate", tmp_path / "f.h5", "--model", model, "--captions", tmp_path / "captions.csv", "--alternatives", "5"
+        "evaluate", tmp_path / "f.h5", "--model", model, "--captions", tmp_path / "captions.csv", "--alternatives", "20"
     )
     assert result.exit_code == 1
-    assert result.stderr == "Error: --alternatives 5 needs --beam-size 6 or more, not 5\n"
+    assert result.stderr == "Error: --alternatives 20 needs --beam-size or --candidates 21 or more, not 20\n"
 
 
 def test_caption_of_other_features_is_refused_and_keeps_the_table(

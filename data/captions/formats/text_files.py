@@ -1,5 +1,6 @@
 """Captions in text files beside their images, one caption per line: photo.jpg, photo.txt."""
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator
@@ -12,6 +13,8 @@ from captionmill.data.images.walk import walk_folder
 from captionmill.data.regular import read_text
 
 _SUFFIX = ".txt"
+
+_LINE_ENDS = re.compile(r"\r\n|\r|\n")  # str.splitlines ends lines at U+2028 and others, too
 
 
 def find_text_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
@@ -74,7 +77,7 @@ def _read_lines(path: Path) -> list[str]:
         raise AnnotationError(f"{path.name} is not UTF-8 text; save it as UTF-8 and try again") from exc
     except OSError as exc:
         raise AnnotationError(f"{path.name} cannot be read ({exc.strerror})") from exc
-    return [line for line in text.splitlines() if line.strip()]
+    return [line for line in _LINE_ENDS.split(text) if line.strip()]
 
 
 def _by_stem(keys: Collection[str]) -> dict[str, list[str]]:

@@ -1,7 +1,8 @@
 """TIFFs: by Pillow where it decodes what was written, else by tifffile.
 
 Pillow misreads separate planes of 16 bits or with alpha, compressed big-endian samples that are signed or floats, and
-unsigned 32-bit samples; `benchmarks/tiffs.py` finds these. It does not open floats, signed or 32-bit samples in colour.
+unsigned 32-bit samples; `benchmarks/tiffs.py` finds these. It leaves out the predictor of PackBits, and does not open
+floats, signed or 32-bit samples in colour.
 """
 
 import io
@@ -18,9 +19,10 @@ from captionmill.data.images.formats.tiff_samples import decode_samples
 
 # Tags and values (TIFF 6.0, section 8)
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT = 258, 259, 262, 277, 284, 338, 339
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_PREDICTOR, _TILE_WIDTH, _TILE_LENGTH = 317, 322, 323
 _RGB, _CMYK, _YCBCR = 2, 5, 6
 _WEBP = 50001  # Pillow's libtiff is built without it
+_PACKBITS = 32773
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 
 
@@ -69,7 +71,8 @@ def _is_read_by_pillow(image: TiffImageFile) -> bool:
     bits, formats = tags.get(_BITS, (1,)), tags.get(_FORMAT, (_UNSIGNED,))
     sample_bytes = -(-max(bits) // 8) * tags.get(_SAMPLES, 1)
     require_small_tile(image.size, (tags.get(_TILE_WIDTH), tags.get(_TILE_LENGTH)), sample_bytes=sample_bytes)
-    if tags.get(_COMPRESSION) == _WEBP:
+    has_unread_predictor = tags.get(_COMPRESSION) == _PACKBITS and tags.get(_PREDICTOR, 1) != 1
+    if tags.get(_COMPRESSION) == _WEBP or has_unread_predictor:
         return False
     is_raw, is_one_sample = tags.get(_COMPRESSION, 1) == 1, tags.get(_SAMPLES, 1) == 1
     if set(formats) == {_UNSIGNED} and max(bits) <= 16:
