@@ -35,14 +35,15 @@ MOST_GROWN = 0.05
 """Of the memory, from the middle to the end."""
 
 
-def run(words: str) -> int:
-    """Run a command in this process; its exit code. What it prints is dropped."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+def run(words: str) -> str:
+    """Run a command in this process; what it prints if it fails, else ""."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         try:
             captionmill(words.split(), prog_name="captionmill")
         except SystemExit as exc:
-            return exc.code if isinstance(exc.code, int) else 1
-    return 0
+            return f"{words} ended with {exc.code}: {text.getvalue()}" if exc.code else ""
+    return ""
 
 
 def measure() -> tuple[float, int, int]:
@@ -76,6 +77,8 @@ def run_with_fault(words: str, fault: str, draw: random.Random, disk: Path | Non
         with contextlib.suppress(KeyboardInterrupt):
             run(words)
         signal.setitimer(signal.ITIMER_REAL, 0)
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(0.2)  # one that came during an import waits for its end
     elif fault == "full disk" and disk is not None:
         with fill_disk(disk, int(4096 * 2 ** draw.uniform(0, 7))):
             run(words)
@@ -98,6 +101,7 @@ def main() -> None:
     measured: list[tuple[float, int, int]] = []
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         os.environ["CAPTIONMILL_CACHE"] = str(Path(name, "cache"))
+        shutil.rmtree((arguments.disk or Path(name)) / "world", ignore_errors=True)
         world = make_world((arguments.disk or Path(name)) / "world")
         os.chdir(world)
         signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -109,13 +113,13 @@ def main() -> None:
                 run_with_fault(words, fault, draw, arguments.disk)
                 counts[fault] += 1
             for words in COMMANDS_OF_SOAK:
-                if code := run(words):
-                    raise SystemExit(f"{words} ended with {code} after {dict(counts)}")
+                if failure := run(words):
+                    raise SystemExit(f"after {dict(counts)}: {failure}")
             expected = expected or results()
             different += results() != expected
             rounds += 1
             if rounds % 4 == 0:  # every fourth starts from nothing
-                for path in world.glob("out*"):
+                for path in [*world.glob("out*"), *(world / "photos").rglob("*.txt")]:
                     path.unlink() if path.is_file() else shutil.rmtree(path)
                 shutil.rmtree(world / ".out.csv.made")
             if elapsed >= len(measured) * arguments.seconds / 20:
