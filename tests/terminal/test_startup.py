@@ -81,7 +81,7 @@ def test_what_arguments_and_headers_show_to_be_wrong_is_said_before_torch_is_imp
         folder,
         "caption photos --model nomodel --output t.csv",
         "caption photos --model model --output t.csv --features bad.h5",
-        "caption photos --model model --output t.csv --weights c.csv --alternatives 9",
+        "caption photos --model model --output t.csv --weights thin.safetensors --alternatives 9",
         "explain photos/broken.jpg --model model",
         "explain photos/red_0.png --model nomodel",
         "extract photos --output bad.h5 --device cpu",
