@@ -81,7 +81,7 @@ def test_what_arguments_and_headers_show_to_be_wrong_is_said_before_torch_is_imp
         folder,
         "caption photos --model nomodel --output t.csv",
         "caption photos --model model --output t.csv --features bad.h5",
-        "caption photos --model model --output t.csv --weights c.csv --alternatives 20",
+        "caption photos --model model --output t.csv --weights thin.safetensors --alternatives 30",
         "explain photos/broken.jpg --model model",
         "explain photos/red_0.png --model nomodel",
         "extract photos --output bad.h5 --device cpu",
@@ -100,7 +100,7 @@ def test_what_arguments_and_headers_show_to_be_wrong_is_said_before_torch_is_imp
     none = "1 Error: nomodel: no trained model here (nomodel/bundle.json is missing); make one with `captionmill train`"
     bad = "1 Error: bad.h5: not a readable feature store"
     expected = [
-        *(none, bad, "1 Error: --alternatives 20 needs --beam-size or --candidates 21 or more, not 20"),
+        *(none, bad, "1 Error: --alternatives 30 needs --beam-size or --candidates 31 or more, not 20"),
         *("1 Error: photos/broken.jpg: not an image", none, bad),
         "1 Error: no.pth: no such file; --weights takes imagenet1k_v1, imagenet1k_v2 or a .pth or .safetensors",
         "1 Error: c.csv: not a readable state_dict (neither a zip file nor a pickle)",
