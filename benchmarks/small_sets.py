@@ -33,7 +33,8 @@ DOG_ROWS: dict[str, list[object] | None] = {
     "dogs: the model as it is": None,
     "dogs: from scratch": [],
     "dogs: --init": ["--init"],
-    "dogs: --init, learning rate 0.0003": ["--init", "--learning-rate", 0.0003],
+    "dogs: --init, 25 epochs": ["--init", "--max-epochs", 25],
+    "dogs: --init, 100 epochs": ["--init", "--max-epochs", 100],
 }
 DOG_IMAGES = (50, 100)
 SHOWN = ("cider_d", "repeated_word", "copied", "distinct")

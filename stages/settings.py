@@ -258,7 +258,7 @@ class TrainConfig(Configuration):
         None,
         "Maximum number of passes over the training captions.",
         least=1,
-        unset="6, up to 100 for few captions",
+        unset="6, up to 100 for few captions, up to 10 from a model",
         example=20,
     )
     patience: int | None = setting(

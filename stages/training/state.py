@@ -35,6 +35,7 @@ Phase = Literal["cross entropy", "self-critical"]
 _MANY_CAPTIONS = 30_000  # for so many the minimum of epochs is enough; a quarter of them needs twice as many epochs
 _LEAST_PATIENCE = 3  # epochs
 _LEAST_EPOCHS, _MOST_EPOCHS = 6, 100
+_MOST_EPOCHS_FROM_MODEL = 10  # in more it forgets what it knew of images that the few captions do not show
 _WARMUP = 0.1  # share of a phase's steps in which the learning rate rises
 
 
@@ -268,7 +269,8 @@ def choose_epochs(config: TrainConfig, captions: int) -> tuple[int, int]:
     (docs/benchmarks.md).
     """
     fitting = round(_LEAST_EPOCHS * math.sqrt(_MANY_CAPTIONS / max(captions, 1)))
-    epochs = config.max_epochs or min(max(fitting, _LEAST_EPOCHS), _MOST_EPOCHS)
+    most = _MOST_EPOCHS if config.init is None else _MOST_EPOCHS_FROM_MODEL
+    epochs = config.max_epochs or min(max(fitting, _LEAST_EPOCHS), most)
     return epochs, config.patience or max(_LEAST_PATIENCE, epochs // 2)
 
 

@@ -125,6 +125,7 @@ def test_the_learning_rate_rises_stays_below_its_top_and_falls_to_nothing() -> N
 )
 def test_few_captions_are_passed_over_more_often(captions: int, epochs: int) -> None:
     assert choose_epochs(TrainConfig(), captions) == (epochs, epochs // 2)
+    assert choose_epochs(TrainConfig(init=Path("m")), captions)[0] == min(epochs, 10)
 
 
 def test_epochs_and_patience_that_nobody_set_fit_the_captions(tmp_path: Path) -> None:
