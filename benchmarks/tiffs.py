@@ -62,7 +62,7 @@ def kinds() -> Iterator[Kind]:
         is_bare = kind.compression is None or kind.compression in LOSSY
         if (
             (kind.planar == "separate" and samples == 1)
-            or (kind.predictor and (is_bare or kind.compression == "packbits" or kind.layout == "palette"))
+            or (kind.predictor and (is_bare or kind.layout == "palette"))
             or (kind.compression in LOSSY and (not is_8_bit or kind.layout != "RGB" or kind.planar == "separate"))
             or (kind.layout == "palette" and not is_8_bit)
             or (kind.is_big and kind.compression not in (None, "adobe_deflate"))
