@@ -10,12 +10,16 @@ _NAME = re.compile(r"`(\w+)`")
 def as_typed(message: str, command: click.Command | None = None) -> str:
     """`message` with each parameter of `command` (default: the running one) as it is typed: --batch-size.
 
-    A name that is not a parameter of it, such as a key of a pipeline file, keeps its backticks.
+    Else as an option of another command, which the message advises. Other names keep their backticks, and so do all
+    that are not its own in a command that reads a pipeline file, where they are keys.
     """
-    if command is None:
-        context = click.get_current_context(silent=True)
-        command = context.command if context else None
+    context = click.get_current_context(silent=True)
+    if command is None and context:
+        command = context.command
     typed = _typed_names(command) if command else {}
+    if context and command and "pipeline" not in {parameter.name for parameter in command.params}:
+        others = _typed_names(context.find_root().command)
+        typed = {name: option for name, option in others.items() if option.startswith("--")} | typed
     return _NAME.sub(lambda found: typed.get(found[1], found[0]), message)
 
 

@@ -4,7 +4,7 @@ What depends on them only, such as the features that they need and the settings 
 is built: a run that has nothing to do builds none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -45,7 +45,7 @@ class TrainedModels:
 
         The length is 20 words, or as many as a decoder was trained on. InputError for a re-ranking that a model lacks.
         """
-        search = choose_rerank(search, [bundle.ranker for bundle in self.bundles])
+        search = choose_rerank(search, {str(folder): bundle.ranker for folder, bundle in self.pairs})
         if search.max_length is not None:
             return search
         trained = [bundle.training.get("max_length") for bundle in self.bundles]
@@ -53,18 +53,23 @@ class TrainedModels:
         return replace(search, max_length=max([search.longest, *lengths]))
 
 
-def choose_rerank(search: SearchConfig, rankers: Sequence[RankerParts | None]) -> SearchConfig:
-    """`search` with a `rerank` that is not auto, and that all `rankers` can do; InputError if they cannot."""
-    has_all = all(ranker is not None for ranker in rankers)
-    has_matcher = all(ranker is not None and "matcher" in ranker.settings for ranker in rankers)
+def choose_rerank(search: SearchConfig, rankers: Mapping[str, RankerParts | None]) -> SearchConfig:
+    """`search` with a `rerank` that is not auto, and that all `rankers` can do, by their models' names.
+
+    InputError naming the first model that cannot.
+    """
+    unranked = [model for model, ranker in rankers.items() if ranker is None]
+    unmatched = [model for model, ranker in rankers.items() if ranker is None or "matcher" not in ranker.settings]
     if search.rerank == "auto":
-        if not has_all or search.sample or search.beam_size == 1:
+        if unranked or search.sample or search.beam_size == 1:
             return replace(search, rerank="none")
-        return replace(search, rerank="both" if has_matcher else "consensus")
-    if search.rerank != "none" and not has_all:
-        raise InputError(f"`rerank` {search.rerank}: a model has nothing to re-rank by; train it with `matcher_epochs`")
-    if search.rerank in ("matcher", "both") and not has_matcher:
-        raise InputError(f"`rerank` {search.rerank}: a model has no matcher; use consensus, or train it again")
+        return replace(search, rerank="consensus" if unmatched else "both")
+    if search.rerank != "none" and unranked:
+        raise InputError(
+            f"`rerank` {search.rerank}: {unranked[0]} has nothing to re-rank by; train it with `matcher_epochs`"
+        )
+    if search.rerank in ("matcher", "both") and unmatched:
+        raise InputError(f"`rerank` {search.rerank}: {unmatched[0]} has no matcher; use consensus, or train it again")
     return search
 
 

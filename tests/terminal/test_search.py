@@ -86,7 +86,9 @@ def test_a_file_is_compared_by_the_features_that_extract_makes(
     assert run("extract", photos, "--output", tmp_path / "f.h5", "--weights", thin_weights, *thin).exit_code == 0
     store = captionmill.FeatureStore.open(tmp_path / "f.h5")
     model = make_model(tmp_path / "model", store.spec)
-    assert "has no matcher" in fail("search", tmp_path / "f.h5", "red", "--model", model)
+    assert "has no matcher, which compares images with words; train it again, with --matcher-epochs above 0" in fail(
+        "search", tmp_path / "f.h5", "red", "--model", model
+    )  # an option of another command
     make_matching_model(model, store.spec)
     given = ("search", tmp_path / "f.h5", "--model", model, "--weights", thin_weights, "--engine", "torch", *CPU)
     result = run(*given, "--like", photos / "red_0.png", "--top", 1)

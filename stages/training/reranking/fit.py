@@ -51,7 +51,7 @@ def add_ranker(training: Training, work_dir: Path, progress: Progress, start: Ra
         made = fit_ranker(training, work_dir, progress)
     parts = pack_ranker(made)
     ranker = unpack_ranker(parts, str(work_dir), len(training.vocabulary))  # as it is stored
-    search = choose_rerank(config.search, [parts])
+    search = choose_rerank(config.search, {str(work_dir): parts})
     scores = dict(model.scores)
     if search.rerank != "none":
         decoded = decode_features(
