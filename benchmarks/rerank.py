@@ -1,13 +1,16 @@
 """What re-ranking does for captions, and what it costs: one decoder per seed, captioned in several ways.
 
 python benchmarks/rerank.py FEATURES FLICKR8K --work DIR [--seeds 3] [--split dev|test] [--rows 1000]
+    [--train-options "--self-critical-epochs 6"]
 
-FEATURES is the store that benchmarks/flickr8k.py makes, FLICKR8K as there. Models are trained with the default settings
-and kept in DIR, so that a second run only captions. Choices are made on the dev images; the test images are for the
-finished table. Rates are of one process, on one thread, without reading images; the first row is the baseline.
+FEATURES is the store that benchmarks/flickr8k.py makes, or one of several views, FLICKR8K as there. Models are trained
+with the default settings, or others for `train`, and kept in DIR, so that a second run only captions. Choices are made
+on the dev images; the test images are for the finished table. Rates are of one process, on one thread, without reading
+images; the first row is the baseline.
 """
 
 import argparse
+import shlex
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -44,6 +47,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--split", choices=["dev", "test"], default="dev")
     parser.add_argument("--rows", type=int, default=1000, help="images to caption")
+    parser.add_argument("--train-options", type=shlex.split, default=[], help="more options of `train`, as one word")
     arguments = parser.parse_args()
     captions, flickr8k = arguments.flickr8k / "Flickr8k.token.txt", arguments.flickr8k
     models = [arguments.work / f"seed-{seed}" for seed in range(arguments.seeds)]
@@ -52,7 +56,7 @@ def main() -> None:
             lists = ("--train-list", flickr8k / "Flickr_8k.trainImages.txt", "--val-list")
             run_command(
                 *("train", arguments.features, "--captions", captions, "--output", model, "--seed", seed),
-                *(*lists, flickr8k / "Flickr_8k.devImages.txt"),
+                *(*lists, flickr8k / "Flickr_8k.devImages.txt", *arguments.train_options),
             )
     torch.set_num_threads(1)
     store = FeatureStore.open(arguments.features)
