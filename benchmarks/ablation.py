@@ -3,13 +3,15 @@
 python benchmarks/ablation.py FEATURES FLICKR8K --work DIR [--seeds 3] [--jobs 1] [--rows "default" "two layers" ...]
 
 FEATURES is the store that benchmarks/flickr8k.py makes, FLICKR8K as there. Each row changes the default only in what
-its name says. The 1,000 dev images score it: a choice must not be made on the test images. Several trainings can share
-a GPU (`--jobs`). A second run resumes: DIR keeps each training's history. Rows like "1,500 images" train on that many
-of the 6,000 images, drawn at random, the same in each seed.
+its name says. The 1,000 dev images score it, by the best epoch's captions and by those that the finished model
+re-ranks: a choice must not be made on the test images. Several trainings can share a GPU (`--jobs`). A second run
+resumes: DIR keeps each training's scores. Rows like "1,500 images" train on that many of the 6,000 images, drawn at
+random, the same in each seed. For several views per image, FEATURES is a store of these; use another DIR.
 """
 
 import argparse
 import csv
+import json
 import random
 import shutil
 import statistics
@@ -17,6 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from photos import run_command
+
+from captionmill.data.models.bundle import RERANKED_CIDER, read_model
+
+Scores = tuple[float, float]
+"""Validation CIDEr-D of a training's best epoch, and of the captions that its model re-ranks."""
 
 ROWS: dict[str, list[object]] = {
     "default": [],
@@ -45,6 +52,8 @@ ROWS: dict[str, list[object]] = {
     "3 epochs": ["--max-epochs", 3],
     "12 epochs": ["--max-epochs", 12],
     "words from 3 occurrences on": ["--min-count", 3],
+    "6 self-critical epochs": ["--self-critical-epochs", 6],
+    "matcher of 20 epochs": ["--matcher-epochs", 20],
 }
 FEWER_IMAGES: dict[str, tuple[int, list[object]]] = {
     **{f"{count:,} images": (count, []) for count in (3000, 1500, 750, 300, 60)},
@@ -74,31 +83,35 @@ def main() -> None:
         fewer.write_text("".join(f"{image}\n" for image in images[:count]))
         return ["--train-list", fewer, *options]
 
-    def best_cider(job: tuple[str, int]) -> float:
+    def score(job: tuple[str, int]) -> Scores:
         row, seed = job
         name = f"{row.replace(' ', '-').replace(',', '')}-{seed}"
-        history, model = arguments.work / f"{name}.csv", arguments.work / name
-        if not history.exists():
+        kept, model = arguments.work / f"{name}.json", arguments.work / name
+        if not kept.exists():
             run_command(
                 *("train", arguments.features, "--captions", arguments.flickr8k / "Flickr8k.token.txt"),
                 *("--val-list", arguments.flickr8k / "Flickr_8k.devImages.txt"),
                 *("--output", model, "--overwrite", "--restart", "--quiet", "--seed", seed, *options_of(row)),
             )
-            (model / "history.csv").replace(history)
+            with (model / "history.csv").open(newline="") as file:
+                best = max(float(epoch["val_cider"]) for epoch in csv.DictReader(file))
+            kept.write_text(json.dumps([best, read_model(model).scores.get(RERANKED_CIDER, best)]))
             shutil.rmtree(model)
-        with history.open(newline="") as file:
-            best = max(float(epoch["val_cider"]) for epoch in csv.DictReader(file))
-        print(f"{row}, seed {seed}: {best:.3f}", flush=True)
-        return best
+        plain, reranked = json.loads(kept.read_text())
+        print(f"{row}, seed {seed}: {plain:.3f}, re-ranked {reranked:.3f}", flush=True)
+        return plain, reranked
 
     seeds = range(arguments.seeds)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         jobs = [(row, seed) for row in arguments.rows for seed in seeds]
-        scores = dict(zip(jobs, pool.map(best_cider, jobs), strict=True))
-    print("\n| | mean validation CIDEr-D | each seed |\n|---|---|---|")
+        scores = dict(zip(jobs, pool.map(score, jobs), strict=True))
+    print("\n| | mean validation CIDEr-D | each seed | re-ranked | each seed |\n|---|---|---|---|---|")
     for row in arguments.rows:
-        values = [scores[row, seed] for seed in seeds]
-        print(f"| {row} | {statistics.mean(values):.3f} | {', '.join(f'{value:.3f}' for value in values)} |")
+        shown = [
+            f"{statistics.mean(values):.3f} | {', '.join(f'{value:.3f}' for value in values)}"
+            for values in zip(*(scores[row, seed] for seed in seeds), strict=True)
+        ]
+        print(f"| {row} | {' | '.join(shown)} |")
 
 
 if __name__ == "__main__":

@@ -32,13 +32,13 @@ def setting(
     most: float | None = None,
     unset: str = "",
     example: object = None,
-    metavar: str | None = None,
     words: Mapping[str, object] | None = None,
     path_to: PathTo = "file",
+    needs: str = "",
 ) -> Default:
     """The field of a setting in a `Configuration`; arguments as in `Setting`."""
-    known = {"help": help_text, "least": least, "most": most, "unset": unset, "example": example, "metavar": metavar}
-    known |= {"words": words or {}, "path_to": path_to}
+    known = {"help": help_text, "least": least, "most": most, "unset": unset, "example": example}
+    known |= {"words": words or {}, "path_to": path_to, "needs": needs}
     return field(default=default, metadata={_KEY: known})
 
 
@@ -94,12 +94,12 @@ class Setting:
     """What None means, if that is the default."""
     example: Any = None
     """A value to show if the default is None."""
-    metavar: str | None = None
-    """The placeholder for the value in the help of a command."""
     words: Mapping[str, Any] = field(default_factory=dict)
     """Values that can be given as a word, such as {"auto": 0}."""
     path_to: PathTo = "file"
     """What a path leads to; a model may also be at a URL."""
+    needs: str = ""
+    """Another setting of the configuration, without which this one does nothing."""
 
     @property
     def limits(self) -> str:
@@ -202,6 +202,8 @@ class Configuration:
     def __post_init__(self) -> None:
         for name, known in settings_of(type(self)).items():
             object.__setattr__(self, name, known.accept(getattr(self, name)))
+            if known.needs and getattr(self, name) != known.default and not getattr(self, known.needs):
+                raise SettingError(f"`{name}` does nothing without `{known.needs}`: set that too, or leave this out")
 
 
 def settings_of(kind: type[Configuration]) -> Mapping[str, Setting]:

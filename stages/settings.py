@@ -117,10 +117,7 @@ MACHINE_SETTINGS = ("batch_size", "workers", "memory", "device", "engine", "prec
 
 @dataclass(frozen=True)
 class SearchConfig(Configuration):
-    """How captions are decoded: by beam search, or with `sample` drawn at random.
-
-    Raises SettingError for values out of range and for settings that contradict each other.
-    """
+    """How captions are decoded: by beam search, or with `sample` drawn at random."""
 
     beam_size: int = setting(
         5, "Captions kept at each step; 1 is greedy search. Sampling ignores it.", least=1, most=10_000
@@ -166,18 +163,19 @@ class SearchConfig(Configuration):
     )
     sample: bool = setting(False, "Draw each word at random by its probability instead of beam search.")
     temperature: float = setting(
-        1.0,
-        "Temperature of sampling: below 1 likely words become likelier, above 1 unlikely ones do.",
-        least=0.01,
-        most=100,
+        1.0, "Below 1 likely words are sampled more often, above 1 unlikely ones.", least=0.01, most=100, needs="sample"
     )
-    top_k: int = setting(0, "Sample from only this many of the most likely words; 0 is all.", least=0)
+    top_k: int = setting(0, "Sample from only this many of the most likely words; 0 is all.", least=0, needs="sample")
     top_p: float = setting(
-        1.0, "Sample from only the most likely words that together reach this probability.", least=0.001, most=1
+        1.0,
+        "Sample from only the most likely words that together reach this probability.",
+        least=0.001,
+        most=1,
+        needs="sample",
     )
     seed: int = setting(
         0,
-        "Random seed; the words sampled for an image depend only on it, the image's key and its features.",
+        "Random seed; an image's sampled words depend on it, its key and its features only.",
         least=0,
         most=GREATEST_SEED,
     )
@@ -206,9 +204,6 @@ class SearchConfig(Configuration):
             raise SettingError(
                 f"`beam_size` {self.beam_size} is not a multiple of `diversity_groups` {self.diversity_groups}"
             )
-        for name, neutral in (("temperature", 1), ("top_k", 0), ("top_p", 1)):
-            if getattr(self, name) != neutral:
-                raise SettingError(f"`{name}` applies to sampling only: set `sample` too")
 
 
 @dataclass(frozen=True)
@@ -222,7 +217,11 @@ class TrainConfig(Configuration):
         (), "Model whose probabilities of each word are learned too; of several, their mean.", path_to="model"
     )
     teacher_weight: float = setting(
-        0.5, "Weight of the teachers' probabilities in the loss; the captions have the rest.", least=0, most=1
+        0.5,
+        "Weight of the teachers' probabilities in the loss; the captions have the rest.",
+        least=0,
+        most=1,
+        needs="teacher",
     )
     min_count: int = setting(5, "Minimum number of times that a word occurs; rarer words become <unk>.", least=1)
     image_input: ImageInput = setting(

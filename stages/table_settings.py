@@ -25,7 +25,6 @@ class TableConfig(Configuration):
         "description of a.jpg in a.jpg.xmp, for photo programs.",
         unset="no files",
         example=".txt",
-        metavar="SUFFIX",
     )
     metadata_jsonl: AnyPath | None = setting(
         None,
@@ -41,9 +40,7 @@ class TableConfig(Configuration):
         example="captioned",
         path_to="folder",
     )
-    tar_suffix: str = setting(
-        ".txt", "Suffix of these members, such as .txt, or .json for an object with the caption.", metavar="SUFFIX"
-    )
+    tar_suffix: str = setting(".txt", "Suffix of these members, such as .txt, or .json for an object with the caption.")
     prefix: str = setting(
         "", "Text before each caption in every file that is written with the table; the table has the caption only."
     )

@@ -92,7 +92,6 @@ def _setting_option(setting: Setting, note: str) -> Decorator[Any]:
         multiple=setting.type.is_list,
         default=setting.shown_default,
         show_default=setting.unset or True,
-        metavar=setting.metavar,
         help=f"{setting.help} {note}".rstrip(),
     )
 

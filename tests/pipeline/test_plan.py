@@ -84,7 +84,7 @@ def job_of(graph: Graph, task_id: str) -> ExtractJob | TrainJob | EvaluateJob | 
         (
             ('"new"', '"new"\nbeam_size = 3\ntop_k = 5'),
             16,
-            "[caption] `top_k` applies to sampling only: set `sample` too",
+            "[caption] `top_k` does nothing without `sample`: set that too, or leave this out",
         ),
         (("[caption]", "[[caption]]"), 13, "`caption` must be a table: for several, write [caption.NAME] for each"),
         (("[caption]", '[caption."my new"]'), 13, "[caption.my new]: a name has letters, digits, - and _"),

@@ -361,8 +361,8 @@ def test_diverse_beams_differ_more(decoder: Decoder, features: Tensor) -> None:
         ({"beam_size": 1, "alternatives": 1}, "`alternatives` 1 needs `beam_size` 2 or more, not 1"),
         ({"alternatives": 20}, "`alternatives` 20 needs `beam_size` or `candidates` 21 or more, not 20"),
         ({"beam_size": 5, "diversity_groups": 2}, "`beam_size` 5 is not a multiple of `diversity_groups` 2"),
-        ({"top_k": 5}, "`top_k` applies to sampling only: set `sample` too"),
-        ({"temperature": 0.5}, "`temperature` applies to sampling only: set `sample` too"),
+        ({"top_k": 5}, "`top_k` does nothing without `sample`: set that too, or leave this out"),
+        ({"temperature": 0.5}, "`temperature` does nothing without `sample`: set that too, or leave this out"),
         (
             {"sample": True, "diversity_groups": 5},
             "`diversity_groups` applies to beam search only: leave it or `sample` out",

@@ -32,7 +32,7 @@ class MadeUpConfig(settings.ExtractConfig):
     lens: Lens | None = setting(None, "Lens of the camera.", unset="that of the file", example="flip")
     stops: tuple[int, ...] = setting((2, 4), "Stops of the aperture.", least=1)
     filters: int = setting(0, "Number of filters; many is 9.", least=0, most=9, words={"many": 9})
-    mask: Path | None = setting(None, "Image that hides parts of each image.", example="mask.png", metavar="PNG")
+    mask: Path | None = setting(None, "Image that hides parts of each image.", example="mask.png")
 
 
 NAMES = ("sharpness", "lens", "stops", "filters", "mask")
@@ -65,7 +65,7 @@ def test_its_option_has_flag_type_choices_default_and_help() -> None:
     assert "Lens of the camera.  [default: (that of the file)]" in text
     assert "--stops INTEGER RANGE" in text
     assert "--filters INTEGER|MANY" in text
-    assert "--mask PNG" in text
+    assert "--mask FILE" in text
     made = MadeUpConfig(sharpness=2.0, lens="one", stops=(1, 3), filters=9, mask=Path("m.png"))
     shown = show(
         *("--sharpness", "2", "--lens", "one", "--stops", "1", "--stops", "3"),

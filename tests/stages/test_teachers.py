@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from captionmill.cli import main
 from captionmill.data.captions.vocabulary import PAD
-from captionmill.data.errors import CaptionmillError, InputError, SpecMismatchError, UnfinishedRunError
+from captionmill.data.errors import CaptionmillError, InputError, SettingError, SpecMismatchError, UnfinishedRunError
 from captionmill.data.models.bundle import model_digest, read_model
 from captionmill.pipeline.plan.read import read_plan
 from captionmill.stages.decoding.captioner import Captioner
@@ -143,3 +143,8 @@ def test_the_teachers_of_a_pipeline_are_trained_first(task: Task, tmp_path: Path
     tasks = read_plan(path).tasks
     assert [one.id for one in tasks] == ["train.b", "train.a"]
     assert tasks[1].job.inputs()["teacher 2"] == tmp_path / "0"
+
+
+def test_a_weight_without_teachers_is_refused() -> None:
+    with pytest.raises(SettingError, match="`teacher_weight` does nothing without `teacher`"):
+        TrainConfig(teacher_weight=0.3)

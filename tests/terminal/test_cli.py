@@ -242,7 +242,10 @@ def test_caption_searches_and_samples_as_asked(model: Path, photos: Path, tmp_pa
 
 def test_search_options_that_contradict_each_other_are_one_line(model: Path, photos: Path, tmp_path: Path) -> None:
     result = run("caption", photos, "--model", model, "--output", tmp_path / "c.csv", "--top-p", "0.9")
-    assert (result.exit_code, result.stderr) == (1, "Error: --top-p applies to sampling only: set --sample too\n")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "Error: --top-p does nothing without --sample: set that too, or leave this out\n",
+    )
     result = run(
         "evaluate", tmp_path / "f.h5", "--model", model, "--captions", tmp_path / "captions.csv", "--alternatives", "20"
     )
