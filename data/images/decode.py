@@ -33,7 +33,7 @@ from captionmill.data.images.formats.background import (
 )
 from captionmill.data.images.formats.holes import require_whole_webp
 from captionmill.data.images.formats.jpeg import PlainJpegFile, decode_jpeg, jpeg_memory, reduction_of
-from captionmill.data.images.formats.kinds import FORMATS, HEADER_BYTES, is_camera_header, unsupported_format
+from captionmill.data.images.formats.kinds import FORMATS, HEADER_BYTES, is_camera_header, why_not_read
 from captionmill.data.images.formats.limits import PIXEL_LIMIT, require_size
 from captionmill.data.images.formats.openers import Opener, find_opener
 from captionmill.data.images.formats.orientation import read_orientation, turn_upright
@@ -143,8 +143,8 @@ def _decode(data: bytes, at_least: _AtLeast | None, name: str) -> Pixels:
     if not data:
         raise ImageError("the file is empty")
     decoder = _find_decoder(data[:HEADER_BYTES])
-    if unsupported := unsupported_format(data, name, is_known=decoder is not None):
-        raise ImageError(f"{unsupported} is not supported; convert it to JPEG or PNG")
+    if reason := why_not_read(data, name, is_known=decoder is not None):
+        raise ImageError(reason)
     if decoder is None:
         raise ImageError(f"not an image, or in a format other than {FORMATS}")
     if decoder is TiffImageFile:

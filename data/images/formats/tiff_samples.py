@@ -22,6 +22,7 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _COLORS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
 _JPEG = 7
 _PREMULTIPLIED, _ALPHA = 1, 2
+ONLY_A_THUMBNAIL = "a TIFF whose pages are thumbnails of images in directories below them is not supported"
 
 # What tifffile raises for a damaged file, or where imagecodecs is missing, beside its own error
 _TIFFFILE_ERRORS = (ImportError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
@@ -29,8 +30,8 @@ _TIFFFILE_ERRORS = (ImportError, ValueError, LookupError, TypeError, AttributeEr
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it reports damaged metadata, which is not needed
 
 
-def decode_samples(data: bytes, page_number: int = 0) -> npt.NDArray[np.uint8]:
-    """One page of a TIFF, upright, [H, W, 3] uint8 RGB on white.
+def decode_samples(data: bytes, page_number: int | None = None) -> npt.NDArray[np.uint8]:
+    """One page of a TIFF, upright, [H, W, 3] uint8 RGB on white; by default the first that is no thumbnail or mask.
 
     Raises ImageError with the reason, ValueError if it is damaged.
     """
@@ -38,7 +39,7 @@ def decode_samples(data: bytes, page_number: int = 0) -> npt.NDArray[np.uint8]:
 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page: Any = file.pages[page_number]
+            page: Any = _first_page(file) if page_number is None else file.pages[page_number]
             _require_supported(page)
             image = _compose(page, _read(page))
             orientation = page.tags.valueof(_ORIENTATION)
@@ -51,6 +52,15 @@ def decode_samples(data: bytes, page_number: int = 0) -> npt.NDArray[np.uint8]:
             raise ImageError(f"{_name(page)} needs the package imagecodecs; run: {install_command('tiff')}") from exc
         raise ValueError(str(exc)) from exc
     return turn_upright(np.array(to_rgb(image)), int(orientation))
+
+
+def _first_page(file: Any) -> Any:
+    """The first page that is no thumbnail or mask; the first of all if there is none."""
+    first = file.pages[0]
+    found = next((page for page in file.pages if not (page.is_reduced or page.is_mask)), None)
+    if found is None and first.subifds:
+        raise ImageError(ONLY_A_THUMBNAIL)
+    return found or first
 
 
 def _name(page: Any) -> str:
