@@ -123,25 +123,26 @@ _OTHER_HEADERS = {
     rb"P[fF]\s": "PFM",
     rb"P7\n": "PAM",
     rb"SIMPLE  = ": "FITS",
-    rb"\0\0[\1\2]\0[^\0]\0": "ICO",
+    rb"\0\0[\x01\x02]\0[^\0]\0": "ICO",
     rb"SDPX|XPDS": "Cineon",
+    rb"\x0a[\0-\x05]\x01[\x01\x02\x04\x08]": "PCX",
     rb"[\x8a\x8b][MJ]NG\r\n": "MNG",
     rb"....ftypavc[is]": "HEIF of H.264 (AVCI)",
 }
-_VIDEO = "a video, not an image"
+_VIDEO, _PAGE = "a video, not an image", "an HTML page, not an image; fetch it again"
 _NO_IMAGES = {
     rb"version https://git-lfs\.github\.com/": "a Git LFS pointer instead of the image; run git lfs pull",
     rb"/annex/objects/|[./]*\.git/annex/objects/": "a git-annex pointer instead of the image; run git annex get",
-    rb"\s*(<!--.*?-->\s*)*<(?i:!doctype html|html|head|body|title|script)\b": "an HTML page, not an image; fetch it again",
-    rb"....(ftyp|moov|mdat|wide)|RIFF....AVI |\x1aE\xdf\xa3|FLV\1|0&\xb2u|\0\0\1[\xba\xb3]": _VIDEO,
+    rb"(\xef\xbb\xbf|\s|<!--.*?-->|<\?xml.*?\?>)*<(?i:!doctype html|html|head|body|title|script)\b": _PAGE,
+    rb"....(ftyp|moov|mdat|wide)|RIFF....AVI |\x1aE\xdf\xa3|FLV\x01|0&\xb2u|\0\0\x01[\xba\xb3]": _VIDEO,
+    rb"\s*[{\[]\s*[\"\]}{\[]": "JSON, not an image; fetch it again",
     rb"RIFF....WAVE|ID3|fLaC|OggS": "a sound file, not an image",
-    rb"\0\5\x16[\0\7]": "a Mac's AppleDouble file, which holds no image",
+    rb"\0\x05\x16[\0\x07]": "a Mac's AppleDouble file, which holds no image",
 }
 """What stands in an image's place, whatever its suffix."""
 _NO_KNOWN_IMAGES = {
-    rb"PK[\3\5][\4\6]|\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ": "an archive, not an image; unpack it",
+    rb"PK(\x03\x04|\x05\x06)|\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ": "an archive, not an image; unpack it",
     rb"\s*<(\?xml|Error)": "XML, not an image; fetch it again",
-    rb"\s*[{\[]\s*[\"\]}{\[]": "JSON, not an image; fetch it again",
     rb"\0+\Z": "begins with zeros only; copy it again",
 }
 """What it may be instead, unless its suffix is that of a format that begins so."""

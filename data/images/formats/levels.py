@@ -32,7 +32,9 @@ def scale_levels(
         white = _white_of_floats(peak, float(levels.min(initial=0)))
     else:
         if values.size and int(values.min()) < 0:
-            raise ImageError(f"signed levels from {values.min()} to {values.max()}: which of them is black is not known")
+            raise ImageError(
+                f"signed levels from {values.min()} to {values.max()}: which of them is black is not known"
+            )
         white = next((level for level in whites or WHITE_OF_INTEGERS if peak <= level), 0) or _white_of_32_bits(
             peak, values.dtype
         )

@@ -6,7 +6,6 @@ floats, signed or 32-bit samples in colour.
 """
 
 import io
-from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +15,11 @@ from captionmill.data.errors import ImageError
 from captionmill.data.images.formats.background import to_rgb
 from captionmill.data.images.formats.holes import require_whole_strips
 from captionmill.data.images.formats.limits import require_size, require_small_tile
-from captionmill.data.images.formats.tiff_samples import ONLY_A_THUMBNAIL, decode_samples
+from captionmill.data.images.formats.tiff_samples import decode_samples, find_page
 
 # Tags and values (TIFF 6.0, section 8)
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT = 258, 259, 262, 277, 284, 338, 339
-_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_IFDS = 254, 255, 330
+_NEW_SUBFILE_TYPE, _SUBFILE_TYPE = 254, 255
 _PREDICTOR, _TILE_WIDTH, _TILE_LENGTH = 317, 322, 323
 _RGB, _CMYK, _YCBCR = 2, 5, 6
 _WEBP = 50001  # Pillow's libtiff is built without it
@@ -38,7 +37,9 @@ def decode_tiff(data: bytes, *, page: int | None = None) -> npt.NDArray[np.uint8
     except (SyntaxError, LookupError, TypeError, ValueError, OSError):
         return decode_samples(data, page)
     with image:
-        page = _seek(image, page)
+        if page is None:
+            page = find_page(data) if _is_aside(image) else 0
+        image.seek(page)
         require_size(image.size)
         is_read_by_pillow = _is_read_by_pillow(image)
         require_whole_strips(data, image)
@@ -46,25 +47,6 @@ def decode_tiff(data: bytes, *, page: int | None = None) -> npt.NDArray[np.uint8
             return decode_samples(data, page)
         image.load()  # Pillow makes it upright
         return decode_samples(data, page) if _looks_too_dark(image) else np.array(to_rgb(image))
-
-
-def _seek(image: TiffImageFile, page: int | None) -> int:
-    """Go to `page`, or to the first that is no thumbnail or mask; its number.
-
-    A file that holds only a thumbnail is that image, unless the whole one is in a directory below it.
-    """
-    image.seek(page or 0)
-    if page is not None:
-        return page
-    has_directories_below = _SUB_IFDS in image.tag_v2
-    with suppress(EOFError):
-        while _is_aside(image):
-            image.seek(image.tell() + 1)
-        return image.tell()
-    if has_directories_below:
-        raise ImageError(ONLY_A_THUMBNAIL)
-    image.seek(0)
-    return 0
 
 
 def _is_aside(image: TiffImageFile) -> bool:

@@ -22,7 +22,6 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _COLORS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
 _JPEG = 7
 _PREMULTIPLIED, _ALPHA = 1, 2
-ONLY_A_THUMBNAIL = "a TIFF whose pages are thumbnails of images in directories below them is not supported"
 
 # What tifffile raises for a damaged file, or where imagecodecs is missing, beside its own error
 _TIFFFILE_ERRORS = (ImportError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
@@ -39,7 +38,7 @@ def decode_samples(data: bytes, page_number: int | None = None) -> npt.NDArray[n
 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page: Any = _first_page(file) if page_number is None else file.pages[page_number]
+            page: Any = file.pages[_find_page(file) if page_number is None else page_number]
             _require_supported(page)
             image = _compose(page, _read(page))
             orientation = page.tags.valueof(_ORIENTATION)
@@ -54,13 +53,26 @@ def decode_samples(data: bytes, page_number: int | None = None) -> npt.NDArray[n
     return turn_upright(np.array(to_rgb(image)), int(orientation))
 
 
-def _first_page(file: Any) -> Any:
-    """The first page that is no thumbnail or mask; the first of all if there is none."""
-    first = file.pages[0]
-    found = next((page for page in file.pages if not (page.is_reduced or page.is_mask)), None)
-    if found is None and first.subifds:
-        raise ImageError(ONLY_A_THUMBNAIL)
-    return found or first
+def find_page(data: bytes) -> int:
+    """The number of the first page that is no thumbnail or mask; 0 if there is none.
+
+    Raises ImageError if the image is in a directory below its thumbnail, ValueError if the file is damaged.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            return _find_page(file)
+    except (tifffile.TiffFileError, RuntimeError, *_TIFFFILE_ERRORS) as exc:
+        raise ValueError(str(exc)) from exc
+
+
+def _find_page(file: Any) -> int:
+    pages = enumerate(file.pages)
+    found = next((number for number, page in pages if not (page.is_reduced or page.is_mask)), None)
+    if found is None and file.pages[0].subifds:
+        raise ImageError("a TIFF whose pages are thumbnails of images in directories below them is not supported")
+    return found or 0
 
 
 def _name(page: Any) -> str:
