@@ -99,7 +99,7 @@ def decode_pixels(
     Waits for the memory that the image needs, of the budget of all threads.
 
     Raises ImageError with the reason if it is not an image, is damaged, is of a kind that is not supported, does not
-    show which level is white, or exceeds PIXEL_LIMIT or the budget. Which damage is accepted is stated in `docs/images.md`.
+    show which level is white, or exceeds PIXEL_LIMIT or the budget. `docs/images.md` states which damage is accepted.
     """
     try:
         with BUDGET.one_image():

@@ -139,7 +139,7 @@ _NO_IMAGES = {
     rb"RIFF....WAVE|ID3|fLaC|OggS": "a sound file, not an image",
     rb"\0\x05\x16[\0\x07]": "a Mac's AppleDouble file, which holds no image",
 }
-"""What stands in an image's place, whatever its suffix."""
+"""What is found instead of an image, whatever its suffix."""
 _NO_KNOWN_IMAGES = {
     rb"PK(\x03\x04|\x05\x06)|\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ": "an archive, not an image; unpack it",
     rb"\s*<(\?xml|Error)": "XML, not an image; fetch it again",
