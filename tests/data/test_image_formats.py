@@ -277,7 +277,7 @@ def test_floats_of_which_white_or_black_is_not_known_are_refused(dtype: type, co
         ([0, 1e6], "float levels up to 1e+06: which of them is white is not known; save it with 0 to 1"),
         ([-1, 1], "float levels from -1 to 1: which of them is black is not known"),
     ):
-        pixels = np.array([values], dtype)
+        pixels: npt.NDArray[Any] = np.array([values], dtype)
         samples = pixels[..., None].repeat(3, axis=2) if color else pixels
         assert reason_of(encode_tiff(samples, photometric="rgb" if color else "minisblack")) == reason
 
