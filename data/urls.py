@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from captionmill.data.errors import ImageError, InputError
 from captionmill.data.optional import missing_line, require
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # at least two letters: C:// is a drive
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://|(?i:(file):(?=/))")  # at least two letters: C:// is a drive
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
 
@@ -33,7 +33,7 @@ def parent_of(url: str) -> str:
 
 def join_url(url: str, relative: str) -> str:
     """The URL of `relative` beside `url`: `../a.png` beside s3://bucket/lists/all.txt is s3://bucket/a.png."""
-    protocol, _, path = url.partition("://")
+    protocol, path = _split(url)
     return f"{protocol}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), relative))}"
 
 
@@ -43,7 +43,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(_plain(url))
     except ImportError as exc:  # fsspec imports the package of a protocol itself
-        package = _PACKAGES.get(url.partition("://")[0], "fsspec")
+        package = _PACKAGES.get(_split(url)[0], "fsspec")
         line = missing_line([package], extra="remote", needed_by=f"{url}:")
         raise InputError(f"{line} or pip install {package}") from exc
     except ValueError as exc:  # no such protocol
@@ -51,16 +51,22 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return filesystem, _decode_local(path) if _is_local(url) else path
 
 
+def _split(url: str) -> tuple[str, str]:
+    """The protocol of `url`, in lower case, and what follows `://`; `file:/a` is file:///a (RFC 8089, appendix B)."""
+    found = _URL.match(url)
+    return ((found[1] or found[2]).lower(), url[found.end() :]) if found else ("", url)
+
+
 def _plain(url: str) -> str:
     """`url` in the form that fsspec knows: its protocol in lower case, a local file without the host "localhost"."""
-    protocol, _, rest = url.partition("://")
-    if _is_local(url) and rest.startswith("localhost/"):
-        rest = rest.removeprefix("localhost")
-    return f"{protocol.lower()}://{rest}"
+    protocol, rest = _split(url)
+    if _is_local(url) and rest.lower().startswith("localhost/"):
+        rest = rest[len("localhost") :]
+    return f"{protocol}://{rest}"
 
 
 def _is_local(url: str) -> bool:
-    return url.partition("://")[0].lower() in ("file", "local")
+    return _split(url)[0] in ("file", "local")
 
 
 def _decode_local(path: str) -> str:

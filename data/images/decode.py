@@ -33,7 +33,7 @@ from captionmill.data.images.formats.background import (
 )
 from captionmill.data.images.formats.holes import require_whole_webp
 from captionmill.data.images.formats.jpeg import PlainJpegFile, decode_jpeg, jpeg_memory, reduction_of
-from captionmill.data.images.formats.kinds import FORMATS, HEADER_BYTES, is_camera_header, unsupported_format
+from captionmill.data.images.formats.kinds import FORMATS, HEADER_BYTES, is_camera_header, why_not_read
 from captionmill.data.images.formats.limits import PIXEL_LIMIT, require_size
 from captionmill.data.images.formats.openers import Opener, find_opener
 from captionmill.data.images.formats.orientation import read_orientation, turn_upright
@@ -85,9 +85,9 @@ def decode_pixels(
 ) -> Pixels:
     """The upright image, [H, W, 3] uint8 RGB, on white where it is transparent; the first of several frames or pages.
 
-    Levels of more than 8 bits are scaled: white is the first of 255, 1023, 4095 and 65535 that no pixel exceeds, of
-    floats the first of 1, 255 and 65535, or else the largest pixel. 16-bit colours lose their lower byte, unless it is
-    all there is. In floats, 0 and less, NaN and infinity are black. Colour profiles are not applied.
+    Levels of more than 8 bits are scaled as `docs/images.md` states: white is the first of 255, 1023, 4095 and 65535
+    that no pixel exceeds, of floats the first of 1, 255 and 65535 that they come near. 16-bit colours lose their lower
+    byte, unless it is all there is. NaN and infinity are black. Colour profiles are not applied.
 
     `at_least` returns, for an upright image of (width, height), the size to which it will be resized. A JPEG that is 2
     * REDUCING_GAP times as large or larger is decoded at a half, a quarter or an eighth of its size, but never below
@@ -98,8 +98,8 @@ def decode_pixels(
 
     Waits for the memory that the image needs, of the budget of all threads.
 
-    Raises ImageError with the reason if it is not an image, is damaged, is of a kind that is not supported or exceeds
-    PIXEL_LIMIT or the budget. Which damage is accepted is stated in `docs/images.md`.
+    Raises ImageError with the reason if it is not an image, is damaged, is of a kind that is not supported, does not
+    show which level is white, or exceeds PIXEL_LIMIT or the budget. `docs/images.md` states which damage is accepted.
     """
     try:
         with BUDGET.one_image():
@@ -143,8 +143,8 @@ def _decode(data: bytes, at_least: _AtLeast | None, name: str) -> Pixels:
     if not data:
         raise ImageError("the file is empty")
     decoder = _find_decoder(data[:HEADER_BYTES])
-    if unsupported := unsupported_format(data, name, is_known=decoder is not None):
-        raise ImageError(f"{unsupported} is not supported; convert it to JPEG or PNG")
+    if reason := why_not_read(data, name, is_known=decoder is not None):
+        raise ImageError(reason)
     if decoder is None:
         raise ImageError(f"not an image, or in a format other than {FORMATS}")
     if decoder is TiffImageFile:

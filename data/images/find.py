@@ -18,6 +18,7 @@ from captionmill.data.images.read import ImageFile, has_image_header, known_ns, 
 from captionmill.data.images.tar import (
     COMPRESSED_SUFFIXES,
     TAR_SUFFIX,
+    TarMember,
     is_compressed_tar,
     list_members,
     refuse_compressed,
@@ -106,7 +107,7 @@ def _one_per_key(named: Iterable[_Named]) -> dict[str, ImageFile]:
         known = by_key.setdefault(one.image.key, one)
         if known is one or _is_same_file(known.image, one.image):
             continue
-        if one.name == one.image.key:
+        if one.name == one.image.key and not one.image.problem:
             by_key[one.name] = one
             others.append(known)
         else:
@@ -119,7 +120,7 @@ def _one_per_key(named: Iterable[_Named]) -> dict[str, ImageFile]:
             number += 1
             key = f"{name} ({number})"
         problem = f"another file has the same name with forward slashes, {one.image.key}; rename one of them"
-        found[key] = replace(one.image, key=key, problem=problem)
+        found[key] = replace(one.image, key=key, problem=one.image.problem or problem)
     return found
 
 
@@ -143,21 +144,32 @@ def _expand(named: _Named, left_out: PassedOver) -> Iterator[_Named]:
         yield named
         return
     refuse_compressed(image.path)
+    replaced: list[TarMember] = []
     try:
-        members = list_members(image.path)
+        members = list_members(image.path, replaced)
     except ImageError as exc:
         if not image.key:
             raise InputError(f"{image.path}: {exc}") from exc
         yield replace(named, image=replace(image, problem=str(exc)))
         return
-    for member in members:
+    by_name = {member.name: member for member in members}
+    for member in (*members, *replaced):
         path = PurePosixPath(member.name)
         if member.name.lower().endswith(_TAR_ENDINGS):
             left_out.nested += 1
         elif path.suffix.lower() in ALL_IMAGE_SUFFIXES and not left_out.passes(path.parts):
+            last = by_name.get(member.name)  # None if a link to nowhere replaces it
             name = f"{named.name}/{member.name}" if image.key else member.name
             key = image_key(f"{image.key}/{member.name}".lstrip("/"))
-            yield _Named(name, ImageFile(key, image.path, member.offset, member.size, member.modified_ns))
+            found = ImageFile(key, image.path, member.offset, member.size, member.modified_ns)
+            if last is member:
+                yield _Named(name, found)
+            elif last is None or member.written_name == last.written_name:  # as tar -r adds a newer one
+                left_out.replaced += 1
+            else:
+                own_name = f"{named.name}/{member.written_name}" if image.key else member.written_name
+                problem = f"a later member, {last.written_name}, unpacks to the same file; rename one of them"
+                yield _Named(own_name, replace(found, problem=problem))
 
 
 def _walk(root: Path, left_out: PassedOver) -> Iterator[_Named]:

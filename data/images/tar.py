@@ -34,6 +34,8 @@ class TarMember(NamedTuple):
     """Bytes."""
     modified_ns: int
     """Time of its last change in the tar, or else that of the tar itself, nanoseconds since 1970."""
+    written_name: str = ""
+    """The name as it is in the tar, such as `./a.jpg`."""
 
 
 def is_compressed_tar(path: Path | str) -> bool:
@@ -47,9 +49,10 @@ def refuse_compressed(path: Path | str) -> None:
         raise InputError(f"{path}: a compressed tar cannot be read in parts; unpack it, or make it a plain .tar")
 
 
-def list_members(path: Path | str) -> Collection[TarMember]:
+def list_members(path: Path | str, replaced: list[TarMember] | None = None) -> Collection[TarMember]:
     """The regular files in the tar at `path`, a file or a URL. Of members with the same name, the last.
 
+    Those before it, which unpacking would replace, are added to `replaced`.
     Tars that follow each other in one file are one tar, and the end mark may be missing. Sparse members, symbolic links
     and hard links to what is not in the tar are left out with a warning. Raises ImageError if it is not a tar, is cut
     inside a member, is damaged or cannot be read; InputError if a package is missing.
@@ -58,6 +61,7 @@ def list_members(path: Path | str) -> Collection[TarMember]:
     sparse: list[str] = []
     links: dict[str, str] = {}
     symbolic: list[str] = []
+    replaced = [] if replaced is None else replaced
     try:
         own_ns = known_ns(path.stat().st_mtime_ns) if isinstance(path, Path) else 0
         with open_tar(path) as file:
@@ -68,7 +72,7 @@ def list_members(path: Path | str) -> Collection[TarMember]:
                     target = unpacked_name(info.linkname)
                     if target != name:  # GNU tar writes a link to itself for a file that it is given twice
                         links[name] = target
-                        members.pop(name, None)
+                        replaced += filter(None, (members.pop(name, None),))
                 elif info.issym():
                     symbolic.append(name)
                 elif info.issparse():
@@ -76,7 +80,8 @@ def list_members(path: Path | str) -> Collection[TarMember]:
                 elif info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:  # as POSIX demands
                     links.pop(name, None)
                     modified_ns = seconds_to_ns(info.mtime) or own_ns
-                    members[name] = TarMember(name, info.offset_data, info.size, modified_ns)
+                    replaced += filter(None, (members.get(name),))
+                    members[name] = TarMember(name, info.offset_data, info.size, modified_ns, info.name)
     except (InputError, ImageError):
         raise
     except Exception as exc:  # each remote filesystem raises its own errors
@@ -101,7 +106,7 @@ def _follow_links(members: dict[str, TarMember], links: dict[str, str]) -> None:
         while target in links and target not in members and steps <= _MOST_STEPS:
             target, steps = links[target], steps + 1
         if target in members:
-            members[name] = members[target]._replace(name=name)
+            members[name] = members[target]._replace(name=name, written_name=name)
 
 
 def read_entries(file: Any, path: Path | str) -> Iterator[tuple[tarfile.TarInfo, int]]:

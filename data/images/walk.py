@@ -38,6 +38,10 @@ class PassedOver:
     """Compressed tars."""
     nested: int = 0
     """Tars inside a tar."""
+    replaced: int = 0
+    """Images in a tar behind which it has another member of the same name."""
+    outside: int = 0
+    """Images in a tar that would be unpacked outside of it, as `../a.jpg` is."""
 
     def passes(self, parts: Sequence[str]) -> bool:
         """Whether a search passes over the image at the relative path of these `parts`; it is counted then."""
@@ -45,6 +49,9 @@ class PassedOver:
             if is_system_folder(part):
                 self.system[part] += 1
                 return True
+        if ".." in parts:
+            self.outside += 1
+            return True
         if any(part.startswith(".") for part in parts):
             self.hidden += 1
             return True
@@ -60,6 +67,8 @@ class PassedOver:
             (self.links, "link", " to a folder that is searched already or contains this one"),
             (self.compressed, "compressed tar", ""),
             (self.nested, "tar", " inside a tar, which must be unpacked first"),
+            (self.replaced, "image", " in a tar that a later member of the same name replaces"),
+            (self.outside, "image", " in a tar whose path leads out of it (..)"),
         )
         return ", ".join(
             f"{count:,} {noun}{'' if count == 1 else 's'}{where}" for count, noun, where in counts if count

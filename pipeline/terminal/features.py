@@ -31,7 +31,7 @@ def info(store: Path) -> None:
     opened = FeatureStore.open(store)
     lines = [f"{store}: {show_count(len(opened), 'image')}, {opened.dtype}, {opened.size_bytes / 1e6:.1f} MB"]
     if opened.part_count:
-        lines.append(f"  {show_count(opened.part_count, 'part')} beside it in {store.name}.parts belong to it")
+        lines.append(f"  {show_count(opened.part_count, 'part')} in {store.name}.parts")
     if shard := opened.shard:
         images = show_count(shard.images, "image")
         lines.append(f"  shard {shard.index} of {shard.count}: {images}, {shard.failed:,} not readable")

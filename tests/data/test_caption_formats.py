@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import TESTS
@@ -370,3 +371,24 @@ def test_a_text_file_belongs_to_the_image_whose_accent_is_typed_in_another_way(t
     write(tmp_path / "e\u0301.jpg", "")
     write(tmp_path / "\xe9.txt", "a dog")
     assert read_annotations(tmp_path).captions == {"e\u0301.jpg": ("a dog",)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"bbox": [1, 2, 3, 4], "category_id": 1, "segmentation": []}, "objects, as instances_*.json is"),
+        ({"bbox": [1, 2, 3, 4], "category_id": 1, "keypoints": [0]}, "keypoints, as person_keypoints_*.json is"),
+        ({"segments_info": []}, "segments, as panoptic_*.json is"),
+    ],
+)
+def test_annotations_of_other_files_of_coco_are_called_so(tmp_path: Path, fields: dict[str, Any], kind: str) -> None:
+    path = tmp_path / "a.json"
+    images = [{"id": 1, "file_name": "a.jpg"}]
+    path.write_text(json.dumps({"images": images, "annotations": [{"image_id": 1, **fields}] * 3}))
+    with pytest.raises(AnnotationError) as caught:
+        read_annotations(path)
+    wanted = "give the file with captions of the same images, captions_*.json"
+    assert str(caught.value) == f"{path}: COCO annotations of {kind}, without captions; {wanted}"
+    path.write_text(json.dumps({"info": {}, "images": images, "categories": []}))
+    with pytest.raises(AnnotationError, match=r"a\.json: COCO's list of images without annotations, as image_info_"):
+        read_annotations(path)

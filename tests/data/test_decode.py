@@ -305,13 +305,15 @@ def test_16_bit_tiff_whose_zero_is_white_is_turned_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "greys"),
     [
-        ([0, 0.5, 1, -1], [0, 128, 255, 0]),
+        ([0, 0.5, 1, -0.05], [0, 128, 255, 0]),
+        ([0, 0.02, 0.01, 0.02], [0, 5, 3, 5]),
+        ([0, 0.5, 1, 1.05], [0, 128, 255, 255]),
         ([0, 128, 255, float("nan")], [0, 128, 255, 0]),
+        ([-20, 128, 200, 270], [0, 128, 200, 255]),
         ([0, 257, 65535, float("inf")], [0, 1, 255, 0]),
-        ([0, 5e5, 1e6, 1e6], [0, 128, 255, 255]),
     ],
 )
-def test_float_tiff_takes_as_white_the_first_usual_level_that_covers_it(
+def test_float_tiff_takes_as_white_the_usual_level_that_its_values_show(
     tmp_path: Path, values: list[float], greys: list[int]
 ) -> None:
     image = Image.fromarray(np.array([values], dtype=np.float32))
@@ -423,9 +425,9 @@ def test_missing_empty_and_foreign_files_say_so(tmp_path: Path) -> None:
     assert reason_of(tmp_path / "gone.jpg") == "no such file or directory"
     assert reason_of(tmp_path) == "a folder, not a file"
     assert reason_of(write(tmp_path / "a.jpg", b"")) == "the file is empty"
-    assert reason_of(write(tmp_path / "b.jpg", b"<!DOCTYPE html>\n")) == foreign
-    assert reason_of(write(tmp_path / "c.png", encode(NOISE, "PCX"))) == foreign
-    assert reason_of(write(tmp_path / "d.jpg", bytes(1000))) == foreign
+    assert reason_of(write(tmp_path / "b.jpg", b"404 Not Found")) == foreign
+    assert reason_of(write(tmp_path / "c.png", encode(NOISE, "SPIDER"))) == foreign
+    assert reason_of(write(tmp_path / "d.jpg", bytes(1000))) == "begins with zeros only; copy it again"
     assert reason_of(tmp_path / "nul\0.jpg") == "embedded null byte"
 
 

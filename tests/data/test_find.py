@@ -21,7 +21,7 @@ from PIL import Image
 
 from captionmill.data.errors import ImageError, InputError, SpecMismatchError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.images.find import find_images
+from captionmill.data.images.find import find_images, search_images
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageFile, ImageSource, hash_content, is_unchanged, read_image
 from captionmill.data.urls import read_url
 from captionmill.stages.encoding.extract import extract
@@ -213,8 +213,18 @@ def test_hard_link_in_a_tar_is_the_picture_it_links_to(tmp_path: Path) -> None:
 
 
 def test_last_of_several_members_of_one_name_counts_as_when_unpacked(tmp_path: Path) -> None:
-    members = [("a.png", RED), ("b.png", RED), ("a.png", GREEN), ("a.png", BLUE)]
-    assert contents_of(write(tmp_path / "x.tar", pack_members(members))) == {"a.png": BLUE, "b.png": RED}
+    members = [("a.png", RED), ("b.png", RED), ("a.png", GREEN), ("a.png", BLUE), ("c.txt", RED), ("c.txt", RED)]
+    path = write(tmp_path / "x.tar", pack_members(members))
+    assert contents_of(path) == {"a.png": BLUE, "b.png": RED}
+    assert search_images(path).left_out.describe() == "2 images in a tar that a later member of the same name replaces"
+
+
+def test_members_that_lead_out_of_their_tar_are_called_so(tmp_path: Path) -> None:
+    members = [("a.png", RED), ("../b.png", RED), ("d/../../c.png", RED), ("d/../e.png", RED), ("..f.png", RED)]
+    path = write(tmp_path / "x.tar", pack_members(members))
+    assert contents_of(path) == {"a.png": RED, "e.png": RED}
+    left_out = "1 hidden image, 2 images in a tar whose path leads out of it (..)"
+    assert search_images(path).left_out.describe() == left_out
 
 
 def test_names_of_members_that_unpack_to_one_file_are_one_name(tmp_path: Path) -> None:
@@ -224,8 +234,18 @@ def test_names_of_members_that_unpack_to_one_file_are_one_name(tmp_path: Path) -
         link = tarfile.TarInfo("c.png")
         link.type, link.linkname = tarfile.LNKTYPE, "./a.png"
         archive.addfile(link)
-    assert contents_of(path) == {"a.png": GREEN, "c.png": GREEN, "d/b.png": BLUE}
-    assert sorted(contents_of(tmp_path / "photos")) == ["x.tar/a.png", "x.tar/c.png", "x.tar/d/b.png"]
+    found = find_images(path)
+    assert {one.key: read_image(one)[0] for one in found if not one.problem} == {
+        "a.png": GREEN,
+        "c.png": GREEN,
+        "d/b.png": BLUE,
+    }
+    assert {one.key: one.problem for one in found if one.problem} == {
+        "./a.png": "a later member, a.png, unpacks to the same file; rename one of them",
+        "d/b.png (2)": "a later member, /d/./b.png, unpacks to the same file; rename one of them",
+    }
+    keys = ["x.tar/./a.png", "x.tar/a.png", "x.tar/c.png", "x.tar/d/b.png", "x.tar/d/b.png (2)"]
+    assert [one.key for one in find_images(tmp_path / "photos")] == keys
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -13,6 +13,7 @@ from PIL import Image
 
 from captionmill.data.errors import ImageError
 from captionmill.data.images.decode import Pixels, decode_pixels, is_image_header
+from captionmill.data.images.find import find_images
 from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES, IMAGE_SUFFIXES, has_read_suffix
 
 LEVELS = np.random.default_rng(0).integers(0, 255, (4, 6, 8), dtype=np.uint8)
@@ -203,6 +204,50 @@ def test_every_suffix_that_is_read_is_that_of_an_image() -> None:
     assert ALL_IMAGE_SUFFIXES.issuperset(IMAGE_SUFFIXES)
     assert {".cr2", ".nef", ".arw", ".dng", ".heic", ".avif", ".jxl", ".psd", ".svg"} < ALL_IMAGE_SUFFIXES
     assert not ALL_IMAGE_SUFFIXES & {".txt", ".json", ".csv", ".mp4", ".tar", ".xmp", ".npy"}
+
+
+def test_every_picture_beside_jpegs_has_a_row(tmp_path: Path) -> None:
+    cameras = "raw rw2 orf arw cr2 cr3 nef nrw dng raf pef srw x3f 3fr iiq kdc mrw erf dcr mos arq ari"
+    web = "jxl svg heic heif avif jp2 j2k webp ico cur jfif jpe jxr wdp hif insp mpo apng qoi avci"
+    others = "psd psb xcf kra ai eps exr hdr dds tga pcx ppm emf wmf fits dcm pict pcd ora pdn clip afphoto cdr ktx2"
+    suffixes = f"{cameras} {web} {others}".split()
+    for suffix in suffixes:
+        (tmp_path / f"a.{suffix.upper()}").write_bytes(b"anything")
+    assert {image.key for image in find_images(tmp_path)} == {f"a.{suffix.upper()}" for suffix in suffixes}
+    assert reason_of(b"anything", "a.raw") == "RAW is not supported; convert it to JPEG or PNG"
+    assert reason_of(b"II*\0" + bytes(40), "a.RAW") == "RAW is not supported; convert it to JPEG or PNG"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "a Git LFS pointer instead of the image; run git lfs pull",
+        ),
+        (b"../.git/annex/objects/K", "a git-annex pointer instead of the image; run git annex get"),
+        (b"\n<!-- x --><!DOCTYPE html>", "an HTML page, not an image; fetch it again"),
+        (b"<?xml version='1.0'?>\n<HTML lang='en'>", "an HTML page, not an image; fetch it again"),
+        (b'{\n  "error": "not found"}', "JSON, not an image; fetch it again"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0isom", "a video, not an image"),
+        (b"\x1aE\xdf\xa3\x01", "a video, not an image"),
+        (b"\0\x05\x16\x07\0\2", "a Mac's AppleDouble file, which holds no image"),
+    ],
+)
+def test_what_stands_in_the_place_of_an_image_is_named_whatever_its_suffix(content: bytes, reason: str) -> None:
+    assert {reason_of(content, name) for name in ("a.jpg", "a.cr2", "a.svg", "a")} == {reason}
+
+
+def test_what_has_no_image_is_named_unless_its_suffix_explains_it() -> None:
+    archive = "an archive, not an image; unpack it"
+    for content, reason in (
+        (b"PK\x03\x04", archive),
+        (b"\x1f\x8b\x08", archive),
+        (b"<Error><Code>AccessDenied", "XML, not an image; fetch it again"),
+        (bytes(2000), "begins with zeros only; copy it again"),
+    ):
+        assert reason_of(content, "a.png") == reason
+        assert reason_of(content, "a.kra") == "Krita is not supported; convert it to JPEG or PNG"
 
 
 def test_a_text_is_no_image(tmp_path: Path) -> None:

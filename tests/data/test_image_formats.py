@@ -127,7 +127,6 @@ def test_signed_16_bits_are_read_in_either_byte_order() -> None:
         ([0, 512, 1023], [0, 128, 255]),
         ([0, 2048, 4095], [0, 128, 255]),
         ([0, 4096, 65535], [0, 16, 255]),
-        ([0, 50_000, 100_000], [0, 128, 255]),
     ],
 )
 def test_integers_in_memory_and_in_files_are_read_by_their_range(values: list[int], greys: list[int]) -> None:
@@ -267,6 +266,67 @@ def test_canvas_around_the_first_frame_of_a_gif_is_white() -> None:
     assert (pixels == 255).all()
     with Image.open(CASES / "frame-inside-canvas-no-transparency.gif") as image:
         assert (pixels_of(image)[:5] == 255).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("color", [False, True])
+def test_floats_of_which_white_or_black_is_not_known_are_refused(dtype: type, color: bool) -> None:
+    for values, reason in (
+        ([0, 952], "float levels up to 952: which of them is white is not known; save it with 0 to 1"),
+        ([0, 2.5], "float levels up to 2.5: which of them is white is not known; save it with 0 to 1"),
+        ([0, 1e6], "float levels up to 1e+06: which of them is white is not known; save it with 0 to 1"),
+        ([-1, 1], "float levels from -1 to 1: which of them is black is not known"),
+    ):
+        pixels: npt.NDArray[Any] = np.array([values], dtype)
+        samples = pixels[..., None].repeat(3, axis=2) if color else pixels
+        assert reason_of(encode_tiff(samples, photometric="rgb" if color else "minisblack")) == reason
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int32])
+def test_32_bits_of_which_white_is_not_known_are_refused(dtype: type) -> None:
+    reason = f"{dtype.__name__} levels up to 70000: which of them is white is not known; save it with 16 bits"
+    assert reason_of(encode_tiff(np.array([[0, 70_000]], dtype))) == reason
+    white = np.iinfo(dtype).max
+    assert greys_of(encode_tiff(np.array([[0, white // 2 + 1, white]], dtype))) == [0, 128, 255]
+
+
+DEEP_J2K = bytes.fromhex(
+    "ff4fff5100290000000000020000000100000000000000000000000200000001000000000000000000010b0101ff52000c00"
+    "000001000004040001ff5c00044060ff90000a0000000000140001ff93dfe00c05e903ffd9"
+)  # OpenJPEG: 2 x 1 pixels of 12 bits, 0 and 255
+
+
+def test_white_that_a_file_states_counts_however_dark_it_is() -> None:
+    for maxval, level, grey in ((4095, 200, 12), (65535, 4000, 16), (1000, 1000, 255)):
+        assert greys_of(b"P5 2 1 %d\n" % maxval + struct.pack(">2H", 0, level)) == [0, grey]
+    assert greys_of(DEEP_J2K) == [0, 16]
+
+
+# TIFF: which of several pages is the image
+
+
+def write_pages(*pages: tuple[int, int, dict[str, Any]], **options: Any) -> bytes:
+    """A TIFF of one-coloured pages, each of a width and a level, with what tifffile takes."""
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer, **options) as file:
+        for width, level, page_options in pages:
+            dtype = page_options.pop("dtype", np.uint8)
+            file.write(np.full((4, width, 3), level, dtype), photometric="rgb", metadata=None, **page_options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("is_big", [False, True])
+def test_thumbnails_before_the_image_of_a_tiff_are_passed_over(dtype: type, is_big: bool) -> None:
+    def shape_of(*pages: tuple[int, int, dict[str, Any]]) -> tuple[int, ...]:
+        return decode_pixels(write_pages(*pages, bigtiff=is_big)).shape
+
+    thumbnail, image, alone = {"subfiletype": 1, "dtype": dtype}, {"dtype": dtype}, {"subfiletype": 1, "dtype": dtype}
+    assert shape_of((2, 1, thumbnail), (9, 1, image)) == (4, 9, 3)
+    assert shape_of((9, 1, {"dtype": dtype}), (2, 1, {"subfiletype": 1, "dtype": dtype})) == (4, 9, 3)
+    assert shape_of((2, 1, alone)) == (4, 2, 3)
+    with pytest.raises(ImageError, match="a TIFF whose pages are thumbnails of images in directories below them"):
+        shape_of((2, 1, {"subfiletype": 1, "dtype": dtype, "subifds": 1}), (9, 1, {"dtype": dtype}))
 
 
 # Orientation

@@ -98,7 +98,11 @@ def test_percent_signs_in_a_file_url_are_decoded_unless_they_are_in_the_name(tmp
     lines = [f"{start}/a%20b.jpg", f"file://{tmp_path}/sp ace/c%20d.jpg", f"{start}/c%2520d.jpg", f"{start}/%C3%A4.jpg"]
     found = {image.key: read_image(image)[0] for image in find_images(make_list(tmp_path, "\n".join(lines)))}
     assert found == dict(zip(lines, (b"one", b"two", b"two", b"three"), strict=True))
-    same = [f"FILE://{tmp_path}/sp%20ace/a%20b.jpg", f"file://localhost{tmp_path}/sp ace/a b.jpg"]
+    place = f"{tmp_path}/sp%20ace/a%20b.jpg"
+    same = [f"{start}{place}" for start in ("FILE://", "file://localhost", "file:", "File:", "file://LOCALHOST")]
     assert {read_image(image)[0] for image in find_images(make_list(tmp_path, "\n".join(same)))} == {b"one"}
     (tmp_path / "sp ace" / "c%20d.jpg").unlink()
-    assert [image.key for image in find_images(start)] == ["a b.jpg", "ä.jpg"]
+    for folder in (start, start.replace("file://", "file:")):
+        assert [image.key for image in find_images(folder)] == ["a b.jpg", "ä.jpg"]
+    make_list(tmp_path, "sp ace/a b.jpg")
+    assert [read_image(image)[0] for image in find_images(f"file:{tmp_path}/all.txt")] == [b"one"]

@@ -8,6 +8,14 @@ from captionmill.data.captions.formats.rows import FORMATS, REJECTED, ColumnName
 from captionmill.data.errors import AnnotationError
 
 _ID_TYPES = (int, float, str)
+_WANTED = "give the file with captions of the same images, captions_*.json"
+_OTHER_KINDS = {
+    "keypoints, as person_keypoints_*.json is": {"keypoints", "num_keypoints"},
+    "segments, as panoptic_*.json is": {"segments_info"},
+    "objects, as instances_*.json is": {"bbox", "segmentation", "category_id"},
+    "questions, as those of VQA are": {"question", "question_id", "answers"},
+}
+_SHOWN = 100  # annotations that show what a file is about
 _NUMBER = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
 
 
@@ -19,12 +27,15 @@ def read_images(content: Mapping[str, Any], columns: ColumnNames, left_out: Left
         return _read_coco(images, _field(content, "annotations", list, "the file"), left_out)
     if isinstance(images, list) and any(isinstance(image, dict) and "sentences" in image for image in images):
         return _read_karpathy(images)
+    if isinstance(images, list) and "sentences" not in content and {"info", "licenses"} & content.keys():
+        raise AnnotationError(f"COCO's list of images without annotations, as image_info_*.json is; {_WANTED}")
     raise AnnotationError(
         f"unknown JSON, without images and annotations (COCO) or sentences (Karpathy); expected {FORMATS}"
     )
 
 
 def _read_coco(images: list[Any], annotations: list[Any], left_out: LeftOut) -> Iterator[ReferenceRow]:
+    _require_captions(annotations)
     by_id = _images_by_id(images, left_out)
     names_splits = any(_has_split(image) for _, image in by_id.values())
     unknown_count, used = 0, set()
@@ -56,6 +67,16 @@ def _read_coco(images: list[Any], annotations: list[Any], left_out: LeftOut) -> 
     left_out["images without file_name"] += sum(
         not isinstance(image.get("file_name"), str) for image_id, (_, image) in by_id.items() if image_id not in used
     )
+
+
+def _require_captions(annotations: list[Any]) -> None:
+    """Raise AnnotationError if all annotations are of something else than captions, in one of COCO's other files."""
+    if any(not isinstance(entry, dict) or "caption" in entry for entry in annotations):
+        return
+    fields = {field for entry in annotations[:_SHOWN] for field in entry}
+    kind = next((kind for kind, signs in _OTHER_KINDS.items() if fields & signs), None)
+    if kind is not None:
+        raise AnnotationError(f"COCO annotations of {kind}, without captions; {_WANTED}")
 
 
 def _images_by_id(images: list[Any], left_out: LeftOut) -> dict[str, tuple[str, dict[str, Any]]]:

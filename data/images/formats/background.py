@@ -6,11 +6,14 @@ from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from captionmill.data.images.formats.levels import scale_levels
 
 _BITS_TAG, _PHOTOMETRIC_TAG = 0x0102, 0x0106
+DEPTH = "depth"
+"""In the `info` of an image in JPEG 2000: its bits per sample, which Pillow shifts to 16."""
 FrameBox = tuple[int, int, int, int]
 
 
@@ -53,11 +56,21 @@ def scale_transparent_color(image: PngImageFile) -> bytes | int | tuple[int, ...
     return color * {"L;2": 85, "L;4": 17}.get(str(rawmode), 1)
 
 
+def _whites_of(image: Image.Image) -> tuple[int, ...]:
+    """The white that the file itself states, at the depth that Pillow decodes to; empty if it states none."""
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(_BITS_TAG) == (12,):
+        return (4095,)
+    if isinstance(image, PpmImageFile):  # Pillow scales its largest level to this
+        return (65535,)
+    depth = int(image.info.get(DEPTH, 16))
+    return () if depth == 16 else ((2**depth - 1) << (16 - depth),)
+
+
 def _grey_to_8_bits(image: Image.Image) -> Image.Image:
     """Mode L from one of the modes I;16, I;16B, I and F."""
     values = np.asarray(image)  # height x width
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
-    grey = scale_levels(values, (4095,) if tags.get(_BITS_TAG) == (12,) else ())
+    grey = scale_levels(values, _whites_of(image))
     if tags.get(_PHOTOMETRIC_TAG) == 0:  # 0 is white; Pillow inverts such images only up to 8 bits
         grey = 255 - grey
     grey[values == image.info.get("transparency", np.nan)] = 255  # the level that a PNG declares transparent

@@ -12,78 +12,73 @@ from captionmill.data.optional import missing_packages
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".hif"),
     *(".avif", ".jp2", ".j2k", ".psd", ".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".apng", ".jif", ".jps", ".pjpeg"),
-    *(".jpf", ".jpx", ".jpc", ".j2c", ".dib", ".heics", ".heifs", ".avifs"),
+    *(".jpf", ".jpx", ".jpc", ".j2c", ".dib", ".heics", ".heifs", ".avifs", ".pjp", ".jfi", ".insp", ".pns", ".btf"),
+    *(".jph", ".jhc"),
 )
 """Suffixes of the formats that are read."""
 FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC, AVIF, JPEG 2000, PSD and PPM"
 """Names of the formats that are read."""
 _HEIC_SUFFIXES = (".heic", ".heif", ".hif", ".heics", ".heifs")
 
-_CAMERA_SUFFIXES = [
-    ".3fr",
-    ".arw",
-    ".cr2",
-    ".cr3",
-    ".crw",
-    ".dcr",
-    ".dng",
-    ".erf",
-    ".gpr",
-    ".iiq",
-    ".kdc",
-    ".mef",
-    ".mos",
-    ".mrw",
-    ".nef",
-    ".nrw",
-    ".orf",
-    ".pef",
-    ".raf",
-    ".rw2",
-    ".rwl",
-    ".sr2",
-    ".srf",
-    ".srw",
-    ".x3f",
-    ".fff",
-    ".rwz",
-    ".bay",
-    ".k25",
-    ".ptx",
-]
+_CAMERA_SUFFIXES = (
+    ".3fr .ari .arq .arw .bay .cr2 .cr3 .crw .cs1 .dc2 .dcr .dcs .dng .drf .eip .erf .fff .gpr .iiq .k25 .kdc "
+    ".mdc .mef .mfw .mos .mrw .nef .nksc .nrw .orf .ori .pef .ptx .pxn .raf .rdc .rw2 .rwl .rwz .sr2 .srf .srw .sti "
+    ".x3f .x3i"
+)
 _OTHER_FORMATS = {
+    "RAW": ".raw",
     "JPEG XL": ".jxl",
     "JPEG XR": ".jxr .wdp .hdp",
+    "JPEG XS": ".jxs",
     "JPEG-LS": ".jls",
+    "HEIF of H.264 (AVCI)": ".avci .avcs",
     "SVG": ".svg .svgz",
-    "EPS": ".eps",
+    "EPS": ".eps .epsf",
     "PSB": ".psb",
     "Illustrator": ".ai",
-    "Krita": ".kra",
-    "XCF": ".xcf",
-    "OpenEXR": ".exr",
-    "DICOM": ".dcm",
+    "CorelDRAW": ".cdr .cpt",
+    "Affinity": ".afphoto .afdesign",
+    "Clip Studio": ".clip",
+    "Procreate": ".procreate",
+    "Paint.NET": ".pdn",
+    "PaintShop": ".psp .pspimage",
+    "OpenRaster": ".ora",
+    "Sketch": ".sketch",
+    "Krita": ".kra .krz",
+    "XCF": ".xcf .xcfgz",
+    "OpenEXR": ".exr .sxr .mxr",
+    "DICOM": ".dcm .dicom",
+    "FITS": ".fits .fit .fts",
+    "a whole-slide image": ".svs .ndpi .mrxs .czi",
     "DDS": ".dds",
-    "TGA": ".tga",
-    "PCX": ".pcx",
+    "KTX": ".ktx .ktx2",
+    "TGA": ".tga .icb .vda .vst",
+    "PCX": ".pcx .dcx",
+    "PICT": ".pict .pct",
+    "Photo CD": ".pcd",
+    "FlashPix": ".fpx",
     "QOI": ".qoi",
-    "ICO": ".ico",
+    "ICO": ".ico .cur .ani",
     "ICNS": ".icns",
-    "WMF": ".wmf .emf",
-    "DjVu": ".djvu",
+    "WMF": ".wmf .emf .wmz .emz",
+    "CGM": ".cgm",
+    "DjVu": ".djvu .djv",
     "BPG": ".bpg",
     "FLIF": ".flif",
-    "SGI": ".sgi",
-    "Radiance HDR": ".hdr",
+    "SGI": ".sgi .rgba",
+    "Sun raster": ".ras",
+    "Radiance HDR": ".hdr .rgbe .xyze",
     "PFM": ".pfm",
     "PAM": ".pam",
     "XBM": ".xbm",
     "XPM": ".xpm",
+    "XWD": ".xwd",
     "WBMP": ".wbmp",
     "MNG": ".mng .jng",
+    "IFF": ".iff .ilbm .lbm",
     "Cineon": ".dpx .cin",
 }
-_OTHER_SUFFIXES = {suffix: f"RAW ({suffix[1:].upper()})" for suffix in _CAMERA_SUFFIXES} | {
+_OTHER_SUFFIXES = {suffix: f"RAW ({suffix[1:].upper()})" for suffix in _CAMERA_SUFFIXES.split()} | {
     suffix: name for name, suffixes in _OTHER_FORMATS.items() for suffix in suffixes.split()
 }
 ALL_IMAGE_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *_OTHER_SUFFIXES))
@@ -124,7 +119,33 @@ _OTHER_HEADERS = {
     rb"AT&TFORM": "DjVu",
     rb"BPG\xfb": "BPG",
     rb"FLIF": "FLIF",
+    rb"#\?(RADIANCE|RGBE)": "Radiance HDR",
+    rb"P[fF]\s": "PFM",
+    rb"P7\n": "PAM",
+    rb"SIMPLE  = ": "FITS",
+    rb"\0\0[\x01\x02]\0[^\0]\0": "ICO",
+    rb"SDPX|XPDS": "Cineon",
+    rb"\x0a[\0-\x05]\x01[\x01\x02\x04\x08]": "PCX",
+    rb"[\x8a\x8b][MJ]NG\r\n": "MNG",
+    rb"....ftypavc[is]": "HEIF of H.264 (AVCI)",
 }
+_VIDEO, _PAGE = "a video, not an image", "an HTML page, not an image; fetch it again"
+_NO_IMAGES = {
+    rb"version https://git-lfs\.github\.com/": "a Git LFS pointer instead of the image; run git lfs pull",
+    rb"/annex/objects/|[./]*\.git/annex/objects/": "a git-annex pointer instead of the image; run git annex get",
+    rb"(\xef\xbb\xbf|\s|<!--.*?-->|<\?xml.*?\?>)*<(?i:!doctype html|html|head|body|title|script)\b": _PAGE,
+    rb"....(ftyp|moov|mdat|wide)|RIFF....AVI |\x1aE\xdf\xa3|FLV\x01|0&\xb2u|\0\0\x01[\xba\xb3]": _VIDEO,
+    rb"\s*[{\[]\s*[\"\]}{\[]": "JSON, not an image; fetch it again",
+    rb"RIFF....WAVE|ID3|fLaC|OggS": "a sound file, not an image",
+    rb"\0\x05\x16[\0\x07]": "a Mac's AppleDouble file, which holds no image",
+}
+"""What is found instead of an image, whatever its suffix."""
+_NO_KNOWN_IMAGES = {
+    rb"PK(\x03\x04|\x05\x06)|\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ": "an archive, not an image; unpack it",
+    rb"\s*<(\?xml|Error)": "XML, not an image; fetch it again",
+    rb"\0+\Z": "begins with zeros only; copy it again",
+}
+"""What it may be instead, unless its suffix is that of a format that begins so."""
 _SUB_IFDS_TAG, _PHOTOMETRIC_TAG, _DNG_TAG = 0x014A, 0x0106, 0xC612
 _SENSOR_PHOTOMETRIC = (32803, 34892)  # colour filter array, linear raw (DNG 1.7, PhotometricInterpretation)
 _MOST_SUB_IFDS = 16
@@ -152,11 +173,21 @@ def is_camera_header(header: bytes) -> bool:
     return _match(header, _CAMERA_HEADERS) is not None
 
 
-def unsupported_format(data: bytes, name: str, *, is_known: bool) -> str | None:
-    """The name of the format of an image that cannot be read, by its content and the suffix of `name`; else None.
+def why_not_read(data: bytes, name: str, *, is_known: bool) -> str | None:
+    """Why what is in `data` cannot be read as an image, by its content and the suffix of `name`; None if it may be one.
 
-    `is_known` is whether it begins as an image that can be read. Most cameras write TIFFs whose first image is a
-    thumbnail: these must not be taken for images in TIFF.
+    `is_known` is whether it begins as an image that can be read.
+    """
+    header = data[:HEADER_BYTES]
+    if found := _unsupported_format(data, name, is_known=is_known):
+        return f"{found} is not supported; convert it to JPEG or PNG"
+    return None if is_known else _match(header, _NO_IMAGES) or _match(header, _NO_KNOWN_IMAGES)
+
+
+def _unsupported_format(data: bytes, name: str, *, is_known: bool) -> str | None:
+    """The name of the format of an image that cannot be read; None if it can be, or is no image.
+
+    Most cameras write TIFFs whose first image is a thumbnail: these must not be taken for images in TIFF.
     """
     header = data[:HEADER_BYTES]
     by_suffix = _OTHER_SUFFIXES.get(PurePosixPath(name).suffix.lower())
@@ -166,7 +197,9 @@ def unsupported_format(data: bytes, name: str, *, is_known: bool) -> str | None:
         if by_suffix is not None and by_suffix.startswith("RAW"):
             return by_suffix
         return "RAW (a camera's TIFF)" if _is_sensor_data(data) else None
-    return None if is_known else _match(header, _OTHER_HEADERS) or by_suffix
+    if is_known:
+        return None
+    return _match(header, _OTHER_HEADERS) or (None if _match(header, _NO_IMAGES) else by_suffix)
 
 
 def _match(header: bytes, names: dict[bytes, str]) -> str | None:

@@ -12,6 +12,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.PsdImagePlugin import PsdImageFile
 
 from captionmill.data.errors import ImageError, InputError
+from captionmill.data.images.formats.background import DEPTH
 from captionmill.data.images.formats.holes import boxes, require_whole_codestream, require_whole_heif
 from captionmill.data.images.formats.kinds import family_of
 from captionmill.data.optional import install_command, require
@@ -20,6 +21,7 @@ Opener = Callable[[io.BytesIO], PillowFile]
 
 _MERGED_RESOURCE = 1057  # Adobe Photoshop File Formats Specification, Image Resource IDs: Version Info
 _MULTICHANNEL = 7
+_START_OF_CODESTREAM, _DEPTH_PLACE = b"\xff\x4f\xff\x51", 42  # ISO/IEC 15444-1, A.5.1: of the first component
 _END_OF_CODESTREAM = b"\xff\xd9"  # ISO/IEC 15444-1, A.4.4
 
 
@@ -65,7 +67,9 @@ def _open_jpeg_2000(file: io.BytesIO) -> PillowFile:
     if not whole.endswith(_END_OF_CODESTREAM):
         raise EOFError("a part of the JPEG 2000 codestream is missing")
     require_whole_codestream(whole)
-    return Jpeg2KImageFile(file)
+    image = Jpeg2KImageFile(file)
+    image.info[DEPTH] = (whole[whole.index(_START_OF_CODESTREAM) + _DEPTH_PLACE] & 0x7F) + 1
+    return image
 
 
 class _MergedPsdFile(PsdImageFile):

@@ -15,10 +15,11 @@ from captionmill.data.errors import ImageError
 from captionmill.data.images.formats.background import to_rgb
 from captionmill.data.images.formats.holes import require_whole_strips
 from captionmill.data.images.formats.limits import require_size, require_small_tile
-from captionmill.data.images.formats.tiff_samples import decode_samples
+from captionmill.data.images.formats.tiff_samples import decode_samples, find_page
 
 # Tags and values (TIFF 6.0, section 8)
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT = 258, 259, 262, 277, 284, 338, 339
+_NEW_SUBFILE_TYPE, _SUBFILE_TYPE = 254, 255
 _PREDICTOR, _TILE_WIDTH, _TILE_LENGTH = 317, 322, 323
 _RGB, _CMYK, _YCBCR = 2, 5, 6
 _WEBP = 50001  # Pillow's libtiff is built without it
@@ -26,8 +27,8 @@ _PACKBITS = 32773
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 
 
-def decode_tiff(data: bytes, *, page: int = 0) -> npt.NDArray[np.uint8]:
-    """One page of a TIFF, upright, [H, W, 3] uint8 RGB on white.
+def decode_tiff(data: bytes, *, page: int | None = None) -> npt.NDArray[np.uint8]:
+    """One page of a TIFF, upright, [H, W, 3] uint8 RGB on white; by default the first that is no thumbnail or mask.
 
     Raises ImageError with the reason, or whatever Pillow raises.
     """
@@ -36,6 +37,8 @@ def decode_tiff(data: bytes, *, page: int = 0) -> npt.NDArray[np.uint8]:
     except (SyntaxError, LookupError, TypeError, ValueError, OSError):
         return decode_samples(data, page)
     with image:
+        if page is None:
+            page = find_page(data) if _is_aside(image) else 0
         image.seek(page)
         require_size(image.size)
         is_read_by_pillow = _is_read_by_pillow(image)
@@ -44,6 +47,11 @@ def decode_tiff(data: bytes, *, page: int = 0) -> npt.NDArray[np.uint8]:
             return decode_samples(data, page)
         image.load()  # Pillow makes it upright
         return decode_samples(data, page) if _looks_too_dark(image) else np.array(to_rgb(image))
+
+
+def _is_aside(image: TiffImageFile) -> bool:
+    """Whether a page is marked as a reduced image of another or as a transparency mask (TIFF 6.0, section 8)."""
+    return bool(int(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0)) & 5) or image.tag_v2.get(_SUBFILE_TYPE) == 2
 
 
 def pixels_of_tiff(image: TiffImageFile) -> npt.NDArray[np.uint8]:

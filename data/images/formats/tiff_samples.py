@@ -29,8 +29,8 @@ _TIFFFILE_ERRORS = (ImportError, ValueError, LookupError, TypeError, AttributeEr
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it reports damaged metadata, which is not needed
 
 
-def decode_samples(data: bytes, page_number: int = 0) -> npt.NDArray[np.uint8]:
-    """One page of a TIFF, upright, [H, W, 3] uint8 RGB on white.
+def decode_samples(data: bytes, page_number: int | None = None) -> npt.NDArray[np.uint8]:
+    """One page of a TIFF, upright, [H, W, 3] uint8 RGB on white; by default the first that is no thumbnail or mask.
 
     Raises ImageError with the reason, ValueError if it is damaged.
     """
@@ -38,7 +38,7 @@ def decode_samples(data: bytes, page_number: int = 0) -> npt.NDArray[np.uint8]:
 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page: Any = file.pages[page_number]
+            page: Any = file.pages[_find_page(file) if page_number is None else page_number]
             _require_supported(page)
             image = _compose(page, _read(page))
             orientation = page.tags.valueof(_ORIENTATION)
@@ -51,6 +51,28 @@ def decode_samples(data: bytes, page_number: int = 0) -> npt.NDArray[np.uint8]:
             raise ImageError(f"{_name(page)} needs the package imagecodecs; run: {install_command('tiff')}") from exc
         raise ValueError(str(exc)) from exc
     return turn_upright(np.array(to_rgb(image)), int(orientation))
+
+
+def find_page(data: bytes) -> int:
+    """The number of the first page that is no thumbnail or mask; 0 if there is none.
+
+    Raises ImageError if the image is in a directory below its thumbnail, ValueError if the file is damaged.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            return _find_page(file)
+    except (tifffile.TiffFileError, RuntimeError, *_TIFFFILE_ERRORS) as exc:
+        raise ValueError(str(exc)) from exc
+
+
+def _find_page(file: Any) -> int:
+    pages = enumerate(file.pages)
+    found = next((number for number, page in pages if not (page.is_reduced or page.is_mask)), None)
+    if found is None and file.pages[0].subifds:
+        raise ImageError("a TIFF whose pages are thumbnails of images in directories below them is not supported")
+    return found or 0
 
 
 def _name(page: Any) -> str:
