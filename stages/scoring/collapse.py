@@ -18,7 +18,7 @@ SAME_SHARE = 0.9
 IDENTICAL_SHARE = 0.5
 """Share of the images that have one row of features."""
 REPEATED_SHARE = 0.3
-"""Share of the captions in which a word follows itself."""
+"""Share of the captions in which a word follows itself, or three words in a row occur twice."""
 LEAST_IMAGES = 5
 """Of fewer images, equal captions and rows mean nothing."""
 _EXAMINED_ROWS = 10_000
@@ -46,7 +46,7 @@ def describe_unknown_words(unknown: float, where: str, advice: str) -> list[str]
 
 
 def describe_captions_alike(captions: Mapping[str, str], kind: str, word_rule: int = WORD_RULE) -> list[str]:
-    """A line if nearly all of the captions, by key, are one, and a line if many of them repeat a word in a row.
+    """A line if nearly all of the captions, by key, are one, and a line if many of them repeat a word or three words.
 
     `kind` is what their images are, such as "validation images".
     """
@@ -61,11 +61,11 @@ def describe_captions_alike(captions: Mapping[str, str], kind: str, word_rule: i
             "to its image and that captions and features differ, then train longer"
         )
     traits = find_traits(captions, (), word_rule)
-    repeated = sum(trait.repeated_word for trait in traits.values())
+    repeated = sum(trait.repeated_word or trait.repeated_trigram for trait in traits.values())
     if repeated >= REPEATED_SHARE * len(captions):
         lines.append(
-            f"the captions of {_share(repeated, len(captions))} {kind} repeat a word in a row: train longer or on more "
-            "captions, or search without `repeat_words`"
+            f"the captions of {_share(repeated, len(captions))} {kind} repeat a word in a row or three words: train "
+            "longer or on more captions, or search with `no_repeat_ngram` 3 and without `repeat_words`"
         )
     return lines
 
