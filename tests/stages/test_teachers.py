@@ -1,5 +1,6 @@
 """A training with teachers learns what they predict, names them, and is resumed to the bit."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,21 @@ from captionmill.stages.training.train import TrainListener, train
 Task = tuple[Path, Path]
 
 
-@pytest.fixture
-def task(tmp_path: Path) -> Task:
-    """Features and captions, and the models `0` and `1` trained on them."""
-    features, captions = make_task(tmp_path)
+@pytest.fixture(scope="module")
+def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features and captions, and the models `0` and `1` trained on them; no test changes them."""
+    folder = tmp_path_factory.mktemp("task")
+    task = make_task(folder)
     for seed in (0, 1):
-        train(features, captions, tmp_path / str(seed), replace(TINY_TRAINING, seed=seed))
-    return features, captions
+        train(*task, folder / str(seed), replace(TINY_TRAINING, seed=seed))
+    return folder
+
+
+@pytest.fixture
+def task(task_folder: Path, tmp_path: Path) -> Task:
+    """Features and captions of a copy of `task_folder` in `tmp_path`."""
+    shutil.copytree(task_folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "features.h5", tmp_path / "captions.csv"
 
 
 def taught(folder: Path, **changes: Any) -> TrainConfig:
