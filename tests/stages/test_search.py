@@ -71,7 +71,7 @@ class Followers:
 
     def __init__(self, decoder: StepDecoder, features: Tensor) -> None:
         self._decoder = decoder
-        self._states = {(): decoder.start(features)}  # after all but the last word
+        self._states: dict[tuple[int, ...], State] = {(): decoder.start(features)}  # after each sequence of words
         self._values: dict[tuple[int, ...], npt.NDArray[np.float32]] = {}
 
     def values(self, words: tuple[int, ...]) -> npt.NDArray[np.float32]:
