@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a process that only hands out the tests need not wait for t
 LONG = (
     *("test_export", "test_demo", "test_run", "test_update", "test_store", "test_cli", "test_doc_commands"),
     *("test_cluster", "test_extract", "test_explain", "test_search", "test_resume", "test_engine", "test_folder"),
-    *("test_site", "test_gallery", "test_run_report"),
+    *("test_java", "test_site", "test_gallery", "test_run_report"),
 )
 
 
