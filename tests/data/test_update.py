@@ -484,7 +484,7 @@ def test_a_kill_as_a_table_takes_its_place_makes_none_look_edited(table_format: 
         return tmp_path / name
 
     line_count = lines_run(prepare("whole"), **now)
-    for line in range(line_count - 40, line_count):
+    for line in range(line_count - (40 if table_format == "csv" else 39), line_count, 2):
         path = prepare(f"killed at {line}")
         run_until_killed(path, line, **now)
         update(path, **now)

@@ -35,6 +35,7 @@ MANY_STEPS = LoopConfig(images_per_step=4, steps_per_check=1)
 SAVE_EACH_STEP = dataclasses.replace(MANY_STEPS, checkpoint_every_s=0)
 LISTENER = TrainListener(loop=MANY_STEPS)
 TIMES = ["captions_per_s", "duration_s"]
+Unfinished = tuple[Path, Path, Path]
 
 
 class Killed(BaseException):
@@ -61,13 +62,21 @@ def kill_at(place: str, step: int) -> Progress:
     return progress
 
 
-def leave_unfinished(folder: Path) -> tuple[Path, Path, Path]:
-    """A training of `CONFIG` that was killed in a step: features, captions, output."""
-    features, captions = make_task(folder)
+@pytest.fixture(scope="module")
+def unfinished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features, captions and a training of `CONFIG` that was killed in a step; no test changes them."""
+    folder = tmp_path_factory.mktemp("unfinished")
     listener = TrainListener(loop=SAVE_EACH_STEP)
     with pytest.raises(Killed):
-        train(features, captions, folder / "model", CONFIG, listener=listener, progress=kill_at("epoch 2", 2))
-    return features, captions, folder / "model"
+        train(*make_task(folder), folder / "model", CONFIG, listener=listener, progress=kill_at("epoch 2", 2))
+    return folder
+
+
+@pytest.fixture
+def unfinished(unfinished_folder: Path, tmp_path: Path) -> Unfinished:
+    """The features, captions and output of a copy of `unfinished_folder` in `tmp_path`."""
+    shutil.copytree(unfinished_folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "features.h5", tmp_path / "captions.csv", tmp_path / "model"
 
 
 def test_a_training_killed_at_every_moment_ends_as_one_that_was_not(
@@ -226,9 +235,9 @@ def test_a_process_killed_in_the_middle_leaves_the_old_model_whole_and_is_gone_o
     ],
 )
 def test_an_unfinished_training_of_other_settings_is_refused(
-    tmp_path: Path, change: dict[str, Any], difference: str
+    unfinished: Unfinished, tmp_path: Path, change: dict[str, Any], difference: str
 ) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+    features, captions, output = unfinished
     before = (tmp_path / "model.training" / CHECKPOINT_NAME).read_bytes()
     with pytest.raises(UnfinishedRunError, match=difference + r"; pass `restart` to start from scratch$") as error:
         train(features, captions, output, dataclasses.replace(CONFIG, **change), listener=LISTENER)
@@ -236,8 +245,8 @@ def test_an_unfinished_training_of_other_settings_is_refused(
     assert (tmp_path / "model.training" / CHECKPOINT_NAME).read_bytes() == before
 
 
-def test_an_unfinished_training_of_other_data_is_refused(tmp_path: Path) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+def test_an_unfinished_training_of_other_data_is_refused(unfinished: Unfinished, tmp_path: Path) -> None:
+    features, captions, output = unfinished
     store = FeatureStore.open(features)
     other = make_store(tmp_path / "other.h5", store.keys, make_rows(10, seed=1))
     with pytest.raises(UnfinishedRunError, match="an unfinished training with other features; pass `restart`"):
@@ -257,8 +266,8 @@ def test_an_unfinished_training_of_other_data_is_refused(tmp_path: Path) -> None
         train(features, captions, output, CONFIG, listener=LISTENER)
 
 
-def test_another_number_of_processes_is_named(tmp_path: Path) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+def test_another_number_of_processes_is_named(unfinished: Unfinished, tmp_path: Path) -> None:
+    features, captions, output = unfinished
     checkpoint = read_checkpoint(tmp_path / "model.training")
     assert checkpoint
     checkpoint.state["made_from"]["number of processes"] = "2"
@@ -267,8 +276,8 @@ def test_another_number_of_processes_is_named(tmp_path: Path) -> None:
         train(features, captions, output, CONFIG, listener=LISTENER)
 
 
-def test_another_size_of_self_critical_steps_is_named(tmp_path: Path) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+def test_another_size_of_self_critical_steps_is_named(unfinished: Unfinished) -> None:
+    features, captions, output = unfinished
     message = r"other images per self-critical step \(4, now 50\); pass `restart` to start from scratch$"
     with pytest.raises(UnfinishedRunError, match=message):
         train(features, captions, output, CONFIG)
@@ -318,8 +327,8 @@ def test_a_checkpoint_of_the_first_word_rule_is_resumed_by_it(tmp_path: Path) ->
     assert (bundle.vocabulary.word_rule, bundle.training["max_length"]) == (1, 20)
 
 
-def test_restart_starts_from_scratch(tmp_path: Path) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+def test_restart_starts_from_scratch(unfinished: Unfinished, tmp_path: Path) -> None:
+    features, captions, output = unfinished
     steps: list[tuple[str, int]] = []
     config = dataclasses.replace(CONFIG, seed=9)
 
@@ -332,8 +341,8 @@ def test_restart_starts_from_scratch(tmp_path: Path) -> None:
     assert_same_training(output, tmp_path / "whole")
 
 
-def test_restart_removes_nothing_that_is_not_a_trainings(tmp_path: Path) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+def test_restart_removes_nothing_that_is_not_a_trainings(unfinished: Unfinished, tmp_path: Path) -> None:
+    features, captions, output = unfinished
     (tmp_path / "model.training" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds other files \(notes\.txt\); move it away"):
         train(features, captions, output, CONFIG, restart=True, listener=LISTENER)
@@ -383,8 +392,10 @@ def damage_middle(content: bytes) -> bytes:
     ],
     ids=["empty", "foreign", "half", "one byte short", "one bit", "renamed", "no header"],
 )
-def test_a_damaged_checkpoint_is_a_one_line_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+def test_a_damaged_checkpoint_is_a_one_line_error(
+    unfinished: Unfinished, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    features, captions, output = unfinished
     path = tmp_path / "model.training" / CHECKPOINT_NAME
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(TrainingError, match=r"not a readable checkpoint; pass `restart` to start") as error:
@@ -393,8 +404,8 @@ def test_a_damaged_checkpoint_is_a_one_line_error(tmp_path: Path, damage: Callab
     assert str(path) in str(error.value)
 
 
-def test_a_checkpoint_of_another_version_says_so(tmp_path: Path) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+def test_a_checkpoint_of_another_version_says_so(unfinished: Unfinished, tmp_path: Path) -> None:
+    features, captions, output = unfinished
     path = tmp_path / "model.training" / CHECKPOINT_NAME
     with safetensors.safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in list(file.keys())}
@@ -404,8 +415,7 @@ def test_a_checkpoint_of_another_version_says_so(tmp_path: Path) -> None:
         train(features, captions, output, CONFIG, listener=LISTENER)
 
 
-def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
-    leave_unfinished(tmp_path)
+def test_a_checkpoint_holds_no_pickle(unfinished: Unfinished, tmp_path: Path) -> None:
     content = (tmp_path / "model.training" / CHECKPOINT_NAME).read_bytes()
     assert content[8:9] == b"{"  # the length of a JSON header, the header, numbers
     assert int.from_bytes(content[:8], "little") < len(content)
