@@ -447,7 +447,7 @@ def test_several_of_each_stage_side_by_side_as_one_after_the_other(plan_path: Pa
 
 
 def test_ctrl_c_stops_what_runs_aside_and_the_next_run_goes_on(plan_path: Path) -> None:
-    long = SEVERAL.replace("max_epochs = 2", "max_epochs = 15\npatience = 15")
+    long = SEVERAL.replace("max_epochs = 2", "max_epochs = 30\npatience = 30")
     plan_path.write_text(long[: long.index("[train.second]")])
     models = plan_path.parent / "models"
     told = plan_path.with_name("told")
