@@ -1,4 +1,4 @@
-"""A small world of files, and every command that writes in it: a helper of faults.py and soak.py."""
+"""A small world of files, and every command that writes in it."""
 
 import csv
 import os
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
-from lives import DECISIONS_NAME, live
+from faults.lives import DECISIONS_NAME, Ending, live
 
 from captionmill.data.files import write_text
 from captionmill.data.tables.formats import read_captions
@@ -192,6 +192,7 @@ JOBS = [
         "report",
         "report model --features features.h5 --scores scores.json --captions-table table.csv --output out.html",
     ),
+    Job("demo", "demo out"),
     Job("run", "run pipeline.toml"),
     Job("run --from", "run pipeline.toml --from train", ("run pipeline.toml",)),
 ]
@@ -203,11 +204,12 @@ COMMANDS_OF_SOAK = (
 )
 
 
-def command(folder: Path, words: str) -> None:
+def command(folder: Path, words: str) -> Ending:
     """Run a command that has to end well."""
     ending = live(words.split(), folder)
     if ending.code:
-        raise SystemExit(f"captionmill {words} ended with {ending.code}: {ending.output}")
+        raise RuntimeError(f"captionmill {words} ended with {ending.code}: {ending.output}")
+    return ending
 
 
 @contextmanager

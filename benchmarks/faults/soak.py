@@ -1,14 +1,11 @@
-"""Half an hour of extract, caption and apply in one process, with faults: memory, handles and results stay flat.
-
-python benchmarks/soak.py [--seconds 1800] [--seed 0] [--disk DIR]
+"""Hours of extract, caption and apply in one process, with faults: memory, handles and results stay flat.
 
 Each round draws a fault for each command: some images are damaged before and whole again after, Ctrl-C comes at a
-random moment, or, with --disk DIR, another file system such as `mount -t tmpfs -o size=64m tmpfs DIR` makes, the
-disk is full. Then the commands run without a fault, and what they leave must be the same bytes in every round. Prints
-memory, open files and threads after each twentieth of the time; fails if they grow in the second half.
+random moment, or the disk is full. Then the commands run without a fault, and what they leave must be the same bytes in
+every round. Memory, open files and threads are measured after each twentieth of the time; they must not grow in the
+second half.
 """
 
-import argparse
 import contextlib
 import gc
 import io
@@ -16,17 +13,14 @@ import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import torch
-from toys import COMMANDS_OF_SOAK, fill_disk, make_world
+from faults.attempts import Limits, Tally
+from faults.world import COMMANDS_OF_SOAK, fill_disk, make_world
 
 from captionmill.cli import main as captionmill
 from captionmill.data.features.store import FeatureStore
@@ -88,51 +82,44 @@ def results() -> tuple[bytes, bytes]:
     return FeatureStore.open("out.features.h5").digest(), Path("out.csv").read_bytes()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1800)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--disk", type=Path)
-    arguments = parser.parse_args()
+def soak(limits: Limits) -> Tally:
     torch.set_num_threads(1)
-    draw = random.Random(arguments.seed)
-    faults = ["damaged images", "Ctrl-C", *(["full disk"] if arguments.disk else [])]
-    counts, different = Counter[str](), 0
-    measured: list[tuple[float, int, int]] = []
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    draw = random.Random(limits.seed)
+    faults = ["damaged images", "Ctrl-C", *(["full disk"] if limits.disk else [])]
+    counts = Counter[str]()
+    tally, rounds, measured, expected = Tally(), 0, [measure()], None
+    with tempfile.TemporaryDirectory(dir=limits.work) as name:
         os.environ["CAPTIONMILL_CACHE"] = str(Path(name, "cache"))
-        shutil.rmtree((arguments.disk or Path(name)) / "world", ignore_errors=True)
-        world = make_world((arguments.disk or Path(name)) / "world")
+        shutil.rmtree((limits.disk or Path(name)) / "world", ignore_errors=True)
+        world = make_world((limits.disk or Path(name)) / "world")
         os.chdir(world)
-        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-        started, expected, rounds = time.monotonic(), None, 0
-        print("| seconds | rounds | memory, MB | open files | threads |\n|---|---|---|---|---|", flush=True)
-        while (elapsed := time.monotonic() - started) < arguments.seconds:
+        begun = limits.elapsed
+        while limits.allow(tally.tried):
             for words in COMMANDS_OF_SOAK:
                 fault = draw.choice(faults)
-                run_with_fault(words, fault, draw, arguments.disk)
+                run_with_fault(words, fault, draw, limits.disk)
                 counts[fault] += 1
-            for words in COMMANDS_OF_SOAK:
-                if failure := run(words):
-                    raise SystemExit(f"after {dict(counts)}: {failure}")
+            failures = [failure for words in COMMANDS_OF_SOAK if (failure := run(words))]
+            print("\n".join(failures), end="", flush=True)
             expected = expected or results()
-            different += results() != expected
+            tally.tried += len(COMMANDS_OF_SOAK)
+            tally.held += len(COMMANDS_OF_SOAK) if not failures and results() == expected else 0
             rounds += 1
             if rounds % 4 == 0:  # every fourth starts from nothing
                 for path in [*world.glob("out*"), *(world / "photos").rglob("*.txt")]:
                     path.unlink() if path.is_file() else shutil.rmtree(path)
                 shutil.rmtree(world / ".out.csv.made")
-            if elapsed >= len(measured) * arguments.seconds / 20:
+            if limits.elapsed - begun >= len(measured) * (limits.seconds - begun) / 20:
                 measured.append(measure())
-                memory, files, threads = measured[-1]
-                print(f"| {elapsed:.0f} | {rounds:,} | {memory:.0f} | {files} | {threads} |", flush=True)
         os.chdir("/")
         shutil.rmtree(world)
     middle, last = measured[len(measured) // 2], measured[-1]
     has_grown = last[0] > middle[0] * (1 + MOST_GROWN) or last[1] > middle[1] or last[2] > middle[2]
-    print(f"{rounds:,} rounds with {dict(counts)}; {different} left other bytes; {'grown' if has_grown else 'flat'}")
-    sys.exit(bool(different or has_grown))
-
-
-if __name__ == "__main__":
-    main()
+    if has_grown:
+        tally.held = 0
+    tally.note = (
+        f"{rounds:,} rounds with {', '.join(f'{count} {name}' for name, count in counts.items())}; "
+        f"{middle[0]:.0f} MB in the middle, {last[0]:.0f} at the end, {last[1]} open files, {last[2]} threads"
+    )
+    return tally
