@@ -1,6 +1,6 @@
 """Many attempts of one kind: how many were made, and how many held.
 
-An attempt gets its own random numbers and folder. It holds if it returns. Attempts run in a process of their own, so
+An attempt gets its own random numbers and folder. It holds if it returns. Attempts run in a process for themselves, so
 that an exception, a crash, a hang and a full memory are all seen as faults; the next process continues behind them.
 """
 

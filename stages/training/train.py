@@ -40,7 +40,14 @@ from captionmill.stages.training.corpus import (
 from captionmill.stages.training.loop import run_training
 from captionmill.stages.training.origin import NO_MODEL, as_it_began, describe_origin, describe_processes, require_same
 from captionmill.stages.training.reranking.fit import add_ranker
-from captionmill.stages.training.run_folder import UNMATCHED_NAME, RunFolder, claim_folder, empty_folder, publish
+from captionmill.stages.training.run_folder import (
+    UNMATCHED_NAME,
+    RunFolder,
+    claim_folder,
+    empty_folder,
+    publish,
+    remove_published,
+)
 from captionmill.stages.training.start import StartingModel, Teachers
 from captionmill.stages.training.state import EpochResult, LoopConfig, Training
 
@@ -107,9 +114,11 @@ def train(
     """
     started = time.monotonic()
     features, captions, output = Path(features), as_caption_files(captions), Path(output)
+    work_dir = output.resolve().with_name(f"{output.resolve().name}.training")
+    if not overwrite:
+        remove_published(work_dir, output)
     require_no_model(output, overwrite=overwrite)
     store = FeatureStore.open(features)
-    work_dir = output.resolve().with_name(f"{output.resolve().name}.training")
     word_rule, config = as_it_began(work_dir, config, restart=restart)
     start = StartingModel.read(config.init) if config.init is not None else None
     teachers = Teachers(config.teacher)

@@ -22,8 +22,9 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import BUNDLE_NAME, read_model
 from captionmill.data.progress import Progress
 from captionmill.stages.settings import SearchConfig
+from captionmill.stages.training import run_folder
 from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint, write_checkpoint
-from captionmill.stages.training.run_folder import HISTORY_NAME
+from captionmill.stages.training.run_folder import EVENTS_NAME, HISTORY_NAME
 from captionmill.stages.training.state import EpochResult, LoopConfig
 from captionmill.stages.training.train import TrainListener, train
 
@@ -162,10 +163,23 @@ def test_a_run_that_is_killed_while_it_is_put_in_its_place_can_be_repeated(
     features, captions = make_task(tmp_path)
     config = dataclasses.replace(TINY_TRAINING, max_epochs=1)
 
-    def die(folder: Path, *, ignore_errors: bool) -> None:
+    def die_before(output: Path, model: object) -> None:
+        raise Killed
+
+    remove = shutil.rmtree
+
+    def die(folder: Path, *, ignore_errors: bool = False) -> None:
+        if folder.name == EVENTS_NAME:
+            remove(folder)
+            return
         (folder / BUNDLE_NAME).unlink()
         raise Killed
 
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, "write_model", die_before)
+        with pytest.raises(Killed):
+            train(features, captions, tmp_path / "model", config)
+    assert (tmp_path / "model" / "README.md").exists()  # the bundle is the last file
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", die)
         with pytest.raises(Killed):
@@ -173,6 +187,7 @@ def test_a_run_that_is_killed_while_it_is_put_in_its_place_can_be_repeated(
     weights = weights_of(tmp_path / "model")
     with pytest.raises(InputError, match="holds a model already"):
         train(features, captions, tmp_path / "model", config)
+    assert not (tmp_path / "model.training").exists()
     train(features, captions, tmp_path / "model", config, overwrite=True)
     assert weights_of(tmp_path / "model") == weights
 
