@@ -38,28 +38,27 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from faults.attempts import FORK, Limits, Tally
 
 SHM = Path("/dev/shm")
-FUZZED = ("weights", "bundles", "captions", "plans", "tables", "journals", "scores")
 KINDS: dict[str, tuple[str, float]] = {
     "memory": ("memory", 2),
     "images": ("hostile", 1),
     "flips": ("hostile", 3),
     "hostile": ("hostile", 3),
-    **dict.fromkeys(FUZZED, ("fuzz", 1)),
+    **dict.fromkeys(("weights", "bundles", "captions", "plans", "tables", "journals", "scores"), ("fuzz", 1)),
     "links": ("hostile", 1),
     "races": ("hostile", 1),
     "soak": ("soak", 4),
     "disks": ("kills", 4),
     "kills": ("kills", 12),
 }
-"""The module that tries each kind, in a function of that name, and its share of the time, in their order."""
+"""The module that tries each kind, and its share of the time, in their order."""
 
 
-def try_kind(name: str, limits: Limits) -> Tally:
+def try_kind(limits: Limits) -> Tally:
     """One kind, in the child process that it has for itself, with nothing but its own imports."""
     logging.disable()
     warnings.simplefilter("ignore")
-    module = importlib.import_module(f"faults.{KINDS[name][0]}")
-    tally: Tally = getattr(module, name)(limits)
+    module = importlib.import_module(f"faults.{KINDS[limits.kind][0]}")
+    tally: Tally = module.run(limits)
     return tally
 
 
@@ -78,16 +77,17 @@ def main() -> None:
         parser.error("disks needs --disk")
     left = [name for name in KINDS if name in arguments.kinds or "all" in arguments.kinds]
     left = [name for name in left if name != "disks" or arguments.disk is not None]
-    whole = Limits(0, arguments.seconds, arguments.seed, arguments.work, arguments.disk, tuple(arguments.jobs))
+    whole = Limits("all", 0, arguments.seconds, arguments.seed, arguments.work, arguments.disk, tuple(arguments.jobs))
     rows: list[str] = []
     has_held = True
     while left:
         share = KINDS[left[0]][1] / sum(KINDS[name][1] for name in left)
         name = left.pop(0)
         seconds = share * (whole.seconds - whole.elapsed)
-        limits = replace(whole, count=getattr(arguments, name), seconds=seconds, started=time.monotonic())
+        count = getattr(arguments, name)
+        limits = replace(whole, kind=name, count=count, seconds=seconds, started=time.monotonic())
         with ProcessPoolExecutor(1, FORK) as pool:
-            tally = pool.submit(try_kind, name, limits).result()
+            tally = pool.submit(try_kind, limits).result()
         has_held &= tally.tried == tally.held
         rows.append(f"| {name} | {tally.tried:,} | {tally.held:,} | {tally.note} |")
         print(f"{rows[-1]} {whole.elapsed:.0f} s", flush=True)

@@ -34,6 +34,7 @@ Attempt = Callable[[random.Random, Path], None]
 class Limits:
     """How much of one kind is tried, and where."""
 
+    kind: str
     count: int
     seconds: float
     seed: int
@@ -73,21 +74,21 @@ def refusals() -> Iterator[None]:
             raise
 
 
-def try_many(kind: str, attempt: Attempt, limits: Limits) -> Tally:
+def try_many(attempt: Attempt, limits: Limits) -> Tally:
     """Attempts as far as the limits allow; each that did not hold is printed with its number."""
     counts = Array("q", 2, lock=False)
     with tempfile.TemporaryDirectory(dir=limits.work) as name:
         while limits.allow(counts[0]):
-            process = FORK.Process(target=_try_some, args=(kind, attempt, limits, counts, Path(name)))
+            process = FORK.Process(target=_try_some, args=(attempt, limits, counts, Path(name)))
             process.start()
             process.join()
             if process.exitcode:
                 said = (Path(name) / "stderr").read_text(errors="replace")[-4000:]
-                print(f"{said}\n{kind} {counts[0] - 1}: the process ended with {process.exitcode}", flush=True)
+                print(f"{said}\n{limits.kind} {counts[0] - 1}: the process ended with {process.exitcode}", flush=True)
     return Tally(counts[0], counts[1])
 
 
-def _try_some(kind: str, attempt: Attempt, limits: Limits, counts: Any, work: Path) -> None:
+def _try_some(attempt: Attempt, limits: Limits, counts: Any, work: Path) -> None:
     """Attempts until one does not hold; counts how many were begun and have held."""
     os.dup2(os.open(work / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), sys.stderr.fileno())
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -99,7 +100,7 @@ def _try_some(kind: str, attempt: Attempt, limits: Limits, counts: Any, work: Pa
         os.chdir(folder)
         counts[0] += 1
         signal.alarm(LONGEST_S)
-        attempt(random.Random(f"{limits.seed} {kind} {number}"), folder)
+        attempt(random.Random(f"{limits.seed} {limits.kind} {number}"), folder)
         signal.alarm(0)
         counts[1] += 1
         os.chdir(work)

@@ -123,15 +123,6 @@ def try_file(kind: Kind, draw: random.Random, folder: Path) -> None:
         kind.read(path)
 
 
-def fuzz(name: str, limits: Limits) -> Tally:
+def run(limits: Limits) -> Tally:
     with tempfile.TemporaryDirectory(dir=limits.work) as work:
-        return try_many(name, partial(try_file, MAKERS[name](Path(work))), limits)
-
-
-weights = partial(fuzz, "weights")
-bundles = partial(fuzz, "bundles")
-captions = partial(fuzz, "captions")
-plans = partial(fuzz, "plans")
-tables = partial(fuzz, "tables")
-journals = partial(fuzz, "journals")
-scores = partial(fuzz, "scores")
+        return try_many(partial(try_file, MAKERS[limits.kind](Path(work))), limits)

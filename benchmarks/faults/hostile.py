@@ -1,9 +1,8 @@
-"""Planted links, races for one output, flipped stores, pipes and devices as inputs."""
+"""Planted links, races for one output, flipped stores, damaged images, pipes and devices as inputs."""
 
 import contextlib
 import functools
 import hashlib
-import importlib
 import os
 import random
 import resource
@@ -214,27 +213,13 @@ def try_input(draw: random.Random, folder: Path) -> None:
 
 
 def try_image(draw: random.Random, _: Path) -> None:
+    """A damaged image: refused, or the right pixels where they can be known."""
     image_format, outcome = try_damaged_image(draw.randrange(2**20), np.random.default_rng(draw.getrandbits(64)))
     assert outcome != "others, known wrong", f"{image_format}: {outcome}"
 
 
-def images(limits: Limits) -> Tally:
-    return try_many("images", try_image, limits)
+ATTEMPTS = {"links": try_links, "races": try_race, "flips": try_flip, "hostile": try_input, "images": try_image}
 
 
-def links(limits: Limits) -> Tally:
-    return try_many("links", try_links, limits)
-
-
-def races(limits: Limits) -> Tally:
-    return try_many("races", try_race, limits)
-
-
-def flips(limits: Limits) -> Tally:
-    whole_store()
-    return try_many("flips", try_flip, limits)
-
-
-def hostile(limits: Limits) -> Tally:
-    importlib.import_module("captionmill.stages.encoding.weights")  # once, before the processes are forked
-    return try_many("hostile", try_input, limits)
+def run(limits: Limits) -> Tally:
+    return try_many(ATTEMPTS[limits.kind], limits)

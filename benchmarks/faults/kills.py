@@ -116,11 +116,12 @@ def find_faults(case: Case, now: Snapshot) -> list[str]:
     job, before, after = case.job, case.before, case.after
     belonging = {name for name in {*before, *after, *now} if any(fnmatch.fnmatch(name, one) for one in job.set_of)}
     faults = []
-    if job.mark in now:  # a file that only the other version has may be beside it
-        versions = [{name: old.get(name) for name in {*belonging & old.keys(), job.mark}} for old in (before, after)]
-        is_whole = any(all(now.get(name) == was for name, was in version.items()) for version in versions)
-        faults += [] if is_whole else [f"{job.mark}: its other files are of another version"]
-    for name in {*before, *now} - (set() if job.mark in now else belonging):
+    has_set = bool(now.keys() & set(job.set_of[:1]))
+    if has_set:  # a file that only the other version has may be beside it
+        versions = [{name: old[name] for name in belonging & old.keys()} for old in (before, after)]
+        is_whole = any(version and version.items() <= now.items() for version in versions)
+        faults += [] if is_whole else [f"{job.set_of[0]}: its other files are of another version"]
+    for name in {*before, *now} - (set() if has_set else belonging):
         is_, was, will = now.get(name), before.get(name), after.get(name)
         if is_ in (was, will) or (isinstance(is_, Rows) and is_between(is_, was, will)):
             continue
@@ -233,15 +234,10 @@ class Faults:
         return Tally(self.tried.total(), self.held.total(), f"{note} {dict(self.ends) or ''}".strip())
 
 
-def kills(limits: Limits) -> Tally:
+def run(limits: Limits) -> Tally:
+    """SIGKILLs, or full disks."""
     with tempfile.TemporaryDirectory(dir=limits.work) as name:
         os.environ["CAPTIONMILL_CACHE"] = str(Path(name, "cache"))
-        faults = Faults(Path(name), limits)
-        return faults.try_all(faults.try_kill, limits)
-
-
-def disks(limits: Limits) -> Tally:
-    with tempfile.TemporaryDirectory(dir=limits.work) as name:
-        os.environ["CAPTIONMILL_CACHE"] = str(Path(name, "cache"))
-        faults = Faults(Path(name), limits, limits.disk)
-        return faults.try_all(faults.try_full_disk, limits)
+        is_disks = limits.kind == "disks"
+        faults = Faults(Path(name), limits, limits.disk if is_disks else None)
+        return faults.try_all(faults.try_full_disk if is_disks else faults.try_kill, limits)

@@ -25,12 +25,14 @@ from urllib.parse import urlsplit
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        *("captionmill.cli", "captionmill.pipeline.captioning.folder", "captionmill.pipeline.explain"),
-        *("captionmill.pipeline.plan.run", "captionmill.pipeline.review.server", "captionmill.pipeline.search"),
-        *("captionmill.stages.scoring.evaluate", "captionmill.stages.training.train", "captionmill.pipeline.export"),
         *("matplotlib.backends.backend_agg", "onnx", "onnxruntime", "onnxscript", "pyarrow.parquet", "torch._dynamo"),
-        *("torch.onnx", "torchvision", "captionmill.pipeline.pages.run_report", "captionmill.pipeline.pages.gallery"),
-        "captionmill.pipeline.demo.demo",
+        *("torch.onnx", "torchvision", "captionmill.cli"),
+        *(f"captionmill.pipeline.{name}" for name in ("captioning.folder", "demo.demo", "explain", "export", "search")),
+        *(
+            f"captionmill.pipeline.{name}"
+            for name in ("pages.gallery", "pages.run_report", "plan.run", "review.server")
+        ),
+        *("captionmill.stages.scoring.evaluate", "captionmill.stages.training.train"),
     ]
 )
 _CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate"}

@@ -44,7 +44,7 @@ def extract(images: Path, budget: float) -> Command:
         return run_command(*command, "--quiet", *net)
 
 
-def memory(limits: Limits) -> Tally:
+def run(limits: Limits) -> Tally:
     Image.MAX_IMAGE_PIXELS = None
     tally, notes = Tally(), []
     with tempfile.TemporaryDirectory(dir=limits.work) as name:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from faults.attempts import Limits, Tally
+from faults.fuzz import damage_bytes
 from faults.world import COMMANDS_OF_SOAK, fill_disk, make_world
 
 from captionmill.cli import main as captionmill
@@ -29,7 +30,7 @@ MOST_GROWN = 0.05
 """Of the memory, from the middle to the end."""
 
 
-def run(words: str) -> str:
+def run_here(words: str) -> str:
     """Run a command in this process; what it prints if it fails, else ""."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
@@ -47,42 +48,33 @@ def measure() -> tuple[float, int, int]:
     return int(status["VmRSS"].split()[0]) / 1000, len(list(Path("/proc/self/fd").iterdir())), int(status["Threads"])
 
 
-def damage_images(folder: Path, draw: random.Random) -> dict[Path, bytes]:
-    """Damage some images; what they held before."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".jpg"))
-    before = {path: path.read_bytes() for path in draw.sample(paths, 3)}
-    for path, content in before.items():
-        place = draw.randrange(len(content))
-        ways = [content[:place], content[:place] + draw.randbytes(50) + content[place + 50 :], draw.randbytes(300), b""]
-        path.write_bytes(draw.choice(ways))
-    return before
-
-
 def run_with_fault(words: str, fault: str, draw: random.Random, disk: Path | None) -> None:
     if fault == "damaged images":
-        times = {path: path.stat() for path in Path("photos").rglob("*")}
-        before = damage_images(Path("photos"), draw)
-        run(words)
-        for path, content in before.items():
+        paths = sorted(path for path in Path("photos").rglob("*") if path.suffix in (".png", ".jpg"))
+        before = [(path, path.read_bytes(), path.stat()) for path in draw.sample(paths, 3)]
+        for path, content, _ in before:
+            path.write_bytes(damage_bytes(content, draw))
+        run_here(words)
+        for path, content, status in before:
             path.write_bytes(content)
-            os.utime(path, ns=(times[path].st_atime_ns, times[path].st_mtime_ns))
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     elif fault == "Ctrl-C":
         signal.setitimer(signal.ITIMER_REAL, draw.uniform(0.001, 1))
         with contextlib.suppress(KeyboardInterrupt):
-            run(words)
+            run_here(words)
         signal.setitimer(signal.ITIMER_REAL, 0)
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(0.2)  # one that came during an import waits for its end
     elif fault == "full disk" and disk is not None:
         with fill_disk(disk, int(4096 * 2 ** draw.uniform(0, 7))):
-            run(words)
+            run_here(words)
 
 
 def results() -> tuple[bytes, bytes]:
     return FeatureStore.open("out.features.h5").digest(), Path("out.csv").read_bytes()
 
 
-def soak(limits: Limits) -> Tally:
+def run(limits: Limits) -> Tally:
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     draw = random.Random(limits.seed)
@@ -100,7 +92,7 @@ def soak(limits: Limits) -> Tally:
                 fault = draw.choice(faults)
                 run_with_fault(words, fault, draw, limits.disk)
                 counts[fault] += 1
-            failures = [failure for words in COMMANDS_OF_SOAK if (failure := run(words))]
+            failures = [failure for words in COMMANDS_OF_SOAK if (failure := run_here(words))]
             print("\n".join(failures), end="", flush=True)
             expected = expected or results()
             tally.tried += len(COMMANDS_OF_SOAK)

@@ -197,12 +197,5 @@ def read_scores_file(model: Path, path: Path) -> None:
     write_card(model, [path])
 
 
-MAKERS: dict[str, Callable[[Path], Kind]] = {
-    "weights": make_weights,
-    "bundles": make_bundles,
-    "captions": make_captions,
-    "plans": make_plans,
-    "tables": make_tables,
-    "journals": make_journals,
-    "scores": make_scores,
-}
+_MAKERS = (make_weights, make_bundles, make_captions, make_plans, make_tables, make_journals, make_scores)
+MAKERS = {maker.__name__.removeprefix("make_"): maker for maker in _MAKERS}
