@@ -39,13 +39,13 @@ from faults.attempts import FORK, Limits, Tally
 
 SHM = Path("/dev/shm")
 KINDS: dict[str, tuple[str, float]] = {
-    "memory": ("memory", 2),
     "images": ("hostile", 1),
-    "flips": ("hostile", 3),
+    "flips": ("hostile", 4),
     "hostile": ("hostile", 3),
     **dict.fromkeys(("weights", "bundles", "captions", "plans", "tables", "journals", "scores"), ("fuzz", 1)),
     "links": ("hostile", 1),
     "races": ("hostile", 1),
+    "memory": ("memory", 2),
     "soak": ("soak", 4),
     "disks": ("kills", 4),
     "kills": ("kills", 12),

@@ -94,7 +94,7 @@ def take_snapshot(folder: Path) -> Snapshot:
             read_records(path.with_name(path.name.removesuffix(".log.csv")))
         elif path.name == "pipeline.made.json":
             Workspace(path.with_name("pipeline.toml"))
-        elif name == "report.html":  # that of `run` shows how long each task took
+        elif path.name == "report.html":  # that of `run` shows how long each task took
             found[name] = path.read_bytes().rstrip().endswith(b"</html>")
         else:
             content = path.read_bytes()
