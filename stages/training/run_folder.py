@@ -21,7 +21,14 @@ from captionmill.data.errors import InputError, TrainingError
 from captionmill.data.files import replace_atomically, write_text
 from captionmill.data.foreign import WRONG_VALUES, parse_json
 from captionmill.data.locks import hold_lock
-from captionmill.data.models.bundle import BUNDLE_NAME, is_weights_name, model_exists, read_model, write_model
+from captionmill.data.models.bundle import (
+    BUNDLE_NAME,
+    is_weights_name,
+    model_exists,
+    read_model,
+    require_no_model,
+    write_model,
+)
 from captionmill.data.models.card import may_write_card, put_card
 from captionmill.data.optional import install_command
 from captionmill.data.regular import make_own_folder, read_text
@@ -179,6 +186,13 @@ def claim_folder(folder: Path) -> Iterator[None]:
         yield
 
 
+def begin_folder(folder: Path, unmatched: Mapping[str, Sequence[str]]) -> None:
+    """Empty a claimed folder for a new training, as `empty_folder` does; list the images it leaves out by reason."""
+    empty_folder(folder)
+    rows = [(key, reason) for reason, keys in unmatched.items() for key in keys]
+    write_table(folder / UNMATCHED_NAME, ("key", "reason"), rows)
+
+
 def empty_folder(folder: Path) -> None:
     """Remove the files of an earlier training from a claimed folder; InputError if it holds other files."""
     own = (BUNDLE_NAME, CHECKPOINT_NAME, UNMATCHED_NAME, *RUN_NAMES)
@@ -208,6 +222,15 @@ def publish(folder: Path, output: Path, notes: Sequence[str]) -> None:
     write_model(output, model)
     (folder / CHECKPOINT_NAME).unlink()
     shutil.rmtree(folder, ignore_errors=True)  # Windows does not remove a locked file
+
+
+def require_place(output: Path, *, overwrite: bool) -> Path:
+    """The folder in which a training of the model `output` works; InputError unless one may be written there."""
+    folder = output.resolve().with_name(f"{output.resolve().name}.training")
+    if not overwrite:
+        remove_published(folder, output)
+    require_no_model(output, overwrite=overwrite)
+    return folder
 
 
 def remove_published(folder: Path, output: Path) -> None:

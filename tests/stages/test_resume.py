@@ -22,7 +22,6 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import BUNDLE_NAME, read_model
 from captionmill.data.progress import Progress
 from captionmill.stages.settings import SearchConfig
-from captionmill.stages.training import run_folder
 from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint, write_checkpoint
 from captionmill.stages.training.run_folder import EVENTS_NAME, HISTORY_NAME
 from captionmill.stages.training.state import EpochResult, LoopConfig
@@ -163,10 +162,12 @@ def test_a_run_that_is_killed_while_it_is_put_in_its_place_can_be_repeated(
     features, captions = make_task(tmp_path)
     config = dataclasses.replace(TINY_TRAINING, max_epochs=1)
 
-    def die_before(output: Path, model: object) -> None:
-        raise Killed
+    remove, replace = shutil.rmtree, Path.replace
 
-    remove = shutil.rmtree
+    def die_before(path: Path, target: Path) -> None:
+        if target == tmp_path / "model" / BUNDLE_NAME:
+            raise Killed
+        replace(path, target)
 
     def die(folder: Path, *, ignore_errors: bool = False) -> None:
         if folder.name == EVENTS_NAME:
@@ -176,7 +177,7 @@ def test_a_run_that_is_killed_while_it_is_put_in_its_place_can_be_repeated(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_folder, "write_model", die_before)
+        patched.setattr(Path, "replace", die_before)
         with pytest.raises(Killed):
             train(features, captions, tmp_path / "model", config)
     assert (tmp_path / "model" / "README.md").exists()  # the bundle is the last file
