@@ -9,7 +9,9 @@ import json
 import random
 import shutil
 import tempfile
+import time
 import zlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,4 +127,5 @@ def try_file(kind: Kind, draw: random.Random, folder: Path) -> None:
 
 def run(limits: Limits) -> Tally:
     with tempfile.TemporaryDirectory(dir=limits.work) as work:
-        return try_many(partial(try_file, MAKERS[limits.kind](Path(work))), limits)
+        attempt = partial(try_file, MAKERS[limits.kind](Path(work)))  # takes a training, which is not counted
+        return try_many(attempt, replace(limits, started=time.monotonic()))
