@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.sharedctypes import Array
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,10 @@ class Limits:
     def allow(self, tried: int) -> bool:
         """Whether another one may be tried."""
         return tried < self.count and self.elapsed < self.seconds
+
+    def from_now(self) -> "Limits":
+        """The same, for what begins when all that it needs is made."""
+        return replace(self, started=time.monotonic())
 
 
 @dataclass

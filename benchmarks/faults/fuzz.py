@@ -9,9 +9,7 @@ import json
 import random
 import shutil
 import tempfile
-import time
 import zlib
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,5 +125,5 @@ def try_file(kind: Kind, draw: random.Random, folder: Path) -> None:
 
 def run(limits: Limits) -> Tally:
     with tempfile.TemporaryDirectory(dir=limits.work) as work:
-        attempt = partial(try_file, MAKERS[limits.kind](Path(work)))  # takes a training, which is not counted
-        return try_many(attempt, replace(limits, started=time.monotonic()))
+        attempt = partial(try_file, MAKERS[limits.kind](Path(work)))
+        return try_many(attempt, limits.from_now())

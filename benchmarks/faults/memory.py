@@ -52,6 +52,7 @@ def run(limits: Limits) -> Tally:
         large = write_images(Path(name, "large"), MEGAPIXELS)
         count = len(list(large.iterdir()))
         start_gb = extract(small, 1).peak_rss_gb
+        limits = limits.from_now()
         for budget in BUDGETS_GB:
             if not limits.allow(tally.tried):
                 break

@@ -86,7 +86,7 @@ def run(limits: Limits) -> Tally:
         shutil.rmtree((limits.disk or Path(name)) / "world", ignore_errors=True)
         world = make_world((limits.disk or Path(name)) / "world")
         os.chdir(world)
-        begun = limits.elapsed
+        limits = limits.from_now()
         while limits.allow(tally.tried):
             for words in COMMANDS_OF_SOAK:
                 fault = draw.choice(faults)
@@ -102,7 +102,7 @@ def run(limits: Limits) -> Tally:
                 for path in [*world.glob("out*"), *(world / "photos").rglob("*.txt")]:
                     path.unlink() if path.is_file() else shutil.rmtree(path)
                 shutil.rmtree(world / ".out.csv.made")
-            if limits.elapsed - begun >= len(measured) * (limits.seconds - begun) / 20:
+            if limits.elapsed >= len(measured) * limits.seconds / 20:
                 measured.append(measure())
         os.chdir("/")
         shutil.rmtree(world)
