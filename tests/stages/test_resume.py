@@ -22,7 +22,13 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import BUNDLE_NAME, read_model
 from captionmill.data.progress import Progress
 from captionmill.stages.settings import SearchConfig
-from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint, write_checkpoint
+from captionmill.stages.training.checkpoint import (
+    CHECKPOINT_NAME,
+    MATCHER_NAME,
+    Checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from captionmill.stages.training.run_folder import EVENTS_NAME, HISTORY_NAME
 from captionmill.stages.training.state import EpochResult, LoopConfig
 from captionmill.stages.training.train import TrainListener, train
@@ -336,6 +342,7 @@ def test_a_checkpoint_of_the_first_word_rule_is_resumed_by_it(tmp_path: Path) ->
 
 def test_restart_starts_from_scratch(tmp_path: Path) -> None:
     features, captions, output = leave_unfinished(tmp_path)
+    (tmp_path / "model.training" / MATCHER_NAME).touch()  # as a training has it that is stopped near its end
     steps: list[tuple[str, int]] = []
     config = dataclasses.replace(CONFIG, seed=9)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from captionmill.data.csv_tables import Cell
 from captionmill.data.errors import InputError
-from captionmill.stages.training.checkpoint import CHECKPOINT_NAME
+from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, MATCHER_NAME
 from captionmill.stages.training.run_folder import RUN_NAMES, RunFolder, copy_run, remove_published
 
 CIDERS = [0.1, 0.3, 0.2, 0.4]
@@ -207,7 +207,7 @@ def test_the_folder_of_a_training_whose_model_is_in_its_place_goes(
 ) -> None:
     model, folder = make_model(tmp_path / "model", make_spec()), tmp_path / "model.training"
     make_model(folder, make_spec(), seed=seed)
-    for name in [CHECKPOINT_NAME] * has_checkpoint + [other] * bool(other):
+    for name in [MATCHER_NAME] + [CHECKPOINT_NAME] * has_checkpoint + [other] * bool(other):
         (folder / name).touch()
     before = {path.name for path in folder.iterdir()}
     remove_published(folder, tmp_path / "none")
