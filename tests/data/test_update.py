@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from captionmill.data.errors import InputError
+from captionmill.data.files import _cleared, stamp_of
 from captionmill.data.tables.formats import TableFormat, is_caption_table, read_captions, write_captions
 from captionmill.data.tables.journal import KEPT_RENDERINGS, CaptionJournal, made_dir
 from captionmill.data.tables.rows import CaptionRow
@@ -379,6 +380,19 @@ def test_two_processes_do_not_write_one_table(tmp_path: Path) -> None:
     with filelock.FileLock(made_dir(path) / ".lock"), pytest.raises(InputError, match="another process is writing"):
         update(path, KEYS)
     assert list(captions(path)) == KEYS[:3]
+
+
+def test_what_a_kill_left_beside_a_table_goes_also_if_nothing_is_new(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    update(path, KEYS)
+    left = [folder / ".t.csv.0123456789abcdef.partial" for folder in (tmp_path, made_dir(path))]
+    for file in left:
+        file.write_text("half")
+    _cleared.clear()  # as in a process that has just started
+    stamp = stamp_of(path)
+    assert update(path, KEYS) == []
+    assert stamp_of(path) == stamp
+    assert [file for file in left if file.exists()] == []
 
 
 def is_traced(frame: FrameType) -> bool:

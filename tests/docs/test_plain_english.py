@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHECKED = (
-    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "benchmarks/*.py", "scripts/*.py"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "benchmarks/**/*.py", "scripts/*.py"),
     *("*.py", "data/**/*.py", "stages/**/*.py", "pipeline/**/*.py"),
 )
 FILES = [path for pattern in CHECKED for path in sorted(ROOT.glob(pattern))]

@@ -132,9 +132,11 @@ def test_an_export_is_replaced_on_request_alone_and_whole(trained: Path, exporte
     (output / "decoder_step.pt").touch()  # as the version before wrote it with --format torchscript
     arguments = ["export", trained / "model", "--output", output]
     before = {path.name: path.read_bytes() for path in output.iterdir()}
+    (tmp_path / ".exported.partial").mkdir()  # as a kill leaves it that comes when all is in place
     assert fail(*arguments) == (
         f"Error: {output}: holds an export already; pass --overwrite to replace it, or another --output"
     )
+    assert not list(tmp_path.glob(".*"))
     shutil.copytree(trained / "model", tmp_path / "model")
     bundle = tmp_path / "model" / "bundle.json"
     bundle.write_text(re.sub(r'"weights": "[^"]*"', '"weights": "gone.pth"', bundle.read_text(), count=1))

@@ -22,8 +22,14 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import BUNDLE_NAME, read_model
 from captionmill.data.progress import Progress
 from captionmill.stages.settings import SearchConfig
-from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint, write_checkpoint
-from captionmill.stages.training.run_folder import HISTORY_NAME
+from captionmill.stages.training.checkpoint import (
+    CHECKPOINT_NAME,
+    MATCHER_NAME,
+    Checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
+from captionmill.stages.training.run_folder import EVENTS_NAME, HISTORY_NAME
 from captionmill.stages.training.state import EpochResult, LoopConfig
 from captionmill.stages.training.train import TrainListener, train
 
@@ -171,10 +177,25 @@ def test_a_run_that_is_killed_while_it_is_put_in_its_place_can_be_repeated(
     features, captions = make_task(tmp_path)
     config = dataclasses.replace(TINY_TRAINING, max_epochs=1)
 
-    def die(folder: Path, *, ignore_errors: bool) -> None:
+    remove, replace = shutil.rmtree, Path.replace
+
+    def die_before(path: Path, target: Path) -> None:
+        if target == tmp_path / "model" / BUNDLE_NAME:
+            raise Killed
+        replace(path, target)
+
+    def die(folder: Path, *, ignore_errors: bool = False) -> None:
+        if folder.name == EVENTS_NAME:
+            remove(folder)
+            return
         (folder / BUNDLE_NAME).unlink()
         raise Killed
 
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", die_before)
+        with pytest.raises(Killed):
+            train(features, captions, tmp_path / "model", config)
+    assert (tmp_path / "model" / "README.md").exists()  # the bundle is the last file
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", die)
         with pytest.raises(Killed):
@@ -182,6 +203,7 @@ def test_a_run_that_is_killed_while_it_is_put_in_its_place_can_be_repeated(
     weights = weights_of(tmp_path / "model")
     with pytest.raises(InputError, match="holds a model already"):
         train(features, captions, tmp_path / "model", config)
+    assert not (tmp_path / "model.training").exists()
     train(features, captions, tmp_path / "model", config, overwrite=True)
     assert weights_of(tmp_path / "model") == weights
 
@@ -329,6 +351,7 @@ def test_a_checkpoint_of_the_first_word_rule_is_resumed_by_it(tmp_path: Path) ->
 
 def test_restart_starts_from_scratch(unfinished: Unfinished, tmp_path: Path) -> None:
     features, captions, output = unfinished
+    (tmp_path / "model.training" / MATCHER_NAME).touch()  # as a training has it that is stopped near its end
     steps: list[tuple[str, int]] = []
     config = dataclasses.replace(CONFIG, seed=9)
 
