@@ -68,19 +68,21 @@ def list_members(path: Path | str, replaced: list[TarMember] | None = None) -> C
             size = file.seek(0, 2)
             for info, _ in read_entries(file, path):
                 name = unpacked_name(info.name)
-                if info.islnk():
-                    target = unpacked_name(info.linkname)
-                    if target != name:  # GNU tar writes a link to itself for a file that it is given twice
-                        links[name] = target
-                        replaced += filter(None, (members.pop(name, None),))
+                target = unpacked_name(info.linkname) if info.islnk() else ""
+                if info.isdir() or target == name:  # GNU tar links a file to itself if it is given twice
+                    continue
+                replaced += filter(None, (members.pop(name, None),))
+                links.pop(name, None)
+                if target in members:
+                    members[name] = members[target]._replace(name=name, written_name=info.name)
+                elif target:
+                    links[name] = target
                 elif info.issym():
                     symbolic.append(name)
                 elif info.issparse():
                     sparse.append(name)
                 elif info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:  # as POSIX demands
-                    links.pop(name, None)
                     modified_ns = seconds_to_ns(info.mtime) or own_ns
-                    replaced += filter(None, (members.get(name),))
                     members[name] = TarMember(name, info.offset_data, info.size, modified_ns, info.name)
     except (InputError, ImageError):
         raise
@@ -100,7 +102,7 @@ def list_members(path: Path | str, replaced: list[TarMember] | None = None) -> C
 
 
 def _follow_links(members: dict[str, TarMember], links: dict[str, str]) -> None:
-    """Add the hard links to `members` that lead, directly or through others, to one of them."""
+    """Add the hard links to `members` that lead, directly or through others, to one that came later."""
     for name in links:
         target, steps = name, 0
         while target in links and target not in members and steps <= _MOST_STEPS:

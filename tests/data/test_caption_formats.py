@@ -68,6 +68,26 @@ COCO: dict[str, list[dict[str, object]]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"image": "a.jpg", "caption": []}, {"image": "b.jpg", "caption": ["A dog."]}],
+        {
+            "images": [
+                {"filename": "a.jpg", "split": "test", "sentences": []},
+                {"filename": "b.jpg", "split": "train", "sentences": [{"raw": "A dog."}]},
+            ]
+        },
+    ],
+)
+def test_image_with_an_empty_list_of_captions_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: object
+) -> None:
+    path = write(tmp_path / "c.json", content)
+    assert dict(read_annotations(path).captions) == {"b.jpg": ("A dog.",)}
+    assert caplog.messages == [f"{path}: left out 1 captions without text"]
+
+
 def with_splits(*splits: str | None) -> dict[str, list[dict[str, object]]]:
     images = [image | {"split": split} for image, split in zip(COCO["images"], splits, strict=True)]
     return COCO | {"images": images}

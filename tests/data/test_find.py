@@ -248,6 +248,25 @@ def test_names_of_members_that_unpack_to_one_file_are_one_name(tmp_path: Path) -
     assert [one.key for one in find_images(tmp_path / "photos")] == keys
 
 
+def test_links_in_a_tar_mean_what_they_do_when_it_is_unpacked(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.tar", pack_members([("a.png", RED), ("b.png", GREEN)]))
+    with tarfile.open(path, "a") as archive:
+        for name, kind, target in (
+            ("hard.png", tarfile.LNKTYPE, "a.png"),  # keeps what it was linked to
+            ("early.png", tarfile.LNKTYPE, "late.png"),
+            ("b.png", tarfile.SYMTYPE, "a.png"),  # replaces what was there
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            archive.addfile(link)
+        for name, content in (("a.png", BLUE), ("late.png", GREEN)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    assert contents_of(path) == {"a.png": BLUE, "early.png": GREEN, "hard.png": RED, "late.png": GREEN}
+    assert search_images(path).left_out.replaced == 2
+
+
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_and_foreign_names_come_whole_in_either_format(tmp_path: Path, tar_format: int) -> None:
     names = ["x" * 300 + ".jpg", "/".join(["folder" * 10] * 5) + "/é.png", "caf\udce9.jpg"]

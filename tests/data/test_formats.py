@@ -228,9 +228,13 @@ def test_every_picture_beside_jpegs_has_a_row(tmp_path: Path) -> None:
         (b"../.git/annex/objects/K", "a git-annex pointer instead of the image; run git annex get"),
         (b"\n<!-- x --><!DOCTYPE html>", "an HTML page, not an image; fetch it again"),
         (b"<?xml version='1.0'?>\n<HTML lang='en'>", "an HTML page, not an image; fetch it again"),
+        (b"<center><h1>403 Forbidden", "an HTML page, not an image; fetch it again"),
         (b'{\n  "error": "not found"}', "JSON, not an image; fetch it again"),
+        (b'\xef\xbb\xbf{"error": "not found"}', "JSON, not an image; fetch it again"),
         (b"\0\0\0\x20ftypisom\0\0\2\0isom", "a video, not an image"),
         (b"\x1aE\xdf\xa3\x01", "a video, not an image"),
+        ((b"G\x40\0\x10" + bytes(184)) * 2, "a video, not an image"),
+        (bytes(4) + (b"G\x40\0\x10" + bytes(188)) * 2, "a video, not an image"),
         (b"\0\x05\x16\x07\0\2", "a Mac's AppleDouble file, which holds no image"),
     ],
 )

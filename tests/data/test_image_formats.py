@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -45,6 +46,13 @@ def encode_tiff(array: npt.NDArray[np.generic], **options: Any) -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, array, **options)
     return buffer.getvalue()
+
+
+def encode_jpeg_2000(array: npt.NDArray[np.generic], bits: int, **options: Any) -> bytes:
+    content = imagecodecs.jpeg2k_encode(
+        array, bitspersample=bits, reversible=True, level=0, **{"codecformat": "jp2", **options}
+    )
+    return bytes(content)
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -109,6 +117,8 @@ def test_12_bits_in_16_are_read_by_their_range() -> None:
     for planar in ("contig", "separate"):
         array = color if planar == "contig" else np.moveaxis(color, 2, 0)
         content = encode_tiff(array, photometric="rgb", planarconfig=planar)
+        assert decode_pixels(content).tolist() == [[[0, 128, 255], [1, 2, 4]]]
+        content = encode_tiff((array >> 4).astype(np.uint16), photometric="rgb", planarconfig=planar)
         assert decode_pixels(content).tolist() == [[[0, 128, 255], [1, 2, 4]]]
 
 
@@ -302,6 +312,45 @@ def test_white_that_a_file_states_counts_however_dark_it_is() -> None:
     assert greys_of(DEEP_J2K) == [0, 16]
 
 
+@pytest.mark.parametrize("bits", [1, 4, 9, 12, 16])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("codec", ["j2k", "jp2"])
+def test_jpeg_2000_of_any_depth_has_both_black_and_white(bits: int, count: int, codec: str) -> None:
+    white = 2**bits - 1
+    samples = np.zeros((8, 8, count), np.uint8 if bits <= 8 else np.uint16)
+    samples[:, 4:] = white
+    if count in (2, 4):
+        samples[..., -1] = white  # opaque
+    content = encode_jpeg_2000(samples, bits, codecformat=codec)
+    assert decode_pixels(content)[0, :, 0].tolist() == [0] * 4 + [255] * 4
+
+
+def test_jpeg_2000_whose_levels_are_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    color = encode_jpeg_2000(np.zeros((8, 8, 3), np.uint16), 12)
+    depths = color.index(b"\xff\x4f\xff\x51") + 42
+    for depth in (11 | 0x80, 6 | 0x80):
+        assert reason_of(color[:depths] + bytes([depth]) + color[depths + 1 :]).startswith("JPEG 2000 with signed")
+    assert reason_of(color.replace(b"colr\1\0\0\0\0\0\x10", b"colr\1\0\0\0\0\0\x12")) == (
+        "JPEG 2000 of YCbCr with 12 bits is not supported"
+    )
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    assert reason_of(color) == "colours of 12 bits in JPEG 2000 need imagecodecs; run: pip install 'captionmill[tiff]'"
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_equal_colors_in_the_palette_of_a_jpeg_2000_are_two(bits: int) -> None:
+    numbers = np.arange(64, dtype=np.uint8).reshape(8, 8) % 4
+    colors = np.array([[255, 0, 0], [255, 0, 0], [0, 0, 255], [255, 255, 0]], np.uint8)
+    content = encode_jpeg_2000(numbers[..., None], bits, codecformat="jp2")
+    start = content.index(b"jp2h") - 4
+    end = start + int.from_bytes(content[start : start + 4], "big")
+    palette = struct.pack(">I4sHB3B", 14 + colors.size, b"pclr", 4, 3, 7, 7, 7) + colors.tobytes()
+    palette += struct.pack(">I4s", 20, b"cmap") + b"".join(struct.pack(">HBB", 0, 1, place) for place in range(3))
+    header = content[start + 4 : end].replace(b"colr\1\0\0\0\0\0\x11", b"colr\1\0\0\0\0\0\x10") + palette
+    content = content[:start] + struct.pack(">I", 4 + len(header)) + header + content[end:]
+    np.testing.assert_array_equal(decode_pixels(content), colors[numbers])
+
+
 # TIFF: which of several pages is the image
 
 
@@ -325,7 +374,7 @@ def test_thumbnails_before_the_image_of_a_tiff_are_passed_over(dtype: type, is_b
     assert shape_of((2, 1, thumbnail), (9, 1, image)) == (4, 9, 3)
     assert shape_of((9, 1, {"dtype": dtype}), (2, 1, {"subfiletype": 1, "dtype": dtype})) == (4, 9, 3)
     assert shape_of((2, 1, alone)) == (4, 2, 3)
-    with pytest.raises(ImageError, match="a TIFF whose pages are thumbnails of images in directories below them"):
+    with pytest.raises(ImageError, match=r"^a TIFF whose pages are thumbnails of images in directories below them"):
         shape_of((2, 1, {"subfiletype": 1, "dtype": dtype, "subifds": 1}), (9, 1, {"dtype": dtype}))
 
 

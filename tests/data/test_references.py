@@ -203,6 +203,11 @@ def test_captions_without_text_are_left_out_and_counted(tmp_path: Path, caplog: 
         ),
         (
             COCO | {"annotations": [{"image_id": 3, "bbox": [0, 0, 1, 1]}]},
+            "COCO annotations of objects, as instances_*.json is, without captions; give the file with captions of the "
+            "same images, captions_*.json",
+        ),
+        (
+            COCO | {"annotations": [{"image_id": 3, "text": "A cat."}]},
             "annotations[0] has no usable 'caption'; download or export the file again",
         ),
         (

@@ -117,7 +117,8 @@ def _read_karpathy(images: list[Any]) -> Iterator[ReferenceRow]:
         where = f"images[{index}]"
         name, split = _field(image, "filename", str, where), _field(image, "split", str, where)
         folder = image.get("filepath") or ""
-        for number, sentence in enumerate(_field(image, "sentences", list, where)):
+        sentences = _field(image, "sentences", list, where) or [{"raw": None}]
+        for number, sentence in enumerate(sentences):
             caption = _caption(sentence, "raw", f"{where}.sentences[{number}]")
             yield ReferenceRow(where, f"{folder}/{name}" if folder else name, caption, split)
 

@@ -92,7 +92,7 @@ def _rows_of(record: Any, wanted: ColumnNames, where: str) -> Iterable[Reference
     split = None if found.split is None else values[found.split]
     if isinstance(image, dict):  # an image of Hugging Face's datasets: its bytes and its path
         image = image.get("path")
-    captions = captions if isinstance(captions, list) else [captions]
+    captions = (captions or [None]) if isinstance(captions, list) else [captions]
     texts = all(caption is None or isinstance(caption, str) for caption in captions)
     if not isinstance(image, str) or not texts or not isinstance(split, str | None):
         raise AnnotationError(f"{where} must have texts for image, caption and split; it has other values")

@@ -3,6 +3,7 @@
 An image in a format that cannot be read has a row with its reason too, so its format must have a name.
 """
 
+import codecs
 import re
 from pathlib import PurePosixPath
 from typing import Literal
@@ -105,7 +106,7 @@ _CAMERA_HEADERS = {
 }
 _OTHER_HEADERS = {
     rb"\xff\x0a": "JPEG XL",
-    rb"(\xef\xbb\xbf)?(\s|<\?xml.*?\?>|<!--.*?-->|<!DOCTYPE[^>]*>)*<svg[\s>]": "SVG",
+    rb"(\s|<\?xml.*?\?>|<!--.*?-->|<!DOCTYPE[^>]*>)*<svg[\s>]": "SVG",
     rb"8BPS\0\x02": "PSB",
     rb"%!PS|\xc5\xd0\xd3\xc6": "EPS",
     rb"%PDF": "PDF",
@@ -129,12 +130,16 @@ _OTHER_HEADERS = {
     rb"[\x8a\x8b][MJ]NG\r\n": "MNG",
     rb"....ftypavc[is]": "HEIF of H.264 (AVCI)",
 }
+_VIDEO_START = (
+    rb"....(ftyp|moov|mdat|wide|free|skip|pnot)|RIFF....AVI |\x1aE\xdf\xa3|FLV\x01|0&\xb2u|\0\0\x01[\xba\xb3]"
+    rb"|(.{4})?G.{187}(.{4})?G"  # MPEG's transport stream, in packets of 188 or 192 bytes
+)
 _VIDEO, _PAGE = "a video, not an image", "an HTML page, not an image; fetch it again"
 _NO_IMAGES = {
     rb"version https://git-lfs\.github\.com/": "a Git LFS pointer instead of the image; run git lfs pull",
     rb"/annex/objects/|[./]*\.git/annex/objects/": "a git-annex pointer instead of the image; run git annex get",
-    rb"(\xef\xbb\xbf|\s|<!--.*?-->|<\?xml.*?\?>)*<(?i:!doctype html|html|head|body|title|script)\b": _PAGE,
-    rb"....(ftyp|moov|mdat|wide)|RIFF....AVI |\x1aE\xdf\xa3|FLV\x01|0&\xb2u|\0\0\x01[\xba\xb3]": _VIDEO,
+    rb"(\s|<!--.*?-->|<\?xml.*?\?>)*<(?i:!doctype html|html|head|meta|body|title|script|center|div|h1|p)\b": _PAGE,
+    _VIDEO_START: _VIDEO,
     rb"\s*[{\[]\s*[\"\]}{\[]": "JSON, not an image; fetch it again",
     rb"RIFF....WAVE|ID3|fLaC|OggS": "a sound file, not an image",
     rb"\0\x05\x16[\0\x07]": "a Mac's AppleDouble file, which holds no image",
@@ -203,7 +208,8 @@ def _unsupported_format(data: bytes, name: str, *, is_known: bool) -> str | None
 
 
 def _match(header: bytes, names: dict[bytes, str]) -> str | None:
-    return next((name for magic, name in names.items() if re.match(magic, header, re.DOTALL)), None)
+    start = header.removeprefix(codecs.BOM_UTF8)
+    return next((name for magic, name in names.items() if re.match(magic, start, re.DOTALL)), None)
 
 
 def _is_sensor_data(tiff: bytes) -> bool:

@@ -2,9 +2,13 @@
 
 import io
 import re
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from PIL import features
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImagePalette, features
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.ImageFile import ImageFile as PillowFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
@@ -22,6 +26,8 @@ Opener = Callable[[io.BytesIO], PillowFile]
 _MERGED_RESOURCE = 1057  # Adobe Photoshop File Formats Specification, Image Resource IDs: Version Info
 _MULTICHANNEL = 7
 _START_OF_CODESTREAM, _DEPTH_PLACE = b"\xff\x4f\xff\x51", 42  # ISO/IEC 15444-1, A.5.1: of the first component
+_SIGNED = 0x80
+_YCC_BOX = rb"colr\x01..\0\0\0\x12"  # I.5.3.3: sYCC
 _END_OF_CODESTREAM = b"\xff\xd9"  # ISO/IEC 15444-1, A.4.4
 
 
@@ -67,9 +73,83 @@ def _open_jpeg_2000(file: io.BytesIO) -> PillowFile:
     if not whole.endswith(_END_OF_CODESTREAM):
         raise EOFError("a part of the JPEG 2000 codestream is missing")
     require_whole_codestream(whole)
-    image = Jpeg2KImageFile(file)
-    image.info[DEPTH] = (whole[whole.index(_START_OF_CODESTREAM) + _DEPTH_PLACE] & 0x7F) + 1
-    return image
+    start = whole.index(_START_OF_CODESTREAM) + _DEPTH_PLACE
+    if whole[start] & _SIGNED:
+        raise ImageError("JPEG 2000 with signed levels: which of them is black is not known")
+    count = int.from_bytes(whole[start - 2 : start], "big")
+    return _Jpeg2000File(data, [(depth & ~_SIGNED) + 1 for depth in whole[start : start + 3 * count : 3]])
+
+
+class _Jpeg2000File(Jpeg2KImageFile):
+    """JPEG 2000 with other than 8 bits per sample, or with a palette.
+
+    Pillow shifts samples to 8 bits: those of fewer bits never become white, and those of more are rounded, so that the
+    lightest become 256, and that black. It takes equal colours of a palette for one, and shifts the numbers of colours.
+    """
+
+    def __init__(self, data: bytes, depths: Sequence[int]) -> None:
+        """`depths` are the bits per sample of the first components."""
+        super().__init__(io.BytesIO(data))
+        self.info[DEPTH] = depths[0]
+        self._data, self._depths = data, depths[: len(self.getbands())]
+        if self.mode in ("P", "PA"):
+            self.palette = _read_palette(data)
+        elif self.mode == "L" and depths[0] > 8:  # nine bits
+            self._mode = "I;16"
+
+    def load(self) -> Any:
+        if self.tile:
+            super().load()
+            if self.mode != "I;16" and any(depth != 8 for depth in self._depths):
+                self._scale(self._data)
+        return super().load()
+
+    def _scale(self, data: bytes) -> None:
+        """Make the largest level of each component 255."""
+        pixels = np.array(self).reshape(self.height, self.width, -1)
+        samples = None
+        for place, depth in enumerate(self._depths):
+            band = pixels[..., place]
+            if depth < 8:
+                band >>= 8 - depth
+                if place or self.palette is None:
+                    band[:] = np.rint(band * (255 / (2**depth - 1)))
+            elif depth > 8 and not band.all():
+                if samples is None:
+                    samples = _decode_samples(data, depth).reshape(self.height, self.width, -1)
+                band[(band == 0) & (samples[..., place] >> (depth - 1) > 0)] = 255
+        self.im = Image.frombytes(self.mode, self.size, pixels.tobytes()).im
+        if self.palette is not None:
+            self.palette.dirty = 1
+
+
+def _read_palette(jpeg_2000: bytes) -> ImagePalette.ImagePalette:
+    """The colours as they are in the file, ISO/IEC 15444-1, I.5.3.4: Pillow leaves out those that it has already."""
+    start = jpeg_2000.index(b"pclr") + 4
+    count, columns = struct.unpack_from(">HB", jpeg_2000, start)
+    values = start + 3 + columns
+    if any(depth != 7 for depth in jpeg_2000[start + 3 : values]):
+        raise ImageError("JPEG 2000 with a palette of other than 8 bits is not supported")
+    palette = ImagePalette.ImagePalette("RGBA" if columns == 4 else "RGB", jpeg_2000[values : values + count * columns])
+    palette.dirty = 1
+    return palette
+
+
+def _decode_samples(jpeg_2000: bytes, depth: int) -> npt.NDArray[np.integer]:
+    """The samples as written, [H, W, S]."""
+    if re.search(_YCC_BOX, jpeg_2000, re.DOTALL):
+        raise ImageError(f"JPEG 2000 of YCbCr with {depth} bits is not supported")
+    try:
+        library = require("imagecodecs", extra="tiff", needed_by="JPEG 2000")
+    except InputError as exc:
+        raise ImageError(
+            f"colours of {depth} bits in JPEG 2000 need imagecodecs; run: {install_command('tiff')}"
+        ) from exc
+    try:
+        samples: npt.NDArray[np.integer] = library.jpeg2k_decode(jpeg_2000)
+    except (RuntimeError, ValueError) as exc:
+        raise ImageError(f"this kind of JPEG 2000 with {depth} bits is not supported ({exc})") from exc
+    return samples
 
 
 class _MergedPsdFile(PsdImageFile):

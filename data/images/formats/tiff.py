@@ -93,8 +93,8 @@ def _is_read_by_pillow(image: TiffImageFile) -> bool:
 
 
 def _looks_too_dark(image: TiffImageFile) -> bool:
-    """Whether `image`, decoded by Pillow from 16-bit RGB, has levels of 12 bits, of which Pillow drops eight."""
+    """Whether `image`, decoded by Pillow from 16-bit RGB, may have levels of 12 bits or fewer; Pillow drops eight."""
     if image.tag_v2.get(_PHOTOMETRIC) != _RGB or max(image.tag_v2.get(_BITS, (8,))) != 16:
         return False
     bands = image.convert("RGB").getextrema()
-    return 0 < max(int(band[1]) for band in bands if isinstance(band, tuple)) <= 4095 >> 8
+    return max(int(band[1]) for band in bands if isinstance(band, tuple)) <= 4095 >> 8

@@ -63,6 +63,8 @@ def find_page(data: bytes) -> int:
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             return _find_page(file)
+    except ImageError:
+        raise
     except (tifffile.TiffFileError, RuntimeError, *_TIFFFILE_ERRORS) as exc:
         raise ValueError(str(exc)) from exc
 
