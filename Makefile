@@ -14,7 +14,7 @@ test: .venv/installed-dev .mypy/captionmill  ## format check, lint, types and te
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 cli-docs: .venv/installed-dev  ## write docs/cli.md again from the program's help
 	$(BIN)/python scripts/write_cli_docs.py
@@ -24,6 +24,7 @@ site: .venv/installed-dev  ## build the documents as a site, in site/; a broken 
 
 clean:  ## remove what the targets made
 	rm -rf .venv .mypy .mypy_cache .pytest_cache .ruff_cache *.egg-info build demo site
+	find . -name __pycache__ -prune -exec rm -r {} +
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "captionmill needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

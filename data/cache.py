@@ -92,13 +92,12 @@ class Cache:
 
     def _trim(self, newest: Path) -> None:
         """Remove the entries that were used longest ago until all fit; `newest` stays."""
+        remove_abandoned(newest.parent)
         used: list[tuple[int, int, Path]] = []
         for entry in newest.parent.iterdir():
             with suppress(OSError):  # removed by another process
                 if not entry.name.startswith("."):
                     used.append((entry.stat().st_mtime_ns, sum(path.stat().st_size for path in entry.iterdir()), entry))
-                elif time.time() - entry.stat().st_mtime > _ABANDONED_S:
-                    shutil.rmtree(entry, ignore_errors=True)
         total = sum(size for _, size, _ in used)
         for _, size, entry in sorted(used):
             if total > self.most_bytes and entry != newest:
@@ -108,6 +107,14 @@ class Cache:
 
 NETWORKS = Cache("networks", 1_000_000_000)
 """Networks that were converted for a CPU; a ResNet-50 in float32 takes 94 MB."""
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the unfinished entries of a cache that killed processes left in its `folder` long ago."""
+    for entry in list(folder.glob(".*")):
+        with suppress(OSError):  # removed by another process
+            if time.time() - entry.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def _is_whole(entry: Path) -> bool:

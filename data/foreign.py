@@ -8,6 +8,7 @@ from typing import IO, Any, AnyStr
 WRONG_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """What reading values of other types, names or sizes raises; a UnicodeDecodeError is a ValueError."""
 LONGEST_LINE = 10_000_000  # characters or bytes
+_LARGEST_DECIMAL = 1e100
 
 
 class LongLineError(ValueError):
@@ -29,6 +30,22 @@ def finite_number(value: object) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{value} is no finite number")
     return float(value)
+
+
+def whole_number(text: str) -> int:
+    """The whole number that `text` shows; ValueError for anything else, or a number of more than 64 bits."""
+    number = int(text)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{text[:40]} is too large")
+    return number
+
+
+def decimal_number(text: str) -> float:
+    """The number that `text` shows, or NaN; ValueError for anything else, or one of which sums could be infinite."""
+    number = float(text)
+    if abs(number) > _LARGEST_DECIMAL:
+        raise ValueError(f"{text[:40]} is too large")
+    return number
 
 
 def text_of(value: object) -> str:

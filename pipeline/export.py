@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,8 @@ def _require_place(output: Path, staging: Path, *, overwrite: bool) -> None:
             return
         raise InputError(f"{output}: holds other files; name another folder as `output`")
     if not overwrite:
+        with suppress(OSError):
+            staging.rmdir()  # empty, as a kill left it that came when all was put in place
         raise InputError(f"{output}: holds an export already; pass `overwrite` to replace it, or another `output`")
 
 

@@ -146,6 +146,14 @@ def make_model(
     return folder
 
 
+def require_same_weights(first: Path, second: Path) -> None:
+    """The decoders of two models are equal to the bit."""
+    expected, found = (read_model(folder).tensors for folder in (first, second))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(tensor, found[name])
+
+
 def make_ranker(features: npt.NDArray[np.float32], vocab_size: int, config: RankerConfig = RankerConfig()) -> Ranker:
     """Of training images with `features` [N, D], two captions each, with a matcher of random weights."""
     torch.manual_seed(0)

@@ -15,8 +15,9 @@ if TYPE_CHECKING:  # a process that only hands out the tests need not wait for t
 
 
 LONG = (
-    *("test_cli", "test_export", "test_store", "test_doc_commands", "test_search", "test_update", "test_folder"),
-    *("test_encoder", "test_run", "test_gallery", "test_portable", "test_run_report", "test_demo", "test_site"),
+    *("test_export", "test_demo", "test_run", "test_update", "test_store", "test_cli", "test_doc_commands"),
+    *("test_cluster", "test_extract", "test_explain", "test_search", "test_resume", "test_engine", "test_folder"),
+    *("test_java", "test_site", "test_gallery", "test_run_report"),
 )
 
 

@@ -90,8 +90,8 @@ def imports_of(path: Path) -> frozenset[str]:
 
 def own_imports(path: Path) -> set[Path]:
     """The modules of the package that `path` imports."""
-    files = (ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in imports_of(path))
-    return {file for file in files if file in CODE}
+    files = {ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in imports_of(path)}
+    return files.intersection(CODE)
 
 
 def name_of(path: Path) -> str:

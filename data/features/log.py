@@ -14,6 +14,7 @@ from typing import Any
 
 from captionmill.data.csv_tables import csv_line, unguard_formula
 from captionmill.data.files import replace_atomically
+from captionmill.data.foreign import decimal_number, finite_number, whole_number
 from captionmill.data.regular import open_own, open_regular_text, read_bytes, refuse_link
 
 
@@ -116,4 +117,4 @@ def _read(name: str, cell: str) -> str | int | float | None:
         return unguard_formula(cell)
     if name.startswith("caption") and cell == "":
         return None
-    return int(cell) if name in _COUNTS else float(cell)
+    return whole_number(cell) if name in _COUNTS else finite_number(decimal_number(cell))

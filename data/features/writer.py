@@ -25,6 +25,7 @@ from captionmill.data.features.parts import PART_PREFIX, FileChanged, NewParts, 
 from captionmill.data.features.shard import Shard
 from captionmill.data.features.spec import FeatureSpec, StoredDtype
 from captionmill.data.features.store import FeatureStore, store_exists
+from captionmill.data.files import remove_leftovers
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageSource
 from captionmill.data.locks import hold_lock
 from captionmill.data.paths import AnyPath
@@ -259,6 +260,7 @@ def lock_store(path: Path) -> Iterator[None]:
         make_own_folder(folder)
     except OSError as exc:
         raise StoreError(f"{folder}: cannot be written to ({exc.strerror})") from exc
+    remove_leftovers(path.parent)  # also if there will be nothing to write
     lock_path = folder / _LOCK_NAME
     busy = StoreError(f"{path}: another process is writing to this store; wait for it to end")
     with contextlib.ExitStack() as held:

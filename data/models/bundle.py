@@ -101,8 +101,7 @@ def model_digest(folder: Path) -> str:
 
 
 def write_model(folder: Path, model: Model) -> None:
-    """Write `model` into `folder`, replacing any model there."""
-    replaced = set(weights_names_of(folder))
+    """Write `model` into `folder`, replacing any model there, and weights that a killed process left beside it."""
     entries: dict[str, Any] = {"weights": _write_tensors(folder, "decoder", model.tensors)}
     if model.ranker is not None:
         entries["ranker"] = _write_tensors(folder, "ranker", model.ranker.tensors) | {"settings": model.ranker.settings}
@@ -121,8 +120,10 @@ def write_model(folder: Path, model: Model) -> None:
         "splits": model.splits,
     }
     write_text(folder / BUNDLE_NAME, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
-    for name in replaced - {entry["file"] for entry in entries.values()}:
-        (folder / name).unlink(missing_ok=True)
+    named = {entry["file"] for entry in entries.values()}
+    for path in list(folder.iterdir()):
+        if is_weights_name(path.name) and path.name not in named and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _write_tensors(folder: Path, kind: str, tensors: Tensors) -> dict[str, Any]:

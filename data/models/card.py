@@ -55,9 +55,14 @@ def write_card(folder: AnyPath, scores: Sequence[AnyPath] = ()) -> Path:
     path = folder / CARD_NAME
     if not may_write_card(folder):
         raise InputError(f"{path}: was written or changed by somebody; move it away to get a new one")
-    text = render_card(read_model(folder), folder.resolve().name, [_read_scores(Path(one)) for one in scores])
-    write_text(path, f"{text}\n{_SIGNATURE}{_digest(text)} -->\n")
+    put_card(folder, read_model(folder), [_read_scores(Path(one)) for one in scores])
     return path
+
+
+def put_card(folder: Path, model: Model, scores: Sequence[ScoredImages] = ()) -> None:
+    """Write the card of `model`, which need not be in `folder` yet."""
+    text = render_card(model, folder.resolve().name, scores)
+    write_text(folder / CARD_NAME, f"{text}\n{_SIGNATURE}{_digest(text)} -->\n")
 
 
 def may_write_card(folder: Path) -> bool:

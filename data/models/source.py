@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from captionmill.data.cache import remove_abandoned
 from captionmill.data.errors import ImageError, InputError, ModelError
 from captionmill.data.files import write_text
 from captionmill.data.foreign import WRONG_VALUES, parse_json
@@ -110,6 +111,7 @@ def _keep(digest: str, fill: Callable[[Path], None]) -> Path:
         return kept
     partial = kept.with_name(f".{digest}.{secrets.token_hex(8)}")
     partial.mkdir(parents=True)
+    remove_abandoned(partial.parent)
     try:
         fill(partial)
         read_model(partial)

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captionmill.data.errors import InputError
-from captionmill.data.files import errors_named, flush_to_disk, replace_atomically
+from captionmill.data.files import errors_named, flush_to_disk, remove_leftovers, replace_atomically
 from captionmill.data.foreign import WRONG_VALUES, parse_json, short_lines, text_of
 from captionmill.data.locks import hold_lock
 from captionmill.data.regular import make_own_folder, open_own, open_regular
@@ -73,6 +73,8 @@ def lock_table(path: Path) -> Iterator[Path]:
     """The folder with the journal, locked during the block: no other process may write to it or to the table."""
     folder = made_dir(path)
     make_own_folder(folder)
+    for written_to in (path.parent, folder):  # also if there will be nothing to write
+        remove_leftovers(written_to)
     error = InputError(f"{path}: another process is writing this table; wait for it to end")
     with hold_lock(folder / ".lock", error):
         yield folder

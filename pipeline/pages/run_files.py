@@ -9,7 +9,7 @@ from captionmill.data.csv_tables import read_cells
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import ExtractionRecord, read_records
 from captionmill.data.features.store import FeatureStore, cache_path_for
-from captionmill.data.foreign import WRONG_VALUES, finite_number, parse_json, text_of
+from captionmill.data.foreign import WRONG_VALUES, decimal_number, finite_number, parse_json, text_of, whole_number
 from captionmill.data.models.bundle import Model, read_model
 from captionmill.data.regular import read_text
 from captionmill.data.tables.formats import read_captions
@@ -116,6 +116,12 @@ def read_store(path: Path) -> StoreFiles:
     return StoreFiles(path.name, store, read_records(path), failures)
 
 
+def _epoch_of(row: Sequence[str]) -> Epoch:
+    epoch, phase, *figures = row
+    loss, val_cider, captions_per_s, duration_s = map(decimal_number, figures)
+    return Epoch(whole_number(epoch), phase, loss, val_cider, finite_number(captions_per_s), finite_number(duration_s))
+
+
 def read_model_files(folder: Path) -> ModelFiles:
     """The model in `folder` with its history; ModelError if it cannot be read, InputError for a damaged history."""
     bundle = read_model(folder)
@@ -124,7 +130,7 @@ def read_model_files(folder: Path) -> ModelFiles:
         return ModelFiles(folder.name, bundle, ())
     rows = read_cells(path, ["epoch", "phase", "loss", "val_cider", "captions_per_s", "duration_s"])
     try:
-        history = [Epoch(int(epoch), phase, *(float(number) for number in numbers)) for epoch, phase, *numbers in rows]
+        history = [_epoch_of(row) for row in rows]
     except ValueError as exc:
         raise InputError(f"{path}: not a history as `captionmill train` writes it ({exc}); move it away") from exc
     return ModelFiles(folder.name, bundle, history)

@@ -26,16 +26,11 @@ def printable(text: str) -> str:
 class PrintableStream(io.TextIOBase):
     """A terminal's text stream that gets only printable text, and the carriage returns that redraw a line."""
 
+    encoding = ""
+    errors: str | None = None
+
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._stream.encoding
-
-    @property
-    def errors(self) -> str | None:  # type: ignore[override]
-        return self._stream.errors
+        self._stream, self.encoding, self.errors = stream, stream.encoding, stream.errors
 
     def fileno(self) -> int:
         return self._stream.fileno()

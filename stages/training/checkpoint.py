@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
+MATCHER_NAME = "matcher.safetensors"
+"""The checkpoint of a matcher, in the same folder."""
 FORMAT_VERSION = 1
 
 

@@ -19,14 +19,22 @@ from typing import TYPE_CHECKING
 from captionmill.data.csv_tables import Cell, read_cells, write_table
 from captionmill.data.errors import InputError, TrainingError
 from captionmill.data.files import replace_atomically, write_text
+from captionmill.data.foreign import WRONG_VALUES, parse_json
 from captionmill.data.locks import hold_lock
-from captionmill.data.models.bundle import BUNDLE_NAME, is_weights_name, read_model, write_model
-from captionmill.data.models.card import may_write_card, write_card
+from captionmill.data.models.bundle import (
+    BUNDLE_NAME,
+    is_weights_name,
+    model_exists,
+    read_model,
+    require_no_model,
+    write_model,
+)
+from captionmill.data.models.card import may_write_card, put_card
 from captionmill.data.optional import install_command
-from captionmill.data.regular import make_own_folder
+from captionmill.data.regular import make_own_folder, read_text
 from captionmill.stages import charts
 from captionmill.stages.machine import versions
-from captionmill.stages.training.checkpoint import CHECKPOINT_NAME
+from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, MATCHER_NAME
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -178,9 +186,16 @@ def claim_folder(folder: Path) -> Iterator[None]:
         yield
 
 
+def begin_folder(folder: Path, unmatched: Mapping[str, Sequence[str]]) -> None:
+    """Empty a claimed folder for a new training, as `empty_folder` does; list the images it leaves out by reason."""
+    empty_folder(folder)
+    rows = [(key, reason) for reason, keys in unmatched.items() for key in keys]
+    write_table(folder / UNMATCHED_NAME, ("key", "reason"), rows)
+
+
 def empty_folder(folder: Path) -> None:
     """Remove the files of an earlier training from a claimed folder; InputError if it holds other files."""
-    own = (BUNDLE_NAME, CHECKPOINT_NAME, UNMATCHED_NAME, *RUN_NAMES)
+    own = (BUNDLE_NAME, CHECKPOINT_NAME, MATCHER_NAME, UNMATCHED_NAME, *RUN_NAMES)
     paths = [path for path in folder.iterdir() if not path.name.startswith(_LOCK_NAME)]
     for path in paths:
         if path.name not in own and not is_weights_name(path.name) and not path.name.endswith(".partial"):
@@ -194,17 +209,50 @@ def publish(folder: Path, output: Path, notes: Sequence[str]) -> None:
 
     `notes` about the whole training go in front of those about the epoch that was kept.
 
-    If interrupted, it leaves a training that can be resumed, or, after its checkpoint is removed, a finished one.
+    The bundle comes last. If interrupted before, it leaves a training that can be resumed; if interrupted after it,
+    what is left of `folder` is removed by the next training (`remove_published`).
     """
     copy_run(folder, output)
     with replace_atomically(output / UNMATCHED_NAME) as partial_path:
         shutil.copyfile(folder / UNMATCHED_NAME, partial_path)
     model = read_model(folder)
-    write_model(output, replace(model, notes=(*notes, *model.notes)))
+    model = replace(model, notes=(*notes, *model.notes))
     if may_write_card(output):
-        write_card(output)
+        put_card(output, model)
+    write_model(output, model)
     (folder / CHECKPOINT_NAME).unlink()
     shutil.rmtree(folder, ignore_errors=True)  # Windows does not remove a locked file
+
+
+def require_place(output: Path, *, overwrite: bool) -> Path:
+    """The folder in which a training of the model `output` works; InputError unless one may be written there."""
+    folder = output.resolve().with_name(f"{output.resolve().name}.training")
+    if not overwrite:
+        remove_published(folder, output)
+    require_no_model(output, overwrite=overwrite)
+    return folder
+
+
+def remove_published(folder: Path, output: Path) -> None:
+    """Remove the `folder` of a training whose model is in `output`, if a kill kept `publish` from it.
+
+    One that can be resumed stays, unless it is the training that made this model; so does a folder with other files.
+    """
+    if not model_exists(output) or not folder.is_dir():
+        return
+    with contextlib.suppress(TrainingError, InputError), claim_folder(folder):
+        if not (folder / CHECKPOINT_NAME).exists() or _is_same_model(folder, output):
+            empty_folder(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_same_model(folder: Path, other: Path) -> bool:
+    """Whether two bundles differ in their notes at most."""
+    try:
+        first, second = (parse_json(read_text(path / BUNDLE_NAME)) | {"notes": []} for path in (folder, other))
+    except (OSError, *WRONG_VALUES):
+        return False
+    return bool(first == second)
 
 
 def copy_run(folder: Path, output: Path) -> None:

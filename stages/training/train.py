@@ -16,10 +16,9 @@ import torch
 from captionmill.data.captions.files import CaptionFiles, Captions, as_caption_files
 from captionmill.data.captions.references import Annotations, read_annotations, read_split_list
 from captionmill.data.captions.splits import Splits, choose_splits
-from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import TrainingError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import RERANKED_CIDER, read_model, require_no_model, write_model
+from captionmill.data.models.bundle import RERANKED_CIDER, read_model, write_model
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Caption
@@ -40,7 +39,7 @@ from captionmill.stages.training.corpus import (
 from captionmill.stages.training.loop import run_training
 from captionmill.stages.training.origin import NO_MODEL, as_it_began, describe_origin, describe_processes, require_same
 from captionmill.stages.training.reranking.fit import add_ranker
-from captionmill.stages.training.run_folder import UNMATCHED_NAME, RunFolder, claim_folder, empty_folder, publish
+from captionmill.stages.training.run_folder import RunFolder, begin_folder, claim_folder, publish, require_place
 from captionmill.stages.training.start import StartingModel, Teachers
 from captionmill.stages.training.state import EpochResult, LoopConfig, Training
 
@@ -107,9 +106,8 @@ def train(
     """
     started = time.monotonic()
     features, captions, output = Path(features), as_caption_files(captions), Path(output)
-    require_no_model(output, overwrite=overwrite)
+    work_dir = require_place(output, overwrite=overwrite)
     store = FeatureStore.open(features)
-    work_dir = output.resolve().with_name(f"{output.resolve().name}.training")
     word_rule, config = as_it_began(work_dir, config, restart=restart)
     start = StartingModel.read(config.init) if config.init is not None else None
     teachers = Teachers(config.teacher)
@@ -276,9 +274,7 @@ def _open_work_dir(
         return Checkpoint(found.state["training"], found.tensors)
     world.wait()  # all processes have read it before anything is removed
     if world.is_first:
-        empty_folder(work_dir)
-        unmatched = [(key, reason) for reason, keys in splits.unmatched.items() for key in keys]
-        write_table(work_dir / UNMATCHED_NAME, ("key", "reason"), unmatched)
+        begin_folder(work_dir, splits.unmatched)
     world.wait()
     return None
 

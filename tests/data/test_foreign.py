@@ -25,7 +25,7 @@ from captionmill.data.tables.formats import (
 )
 from captionmill.data.tables.journal import CaptionJournal
 from captionmill.data.tables.rows import CaptionRow
-from captionmill.pipeline.pages.run_files import read_scores
+from captionmill.pipeline.pages.run_files import read_model_files, read_scores
 from captionmill.pipeline.plan.file import PlanFile
 from captionmill.pipeline.plan.records import Workspace
 from captionmill.stages.decoding.captioner import Captioner
@@ -200,6 +200,17 @@ def test_a_bundle_of_wrong_types_is_refused(changes: dict[str, Any], tmp_path: P
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ModelError, match=r"bundle\.json: not a readable model"):
         read_model(tmp_path)
+
+
+@pytest.mark.parametrize("row", ["9" * 400 + ",x,1,1,1,1", "1,x,inf,1,1,1", "1,x,1,-1e308,1,1", "1,x,1,1,1,nan"])
+def test_a_history_with_a_number_beyond_use_is_refused(row: str, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", make_spec())
+    header = "epoch,phase,loss,val_cider,captions_per_s,duration_s"
+    (model / "history.csv").write_text(f"{header}\n1,x,nan,1,1,1\n{row}\n")
+    with pytest.raises(InputError, match="not a history") as caught:
+        read_model_files(model)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(model))
 
 
 @pytest.mark.parametrize("changes", [{"hidden_dim": 10**6}, {"layers": 10**9}, {"vocab_size": 10**9}, {"dropout": "a"}])

@@ -1,7 +1,10 @@
 """The log beside a store: a row an extraction, whatever became of the rows before it."""
 
+import csv
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from captionmill.data.features.log import ExtractionRecord, append_record, log_path, read_records
 
@@ -54,6 +57,16 @@ def test_a_row_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     assert read_records(tmp_path / "features.h5") == [RECORD]
     append_record(tmp_path / "features.h5", RECORD)
     assert read_records(tmp_path / "features.h5") == [RECORD, RECORD]
+
+
+@pytest.mark.parametrize(("name", "cell"), [("found", "9" * 400), ("duration_s", "inf"), ("duration_s", "1e308")])
+def test_a_row_with_a_number_beyond_use_is_left_out(name: str, cell: str, tmp_path: Path) -> None:
+    append_record(tmp_path / "features.h5", RECORD)
+    path = log_path(tmp_path / "features.h5")
+    header, row = path.read_text().splitlines()
+    cells = dict(zip(header.split(","), next(csv.reader([row])), strict=True)) | {name: cell, "images": "photos"}
+    path.write_text(f"{header}\n{row}\n{','.join(cells.values())}\n")
+    assert read_records(tmp_path / "features.h5") == [RECORD]
 
 
 def test_a_file_that_is_no_log_has_no_rows_and_stops_no_extraction(tmp_path: Path) -> None:

@@ -49,6 +49,10 @@ def test_a_kill_between_weights_and_json_leaves_the_old_bundle(tmp_path: Path) -
     bundle = read_model(tmp_path / "old")
     assert bundle.vocabulary.words[4:] == ("a",)
     assert bundle.tensors["weight"][0, 0] == 1
+    (tmp_path / "old" / "decoder-mine.safetensors").touch()
+    write_model(tmp_path / "old", make_bundle("c", value=3))  # the next one removes what was left
+    assert {path.name[:8] for path in (tmp_path / "old").iterdir()} == {"bundle.j", "decoder-"}
+    assert len(list((tmp_path / "old").glob("*.safetensors"))) == 2
 
 
 def test_weights_of_another_training_are_refused(tmp_path: Path) -> None:

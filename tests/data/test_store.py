@@ -20,7 +20,9 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import ROWS_PER_PART, FeatureWriter
 from captionmill.data.images.read import ImageSource
 
-LARGE_KEYS = [f"{number:05d}.jpg" for number in range(20_001)]  # a main file of 20,000 rows is always rewritten
+LARGE_KEYS = [
+    f"{number:05d}.jpg" for number in range(5_001)
+]  # more than a store is read, and files are merged, at once
 LARGE_ROWS = make_rows(len(LARGE_KEYS))
 
 
@@ -30,8 +32,9 @@ def finished_large_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def large_store(finished_large_store: Path, tmp_path: Path) -> Path:
-    """A store of its own, of one file that is too large to be rewritten for a few rows."""
+def large_store(finished_large_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of its own, of one file that counts as too large to be rewritten for a few rows."""
+    monkeypatch.setattr("captionmill.data.features.writer._SMALL_ROWS", len(LARGE_KEYS) - 1)
     return Path(shutil.copy(finished_large_store, tmp_path / "f.h5"))
 
 
@@ -288,7 +291,7 @@ def test_a_few_rows_beside_a_large_store_leave_its_main_file_untouched(large_sto
     assert store.part_count == 1
     assert store.keys == [*LARGE_KEYS, "new.jpg"]
     assert store.verify() == []
-    np.testing.assert_array_equal(store.read([20_001, 6, 7, 8]), [rows[1], LARGE_ROWS[6], rows[0], LARGE_ROWS[8]])
+    np.testing.assert_array_equal(store.read([5_001, 6, 7, 8]), [rows[1], LARGE_ROWS[6], rows[0], LARGE_ROWS[8]])
 
 
 def test_rows_of_main_file_and_part_come_in_the_order_of_keys_block_by_block(large_store: Path) -> None:
@@ -312,16 +315,16 @@ def test_a_second_append_joins_the_parts_into_one(large_store: Path) -> None:
     store = FeatureStore.open(large_store)
     assert store.keys == [*LARGE_KEYS, "x", "y", "z"]
     assert store.verify() == []
-    np.testing.assert_array_equal(store.read([20_001, 20_002, 20_003]), rows[[0, 2, 3]])
+    np.testing.assert_array_equal(store.read([5_001, 5_002, 5_003]), rows[[0, 2, 3]])
 
 
 def test_parts_are_joined_into_the_main_file_once_they_hold_a_quarter_of_its_rows(large_store: Path) -> None:
     before = identity(large_store)
-    keys, rows = [f"new {number}" for number in range(5_001)], make_rows(5_001, seed=1)
-    make_store(large_store, keys[:5_000], rows[:5_000])
+    keys, rows = [f"new {number}" for number in range(1_251)], make_rows(1_251, seed=1)
+    make_store(large_store, keys[:1_250], rows[:1_250])
     assert identity(large_store) == before
     assert FeatureStore.open(large_store).part_count == 1
-    make_store(large_store, keys[5_000:], rows[5_000:])
+    make_store(large_store, keys[1_250:], rows[1_250:])
     assert not parts_dir(large_store).exists()
     assert identity(large_store) != before
     store = FeatureStore.open(large_store)
@@ -529,5 +532,5 @@ def test_a_flipped_bit_in_a_part_is_found_too(large_store: Path) -> None:
     make_store(large_store, ["x", "y"], make_rows(2, seed=1))
     (part,) = part_paths(large_store)
     flip(part, column_start(part, "features") + 32, 7)
-    flip(large_store, column_start(large_store, "features") + 32 * 20_000, 0)
-    assert FeatureStore.open(large_store).verify() == ["20000.jpg", "y"]
+    flip(large_store, column_start(large_store, "features") + 32 * 5_000, 0)
+    assert FeatureStore.open(large_store).verify() == ["05000.jpg", "y"]

@@ -13,6 +13,7 @@ from captionmill.data.features.parts import is_part_name, part_paths, parts_dir
 from captionmill.data.features.repair import RepairSummary, repair_store
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
+from captionmill.data.files import _cleared
 
 FOREIGN = [
     "part-backup.h5",
@@ -58,6 +59,14 @@ def test_names_of_parts_are_those_that_a_writer_gives() -> None:
     assert is_part_name("part-000001-000000-000001-0011aabb.h5")
     assert is_part_name("part-000001-000000-000001-0011aabb_joined_joined.h5")
     assert [name for name in FOREIGN if is_part_name(name)] == []
+
+
+def test_what_a_kill_left_beside_a_store_goes_also_if_nothing_is_new(path: Path) -> None:
+    left = path.with_name(".f.h5.0123456789abcdef.partial")
+    left.write_text("half")
+    _cleared.clear()  # as in a process that has just started
+    with FeatureWriter(path, make_spec(), dtype="float32", made_by={}):
+        assert not left.exists()
 
 
 def test_copies_of_parts_are_named_once_and_no_row_comes_from_them(

@@ -5,6 +5,7 @@ docstrings, the comments and the other texts are read.
 """
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -15,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHECKED = (
-    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "benchmarks/*.py", "scripts/*.py"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "benchmarks/**/*.py", "scripts/*.py"),
     *("*.py", "data/**/*.py", "stages/**/*.py", "pipeline/**/*.py"),
 )
 FILES = [path for pattern in CHECKED for path in sorted(ROOT.glob(pattern))]
@@ -52,8 +53,13 @@ PATTERNS = {re.compile(rf"\b({words})\b".replace(" ", r"\s+"), re.I): better for
 PHOTOGRAPHS = ("README.md", "docs/index.md", "docs/tutorial.md", "docs/benchmarks.md", "benchmarks/decode.py")
 
 
-def texts_of(path: Path) -> Iterator[tuple[int, str]]:
+@functools.cache
+def texts_of(path: Path) -> tuple[tuple[int, str], ...]:
     """The texts of a page or a module, each with its line."""
+    return tuple(find_texts(path))
+
+
+def find_texts(path: Path) -> Iterator[tuple[int, str]]:
     content = path.read_text(encoding="utf-8")
     if path == HELP:
         yield 1, content

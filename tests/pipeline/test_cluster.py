@@ -71,7 +71,7 @@ def alone(folder: Path, config: ExtractConfig) -> FeatureStore:
 
 @pytest.fixture(scope="module")
 def dask_address() -> Iterator[str]:
-    """A dask cluster of three worker processes on loopback."""
+    """A dask cluster of two worker processes on loopback."""
     distributed = pytest.importorskip("distributed")
     dask = pytest.importorskip("dask")
     environment = dict(os.environ)  # dask sets OMP_NUM_THREADS and others for its workers here, and leaves them
@@ -79,7 +79,7 @@ def dask_address() -> Iterator[str]:
     with (
         dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
         distributed.LocalCluster(
-            n_workers=3, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs="CRITICAL"
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs="CRITICAL"
         ) as cluster,
     ):
         yield cluster.scheduler_address.removeprefix("tcp://")
@@ -149,7 +149,7 @@ def test_a_dask_cluster_writes_what_one_process_writes_though_a_worker_is_killed
 ) -> None:
     with open_spread(0, f"dask://{dask_address}") as spread:
         assert spread is not None
-        assert spread.processes == 3
+        assert spread.processes == 2
         summary = extract(folder, tmp_path / "f.h5", config, spread=dying_once(spread, tmp_path / "killed"))
     assert (tmp_path / "killed").read_text() == "1"
     assert (summary.extracted, len(summary.failures)) == (IMAGE_COUNT, 2)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,22 +51,42 @@ beam_size = 2
 """
 
 
-@pytest.fixture
-def plan_path(tmp_path: Path, thin_weights: Path) -> Path:
-    """A folder with photos, captions, new photos and pipeline.toml."""
-    draw_photos(tmp_path / "photos")
-    draw_photos(tmp_path / "new")
-    (tmp_path / "thin.safetensors").write_bytes(thin_weights.read_bytes())
-    with (tmp_path / "references.csv").open("w", newline="") as file:
+def write_plan(folder: Path, thin_weights: Path) -> Path:
+    """Photos, captions, new photos and pipeline.toml, which is returned."""
+    draw_photos(folder / "photos")
+    draw_photos(folder / "new")
+    (folder / "thin.safetensors").write_bytes(thin_weights.read_bytes())
+    with (folder / "references.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "caption", "split"])
-        for image in sorted((tmp_path / "photos").rglob("*_*.*")):
+        for image in sorted((folder / "photos").rglob("*_*.*")):
             colour, number = image.stem.split("_")
             split = {"6": "val", "7": "test"}.get(number, "train")
-            writer.writerow([image.relative_to(tmp_path / "photos").as_posix(), f"a {colour} picture", split])
-    path = tmp_path / "pipeline.toml"
+            writer.writerow([image.relative_to(folder / "photos").as_posix(), f"a {colour} picture", split])
+    path = folder / "pipeline.toml"
     path.write_text(PLAN)
     return path
+
+
+@pytest.fixture
+def plan_path(tmp_path: Path, thin_weights: Path) -> Path:
+    """pipeline.toml in a folder in which nothing has run yet."""
+    return write_plan(tmp_path, thin_weights)
+
+
+@pytest.fixture(scope="module")
+def finished_folder(thin_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all stages have run; no test changes it."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert stages_run(write_plan(folder, thin_weights)) == ["extract", "train", "evaluate", "caption"]
+    return folder
+
+
+@pytest.fixture
+def finished_plan(finished_folder: Path, tmp_path: Path) -> Path:
+    """pipeline.toml in a copy of `finished_folder`: what was made elsewhere is up to date here."""
+    shutil.copytree(finished_folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "pipeline.toml"
 
 
 def stages_run(plan_path: Path) -> list[str]:
@@ -90,15 +111,14 @@ def test_a_link_to_itself_and_a_damaged_tar_end_no_run(plan_path: Path) -> None:
     assert stages_run(plan_path) == []
 
 
-def test_a_changed_setting_reruns_what_depends_on_it(plan_path: Path) -> None:
-    run_pipeline(plan_path)
-    plan_path.write_text(PLAN.replace("beam_size = 2", "beam_size = 1"))
-    assert stages_run(plan_path) == ["caption"]
-    plan_path.write_text(PLAN.replace("hidden_dim = 16", "hidden_dim = 12"))
-    assert stages_run(plan_path) == ["train", "evaluate", "caption"]
-    plan_path.write_text(PLAN.replace("image_size = 32", "image_size = 40"))
-    assert stages_run(plan_path) == ["extract", "train", "evaluate", "caption"]
-    assert FeatureStore.open(plan_path.parent / "features.h5").spec.image_size == 40
+def test_a_changed_setting_reruns_what_depends_on_it(finished_plan: Path) -> None:
+    finished_plan.write_text(PLAN.replace("beam_size = 2", "beam_size = 1"))
+    assert stages_run(finished_plan) == ["caption"]
+    finished_plan.write_text(PLAN.replace("hidden_dim = 16", "hidden_dim = 12"))
+    assert stages_run(finished_plan) == ["train", "evaluate", "caption"]
+    finished_plan.write_text(PLAN.replace("image_size = 32", "image_size = 40"))
+    assert stages_run(finished_plan) == ["extract", "train", "evaluate", "caption"]
+    assert FeatureStore.open(finished_plan.parent / "features.h5").spec.image_size == 40
 
 
 def test_a_training_runs_again_when_the_model_that_it_starts_from_has_changed(plan_path: Path) -> None:
@@ -115,34 +135,30 @@ def test_a_training_runs_again_when_the_model_that_it_starts_from_has_changed(pl
     assert standing.reasons == ("init is left out",)
 
 
-def test_other_weights_under_the_same_name_rerun_everything(plan_path: Path) -> None:
-    run_pipeline(plan_path)
-    state = safetensors.torch.load_file(plan_path.parent / "thin.safetensors")
+def test_other_weights_under_the_same_name_rerun_everything(finished_plan: Path) -> None:
+    state = safetensors.torch.load_file(finished_plan.parent / "thin.safetensors")
     changed = {name: tensor * 1.5 if name == "conv1.weight" else tensor for name, tensor in state.items()}
-    safetensors.torch.save_file(changed, plan_path.parent / "thin.safetensors")
-    assert stages_run(plan_path) == ["extract", "train", "evaluate", "caption"]
+    safetensors.torch.save_file(changed, finished_plan.parent / "thin.safetensors")
+    assert stages_run(finished_plan) == ["extract", "train", "evaluate", "caption"]
 
 
-def test_a_deleted_output_is_made_again(plan_path: Path) -> None:
-    run_pipeline(plan_path)
-    (plan_path.parent / "scores.json").unlink()
-    assert stages_run(plan_path) == ["evaluate"]
+def test_a_deleted_output_is_made_again(finished_plan: Path) -> None:
+    (finished_plan.parent / "scores.json").unlink()
+    assert stages_run(finished_plan) == ["evaluate"]
 
 
-def test_new_pictures_are_added_to_the_store_and_captioned(plan_path: Path) -> None:
-    run_pipeline(plan_path)
-    (plan_path.parent / "new" / "more.png").write_bytes((plan_path.parent / "new" / "red_0.png").read_bytes())
-    assert stages_run(plan_path) == ["caption"]
-    assert "more.png" in (plan_path.parent / "captions.csv").read_text()
+def test_new_pictures_are_added_to_the_store_and_captioned(finished_plan: Path) -> None:
+    (finished_plan.parent / "new" / "more.png").write_bytes((finished_plan.parent / "new" / "red_0.png").read_bytes())
+    assert stages_run(finished_plan) == ["caption"]
+    assert "more.png" in (finished_plan.parent / "captions.csv").read_text()
 
 
-def test_a_model_that_the_pipeline_did_not_make_is_not_replaced(plan_path: Path) -> None:
-    run_pipeline(plan_path)
-    (plan_path.parent / "pipeline.made.json").unlink()
-    before = (plan_path.parent / "model" / "bundle.json").read_bytes()
+def test_a_model_that_the_pipeline_did_not_make_is_not_replaced(finished_plan: Path) -> None:
+    (finished_plan.parent / "pipeline.made.json").unlink()
+    before = (finished_plan.parent / "model" / "bundle.json").read_bytes()
     with pytest.raises(ValueError, match="holds a model already"):
-        run_pipeline(plan_path)
-    assert (plan_path.parent / "model" / "bundle.json").read_bytes() == before
+        run_pipeline(finished_plan)
+    assert (finished_plan.parent / "model" / "bundle.json").read_bytes() == before
 
 
 def test_a_file_that_is_no_table_of_captions_is_not_replaced_by_one(plan_path: Path) -> None:
@@ -156,12 +172,11 @@ def test_a_file_that_is_no_table_of_captions_is_not_replaced_by_one(plan_path: P
     assert stages_run(plan_path) == ["caption"]
 
 
-def test_two_plans_in_one_folder_do_not_take_each_others_outputs_for_their_own(plan_path: Path) -> None:
-    run_pipeline(plan_path)
-    other_path = plan_path.with_name("other.toml")
+def test_two_plans_in_one_folder_do_not_take_each_others_outputs_for_their_own(finished_plan: Path) -> None:
+    other_path = finished_plan.with_name("other.toml")
     other_path.write_text(PLAN.replace("min_count = 1", 'output = "other"\nseed = 7\nmin_count = 1'))
     run_pipeline(other_path)
-    assert stages_run(plan_path) == ["evaluate", "caption"]
+    assert stages_run(finished_plan) == ["evaluate", "caption"]
 
 
 def test_a_run_cut_short_in_training_is_made_again_by_the_next(plan_path: Path) -> None:
@@ -178,12 +193,11 @@ def test_a_run_cut_short_in_training_is_made_again_by_the_next(plan_path: Path) 
     assert stages_run(plan_path) == ["train"]
 
 
-def test_an_output_that_somebody_changed_is_made_again(plan_path: Path) -> None:
-    run_pipeline(plan_path)
-    captions_path = plan_path.parent / "captions.csv"
+def test_an_output_that_somebody_changed_is_made_again(finished_plan: Path) -> None:
+    captions_path = finished_plan.parent / "captions.csv"
     before = captions_path.read_text()
     captions_path.write_text("other\n")
-    assert stages_run(plan_path) == ["caption"]
+    assert stages_run(finished_plan) == ["caption"]
     assert captions_path.read_text() == before
 
 
@@ -245,15 +259,14 @@ def test_a_run_that_made_something_writes_a_report_of_all_outputs(plan_path: Pat
     assert run_command(plan_path).stdout.splitlines()[-1] == line
 
 
-def test_a_gallery_is_written_when_the_file_asks_for_it(plan_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(plan_path.parent)
-    run_pipeline(plan_path)
-    plan_path.write_text(PLAN + 'gallery = "pages/new.html"\n')
-    result = run_command(plan_path)
+def test_a_gallery_is_written_when_the_file_asks_for_it(finished_plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished_plan.parent)
+    finished_plan.write_text(PLAN + 'gallery = "pages/new.html"\n')
+    result = run_command(finished_plan)
     assert "$ captionmill caption new --model model --output captions.csv --gallery pages/new.html" in result.stderr
     assert "9 rows as before" in result.stdout
-    assert "blue_2.png" in (plan_path.parent / "pages" / "new.html").read_text(encoding="utf-8")
-    assert stages_run(plan_path) == []
+    assert "blue_2.png" in (finished_plan.parent / "pages" / "new.html").read_text(encoding="utf-8")
+    assert stages_run(finished_plan) == []
 
 
 def test_a_report_that_cannot_be_written_is_a_warning(plan_path: Path) -> None:
@@ -270,23 +283,21 @@ def test_a_report_that_cannot_be_written_is_a_warning(plan_path: Path) -> None:
     )
 
 
-def test_a_touched_input_reruns_nothing_and_a_changed_one_what_is_made_of_it(plan_path: Path) -> None:
-    run_pipeline(plan_path)
-    folder = plan_path.parent
+def test_a_touched_input_reruns_nothing_and_a_changed_one_what_is_made_of_it(finished_plan: Path) -> None:
+    folder = finished_plan.parent
     captions = (folder / "references.csv").read_text()
     for path in [*(folder / "photos").glob("*.png"), folder / "references.csv", folder / "captions.csv"]:
         os.utime(path, ns=(1, 1))
-    assert stages_run(plan_path) == []
+    assert stages_run(finished_plan) == []
     (folder / "references.csv").write_text(captions.replace("a red picture", "a pink picture"))
-    assert stages_run(plan_path) == ["train", "evaluate", "caption"]
+    assert stages_run(finished_plan) == ["train", "evaluate", "caption"]
 
 
-def test_settings_that_change_no_output_rerun_nothing(plan_path: Path) -> None:
-    run_pipeline(plan_path)
-    plan_path.write_text(
+def test_settings_that_change_no_output_rerun_nothing(finished_plan: Path) -> None:
+    finished_plan.write_text(
         PLAN.replace("image_size = 32", 'image_size = 32\nworkers = 1\ndevice = "cpu"\nbatch_size = 2')
     )
-    assert stages_run(plan_path) == []
+    assert stages_run(finished_plan) == []
 
 
 def test_a_dry_run_says_what_would_be_run_and_why_and_runs_nothing(plan_path: Path) -> None:
@@ -314,24 +325,22 @@ def test_a_dry_run_says_what_would_be_run_and_why_and_runs_nothing(plan_path: Pa
     assert lines[5] == "    would run: hidden_dim was 16, is 12"
 
 
-def test_from_forces_a_stage_and_what_depends_on_it(plan_path: Path) -> None:
-    run_pipeline(plan_path)
-    forced = run_command(plan_path, "--from", "train", "--dry-run").stdout.splitlines()
+def test_from_forces_a_stage_and_what_depends_on_it(finished_plan: Path) -> None:
+    forced = run_command(finished_plan, "--from", "train", "--dry-run").stdout.splitlines()
     assert forced[0] == "extract   up to date"
     assert forced[1] == "train     would run: forced by --from"
-    made = [outcome.task.id for outcome in run_pipeline(plan_path, start="evaluate") if outcome.summary]
+    made = [outcome.task.id for outcome in run_pipeline(finished_plan, start="evaluate") if outcome.summary]
     assert made == ["evaluate"]
     with pytest.raises(PipelineError, match=r"there is no task trian; did you mean train\?"):
-        run_pipeline(plan_path, start="trian")
+        run_pipeline(finished_plan, start="trian")
 
 
-def test_a_run_with_nothing_to_do_imports_no_torch(plan_path: Path) -> None:
-    run_pipeline(plan_path)
+def test_a_run_with_nothing_to_do_imports_no_torch(finished_plan: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from captionmill.pipeline.plan.run import run_pipeline\n"
         "print([outcome.text for outcome in run_pipeline(Path(sys.argv[1]), jobs=2)], 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program, plan_path], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program, finished_plan], capture_output=True, text=True, check=True)
     assert done.stdout == f"{['up to date'] * 4} False\n"
 
 

@@ -22,8 +22,14 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import BUNDLE_NAME, read_model
 from captionmill.data.progress import Progress
 from captionmill.stages.settings import SearchConfig
-from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint, write_checkpoint
-from captionmill.stages.training.run_folder import HISTORY_NAME
+from captionmill.stages.training.checkpoint import (
+    CHECKPOINT_NAME,
+    MATCHER_NAME,
+    Checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
+from captionmill.stages.training.run_folder import EVENTS_NAME, HISTORY_NAME
 from captionmill.stages.training.state import EpochResult, LoopConfig
 from captionmill.stages.training.train import TrainListener, train
 
@@ -35,6 +41,7 @@ MANY_STEPS = LoopConfig(images_per_step=4, steps_per_check=1)
 SAVE_EACH_STEP = dataclasses.replace(MANY_STEPS, checkpoint_every_s=0)
 LISTENER = TrainListener(loop=MANY_STEPS)
 TIMES = ["captions_per_s", "duration_s"]
+Unfinished = tuple[Path, Path, Path]
 
 
 class Killed(BaseException):
@@ -61,13 +68,21 @@ def kill_at(place: str, step: int) -> Progress:
     return progress
 
 
-def leave_unfinished(folder: Path) -> tuple[Path, Path, Path]:
-    """A training of `CONFIG` that was killed in a step: features, captions, output."""
-    features, captions = make_task(folder)
+@pytest.fixture(scope="module")
+def unfinished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features, captions and a training of `CONFIG` that was killed in a step; no test changes them."""
+    folder = tmp_path_factory.mktemp("unfinished")
     listener = TrainListener(loop=SAVE_EACH_STEP)
     with pytest.raises(Killed):
-        train(features, captions, folder / "model", CONFIG, listener=listener, progress=kill_at("epoch 2", 2))
-    return features, captions, folder / "model"
+        train(*make_task(folder), folder / "model", CONFIG, listener=listener, progress=kill_at("epoch 2", 2))
+    return folder
+
+
+@pytest.fixture
+def unfinished(unfinished_folder: Path, tmp_path: Path) -> Unfinished:
+    """The features, captions and output of a copy of `unfinished_folder` in `tmp_path`."""
+    shutil.copytree(unfinished_folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "features.h5", tmp_path / "captions.csv", tmp_path / "model"
 
 
 def test_a_training_killed_at_every_moment_ends_as_one_that_was_not(
@@ -162,10 +177,25 @@ def test_a_run_that_is_killed_while_it_is_put_in_its_place_can_be_repeated(
     features, captions = make_task(tmp_path)
     config = dataclasses.replace(TINY_TRAINING, max_epochs=1)
 
-    def die(folder: Path, *, ignore_errors: bool) -> None:
+    remove, replace = shutil.rmtree, Path.replace
+
+    def die_before(path: Path, target: Path) -> None:
+        if target == tmp_path / "model" / BUNDLE_NAME:
+            raise Killed
+        replace(path, target)
+
+    def die(folder: Path, *, ignore_errors: bool = False) -> None:
+        if folder.name == EVENTS_NAME:
+            remove(folder)
+            return
         (folder / BUNDLE_NAME).unlink()
         raise Killed
 
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", die_before)
+        with pytest.raises(Killed):
+            train(features, captions, tmp_path / "model", config)
+    assert (tmp_path / "model" / "README.md").exists()  # the bundle is the last file
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", die)
         with pytest.raises(Killed):
@@ -173,6 +203,7 @@ def test_a_run_that_is_killed_while_it_is_put_in_its_place_can_be_repeated(
     weights = weights_of(tmp_path / "model")
     with pytest.raises(InputError, match="holds a model already"):
         train(features, captions, tmp_path / "model", config)
+    assert not (tmp_path / "model.training").exists()
     train(features, captions, tmp_path / "model", config, overwrite=True)
     assert weights_of(tmp_path / "model") == weights
 
@@ -226,9 +257,9 @@ def test_a_process_killed_in_the_middle_leaves_the_old_model_whole_and_is_gone_o
     ],
 )
 def test_an_unfinished_training_of_other_settings_is_refused(
-    tmp_path: Path, change: dict[str, Any], difference: str
+    unfinished: Unfinished, tmp_path: Path, change: dict[str, Any], difference: str
 ) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+    features, captions, output = unfinished
     before = (tmp_path / "model.training" / CHECKPOINT_NAME).read_bytes()
     with pytest.raises(UnfinishedRunError, match=difference + r"; pass `restart` to start from scratch$") as error:
         train(features, captions, output, dataclasses.replace(CONFIG, **change), listener=LISTENER)
@@ -236,8 +267,8 @@ def test_an_unfinished_training_of_other_settings_is_refused(
     assert (tmp_path / "model.training" / CHECKPOINT_NAME).read_bytes() == before
 
 
-def test_an_unfinished_training_of_other_data_is_refused(tmp_path: Path) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+def test_an_unfinished_training_of_other_data_is_refused(unfinished: Unfinished, tmp_path: Path) -> None:
+    features, captions, output = unfinished
     store = FeatureStore.open(features)
     other = make_store(tmp_path / "other.h5", store.keys, make_rows(10, seed=1))
     with pytest.raises(UnfinishedRunError, match="an unfinished training with other features; pass `restart`"):
@@ -257,8 +288,8 @@ def test_an_unfinished_training_of_other_data_is_refused(tmp_path: Path) -> None
         train(features, captions, output, CONFIG, listener=LISTENER)
 
 
-def test_another_number_of_processes_is_named(tmp_path: Path) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+def test_another_number_of_processes_is_named(unfinished: Unfinished, tmp_path: Path) -> None:
+    features, captions, output = unfinished
     checkpoint = read_checkpoint(tmp_path / "model.training")
     assert checkpoint
     checkpoint.state["made_from"]["number of processes"] = "2"
@@ -267,8 +298,8 @@ def test_another_number_of_processes_is_named(tmp_path: Path) -> None:
         train(features, captions, output, CONFIG, listener=LISTENER)
 
 
-def test_another_size_of_self_critical_steps_is_named(tmp_path: Path) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+def test_another_size_of_self_critical_steps_is_named(unfinished: Unfinished) -> None:
+    features, captions, output = unfinished
     message = r"other images per self-critical step \(4, now 50\); pass `restart` to start from scratch$"
     with pytest.raises(UnfinishedRunError, match=message):
         train(features, captions, output, CONFIG)
@@ -318,8 +349,9 @@ def test_a_checkpoint_of_the_first_word_rule_is_resumed_by_it(tmp_path: Path) ->
     assert (bundle.vocabulary.word_rule, bundle.training["max_length"]) == (1, 20)
 
 
-def test_restart_starts_from_scratch(tmp_path: Path) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+def test_restart_starts_from_scratch(unfinished: Unfinished, tmp_path: Path) -> None:
+    features, captions, output = unfinished
+    (tmp_path / "model.training" / MATCHER_NAME).touch()  # as a training has it that is stopped near its end
     steps: list[tuple[str, int]] = []
     config = dataclasses.replace(CONFIG, seed=9)
 
@@ -332,8 +364,8 @@ def test_restart_starts_from_scratch(tmp_path: Path) -> None:
     assert_same_training(output, tmp_path / "whole")
 
 
-def test_restart_removes_nothing_that_is_not_a_trainings(tmp_path: Path) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+def test_restart_removes_nothing_that_is_not_a_trainings(unfinished: Unfinished, tmp_path: Path) -> None:
+    features, captions, output = unfinished
     (tmp_path / "model.training" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds other files \(notes\.txt\); move it away"):
         train(features, captions, output, CONFIG, restart=True, listener=LISTENER)
@@ -383,8 +415,10 @@ def damage_middle(content: bytes) -> bytes:
     ],
     ids=["empty", "foreign", "half", "one byte short", "one bit", "renamed", "no header"],
 )
-def test_a_damaged_checkpoint_is_a_one_line_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+def test_a_damaged_checkpoint_is_a_one_line_error(
+    unfinished: Unfinished, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    features, captions, output = unfinished
     path = tmp_path / "model.training" / CHECKPOINT_NAME
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(TrainingError, match=r"not a readable checkpoint; pass `restart` to start") as error:
@@ -393,8 +427,8 @@ def test_a_damaged_checkpoint_is_a_one_line_error(tmp_path: Path, damage: Callab
     assert str(path) in str(error.value)
 
 
-def test_a_checkpoint_of_another_version_says_so(tmp_path: Path) -> None:
-    features, captions, output = leave_unfinished(tmp_path)
+def test_a_checkpoint_of_another_version_says_so(unfinished: Unfinished, tmp_path: Path) -> None:
+    features, captions, output = unfinished
     path = tmp_path / "model.training" / CHECKPOINT_NAME
     with safetensors.safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in list(file.keys())}
@@ -404,8 +438,7 @@ def test_a_checkpoint_of_another_version_says_so(tmp_path: Path) -> None:
         train(features, captions, output, CONFIG, listener=LISTENER)
 
 
-def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
-    leave_unfinished(tmp_path)
+def test_a_checkpoint_holds_no_pickle(unfinished: Unfinished, tmp_path: Path) -> None:
     content = (tmp_path / "model.training" / CHECKPOINT_NAME).read_bytes()
     assert content[8:9] == b"{"  # the length of a JSON header, the header, numbers
     assert int.from_bytes(content[:8], "little") < len(content)

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import make_model, make_spec
 from PIL import Image
 
 from captionmill.data.csv_tables import Cell
 from captionmill.data.errors import InputError
-from captionmill.stages.training.run_folder import RUN_NAMES, RunFolder, copy_run
+from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, MATCHER_NAME
+from captionmill.stages.training.run_folder import RUN_NAMES, RunFolder, copy_run, remove_published
 
 CIDERS = [0.1, 0.3, 0.2, 0.4]
 
@@ -188,3 +190,27 @@ def test_a_finished_run_replaces_all_of_an_older_run_and_nothing_else(tmp_path: 
     assert (output / "config.json").read_text() == "model.training"
     assert [path.name for path in (output / "events").iterdir()] == ["of-model.training"]
     assert sorted(path.name for path in work_dir.iterdir()) == ["config.json", "events", "samples.csv"]
+
+
+@pytest.mark.parametrize(
+    ("seed", "has_checkpoint", "other", "stays"),
+    [
+        (0, True, "", False),
+        (0, False, "", False),
+        (1, False, "", False),  # nothing can be resumed without a checkpoint
+        (1, True, "", True),
+        (0, True, "mine.txt", True),
+    ],
+)
+def test_the_folder_of_a_training_whose_model_is_in_its_place_goes(
+    seed: int, has_checkpoint: bool, other: str, stays: bool, tmp_path: Path
+) -> None:
+    model, folder = make_model(tmp_path / "model", make_spec()), tmp_path / "model.training"
+    make_model(folder, make_spec(), seed=seed)
+    for name in [MATCHER_NAME] + [CHECKPOINT_NAME] * has_checkpoint + [other] * bool(other):
+        (folder / name).touch()
+    before = {path.name for path in folder.iterdir()}
+    remove_published(folder, tmp_path / "none")
+    remove_published(folder, model)
+    assert folder.exists() == stays
+    assert not stays or before <= {path.name for path in folder.iterdir()}

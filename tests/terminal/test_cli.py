@@ -43,6 +43,9 @@ def small(*changes: object) -> list[object]:
     return [word for option in values.items() for word in option]
 
 
+ONE_EPOCH = small("--max-epochs", 1)
+
+
 def run(*arguments: object, env: dict[str, str] | None = None) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False, env=env)
 
@@ -152,7 +155,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], message: str) -> None:
 
 
 def test_train_shows_splits_epochs_and_the_model(model: Path, captions: Path, tmp_path: Path) -> None:
-    result = run("train", tmp_path / "f.h5", "--captions", captions, "--output", tmp_path / "other", *SMALL)
+    result = run("train", tmp_path / "f.h5", "--captions", captions, "--output", tmp_path / "other", *ONE_EPOCH)
     assert "images: 4 train, 4 val, 0 test\n" in result.stderr
     assert "epoch 1: loss " in result.stderr
     assert result.stdout.startswith(f"{tmp_path / 'other'}: 11 words, epoch ")
@@ -357,7 +360,7 @@ def test_evaluate_writes_a_row_for_each_image_that_no_spreadsheet_takes_for_a_fo
 
 def test_evaluate_against_another_model_shows_paired_differences(model: Path, captions: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    trained = run("train", tmp_path / "f.h5", "--captions", captions, "--output", other, *small("--max-epochs", 1))
+    trained = run("train", tmp_path / "f.h5", "--captions", captions, "--output", other, *ONE_EPOCH)
     assert trained.exit_code == 0, trained.output
     (tmp_path / "list.txt").write_text("red_4.JPG\nmore/green_5.JPG\nblue_6.JPG\nmore/yellow_7.JPG\n")
     arguments = ["--captions", captions, "--list", tmp_path / "list.txt", "--output", tmp_path / "scores.json"]
@@ -391,7 +394,7 @@ def test_evaluate_against_a_model_of_other_features_is_one_line(
     run("extract", photos, "--output", tmp_path / "g.h5", *THIN[:-1], "48", "--weights", thin_weights)
     other = tmp_path / "other"
     arguments = ["--captions", captions]
-    trained = run("train", tmp_path / "g.h5", *arguments, "--output", other, *small("--max-epochs", 1))
+    trained = run("train", tmp_path / "g.h5", *arguments, "--output", other, *ONE_EPOCH)
     assert trained.exit_code == 0, trained.output
     message = fail("evaluate", tmp_path / "f.h5", "--model", model, *arguments, "--against", other)
     misfit = f"{other} has image_size: 48, not 32; resize_size: 48, not 32"
@@ -482,7 +485,7 @@ def test_an_output_that_is_an_input_is_refused_and_untouched(model: Path, captio
 def test_train_removes_only_what_a_training_left(model: Path, captions: Path, tmp_path: Path) -> None:
     (model / "decoder-mine.safetensors").write_text("mine")
     arguments = ["train", tmp_path / "f.h5", "--captions", captions, "--output", model, "--overwrite"]
-    assert run(*arguments, *small("--max-epochs", 1)).exit_code == 0
+    assert run(*arguments, *ONE_EPOCH).exit_code == 0
     assert (model / "decoder-mine.safetensors").read_text() == "mine"
     (tmp_path / "model.training").mkdir()
     (tmp_path / "model.training" / "thesis.txt").write_text("years of work")
@@ -568,7 +571,7 @@ def test_models_with_other_words_are_refused_in_one_line(
 ) -> None:
     (tmp_path / "other.csv").write_text(captions.read_text().replace("picture", "photo"))
     other = tmp_path / "other"
-    run("train", tmp_path / "f.h5", "--captions", tmp_path / "other.csv", "--output", other, *SMALL)
+    run("train", tmp_path / "f.h5", "--captions", tmp_path / "other.csv", "--output", other, *ONE_EPOCH)
     message = fail("caption", photos, "--model", model, "--model", other, "--output", tmp_path / "c.csv")
     assert message.startswith(
         f"Error: {model} and {other} have different vocabularies: index 6 is picture in {model}, "

@@ -2,10 +2,10 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_a_signal_while_the_program_is_still_imported_ends_it_without_a_tracebac
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
-def test_a_signal_in_an_import_waits_for_its_end(tmp_path: object) -> None:
+def test_a_signal_in_an_import_waits_for_its_end(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys, types, time\n"
         "from captionmill.pipeline.terminal import endings\n"
@@ -65,7 +65,6 @@ def test_a_signal_in_an_import_waits_for_its_end(tmp_path: object) -> None:
         "except KeyboardInterrupt as exc:\n"
         "    print(type(exc).__name__)\n"
     )
-    with open(os.path.join(str(tmp_path), "slow.py"), "w") as file:  # noqa: PTH118, PTH123
-        file.write("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\ndone = True\n")
+    (tmp_path / "slow.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\ndone = True\n")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["imported", "True", "_Terminated"]

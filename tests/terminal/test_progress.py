@@ -1,9 +1,10 @@
 """On a terminal one line that fits it, redrawn; in a log plain lines; and nothing of it among the results."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import IO
+from contextlib import ExitStack
 
 import click
 import pytest
@@ -32,14 +33,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Screen
     """Makes stderr a terminal of so many columns; what it gives back reads the screen."""
     import pty
 
-    opened: list[IO[str]] = []
+    opened = ExitStack()
 
     def open_terminal(columns: int) -> Screen:
         master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (24, columns))
-        stderr = open(slave, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-        reader = open(master, encoding="utf-8", newline="", closefd=True)  # noqa: PTH123, SIM115
-        opened.extend((stderr, reader))
+        reader = opened.enter_context(os.fdopen(master, encoding="utf-8", newline=""))
+        stderr = opened.enter_context(os.fdopen(slave, "w", encoding="utf-8"))  # closed first
         monkeypatch.setattr(sys, "stderr", stderr)
 
         def read_screen() -> list[str]:
@@ -52,9 +52,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Screen
 
         return read_screen
 
-    yield open_terminal
-    for file in opened:
-        file.close()
+    with opened:
+        yield open_terminal
 
 
 @pytest.mark.parametrize(

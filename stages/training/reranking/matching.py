@@ -20,6 +20,7 @@ from captionmill.stages.machine import choose_training_dtype
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
 from captionmill.stages.ranking.ngrams import FlatCaptions
 from captionmill.stages.training.checkpoint import (
+    MATCHER_NAME,
     Checkpoint,
     pack_tensors,
     read_checkpoint,
@@ -29,8 +30,6 @@ from captionmill.stages.training.checkpoint import (
 from captionmill.stages.training.reranking.network import MatcherNetwork, pad_captions
 from captionmill.stages.training.state import scheduled_share
 
-MATCHER_NAME = "matcher.safetensors"
-"""The checkpoint of a matcher in a training's work folder."""
 BATCH_SIZE = 384  # captions
 TEMPERATURE = 0.07
 PEAK_LEARNING_RATE = 2e-3

@@ -1,8 +1,10 @@
 """The matcher, and a ranker that is taken apart and put together again."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from builders import make_ranker
@@ -91,11 +93,11 @@ def test_the_guide_prefers_rare_words_that_the_training_images_predict() -> None
         ("matcher.to_joint.bias", np.zeros(5, np.float16)),
     ],
 )
-def test_a_ranker_whose_parts_do_not_fit_is_refused(name: str, value: object) -> None:
+def test_a_ranker_whose_parts_do_not_fit_is_refused(name: str, value: npt.NDArray[Any] | None) -> None:
     parts = pack_ranker(make_ranker(FEATURES, 12))
     tensors = {key: tensor for key, tensor in parts.tensors.items() if key != name}
     if value is not None:
-        tensors[name] = value  # type: ignore[assignment]  # of any shape
+        tensors[name] = value
     with pytest.raises(ModelError, match=r"^model: what re-ranks its captions is not sound"):
         unpack_ranker(RankerParts(parts.settings, tensors), "model", 12)
     with pytest.raises(ModelError, match="not sound"):

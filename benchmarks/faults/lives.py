@@ -1,4 +1,4 @@
-"""Commands as processes that a fork server starts at once, and that can be killed at any moment: a helper of faults.py.
+"""Commands as processes that a fork server starts at once, and that can be killed at any moment.
 
 The server has imported captionmill and torch, so a command costs tenths of a second instead of seconds.
 """
@@ -15,19 +15,24 @@ import webbrowser
 from collections.abc import Sequence
 from ctypes import c_double
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        *("captionmill.cli", "captionmill.pipeline.captioning.folder", "captionmill.pipeline.explain"),
-        *("captionmill.pipeline.plan.run", "captionmill.pipeline.review.server", "captionmill.pipeline.search"),
-        *("captionmill.stages.scoring.evaluate", "captionmill.stages.training.train", "captionmill.pipeline.export"),
         *("matplotlib.backends.backend_agg", "onnx", "onnxruntime", "onnxscript", "pyarrow.parquet", "torch._dynamo"),
-        *("torch.onnx", "torchvision", "captionmill.pipeline.pages.run_report", "captionmill.pipeline.pages.gallery"),
+        *("torch.onnx", "torchvision", "captionmill.cli"),
+        *(f"captionmill.pipeline.{name}" for name in ("captioning.folder", "demo.demo", "explain", "export", "search")),
+        *(
+            f"captionmill.pipeline.{name}"
+            for name in ("pages.gallery", "pages.run_report", "plan.run", "review.server")
+        ),
+        *("captionmill.stages.scoring.evaluate", "captionmill.stages.training.train"),
     ]
 )
 _CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate"}
@@ -92,8 +97,10 @@ def _run(words: Sequence[str], folder: Path, log: Path, environment: dict[str, s
     with log.open("wb") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-    webbrowser.open = _review  # type: ignore[assignment]
     import torch
+
+    from captionmill.cli import main
+    from captionmill.pipeline.demo import demo
 
     torch.set_num_threads(1)
 
@@ -104,10 +111,10 @@ def _run(words: Sequence[str], folder: Path, log: Path, environment: dict[str, s
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)
-    from captionmill.cli import main
-
+    short_demo = partial(demo.run_demo, image_count=30, held_out_count=4)
     try:
-        main(words, prog_name="captionmill")
+        with patch.object(webbrowser, "open", _review), patch.object(demo, "run_demo", short_demo):
+            main(words, prog_name="captionmill")
     finally:
         counted[1] = time.process_time()
 

@@ -1,4 +1,4 @@
-"""A small world of files, and every command that writes in it: a helper of faults.py and soak.py."""
+"""A small world of files, and every command that writes in it."""
 
 import csv
 import os
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
-from lives import DECISIONS_NAME, live
+from faults.lives import DECISIONS_NAME, Ending, live
 
 from captionmill.data.files import write_text
 from captionmill.data.tables.formats import read_captions
@@ -69,72 +69,46 @@ class Job:
     words: str
     before: tuple[str, ...] = ()
     """Commands that make what the job finds."""
-    mark: str = ""
-    """The last file of an output of several, as a path: without it they count as unfinished, with it they are whole."""
     set_of: tuple[str, ...] = ()
-    """The files of that output, or patterns of them."""
+    """The files of an output of several, or patterns of them. Without the first, which is written last, the others
+    count as unfinished; with it they are whole."""
 
 
-_OLD_MODEL = f"train features.h5 --output out {_TRAINING} --seed 1"
-_OLD_TABLE = f"{_CAPTION} --model model --output out.csv"
+_EXTRACT = f"extract photos --output out.h5 {_NET}"
+_SHARD = "shard-00001-of-00002.h5"
+_MERGE = f"features merge {_SHARD} shard-00002-of-00002.h5 --output out.h5"
+_ROWS = "features export {} --output {} --overwrite".format
+_TRAIN, _MODEL = f"train features.h5 --output out {_TRAINING}", ("out/bundle.json", "out/*.safetensors")
+_EVALUATE = f"evaluate features.h5 --captions photos.csv --output out.json --per-image out.csv {_CPU}"
+_TABLE = f"{_CAPTION} --model model --output out.csv"
+_OTHER = f"{_CAPTION} --model other --output"
+_ONNX, _EXPORT = ("out/manifest.json", "out/*.onnx", "out/vocabulary.json"), "--output out --no-encoder"
+_PAGES = "--output out.csv --gallery out.html --images"
 JOBS = [
-    Job("extract", f"extract photos --output out.h5 {_NET}"),
-    Job(
-        "extract more", f"extract photos --output out.h5 {_NET}", (f"extract photos --output out.h5 --limit 5 {_NET}",)
-    ),
-    Job(
-        "extract --overwrite",
-        f"extract photos --output out.h5 --preprocess crop --overwrite {_NET}",
-        (f"extract photos --output out.h5 {_NET}",),
-    ),
-    Job("extract --prune", f"extract some --output out.h5 --prune {_NET}", (f"extract photos --output out.h5 {_NET}",)),
-    Job("features merge", "features merge shard-00001-of-00002.h5 shard-00002-of-00002.h5 --output out.h5"),
-    Job(
-        "features merge --overwrite",
-        "features merge shard-00001-of-00002.h5 shard-00002-of-00002.h5 --output out.h5 --overwrite",
-        (f"extract photos --output out.h5 --limit 5 {_NET}",),
-    ),
+    Job("extract", _EXTRACT),
+    Job("extract more", _EXTRACT, (f"{_EXTRACT} --limit 5",)),
+    Job("extract --overwrite", f"{_EXTRACT} --preprocess crop --overwrite", (_EXTRACT,)),
+    Job("extract --prune", f"extract some --output out.h5 --prune {_NET}", (_EXTRACT,)),
+    Job("features merge", _MERGE),
+    Job("features merge --overwrite", f"{_MERGE} --overwrite", (f"{_EXTRACT} --limit 5",)),
     Job("features repair", "features repair damaged.h5"),
-    Job(
-        "features export, .npy",
-        "features export features.h5 --output out.npy --overwrite",
-        ("features export shard-00001-of-00002.h5 --output out.npy",),
-        "out.csv",
-        ("out.npy", "out.csv"),
-    ),
-    Job(
-        "features export, .parquet",
-        "features export features.h5 --output out.parquet --overwrite",
-        ("features export shard-00001-of-00002.h5 --output out.parquet",),
-    ),
-    Job("train", f"train features.h5 --output out {_TRAINING}", (), "out/bundle.json", ("out/*.safetensors",)),
-    Job(
-        "train --overwrite",
-        f"train features.h5 --output out --overwrite {_TRAINING}",
-        (_OLD_MODEL,),
-        "out/bundle.json",
-        ("out/*.safetensors",),
-    ),
-    Job(
-        "train, self-critical",
-        f"train features.h5 --output out --self-critical-epochs 1 {_TRAINING}",
-        (),
-        "out/bundle.json",
-        ("out/*.safetensors",),
-    ),
+    Job("features export, .npy", _ROWS("features.h5", "out.npy"), (_ROWS(_SHARD, "out.npy"),), ("out.csv", "out.npy")),
+    Job("features export, .parquet", _ROWS("features.h5", "out.parquet"), (_ROWS(_SHARD, "out.parquet"),)),
+    Job("train", _TRAIN, (), _MODEL),
+    Job("train --overwrite", f"{_TRAIN} --overwrite", (f"{_TRAIN} --seed 1",), _MODEL),
+    Job("train, self-critical", f"{_TRAIN} --self-critical-epochs 1", (), _MODEL),
     Job(
         "evaluate",
-        f"evaluate features.h5 --model model --captions photos.csv --output out.json --per-image out.csv {_CPU} "
-        f"--resamples 10 --against other {_SEARCH}",
-        (f"evaluate features.h5 --model other --captions photos.csv --output out.json --per-image out.csv {_CPU}",),
+        f"{_EVALUATE} --model model --resamples 10 --against other {_SEARCH}",
+        (f"{_EVALUATE} --model other",),
     ),
     Job("leaks", f"leaks features.h5 --model model --threshold 0.1 --output out.csv {_CPU}"),
     Job("duplicates", f"duplicates features.h5 --threshold 0.1 --output out.csv {_CPU}"),
     Job("audit", f"audit features.h5 --captions photos.csv --model model --output out.csv {_CPU}"),
     Job(
         "search",
-        f"search features.h5 a --model model --output out.csv --gallery out.html --images photos {_CPU}",
-        (f"search features.h5 --like red.png --model model --output out.csv --gallery out.html --images some {_CPU}",),
+        f"search features.h5 a --model model {_PAGES} photos {_CPU}",
+        (f"search features.h5 --like red.png --model model {_PAGES} some {_CPU}",),
     ),
     Job(
         "caption, gallery, sidecars, metadata",
@@ -143,48 +117,31 @@ JOBS = [
     ),
     Job(
         "caption again, another model",
-        f"{_CAPTION} --model other --output out.csv --gallery out.html --sidecar .xmp",
-        (f"{_OLD_TABLE} --gallery out.html --sidecar .xmp",),
+        f"{_OTHER} out.csv --gallery out.html --sidecar .xmp",
+        (f"{_TABLE} --gallery out.html --sidecar .xmp",),
     ),
-    Job("caption, JSON lines", f"{_CAPTION} --model other --output out.jsonl --alternatives 1"),
-    Job(
-        "caption, Parquet",
-        f"{_CAPTION} --model other --output out.parquet",
-        (f"{_CAPTION} --model model --output out.parquet",),
-    ),
+    Job("caption, JSON lines", f"{_OTHER} out.jsonl --alternatives 1"),
+    Job("caption, Parquet", f"{_OTHER} out.parquet", (f"{_CAPTION} --model model --output out.parquet",)),
     Job(
         "caption --copies",
-        f"{_CAPTION} --model other --output out.csv --embed-metadata --copies copies",
-        (f"{_OLD_TABLE} --embed-metadata --copies copies",),
+        f"{_OTHER} out.csv --embed-metadata --copies copies",
+        (f"{_TABLE} --embed-metadata --copies copies",),
     ),
-    Job("caption --in-place", f"{_CAPTION} --model model --output out.csv --embed-metadata --in-place"),
+    Job("caption --in-place", f"{_TABLE} --embed-metadata --in-place"),
     Job(
         "caption --tars",
         f"caption tars {_SEARCH} {_MACHINE} --model model --output out.csv --tars copies --tar-suffix .json",
     ),
     Job("caption --shard", f"{_FRESH} --model model --output out.csv --shard 2/2"),
-    Job("caption, after corrections", f"{_OLD_TABLE} --sidecar .txt", (_OLD_TABLE, "apply decisions.csv --to out.csv")),
-    Job("apply", "apply decisions.csv --to out.csv", (_OLD_TABLE,)),
-    Job("review", "review out.csv --images photos --port 0", (_OLD_TABLE,)),
+    Job("caption, after corrections", f"{_TABLE} --sidecar .txt", (_TABLE, "apply decisions.csv --to out.csv")),
+    Job("apply", "apply decisions.csv --to out.csv", (_TABLE,)),
+    Job("review", "review out.csv --images photos --port 0", (_TABLE,)),
     Job(
-        "compare",
-        "compare table.csv other.csv --captions photos.csv --output out.csv --page out.html --images photos",
+        "compare", "compare table.csv other.csv --captions photos.csv --output out.csv --page out.html --images photos"
     ),
     Job("explain", f"explain photos/red.png --model model --output out.html {_SEARCH} {_CPU} --engine torch"),
-    Job(
-        "export",
-        "export model --output out --no-encoder",
-        (),
-        "out/manifest.json",
-        ("out/*.onnx", "out/vocabulary.json"),
-    ),
-    Job(
-        "export --overwrite",
-        "export model other --output out --no-encoder --overwrite",
-        ("export model --output out --no-encoder",),
-        "out/manifest.json",
-        ("out/*.onnx", "out/vocabulary.json"),
-    ),
+    Job("export", f"export model {_EXPORT}", (), _ONNX),
+    Job("export --overwrite", f"export model other {_EXPORT} --overwrite", (f"export model {_EXPORT}",), _ONNX),
     Job("card", "card model --scores scores.json"),
     Job("pack", "pack model out.tar", ("pack other out.tar",)),
     Job("init", "init out.toml"),
@@ -192,6 +149,7 @@ JOBS = [
         "report",
         "report model --features features.h5 --scores scores.json --captions-table table.csv --output out.html",
     ),
+    Job("demo", "demo out"),
     Job("run", "run pipeline.toml"),
     Job("run --from", "run pipeline.toml --from train", ("run pipeline.toml",)),
 ]
@@ -203,11 +161,12 @@ COMMANDS_OF_SOAK = (
 )
 
 
-def command(folder: Path, words: str) -> None:
+def command(folder: Path, words: str) -> Ending:
     """Run a command that has to end well."""
     ending = live(words.split(), folder)
     if ending.code:
-        raise SystemExit(f"captionmill {words} ended with {ending.code}: {ending.output}")
+        raise RuntimeError(f"captionmill {words} ended with {ending.code}: {ending.output}")
+    return ending
 
 
 @contextmanager

@@ -1,43 +1,31 @@
 """Kills and full disks for every command that writes: what was there stays whole, and the same command ends it.
 
-python benchmarks/faults.py kills [--count 1000] [--seconds 3600] [--seed 0] [--jobs extract "caption --in-place" ...]
-python benchmarks/faults.py disks --disk DIR [--count 200] [--seconds 3600] [--seed 0] [--jobs ...]
-
-Each job is a real command over a small world of files (benchmarks/toys.py), started by a fork server.
-
-kills   SIGKILL at a random moment: half of them at a random time, half when the command is about to change a folder
-        for the n-th time: to open a file for writing, to rename or to remove one.
-disks   DIR is another file system, such as `mount -t tmpfs -o size=64m tmpfs DIR` makes; a random number of its
-        bytes are free.
+Each job is a real command over a small world of files, started by a fork server. SIGKILL comes at a random moment: half
+of the times at a random time, half when the command is about to change a folder for the n-th time: to open a file for
+writing, to rename or to remove one. Or a random number of bytes is free on the disk.
 
 After each, every file that was there before must be as before or as an uninterrupted run leaves it, whatever is new
 must be as that run leaves it, and every store must open, verify and have lost no row. Then the same command runs again,
-mostly after further kills, and must leave the same bytes as the uninterrupted run, and no partial file. Prints how many
-were tried and held.
+mostly after further kills, and must leave the same bytes as the uninterrupted run, and no partial file.
 """
 
-import argparse
 import csv
 import fnmatch
 import os
 import random
 import re
 import shutil
-import sys
 import tempfile
-import time
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-from lives import Ending, draw_moment, live
-from toys import JOBS, Job, command, fill_disk, make_world
+from faults.attempts import Limits, Tally
+from faults.lives import Ending, draw_moment, live
+from faults.world import JOBS, Job, command, fill_disk, make_world
 
 from captionmill.data.errors import CaptionmillError
 from captionmill.data.features.log import read_records
@@ -51,6 +39,8 @@ WORK = re.compile(
     r"(.*/)?(\.[^/]*\.(partial|made|new)|[^/]*\.training|[^/]*\.parts|\.lock|[^/]*\.lock)(/.*)?", re.DOTALL
 )
 """What a command writes while it works, by its path; `docs/formats.md` describes it."""
+LEFT = re.compile(r"\..*\.(partial|new)|.*\.training", re.DOTALL)
+"""That of it which no finished command leaves, by its name."""
 VOLATILE = (
     (re.compile(rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?[\d.+:Z]*"), b"TIME"),
     (re.compile(rb'("(?:seconds|duration_s|seconds_[a-z_]*|[a-z_]*_s)": )[\d.e-]+'), rb"\1S"),
@@ -104,7 +94,7 @@ def take_snapshot(folder: Path) -> Snapshot:
             read_records(path.with_name(path.name.removesuffix(".log.csv")))
         elif path.name == "pipeline.made.json":
             Workspace(path.with_name("pipeline.toml"))
-        elif name == "report.html":  # that of `run` shows how long each task took
+        elif path.name == "report.html":  # that of `run` shows how long each task took
             found[name] = path.read_bytes().rstrip().endswith(b"</html>")
         else:
             content = path.read_bytes()
@@ -126,10 +116,12 @@ def find_faults(case: Case, now: Snapshot) -> list[str]:
     job, before, after = case.job, case.before, case.after
     belonging = {name for name in {*before, *after, *now} if any(fnmatch.fnmatch(name, one) for one in job.set_of)}
     faults = []
-    if job.mark in now:
-        versions = [all(now.get(name) == old.get(name) for name in belonging | {job.mark}) for old in (before, after)]
-        faults += [] if any(versions) else [f"{job.mark}: its other files are of another version"]
-    for name in {*before, *now} - (belonging | {job.mark} if job.mark else set()):
+    has_set = bool(now.keys() & set(job.set_of[:1]))
+    if has_set:  # a file that only the other version has may be beside it
+        versions = [{name: old[name] for name in belonging & old.keys()} for old in (before, after)]
+        is_whole = any(version and version.items() <= now.items() for version in versions)
+        faults += [] if is_whole else [f"{job.set_of[0]}: its other files are of another version"]
+    for name in {*before, *now} - (set() if has_set else belonging):
         is_, was, will = now.get(name), before.get(name), after.get(name)
         if is_ in (was, will) or (isinstance(is_, Rows) and is_between(is_, was, will)):
             continue
@@ -150,15 +142,16 @@ def is_between(store: Rows, before: Rows | None, after: Rows | None) -> bool:
 class Faults:
     """Tries faults in one folder, and counts."""
 
-    def __init__(self, work: Path, seed: int, names: Sequence[str], *, disk: Path | None) -> None:
-        self.work, self.seed = work, seed
+    def __init__(self, work: Path, limits: Limits, disk: Path | None = None) -> None:
+        self.work, self.seed = work, limits.seed
         self.here = (disk or work) / "here"
         """The folder in which every command runs: files may name it."""
-        self.jobs = [job for job in JOBS if not names or job.name in names]
+        self.jobs = [job for job in JOBS if not limits.jobs or job.name in limits.jobs]
+        self.cases: dict[int, Case] = {}
         self.tried, self.held, self.ends = Counter[str](), Counter[str](), Counter[str]()
         shutil.rmtree(self.here, ignore_errors=True)
         make_world(self.here)
-        self.here.rename(work / "world") if disk is None else shutil.move(self.here, work / "world")
+        shutil.move(self.here, work / "world")
 
     def lay(self, folder: Path) -> None:
         shutil.rmtree(self.here, ignore_errors=True)
@@ -172,12 +165,11 @@ class Faults:
             command(self.here, words)
         shutil.copytree(self.here, start)
         before = take_snapshot(self.here)
-        whole = live(job.words.split(), self.here)
-        if whole.code:
-            raise SystemExit(f"captionmill {job.words} ended with {whole.code}: {whole.output}")
+        whole = command(self.here, job.words)
         return Case(job, start, before, take_snapshot(self.here), whole)
 
-    def report(self, case: Case, faults: Sequence[str], how: str) -> None:
+    def count(self, case: Case, faults: Sequence[str], how: str) -> None:
+        self.tried[case.job.name] += 1
         self.held[case.job.name] += not faults
         for fault in faults:
             print(f"{case.job.name}, {how}: {fault}", flush=True)
@@ -193,8 +185,7 @@ class Faults:
             return [f"the next run ended with {ending.code}: {ending.output[-500:]}"]
         names = {*now, *case.after}
         faults = [f"{name}: differs after the next run" for name in names if now.get(name) != case.after.get(name)]
-        left = [path for path in self.here.rglob(".*.partial") if case.whole.changes > 1]
-        return faults + [f"{path}: left behind" for path in left]
+        return faults + [f"{path}: left behind" for path in self.here.rglob("*") if LEFT.fullmatch(path.name)]
 
     def look(self, case: Case) -> list[str]:
         try:
@@ -214,62 +205,39 @@ class Faults:
             if is_over:
                 faults = faults or self.finish(case)
             if ending.was_killed or faults:
-                self.tried[case.job.name] += 1
-                self.report(case, faults, f"kill {moment}")
+                self.count(case, faults, f"kill {moment}")
 
-    def try_full_disk(self, case: Case, draw: random.Random, disk: Path) -> None:
+    def try_full_disk(self, case: Case, draw: random.Random) -> None:
         """Leave the job some bytes; then give it room."""
         self.lay(case.start)
         free = int(4096 * 2 ** draw.uniform(0, 9))
-        with fill_disk(disk, free):
+        with fill_disk(self.here.parent, free):
             ending = live(case.job.words.split(), self.here)
-        self.ends[f"{case.job.name}, {'fits' if not ending.code else 'full'}"] += 1
+        self.ends["fits" if not ending.code else "full"] += 1
         faults = self.look(case)
         lines = [line for line in ending.output.splitlines() if line.startswith("Error: ")]
         if ending.code and (len(lines) != 1 or "Traceback" in ending.output):
             faults.append(f"ended with {ending.code} and {len(lines)} lines of errors: {ending.output[-1500:]}")
-        self.tried[case.job.name] += 1
-        self.report(case, faults or self.finish(case), f"{free:,} bytes free")
+        self.count(case, faults or self.finish(case), f"{free:,} bytes free")
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["kills", "disks"])
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=3600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", nargs="*", default=[])
-    parser.add_argument("--disk", type=Path)
-    arguments = parser.parse_args()
-    if (arguments.kind == "disks") != (arguments.disk is not None):
-        parser.error("disks needs --disk, kills none")
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
-        os.environ["CAPTIONMILL_CACHE"] = str(Path(name, "cache"))
-        faults = Faults(Path(name), arguments.seed, arguments.jobs, disk=arguments.disk)
-        cases: dict[int, Case] = {}
-        draws = [random.Random(f"{arguments.seed} {job.name}") for job in faults.jobs]
+    def try_all(self, try_one: Callable[[Case, random.Random], None], limits: Limits) -> Tally:
+        """Go through the jobs again and again."""
+        draws = [random.Random(f"{limits.seed} {job.name}") for job in self.jobs]
         turn = 0
-        while faults.tried.total() < arguments.count and time.monotonic() - started < arguments.seconds:
-            number, turn = turn % len(faults.jobs), turn + 1
-            case = cases[number] = cases.get(number) or faults.prepare(number)
-            if draws[number].random() > USUAL_S / case.whole.cpu_seconds:
-                continue
-            if arguments.disk is None:
-                faults.try_kill(case, draws[number])
-            else:
-                faults.try_full_disk(case, draws[number], arguments.disk)
-            if number % 10 == 0:
-                print(f"{faults.tried.total()} tried after {time.monotonic() - started:.0f} s", flush=True)
-    print(f"\n| {arguments.kind} | seconds of a core, changes | tried | held |\n|---|---|---|---|")
-    for case in cases.values():
-        name, whole = case.job.name, case.whole
-        counts = f"{faults.tried[name]} | {faults.held[name]}"
-        print(f"| {name} | {whole.cpu_seconds:.1f}, {whole.changes} | {counts} |")
-    print(f"| all | | {faults.tried.total():,} | {faults.held.total():,} |")
-    print(f"seed {arguments.seed}, {time.monotonic() - started:.0f} s; {dict(faults.ends)}")
-    sys.exit(faults.tried != faults.held)
+        while limits.allow(self.tried.total()):
+            number, turn = turn % len(self.jobs), turn + 1
+            case = self.cases[number] = self.cases.get(number) or self.prepare(number)
+            if draws[number].random() < USUAL_S / case.whole.cpu_seconds:
+                try_one(case, draws[number])
+        counts = [self.tried[job.name] for job in self.jobs]
+        note = f"{sum(map(bool, counts))} jobs of {len(counts)}, {min(counts)} to {max(counts)} in each"
+        return Tally(self.tried.total(), self.held.total(), f"{note} {dict(self.ends) or ''}".strip())
 
 
-if __name__ == "__main__":
-    main()
+def run(limits: Limits) -> Tally:
+    """SIGKILLs, or full disks."""
+    with tempfile.TemporaryDirectory(dir=limits.work) as name:
+        os.environ["CAPTIONMILL_CACHE"] = str(Path(name, "cache"))
+        is_disks = limits.kind == "disks"
+        faults = Faults(Path(name), limits, limits.disk if is_disks else None)
+        return faults.try_all(faults.try_full_disk if is_disks else faults.try_kill, limits)

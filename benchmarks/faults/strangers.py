@@ -1,4 +1,4 @@
-"""One real file of each kind that a stranger may send, made by a tiny training, and how each is read: for fuzz.py."""
+"""One real file of each kind that a stranger may send, made by a tiny training, and how each is read."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +14,7 @@ from captionmill.data.captions.references import read_annotations
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
+from captionmill.data.files import write_text
 from captionmill.data.models.card import write_card
 from captionmill.data.tables.formats import (
     TableFormat,
@@ -67,63 +68,72 @@ class Kind:
     """Whether the other files of the source's folder are copied too."""
 
 
-def make_files(work: Path) -> dict[str, Kind]:
-    """One real file of each kind, and how it is read."""
+KEYS = [f"{number:02}.jpg" for number in range(12)]
+SEARCH = SearchConfig(beam_size=2, max_length=5)
+WANTED = WantedTable(KEYS, np.zeros(len(KEYS), np.uint32), {"beam_size": 5})
+
+
+def make_model(work: Path) -> tuple[Path, Path, Path]:
+    """A store, a file of captions, and a model that was trained with them."""
     torch.manual_seed(0)
-    keys = [f"{number:02}.jpg" for number in range(12)]
     spec = FeatureSpec("resnet50", "imagenet1k_v1", "a" * 64, "squash", 224, 256, feature_dim=16)
     rows = np.random.default_rng(0).standard_normal((12, 16)).astype(np.float32)
     store = work / "features.h5"
     with FeatureWriter(store, spec, dtype="float32", made_by={}) as writer:
-        writer.add(keys, rows)
-    captions = write_caption_files(work / "captions", keys)
-    search = SearchConfig(beam_size=2, max_length=5)
+        writer.add(KEYS, rows)
+    captions = make_captions(work).sources[0]
     config = TrainConfig(
-        min_count=1, embed_dim=8, hidden_dim=8, batch_size=4, max_epochs=2, max_length=5, search=search, device="cpu"
+        min_count=1, embed_dim=8, hidden_dim=8, batch_size=4, max_epochs=2, max_length=5, search=SEARCH, device="cpu"
     )
-    model = work / "model"
-    train(store, captions[0], model, config)
+    train(store, captions, work / "model", config)
+    return store, captions, work / "model"
+
+
+def make_bundles(work: Path) -> Kind:
+    store, _, model = make_model(work)
+    return Kind((model / "bundle.json", model / "history.csv"), partial(read_model_folder, store), is_folder=True)
+
+
+def make_scores(work: Path) -> Kind:
+    store, captions, model = make_model(work)
     scores = work / "scores" / "scores.json"
     scores.parent.mkdir()
-    evaluate(store, model, captions[0], EvaluateConfig(device="cpu", search=search), output=scores)
-    tables = write_tables(work / "tables", keys)
-    journal_table = work / "journal" / "table.csv"
-    journal_table.parent.mkdir()
-    update_captions(journal_table, wanted(keys), make_rows)
+    evaluate(store, model, captions, EvaluateConfig(device="cpu", search=SEARCH), output=scores)
+    return Kind((scores,), partial(read_scores_file, model))
+
+
+def make_journals(work: Path) -> Kind:
+    table = work / "journal" / "table.csv"
+    update_captions(table, WANTED, make_rows)
+    return Kind((made_dir(table) / "journal.jsonl",), read_journal, is_folder=True)
+
+
+def make_plans(work: Path) -> Kind:
     plan = work / "plan" / "pipeline.toml"
-    plan.parent.mkdir()
-    plan.write_text(PLAN)
-    return {
-        "weights": Kind(write_weights(work / "weights"), read_weights_file),
-        "bundles": Kind(
-            (model / "bundle.json", model / "history.csv"), partial(read_model_folder, store), is_folder=True
-        ),
-        "captions": Kind(captions, read_annotations),
-        "plans": Kind((plan,), read_plan),
-        "tables": Kind(tables, read_table_file),
-        "journals": Kind((made_dir(journal_table) / "journal.jsonl",), read_journal, is_folder=True),
-        "scores": Kind((scores,), partial(read_scores_file, model)),
-    }
+    write_text(plan, PLAN)
+    return Kind((plan,), read_plan)
 
 
-def write_weights(folder: Path) -> tuple[Path, ...]:
+def make_weights(work: Path) -> Kind:
+    folder = work / "weights"
     folder.mkdir()
     state = {"conv1.weight": torch.randn(4, 3, 2, 2), "bn1.num_batches_tracked": torch.tensor(3)}
     torch.save(state, folder / "zip.pth")
     torch.save({"state_dict": state, "epoch": 3}, folder / "old.pth", _use_new_zipfile_serialization=False)
     safetensors.torch.save_file(state, folder / "a.safetensors")
-    return tuple(sorted(folder.iterdir()))
+    return Kind(tuple(sorted(folder.iterdir())), read_weights_file)
 
 
-def write_caption_files(folder: Path, keys: list[str]) -> tuple[Path, ...]:
+def make_captions(work: Path) -> Kind:
     """The same captions in each layout; the first is the CSV."""
+    folder = work / "captions"
     folder.mkdir()
     splits = ["train"] * 8 + ["val"] * 2 + ["test"] * 2
     texts = [f"a {color} dog on {place}" for color in ("red", "blue", "grey") for place in ("sea", "hill", "w", "x")]
-    named = list(zip(keys, texts, splits, strict=True))
+    named = list(zip(KEYS, texts, splits, strict=True))
     records = [{"image": key, "caption": text, "split": split} for key, text, split in named]
     coco = {
-        "images": [{"id": number, "file_name": key} for number, key in enumerate(keys)],
+        "images": [{"id": number, "file_name": key} for number, key in enumerate(KEYS)],
         "annotations": [{"id": n, "image_id": n, "caption": text} for n, text in enumerate(texts)],
     }
     karpathy = {
@@ -141,8 +151,8 @@ def write_caption_files(folder: Path, keys: list[str]) -> tuple[Path, ...]:
     }
     for name, content in contents.items():
         (folder / name).write_text(content)
-    write_captions(folder / "h.parquet", make_rows(keys), "parquet", with_alternatives=False)
-    return tuple(sorted(folder.iterdir()))
+    write_captions(folder / "h.parquet", make_rows(KEYS), "parquet", with_alternatives=False)
+    return Kind(tuple(sorted(folder.iterdir())), read_annotations)
 
 
 def make_rows(keys: Sequence[str]) -> Iterator[CaptionRow]:
@@ -150,16 +160,13 @@ def make_rows(keys: Sequence[str]) -> Iterator[CaptionRow]:
         yield CaptionRow(key, f"a dog, {key}", 0.5 + number / 100, ("a cat", "the dog"), ("cut",))
 
 
-def write_tables(folder: Path, keys: list[str]) -> tuple[Path, ...]:
+def make_tables(work: Path) -> Kind:
+    folder = work / "tables"
     folder.mkdir()
     formats: tuple[TableFormat, ...] = ("csv", "jsonl", "parquet")
     for table_format in formats:
-        write_captions(folder / f"t.{table_format}", make_rows(keys), table_format, with_alternatives=True)
-    return tuple(sorted(folder.iterdir()))
-
-
-def wanted(keys: list[str]) -> WantedTable:
-    return WantedTable(keys, np.zeros(len(keys), np.uint32), {"beam_size": 5})
+        write_captions(folder / f"t.{table_format}", make_rows(KEYS), table_format, with_alternatives=True)
+    return Kind(tuple(sorted(folder.iterdir())), read_table_file)
 
 
 def read_weights_file(path: Path) -> None:
@@ -182,10 +189,13 @@ def read_table_file(path: Path) -> None:
 
 
 def read_journal(path: Path) -> None:
-    keys = [f"{number:02}.jpg" for number in range(12)]
-    update_captions(path.parent.with_name("table.csv"), wanted(keys), make_rows)
+    update_captions(path.parent.with_name("table.csv"), WANTED, make_rows)
 
 
 def read_scores_file(model: Path, path: Path) -> None:
     write_run_report(path.parent / "report.html", ReportSources(scores=[path]))
     write_card(model, [path])
+
+
+_MAKERS = (make_weights, make_bundles, make_captions, make_plans, make_tables, make_journals, make_scores)
+MAKERS = {maker.__name__.removeprefix("make_"): maker for maker in _MAKERS}

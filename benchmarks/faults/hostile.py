@@ -1,38 +1,24 @@
-"""Hostile files: planted links, races for one output, flipped stores, pipes and devices as inputs. Tried and held.
+"""Planted links, races for one output, flipped stores, damaged images, pipes and devices as inputs."""
 
-python benchmarks/hostile.py [links races flips inputs] [--count 10000] [--seconds 600] [--seed 0]
-
-links    folders full of links that lead out, under every name that is written to; what is outside must stay, byte for
-         byte, whether the command succeeds or refuses.
-races    two processes write one output at once: both end well, and the file is one of the two, whole.
-flips    one bit of a store is flipped: it is refused, or every row that `verify` passes is the one that was written.
-inputs   pipes, devices, sockets, folders and random bytes as a store, part, model, weights, list, captions, table,
-         journal or pipeline file: refused in one line, within seconds.
-
---count and --seconds are those of each kind; what ends first counts. Needs Linux.
-"""
-
-import argparse
 import contextlib
 import functools
 import hashlib
-import importlib
-import logging
-import multiprocessing
 import os
 import random
-import shutil
+import resource
 import signal
 import socket
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
+from faults.attempts import FORK, Limits, Tally, refusals, try_many
+from mutations import try_damaged_image
 
 from captionmill.data.captions.files import CaptionFiles
-from captionmill.data.errors import CaptionmillError
+from captionmill.data.features import file as store_files
 from captionmill.data.features.log import ExtractionRecord, append_record, read_records
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
@@ -48,14 +34,11 @@ from captionmill.data.tables.update import WantedTable, update_captions
 from captionmill.data.tables.wording import Wording
 from captionmill.pipeline.captioning.sidecars import Sidecars
 from captionmill.pipeline.plan.file import PlanFile
+from captionmill.stages.settings import ExtractConfig
 
 SPEC = FeatureSpec("scenes-resnet14", "w", "0" * 64, "squash", 64, 64, 8)
 KEYS = [f"{number:03d}.jpg" for number in range(100)]
 ROWS = np.random.default_rng(0).standard_normal((len(KEYS), 8), np.float32)
-LONGEST_S = 90
-"""For one attempt; a file that HDF5 cannot be trusted with is tried in another process for up to a minute."""
-
-Attempt = Callable[[random.Random, Path], bool]
 
 
 def make_store(path: Path) -> None:
@@ -80,16 +63,6 @@ def tree_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """A refusal is an error of captionmill or of the system, in one line."""
-    try:
-        yield
-    except (CaptionmillError, OSError) as exc:
-        if isinstance(exc, TimeoutError) or "\n" in str(exc):
-            raise
-
-
 def update(table: Path) -> None:
     keys = KEYS[:5]
     wanted = WantedTable(keys, np.arange(5, dtype=np.uint32), {"model": "m"})
@@ -109,7 +82,8 @@ def log(folder: Path) -> None:
     append_record(folder / "f.h5", ExtractionRecord("now", "photos", 1, 0, 1, 0, 1.0, "cpu", 0.0, 0.0, 1.0, 0.0, ""))
 
 
-def try_links(draw: random.Random, folder: Path) -> bool:
+def try_links(draw: random.Random, folder: Path) -> None:
+    """Links that lead out, under every name that is written to: what is outside stays, byte for byte."""
     outside, inside = folder / "outside", folder / "inside"
     (outside / "sub").mkdir(parents=True)
     inside.mkdir()
@@ -136,51 +110,77 @@ def try_links(draw: random.Random, folder: Path) -> bool:
     for work in works:
         with refusals():
             work()
-    return tree_hash(outside) == before
+    assert tree_hash(outside) == before, "what is outside was changed"
 
 
-def try_race(draw: random.Random, folder: Path) -> bool:
+def try_race(draw: random.Random, folder: Path) -> None:
+    """Two processes write one output at once: both end well, and the file is one of the two, whole."""
     path = folder / "scores.json"
     texts = [letter * draw.randint(1, 3_000_000) for letter in "ab"]
-    gate = multiprocessing.get_context("fork").Barrier(2)
+    gate = FORK.Barrier(2)
 
     def write(text: str) -> None:
         gate.wait()
         write_text(path, text)
 
-    processes = [multiprocessing.get_context("fork").Process(target=write, args=[text]) for text in texts]
+    processes = [FORK.Process(target=write, args=[text]) for text in texts]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    is_whole = path.read_text() in texts and [process.exitcode for process in processes] == [0, 0]
-    return is_whole and [entry.name for entry in folder.iterdir()] == [path.name]
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert path.read_text() in texts, "a mixture of two files"
+    assert [entry.name for entry in folder.iterdir()] == [path.name]
 
 
-def try_flip(draw: random.Random, folder: Path) -> bool:
+def find_unsafe_in_forks(paths: Sequence[Path]) -> list[Path]:
+    """As `find_unsafe` of a store's files, which starts Python for them, by forks with the same limits, for speed."""
+    return [path for path in paths if not _is_opened_by_a_fork(path)]
+
+
+def _is_opened_by_a_fork(path: Path) -> bool:
+    if child := os.fork():
+        return os.waitpid(child, 0)[1] == 0
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + store_files._SAFE_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.alarm(round(store_files._SAFE_S))
+    try:
+        os._exit(len(list(store_files.open_each([str(path)]))) != 1)
+    finally:
+        os._exit(1)
+
+
+def try_flip(draw: random.Random, folder: Path) -> None:
+    """One bit of a store is flipped: it is refused, or every row that `verify` passes is the one that was written."""
     path = folder / "f.h5"
     content = bytearray(whole_store())
     place = draw.choice([draw.randrange(len(content)), draw.randrange(2048)])  # half of them in its bookkeeping
     content[place] ^= 1 << draw.randrange(8)
     path.write_bytes(content)
-    with refusals():
+    with refusals(), patch.object(store_files, "find_unsafe", find_unsafe_in_forks):
         store = FeatureStore.open(path)
         damaged = set(store.verify())
-        for key in store.keys:
-            if key not in damaged and (key not in KEYS or not np.array_equal(store[key], ROWS[KEYS.index(key)])):
-                return False
-    return True
+        sound = [key for key in store.keys if key not in damaged]
+        rows = store.read([store.position(key) for key in sound])
+        assert np.array_equal(rows, ROWS[[KEYS.index(key) for key in sound]]), f"bit in byte {place}: a wrong row"
 
 
-def try_input(draw: random.Random, folder: Path) -> bool:
-    from captionmill.stages.encoding.weights import _read_state  # imports torch
+def try_input(draw: random.Random, folder: Path) -> None:
+    """Pipes, devices, sockets, folders and random bytes as an input: refused in one line, within seconds."""
+
+    def read_weights_file(path: Path) -> object:
+        from captionmill.stages.encoding.weights import find_weights, read_weights  # imports torch
+
+        return read_weights(find_weights(ExtractConfig(weights=str(path))))
 
     readers: list[tuple[str, Callable[[Path], object]]] = [
         ("f.h5", FeatureStore.open),
         ("f.h5.parts/part-000001-000000-000001-01234567.h5", lambda path: FeatureStore.open(folder / "f.h5")),
         ("model/bundle.json", lambda path: read_model(path.parent)),
-        ("weights.pth", _read_state),
-        ("weights.safetensors", _read_state),
+        ("weights.pth", read_weights_file),
+        ("weights.safetensors", read_weights_file),
         ("list.txt", find_images),
         ("captions.csv", lambda path: CaptionFiles(path).check()),
         ("table.csv", lambda path: list(read_captions(path))),
@@ -199,7 +199,7 @@ def try_input(draw: random.Random, folder: Path) -> bool:
             path.symlink_to(draw.choice(["/dev/zero", "/dev/urandom", "/dev/full"]))
         case 2:
             server = socket.socket(socket.AF_UNIX)
-            server.bind(os.path.relpath(path))
+            server.bind(name)  # in the current folder: a long path has no room there
             server.close()
         case 3:
             path.mkdir()
@@ -207,69 +207,16 @@ def try_input(draw: random.Random, folder: Path) -> bool:
             path.write_bytes(draw.randbytes(draw.randint(0, 3000)))
     with refusals():
         read(path)
-    return True
 
 
-TRIES: dict[str, Attempt] = {"links": try_links, "races": try_race, "flips": try_flip, "inputs": try_input}
+def try_image(draw: random.Random, _: Path) -> None:
+    """A damaged image: refused, or the right pixels where they can be known."""
+    image_format, outcome = try_damaged_image(draw.randrange(2**20), np.random.default_rng(draw.getrandbits(64)))
+    assert outcome != "others, known wrong", f"{image_format}: {outcome}"
 
 
-def too_long(*_: object) -> None:
-    raise TimeoutError("an attempt took too long")
+ATTEMPTS = {"links": try_links, "races": try_race, "flips": try_flip, "hostile": try_input, "images": try_image}
 
 
-def run_batch(
-    kind: str, first: int, count: int, seed: int, until: float, results: "multiprocessing.Queue[int]"
-) -> None:
-    """Attempts `first` and following; the number of each that has begun, and then its negative if it held."""
-    if kind == "inputs":
-        importlib.import_module("captionmill.stages.encoding.weights")  # torch, before the clock starts
-    signal.signal(signal.SIGALRM, too_long)
-    for number in range(first, count):
-        if time.monotonic() > until:
-            return
-        results.put(number + 1)
-        with tempfile.TemporaryDirectory() as name:
-            signal.alarm(LONGEST_S)
-            try:
-                has_held = TRIES[kind](random.Random(f"{seed} {number}"), Path(name))
-            except Exception as exc:  # what is not refused is what this script looks for
-                print(f"{kind} {number}: {exc!r}", flush=True)
-                has_held = False
-            signal.alarm(0)
-            shutil.rmtree(name, ignore_errors=True)
-            Path(name).mkdir(exist_ok=True)
-        results.put(-(number + 1) if has_held else 0)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", help=f"of {', '.join(TRIES)}; default: all")
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    logging.disable()
-    context = multiprocessing.get_context("fork")
-    for kind in arguments.kinds or TRIES:
-        until, first, tried, held = time.monotonic() + arguments.seconds, 0, 0, 0
-        while first < arguments.count and time.monotonic() < until:
-            results = context.Queue()
-            batch = (kind, first, arguments.count, arguments.seed, until, results)
-            process = context.Process(target=run_batch, args=batch)
-            process.start()
-            while process.is_alive() or not results.empty():
-                if results.empty():
-                    time.sleep(0.05)
-                    continue
-                number = results.get()
-                tried, first = (tried + 1, number) if number > 0 else (tried, first)
-                held += number < 0
-            process.join()
-            if process.exitcode == 0:
-                break
-            print(f"{kind} {first - 1}: the process ended with {process.exitcode}", flush=True)
-        print(f"{kind}: {tried:,} tried, {held:,} held", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def run(limits: Limits) -> Tally:
+    return try_many(ATTEMPTS[limits.kind], limits)
