@@ -4,10 +4,12 @@ What is written beside has a random name, so no link that waits there is followe
 never mix: the last one wins. Its writer holds a lock on it, by which leftovers of killed processes are recognised.
 """
 
+import errno
 import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -137,6 +139,13 @@ def stamp_of(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def require_space(path: Path, size: int) -> None:
+    """Raise OSError, as a full disk does, unless about `size` bytes are free where the file `path` will be."""
+    usage = shutil.disk_usage(path.parent)
+    if usage.total and usage.free < size:  # some storage does not say how large it is
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def write_bytes(path: Path, content: bytes, *, flushes: bool = True) -> None:

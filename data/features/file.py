@@ -31,7 +31,7 @@ from captionmill.data.features.parts import PART_PREFIX
 from captionmill.data.features.rows import RowFile
 from captionmill.data.features.shard import Shard
 from captionmill.data.features.spec import FeatureSpec, StoredDtype
-from captionmill.data.files import replace_atomically, stamp_of
+from captionmill.data.files import replace_atomically, require_space, stamp_of
 from captionmill.data.foreign import parse_json
 from captionmill.data.hdf5.check import is_sealed, seal_file
 from captionmill.data.hdf5.files import open_hdf5, read_texts, why_not_now
@@ -59,6 +59,8 @@ with contextlib.suppress(ImportError):
 for is_open in open_each(sys.argv[2:]):
     print(flush=True)
 """
+
+_BYTES_BESIDE_A_ROW, _BYTES_BESIDE_ROWS = 100, 65_536  # at most, of names of usual lengths and of HDF5's bookkeeping
 
 Block = tuple[list[str], Features, npt.NDArray[np.uint32], Sources]
 """Keys, their rows [N, VD], checksums [N] and sources [N, 3], as stored in a file."""
@@ -95,7 +97,9 @@ def write_store_file(
 
     Raises StoreError if the disk is full or there is no permission.
     """
+    row_bytes = spec.row_length * np.dtype(dtype).itemsize + _BYTES_BESIDE_A_ROW
     try:
+        require_space(path, row_count * row_bytes + _BYTES_BESIDE_ROWS)
         with replace_atomically(path) as partial_path:
             with _create(partial_path) as file:
                 file.attrs["format"] = FORMAT
@@ -121,7 +125,8 @@ def write_store_file(
             seal_file(partial_path, numbers, texts)
     except (OSError, RuntimeError) as exc:  # h5py reports a full disk as either, with pages of detail
         said = re.search(r"error message = '([^']+)'", str(exc))
-        reason = said[1].lower() if said else _first_words(exc)
+        short = said[1] if said else getattr(exc, "strerror", None)
+        reason = short.lower() if short else _first_words(exc)
         raise StoreError(
             f"{path}: cannot be written ({reason}); rows already in parts are safe, run again to resume"
         ) from exc
@@ -138,7 +143,7 @@ def _create(path: Path) -> Iterator[h5py.File]:
 
     HDF5 2.0 cannot close a file that it cannot write to: the file would still occupy the full disk after its name is
     removed, and the process would end in a segmentation fault. So after an error, the remaining writes go to the null
-    device.
+    device. That does not always help, which is why `require_space` comes before.
     """
     file = h5py.File(path, "w", locking=False)  # no other program knows this file, and some storage has no locks
     try:

@@ -166,6 +166,21 @@ def test_a_process_whose_disk_is_full_keeps_no_file_open_and_ends_in_order(tmp_p
     assert list(tmp_path.rglob("*.h5")) == []
 
 
+def test_a_disk_without_room_for_the_rows_is_found_before_hdf5_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HDF5 can end the process in a segmentation fault where the disk is full."""
+    usage, path, rows = shutil.disk_usage(tmp_path), tmp_path / "f.h5", make_rows(300)
+    keys = [f"{number}.jpg" for number in range(300)]
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=90_000))
+        with pytest.raises(StoreError, match=r"no space left on device\); rows already in parts are safe"):
+            make_store(path, keys, rows)
+    assert [found for found in tmp_path.rglob("*.h5*") if found.is_file()] == []
+    make_store(path, keys, rows)
+    assert len(FeatureStore.open(path).keys) == len(keys)
+
+
 def test_a_killed_writer_leaves_a_store_that_opens_verifies_and_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "f.h5"
     program = f"""
