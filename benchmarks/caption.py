@@ -30,9 +30,8 @@ from torch import Tensor, nn
 from captionmill.data.captions.references import read_annotations, read_split_list
 from captionmill.data.captions.vocabulary import END, START
 from captionmill.data.features.store import FeatureStore
-from captionmill.stages.decoding.captioner import Captioner, decode_features
-from captionmill.stages.decoding.decoder import Decoder
-from captionmill.stages.decoding.ensemble import Ensemble
+from captionmill.stages.decoding.captioner import Captioner, CaptionFinder, decode_features, decode_rows
+from captionmill.stages.decoding.decoder import Decoder, TorchSteps
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.tokens import tokenize_ptb
 from captionmill.stages.settings import SearchConfig
@@ -142,9 +141,15 @@ def main() -> None:
         raise SystemExit("one model, not an ensemble")
     keys = store.keys[: arguments.images]
 
-    def decode(search: SearchConfig, keys: list[str] = keys, decoder: Decoder | Ensemble = decoder) -> dict[str, str]:
+    def decode(search: SearchConfig, keys: list[str] = keys) -> dict[str, str]:
         found = decode_features(decoder, store, keys, captioner.vocabulary, search)
         return {key: caption.text for key, caption in found}
+
+    @torch.inference_mode()
+    def decode_by_layers(search: SearchConfig, keys: list[str], decoder: Decoder) -> dict[str, str]:
+        """As on a GPU: the decoder's layers one after the other, in torch."""
+        finder = CaptionFinder(TorchSteps(decoder.eval()), captioner.vocabulary, search)
+        return {key: caption.text for key, caption in decode_rows(finder, store, keys)}
 
     plain_keys = keys[: arguments.plain_images]
 
@@ -154,8 +159,7 @@ def main() -> None:
 
     works: dict[str, tuple[int, Callable[[], object]]] = {"plain, beam 3": (len(plain_keys), search_plainly)}
     for name, search in SEARCHES.items():
-        # an ensemble of one steps layer by layer
-        products = record_products(decoder, functools.partial(decode, search, keys, Ensemble([decoder])))
+        products = record_products(decoder, functools.partial(decode_by_layers, search, keys, decoder))
         folded = fold_products(decoder, products)
         works[f"captionmill, {name}"] = (len(keys), functools.partial(decode, search))
         works[f"the layers' matrix products, {name}"] = (len(keys), functools.partial(run_products, products))
@@ -192,7 +196,7 @@ def main() -> None:
     for name, search in SEARCHES.items():
         exact = decode(search, tested)
         for what, with_logits in (("", True), (", logits in fp32", False)):
-            rounded = decode(search, tested, Ensemble([round_like_bf16(decoder, with_logits=with_logits)]))
+            rounded = decode_by_layers(search, tested, round_like_bf16(decoder, with_logits=with_logits))
             changed = sum(exact[key] != rounded[key] for key in tested)
             scores = f"{cider(exact):.4f} | {cider(rounded):.4f}"
             print(f"| {name}{what} | {changed} of {len(tested)} | {scores} |", flush=True)

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
-from torchvision.transforms.v2.functional import center_crop, resize
 
 from captionmill.data.features.spec import Preprocess
 from captionmill.data.images.decode import Pixels, decode_pixels
@@ -91,7 +90,7 @@ def main() -> None:
 
     def with_pillow(content: bytes) -> Pixels:
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
-        return np.asarray(center_crop(resize(image, [encoder.spec.resize_size]), [encoder.spec.image_size]))
+        return np.asarray(image.resize((encoder.spec.image_size, encoder.spec.image_size), Image.Resampling.BILINEAR))
 
     def whole(content: bytes) -> Pixels:
         return encoder.prepare(decode_pixels(content))
