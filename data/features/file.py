@@ -99,8 +99,8 @@ def write_store_file(
     """
     row_bytes = spec.row_length * np.dtype(dtype).itemsize + _BYTES_BESIDE_A_ROW
     try:
-        require_space(path, row_count * row_bytes + _BYTES_BESIDE_ROWS)
         with replace_atomically(path) as partial_path:
+            require_space(partial_path, row_count * row_bytes + _BYTES_BESIDE_ROWS)
             with _create(partial_path) as file:
                 file.attrs["format"] = FORMAT
                 file.attrs["format_version"] = FORMAT_VERSION if spec.view_count == 1 else VIEWS_VERSION
