@@ -64,8 +64,8 @@ def describe_captions_alike(captions: Mapping[str, str], kind: str, word_rule: i
     repeated = sum(trait.repeated_word or trait.repeated_trigram for trait in traits.values())
     if repeated >= REPEATED_SHARE * len(captions):
         lines.append(
-            f"the captions of {_share(repeated, len(captions))} {kind} say a word twice in a row, or three words twice: train "
-            "longer or on more captions, or search with `no_repeat_ngram` 3 and without `repeat_words`"
+            f"the captions of {_share(repeated, len(captions))} {kind} say a word twice in a row, or three words "
+            "twice: train longer or on more captions, or search with `no_repeat_ngram` 3 and without `repeat_words`"
         )
     return lines
 

@@ -28,8 +28,8 @@ def test_one_caption_for_nearly_all_images_is_named() -> None:
 def test_repeated_words_are_named_from_30_percent() -> None:
     sound = [f"a dog number {number}" for number in range(7)]
     line = (
-        "the captions of 3 of 10 validation images say a word twice in a row, or three words twice: train longer or on more "
-        "captions, or search with `no_repeat_ngram` 3 and without `repeat_words`"
+        "the captions of 3 of 10 validation images say a word twice in a row, or three words twice: "
+        "train longer or on more captions, or search with `no_repeat_ngram` 3 and without `repeat_words`"
     )
     for text in ("a white white dog", "a cat green cat green cat"):
         assert describe_captions_alike(captions_of(*sound, *[text] * 3), "validation images") == [line]
