@@ -567,3 +567,17 @@ def test_sparse_members_of_a_tar_are_left_out_and_counted(caplog: pytest.LogCapt
     assert caplog.messages == [
         f"{CASES / 'sparse.tar'}: 1 sparse members left out, such as 'sparse.jpg'; pack them as ordinary files"
     ]
+
+
+@pytest.mark.parametrize(
+    "header", [b"P5\n4 3\n255\r\n", b"P5\n4 3\n255\n# a camera\n", b"P5\n2 3\n1000\r\n", b"P4\n32 3\r\n"]
+)
+def test_a_netpbm_header_that_ends_with_more_than_one_whitespace_is_refused(header: bytes) -> None:
+    with pytest.raises(ImageError, match="its header ends with more than one whitespace"):
+        decode_pixels(header + bytes(range(12)))
+
+
+@pytest.mark.parametrize("first", [10, ord("#")])
+def test_a_netpbm_image_may_begin_with_what_looks_like_the_end_of_its_header(first: int) -> None:
+    data = b"P5\n4 3\n255\r" + bytes([first, *range(11)])
+    assert decode_pixels(data)[..., 0].ravel().tolist() == [first, *range(11)]

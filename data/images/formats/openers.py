@@ -65,6 +65,18 @@ def _open_avif(file: io.BytesIO) -> PillowFile:
     return image
 
 
+def _open_ppm(file: io.BytesIO) -> PillowFile:
+    """One whitespace ends the header; behind two, or a comment, Pillow would read all pixels shifted."""
+    image, data = PpmImageFile(file), file.getvalue()
+    (tile,) = image.tile
+    if data[1:2] in b"456" and (data[tile.offset - 1 :][:2] == b"\r\n" or data[tile.offset :][:1] == b"#"):
+        is_deep = image.mode == "I" or (isinstance(tile.args, tuple) and tile.args[1] > 255)
+        row_bytes = (image.width + 7) // 8 if image.mode == "1" else image.width * len(image.getbands()) * (1 + is_deep)
+        if len(data) - tile.offset > row_bytes * image.height:
+            raise ImageError("its header ends with more than one whitespace, so the first pixel is not known")
+    return image
+
+
 def _open_jpeg_2000(file: io.BytesIO) -> PillowFile:
     """JPEG 2000; Pillow makes up what is missing at the end, so the end mark must be there."""
     data = file.getvalue()
@@ -185,5 +197,5 @@ class _MergedPsdFile(PsdImageFile):
 _OPENERS: tuple[tuple[bytes, Opener], ...] = (
     (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", _open_jpeg_2000),
     (rb"8BPS\0\x01", _MergedPsdFile),
-    (rb"P[1-6]\s+(#[^\n]*\n\s*)*\d+\s", PpmImageFile),
+    (rb"P[1-6]\s+(#[^\n]*\n\s*)*\d+\s", _open_ppm),
 )
