@@ -5,6 +5,8 @@ and the process's rank; each epoch's order comes from the training's seed and th
 """
 
 import json
+import os
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +48,12 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, name: str = CHECKPOIN
     state = json.dumps(checkpoint.state)
     header = {"format_version": str(FORMAT_VERSION), "state": state, "checksum": _checksum(state, tensors)}
     with replace_atomically(folder / name) as path:
-        save_file(tensors, path, metadata=header)
+        try:
+            save_file(tensors, path, metadata=header)
+        except safetensors.SafetensorError as exc:  # of the system too, such as that of a full disk
+            if (said := re.search(r"os error (\d+)", str(exc))) is None:
+                raise
+            raise OSError(int(said[1]), os.strerror(int(said[1]))) from exc
 
 
 def read_checkpoint(folder: Path, name: str = CHECKPOINT_NAME) -> Checkpoint | None:

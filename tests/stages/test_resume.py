@@ -466,3 +466,22 @@ def test_a_killed_training_that_started_from_a_model_ends_as_one_that_was_not(tm
         train(features, captions, tmp_path / "model", other, listener=listener)
     train(features, captions, tmp_path / "model", config, listener=listener)
     assert_same_training(tmp_path / "model", tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_of_a_checkpoint_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """Of safetensors' own errors, no command would make one line."""
+    resource = pytest.importorskip("resource")
+    tensors = {"weights": torch.zeros(100_000)}
+    write_checkpoint(tmp_path, Checkpoint({"epoch": 1}, tensors))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            write_checkpoint(tmp_path, Checkpoint({"epoch": 2}, tensors))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.filename == str(tmp_path / CHECKPOINT_NAME)
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_NAME]
+    found = read_checkpoint(tmp_path)
+    assert found is not None
+    assert found.state == {"epoch": 1}
