@@ -124,7 +124,9 @@ def _review(address: str) -> None:
     place = urlsplit(address)
     connection = HTTPConnection(place.netloc)
     headers = {"Content-Type": "text/csv", "Origin": f"http://{place.netloc}"}
-    connection.request("POST", f"{place.path}decisions", Path(DECISIONS_NAME).read_bytes(), headers)
-    answer = connection.getresponse()
-    print(answer.status, answer.read().decode(), flush=True)
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    try:
+        connection.request("POST", f"{place.path}decisions", Path(DECISIONS_NAME).read_bytes(), headers)
+        answer = connection.getresponse()
+        print(answer.status, answer.read().decode(), flush=True)
+    finally:  # without an answer too: nobody else would end it
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
