@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,6 @@ import pytest
 
 if TYPE_CHECKING:  # a process that only hands out the tests need not wait for torch
     from browser import Browser
-    from builders import OpenPage
 
 
 LONG = (
@@ -76,37 +74,15 @@ def photos(tmp_path: Path) -> Path:
     return draw_photos(tmp_path / "photos")
 
 
-def find_chromium() -> str:
-    """The program; whoever asks is skipped where there is none."""
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
+    """A headless Chromium, one for all tests of a process; who asks for it is skipped where there is none."""
+    from browser import Browser
+
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("Chromium is not installed")
-    return program
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
-    """A headless Chromium that can be typed into."""
-    from browser import Browser
-
     folder = tmp_path_factory.mktemp("browser")
-    with Browser(find_chromium(), folder) as opened:
+    with Browser(program, folder) as opened:
         yield opened
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator["OpenPage"]:
-    """Opens an address in a headless Chromium, with options; the test is skipped where there is none."""
-    program = find_chromium()
-    profile = tmp_path_factory.mktemp("chromium")
-
-    def open_page(address: str, *options: str) -> subprocess.CompletedProcess[str]:
-        words = [program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
-        words += ["--disable-background-networking", "--enable-logging=stderr", f"--user-data-dir={profile}"]
-        return subprocess.run(
-            [*words, *options, address], capture_output=True, encoding="utf-8", timeout=240, check=True
-        )
-
-    yield open_page
-    shutil.rmtree(profile, ignore_errors=True)
