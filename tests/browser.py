@@ -91,7 +91,7 @@ class Browser:
         return str(self.run("document.documentElement.outerHTML"))
 
     def settle(self) -> None:
-        """Wait until the page has drawn twice: what watches sizes is told of them in the first time, and may ask again."""
+        """Wait until the page has drawn twice: what watches sizes is told of them the first time, and may ask again."""
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))")
 
     @contextmanager

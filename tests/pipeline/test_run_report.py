@@ -1,6 +1,5 @@
 """The report of a run says what its files say, says what is missing, and is one harmless file."""
 
-import html
 import json
 import re
 import shutil
