@@ -30,6 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give all processes of the tests one cache, apart from that of whoever runs them, and the workers one server."""
+    gc.set_threshold(10_000, 20, 20)  # of what imports and syntax trees make, little is garbage
     if not hasattr(config, "workerinput"):
         os.environ["CAPTIONMILL_CACHE"] = tempfile.mkdtemp(prefix="captionmill-tests-")
         if config.getoption("numprocesses", None):
@@ -49,7 +50,7 @@ def prepared_process() -> None:
     from processes import share_loaded_modules
 
     torch.set_num_threads(1)  # the cores are for the workers
-    if not torch.cuda.is_available():  # else torch notes the whole stack for three kinds of devices, in 5 ms a call
+    if not torch.cuda.is_available():  # else each call notes the stack three times, for devices that are not there
         torch.manual_seed = torch.default_generator.manual_seed
     share_loaded_modules()
     os.fsync = lambda fd: None  # no test can see whether the disk has it
