@@ -72,14 +72,18 @@ class DemoSummary:
     duration_s: float
 
 
+def _ignore(*_: object) -> None:
+    """Whoever listens to nothing."""
+
+
 def run_demo(
     folder: Path,
     *,
     image_count: int = 2000,
     held_out_count: int = 200,
     epochs: int = 10,
-    on_stage: Callable[[str, str], None] = lambda stage, command: None,
-    on_epoch: Callable[[EpochResult], None] = lambda result: None,
+    on_stage: Callable[[str, str], None] = _ignore,
+    on_epoch: Callable[[EpochResult], None] = _ignore,
     progress: Progress = no_progress,
 ) -> DemoSummary:
     """Draw images into `folder`, extract, train for `epochs`, evaluate, caption the held-out ones, write their gallery.
