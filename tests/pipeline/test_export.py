@@ -3,13 +3,16 @@
 One file, so that one process imports what writes ONNX, which takes longer than to write a network.
 """
 
+import contextlib
 import csv
+import functools
 import importlib.util
 import json
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,17 @@ def fail(*arguments: object) -> str:
     result = run(*arguments)
     assert result.exit_code == 1, result.output
     return result.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_registry() -> Iterator[None]:
+    """Have torch read once what it can write as ONNX: the source of 500 functions, which takes half of an export."""
+    with pytest.MonkeyPatch.context() as patch:
+        with contextlib.suppress(ImportError, AttributeError):  # another version of torch
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 @pytest.fixture(scope="session")

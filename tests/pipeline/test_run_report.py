@@ -1,6 +1,5 @@
 """The report of a run says what its files say, says what is missing, and is one harmless file."""
 
-import html
 import json
 import re
 import shutil
@@ -10,7 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from builders import OpenPage, draw_photos
+from browser import Browser
+from builders import draw_photos
 from click.testing import CliRunner
 
 from captionmill.cli import main
@@ -348,30 +348,31 @@ def test_a_key_of_images_in_two_places_shows_neither(run: ReportSources, tmp_pat
     assert "data:image/jpeg;base64," in text  # red_0.png is in one place
 
 
-def test_chromium_shows_the_page_without_complaint(run: ReportSources, tmp_path: Path, chromium: OpenPage) -> None:
+def test_chromium_shows_the_page_without_complaint(run: ReportSources, tmp_path: Path, browser: Browser) -> None:
+    browser.complaints()
     page = report(tmp_path / "report.html", run)
-    shown = chromium((tmp_path / "report.html").as_uri(), "--dump-dom")
-    assert shown.stdout.count("<section") == 8
-    assert "CONSOLE" not in shown.stderr
+    browser.open((tmp_path / "report.html").as_uri())
+    assert browser.document().count("<section") == 8
+    assert browser.complaints() == []
     asking = page.source.replace("</footer>", '</footer><img src="https://example.invalid/x.png"><script>1</script>')
     (tmp_path / "asking.html").write_text(asking, encoding="utf-8")
-    complaints = chromium((tmp_path / "asking.html").as_uri(), "--dump-dom").stderr  # the check above would see such
-    assert len(re.findall(r"CONSOLE.*Content Security Policy", complaints)) == 2
+    browser.open((tmp_path / "asking.html").as_uri())
+    browser.settle()
+    complaints = browser.complaints()  # the check above would see such
+    assert len([text for text in complaints if "Content Security Policy" in text]) == 2
 
 
-def test_nothing_on_a_phone_is_wider_than_the_screen(run: ReportSources, tmp_path: Path, chromium: OpenPage) -> None:
+def test_nothing_on_a_phone_is_wider_than_the_screen(run: ReportSources, tmp_path: Path, browser: Browser) -> None:
     def width_of(source: str) -> int:
-        wrapper = (
-            f'<iframe width="{PHONE_WIDTH}" height="800" style="border: 0" srcdoc="{html.escape(source)}"></iframe>'
-            "<script>onload = () => { const page = document.querySelector('iframe').contentDocument;"
-            " document.title = page.documentElement.scrollWidth + ' ' + page.querySelectorAll('section').length; }"
-            "</script>"
-        )
-        (tmp_path / "phone.html").write_text(wrapper, encoding="utf-8")
-        shown = chromium((tmp_path / "phone.html").as_uri(), "--dump-dom").stdout
-        found = re.search(r"<title>(\d+) 8</title>", shown)
-        assert found
-        return int(found[1])
+        (tmp_path / "phone.html").write_text(source, encoding="utf-8")
+        with browser.window(PHONE_WIDTH):
+            browser.open((tmp_path / "phone.html").as_uri())
+            browser.settle()
+            width, sections = browser.run(
+                "[document.documentElement.scrollWidth, document.querySelectorAll('section').length]"
+            )
+        assert sections == 8
+        return int(width)
 
     page = report(tmp_path / "report.html", run, title="a_name_without_any_place_to_break_it_" * 4)
     unfolded = page.source.replace("<details>", "<details open>")
@@ -379,9 +380,9 @@ def test_nothing_on_a_phone_is_wider_than_the_screen(run: ReportSources, tmp_pat
     assert width_of(unfolded.replace("</footer>", "</footer><svg width='500'></svg>")) > PHONE_WIDTH
 
 
-def test_the_page_prints_with_what_is_folded(run: ReportSources, tmp_path: Path, chromium: OpenPage) -> None:
+def test_the_page_prints_with_what_is_folded(run: ReportSources, tmp_path: Path, browser: Browser) -> None:
     report(tmp_path / "report.html", run)
-    chromium((tmp_path / "report.html").as_uri(), f"--print-to-pdf={tmp_path / 'report.pdf'}")
-    printed = (tmp_path / "report.pdf").read_bytes()
+    browser.open((tmp_path / "report.html").as_uri())
+    printed = browser.print()
     assert printed.startswith(b"%PDF-")
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 8

@@ -78,6 +78,7 @@ def test_each_step_is_what_the_captioners_decoder_steps(image_input: ImageInput,
         for walk in (explanation.greedy, explanation.caption):
             state, fed = steps.start(ROWS[row : row + 1]), START
             plain = decoder(features_of(row), torch.tensor([[START, *walk.words]]))[0]
+            assert len(walk.steps) >= len(walk.words) > 0
             for number, step in enumerate(walk.steps, start=1):
                 numbers, state = steps.step(np.array([fed]), state)
                 logits = torch.from_numpy(numbers)

@@ -296,6 +296,6 @@ def test_a_cluster_that_does_not_answer_is_a_one_line_error(photos: Path, tmp_pa
     )  # its defaults come first: with `set`, all that was added inside it is gone again
     import dask
 
-    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+    with dask.config.set({"distributed.comm.timeouts.connect": "100ms"}):
         message = fail("extract", photos, "--output", tmp_path / "f.h5", "--cluster", "dask://127.0.0.1:9", "--wait", 0)
     assert message.startswith("Error: dask://127.0.0.1:9: no dask scheduler answers (")

@@ -67,7 +67,9 @@ def test_captions_are_the_same_whatever_the_block(task: Path, block_rows: int) -
 def test_a_caption_is_as_sure_as_its_consensus(task: Path, rerank: Rerank) -> None:
     captioner, store = Captioner.load(task / "model", device="cpu"), FeatureStore.open(task / "features.h5")
     search = replace(SEARCH, rerank=rerank)
-    for key, caption in captioner.captions(store, store.keys[:4], search):
+    found = list(captioner.captions(store, store.keys[:4], search))
+    assert len(found) == 4
+    for key, caption in found:
         explanation = explain_features(
             captioner.steps, store[key], captioner.vocabulary, search, rankers=captioner.rankers
         )
