@@ -63,7 +63,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0
     return (1 - label_smoothing) * entropy + label_smoothing * spread, entropy
 
 
-def taught_cross_entropy(logits: Tensor, probabilities: Tensor, count: int) -> Tensor:
+def distillation_loss(logits: Tensor, probabilities: Tensor, count: int) -> Tensor:
     """The cross entropy with the teachers' `probabilities`, like the logits [N + 31 at most, V], summed over N words.
 
     Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", at temperature 1.
