@@ -3,10 +3,10 @@
 import itertools
 import json
 import logging
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from captionmill.data.captions.files import Captions, as_caption_files
@@ -252,7 +252,7 @@ def _to_json(
             name: round(value, 6) if isinstance(value, float) else value
             for name, value in asdict(evaluation.statistics).items()
         },
-        "mean_confidence": _mean([caption.confidence for caption in evaluation.captions.values()]),
+        "mean_confidence": round(fmean(caption.confidence for caption in evaluation.captions.values()), 6),
         "captions": {
             key: {
                 "caption": caption.text,
@@ -281,7 +281,3 @@ def _values(estimates: Mapping[str, Estimate]) -> dict[str, float]:
 
 def _intervals(estimates: Mapping[str, Estimate]) -> dict[str, list[float]]:
     return {name: [round(estimate.low, 6), round(estimate.high, 6)] for name, estimate in estimates.items()}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(math.fsum(values) / len(values), 6)
