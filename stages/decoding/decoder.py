@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         self.feature_std.copy_(std.clamp(min=0.1 * float(std.mean()) or 1.0))
 
     def bias_forget_gates(self, bias: float) -> None:
-        """Let the untrained LSTM keep the share sigmoid(`bias`) of its cell state, and with it of the image, a word.
+        """Let the untrained LSTM keep the share sigmoid(`bias`) of its cell state, so of the image, at each step.
 
         Source: Jozefowicz et al. 2015, "An empirical exploration of recurrent network architectures".
         """

@@ -83,7 +83,7 @@ class Walk:
 
     @property
     def cross_entropy(self) -> float:
-        """Mean of -ln(probability) over the steps, `<end>` included, nats a word."""
+        """Mean of -ln(probability) over the steps, `<end>` included, in nats per word."""
         return -math.fsum(step.chosen.log_probability for step in self.steps) / len(self.steps)
 
 

@@ -29,7 +29,7 @@ _LEVELS = 127
 
 @dataclass(frozen=True)
 class Reduction:
-    """The way from features to a short vector of 8-bit numbers."""
+    """The principal components of features, on which they become short vectors of 8-bit numbers."""
 
     mean: Reals  # [D]
     deviation: Reals  # [D], 0 where a feature never changes

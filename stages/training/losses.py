@@ -54,7 +54,10 @@ class WordLogits(nn.Module):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Sums over the targets [N] in nats: smoothed and plain cross entropy; logits as `WordLogits` returns them."""
+    """Sums over the targets [N] in nats: smoothed and plain cross entropy; logits as `WordLogits` returns them.
+
+    Source of label smoothing: Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision".
+    """
     log_probabilities = logits.log_softmax(dim=-1)
     entropy = F.nll_loss(log_probabilities, _fill(targets, logits), ignore_index=PAD, reduction="sum")
     if not label_smoothing:
