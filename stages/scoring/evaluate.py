@@ -124,8 +124,10 @@ def evaluate(
     other = read_models(against) if against else None
     store = FeatureStore.open(features)
     trained.spec.require(store.spec, mine="the model", others=str(features))
+    search = trained.fit_search(config.search)
     if other:
         other.spec.require(store.spec, mine=str(against), others=str(features))
+        other.fit_search(config.search)  # what it cannot do shows before anything is captioned
     word_rule = choose_word_rule(trained, other)
     annotations = read_annotations(captions, known_keys=store.keys, word_rule=word_rule)
     splits = splits_of(trained, store)
@@ -138,7 +140,6 @@ def evaluate(
 
     captioner = Captioner.of(trained, device=config.device)
     other_captioner = Captioner.of(other, device=config.device) if other else None
-    search = captioner.fit_search(config.search)
     decoded = dict(captioner.captions(store, scored, search, progress=progress))
     references = {key: annotations.captions[key] for key in scored}
     texts = {key: caption.text for key, caption in decoded.items()}

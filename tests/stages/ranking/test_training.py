@@ -13,6 +13,8 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, read_model
 from captionmill.stages.decoding.captioner import Captioner, decode_rows
 from captionmill.stages.decoding.explain import explain_features
+from captionmill.stages.scoring.evaluate import evaluate
+from captionmill.stages.scoring.settings import EvaluateConfig
 from captionmill.stages.settings import Rerank, SearchConfig
 from captionmill.stages.training.reranking.grow import thin_out
 from captionmill.stages.training.state import fit_epochs
@@ -114,6 +116,19 @@ def test_what_a_model_lacks_is_refused_and_greedy_search_stays_greedy(task: Path
         consensus.fit_search(SearchConfig(rerank="matcher"))
     with pytest.raises(SettingError, match="`rerank` applies to beam search only"):
         SearchConfig(sample=True, rerank="both")
+    (tmp_path / "list.txt").write_text("08.jpg\n09.jpg\n")
+    config, steps = EvaluateConfig(device="cpu", search=SEARCH_BY_CONSENSUS), list[int]()
+    with pytest.raises(InputError, match=r"`rerank` consensus: .*/plain has nothing to re-rank by"):
+        evaluate(
+            features,
+            task / "model",
+            captions,
+            config,
+            image_list=tmp_path / "list.txt",
+            against=tmp_path / "plain",
+            progress=lambda label, done, total, **_: steps.append(done),
+        )
+    assert steps == []  # nothing was captioned before
     many = SearchConfig(beam_size=2, alternatives=19)  # as many as there are candidates, if they are re-ranked
     assert both.fit_search(many).alternatives == 19
     with pytest.raises(SettingError, match="`alternatives` 19 needs `beam_size` 20 or more, not 2"):
