@@ -15,7 +15,7 @@ from captionmill.data.errors import InputError
 from captionmill.data.files import errors_named, write_text
 from captionmill.data.paths import AnyPath, AnyPaths, as_path
 from captionmill.data.progress import Progress, no_progress
-from captionmill.stages.decoding.captioner import Captioner
+from captionmill.stages.decoding.captioner import Captioner, build_decoders
 from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.encoding.encoder import encoder_for_spec
 from captionmill.stages.encoding.network import IMAGENET_MEAN, IMAGENET_STD
@@ -71,7 +71,7 @@ def export_model(
     networks: list[PortableNetwork] = []
     if with_encoder:
         networks.append(portable_encoder(encoder_for_spec(captioner.spec, ExtractConfig(device="cpu"), weights)))
-    networks += portable_decoder(captioner.decoder)
+    networks += portable_decoder(build_decoders(captioner.models))
     if not (output / MANIFEST_NAME).exists():
         _remove_export(output)  # what a kill left of one, while `staging` still shows whose it is
     shutil.rmtree(staging, ignore_errors=True)

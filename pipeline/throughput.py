@@ -11,9 +11,8 @@ from PIL import Image
 
 from captionmill.data.images.decode import decode_pixels
 from captionmill.data.progress import Progress, no_progress
-from captionmill.stages.decoding.captioner import choose_steps
 from captionmill.stages.decoding.config import DecoderConfig
-from captionmill.stages.decoding.decoder import Decoder
+from captionmill.stages.decoding.decoder import Decoder, choose_steps
 from captionmill.stages.decoding.search import search_captions
 from captionmill.stages.encoding.encoder import Encoder, build_untrained_encoder
 from captionmill.stages.encoding.engine import build_engine, encode_batches

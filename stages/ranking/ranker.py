@@ -6,7 +6,7 @@ little of the decoder's own log probability. The weights were chosen on Flickr8k
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -111,17 +111,21 @@ class Ranker:
 
     def consensus(self, features: Reals, candidates: Sequence[Sequence[Words]]) -> list[Reals]:
         """The consensus of the candidates of each image, features [B, D], with the captions of the training images."""
-        weights, cosines = self.regression.weights(features)
-        trusted = weights * self.trust(cosines)
-        return [self.index.score(FlatCaptions.of(own), row) for own, row in zip(candidates, trusted, strict=True)]
+        weights, _ = self.weigh(features)
+        return [self.index.score(FlatCaptions.of(own), row) for own, row in zip(candidates, weights, strict=True)]
 
     def guide(self, features: Reals) -> Reals:
         """What is added to the log probability of each word in the search for candidates, [B, V], from features [B, D].
 
         The predicted share of an image's captions that have the word, times its inverse document frequency.
         """
+        weights, _ = self.weigh(features)
+        return self.config.guidance * self.words.predict(weights)
+
+    def weigh(self, features: Reals) -> tuple[Reals, Reals]:
+        """How much each training image counts for an image, and its cosine, both [B, N], from features [B, D]."""
         weights, cosines = self.regression.weights(features)
-        return self.config.guidance * self.words.predict(weights * self.trust(cosines))
+        return weights * self.trust(cosines), cosines
 
     def trust(self, cosines: Reals) -> Reals:
         """How much the consensus counts, 0 to 1, [B, 1]: less for an image that is far from all training images.
@@ -144,18 +148,14 @@ class Ranker:
 
     def strongest(self, features: Reals, count: int) -> list[Neighbour]:
         """The training images with the largest weights for one image, features [D], positive or negative."""
-        weights, cosines = self.regression.weights(features[np.newaxis])
-        row = (weights * self.trust(cosines))[0]
-        images = np.argsort(-np.abs(row), kind="stable")[:count]
+        (weights,), (cosines,) = self.weigh(features[np.newaxis])  # both [N]
         starts = starts_of(self.counts)
-        return [
-            Neighbour(image, float(cosines[0, image]), float(row[image]), self._captions_of(starts, image))
-            for image in images.tolist()
-        ]
-
-    def _captions_of(self, starts: Integers, image: int) -> tuple[tuple[int, ...], ...]:
-        flat = self.captions.take(np.arange(starts[image], starts[image + 1]))
-        return tuple(tuple(words.tolist()) for words in np.split(flat.words, flat.starts[1:-1]))
+        neighbours = []
+        for image in np.argsort(-np.abs(weights), kind="stable")[:count].tolist():
+            captions = self.captions.take(np.arange(starts[image], starts[image + 1])).split()
+            words = tuple(tuple(caption.tolist()) for caption in captions)
+            neighbours.append(Neighbour(image, float(cosines[image]), float(weights[image]), words))
+        return neighbours
 
 
 def mean_scores(scores: Sequence[list[list[CandidateScore]]]) -> list[list[CandidateScore]]:
@@ -165,11 +165,8 @@ def mean_scores(scores: Sequence[list[list[CandidateScore]]]) -> list[list[Candi
     count = len(scores)
     return [
         [
-            CandidateScore(*(sum(getattr(one, name) for one in each) / count for name in _SCORES))
+            CandidateScore(*(sum(values) / count for values in zip(*map(astuple, each), strict=True)))
             for each in zip(*of_image, strict=True)
         ]
         for of_image in zip(*scores, strict=True)
     ]
-
-
-_SCORES = ("log_probability", "consensus", "match", "total")

@@ -29,9 +29,9 @@ class WordShares:
         owners, words = np.divmod(pairs, vocab_size)
         cells, cell_counts = np.unique(images_of[owners] * vocab_size + words, return_counts=True)
         images, words = np.divmod(cells, vocab_size)
-        rarities = np.log(len(counts) / np.maximum(np.bincount(words, minlength=vocab_size), 1))
-        rarities[: len(SPECIAL_WORDS)] = 0
-        return cls(words, images, (cell_counts / counts[images] * rarities[words]).astype(np.float32), vocab_size)
+        idf = np.log(len(counts) / np.maximum(np.bincount(words, minlength=vocab_size), 1))
+        idf[: len(SPECIAL_WORDS)] = 0
+        return cls(words, images, (cell_counts / counts[images] * idf[words]).astype(np.float32), vocab_size)
 
     def predict(self, weights: Reals) -> Reals:
         """The weights of the images, [B, N] -> the predicted share of each word, times its rarity, [B, V]."""

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
 from captionmill.data.errors import InputError
-from captionmill.stages.decoding.captioner import CaptionFinder, choose_steps
+from captionmill.stages.decoding.captioner import CaptionFinder
 from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.constraints import AnyArray, likeliest_words
-from captionmill.stages.decoding.decoder import Decoder, TorchSteps
+from captionmill.stages.decoding.decoder import Decoder, TorchSteps, choose_steps
 from captionmill.stages.decoding.search import State, StepDecoder, search_captions
 from captionmill.stages.settings import SearchConfig
 

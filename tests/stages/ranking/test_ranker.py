@@ -8,13 +8,15 @@ import numpy.typing as npt
 import pytest
 import torch
 from builders import make_ranker
+from torch.nn.utils.rnn import pad_sequence
 
+from captionmill.data.captions.vocabulary import PAD
 from captionmill.data.errors import ModelError
 from captionmill.data.models.bundle import RankerParts
 from captionmill.stages.ranking.matcher import MatcherConfig
 from captionmill.stages.ranking.packed import pack_ranker, unpack_ranker
 from captionmill.stages.ranking.ranker import RankerConfig
-from captionmill.stages.training.reranking.network import MatcherNetwork, pad_captions
+from captionmill.stages.training.reranking.network import MatcherNetwork
 
 CANDIDATES = [[4, 5, 6], [7], [5, 5, 8, 9, 10, 11]]
 FEATURES = np.random.default_rng(1).standard_normal((20, 8)).astype(np.float32)
@@ -25,8 +27,9 @@ def test_the_matcher_gives_the_vectors_of_the_network_that_it_was_trained_as() -
     network = MatcherNetwork(MatcherConfig(feature_dim=8, vocab_size=12, embed_dim=6, joint_dim=5)).eval()
     network.feature_std[3] = 0  # a feature that never changes
     with torch.inference_mode():
-        alone = torch.cat([network(pad_captions([caption])) for caption in CANDIDATES])
-        padded = network(pad_captions(CANDIDATES))
+        captions = [torch.tensor(caption) for caption in CANDIDATES]
+        alone = torch.cat([network(caption[None]) for caption in captions])
+        padded = network(pad_sequence(captions, batch_first=True, padding_value=PAD))
         images = network.embed_images(torch.from_numpy(FEATURES))
     matcher = network.trained()
     np.testing.assert_allclose(matcher.embed_captions(CANDIDATES), alone, atol=1e-6)
