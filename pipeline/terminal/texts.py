@@ -89,8 +89,11 @@ def _choice_lines(explained: ImageExplanation, choice: Choice) -> Iterator[str]:
     by = explained.search.rerank
     count = len(choice.candidates)
     yield f"the choice among the {count} candidates, the highest total first: {describe_total(explained)}"
-    has_consensus, has_match = by != "matcher", by != "consensus"
-    yield f"  place    total{'  consensus' * has_consensus}  mean ln p{'    match' * has_match}  caption"
+    has_consensus, has_match, has_repetition = by != "matcher", by != "consensus", choice.config.repetition_weight > 0
+    yield (
+        f"  place    total{'  consensus' * has_consensus}  mean ln p{'    match' * has_match}"
+        f"{'  repetition' * has_repetition}  caption"
+    )
     for place, candidate in explained.candidates:
         score = candidate.score
         yield (
@@ -98,6 +101,7 @@ def _choice_lines(explained: ImageExplanation, choice: Choice) -> Iterator[str]:
             + f"  {score.consensus:9.4f}" * has_consensus
             + f"  {score.log_probability:9.4f}"
             + f"  {score.match:7.4f}" * has_match
+            + f"  {score.repetition:10.4f}" * has_repetition
             + f"  {explained.text_of(candidate.caption.words)}"
             + "  (the search's first choice)" * (candidate.place == 0)
         )

@@ -74,7 +74,8 @@ def _build(settings: dict[str, Any], tensors: Mapping[str, Any], vocab_size: int
     captions = FlatCaptions(tensors["words"], starts_of(tensors["lengths"]))
     regression = ImageRegression(reduction, tensors["rows"], tensors["vectors"], tensors["gains"])
     counts = tensors["captions_per_image"]
-    return Ranker(RankerConfig(**settings), regression, captions, counts, index, vocab_size, matcher)
+    config = RankerConfig(**{"repetition_weight": 0.0} | settings)  # models of earlier versions do not have it
+    return Ranker(config, regression, captions, counts, index, vocab_size, matcher)
 
 
 def _require_sound(tensors: Mapping[str, Any], unseen: float, vocab_size: int) -> None:

@@ -1,10 +1,13 @@
 """Choosing among the candidates of a search by what the training images say, and by what words fit the image.
 
 A candidate's score is its consensus with the captions of the training images, plus its match with the image, plus a
-little of the decoder's own log probability. The weights were chosen on Flickr8k's dev images (docs/benchmarks.md).
+little of the decoder's own log probability, less what it says twice. The weights were chosen on Flickr8k's dev images
+(docs/benchmarks.md).
 """
 
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
@@ -29,6 +32,8 @@ class RankerConfig:
     """Of the cosine of image and caption, beside the consensus."""
     match_weight_alone: float = 1.2
     """The same, without the consensus."""
+    repetition_weight: float = 0.1
+    """Of the words that a candidate repeats, which is taken off."""
     guidance: float = 1.0
     """Of the words that the training images predict, in the search for candidates."""
     usual_cosine: float = 0.0
@@ -58,6 +63,8 @@ class CandidateScore:
     """0 to 10."""
     match: float
     """Cosine with the image, -1 to 1."""
+    repetition: float
+    """Sum of the inverse document frequencies of words that follow the same word again: "man" in "a man and a man"."""
     total: float
     """The weighted sum of these that are used."""
 
@@ -92,22 +99,23 @@ class Ranker:
         zeros = [np.zeros(len(own), np.float32) for own in candidates]
         consensus = self.consensus(features, candidates) if by != "matcher" else zeros
         match = self.match(features, candidates) if by != "consensus" else zeros
-        config = self.config
-        match_weight = config.match_weight_alone if by == "matcher" else config.match_weight
         return [
             [
-                CandidateScore(
-                    own_likelihood,
-                    own_consensus,
-                    own_match,
-                    own_consensus + config.likelihood_weight * own_likelihood + match_weight * own_match,
-                )
-                for own_likelihood, own_consensus, own_match in zip(
-                    likelihood, image_consensus.tolist(), image_match.tolist(), strict=True
+                self._add(by, *parts)
+                for parts in zip(
+                    likelihood, own_consensus.tolist(), own_match.tolist(), map(self.repetition, own), strict=True
                 )
             ]
-            for likelihood, image_consensus, image_match in zip(likelihoods, consensus, match, strict=True)
+            for own, likelihood, own_consensus, own_match in zip(candidates, likelihoods, consensus, match, strict=True)
         ]
+
+    def _add(
+        self, by: str, log_probability: float, consensus: float, match: float, repetition: float
+    ) -> CandidateScore:
+        config = self.config
+        total = consensus + config.likelihood_weight * log_probability - config.repetition_weight * repetition
+        total += match * (config.match_weight_alone if by == "matcher" else config.match_weight)
+        return CandidateScore(log_probability, consensus, match, repetition, total)
 
     def consensus(self, features: Reals, candidates: Sequence[Sequence[Words]]) -> list[Reals]:
         """The consensus of the candidates of each image, features [B, D], with the captions of the training images."""
@@ -145,6 +153,11 @@ class Ranker:
         captions = self.matcher.embed_captions([caption for own in candidates for caption in own])  # [C, M]
         cosines: Reals = (np.repeat(images, counts, axis=0) * captions).sum(axis=1)  # [C]
         return np.split(cosines, np.cumsum(counts)[:-1])
+
+    def repetition(self, candidate: Words) -> float:
+        """As `CandidateScore.repetition`: a pair of words that comes three times counts twice."""
+        pairs = Counter(itertools.pairwise(candidate))
+        return sum((count - 1) * float(self.words.idf[word]) for (_, word), count in pairs.items() if count > 1)
 
     def strongest(self, features: Reals, count: int) -> list[Neighbour]:
         """The training images with the largest weights for one image, features [D], positive or negative."""

@@ -312,14 +312,17 @@ def test_a_choice_among_candidates_is_shown_with_what_decided(made: Path, tmp_pa
     choice, text, shown = explained.explanation.choice, render_text(explained), page.read_text(encoding="utf-8")
     assert choice is not None
     assert "beam search (20 captions kept, length penalty 0.7) found 20 candidates, among which the captions of" in text
-    assert "highest total first: consensus + 0.3 x mean ln p + 0.75 x match\n" in text
+    assert "highest total first: consensus + 0.3 x mean ln p + 0.75 x match - 0.1 x repetition\n" in text
     assert "consensus + 0.3 \N{MULTIPLICATION SIGN} mean ln p + 0.75 \N{MULTIPLICATION SIGN} match" in shown
     assert len(explained.candidates) == 10
     assert [candidate.place for _, candidate in explained.candidates].count(0) == 1
     assert text.count("(the search's first choice)") == shown.count("the search's first choice</em>") == 1
     for place, candidate in explained.candidates:
         score = candidate.score
-        numbers = [f"{value:.4f}" for value in (score.total, score.consensus, score.log_probability, score.match)]
+        numbers = [
+            f"{value:.4f}"
+            for value in (score.total, score.consensus, score.log_probability, score.match, score.repetition)
+        ]
         assert re.search(rf"^[* ] +{place}  +{'  +'.join(map(re.escape, numbers))}  ", text, re.M)
         assert "".join(f"<td>{number}</td>" for number in numbers) in shown
     for neighbour in choice.neighbours:

@@ -52,6 +52,23 @@ def test_a_ranker_is_the_same_after_it_was_packed() -> None:
     assert pack_ranker(again).settings == parts.settings
 
 
+def test_what_a_candidate_says_twice_is_taken_off_but_not_by_models_of_earlier_versions() -> None:
+    ranker = make_ranker(FEATURES, 12)
+    idf = ranker.words.idf.tolist()
+    images = [{word for words in one.captions for word in words} for one in ranker.strongest(FEATURES[0], 20)]
+    assert idf[10] == pytest.approx(np.log(20 / sum(10 in words for words in images)))
+    assert ranker.repetition([4, 10, 5, 4, 10]) == pytest.approx(idf[10])  # the pair 4, 10
+    assert ranker.repetition([10, 11, 10, 11, 10, 11]) == pytest.approx(2 * idf[11] + idf[10])
+    assert ranker.repetition([10, 11, 4, 10, 5, 11]) == 0
+    parts = pack_ranker(ranker)
+    earlier = {name: value for name, value in parts.settings.items() if name != "repetition_weight"}
+    old = unpack_ranker(replace(parts, settings=earlier), "model", 12)
+    candidates, likelihoods = [[[10, 11, 10, 11], [10, 11]]], [[-1.0, -1.0]]
+    mine, others = (one.score(FEATURES[:1], candidates, likelihoods, "matcher")[0] for one in (ranker, old))
+    assert mine[0].total == pytest.approx(others[0].total - 0.1 * idf[11], abs=1e-2)  # float16
+    assert mine[1].total == pytest.approx(others[1].total, abs=1e-2)
+
+
 def test_an_image_that_is_far_from_all_training_images_trusts_the_consensus_less() -> None:
     ranker = make_ranker(FEATURES, 12, RankerConfig(usual_cosine=0.9))
     cosines = np.array([[1.0, 0.2], [0.3, 0.1], [-0.5, -0.2]], np.float32)
