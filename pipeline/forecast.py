@@ -98,7 +98,7 @@ def forecast_extraction(
         store = FeatureStore.open(target) if store_exists(target) else None
         spec = _spec_of(config, store)
         if store is not None:
-            store.spec.require(spec, mine=str(output), others="this run")
+            store.spec.require_run(spec, output)
         missing = find_missing(found, store)
         unlisted = find_unlisted(store.keys, found) if store is not None and not limit else ()
         records = _records(path)

@@ -16,6 +16,7 @@ from captionmill.data.files import require_other_file, write_text
 from captionmill.data.images.decode import decode_image
 from captionmill.data.images.find import find_images
 from captionmill.data.images.read import ImageFile, read_image
+from captionmill.data.models.bundle import model_paths
 from captionmill.data.models.source import find_models
 from captionmill.data.paths import AnyPath
 from captionmill.data.urls import is_url
@@ -117,9 +118,12 @@ def write_run_report(output: Path, sources: ReportSources, *, title: str = "") -
     files = (*sources.scores, *sources.tables, *sources.features)
     if not files and not sources.models:
         raise InputError("nothing to report: name a model, a feature store, scores or a table of captions")
-    require_other_file(output, *files, *(path for one in sources.captions for path in as_caption_files(one).paths))
+    folders = find_models(sources.models)
+    references = (path for one in sources.captions for path in as_caption_files(one).paths)
+    images_here = (place for place in sources.images if isinstance(place, Path))
+    require_other_file(output, *files, *model_paths(*folders), *references, *images_here)
     stores = [read_store(path) for path in sources.features]
-    models = [read_model_files(path) for path in find_models(sources.models)]
+    models = [read_model_files(path) for path in folders]
     scores = [read_scores(path) for path in sources.scores]
     tables = [read_table(path) for path in sources.tables]
     recorded = [store.records[-1].images for store in stores if store.records]

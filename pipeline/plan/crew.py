@@ -18,6 +18,7 @@ from captionmill.pipeline.cluster import open_spread
 from captionmill.pipeline.plan.graph import Task
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, Job, TrainJob
 from captionmill.pipeline.plan.work import Listeners, Summary, describe, do_job
+from captionmill.pipeline.words import show_error
 from captionmill.stages.encoding.share import claim_device
 from captionmill.stages.encoding.spread import Spread
 from captionmill.stages.machine import share_memory
@@ -165,22 +166,10 @@ def run_in_worker(worker_call: _WorkerCall) -> JobResult:
         try:
             stop = _StopCheck(worker_call.stop_path)
             stop.check()
-            result = _attempt(
-                worker_call.call,
-                _fitted(worker_call),
-                Listeners(progress=stop),
-                None,
-            )
+            result = _attempt(worker_call.call, _fitted(worker_call), Listeners(progress=stop), None)
         except _Stopped:
             result = JobResult(worker_call.call.task, error="stopped")
     return replace(result, warnings=tuple(warnings))
-
-
-def error_line(error: CaptionmillError | OSError) -> str:
-    """The error in one line, as on the command line."""
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(getattr(error, "strerror", None) or error)
 
 
 def _attempt(call: JobCall, job: Job, listeners: Listeners, spread: Spread | None) -> JobResult:
@@ -188,7 +177,7 @@ def _attempt(call: JobCall, job: Job, listeners: Listeners, spread: Spread | Non
     try:
         summary = do_job(job, replaces=call.replaces, spread=spread, listeners=listeners)
     except (CaptionmillError, OSError) as exc:
-        return JobResult(call.task, error=error_line(exc))
+        return JobResult(call.task, error=show_error(exc))
     return JobResult(call.task, summary, describe(summary), duration_s=time.monotonic() - started)
 
 

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captionmill.data.errors import CaptionmillError, InputError, PipelineError
-from captionmill.data.models.bundle import model_exists
+from captionmill.data.errors import CaptionmillError, PipelineError
 from captionmill.data.paths import AnyPath
-from captionmill.data.tables.formats import is_caption_table
 from captionmill.pipeline.plan.command_line import command_line
 from captionmill.pipeline.plan.fingerprints import Images, settle
 from captionmill.pipeline.plan.graph import Graph, Task
@@ -22,6 +20,7 @@ from captionmill.pipeline.plan.read import read_plan
 from captionmill.pipeline.plan.records import Workspace, claim_pipeline
 from captionmill.pipeline.plan.report import report_path_for, write_plan_report
 from captionmill.pipeline.plan.standing import Standing, find_standing, plain, setting_changes
+from captionmill.pipeline.words import show_error
 
 if TYPE_CHECKING:
     from captionmill.data.captions.splits import Splits
@@ -102,7 +101,8 @@ def run_pipeline(
 
             stop_path = plan_path.absolute().with_name(f".{plan_path.stem}.stop")
             listeners = Listeners(events.on_splits, events.on_epoch, progress or no_progress)
-            return stack.enter_context(open_crew(0 if cluster else jobs, cluster, stop_path, listeners, wait_s=wait_s))
+            processes = 0 if cluster and jobs == 1 else jobs
+            return stack.enter_context(open_crew(processes, cluster, stop_path, listeners, wait_s=wait_s))
 
         outcomes = _Run(graph, Workspace(plan_path), forced, start_crew, events).run_all()
         if any(outcome.summary for outcome in outcomes) or not report_path_for(plan_path).exists():
@@ -116,9 +116,8 @@ def _write_report(plan_path: Path, outcomes: Sequence[TaskOutcome], on_report: C
     if made := [outcome.task for outcome in outcomes if outcome.is_made]:
         try:
             path = write_plan_report(plan_path, made)
-        except Exception as exc:  # any error: the outputs are complete
-            reason = str(exc) if isinstance(exc, CaptionmillError) else repr(exc)
-            _logger.warning("no report of this run: %s", reason)
+        except (CaptionmillError, OSError) as exc:  # the outputs are complete
+            _logger.warning("no report of this run: %s", show_error(exc))
         else:
             on_report(path)
 
@@ -179,7 +178,6 @@ class _Run:
                 continue
             try:
                 standing = find_standing(task, self._workspace, forced=task.id in self._forced)
-                _require_ours(standing)
                 command = command_line(with_chosen_models(task.job)) if standing.runs else ""
             except CaptionmillError as exc:
                 self._settle(TaskOutcome(task, f"failed: {exc}", error=str(exc)))
@@ -229,15 +227,6 @@ class _Run:
     def _settle(self, outcome: TaskOutcome) -> None:
         self._outcomes[outcome.task.id] = outcome
         self._events.on_outcome(outcome)
-
-
-def _require_ours(standing: Standing) -> None:
-    task = standing.task
-    if task.kind == "train" and standing.record is None and model_exists(task.output):
-        raise InputError(f"{task.output}: holds a model already that this pipeline did not make; move it away")
-    was_ours = standing.record is not None and standing.record.made is not None
-    if task.kind == "caption" and not was_ours and task.output.exists() and not is_caption_table(task.output):
-        raise InputError(f"{task.output}: not a table of captions; move it away, or name another output")
 
 
 def _replaces(standing: Standing, *, forced: bool) -> bool:

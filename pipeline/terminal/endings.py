@@ -16,6 +16,7 @@ from captionmill.data.errors import CaptionmillError
 from captionmill.pipeline.terminal.json_lines import begin_json, json_errors, streams_put_back, wants_json
 from captionmill.pipeline.terminal.names import as_typed
 from captionmill.pipeline.terminal.printable import printable_terminals
+from captionmill.pipeline.words import show_error
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -169,10 +170,8 @@ class ErrorGroup(StrictGroup):
             if isinstance(exc, _Terminated):
                 ctx.exit(128 + signal.SIGTERM)
             raise
-        except CaptionmillError as exc:
-            raise click.ClickException(as_typed(str(exc), self.commands.get(ctx.invoked_subcommand or ""))) from exc
         except BrokenPipeError:  # click ends the command in silence
             raise
-        except OSError as exc:
-            where = f"{exc.filename}: " if exc.filename else ""
-            raise click.ClickException(f"{where}{exc.strerror or exc}") from exc
+        except (CaptionmillError, OSError) as exc:
+            command = self.commands.get(ctx.invoked_subcommand or "")
+            raise click.ClickException(as_typed(show_error(exc), command)) from exc

@@ -28,6 +28,10 @@ FILE_PATH = click.Path(dir_okay=False, path_type=Path)
 FOLDER_PATH = click.Path(file_okay=False, path_type=Path)
 
 
+_METAVARS = {"sidecar": "SUFFIX", "tar_suffix": "SUFFIX"}
+"""Of settings whose type says too little."""
+
+
 class PathOrUrl(click.Path):
     """A local path, as Path, or a URL (s3://bucket/photos, https://host/list.txt), as str."""
 
@@ -90,6 +94,7 @@ def _setting_option(setting: Setting, note: str) -> Decorator[Any]:
         type=None if is_flag else _value_type(setting),
         is_flag=is_flag,
         multiple=setting.type.is_list,
+        metavar=_METAVARS.get(setting.name),
         default=setting.shown_default,
         show_default=setting.unset or True,
         help=f"{setting.help} {note}".rstrip(),

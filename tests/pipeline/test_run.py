@@ -158,6 +158,8 @@ def test_a_model_that_the_pipeline_did_not_make_is_not_replaced(finished_plan: P
     before = (finished_plan.parent / "model" / "bundle.json").read_bytes()
     with pytest.raises(ValueError, match="holds a model already"):
         run_pipeline(finished_plan)
+    errors = {standing.task.id: standing.error for standing in survey(finished_plan)[1]}
+    assert "holds a model already that this pipeline did not make" in errors["train"]
     assert (finished_plan.parent / "model" / "bundle.json").read_bytes() == before
 
 

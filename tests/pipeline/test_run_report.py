@@ -334,8 +334,11 @@ def test_the_command_writes_the_page_and_refuses_what_is_no_run(run: ReportSourc
     assert done.exit_code == 1
     assert "other.json: not scores as `captionmill evaluate` writes them" in done.stderr
 
-    with pytest.raises(InputError, match="would be overwritten"):
-        write_run_report(run.scores[0], run)
+    for path in (run.scores[0], run.models[0] / "bundle.json"):
+        before = path.read_bytes()
+        with pytest.raises(InputError, match="would be overwritten"):
+            write_run_report(path, run)
+        assert path.read_bytes() == before
 
 
 def test_a_key_of_images_in_two_places_shows_neither(run: ReportSources, tmp_path: Path) -> None:
