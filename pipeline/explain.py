@@ -201,13 +201,12 @@ def _made_row(image: AnyPath, encoder: Encoder, machine: ExtractConfig) -> _Row:
         batch_size=engine.batch_size,
         workers=1,
     )
-    for batch, rows in encode_batches(engine, batches):
-        for failure in batch.failures:
-            raise InputError(f"{image}: {failure.reason}")
-        row: Features = mean_views(rows.astype(np.dtype(machine.dtype)), encoder.spec.view_count)[0]
-        origin = f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
-        return _Row(row, np.split(batch.images[0], encoder.crop_count)[0], origin)
-    raise InputError(f"{image}: cannot be read")
+    [(batch, rows)] = encode_batches(engine, batches)
+    for failure in batch.failures:
+        raise InputError(f"{image}: {failure.reason}")
+    row: Features = mean_views(rows.astype(np.dtype(machine.dtype)), encoder.spec.view_count)[0]
+    origin = f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
+    return _Row(row, np.split(batch.images[0], encoder.crop_count)[0], origin)
 
 
 def _require_key(image: AnyPath, key: str | None, keys: Collection[str], where: str) -> str:

@@ -160,11 +160,7 @@ def _spec_of(config: ExtractConfig, store: FeatureStore | None) -> FeatureSpec:
     if is_named and not find_named_weights(config.backbone, config.weights)[0].exists():
         spec = store.spec if store is not None else build_untrained_encoder(config).spec
         return replace(
-            spec,
-            backbone=config.backbone,
-            preprocess=preprocess,
-            image_size=config.image_size,
-            views=config.views,
+            spec, backbone=config.backbone, preprocess=preprocess, image_size=config.image_size, views=config.views
         )
     return build_encoder(replace(config, preprocess=preprocess)).spec
 

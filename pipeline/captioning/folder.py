@@ -116,13 +116,7 @@ def caption_folder(
         source = open_source(store_path, cache.features, models.spec)
     else:
         source = extract_source(
-            task.found,
-            store_path,
-            models.spec,
-            cache,
-            replaces=bool(overwrite),
-            before_work=load,
-            progress=progress,
+            task.found, store_path, models.spec, cache, replaces=bool(overwrite), before_work=load, progress=progress
         )
     captioning_started = time.monotonic()
     updated = _update_table(

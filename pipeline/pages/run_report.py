@@ -13,16 +13,15 @@ from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS
 from captionmill.data.errors import CaptionmillError, ImageError, InputError
 from captionmill.data.files import require_other_file, write_text
-from captionmill.data.images.decode import decode_image
 from captionmill.data.images.find import find_images
-from captionmill.data.images.read import ImageFile, read_image
+from captionmill.data.images.read import ImageFile
 from captionmill.data.models.bundle import model_paths
 from captionmill.data.models.source import find_models
 from captionmill.data.paths import AnyPath
 from captionmill.data.urls import is_url
 from captionmill.pipeline.pages import run_results as results
 from captionmill.pipeline.pages import run_work as work
-from captionmill.pipeline.pages.page import THUMBNAIL_SIDE, render_page, thumbnail_url
+from captionmill.pipeline.pages.page import render_page, thumbnail_of
 from captionmill.pipeline.pages.run_files import (
     ModelFiles,
     ScoreFile,
@@ -103,10 +102,9 @@ class _Images:
         if key not in self.files:
             return "", "no image: " + ("; ".join(self.problems) or "it is not among the images named")
         try:
-            image = decode_image(read_image(self.files[key])[0], at_least=lambda *_: (THUMBNAIL_SIDE,) * 2, name=key)
+            return thumbnail_of(self.files[key]), ""
         except ImageError as exc:
             return "", f"no image: {exc}"
-        return thumbnail_url(image), ""
 
 
 def write_run_report(output: Path, sources: ReportSources, *, title: str = "") -> None:

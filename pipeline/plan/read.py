@@ -71,11 +71,7 @@ def _read_train(section: Section, extractions: Sequence[Task]) -> list[Task]:
     grid = section.grid(TrainConfig)
     output = section.path("output", _default_output("model", section.name, "", is_folder=bool(grid)))
     job = TrainJob(
-        features,
-        captions,
-        output,
-        TrainConfig(),
-        section.settings(SplitLists(), tuple(settings_of(SplitLists))),
+        features, captions, output, TrainConfig(), section.settings(SplitLists(), tuple(settings_of(SplitLists)))
     )
     config = section.settings(TrainConfig())
     tasks = []

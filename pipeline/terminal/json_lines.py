@@ -67,10 +67,10 @@ class JsonLines(io.TextIOBase):
             self._stream.put_back()
 
     def log(self, level: str, event: str, message: str, **facts: Any) -> None:
-        """Write one object: time, level, event, message, and `facts` by name."""
+        """Write one object: time, level, event, message, and `facts` by name; a path is its string."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         values = {"time": now, "level": level, "event": event, "message": message} | facts
-        self._stream.write(json.dumps(values, ensure_ascii=False).translate(_CONTROLS) + "\n")
+        self._stream.write(json.dumps(values, ensure_ascii=False, default=os.fspath).translate(_CONTROLS) + "\n")
         self._stream.flush()
 
 
@@ -136,7 +136,6 @@ def streams_put_back() -> Iterator[None]:
                 stream.finish()
         if (stream := json_errors()) is not None and not isinstance(sys.exc_info()[1], Exception):
             stream.put_back()
-        if json_errors() is not None and not isinstance(sys.exc_info()[1], Exception):
             sys.stdout, sys.stderr, sys.excepthook = stdout, stderr, hook
 
 

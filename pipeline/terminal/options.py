@@ -182,6 +182,9 @@ strict_option = click.option("--strict", is_flag=True, help="Exit with code 1 if
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show what would be read, skipped and done again, and change nothing."
 )
+NETWORK_SETTINGS = ("device", "engine", "precision")
+"""How the network runs on one image."""
+network_options = setting_options(ExtractConfig, *NETWORK_SETTINGS)
 device_option = setting_options(ExtractConfig, "device")
 machine_options = setting_options(ExtractConfig, *MACHINE_SETTINGS)
 search_options = setting_options(SearchConfig)
@@ -193,6 +196,11 @@ models_option = click.option(
     required=True,
     help="Folder that `train` wrote, file that `pack` wrote, or a URL of one; several form an ensemble: the mean of "
     "their probabilities is used.",
+)
+
+
+matcher_option = click.option(
+    "--model", type=MODEL, required=True, help="Model with a matcher, which `train` makes beside the decoder."
 )
 
 

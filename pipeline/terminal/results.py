@@ -33,6 +33,18 @@ def show_result(text: str, fields: "Fields", *, on_stderr: bool = False) -> None
         click.echo(text, err=on_stderr)
 
 
+def show_left_out(why: str, keys: Sequence[str], advice: str = "") -> None:
+    """Show on stderr how many `keys` were left out and why, what to do about it, and the first of them, if any were."""
+    if keys:
+        click.echo(f"{why}: {len(keys):,}{advice and f'; {advice}'}", err=True)
+        click.echo(words.show_list(keys), err=True)
+
+
+def show_damaged(what: str, keys: Sequence[str]) -> None:
+    """As `show_left_out`, for keys whose features are damaged; `what` was done with the others: "compared"."""
+    show_left_out(f"Not {what}, as their features are damaged", keys, "run extract again")
+
+
 def stage_printer(quiet: bool) -> Callable[[str, str], None]:
     """The callback before each task of a pipeline: shows the name of the task, if it has one, and its command."""
 
@@ -100,14 +112,14 @@ def epoch_printer(quiet: bool, progress: ProgressBars) -> Callable[["EpochResult
 
 def _outcome_fields(outcome: "TaskOutcome") -> "Fields":
     """One task of a pipeline."""
-    return {"task": outcome.task.id, "output": str(outcome.task.output), "ran": outcome.summary is not None}
+    return {"task": outcome.task.id, "output": outcome.task.output, "ran": outcome.summary is not None}
 
 
 def _standing_fields(standing: "Standing") -> "Fields":
     """One task of a pipeline, compared with what made its output."""
     return {
         "task": standing.task.id,
-        "output": str(standing.task.output),
+        "output": standing.task.output,
         "up_to_date": not (standing.reasons or standing.error),
         "reasons": [*standing.reasons, *([standing.error] if standing.error else [])],
     }

@@ -58,6 +58,6 @@ def run(
             on_outcome=lambda outcome: show_outcome(outcome, progress),
             on_splits=show_splits,
             on_epoch=epoch_printer(quiet, progress),
-            on_report=lambda path: show_result(f"{path}: the report, open it in a browser", {"output": str(path)}),
+            on_report=lambda path: show_result(f"{path}: the report, open it in a browser", {"output": path}),
         )
         run_pipeline(pipeline, jobs=jobs, cluster=cluster, wait_s=wait_s, start=start, events=events, progress=progress)

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from processes import start_command
 
 from captionmill.cli import main
-from captionmill.data.errors import PipelineError
+from captionmill.data.errors import InputError, PipelineError
 from captionmill.data.features.store import FeatureStore
 from captionmill.pipeline.plan.records import claim_pipeline
 from captionmill.pipeline.plan.run import RunEvents, run_pipeline
@@ -172,6 +172,11 @@ def test_a_file_that_is_no_table_of_captions_is_not_replaced_by_one(plan_path: P
         assert mine.read_text() == "image,caption\na.png,my own words\n"
     mine.unlink()
     assert stages_run(plan_path) == ["caption"]
+
+
+def test_a_cluster_has_its_own_processes(plan_path: Path) -> None:
+    with pytest.raises(InputError, match="`jobs` is for this machine: with `cluster`"):
+        run_pipeline(plan_path, jobs=2, cluster="dask://127.0.0.1:1")
 
 
 def test_two_plans_in_one_folder_do_not_take_each_others_outputs_for_their_own(finished_plan: Path) -> None:
