@@ -14,7 +14,7 @@ from captionmill.data.errors import CaptionmillError, PipelineError
 from captionmill.data.paths import AnyPath
 from captionmill.pipeline.plan.command_line import command_line
 from captionmill.pipeline.plan.fingerprints import Images, settle
-from captionmill.pipeline.plan.graph import Graph, Task
+from captionmill.pipeline.plan.graph import Graph, Task, TaskOutcome
 from captionmill.pipeline.plan.jobs import with_chosen_models
 from captionmill.pipeline.plan.read import read_plan
 from captionmill.pipeline.plan.records import Workspace, claim_pipeline
@@ -25,33 +25,10 @@ from captionmill.pipeline.words import show_error
 if TYPE_CHECKING:
     from captionmill.data.captions.splits import Splits
     from captionmill.data.progress import Progress
-    from captionmill.pipeline.plan.crew import Crew, JobCall, JobResult
-    from captionmill.pipeline.plan.work import Summary
+    from captionmill.pipeline.plan.crew import Crew, JobCall
     from captionmill.stages.training.state import EpochResult
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TaskOutcome:
-    """One task of a run: made, up to date, failed, or not run because of others."""
-
-    task: Task
-    text: str
-    """A summary of the stage in words, or the reason why nothing was done."""
-    summary: "Summary | None" = None
-    """The summary of the stage; None if it did not run."""
-    error: str = ""
-    """Why it failed, in one line."""
-    missing: tuple[str, ...] = ()
-    """The tasks that it needs and that failed or were not run; if there are any, it was not run."""
-    warnings: tuple[str, ...] = ()
-    """Its warnings, if it ran in a worker process."""
-
-    @property
-    def is_made(self) -> bool:
-        """Whether the output exists as the plan describes it."""
-        return not self.error and not self.missing
 
 
 @dataclass(frozen=True)
@@ -158,9 +135,9 @@ class _Run:
                     self._crew = self._crew or self._start_crew()
                     self._advance(self._crew)
         except BaseException:  # also Ctrl-C: worker processes stop where nothing is lost; finished jobs count
-            for result in self._crew.stop() if self._crew else ():
-                if result.summary:
-                    self._end(result)
+            for outcome in self._crew.stop() if self._crew else ():
+                if outcome.summary:
+                    self._end(outcome)
             raise
         return [self._outcomes[task.id] for task in self._graph.tasks]
 
@@ -180,7 +157,7 @@ class _Run:
                 standing = find_standing(task, self._workspace, forced=task.id in self._forced)
                 command = command_line(with_chosen_models(task.job)) if standing.runs else ""
             except CaptionmillError as exc:
-                self._settle(TaskOutcome(task, f"failed: {exc}", error=str(exc)))
+                self._settle(TaskOutcome.failed(task, str(exc)))
                 continue
             if standing.runs:
                 self._ready[task.id] = standing
@@ -196,8 +173,8 @@ class _Run:
         elif self._ready:
             task = next(iter(self._ready.values())).task
             self._end(crew.do_here(self._begin(task)))
-        for result in crew.ended(wait=not self._ready and bool(self._begun)):
-            self._end(result)
+        for outcome in crew.ended(wait=not self._ready and bool(self._begun)):
+            self._end(outcome)
 
     def _begin(self, task: Task) -> "JobCall":
         """Record and report that a task is about to run."""
@@ -210,18 +187,15 @@ class _Run:
         self._begun[task.id] = standing
         return JobCall(task, replaces)
 
-    def _end(self, result: "JobResult") -> None:
+    def _end(self, outcome: TaskOutcome) -> None:
         """Record how a task ended: its output belongs to the inputs as they were at the start."""
-        task = result.task
+        task = outcome.task
         inputs = dict(self._begun.pop(task.id).ingredients.inputs)
-        if result.error:
-            outcome = TaskOutcome(task, f"failed: {result.error}", error=result.error, warnings=result.warnings)
-        else:
+        if outcome.is_made:
             for name, source in task.job.inputs().items():
                 if isinstance(source, Images):
                     inputs[name] = settle(source, inputs[name])
-            self._workspace.end(task.output, inputs, result.duration_s)
-            outcome = TaskOutcome(task, result.text, result.summary, warnings=result.warnings)
+            self._workspace.end(task.output, inputs, outcome.duration_s)
         self._settle(outcome)
 
     def _settle(self, outcome: TaskOutcome) -> None:

@@ -13,8 +13,7 @@ from captionmill.pipeline.terminal.progress import ProgressBars
 
 if TYPE_CHECKING:
     from captionmill.data.captions.splits import Splits
-    from captionmill.pipeline.plan.graph import Graph
-    from captionmill.pipeline.plan.run import TaskOutcome
+    from captionmill.pipeline.plan.graph import Graph, TaskOutcome
     from captionmill.pipeline.plan.standing import Standing
     from captionmill.pipeline.result_fields import Fields
     from captionmill.stages.training.state import EpochResult

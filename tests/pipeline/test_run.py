@@ -21,6 +21,7 @@ from processes import start_command
 from captionmill.cli import main
 from captionmill.data.errors import InputError, PipelineError
 from captionmill.data.features.store import FeatureStore
+from captionmill.pipeline.pages.gallery import write_gallery
 from captionmill.pipeline.plan.records import claim_pipeline
 from captionmill.pipeline.plan.run import RunEvents, run_pipeline
 from captionmill.pipeline.plan.standing import survey
@@ -278,12 +279,13 @@ def test_a_gallery_is_written_when_the_file_asks_for_it(finished_plan: Path, mon
 
 def test_a_report_that_cannot_be_written_is_a_warning(plan_path: Path) -> None:
     report = plan_path.with_name("report.html")
-    report.write_text("<p>somebody's own</p>")
+    write_gallery(report, "a page of another kind", [], [])
+    before = report.read_bytes()
     result = run_command(plan_path)
     assert result.exit_code == 0
     assert f"no report of this run: {report}: exists already and is not a report of captionmill" in result.stderr
     assert "open it in a browser" not in result.stdout
-    assert report.read_text() == "<p>somebody's own</p>"
+    assert report.read_bytes() == before
     other_path = plan_path.rename(plan_path.with_name("other.toml"))
     assert (
         f"{plan_path.with_name('other.report.html')}: the report" in run_command(other_path, "--from", "train").stdout
