@@ -50,7 +50,7 @@ class MetadataLines:
         if path.name != NAME:
             raise InputError(f"{path}: must be called {NAME}, the name by which imagefolder finds it: `metadata_jsonl`")
         require_other_file(path, table, *others)
-        self._path, self._table, self._wording = path, table, wording
+        self._path, self._wording = path, wording
         self._written = WrittenTexts(table, "metadata")
         folder = _plain(path.parent)
         self._names = {image.key: _name_in(folder, image) for image in found if not image.problem}

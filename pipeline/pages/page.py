@@ -29,14 +29,16 @@ _ASSETS_DIR = Path(__file__).parent / "assets"
 
 @functools.cache
 def environment() -> Environment:
-    """What renders the templates of all pages; a value that is missing is an error."""
-    return Environment(
+    """What renders the templates of all pages; a value that is missing is an error. `commas` shows 8091 as 8,091."""
+    templates = Environment(
         loader=FileSystemLoader(_ASSETS_DIR),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters["commas"] = "{:,}".format
+    return templates
 
 
 def page_pieces(

@@ -84,7 +84,7 @@ def run_pipeline(
         outcomes = _Run(graph, Workspace(plan_path), forced, start_crew, events).run_all()
         if any(outcome.summary for outcome in outcomes) or not report_path_for(plan_path).exists():
             _write_report(plan_path, outcomes, events.on_report)
-    require_made(plan_path, outcomes)
+    _require_made(plan_path, outcomes)
     return outcomes
 
 
@@ -99,7 +99,7 @@ def _write_report(plan_path: Path, outcomes: Sequence[TaskOutcome], on_report: C
             on_report(path)
 
 
-def require_made(plan_path: Path, outcomes: Sequence[TaskOutcome]) -> None:
+def _require_made(plan_path: Path, outcomes: Sequence[TaskOutcome]) -> None:
     """Raise PipelineError naming the tasks that failed and those that were not run because of them."""
     if failed := [f"{outcome.task.id} failed ({outcome.error})" for outcome in outcomes if outcome.error]:
         missing = [outcome.task.id for outcome in outcomes if outcome.missing]

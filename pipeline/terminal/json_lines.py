@@ -15,37 +15,22 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
+
+from captionmill.pipeline.terminal.printable import StreamAbove
 
 _STDERR = 2
 _CONTROLS = {number: f"\\u{number:04x}" for number in range(0x7F, 0xA0)}  # JSON escapes those below 0x20
 
 
-class JsonLines(io.TextIOBase):
+class JsonLines(StreamAbove):
     """A text stream that writes each message, the text up to a line break at the end of a write, as a JSON object."""
-
-    encoding = "utf-8"
-    errors = "strict"
 
     def __init__(self, stream: TextIO, event: str) -> None:
         """Objects go to `stream`; plain text is an `event` of level info."""
-        self._stream = stream
+        super().__init__(stream)
         self._event = event
         self._text = ""
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    @property
-    def buffer(self) -> BinaryIO:
-        """The bytes of the stream below, for a table that is written to stdout."""
-        return self._stream.buffer
-
-    def writable(self) -> bool:
-        return True
-
-    def flush(self) -> None:
-        self._stream.flush()
 
     def write(self, text: str) -> int:
         """Collect text; write it as an object once it ends in a line break."""

@@ -62,7 +62,8 @@ def show_splits(splits: "Splits") -> None:
 def show_outcomes(outcomes: Iterable["TaskOutcome"]) -> None:
     """Show one line per output."""
     for outcome in outcomes:
-        show_result(f"{outcome.task.output}: {outcome.text}", _outcome_fields(outcome))
+        fields = {"task": outcome.task.id, "output": outcome.task.output, "ran": outcome.summary is not None}
+        show_result(f"{outcome.task.output}: {outcome.text}", fields)
 
 
 def show_outcome(outcome: "TaskOutcome", progress: ProgressBars) -> None:
@@ -107,11 +108,6 @@ def epoch_printer(quiet: bool, progress: ProgressBars) -> Callable[["EpochResult
             click.echo(summaries.epoch_line(result), err=True)
 
     return show
-
-
-def _outcome_fields(outcome: "TaskOutcome") -> "Fields":
-    """One task of a pipeline."""
-    return {"task": outcome.task.id, "output": outcome.task.output, "ran": outcome.summary is not None}
 
 
 def _standing_fields(standing: "Standing") -> "Fields":
