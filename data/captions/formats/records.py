@@ -45,7 +45,7 @@ def read_parquet_file(path: Path, wanted: ColumnNames) -> Iterator[ReferenceRow]
                 for record in batch.to_pylist():
                     number += 1
                     yield from _rows_of(record, wanted, f"row {number}")
-    except (arrow.ArrowException, OSError) as exc:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as exc:
         raise AnnotationError(f"damaged Parquet ({' '.join(str(exc).split())[:100]}); export it again") from exc
 
 
@@ -55,7 +55,7 @@ def check_parquet(path: Path, wanted: ColumnNames) -> list[str]:
     parquet = require("pyarrow.parquet", extra="parquet", needed_by="Parquet")
     try:
         names: list[str] = list(parquet.read_schema(path).names)
-    except (arrow.ArrowException, OSError) as exc:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as exc:
         raise AnnotationError(f"damaged Parquet ({' '.join(str(exc).split())[:100]}); export it again") from exc
     found = find_columns(names, wanted)
     if found is None:
