@@ -87,7 +87,8 @@ class FeatureSpec:
         try:
             self.require(run, mine=str(store), others="this run")
         except SpecMismatchError as exc:
-            own = [f"`{name}` {getattr(self, name)}" for name in _SETTINGS if getattr(self, name) != getattr(run, name)]
+            differing = {difference.partition(":")[0] for difference in self.differences(run)}
+            own = [f"`{name}` {getattr(self, name)}" for name in _SETTINGS if name in differing]
             raise SpecMismatchError(f"{exc}: pass {', '.join(own) or 'another `output`'}, or `overwrite`") from exc
 
 
