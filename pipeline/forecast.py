@@ -209,8 +209,7 @@ def _records(store_path: Path) -> list[ExtractionRecord]:
 
 def _reading_rate(records: Sequence[ExtractionRecord]) -> float | None:
     """Images per second in the last runs that read any."""
-    pairs = [(record.extracted + record.failed, record.duration_s) for record in records if record.extracted]
-    return _rate(pairs)
+    return _rate([(record.extracted + record.failed, record.duration_s) for record in records if record.extracted])
 
 
 def _captioning_rate(records: Sequence[ExtractionRecord]) -> float | None:
@@ -224,8 +223,9 @@ def _captioning_rate(records: Sequence[ExtractionRecord]) -> float | None:
 
 
 def _rate(pairs: Sequence[tuple[int, float]]) -> float | None:
-    counts, seconds = zip(*pairs[-_RECORDS:], strict=True) if pairs else ((), ())
-    return sum(counts) / sum(seconds) if sum(seconds) else None
+    last = pairs[-_RECORDS:]
+    total_s = sum(duration_s for _, duration_s in last)
+    return sum(count for count, _ in last) / total_s if total_s else None
 
 
 def _duration(*work: tuple[int, float | None]) -> float | None:

@@ -98,9 +98,8 @@ def folder_line(summary: "FolderSummary") -> str:
     return (
         f"{show_count(summary.found, 'image')} found: {summary.captioned:,} captioned "
         f"({summary.cached:,} from cached features{as_before}), "
-        f"{len(summary.failures):,} failed; "
-        f"{show_duration(summary.duration_s)}"
-    ) + _left_out(summary.left_out)
+        f"{len(summary.failures):,} failed; {show_duration(summary.duration_s)}{_left_out(summary.left_out)}"
+    )
 
 
 def forecast_lines(forecast: "Forecast") -> str:

@@ -132,7 +132,8 @@ def _figures(rows: Sequence[CaptionRow], verdicts: Mapping[str, Verdict], *, is_
     figures = [(len(rows), "images" if len(rows) != 1 else "image")]
     if is_table:
         figures.append((len(rows) - failed, "captioned"))
-    return [(f"{count:,}", what) for count, what in [*figures, *((count, what) for count, what in wanted if count)]]
+    figures += [(count, what) for count, what in wanted if count]
+    return [(f"{count:,}", what) for count, what in figures]
 
 
 def _row_values(

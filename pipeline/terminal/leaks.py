@@ -39,8 +39,8 @@ def leaks(features: Path, quiet: bool, **options: Any) -> None:
     """Report identical and nearly identical images in different splits, by the features in the store FEATURES.
 
     The splits come from the model, or from the lists, or else from the captions file. With --within, all images of the
-    store are compared if no splits are named, as by `duplicates`. Images are identical if their
-    files have the same content.
+    store are compared if no splits are named, as by `duplicates`. Images are identical if their files have the same
+    content.
 
     Example: captionmill leaks features.h5 --model model --output leaks.csv
     """

@@ -1,6 +1,7 @@
 """Types of arguments, the options made from settings (`setting_options`), and others that several commands share."""
 
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 
 from captionmill.data.regular import read_stream
 from captionmill.data.urls import is_url
-from captionmill.stages.fields import Configuration, Setting, settings_of
+from captionmill.stages.fields import Configuration, Setting, settings_of, shown
 from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig
 
 if TYPE_CHECKING:
@@ -62,10 +63,10 @@ class ShardType(click.ParamType[tuple[int, int]]):
     name = "I/N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        index, _, count = str(value).partition("/")
-        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-            self.fail(f"{value!r} is not I/N with I from 1 to N, such as 2/8", param, ctx)
-        return int(index), int(count)
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", str(value))
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            self.fail(f"{shown(value)} is not I/N with I from 1 to N, such as 2/8", param, ctx)
+        return int(found[1]), int(found[2])
 
 
 class ValueOrWord(click.ParamType[Any]):
