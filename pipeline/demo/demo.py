@@ -15,8 +15,9 @@ from captionmill.data.tables.formats import read_captions
 from captionmill.pipeline.demo.scene_captions import Scene, describes
 from captionmill.pipeline.demo.scenes import draw_samples
 from captionmill.pipeline.pages.gallery import Verdict, write_gallery
+from captionmill.pipeline.plan.graph import TaskOutcome
 from captionmill.pipeline.plan.report import report_path_for
-from captionmill.pipeline.plan.run import RunEvents, TaskOutcome, run_pipeline
+from captionmill.pipeline.plan.run import RunEvents, run_pipeline
 from captionmill.stages.training.state import EpochResult
 
 PICTURES_DIR, HELD_OUT_DIR = "pictures", "held_out"

@@ -50,12 +50,12 @@ class ImageExplanation:
     @property
     def caption(self) -> str:
         """The caption that the captioner gives."""
-        return self.bundles[0].vocabulary.decode(self.explanation.beam.words)
+        return self.text_of(self.explanation.beam.words)
 
     @property
     def greedy_caption(self) -> str:
         """The caption of the highest logit at each step."""
-        return self.bundles[0].vocabulary.decode(self.explanation.greedy.words)
+        return self.text_of(self.explanation.greedy.words)
 
     @property
     def decoders(self) -> tuple[DecoderConfig, ...]:

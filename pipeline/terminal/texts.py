@@ -14,6 +14,7 @@ from captionmill.pipeline.pages.explain_words import (
     show_number,
     show_probability,
 )
+from captionmill.pipeline.terminal.printable import printable
 from captionmill.stages.decoding.beam_tree import BeamTree
 from captionmill.stages.decoding.explain import Reference, ScoredWord, Walk
 from captionmill.stages.decoding.folded import Numbers
@@ -25,7 +26,7 @@ _LARGEST = 10
 
 def render_text(explained: ImageExplanation) -> str:
     """The whole walk; characters that could steer a terminal are shown as their escapes."""
-    return "\n".join(_printable(line) for line in _lines(explained))
+    return "\n".join(map(printable, _lines(explained)))
 
 
 def _lines(explained: ImageExplanation) -> Iterator[str]:
@@ -165,7 +166,3 @@ def _reference_lines(reference: Reference, where: str) -> Iterator[str]:
             f"{show_probability(step.chosen.probability):>11}  {-step.chosen.log_probability:13.4f}"
         )
     yield f"  mean {show_number(reference.walk.cross_entropy)} nats a word"
-
-
-def _printable(line: str) -> str:
-    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in line)

@@ -194,7 +194,7 @@ def test_shards_that_are_added_later_have_the_preprocessing_of_those_that_are_th
     assert FeatureStore.open(tmp_path / "f.h5").spec.preprocess == "crop"
 
 
-@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0"])
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0", f"1/{'9' * 5000}"])
 def test_a_shard_that_is_none_is_wrong_usage(shard: str, many: Path, tmp_path: Path) -> None:
     assert "is not I/N with I from 1 to N" in fail(
         "extract", many, "--output", tmp_path / "f.h5", "--shard", shard, code=2
