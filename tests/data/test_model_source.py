@@ -149,8 +149,9 @@ def test_what_is_no_model_is_one_line(cache: Path, tmp_path: Path) -> None:
         (pack(tmp_path / "half.tar", ("bundle.json", b'{"format": "captionmill-bundle"}')), "not a readable model"),
         (f"{tmp_path}/text.tar#sha256=12", "#sha256= needs 64 hexadecimal digits"),
     ):
-        with pytest.raises(ModelError, match=message):
+        with pytest.raises(ModelError, match=message) as caught:
             find_model(place)
+        assert str(caught.value).startswith(str(place))
     assert list(cache.iterdir()) == []
 
 
