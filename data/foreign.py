@@ -1,9 +1,15 @@
 """Values from files that somebody else may have written: every damage is one of the errors that readers expect."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
-from typing import IO, Any, AnyStr
+from typing import IO, TYPE_CHECKING, Any, AnyStr, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Record = TypeVar("Record", bound="DataclassInstance")
 
 WRONG_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """What reading values of other types, names or sizes raises; a UnicodeDecodeError is a ValueError."""
@@ -46,6 +52,15 @@ def decimal_number(text: str) -> float:
     if abs(number) > _LARGEST_DECIMAL:
         raise ValueError(f"{text[:40]} is too large")
     return number
+
+
+def record_of(kind: type[Record], values: Any) -> Record:
+    """The dataclass `kind` with the fields `values`; TypeError if one is missing, unknown or of another type."""
+    record = kind(**values)
+    for field in dataclasses.fields(record):
+        if type(value := getattr(record, field.name)) is not field.type:
+            raise TypeError(f"{field.name} is {value!r}")
+    return record
 
 
 def text_of(value: object) -> str:
