@@ -42,10 +42,7 @@ class Cache:
     @property
     def folder(self) -> Path:
         """Its folder; OSError for a user without a home."""
-        try:
-            return cache_dir(self.name)
-        except RuntimeError as exc:
-            raise OSError(str(exc)) from exc
+        return cache_dir(self.name)
 
     def size(self) -> int:
         """The bytes of all entries; 0 where the cache cannot be read."""

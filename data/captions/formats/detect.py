@@ -1,8 +1,7 @@
 """Recognises the layout of a file or folder of captions by its content, never by its name, and reads its rows."""
 
-import functools
 import io
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -28,8 +27,6 @@ from captionmill.data.regular import is_folder, open_file_or_pipe, open_regular
 
 _START_CHARACTERS = 65_536
 
-Reader = Callable[[TextIO], Iterator[ReferenceRow]]
-
 
 @contextmanager
 def open_rows(
@@ -49,7 +46,7 @@ def open_rows(
             yield read_parquet_file(path, columns)
         else:
             with open_text(path) as file:
-                yield _recognise(_read_start(file), columns, left_out)(file)
+                yield _recognise(file, columns, left_out)
     except AnnotationError as exc:
         raise _named(path, exc) from exc
 
@@ -91,11 +88,13 @@ def _read_start(file: TextIO) -> str:
     return start
 
 
-def _recognise(start: str, columns: ColumnNames, left_out: LeftOut) -> Reader:
-    """The reader for a file that begins with `start`; AnnotationError if there is none."""
+def _recognise(file: TextIO, columns: ColumnNames, left_out: LeftOut) -> Iterator[ReferenceRow]:
+    """The captions in `file`, of which only the beginning is read at once; AnnotationError if its layout is unknown."""
+    start = _read_start(file)
     first_lines = start.lstrip().split("\n", 3)
     if start.lstrip().startswith(("{", "[")):
-        return _recognise_json(first_lines, columns, left_out)
+        is_lines = _is_json_lines(first_lines, columns)
+        return read_json_lines(file, columns) if is_lines else _read_json(file, columns, left_out)
     is_token_file = any(map(is_token_line, first_lines[:3]))
     try:
         layout = find_table(start, columns)
@@ -104,24 +103,27 @@ def _recognise(start: str, columns: ColumnNames, left_out: LeftOut) -> Reader:
             raise
         layout = None
     if layout is not None:
-        return functools.partial(read_caption_table, layout=layout)
+        return read_caption_table(file, layout)
     if not is_token_file:
         raise AnnotationError(f"unknown format; expected {FORMATS}")
     columns.refuse("a Flickr token file")
-    return read_token_file
+    return read_token_file(file)
 
 
-def _recognise_json(first_lines: list[str], columns: ColumnNames, left_out: LeftOut) -> Reader:
-    """JSON lines if the first line is an object by itself, with an image and a caption or with more such lines."""
+def _is_json_lines(first_lines: list[str], columns: ColumnNames) -> bool:
+    """Whether the first line is an object by itself, with an image and a caption or with more such lines.
+
+    Raises AnnotationError if it is and has no image or no caption.
+    """
     try:
         first = parse_json(first_lines[0])
     except ValueError:
-        first = None
+        return False
     has_more = len(first_lines) > 1 and first_lines[1].startswith("{")
-    if isinstance(first, dict) and "images" not in first and (has_more or has_columns(list(first), columns)):
-        find_columns(list(first), columns)  # raises what reading would
-        return functools.partial(read_json_lines, wanted=columns)
-    return functools.partial(_read_json, columns=columns, left_out=left_out)
+    if not isinstance(first, dict) or "images" in first or not (has_more or has_columns(list(first), columns)):
+        return False
+    find_columns(list(first), columns)
+    return True
 
 
 def _read_json(file: TextIO, columns: ColumnNames, left_out: LeftOut) -> Iterator[ReferenceRow]:
