@@ -127,7 +127,9 @@ def _header(name: str, scores: Sequence[ScoredImages]) -> list[str]:
 
 def _teacher_lines(model: Model) -> list[str]:
     """The models whose probabilities its training learned, one per line."""
-    names, digests = (model.training.get(name, []) for name in ("teacher", "teacher_sha256"))
+    names, digests = (model.training.get(name) for name in ("teacher", "teacher_sha256"))
+    if not isinstance(names, list) or not isinstance(digests, list):
+        return []
     return [
         f"- Learned from the model `{_one_cell(str(name))}`, SHA-256 of its bundle.json `{digest}`"
         for name, digest in zip(names, digests, strict=False)

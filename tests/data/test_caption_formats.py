@@ -229,8 +229,10 @@ def test_an_own_parquet_table_is_read_and_a_damaged_one_named(tmp_path: Path) ->
     assert read_annotations(path).captions == {"a.jpg": ("a dog, asleep",)}
     with pytest.raises(AnnotationError, match=r"captions.parquet: has no column 'text'; its columns are path, caption"):
         CaptionFiles((path,), caption_column="text").check()
-    path.write_bytes(path.read_bytes()[:100])
-    assert error_of(path).startswith(f"{path}: damaged Parquet (")
+    content = path.read_bytes()
+    for damaged in (content[:100], content.replace(b"caption", b"capt\xbfon")):  # cut off; a column named in no UTF-8
+        path.write_bytes(damaged)
+        assert error_of(path).startswith(f"{path}: damaged Parquet (")
 
 
 @pytest.mark.parametrize("start", ["", "sep=;\r\n"])

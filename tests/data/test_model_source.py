@@ -189,3 +189,11 @@ def test_a_card_with_half_a_surrogate_is_written_and_known_again_as_ours(model: 
     card = write_card(model)
     assert "Note: \\ud83d" in card.read_text(encoding="utf-8")
     write_card(model)  # an InputError if the card were taken for a person's
+
+
+@pytest.mark.parametrize("teachers", [7, {"a": 1}, [["a"]]])
+def test_a_card_of_a_model_whose_teachers_are_no_names_is_written(model: Path, teachers: object) -> None:
+    values = json.loads((model / "bundle.json").read_text(encoding="utf-8"))
+    values["training"] |= {"teacher": teachers, "teacher_sha256": 7}
+    (model / "bundle.json").write_text(json.dumps(values), encoding="utf-8")
+    assert "Learned from" not in write_card(model).read_text(encoding="utf-8")
