@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any, AnyStr, TypeVar
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Record = TypeVar("Record", bound="DataclassInstance")
+_Record = TypeVar("_Record", bound="DataclassInstance")
 
 WRONG_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """What reading values of other types, names or sizes raises; a UnicodeDecodeError is a ValueError."""
@@ -54,7 +54,7 @@ def decimal_number(text: str) -> float:
     return number
 
 
-def record_of(kind: type[Record], values: Any) -> Record:
+def record_of(kind: type[_Record], values: Any) -> _Record:
     """The dataclass `kind` with the fields `values`; TypeError if one is missing, unknown or of another type."""
     record = kind(**values)
     for field in dataclasses.fields(record):
