@@ -20,11 +20,10 @@ from captionmill.data.captions.formats.rows import (
     has_columns,
     is_marked,
 )
-from captionmill.data.csv_tables import unguard_formula
+from captionmill.data.csv_tables import SEPARATOR_LINE, unguard_formula
 from captionmill.data.errors import AnnotationError
 
 _MARKS = ("\t", ",", "|", ";")
-_MARK_LINE = re.compile(r'"?sep=(?P<mark>[^"\n])"?\s*', re.IGNORECASE)  # Excel's first line
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}$")
 _IMAGE_SUFFIX = re.compile(r"\.(jpe?g|jpe|jfif|png|webp|bmp|gif|tiff?|heic|heif|avif|jxl)$", re.IGNORECASE)
 
@@ -48,7 +47,7 @@ def find_table(start: str, wanted: ColumnNames) -> TableLayout | None:
     """
     lines = start.split("\n")
     skipped = next((index for index, line in enumerate(lines) if line.strip()), 0)
-    first = _MARK_LINE.fullmatch(lines[skipped].removeprefix("\ufeff"))
+    first = SEPARATOR_LINE.fullmatch(lines[skipped].removeprefix("\ufeff"))
     skipped += bool(first)
     marks = (first["mark"],) if first else _MARKS
     headers = {mark: RowReader(mark).split(lines[skipped] if skipped < len(lines) else "").cells for mark in marks}
