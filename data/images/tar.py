@@ -52,10 +52,10 @@ def refuse_compressed(path: Path | str) -> None:
 def list_members(path: Path | str, replaced: list[TarMember] | None = None) -> Collection[TarMember]:
     """The regular files in the tar at `path`, a file or a URL. Of members with the same name, the last.
 
-    Those before it, which unpacking would replace, are added to `replaced`.
-    Tars that follow each other in one file are one tar, and the end mark may be missing. Sparse members, symbolic links
-    and hard links to what is not in the tar are left out with a warning. Raises ImageError if it is not a tar, is cut
-    inside a member, is damaged or cannot be read; InputError if a package is missing.
+    Those before it, which unpacking would replace, are added to `replaced`. Tars that follow each other in one file are
+    one tar, and the end mark may be missing. Sparse members, symbolic links and hard links to what is not in the tar
+    are left out with a warning. Raises ImageError if it is not a tar, is cut inside a member, is damaged or cannot be
+    read; InputError if a package is missing.
     """
     members: dict[str, TarMember] = {}
     sparse: list[str] = []
@@ -71,7 +71,8 @@ def list_members(path: Path | str, replaced: list[TarMember] | None = None) -> C
                 target = unpacked_name(info.linkname) if info.islnk() else ""
                 if info.isdir() or target == name:  # GNU tar links a file to itself if it is given twice
                     continue
-                replaced += filter(None, (members.pop(name, None),))
+                if name in members:
+                    replaced.append(members.pop(name))
                 links.pop(name, None)
                 if target in members:
                     members[name] = members[target]._replace(name=name, written_name=info.name)
