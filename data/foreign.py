@@ -3,13 +3,10 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any, AnyStr, TypeVar
+from collections.abc import Callable, Iterator
+from typing import IO, Any, AnyStr, TypeVar, cast
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-_Record = TypeVar("_Record", bound="DataclassInstance")
+_Record = TypeVar("_Record")
 
 WRONG_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """What reading values of other types, names or sizes raises; a UnicodeDecodeError is a ValueError."""
@@ -54,10 +51,10 @@ def decimal_number(text: str) -> float:
     return number
 
 
-def record_of(kind: type[_Record], values: Any) -> _Record:
+def record_of(kind: Callable[..., _Record], values: Any) -> _Record:
     """The dataclass `kind` with the fields `values`; TypeError if one is missing, unknown or of another type."""
     record = kind(**values)
-    for field in dataclasses.fields(record):
+    for field in dataclasses.fields(cast(Any, record)):
         if type(value := getattr(record, field.name)) is not field.type:
             raise TypeError(f"{field.name} is {value!r}")
     return record
