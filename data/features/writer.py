@@ -180,7 +180,7 @@ class FeatureWriter:
         if not store_exists(self.path):
             return None
         store = FeatureStore.open(self.path)
-        store.spec.require(self.spec, mine=str(self.path), others="this run")
+        store.spec.require_run(self.spec, self.path)
         if store.dtype != self.dtype:
             raise StoreError(
                 f"{self.path} holds {store.dtype} rows, not {self.dtype}: pass `dtype` {store.dtype}, or `overwrite`"

@@ -51,7 +51,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
 
     serve = functools.partial(Handler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as found:
-        thread = threading.Thread(target=found.serve_forever)
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield f"http://127.0.0.1:{found.server_port}", asked
         found.shutdown()
