@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from captionmill.data.errors import SpecMismatchError
+from captionmill.data.foreign import record_of
 
 StoredDtype = Literal["float16", "float32"]
 Preprocess = Literal["crop", "squash", "whole"]
@@ -56,10 +57,7 @@ class FeatureSpec:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "FeatureSpec":
         """The spec that `to_json` wrote; TypeError or ValueError if a field is missing, unknown or of a wrong type."""
-        spec = cls(**values)
-        for field in fields(cls):
-            if type(getattr(spec, field.name)) is not field.type:
-                raise TypeError(f"{field.name} is {getattr(spec, field.name)!r}")
+        spec = record_of(cls, values)
         for name, known in (("preprocess", get_args(Preprocess)), ("views", get_args(Views))):
             if (value := getattr(spec, name)) not in known:
                 raise ValueError(f"{name} is {value!r}, not one of {', '.join(known)}")

@@ -1,6 +1,7 @@
 """A model from a folder, a packed file or a URL of either: fetched once, checked by its hash, never half."""
 
 import functools
+import gzip
 import hashlib
 import http.server
 import io
@@ -143,14 +144,19 @@ def test_a_bundle_names_no_file_but_its_weights(weights: object, model: Path) ->
 
 def test_what_is_no_model_is_one_line(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_text("hello")
+    noise = gzip.compress(bytes(range(256)) * 64)
+    (tmp_path / "packed.tar").write_bytes(noise[:80] + bytes(80) + noise[160:])
     for place, message in (
-        (tmp_path / "text.tar", "not a packed model"),
+        (tmp_path / "text.tar", r"not a packed model \(file could not be opened successfully\); `captionmill pack`"),
+        (tmp_path / "packed.tar", "not a packed model"),
         (pack(tmp_path / "empty.tar"), "holds no bundle.json"),
         (pack(tmp_path / "half.tar", ("bundle.json", b'{"format": "captionmill-bundle"}')), "not a readable model"),
         (f"{tmp_path}/text.tar#sha256=12", "#sha256= needs 64 hexadecimal digits"),
     ):
-        with pytest.raises(ModelError, match=message):
+        with pytest.raises(ModelError, match=message) as caught:
             find_model(place)
+        assert str(caught.value).startswith(str(place))
+        assert "\n" not in str(caught.value)
     assert list(cache.iterdir()) == []
 
 
