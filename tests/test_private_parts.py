@@ -20,7 +20,12 @@ from captionmill.data.images.formats.jpeg import PlainJpegFile
 
 ROOT = Path(__file__).parents[1]
 CODE = [path for folder in ("data", "stages", "pipeline") for path in sorted((ROOT / folder).rglob("*.py"))]
-PUBLIC = ("_replace", "_thread", "_exit")  # of a named tuple; a module and a function of the standard library
+PUBLIC = (
+    "_replace",
+    "_fields",
+    "_thread",
+    "_exit",
+)  # two of a named tuple; a module and a function of the standard library
 UNPROMISED = ("externals", "ts_decoder")
 
 

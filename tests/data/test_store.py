@@ -236,7 +236,8 @@ def test_rows_of_another_network_are_refused_with_both_values(tmp_path: Path) ->
         FeatureWriter(path, other, dtype="float32", made_by={})
     assert str(error.value) == (
         f"{path} and this run do not fit: {path} has weights: imagenet1k_v1 (aaaaaaaaaaaa), "
-        "not other.pth (bbbbbbbbbbbb); preprocess: crop, not squash"
+        "not other.pth (bbbbbbbbbbbb); preprocess: crop, not squash: "
+        "pass `weights` imagenet1k_v1, `preprocess` crop, or `overwrite`"
     )
 
 

@@ -28,6 +28,7 @@ _OTHER_CODING_STYLES = (b"\xff\x50", b"\xff\x53", b"\xff\x5f")
 _RAW_BITS = 1
 _JPEG_TABLES = 347
 _STRIPS = ((273, 279), (324, 325))  # offsets and byte counts of strips, and of tiles
+_PLANAR = 2  # each sample has its own strips
 _AT_ONCE = 1 << 22
 _ZEROS = "a part of it is zeros"
 
@@ -52,10 +53,13 @@ def require_whole_webp(data: bytes, size: tuple[int, int]) -> None:
 
 
 def require_whole_strips(data: bytes, image: TiffImageFile) -> None:
-    """Raise EOFError if a checksum of a strip or tile is wrong, or if zeros stand for a part of one.
+    """Raise EOFError if a strip or tile is missing or has a wrong checksum, or if zeros stand for a part of one.
 
-    libtiff looks at the checksums of Deflate only sometimes, and takes wrong codes of Group 4 for white lines.
+    libtiff looks at the checksums of Deflate only sometimes, and takes wrong codes of Group 4 for white lines. Pillow
+    makes strips that are not there black.
     """
+    if max(len(image.tag_v2.get(offsets, ())) for offsets, _ in _STRIPS) < _count_strips(image):
+        raise EOFError("a strip or a tile is missing")
     for offsets, counts in _STRIPS:
         for start, count in zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(counts, ()), strict=False):
             strip = data[start : start + count]
@@ -63,6 +67,17 @@ def require_whole_strips(data: bytes, image: TiffImageFile) -> None:
                 raise EOFError("wrong checksum of the pixels")
             if _has_hole(strip, image):
                 raise EOFError(_ZEROS)
+
+
+def _count_strips(image: TiffImageFile) -> int:
+    """How many strips or tiles make up the image (TIFF 6.0, sections 3 and 15)."""
+    tags = image.tag_v2
+    width, length = tags[256], tags[257]
+    planes = tags.get(277, 1) if tags.get(284) == _PLANAR else 1
+    across = math.ceil(width / tags[322]) if 322 in tags else 1
+    rows = tags[323] if 323 in tags else min(tags.get(278, length), length)
+    count: int = planes * across * math.ceil(length / max(rows, 1))
+    return count
 
 
 def require_whole_codestream(data: bytes) -> None:
