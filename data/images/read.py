@@ -97,8 +97,8 @@ def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
                     raise ImageError("the tar ends in the middle of it")
     except OSError as exc:
         raise ImageError(exc.strerror.lower() if exc.strerror else str(exc)) from exc
-    except ValueError as exc:  # a null byte in the path
-        raise ImageError(str(exc)) from exc
+    except ValueError as exc:  # a null byte in the path, which Python 3.14 calls a null character
+        raise ImageError("embedded null byte" if "\0" in str(image.path) else str(exc)) from exc
     except MemoryError as exc:
         raise ImageError("not enough memory to read it") from exc
     return data, ImageSource(len(data), modified_ns, hash_content(data))

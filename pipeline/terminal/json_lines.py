@@ -45,7 +45,8 @@ class JsonLines(io.TextIOBase):
         return True
 
     def flush(self) -> None:
-        self._stream.flush()
+        if not self._stream.closed:  # as it may be when this object ends; Python 3.14 would report the error
+            self._stream.flush()
 
     def write(self, text: str) -> int:
         """Collect text; write it as an object once it ends in a line break."""
