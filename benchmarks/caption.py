@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from captionmill.data.captions.references import read_annotations, read_split_list
 from captionmill.data.captions.vocabulary import END, START
 from captionmill.data.features.store import FeatureStore
-from captionmill.stages.decoding.captioner import Captioner, CaptionFinder, decode_features, decode_rows
-from captionmill.stages.decoding.decoder import Decoder, TorchSteps
+from captionmill.stages.decoding.captioner import Captioner, CaptionFinder, decode_rows
+from captionmill.stages.decoding.decoder import Decoder, TorchSteps, choose_steps
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.tokens import tokenize_ptb
 from captionmill.stages.settings import SearchConfig
@@ -142,8 +142,8 @@ def main() -> None:
     keys = store.keys[: arguments.images]
 
     def decode(search: SearchConfig, keys: list[str] = keys) -> dict[str, str]:
-        found = decode_features(decoder, store, keys, captioner.vocabulary, search)
-        return {key: caption.text for key, caption in found}
+        finder = CaptionFinder(choose_steps(decoder), captioner.vocabulary, search)
+        return {key: caption.text for key, caption in decode_rows(finder, store, keys)}
 
     @torch.inference_mode()
     def decode_by_layers(search: SearchConfig, keys: list[str], decoder: Decoder) -> dict[str, str]:

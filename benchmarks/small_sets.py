@@ -31,6 +31,7 @@ ROWS: dict[str, list[object]] = {
 }
 DOG_ROWS: dict[str, list[object] | None] = {
     "dogs: the model as it is": None,
+    "dogs: the model as it is, not re-ranked": None,
     "dogs: from scratch": [],
     "dogs: --init": ["--init"],
     "dogs: --init, 25 epochs": ["--init", "--max-epochs", 25],
@@ -89,9 +90,8 @@ class Runs:
                 self.train(model, images, val, seed, self.complete(options))
             listed = self.write_list(f"{name}-test", test)
             words = ("--captions", self.data.token_file, "--list", listed, "--output", path, "--quiet")
-            run_command(
-                "evaluate", self.features, "--model", model, *words, *(["--repeat-words"] * ("may repeat" in row))
-            )
+            search = ["--repeat-words"] * ("may repeat" in row) + ["--rerank", "none"] * ("not re-ranked" in row)
+            run_command("evaluate", self.features, "--model", model, *words, *search)
             if options is not None:
                 shutil.rmtree(model)
         values = json.loads(path.read_text(encoding="utf-8"))

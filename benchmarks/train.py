@@ -30,7 +30,7 @@ from captionmill.data.captions.vocabulary import END, PAD, START, Vocabulary
 from captionmill.data.features.store import FeatureStore
 from captionmill.stages.machine import choose_device
 from captionmill.stages.settings import TrainConfig
-from captionmill.stages.training.corpus import build_vocabulary
+from captionmill.stages.training.corpus import choose_vocabulary, count_words
 from captionmill.stages.training.loop import prepare_batch, seed_step, train_on_captions
 from captionmill.stages.training.losses import cross_entropy
 from captionmill.stages.training.state import Training
@@ -186,7 +186,7 @@ def main() -> None:
     annotations = read_annotations(arguments.flickr8k / "Flickr8k.token.txt")
     lists = [read_split_list(arguments.flickr8k / f"Flickr_8k.{name}Images.txt") for name in ("train", "dev")]
     splits = choose_splits(annotations, store.keys, train_list=lists[0], val_list=lists[1], seed=0)
-    vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=5)
+    vocabulary = choose_vocabulary(count_words(annotations.captions, splits.train), min_count=5)
 
     def build(config: TrainConfig) -> Training:
         return Training(store, annotations.captions, splits, vocabulary, config, device=choose_device("auto"))

@@ -27,7 +27,7 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
 from captionmill.stages.machine import choose_device
 from captionmill.stages.settings import TrainConfig
-from captionmill.stages.training.corpus import build_vocabulary
+from captionmill.stages.training.corpus import choose_vocabulary, count_words
 from captionmill.stages.training.loop import train_on_captions
 from captionmill.stages.training.state import Training
 
@@ -94,7 +94,7 @@ def run_training(folder: Path, seconds: float) -> None:
     store = FeatureStore.open(folder / "features.h5")
     annotations = read_annotations(folder / "captions.csv")
     splits = choose_splits(annotations, store.keys, seed=0)
-    vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=5)
+    vocabulary = choose_vocabulary(count_words(annotations.captions, splits.train), min_count=5)
     training = Training(store, annotations.captions, splits, vocabulary, TrainConfig(), device=choose_device("auto"))
     del annotations
     stopwatch = Stopwatch(seconds)

@@ -11,11 +11,12 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from captionmill.data.files import digest_of_file
 from captionmill.data.foreign import WRONG_VALUES, parse_json
 from captionmill.data.paths import cache_dir
 
@@ -41,10 +42,7 @@ class Cache:
     @property
     def folder(self) -> Path:
         """Its folder; OSError for a user without a home."""
-        try:
-            return cache_dir(self.name)
-        except RuntimeError as exc:
-            raise OSError(str(exc)) from exc
+        return cache_dir(self.name)
 
     def size(self) -> int:
         """The bytes of all entries; 0 where the cache cannot be read."""
@@ -70,29 +68,20 @@ class Cache:
 
     def keep(self, key: str, fill: Callable[[Path], None]) -> Path | None:
         """The folder of the entry `key`, whose files `fill` writes; None if it cannot be kept."""
+        entry = None
         try:
             entry = self.folder / key
-            partial = entry.with_name(f".{key}.{secrets.token_hex(8)}")
-            partial.mkdir(parents=True)
-        except OSError as exc:
-            _logger.info("%s: cannot be written (%s)", self.name, exc)
-            return None
-        try:
-            fill(partial)
-            sums = {path.name: _hash(path) for path in sorted(partial.iterdir())}
-            (partial / _SUMS_NAME).write_text(json.dumps(sums), encoding="utf-8")
-            with suppress(OSError):  # another process was faster
-                partial.rename(entry)
+            with folder_aside(entry) as aside:
+                fill(aside)
+                sums = {path.name: digest_of_file(path) for path in sorted(aside.iterdir())}
+                (aside / _SUMS_NAME).write_text(json.dumps(sums), encoding="utf-8")
             self._trim(entry)
-        except OSError as exc:  # a full disk
+        except OSError as exc:  # such as a full disk
             _logger.info("%s: cannot be written (%s)", self.name, exc)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return entry if entry.is_dir() else None
+        return entry if entry is not None and entry.is_dir() else None
 
     def _trim(self, newest: Path) -> None:
         """Remove the entries that were used longest ago until all fit; `newest` stays."""
-        remove_abandoned(newest.parent)
         used: list[tuple[int, int, Path]] = []
         for entry in newest.parent.iterdir():
             with suppress(OSError):  # removed by another process
@@ -109,8 +98,32 @@ NETWORKS = Cache("networks", 1_000_000_000)
 """Networks that were converted for a CPU; a ResNet-50 in float32 takes 94 MB."""
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove the unfinished entries of a cache that killed processes left in its `folder` long ago."""
+@contextmanager
+def folder_aside(entry: Path) -> Iterator[Path]:
+    """A new folder to fill, which becomes `entry` when the block ends without an error.
+
+    If another process was faster, its entry stays. What killed processes left beside it long ago is removed. Raises
+    OSError if it cannot be written.
+    """
+    aside = _name_aside(entry)
+    aside.mkdir(parents=True)
+    _remove_abandoned(entry.parent)
+    try:
+        yield aside
+        try:
+            aside.rename(entry)
+        except OSError:
+            if not entry.is_dir():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _name_aside(entry: Path) -> Path:
+    return entry.with_name(f".{entry.name}.{secrets.token_hex(8)}")
+
+
+def _remove_abandoned(folder: Path) -> None:
     for entry in list(folder.glob(".*")):
         with suppress(OSError):  # removed by another process
             if time.time() - entry.stat().st_mtime > _ABANDONED_S:
@@ -121,19 +134,14 @@ def _is_whole(entry: Path) -> bool:
     """Whether the files of `entry` are those that were written."""
     try:
         sums = parse_json((entry / _SUMS_NAME).read_bytes())
-        return all(_hash(entry / name) == digest for name, digest in sums.items())
+        return all(digest_of_file(entry / name) == digest for name, digest in sums.items())
     except (FileNotFoundError, *WRONG_VALUES):
         return False
 
 
 def _remove(entry: Path) -> None:
     """Remove an entry; no process finds half of it."""
-    aside = entry.with_name(f".{entry.name}.{secrets.token_hex(8)}")
+    aside = _name_aside(entry)
     with suppress(OSError):
         entry.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ Cell = str | int | float | None
 RecordLayout = Literal["csv", "jsonl"]
 TableRecord = Mapping[str, Any]
 """Texts and numbers by column."""
+SEPARATOR_LINE = re.compile(r'"?sep=(?P<mark>[^"\r\n])"?\s*', re.IGNORECASE)
+"""A line before the header, by which Excel knows the separator."""
 _STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 

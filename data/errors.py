@@ -24,6 +24,11 @@ CaptionmillError
 import re
 
 
+def one_line(error: Exception) -> str:
+    """The beginning of an error's text, which other libraries make pages long; its class if it has none."""
+    return " ".join(str(error).split())[:150] or type(error).__name__
+
+
 class CaptionmillError(Exception):
     """The base of every error that the command line shows as one line."""
 

@@ -156,8 +156,7 @@ def write_bytes(path: Path, content: bytes, *, flushes: bool = True) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`, atomically, replacing any old content; half a surrogate pair is escaped."""
-    with replace_atomically(path) as partial_path:
-        partial_path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def flush_to_disk(path: Path) -> None:

@@ -1,9 +1,12 @@
 """Values from files that somebody else may have written: every damage is one of the errors that readers expect."""
 
+import dataclasses
 import json
 import math
-from collections.abc import Iterator
-from typing import IO, Any, AnyStr
+from collections.abc import Callable, Iterator
+from typing import IO, Any, AnyStr, TypeVar, cast
+
+_Record = TypeVar("_Record")
 
 WRONG_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """What reading values of other types, names or sizes raises; a UnicodeDecodeError is a ValueError."""
@@ -46,6 +49,15 @@ def decimal_number(text: str) -> float:
     if abs(number) > _LARGEST_DECIMAL:
         raise ValueError(f"{text[:40]} is too large")
     return number
+
+
+def record_of(kind: Callable[..., _Record], values: Any) -> _Record:
+    """The dataclass `kind` with the fields `values`; TypeError if one is missing, unknown or of another type."""
+    record = kind(**values)
+    for field in dataclasses.fields(cast(Any, record)):
+        if type(value := getattr(record, field.name)) is not field.type:
+            raise TypeError(f"{field.name} is {value!r}")
+    return record
 
 
 def text_of(value: object) -> str:

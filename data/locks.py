@@ -18,7 +18,7 @@ from captionmill.data.regular import refuse_link
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
 """What storage without locks answers."""
-HOLDER_SUFFIX = ".holder"
+_HOLDER_SUFFIX = ".holder"
 """Added to the name of a lock file: the file that stands for it on storage without locks."""
 
 
@@ -49,7 +49,7 @@ def _acquire(path: Path, otherwise: CaptionmillError) -> filelock.BaseFileLock:
     except OSError as exc:
         if exc.errno not in NO_LOCKS:
             raise
-    holder_path = path.with_name(path.name + HOLDER_SUFFIX)
+    holder_path = path.with_name(path.name + _HOLDER_SUFFIX)
     lock = filelock.SoftFileLock(holder_path)
     try:
         lock.acquire(timeout=0)

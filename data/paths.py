@@ -1,5 +1,6 @@
 """Paths may be given as strings or as `Path`: the first lines of each public function convert them with these."""
 
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,8 +34,14 @@ def as_location(location: AnyPath) -> AnyPath:
 
 
 def cache_dir(name: str) -> Path:
-    """The folder `name` of what can be fetched or made again: in $CAPTIONMILL_CACHE, or the user's cache folder."""
-    own = os.environ.get("CAPTIONMILL_CACHE")
+    """The folder `name` of what can be fetched or made again: in $CAPTIONMILL_CACHE, or the user's cache folder.
+
+    Raises OSError for a user without a home.
+    """
+    if own := os.environ.get("CAPTIONMILL_CACHE"):
+        return Path(own) / name
     users = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
-    root = Path(own) if own else Path(users or Path.home() / ".cache") / "captionmill"
-    return root / name
+    try:
+        return Path(users or Path.home() / ".cache") / "captionmill" / name
+    except RuntimeError as exc:
+        raise OSError(errno.ENOENT, "this user has no home; name a folder in CAPTIONMILL_CACHE") from exc

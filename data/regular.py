@@ -73,6 +73,14 @@ def open_own(path: Path, mode: str) -> IO[bytes]:
     return open(path, mode, opener=_open_own)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder at `path`; False if that cannot be seen: then opening it names the reason."""
+    try:
+        return path.is_dir()
+    except OSError:  # in a folder without access
+        return False
+
+
 def require_regular(path: Path) -> None:
     """Raise OSError if there is something at `path` that is neither a file nor a folder."""
     _require_kind(path.stat().st_mode, path)

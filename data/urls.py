@@ -3,11 +3,13 @@
 import posixpath
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from captionmill.data.errors import ImageError, InputError
+from captionmill.data.errors import CaptionmillError, ImageError, InputError, one_line
 from captionmill.data.optional import missing_line, require
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://|(?i:(file):(?=/))")  # at least two letters: C:// is a drive
@@ -76,6 +78,18 @@ def _decode_local(path: str) -> str:
     return path if is_literal else str(decoded)
 
 
+@contextmanager
+def storage_errors(kind: type[CaptionmillError], what: str) -> Iterator[None]:
+    """Raise `kind`, one line that begins with `what`, for any error in the block: each file system has its own."""
+    try:
+        yield
+    except CaptionmillError:
+        raise
+    except Exception as exc:
+        reason = "no such file" if isinstance(exc, FileNotFoundError) else one_line(exc)
+        raise kind(f"{what} ({reason})") from exc
+
+
 def read_url(
     url: str, start: int | None = None, end: int | None = None, *, attempts: int = 3, pause_s: float = 0.5
 ) -> bytes:
@@ -83,20 +97,20 @@ def read_url(
 
     `pause_s` is the pause before the second attempt, in seconds; each further pause is twice as long.
     """
-    for attempt in range(1, attempts + 1):
-        try:
+    try:
+        with storage_errors(ImageError, "cannot be fetched"):
             filesystem, path = open_filesystem(url)
             content: bytes = filesystem.cat_file(path, start=start, end=end)
-            is_whole = end is not None and len(content) > end - (start or 0)  # the server ignores ranges
-            return content[start:end] if is_whole else content
-        except (FileNotFoundError, PermissionError) as exc:
-            raise ImageError("no such file" if isinstance(exc, FileNotFoundError) else "permission denied") from exc
-        except InputError as exc:
-            raise ImageError(str(exc)) from exc
-        except Exception as exc:  # each filesystem raises its own errors, and any may be temporary
-            if attempt == attempts:
-                reason = " ".join(str(exc).split()) or type(exc).__name__
-                raise ImageError(f"cannot be fetched ({reason[:100]})") from exc
+    except InputError as exc:  # a package is missing
+        raise ImageError(str(exc)) from exc
+    except ImageError as exc:
+        if isinstance(exc.__cause__, FileNotFoundError):
+            raise ImageError("no such file") from exc
+        if isinstance(exc.__cause__, PermissionError):
+            raise ImageError("permission denied") from exc
+        if attempts == 1:
+            raise
         time.sleep(pause_s)
-        pause_s *= 2
-    raise AssertionError("the loop returns or raises")
+        return read_url(url, start, end, attempts=attempts - 1, pause_s=2 * pause_s)
+    ignores_range = end is not None and len(content) > end - (start or 0)
+    return content[start:end] if ignores_range else content

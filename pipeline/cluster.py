@@ -23,6 +23,7 @@ _CORES_PER_PROCESS = 4
 _LEAST_IMAGES_TO_SPREAD = 10_000  # images that one process extracts while several start
 _MAX_GROWTH = 8e9  # bytes
 _ANSWER_S = 5  # a scheduler that is there answers within this time
+_PAUSE_S = 0.5  # between two attempts to reach it
 _WORKERS_TIMEOUT_S = 60  # a worker that dask restarts imports torch first
 _TASKS_AHEAD = 2  # per dask worker, so that no worker is idle; the scheduler holds no more than these
 _logger = logging.getLogger(__name__)
@@ -107,7 +108,6 @@ def _start_processes(processes: int, attempts: int, *, least_images: int) -> Ite
 @contextmanager
 def _connect_dask(address: str, attempts: int, wait_s: float) -> Iterator[Spread]:
     distributed = require("distributed", extra="dask", needed_by="`cluster` dask://")
-
     dask = require("dask", extra="dask", needed_by="`cluster` dask://")
     usual_s = dask.utils.parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
 
@@ -115,7 +115,7 @@ def _connect_dask(address: str, attempts: int, wait_s: float) -> Iterator[Spread
         return distributed.Client(f"tcp://{address}", set_as_default=False, timeout=min(_ANSWER_S, usual_s))
 
     try:
-        client = _wait(connect, (OSError,), f"dask://{address}: waiting up to {wait_s:g} s for the scheduler", wait_s)
+        client = _wait(connect, f"dask://{address}: waiting up to {wait_s:g} s for the scheduler", wait_s)
     except (OSError, ValueError) as exc:
         raise ClusterError(f"dask://{address}: no dask scheduler answers ({_first_words(exc)})") from exc
     with client:
@@ -153,7 +153,7 @@ def _connect_ray(address: str, attempts: int, wait_s: float) -> Iterator[Spread]
         return ray.init(address=f"ray://{address}", log_to_driver=False)
 
     try:
-        _wait(connect, (OSError,), f"ray://{address}: waiting up to {wait_s:g} s for the cluster", wait_s)
+        _wait(connect, f"ray://{address}: waiting up to {wait_s:g} s for the cluster", wait_s)
     except (OSError, ValueError) as exc:
         raise ClusterError(f"ray://{address}: no ray cluster answers ({_first_words(exc)})") from exc
     try:
@@ -193,22 +193,20 @@ def _connect_ray(address: str, attempts: int, wait_s: float) -> Iterator[Spread]
         ray.shutdown()
 
 
-def _wait(
-    connect: Callable[[], Any], absences: tuple[type[Exception], ...], message: str, wait_s: float, pause_s: float = 0.5
-) -> Any:
-    """What `connect` returns once it raises none of `absences`; after `wait_s` seconds the last of these is raised."""
+def _wait(connect: Callable[[], Any], message: str, wait_s: float) -> Any:
+    """What `connect` returns once it raises no OSError; after `wait_s` seconds the last of these is raised."""
     end = time.monotonic() + wait_s
     is_told = False
     while True:
         try:
             return connect()
-        except absences:
+        except OSError:
             if time.monotonic() >= end:
                 raise
         if not is_told:
             _logger.warning("%s", message)
             is_told = True
-        time.sleep(pause_s)
+        time.sleep(_PAUSE_S)
 
 
 def _retrying(run_calls: _RunCalls, deaths: tuple[type[BaseException], ...], threads: int, attempts: int) -> RunTasks:

@@ -31,13 +31,15 @@ def compare_tables(
     explains it. `output` is a table (CSV) of the images with different captions. `page` is the same as a page (HTML),
     with the images that are found in `images`, as `extract` takes them.
 
-    Raises InputError if a table cannot be read or an output would replace an input; AnnotationError if no image can be
-    scored.
+    Raises InputError if a table cannot be read, or an output would replace an input or the other output;
+    AnnotationError if no image can be scored.
     """
     first, second, captions, output, page = Path(first), Path(second), *map(as_path, (captions, output, page))
     for path in (output, page):
         if path is not None:
             require_other_file(path, first, second, captions, as_path(images))
+    if output is not None and output == page:
+        raise InputError(f"{page}: cannot be the table and the page at once; name another file as `page`")
     if images is not None and page is None:
         raise InputError("`images` are shown on the page: name its file with `page`")
     comparison = compare_rows(first, second, captions, bootstrap)

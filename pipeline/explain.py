@@ -68,7 +68,9 @@ def explain_image(
     captions = None if captions is None else as_caption_files(captions)
     if output:
         local = image if isinstance(image, Path) else None
-        require_other_file(output, local, features, *(captions.paths if captions else ()), *model_paths(*folders))
+        require_other_file(
+            output, local, features, weights, *(captions.paths if captions else ()), *model_paths(*folders)
+        )
     models = read_models(folders)
     if len(models.vocabulary) == len(SPECIAL_WORDS):
         raise ModelError(f"{folders[0]}: its vocabulary has no words; train it with a smaller `min_count`")
@@ -76,7 +78,7 @@ def explain_image(
     pixels = _load_pixels(image, needed=features is None)
     is_sure = key is not None
     store = FeatureStore.open(features) if features else None
-    if store:
+    if store is not None:
         key = _stored_key(image, key, store, pixels, models.spec)
         is_sure = is_sure or pixels is None or store.source(key) != UNKNOWN_SOURCE
     references = _read_references(image, key, captions, models.vocabulary.word_rule) if captions else _References()
@@ -86,7 +88,7 @@ def explain_image(
     from captionmill.stages.decoding.explain import explain_features
 
     captioner = Captioner.of(models, device=machine.device)
-    if store and key:
+    if store is not None and key:
         row = _stored_row(store, key, pixels, models.spec)
     else:
         row = _made_row(image, encoder_for_spec(models.spec, machine, weights), machine)
@@ -199,13 +201,12 @@ def _made_row(image: AnyPath, encoder: Encoder, machine: ExtractConfig) -> _Row:
         batch_size=engine.batch_size,
         workers=1,
     )
-    for batch, rows in encode_batches(engine, batches):
-        for failure in batch.failures:
-            raise InputError(f"{image}: {failure.reason}")
-        row: Features = mean_views(rows.astype(np.dtype(machine.dtype)), encoder.spec.view_count)[0]
-        origin = f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
-        return _Row(row, np.split(batch.images[0], encoder.crop_count)[0], origin)
-    raise InputError(f"{image}: cannot be read")
+    [(batch, rows)] = encode_batches(engine, batches)
+    for failure in batch.failures:
+        raise InputError(f"{image}: {failure.reason}")
+    row: Features = mean_views(rows.astype(np.dtype(machine.dtype)), encoder.spec.view_count)[0]
+    origin = f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
+    return _Row(row, np.split(batch.images[0], encoder.crop_count)[0], origin)
 
 
 def _require_key(image: AnyPath, key: str | None, keys: Collection[str], where: str) -> str:

@@ -1,8 +1,8 @@
 """A trained model as files that run without captionmill: encoder, decoder, words, and a manifest of them."""
 
-import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,15 +12,15 @@ import numpy as np
 
 from captionmill.data.captions.vocabulary import END, PAD, START, UNK
 from captionmill.data.errors import InputError
-from captionmill.data.files import errors_named, write_text
+from captionmill.data.files import digest_of_file, errors_named, write_text
 from captionmill.data.paths import AnyPath, AnyPaths, as_path
 from captionmill.data.progress import Progress, no_progress
-from captionmill.stages.decoding.captioner import Captioner
+from captionmill.stages.decoding.captioner import Captioner, build_decoders
 from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.encoding.encoder import encoder_for_spec
 from captionmill.stages.encoding.network import IMAGENET_MEAN, IMAGENET_STD
 from captionmill.stages.machine import versions
-from captionmill.stages.portable.file import SUFFIX, PortableNetwork, require_packages, write_network
+from captionmill.stages.portable.file import SUFFIX, Port, PortableNetwork, require_packages, write_network
 from captionmill.stages.portable.networks import portable_decoder, portable_encoder
 from captionmill.stages.settings import ExtractConfig, SearchConfig
 
@@ -28,8 +28,13 @@ MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocabulary.json"
 FORMAT = "captionmill-export"
 FORMAT_VERSION = 1
-_STEMS = ("encoder", "decoder_start", "decoder_step")
-_SUFFIXES = (SUFFIX, ".pt")  # TorchScript, in exports of versions before
+_NETWORKS = ("encoder", "decoder_start", "decoder_step")
+_FILES = (
+    MANIFEST_NAME,
+    VOCABULARY_NAME,
+    *(name + suffix for name in _NETWORKS for suffix in (SUFFIX, ".pt")),  # TorchScript, of versions before
+)
+"""All that an export may hold, in the order in which it is removed."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def export_model(
     networks: list[PortableNetwork] = []
     if with_encoder:
         networks.append(portable_encoder(encoder_for_spec(captioner.spec, ExtractConfig(device="cpu"), weights)))
-    networks += portable_decoder(captioner.decoder)
+    networks += portable_decoder(build_decoders(captioner.models))
     if not (output / MANIFEST_NAME).exists():
         _remove_export(output)  # what a kill left of one, while `staging` still shows whose it is
     shutil.rmtree(staging, ignore_errors=True)
@@ -106,8 +111,7 @@ def _require_place(output: Path, staging: Path, *, overwrite: bool) -> None:
     if not output.exists() or not any(output.iterdir()):
         return
     if not (output / MANIFEST_NAME).exists():
-        own = {VOCABULARY_NAME, *(stem + suffix for stem in _STEMS for suffix in _SUFFIXES)}
-        if (staging / MANIFEST_NAME).exists() and own.issuperset(path.name for path in output.iterdir()):
+        if (staging / MANIFEST_NAME).exists() and all(path.name in _FILES for path in output.iterdir()):
             return
         raise InputError(f"{output}: holds other files; name another folder as `output`")
     if not overwrite:
@@ -141,16 +145,14 @@ def _manifest(captioner: Captioner, networks: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(network: PortableNetwork, path: Path, difference: float) -> dict[str, Any]:
-    def ports(kind: str) -> list[dict[str, Any]]:
-        return [
-            {name: value for name, value in asdict(port).items() if name != "below"} for port in getattr(network, kind)
-        ]
+    def described(ports: Sequence[Port]) -> list[dict[str, Any]]:
+        return [{name: value for name, value in asdict(port).items() if name != "below"} for port in ports]
 
     return {
         "file": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "inputs": ports("inputs"),
-        "outputs": ports("outputs"),
+        "sha256": digest_of_file(path),
+        "inputs": described(network.inputs),
+        "outputs": described(network.outputs),
         "largest_difference": difference,
     }
 
@@ -171,7 +173,7 @@ def _put_in_place(staging: Path, output: Path) -> list[str]:
 
 def _remove_export(output: Path) -> None:
     """Remove the files of an export from a folder, the manifest first."""
-    for name in (MANIFEST_NAME, VOCABULARY_NAME, *(stem + suffix for stem in _STEMS for suffix in _SUFFIXES)):
+    for name in _FILES:
         (output / name).unlink(missing_ok=True)
 
 

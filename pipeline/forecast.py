@@ -98,7 +98,7 @@ def forecast_extraction(
         store = FeatureStore.open(target) if store_exists(target) else None
         spec = _spec_of(config, store)
         if store is not None:
-            store.spec.require(spec, mine=str(output), others="this run")
+            store.spec.require_run(spec, output)
         missing = find_missing(found, store)
         unlisted = find_unlisted(store.keys, found) if store is not None and not limit else ()
         records = _records(path)
@@ -160,11 +160,7 @@ def _spec_of(config: ExtractConfig, store: FeatureStore | None) -> FeatureSpec:
     if is_named and not find_named_weights(config.backbone, config.weights)[0].exists():
         spec = store.spec if store is not None else build_untrained_encoder(config).spec
         return replace(
-            spec,
-            backbone=config.backbone,
-            preprocess=preprocess,
-            image_size=config.image_size,
-            views=config.views,
+            spec, backbone=config.backbone, preprocess=preprocess, image_size=config.image_size, views=config.views
         )
     return build_encoder(replace(config, preprocess=preprocess)).spec
 
@@ -213,8 +209,7 @@ def _records(store_path: Path) -> list[ExtractionRecord]:
 
 def _reading_rate(records: Sequence[ExtractionRecord]) -> float | None:
     """Images per second in the last runs that read any."""
-    pairs = [(record.extracted + record.failed, record.duration_s) for record in records if record.extracted]
-    return _rate(pairs)
+    return _rate([(record.extracted + record.failed, record.duration_s) for record in records if record.extracted])
 
 
 def _captioning_rate(records: Sequence[ExtractionRecord]) -> float | None:
@@ -228,8 +223,9 @@ def _captioning_rate(records: Sequence[ExtractionRecord]) -> float | None:
 
 
 def _rate(pairs: Sequence[tuple[int, float]]) -> float | None:
-    counts, seconds = zip(*pairs[-_RECORDS:], strict=True) if pairs else ((), ())
-    return sum(counts) / sum(seconds) if sum(seconds) else None
+    last = pairs[-_RECORDS:]
+    total_s = sum(duration_s for _, duration_s in last)
+    return sum(count for count, _ in last) / total_s if total_s else None
 
 
 def _duration(*work: tuple[int, float | None]) -> float | None:

@@ -24,13 +24,13 @@ if TYPE_CHECKING:  # the stages import torch, and `--help` must be instant
     from captionmill.stages.training.train import TrainSummary
 
 Fields = dict[str, Any]
-"""Numbers, strings, null, and lists and objects of these."""
+"""Numbers, strings, paths, null, and lists and objects of these."""
 
 
 def extraction_fields(summary: "ExtractSummary") -> Fields:
     """The counts and the pace of an extraction."""
     return {
-        "output": str(summary.output),
+        "output": summary.output,
         "found": summary.found,
         "cached": summary.cached,
         "extracted": summary.extracted,
@@ -46,8 +46,8 @@ def caption_fields(summary: "FolderSummary", output: object) -> Fields:
     """The counts and the pace of a captioning; null for a kind of file that is not written."""
     embedded, shards = summary.files.embedded, summary.files.shards
     return {
-        "output": str(output),
-        "features": str(summary.features_path),
+        "output": output,
+        "features": summary.features_path,
         "found": summary.found,
         "cached": summary.cached,
         "captioned": summary.captioned,
@@ -66,7 +66,7 @@ def forecast_fields(forecast: "Forecast", output: object) -> Fields:
     """What a dry run of an extraction or a captioning found."""
     rows = forecast.rows
     return {
-        "output": str(output),
+        "output": output,
         "dry_run": True,
         "found": forecast.found,
         "cached": forecast.found - forecast.to_read,
@@ -85,7 +85,7 @@ def training_fields(summary: "TrainSummary", output: object) -> Fields:
     """The epoch that was kept."""
     splits = summary.splits
     return {
-        "output": str(output),
+        "output": output,
         "train_images": len(splits.train),
         "val_images": len(splits.val),
         "test_images": len(splits.test),
@@ -102,7 +102,7 @@ def evaluation_fields(evaluation: "Evaluation", output: object) -> Fields:
     """The scores with their intervals, and what they were measured on."""
     against = evaluation.against
     return {
-        "output": None if output is None else str(output),
+        "output": output,
         "images": len(evaluation.captions),
         "missing": len(evaluation.missing),
         "damaged": len(evaluation.damaged),
@@ -114,7 +114,7 @@ def evaluation_fields(evaluation: "Evaluation", output: object) -> Fields:
 def leak_fields(report: "LeakReport", output: object) -> Fields:
     """The pairs that were found."""
     return {
-        "output": None if output is None else str(output),
+        "output": output,
         "threshold": report.threshold,
         "images": report.images,
         "pairs": sum(count.near for count in report.counts.values()),
@@ -127,11 +127,11 @@ def leak_fields(report: "LeakReport", output: object) -> Fields:
 def search_fields(search: "StoreSearch", files: "SearchFiles") -> Fields:
     """The images that were found, and what was searched."""
     return {
-        "output": None if files.output is None else str(files.output),
-        "gallery": None if files.gallery is None else str(files.gallery),
+        "output": files.output,
+        "gallery": files.gallery,
         "searched": search.searched,
         "damaged": len(search.damaged),
-        "unknown_words": list(search.unknown_words),
+        "unknown_words": search.unknown_words,
         "found": [asdict(image) for image in search.images],
     }
 
@@ -139,7 +139,7 @@ def search_fields(search: "StoreSearch", files: "SearchFiles") -> Fields:
 def audit_fields(audit: "CaptionAudit", output: object) -> Fields:
     """The captions that fit worst, and what they were found among."""
     return {
-        "output": None if output is None else str(output),
+        "output": output,
         "captions": audit.captions,
         "images": audit.images,
         "without_features": len(audit.without_features),
@@ -152,7 +152,7 @@ def audit_fields(audit: "CaptionAudit", output: object) -> Fields:
 def decision_fields(summary: "DecisionSummary", output: object, *, dry_run: bool) -> Fields:
     """What a file of decisions did to a table."""
     return {
-        "output": str(output),
+        "output": output,
         "dry_run": dry_run,
         "corrected": summary.corrected,
         "accepted": summary.accepted,
@@ -167,8 +167,8 @@ def comparison_fields(comparison: "TableComparison", output: object, page: objec
     """How two tables differ."""
     scores = comparison.scores
     return {
-        "output": None if output is None else str(output),
-        "page": None if page is None else str(page),
+        "output": output,
+        "page": page,
         "equal": comparison.equal,
         "different": len(comparison.different),
         "only_first": len(comparison.only_first),
@@ -184,8 +184,8 @@ def comparison_fields(comparison: "TableComparison", output: object, page: objec
 def export_fields(summary: "ExportSummary") -> Fields:
     """The files of an export."""
     return {
-        "output": str(summary.output),
-        "files": list(summary.files),
+        "output": summary.output,
+        "files": summary.files,
         "bytes": summary.size_bytes,
         "largest_difference": summary.largest_difference,
     }
@@ -193,12 +193,7 @@ def export_fields(summary: "ExportSummary") -> Fields:
 
 def machine_fields(facts: "Facts", throughput: "Throughput | None", advice: Sequence[str]) -> Fields:
     """The facts about a machine, and its pace in images and captions per second; null without the test."""
-    return {
-        **asdict(facts),
-        "weights_path": str(facts.weights_path),
-        "throughput": throughput and asdict(throughput),
-        "advice": list(advice),
-    }
+    return {**asdict(facts), "throughput": throughput and asdict(throughput), "advice": advice}
 
 
 def _pace(count: int, duration_s: float) -> Fields:
@@ -208,4 +203,4 @@ def _pace(count: int, duration_s: float) -> Fields:
 
 
 def _estimates(estimates: Mapping[str, "Estimate"]) -> Fields:
-    return {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in estimates.items()}
+    return {name: asdict(one) for name, one in estimates.items()}

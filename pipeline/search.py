@@ -8,6 +8,7 @@ from pathlib import Path
 
 from captionmill.data.csv_tables import RecordLayout, require_records_name, write_records
 from captionmill.data.errors import InputError
+from captionmill.data.features.file import Features
 from captionmill.data.files import require_other_file
 from captionmill.data.images.find import find_images
 from captionmill.data.images.keys import match_forms
@@ -16,8 +17,6 @@ from captionmill.data.paths import AnyPath, as_location, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.urls import is_url
-from captionmill.stages.ranking.matcher import Matcher
-from captionmill.stages.ranking.ngrams import Reals
 from captionmill.stages.ranking.opened import MatchedStore, open_matched
 from captionmill.stages.ranking.retrieve import find_closest, load_matcher
 from captionmill.stages.settings import ExtractConfig
@@ -91,10 +90,11 @@ def search_store(
     key = None if like is None else _find_key(like, opened)
 
     matcher = load_matcher(opened)
-    if like is not None:
-        query = _embed_image(like if key is None else key, opened, matcher, machine, as_path(weights))
-    else:
+    if like is None:
         query = matcher.embed_captions([known])[0]
+    else:
+        row = _features_of(like, opened, machine, as_path(weights)) if key is None else opened.store[key]
+        query = matcher.embed_images(row[None])[0]
     left_out = None if key is None else opened.store.position(key)
     found = find_closest(opened.store, matcher, query, top, left_out=left_out, progress=progress)
     images = zip(found.positions.tolist(), found.cosines.tolist(), strict=True)
@@ -109,12 +109,14 @@ def search_store(
 
 
 def _check(files: SearchFiles, opened: MatchedStore) -> None:
-    """Raise InputError if a file would replace an input, or images have no page."""
+    """Raise InputError if a file would replace an input or the other file, or images have no page."""
     for path in (as_path(files.output), as_path(files.gallery)):
         if path is not None:
             require_other_file(path, opened.store.path, as_path(files.images), *model_paths(opened.folder))
     if files.output is not None:
         require_records_name(Path(files.output), files.layout)
+        if as_path(files.output) == as_path(files.gallery):
+            raise InputError(f"{files.gallery}: cannot be the table and the page at once; name another `gallery`")
     if files.images is not None and files.gallery is None:
         raise InputError("`images` are shown on a page: name its file with `gallery`")
 
@@ -144,18 +146,11 @@ def _find_key(like: AnyPath, opened: MatchedStore) -> str | None:
     return None
 
 
-def _embed_image(
-    image: AnyPath, opened: MatchedStore, matcher: Matcher, machine: ExtractConfig, weights: Path | None
-) -> Reals:
-    """The vector [M] of a key of the store, or else of an image file."""
-    if isinstance(image, str) and image in opened.store:
-        row = opened.store[image]
-    else:
-        from captionmill.pipeline.explain import features_of_image
+def _features_of(image: AnyPath, opened: MatchedStore, machine: ExtractConfig, weights: Path | None) -> Features:
+    """The row [D] that the store would hold of an image file or its URL."""
+    from captionmill.pipeline.explain import features_of_image
 
-        row = features_of_image(as_location(image), opened.model.spec, machine, weights)
-    vector: Reals = matcher.embed_images(row[None])[0]
-    return vector
+    return features_of_image(as_location(image), opened.model.spec, machine, weights)
 
 
 def _write(files: SearchFiles, search: StoreSearch, title: str, progress: Progress) -> None:

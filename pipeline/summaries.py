@@ -98,9 +98,8 @@ def folder_line(summary: "FolderSummary") -> str:
     return (
         f"{show_count(summary.found, 'image')} found: {summary.captioned:,} captioned "
         f"({summary.cached:,} from cached features{as_before}), "
-        f"{len(summary.failures):,} failed; "
-        f"{show_duration(summary.duration_s)}"
-    ) + _left_out(summary.left_out)
+        f"{len(summary.failures):,} failed; {show_duration(summary.duration_s)}{_left_out(summary.left_out)}"
+    )
 
 
 def forecast_lines(forecast: "Forecast") -> str:
@@ -120,9 +119,10 @@ def forecast_lines(forecast: "Forecast") -> str:
     if rows and rows.reviewed:
         new = f", {rows.corrections:,} of them new" if rows.corrections else ""
         lines.append(f"{show_count(rows.reviewed, 'caption')} of a person would stay{new}")
-    how_long = "not known yet" if forecast.duration_s is None else f"about {show_duration(forecast.duration_s)}"
-    lines.append(f"time: {how_long}{'' if forecast.duration_s is None else ', by the rates of earlier runs here'}")
-    return "\n".join(lines)
+    how_long = "not known yet"
+    if forecast.duration_s is not None:
+        how_long = f"about {show_duration(forecast.duration_s)}, by the rates of earlier runs here"
+    return "\n".join([*lines, f"time: {how_long}"])
 
 
 def _left_out(left_out: "PassedOver") -> str:
@@ -246,16 +246,12 @@ def leak_lines(report: "LeakReport") -> str:
             f"{where}: {show_count(count.near, 'pair')} of cosine {report.threshold:g} or more, "
             f"{count.identical:,} identical"
         )
-    shown = [
-        f"{pair.cosine:.4f}"
-        + (
-            f"  {pair.split_a} {pair.key_a}  {pair.split_b} {pair.key_b}"
-            if has_splits
-            else f"  {pair.key_a}  {pair.key_b}"
-        )
-        + ("  identical" if pair.identical else "")
-        for pair in report.pairs
-    ]
+    shown = []
+    for pair in report.pairs:
+        first, second = pair.key_a, pair.key_b
+        if has_splits:
+            first, second = f"{pair.split_a} {first}", f"{pair.split_b} {second}"
+        shown.append(f"{pair.cosine:.4f}  {first}  {second}{'  identical' if pair.identical else ''}")
     if shown:
         lines.append(show_list(shown))
     kept, found = len(report.pairs), sum(count.near for count in report.counts.values())

@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,9 +11,8 @@ from PIL import Image
 
 from captionmill.data.images.decode import decode_pixels
 from captionmill.data.progress import Progress, no_progress
-from captionmill.stages.decoding.captioner import choose_steps
 from captionmill.stages.decoding.config import DecoderConfig
-from captionmill.stages.decoding.decoder import Decoder
+from captionmill.stages.decoding.decoder import Decoder, choose_steps
 from captionmill.stages.decoding.search import search_captions
 from captionmill.stages.encoding.encoder import Encoder, build_untrained_encoder
 from captionmill.stages.encoding.engine import build_engine, encode_batches
@@ -59,9 +58,9 @@ def measure_throughput(
     return Throughput(engine, decoding, forward, captions)
 
 
-def draw_photo(seed: int) -> bytes:
+def draw_photo() -> bytes:
     """A JPEG with about the detail of a typical image: enlarged coarse noise with some fine noise on it."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     width, height = PHOTO_SIZE
     coarse = Image.fromarray(generator.integers(256, size=(height // 16, width // 16, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize(PHOTO_SIZE, Image.Resampling.BICUBIC)).astype(np.int16)
@@ -72,7 +71,7 @@ def draw_photo(seed: int) -> bytes:
 
 
 def _measure_decoding(seconds: float, encoder: Encoder, workers: int) -> float:
-    photo = draw_photo(0)
+    photo = draw_photo()
 
     def decode_some(_: int) -> int:
         done = 0
@@ -90,7 +89,7 @@ def _measure_decoding(seconds: float, encoder: Encoder, workers: int) -> float:
 
 def _measure_forward(seconds: float, encoder: Encoder, config: ExtractConfig) -> tuple[str, float]:
     engine = build_engine(encoder, config)
-    pixels = encoder.prepare(decode_pixels(draw_photo(0)))
+    pixels = encoder.prepare(decode_pixels(draw_photo()))
     keys = [str(number) for number in range(engine.batch_size)]
     batch = Batch(keys=keys, images=[pixels] * len(keys))
     engine.submit(batch.pixels)()  # compiles and reserves memory
@@ -113,17 +112,8 @@ def _measure_captions(seconds: float, device_name: str) -> float:
     steps = choose_steps(decoder.to(device))
     features = np.random.default_rng(0).standard_normal((_DECODED_IMAGES, 2048), dtype=np.float32)
 
-    def decode() -> int:
-        return len(search_captions(steps, features, search))
-
-    decode()
-    return _rate(decode, seconds)
-
-
-def _rate(work: Callable[[], int], seconds: float) -> float:
-    """The count per second of `work`, repeated for `seconds`; at least once."""
-    started = time.monotonic()
-    count = work()
-    while time.monotonic() - started < seconds:
-        count += work()
+    search_captions(steps, features, search)  # reserves memory
+    started, count = time.monotonic(), 0
+    while not count or time.monotonic() - started < seconds:
+        count += len(search_captions(steps, features, search))
     return count / (time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""Formats counts, rates and times for people."""
+"""Formats counts, rates, times and errors for people."""
 
 from collections.abc import Sequence
 
@@ -32,6 +32,13 @@ def show_time_left(duration_s: float) -> str:
     if minutes < 24 * 60:
         return f"{minutes // 60} h {minutes % 60} min left"
     return f"{minutes // (24 * 60)} d {minutes // 60 % 24} h left"
+
+
+def show_error(error: Exception) -> str:
+    """`error` in one line; one of the system with the file that it is about, where it names one."""
+    if not isinstance(error, OSError):
+        return str(error)
+    return (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
 
 
 def show_list(lines: Sequence[str]) -> str:

@@ -171,7 +171,7 @@ class Setting:
             raise self._wrong(f"at most {GREATEST_WHOLE}", value)
         if (self.least is not None and value < self.least) or (self.most is not None and value > self.most):
             raise self._wrong(self.limits, value)
-        return value
+        return value if isinstance(value, int | float) else self.type.kind(value)  # such as NumPy's, which JSON lacks
 
     def _wrong(self, wanted: str, value: object) -> SettingError:
         return SettingError(f"`{self.name}` must be {wanted}, not {shown(value)}")

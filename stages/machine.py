@@ -82,15 +82,6 @@ def choose_precision(precision: Precision, device_type: str) -> Precision:
     return "bf16" if device_type == "cpu" and has_fast_bf16() else "fp32"
 
 
-def choose_dtype(precision: Precision, device: "torch.device") -> "torch.dtype":
-    """The dtype that `precision` means on `device`; InputError as `choose_precision`."""
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
-        choose_precision(precision, device.type)
-    ]
-
-
 def choose_training_dtype(device: "torch.device") -> "torch.dtype":
     """The dtype to train in on `device`: bf16 where it is fast, since its range needs no loss scaling."""
     import torch

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,10 @@ from captionmill.data.errors import InputError
 from captionmill.stages.machine import choose_device
 
 T = TypeVar("T")
+
+_LONGEST_WAIT = timedelta(days=1)
+"""The others wait while the first process does what only it does, such as making the ranker; torchrun ends them all if
+one dies."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def join_world(device: str) -> Iterator[tuple[World, torch.device]]:
             )
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
-    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_LONGEST_WAIT)
     try:
         yield World(distributed.get_rank(), size), chosen
     finally:

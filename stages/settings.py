@@ -1,7 +1,4 @@
-"""Every setting of the stages, written once: default, type, range, unit and meaning in one field.
-
-Imports no torch, so that `--help` is instant.
-"""
+"""Every setting of the stages, written once: default, type, range, unit and meaning in one field. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -200,10 +197,8 @@ class SearchConfig(Configuration):
         if found < least:
             names = "`beam_size` or `candidates`" if is_reranked else "`beam_size`"
             raise SettingError(f"`alternatives` {self.alternatives} needs {names} {least} or more, not {found}")
-        if self.beam_size % self.diversity_groups:
-            raise SettingError(
-                f"`beam_size` {self.beam_size} is not a multiple of `diversity_groups` {self.diversity_groups}"
-            )
+        if self.beam_size % (groups := self.diversity_groups):
+            raise SettingError(f"`beam_size` {self.beam_size} is not a multiple of `diversity_groups` {groups}")
 
 
 @dataclass(frozen=True)
@@ -296,3 +291,8 @@ class TrainConfig(Configuration):
     device: str = device_setting()
     search: SearchConfig = SearchConfig()
     """How validation captions are decoded after each epoch; if its `max_length` is not set, it is that of training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.matcher_epochs == 0 and self.search.rerank in ("matcher", "both"):
+            raise SettingError(f"`rerank` {self.search.rerank} needs a matcher: leave `matcher_epochs` 0 out")

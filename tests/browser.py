@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,30 @@ class Browser:
     def text(self, selector: str) -> str:
         """The text of the first element."""
         return str(self.run(f"document.querySelector({json.dumps(selector)}).textContent"))
+
+    def document(self) -> str:
+        """The document as HTML, once the page has drawn what it has to draw."""
+        self.settle()
+        return str(self.run("document.documentElement.outerHTML"))
+
+    def settle(self) -> None:
+        """Wait until the page has drawn twice: what watches sizes is told of them the first time, and may ask again."""
+        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))")
+
+    @contextmanager
+    def window(self, width: int, height: int = 800) -> Iterator[None]:
+        """As long as it lasts, pages have this many pixels, none of them for the bars that scroll."""
+        self._send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self._send("Emulation.setScrollbarsHidden", hidden=True)
+        try:
+            yield
+        finally:
+            self._send("Emulation.setScrollbarsHidden", hidden=False)
+            self._send("Emulation.clearDeviceMetricsOverride")
+
+    def print(self) -> bytes:
+        """The page on paper, as PDF."""
+        return base64.b64decode(self._send("Page.printToPDF")["data"])
 
     def press(self, *keys: str) -> None:
         """Press keys one after the other: "a", "U", "Enter", "Control+s"."""

@@ -2,9 +2,8 @@
 
 import math
 import signal
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,8 +36,6 @@ ROOT = TESTS.parent
 """The checkout."""
 FLICKR8K = ROOT.resolve().parent / "shared" / "flickr8k"
 """The data set, where somebody has put it."""
-OpenPage = Callable[..., subprocess.CompletedProcess[str]]
-"""Opens an address in a browser, with options."""
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "yellow": (240, 220, 40)}
 
 

@@ -1,23 +1,25 @@
 """Small real parts for the tests: a thin ResNet's weights, a folder of pictures."""
 
+import gc
 import os
 import shutil
-import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fork_server import start_server
 
 if TYPE_CHECKING:  # a process that only hands out the tests need not wait for torch
     from browser import Browser
-    from builders import OpenPage
 
 
 LONG = (
-    *("test_export", "test_demo", "test_run", "test_update", "test_store", "test_cli", "test_doc_commands"),
-    *("test_cluster", "test_extract", "test_explain", "test_search", "test_resume", "test_engine", "test_folder"),
-    *("test_java", "test_site", "test_gallery", "test_run_report"),
+    *("test_export", "test_java", "test_demo", "test_run", "test_update", "test_store", "test_cluster"),
+    *("test_extract", "test_decode", "test_cli", "test_doc_commands", "test_parallel", "test_site", "test_explain"),
+    *("test_engine", "test_images", "test_resume", "test_gallery", "test_review", "test_run_report"),
+    *("test_store_access", "test_search", "test_startup", "test_folder"),
 )
 
 
@@ -26,15 +28,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give all processes of the tests one cache, apart from that of whoever runs them, and the workers one server."""
+    gc.set_threshold(10_000, 20, 20)  # of what imports and syntax trees make, little is garbage
+    if not hasattr(config, "workerinput"):
+        os.environ["CAPTIONMILL_CACHE"] = tempfile.mkdtemp(prefix="captionmill-tests-")
+        if config.getoption("numprocesses", None):
+            start_server()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the cache."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop("CAPTIONMILL_CACHE"), ignore_errors=True)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def prepared_process() -> None:
-    """Threads of torch's, and the server of `processes.py`."""
+    """Threads and seeds of torch's, and the server of `processes.py`."""
     import torch
     from processes import share_loaded_modules
 
     torch.set_num_threads(1)  # the cores are for the workers
+    if not torch.cuda.is_available():  # else each call notes the stack three times, for devices that are not there
+        torch.manual_seed = torch.default_generator.manual_seed
     share_loaded_modules()
     os.fsync = lambda fd: None  # no test can see whether the disk has it
+    gc.freeze()  # all that was imported stays: to search it for garbage takes a quarter of a second each time
 
 
 @pytest.fixture(scope="session")
@@ -50,14 +70,6 @@ def thin_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "thin.safetensors"
     safetensors.torch.save_file({k: v for k, v in network.state_dict().items() if not k.startswith("fc.")}, path)
     return path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The cache of the tests, apart from that of whoever runs them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CAPTIONMILL_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -76,37 +88,15 @@ def photos(tmp_path: Path) -> Path:
     return draw_photos(tmp_path / "photos")
 
 
-def find_chromium() -> str:
-    """The program; whoever asks is skipped where there is none."""
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
+    """A headless Chromium, one for all tests of a process; who asks for it is skipped where there is none."""
+    from browser import Browser
+
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("Chromium is not installed")
-    return program
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
-    """A headless Chromium that can be typed into."""
-    from browser import Browser
-
     folder = tmp_path_factory.mktemp("browser")
-    with Browser(find_chromium(), folder) as opened:
+    with Browser(program, folder) as opened:
         yield opened
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator["OpenPage"]:
-    """Opens an address in a headless Chromium, with options; the test is skipped where there is none."""
-    program = find_chromium()
-    profile = tmp_path_factory.mktemp("chromium")
-
-    def open_page(address: str, *options: str) -> subprocess.CompletedProcess[str]:
-        words = [program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
-        words += ["--disable-background-networking", "--enable-logging=stderr", f"--user-data-dir={profile}"]
-        return subprocess.run(
-            [*words, *options, address], capture_output=True, encoding="utf-8", timeout=240, check=True
-        )
-
-    yield open_page
-    shutil.rmtree(profile, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Processes of the tests' own that start at once: a server that has imported captionmill and torch forks each of them.
+"""Processes of the tests' own that start at once: the server of `fork_server.py` forks each of them.
 
 A process of its own it is, with its own signals and exit code; only the seconds that torch takes to be imported are
 spent once for all of them. Nothing computes in the server, so no thread of torch's is lost on the way.
@@ -8,16 +8,15 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from fork_server import start_server, use_server
 from joblib.externals.loky.backend.context import set_start_method
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
-_PRELOADED = ["captionmill.cli", "captionmill.pipeline.plan.crew", "captionmill.pipeline.terminal.results"]
-_PRELOADED += ["distributed", "matplotlib.backends.backend_agg", "matplotlib.figure", "pytest"]
-_PRELOADED += ["torch._dynamo", "torch.distributed.run", "torch.utils.tensorboard", "torchvision"]
 
 
 class Child:
@@ -25,6 +24,7 @@ class Child:
 
     def __init__(self, program: str, *arguments: object, output: Path | None = None) -> None:
         """Start Python code with `arguments` as sys.argv[1:]; `output` is the file that takes what it prints."""
+        start_server()
         self._process = _FORKSERVER.Process(
             target=_run,
             args=(
@@ -65,14 +65,16 @@ def start_command(*arguments: object, output: Path | None = None, before: str = 
 
 
 def share_loaded_modules() -> None:
-    """From now on the server forks the workers of joblib's pools too, which would each import torch."""
-    _FORKSERVER.set_forkserver_preload(_PRELOADED)
+    """From now on the server forks also the workers of joblib's pools, which would each import torch."""
+    use_server()
     set_start_method("forkserver")
 
 
 def _run(program: str, arguments: list[str], output: Path | None, environment: Mapping[str, str], threads: int) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # the server has looked for that of its own environment
+    share_loaded_modules()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told the server to ignore it
     torch.set_num_threads(threads)  # the order of sums depends on it
     if output is not None:

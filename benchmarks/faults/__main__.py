@@ -24,6 +24,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -57,6 +58,7 @@ def try_kind(limits: Limits) -> Tally:
     """One kind, in the child process that it has for itself, with nothing but its own imports."""
     logging.disable()
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without it
     module = importlib.import_module(f"faults.{KINDS[limits.kind][0]}")
     tally: Tally = module.run(limits)
     return tally

@@ -22,6 +22,8 @@ from typing import Any
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
+from joblib.externals.loky import get_reusable_executor
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
@@ -117,6 +119,7 @@ def _run(words: Sequence[str], folder: Path, log: Path, environment: dict[str, s
             main(words, prog_name="captionmill")
     finally:
         counted[1] = time.process_time()
+        get_reusable_executor().shutdown(kill_workers=True)  # joblib's idle workers would be waited for, for minutes
 
 
 def _review(address: str) -> None:

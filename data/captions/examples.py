@@ -10,7 +10,6 @@ from captionmill.data.captions.vocabulary import END, PAD, START, Vocabulary
 
 Indices = npt.NDArray[np.int64]
 BUCKET_BATCHES = 20
-_BLOCK_ROWS = 4096
 
 
 class CaptionDataset:

@@ -15,13 +15,12 @@ NO_CAPTIONS = "features without captions"
 NOT_ANNOTATED = "in a split without captions"
 IN_NO_SPLIT = "in no split"
 DAMAGED_FEATURES = "damaged features, which extract makes again"
+_HELD_OUT = 0.05  # of all images for val, and as many for test
 _logger = logging.getLogger(__name__)
 
 
-def split_by_image(
-    keys: Iterable[str], *, seed: int, val_fraction: float = 0.05, test_fraction: float = 0.05
-) -> dict[str, str]:
-    """The split of each key, drawn by image so that no image has captions in two splits.
+def split_by_image(keys: Iterable[str], *, seed: int) -> dict[str, str]:
+    """The split of each key, 90/5/5, drawn by image so that no image has captions in two splits.
 
     Each split has at least one image, and at least two if there are ten or more: the CIDEr-D of one image is always 0.
 
@@ -31,16 +30,9 @@ def split_by_image(
     unique_keys = sorted(set(keys))
     if len(unique_keys) < 3:
         raise AnnotationError(f"cannot split {len(unique_keys)} images; 3 or more with captions are needed")
-    least = 2 if len(unique_keys) >= 10 else 1
-    val_count = max(least, round(len(unique_keys) * val_fraction))
-    held_out_count = val_count + max(least, round(len(unique_keys) * test_fraction))
-    if held_out_count >= len(unique_keys):
-        raise AnnotationError(
-            f"val fraction {val_fraction} and test fraction {test_fraction} leave none of {len(unique_keys)} images to "
-            "train on; choose smaller fractions"
-        )
+    count = max(2 if len(unique_keys) >= 10 else 1, round(len(unique_keys) * _HELD_OUT))
     drawn = sorted(unique_keys, key=lambda key: hashlib.sha256(f"{seed}\n{key}".encode()).digest())
-    val, test = set(drawn[:val_count]), set(drawn[val_count:held_out_count])
+    val, test = set(drawn[:count]), set(drawn[count : 2 * count])
     return {key: "val" if key in val else "test" if key in test else "train" for key in unique_keys}
 
 

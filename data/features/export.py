@@ -10,8 +10,12 @@ from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import replace_atomically
-from captionmill.data.optional import require
+from captionmill.data.parquet import require_pyarrow
 from captionmill.data.paths import AnyPath
+from captionmill.data.progress import no_progress
+
+ExportProgress = Callable[[str, int, int], None]
+"""Called with a label, and how many rows of how many are done."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ def export_features(
     output: AnyPath,
     *,
     overwrite: bool = False,
-    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
+    progress: ExportProgress = no_progress,
 ) -> FeaturesExportSummary:
     """Write the store at `path` to `output`, block by block.
 
@@ -49,7 +53,7 @@ def export_features(
     return FeaturesExportSummary(len(store), paths)
 
 
-def _write_npy(store: FeatureStore, output: Path, progress: Callable[[str, int, int], None]) -> None:
+def _write_npy(store: FeatureStore, output: Path, progress: ExportProgress) -> None:
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(store.dtype)),
         "fortran_order": False,
@@ -69,9 +73,8 @@ def _write_npy(store: FeatureStore, output: Path, progress: Callable[[str, int, 
     write_table(table_path, ("row", "key"), enumerate(store.keys))
 
 
-def _write_parquet(store: FeatureStore, output: Path, progress: Callable[[str, int, int], None]) -> None:
-    pyarrow = require("pyarrow", extra="parquet", needed_by="Parquet")
-    parquet = require("pyarrow.parquet", extra="parquet", needed_by="Parquet")
+def _write_parquet(store: FeatureStore, output: Path, progress: ExportProgress) -> None:
+    pyarrow, parquet = require_pyarrow()
     kind = pyarrow.float16() if store.dtype == "float16" else pyarrow.float32()
     dim = store.spec.feature_dim
     schema = pyarrow.schema([("key", pyarrow.string()), ("features", pyarrow.list_(kind, dim))])

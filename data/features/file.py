@@ -26,13 +26,13 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from captionmill.data.errors import StoreAccessError, StoreDamageError, StoreError
+from captionmill.data.errors import StoreAccessError, StoreDamageError, StoreError, one_line
 from captionmill.data.features.parts import PART_PREFIX
 from captionmill.data.features.rows import RowFile
 from captionmill.data.features.shard import Shard
 from captionmill.data.features.spec import FeatureSpec, StoredDtype
 from captionmill.data.files import replace_atomically, require_space, stamp_of
-from captionmill.data.foreign import parse_json
+from captionmill.data.foreign import parse_json, text_of
 from captionmill.data.hdf5.check import is_sealed, seal_file
 from captionmill.data.hdf5.files import open_hdf5, read_texts, why_not_now
 from captionmill.data.hdf5.layout import has_dataset, open_dataset
@@ -126,7 +126,7 @@ def write_store_file(
     except (OSError, RuntimeError) as exc:  # h5py reports a full disk as either, with pages of detail
         said = re.search(r"error message = '([^']+)'", str(exc))
         short = said[1] if said else getattr(exc, "strerror", None)
-        reason = short.lower() if short else _first_words(exc)
+        reason = short.lower() if short else one_line(exc)
         raise StoreError(
             f"{path}: cannot be written ({reason}); rows already in parts are safe, run again to resume"
         ) from exc
@@ -195,9 +195,7 @@ def read_store_file(path: Path) -> StoreFile:
                 raise
             if reason := why_not_now(exc):
                 raise StoreAccessError(f"{path}: {reason}") from exc
-            raise StoreDamageError(
-                f"{path}: not a readable feature store ({_first_words(exc)}); extract it again"
-            ) from exc
+            raise StoreDamageError(f"{path}: not a readable feature store ({one_line(exc)}); extract it again") from exc
     return read_store_file(path)  # a writer has just replaced it
 
 
@@ -255,7 +253,7 @@ def _read_open_file(path: Path, file: h5py.File) -> StoreFile:
             f"{path}: format version {version}, and this captionmill reads {FORMAT_VERSION} and {VIEWS_VERSION}"
         )
     spec = FeatureSpec.from_json(parse_json(file.attrs["spec"]))
-    made_by = parse_json(file.attrs["made_by"])
+    made_by = {name: text_of(value) for name, value in parse_json(file.attrs["made_by"]).items()}
     keys = read_texts(open_dataset(file, "keys", ("text",), 1, path), path)
     removed: list[str] = []
     if has_dataset(file, "removed"):
@@ -266,7 +264,7 @@ def _read_open_file(path: Path, file: h5py.File) -> StoreFile:
     shapes = (rows.shape, checksums.shape, sources.shape)
     if shapes != ((len(keys), spec.row_length), (len(keys),), (len(keys), 3)):
         raise StoreDamageError(f"{path}: {len(keys)} keys but features of shape {rows.shape}; extract it again")
-    shard = Shard(**parse_json(file.attrs["shard"])) if "shard" in file.attrs else None
+    shard = Shard.from_json(parse_json(file.attrs["shard"])) if "shard" in file.attrs else None
     dtype: StoredDtype = "float16" if rows.dtype.itemsize == 2 else "float32"
     if (offset := rows.id.get_offset()) is None:  # no rows
         take_rows = rows[:].__getitem__
@@ -274,8 +272,3 @@ def _read_open_file(path: Path, file: h5py.File) -> StoreFile:
         is_main = not path.name.startswith(PART_PREFIX)  # names of parts are never reused
         take_rows = RowFile(path, rows.dtype, spec.row_length, offset, keep_open=is_main).take
     return StoreFile(path, spec, made_by, keys, dtype, take_rows, checksums[:], sources[:], removed, shard)
-
-
-def _first_words(exc: BaseException) -> str:
-    """The start of HDF5's reason, which can be pages long."""
-    return " ".join(str(exc).split())[:120]

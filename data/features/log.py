@@ -8,12 +8,13 @@ import errno
 import io
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from captionmill.data.csv_tables import csv_line, unguard_formula
-from captionmill.data.files import replace_atomically
+from captionmill.data.files import write_bytes
 from captionmill.data.foreign import decimal_number, finite_number, whole_number
 from captionmill.data.regular import open_own, open_regular_text, read_bytes, refuse_link
 
@@ -90,18 +91,18 @@ def _append(path: Path, row: bytes) -> None:
 def _add_column(path: Path) -> None:
     """Give a log of an earlier version the header of this one; its rows are shorter then."""
     if path.exists() and (content := read_bytes(path)).startswith(_FORMER_HEADER):
-        with replace_atomically(path) as partial_path:
-            partial_path.write_bytes(csv_line(_NAMES) + content.removeprefix(_FORMER_HEADER))
+        write_bytes(path, csv_line(_NAMES) + content.removeprefix(_FORMER_HEADER))
 
 
 def read_records(store_path: Path) -> list[ExtractionRecord]:
     """The rows of the store's log, oldest first; none without a log. An incomplete row is left out."""
-    try:
-        with open_regular_text(log_path(store_path), errors="replace") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row]
-    except FileNotFoundError:
-        return []
-    return [record for row in rows if (record := _parse(row)) is not None]
+    records: list[ExtractionRecord] = []
+    no_end = csv.Error  # of a cell, after a write that was cut off
+    with suppress(FileNotFoundError, no_end), open_regular_text(log_path(store_path), errors="replace") as file:
+        for row in csv.DictReader(file):
+            if None not in row and (record := _parse(row)) is not None:
+                records.append(record)
+    return records
 
 
 def _parse(row: Mapping[str, Any]) -> ExtractionRecord | None:

@@ -83,10 +83,11 @@ def _require_whole(stores: Sequence[FeatureStore]) -> None:
                 f"{store.path}: {len(store):,} rows and {store.shard.failed:,} failures of {store.shard.images:,} "
                 "images; run its extraction again"
             )
-    missing = sorted(set(range(1, shards[0].count + 1)).difference(shard.index for shard in shards))
-    if missing:
-        listed = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
-        raise StoreError(f"{len(missing)} of {shards[0].count} shards missing: {listed}")
+    count, present = shards[0].count, {shard.index for shard in shards}
+    if missing_count := count - len(present):
+        first = itertools.islice((index for index in range(1, count + 1) if index not in present), _SHOWN)
+        listed = ", ".join(map(str, first)) + (", ..." if missing_count > _SHOWN else "")
+        raise StoreError(f"{missing_count} of {count} shards missing: {listed}")
 
 
 def _require_apart(stores: Sequence[FeatureStore]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from captionmill.data.errors import InputError
 from captionmill.data.features.parts import is_part_name
-from captionmill.data.urls import is_url, open_filesystem, parent_of
+from captionmill.data.urls import is_url, open_filesystem, parent_of, storage_errors
 
 
 class StoreMirror:
@@ -26,7 +26,8 @@ class StoreMirror:
         """
         filesystem, parent = open_filesystem(self._parent)
         name = self._local.name
-        try:
+        with storage_errors(InputError, f"{self._parent}/{name}: cannot be read"):
+            filesystem.invalidate_cache()  # it may remember what was there earlier in this process
             if filesystem.exists(f"{parent}/{name}"):
                 filesystem.get_file(f"{parent}/{name}", str(self._local))
             parts_dir = f"{parent}/{name}.parts"
@@ -35,8 +36,6 @@ class StoreMirror:
                 if is_part_name(local.name):
                     local.parent.mkdir(exist_ok=True)
                     filesystem.get_file(part, str(local))
-        except Exception as exc:  # each filesystem raises its own errors
-            raise InputError(f"{self._parent}/{name}: cannot be read ({' '.join(str(exc).split())[:150]})") from exc
         return self._local
 
     def push(self, path: Path) -> None:
@@ -45,15 +44,14 @@ class StoreMirror:
         Raises InputError if the URL cannot be written. On s3 and gs, each upload is atomic.
         """
         filesystem, parent = open_filesystem(self._parent)
-        remote = f"{parent}/{path.relative_to(self._staging).as_posix()}"
-        try:
+        name = path.relative_to(self._staging).as_posix()
+        remote = f"{parent}/{name}"
+        with storage_errors(InputError, f"{self._parent}/{name}: cannot be written"):
             if path.exists():
                 filesystem.makedirs(remote.rpartition("/")[0], exist_ok=True)
                 filesystem.put_file(str(path), remote)
             elif filesystem.exists(remote):
                 filesystem.rm_file(remote)
-        except Exception as exc:  # each filesystem raises its own errors
-            raise InputError(f"{remote}: cannot be written ({' '.join(str(exc).split())[:150]})") from exc
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def _names_in(folder: Path) -> list[str]:
         raise StoreAccessError(f"{folder}: cannot be listed ({exc.strerror}), and it may hold rows") from exc
 
 
-def part_number(part: Path) -> int:
+def _part_number(part: Path) -> int:
     """The number of the writer that wrote `part`: those of later writers are larger."""
     return int(part.name.split("-")[1])
 
@@ -64,7 +64,7 @@ class NewParts:
     @classmethod
     def of(cls, path: Path, on_change: FileChanged | None = None) -> "NewParts":
         """Of the store at `path`, with the parts that it has now."""
-        return cls(path, 1 + max(map(part_number, part_paths(path)), default=0), on_change)
+        return cls(path, 1 + max(map(_part_number, part_paths(path)), default=0), on_change)
 
     def prefix(self, task: int) -> str:
         """The beginning of the names of the parts of the task with this number."""

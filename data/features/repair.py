@@ -10,11 +10,11 @@ from captionmill.data.features.file import find_unsafe, read_store_file, write_s
 from captionmill.data.features.parts import DAMAGED_SUFFIX, part_paths
 from captionmill.data.features.store import FeatureStore, store_exists
 from captionmill.data.features.writer import FeatureWriter, lock_store
+from captionmill.data.files import digest_of_file
 from captionmill.data.hdf5.check import is_sealed
 from captionmill.data.paths import AnyPath
 from captionmill.data.regular import open_regular
 
-_READ_BYTES = 1 << 24
 _BLOCK_ROWS = 4096
 
 
@@ -116,8 +116,6 @@ def _set_damaged_aside(path: Path) -> tuple[Path, ...]:
 def _require_readable(path: Path) -> None:
     """Raise StoreAccessError unless the storage returns every byte of the file: then its content is to blame."""
     try:
-        with open_regular(path) as file:
-            while file.read(_READ_BYTES):
-                pass
+        digest_of_file(path)  # reads every byte
     except OSError as exc:
         raise StoreAccessError(f"{path}: cannot be read now ({exc.strerror}); nothing was changed") from exc

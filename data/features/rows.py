@@ -32,11 +32,12 @@ class RowFile:
         """Rows of `row_length` numbers, starting `offset` bytes into the file at `path`.
 
         `keep_open` is for a file that may be replaced: the rows stay those of the present file. A file that is not kept
-        open uses no descriptor, and a store may have thousands of files.
+        open uses no descriptor, and a store may have thousands of files. Windows cannot replace an open file, so none
+        is kept open there.
         """
         self._path, self._dtype, self._row_length, self._offset = path, dtype, row_length, offset
         self._descriptor: int | None = None
-        if keep_open:
+        if keep_open and os.name != "nt":
             self._descriptor = _open(path)
             weakref.finalize(self, os.close, self._descriptor)
 
@@ -81,7 +82,13 @@ def _read_at(descriptor: int, buffer: npt.NDArray[np.uint8], offset: int) -> boo
     """Fill `buffer` from `offset` without moving a shared file position; False if the file ends too early."""
     done = 0
     while done < len(buffer):
-        count = os.preadv(descriptor, [buffer[done:].data], offset + done)
+        if hasattr(os, "preadv"):
+            count = os.preadv(descriptor, [buffer[done:].data], offset + done)
+        else:  # on Windows, where no descriptor is shared
+            os.lseek(descriptor, offset + done, os.SEEK_SET)
+            piece = os.read(descriptor, len(buffer) - done)
+            count = len(piece)
+            buffer[done : done + count] = np.frombuffer(piece, np.uint8)
         if not count:
             return False
         done += count

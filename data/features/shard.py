@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from captionmill.data.errors import InputError
+from captionmill.data.foreign import record_of
 from captionmill.data.urls import is_url
 
 T = TypeVar("T")
@@ -25,6 +26,14 @@ class Shard:
     """Images of this shard."""
     failed: int = 0
     """Images of this shard that could not be read."""
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Shard":
+        """The shard with these fields; TypeError or ValueError if they are not those of one."""
+        shard = record_of(cls, values)
+        if not 1 <= shard.index <= shard.count:
+            raise ValueError(f"shard {shard.index} of {shard.count}")
+        return shard
 
     @classmethod
     def of(cls, keys: Sequence[str], index: int, count: int) -> "Shard":

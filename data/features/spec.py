@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from captionmill.data.errors import SpecMismatchError
+from captionmill.data.foreign import record_of
 
 StoredDtype = Literal["float16", "float32"]
 Preprocess = Literal["crop", "squash", "whole"]
@@ -13,6 +14,7 @@ USUAL_PREPROCESS: Preprocess = "squash"
 """That of new stores: a caption describes the whole image, of which "crop" shows the network about half (measured on 60
 images: docs/benchmarks.md)."""
 _VIEW_COUNTS = {"one": 1, "flip": 1, "two": 2, "six": 6}
+_SETTINGS = ("backbone", "weights", "preprocess", "image_size", "views")  # of an extraction, under these names
 _UNCOMPARED = ("weights",)  # the same weights may have different names on two machines; the hash counts
 
 
@@ -55,10 +57,7 @@ class FeatureSpec:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "FeatureSpec":
         """The spec that `to_json` wrote; TypeError or ValueError if a field is missing, unknown or of a wrong type."""
-        spec = cls(**values)
-        for field in fields(cls):
-            if type(getattr(spec, field.name)) is not field.type:
-                raise TypeError(f"{field.name} is {getattr(spec, field.name)!r}")
+        spec = record_of(cls, values)
         for name, known in (("preprocess", get_args(Preprocess)), ("views", get_args(Views))):
             if (value := getattr(spec, name)) not in known:
                 raise ValueError(f"{name} is {value!r}, not one of {', '.join(known)}")
@@ -78,9 +77,17 @@ class FeatureSpec:
 
     def require(self, other: "FeatureSpec", *, mine: str, others: str) -> None:
         """Raise SpecMismatchError with both values of each difference; `mine` and `others` name the owners."""
-        found = self.differences(other)
-        if found:
+        if found := self.differences(other):
             raise SpecMismatchError(f"{mine} and {others} do not fit: {mine} has {'; '.join(found)}")
+
+    def require_run(self, run: "FeatureSpec", store: object) -> None:
+        """Raise SpecMismatchError, with what to pass, if a run of the spec `run` cannot add to `store`, of this one."""
+        try:
+            self.require(run, mine=str(store), others="this run")
+        except SpecMismatchError as exc:
+            differing = {difference.partition(":")[0] for difference in self.differences(run)}
+            own = [f"`{name}` {getattr(self, name)}" for name in _SETTINGS if name in differing]
+            raise SpecMismatchError(f"{exc}: pass {', '.join(own) or 'another `output`'}, or `overwrite`") from exc
 
 
 def join_engines(makers: Iterable[dict[str, str]]) -> dict[str, str]:

@@ -180,7 +180,7 @@ class FeatureWriter:
         if not store_exists(self.path):
             return None
         store = FeatureStore.open(self.path)
-        store.spec.require(self.spec, mine=str(self.path), others="this run")
+        store.spec.require_run(self.spec, self.path)
         if store.dtype != self.dtype:
             raise StoreError(
                 f"{self.path} holds {store.dtype} rows, not {self.dtype}: pass `dtype` {store.dtype}, or `overwrite`"
@@ -218,17 +218,15 @@ class FeatureWriter:
         if to_main or self._in_one_file:
             store = FeatureStore.open(self.path)
             self._write(self.path, len(store), store.stored_blocks(store.keys))
-            stale = parts
         elif len(parts) > 1:
             joined = FeatureStore(parts[-1], files)
             removed = {key for file in files for key in (*file.removed, *file.keys)}.difference(joined.keys)
             # a new name, next in order: names of parts are never reused, as a reader may still open an old one
             joined_path = parts[-1].with_name(f"{parts[-1].stem}_joined.h5")
             self._write(joined_path, len(joined), joined.stored_blocks(joined.keys), removed=sorted(removed))
-            stale = parts
         else:
             return
-        for part in stale:
+        for part in parts:
             part.unlink()
             if self.new_parts.on_change:
                 self.new_parts.on_change(part)

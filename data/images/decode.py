@@ -9,7 +9,8 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from captionmill.data.errors import ImageError
+from captionmill.data.errors import ImageError, one_line
 from captionmill.data.images.formats.background import (
     FrameBox,
     clear_around,
@@ -32,7 +33,7 @@ from captionmill.data.images.formats.background import (
     to_rgb,
 )
 from captionmill.data.images.formats.holes import require_whole_webp
-from captionmill.data.images.formats.jpeg import PlainJpegFile, decode_jpeg, jpeg_memory, reduction_of
+from captionmill.data.images.formats.jpeg import AtLeast, PlainJpegFile, decode_jpeg, jpeg_memory, reduction_of
 from captionmill.data.images.formats.kinds import FORMATS, HEADER_BYTES, is_camera_header, why_not_read
 from captionmill.data.images.formats.limits import PIXEL_LIMIT, require_size
 from captionmill.data.images.formats.openers import Opener, find_opener
@@ -42,8 +43,6 @@ from captionmill.data.images.formats.tiff import decode_tiff, pixels_of_tiff
 from captionmill.data.images.memory import BUDGET
 
 Pixels = npt.NDArray[np.uint8]
-
-_AtLeast = Callable[[int, int], tuple[int, int]]
 
 Image.MAX_IMAGE_PIXELS = PIXEL_LIMIT
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -70,19 +69,24 @@ def is_image_header(header: bytes) -> bool:
     return _find_decoder(header) is not None or is_camera_header(header)
 
 
-def decode_image(
-    data: bytes, *, at_least: Callable[[int, int], tuple[int, int]] | None = None, name: str = ""
-) -> Image.Image:
-    """The result of `decode_pixels` as a Pillow image in mode RGB."""
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Raise ImageError with the reason for whatever Pillow raises in the block."""
     try:
-        return Image.fromarray(decode_pixels(data, at_least=at_least, name=name))
-    except MemoryError as exc:
+        yield
+    except ImageError:
+        raise
+    except _DAMAGE as exc:
         raise ImageError(_reason(exc)) from exc
 
 
-def decode_pixels(
-    data: bytes, *, at_least: Callable[[int, int], tuple[int, int]] | None = None, name: str = ""
-) -> Pixels:
+def decode_image(data: bytes, *, at_least: AtLeast | None = None, name: str = "") -> Image.Image:
+    """The result of `decode_pixels` as a Pillow image in mode RGB."""
+    with _damage_named():
+        return Image.fromarray(decode_pixels(data, at_least=at_least, name=name))
+
+
+def decode_pixels(data: bytes, *, at_least: AtLeast | None = None, name: str = "") -> Pixels:
     """The upright image, [H, W, 3] uint8 RGB, on white where it is transparent; the first of several frames or pages.
 
     Levels of more than 8 bits are scaled as `docs/images.md` states: white is the first of 255, 1023, 4095 and 65535
@@ -101,14 +105,9 @@ def decode_pixels(
     Raises ImageError with the reason if it is not an image, is damaged, is of a kind that is not supported, does not
     show which level is white, or exceeds PIXEL_LIMIT or the budget. `docs/images.md` states which damage is accepted.
     """
-    try:
-        with BUDGET.one_image():
-            BUDGET.take_file(len(data))
-            return _decode(data, at_least, name)
-    except ImageError:
-        raise
-    except _DAMAGE as exc:
-        raise ImageError(_reason(exc)) from exc
+    with _damage_named(), BUDGET.one_image():
+        BUDGET.take_file(len(data))
+        return _decode(data, at_least, name)
 
 
 def pixels_of(image: Image.Image) -> Pixels:
@@ -116,22 +115,17 @@ def pixels_of(image: Image.Image) -> Pixels:
 
     The EXIF orientation in `image.info` is applied. Raises ImageError as `decode_pixels`.
     """
-    try:
-        with BUDGET.one_image():
-            require_size(image.size)
-            if isinstance(image, TiffImageFile):
-                return pixels_of_tiff(image)
-            frame = first_frame_of(image)
-            if isinstance(image, PngImageFile) and "transparency" in image.info and image.tile:
-                color = scale_transparent_color(image)
-                image = image.copy()  # the caller's is left as it is
-                image.info["transparency"] = color
-            image.load()
-            return _finish(image, frame)
-    except ImageError:
-        raise
-    except _DAMAGE as exc:
-        raise ImageError(_reason(exc)) from exc
+    with _damage_named(), BUDGET.one_image():
+        require_size(image.size)
+        if isinstance(image, TiffImageFile):
+            return pixels_of_tiff(image)
+        frame = first_frame_of(image)
+        if isinstance(image, PngImageFile) and "transparency" in image.info and image.tile:
+            color = scale_transparent_color(image)
+            image = image.copy()  # the caller's is left as it is
+            image.info["transparency"] = color
+        image.load()
+        return _finish(image, frame)
 
 
 def _find_decoder(header: bytes) -> Opener | None:
@@ -139,7 +133,7 @@ def _find_decoder(header: bytes) -> Opener | None:
     return usual or find_opener(header)
 
 
-def _decode(data: bytes, at_least: _AtLeast | None, name: str) -> Pixels:
+def _decode(data: bytes, at_least: AtLeast | None, name: str) -> Pixels:
     if not data:
         raise ImageError("the file is empty")
     decoder = _find_decoder(data[:HEADER_BYTES])
@@ -205,7 +199,7 @@ def _reason(error: Exception) -> str:
         return "not enough memory to decode it"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    detail = " ".join(str(error).split())[:100] or type(error).__name__
+    detail = one_line(error)
     if bits := re.fullmatch(r"cannot handle (\d+)-bit layers", detail):
         return f"a JPEG of {bits[1]} bits per sample is not supported"
     if re.match("unsupported|unknown pixel mode|cannot handle", detail, re.IGNORECASE):

@@ -24,11 +24,12 @@ from captionmill.data.images.tar import (
     refuse_compressed,
 )
 from captionmill.data.images.walk import PassedOver, suffix_of, walk_folder
-from captionmill.data.regular import open_file_or_pipe
-from captionmill.data.urls import is_url, join_url, open_filesystem, read_url
+from captionmill.data.regular import is_folder, open_file_or_pipe
+from captionmill.data.urls import is_url, join_url, open_filesystem, read_url, storage_errors
 
 _logger = logging.getLogger(__name__)
 _SUFFIX_INSIDE = re.compile(rf"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})[^a-z0-9]", re.IGNORECASE)
+_SEARCHED_SUFFIXES = ALL_IMAGE_SUFFIXES | {TAR_SUFFIX}
 _TAR_ENDINGS = (TAR_SUFFIX, *COMPRESSED_SUFFIXES)
 
 
@@ -68,12 +69,12 @@ def search_images(images: Path | str | ListedImages) -> ImageSearch:
         return _found(images, _read_names(images, left_out), left_out, "no image is named")
     location = images if is_url(images) else Path(images)
     refuse_compressed(location)
-    if _suffix(location) == TAR_SUFFIX and not _is_folder(location):
+    if _suffix(location) == TAR_SUFFIX and not (isinstance(location, Path) and is_folder(location)):
         listed: Iterator[_Named] = iter((_Named(TAR_SUFFIX, ImageFile("", location)),))
         nothing = "no image in this tar"
     elif isinstance(location, str) and _suffix(location) != ".txt":
         listed = _walk_url(location, left_out)
-    elif isinstance(location, Path) and _is_folder(location):
+    elif isinstance(location, Path) and is_folder(location):
         listed = _walk(location, left_out)
     else:
         listed = _read_list(location)
@@ -185,14 +186,21 @@ def _walk(root: Path, left_out: PassedOver) -> Iterator[_Named]:
         if error:
             reason = (error.strerror or str(error)).lower()
             problem = f"a folder that cannot be listed ({reason})"
-        elif is_compressed_tar(entry.name):
-            left_out.compressed += 1
-            _logger.warning("%s: a compressed tar, left out; unpack it, or make it a plain .tar", entry.path)
-            continue
-        elif suffix not in ALL_IMAGE_SUFFIXES and suffix != TAR_SUFFIX and not _is_image_by_content(entry, suffix):
+        elif _passes_compressed(entry.path, left_out) or not (
+            suffix in _SEARCHED_SUFFIXES or _is_image_by_content(entry, suffix)
+        ):
             continue
         name = entry.path[start:].replace(os.sep, "/")
         yield _Named(name, ImageFile(image_key(name), Path(entry.path), problem=problem))
+
+
+def _passes_compressed(place: str, left_out: PassedOver) -> bool:
+    """Whether a search passes over what is at `place` as a compressed tar; it is counted and named then."""
+    if not is_compressed_tar(place):
+        return False
+    left_out.compressed += 1
+    _logger.warning("%s: a compressed tar, left out; unpack it, or make it a plain .tar", place)
+    return True
 
 
 def _is_image_by_content(entry: os.DirEntry[str], suffix: str) -> bool:
@@ -203,15 +211,16 @@ def _is_image_by_content(entry: os.DirEntry[str], suffix: str) -> bool:
 def _walk_url(url: str, left_out: PassedOver) -> Iterator[_Named]:
     """Images and tars in and below the remote folder `url`."""
     filesystem, root = open_filesystem(url.rstrip("/"))
-    try:
+    with storage_errors(InputError, f"{url}: cannot be listed"):
+        filesystem.invalidate_cache()  # it may remember what was there earlier in this process
         listed = filesystem.find(root, detail=True)
-    except Exception as exc:  # each filesystem raises its own errors
-        raise InputError(f"{url}: cannot be listed ({' '.join(str(exc).split())[:150]})") from exc
     for path, details in listed.items():
         name = posixpath.relpath(path, root)
         suffix = suffix_of(posixpath.basename(name))
-        if (suffix in ALL_IMAGE_SUFFIXES or suffix == TAR_SUFFIX) and not left_out.passes(name.split("/")):
-            full = filesystem.unstrip_protocol(path)
+        full = filesystem.unstrip_protocol(path)
+        if _passes_compressed(full, left_out):
+            continue
+        if suffix in _SEARCHED_SUFFIXES and not left_out.passes(name.split("/")):
             yield _Named(name, ImageFile(image_key(name), full, None, details.get("size"), _modified_ns(details)))
 
 
@@ -224,15 +233,6 @@ def _modified_ns(details: dict[str, object]) -> int:
         if value is not None and hasattr(value, "timestamp"):
             return known_ns(int(value.timestamp() * 1_000_000_000))
     return 0
-
-
-def _is_folder(location: Path | str) -> bool:
-    if isinstance(location, str):
-        return False
-    try:
-        return location.is_dir()
-    except OSError:  # in a folder without access
-        return False
 
 
 def _is_listed_image(files: FileFinder | None, name: str) -> bool:
@@ -256,17 +256,16 @@ def is_single_image(location: Path | str) -> bool:
     return location.is_file() and (suffix in ALL_IMAGE_SUFFIXES or (not suffix and has_image_header(location)))
 
 
-def _read_file_or_pipe(path: Path) -> bytes:
-    with open_file_or_pipe(path) as file:
-        return file.read()
-
-
 def _read_list(location: Path | str) -> Iterator[_Named]:
     """The images that the lines of a list name."""
     if isinstance(location, Path) and is_single_image(location):
         raise InputError(f"{location}: one image; {EXPECTED}")
     try:
-        data = read_url(location) if isinstance(location, str) else _read_file_or_pipe(location)
+        if isinstance(location, str):
+            data = read_url(location)
+        else:
+            with open_file_or_pipe(location) as file:
+                data = file.read()
     except (OSError, ImageError) as exc:
         raise InputError(f"{location}: {getattr(exc, 'strerror', None) or exc}; {EXPECTED}") from exc
     names = lines_of(data, str(location))
@@ -288,7 +287,7 @@ def _read_names(images: ListedImages, left_out: PassedOver) -> Iterator[_Named]:
         raise InputError(f"{images}: {found}")
     for name in filter(None, images.names):
         path = name if is_url(name) else files.find(name)
-        if isinstance(path, str) or not _is_folder(path):
+        if isinstance(path, str) or not is_folder(path):
             is_image = isinstance(path, str) or not path.is_file() or has_image_header(path)
             is_called_so = name.lower().endswith((*ALL_IMAGE_SUFFIXES, *_TAR_ENDINGS))
             if not (images.is_list or is_image or is_called_so):

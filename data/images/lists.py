@@ -1,4 +1,4 @@
-"""Lines of a list of images that hold more than a path: quotes, a label, a caption, a comment, old line ends.
+"""Lines of a list of images that hold more than a path: quotes, a label, a checksum, a comment, old line ends.
 
 Each such line would be one image that is not there. One hint says what is wrong with all of them.
 """
@@ -15,9 +15,12 @@ _NAME = r".*?\.[A-Za-z][A-Za-z0-9]{2,4}"  # up to the first suffix
 _ENDS_LIKE_A_FILE = re.compile(r"\.[A-Za-z][A-Za-z0-9]{2,4}$")
 _QUOTED = re.compile(r"""(?P<quote>["'`])(?P<name>.+?)(?P=quote)(?P<label>.*)""")
 _IN_CURLY_QUOTES = re.compile(r"[“„‘‚«](?P<name>.+?)[”“’‘»](?P<label>.*)")
+_CHECKSUM = r"[0-9a-f]{32,128}"
 _FIRST = "a number or a bullet and a path"
 _PATTERNS = (
     ("a path, a tab and more, as in a file of captions", re.compile(r"(?P<name>[^\t]*?)(?:#\d+)?[^\S\t]*\t.*")),
+    ("a checksum and a path, as md5sum writes them", re.compile(rf"\\?{_CHECKSUM} [ *](?P<name>.+)")),
+    ("a checksum and a path, as md5sum writes them", re.compile(rf"[A-Z]\S* \((?P<name>.+)\) = {_CHECKSUM}")),
     ("a path and a label", re.compile(rf"(?P<name>{_NAME})\s*[\s,;|].*")),
     ("a JSON object", re.compile(r'\{"(?P<name>).*')),
     (_FIRST, re.compile(rf"(?:[-*•]|\d+[.):]?)(?:\s*[,;|]\s*|\s+)(?P<name>{_NAME})")),

@@ -71,37 +71,39 @@ def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
     if image.problem:
         raise ImageError(image.problem)
     _require_size(image.size or 0)
+    modified_ns = image.modified_ns
     if image.content is not None:
-        return image.content, ImageSource(len(image.content), 0, hash_content(image.content))
-    if isinstance(image.path, str):
-        start = image.offset
-        end = None if start is None or image.size is None else start + image.size
-        data = read_url(image.path, start, end)
-        if image.offset is not None and image.size is not None and len(data) < image.size:
-            raise ImageError("the tar ends in the middle of it")
-        return data, ImageSource(len(data), image.modified_ns, hash_content(data))
+        data = image.content
+    elif isinstance(image.path, str):
+        start, size = image.offset, image.size
+        data = read_url(image.path, start, None if start is None or size is None else start + size)
+    else:
+        data, modified_ns = _read_file(image.path, image)
+    if image.offset is not None and len(data) < (image.size or 0):
+        raise ImageError("the tar ends in the middle of it")
+    return data, ImageSource(len(data), modified_ns, hash_content(data))
+
+
+def _read_file(path: Path, image: ImageFile) -> tuple[bytes, int]:
+    """The bytes of a local image or of a member of a local tar, and the time of its last change in nanoseconds."""
     try:
-        status = image.path.stat()
+        status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
             raise ImageError("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
         size = status.st_size if image.offset is None or image.size is None else image.size
         _require_size(size)
         BUDGET.take_file(size)
-        with image.path.open("rb", buffering=0) as file:
-            if image.offset is None or image.size is None:
-                data, modified_ns = file.readall(), known_ns(status.st_mtime_ns)
-            else:
-                file.seek(image.offset)
-                data, modified_ns = file.read(image.size), image.modified_ns
-                if len(data) < image.size:
-                    raise ImageError("the tar ends in the middle of it")
+        with path.open("rb") as file:  # a buffered file: Linux reads at most 2 GB at once
+            if image.offset is None:
+                return file.read(), known_ns(status.st_mtime_ns)
+            file.seek(image.offset)
+            return file.read(size), image.modified_ns
     except OSError as exc:
         raise ImageError(exc.strerror.lower() if exc.strerror else str(exc)) from exc
     except ValueError as exc:  # a null byte in the path, which Python 3.14 calls a null character
         raise ImageError("embedded null byte" if "\0" in str(image.path) else str(exc)) from exc
     except MemoryError as exc:
         raise ImageError("not enough memory to read it") from exc
-    return data, ImageSource(len(data), modified_ns, hash_content(data))
 
 
 def _require_size(size: int) -> None:

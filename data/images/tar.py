@@ -12,12 +12,12 @@ from captionmill.data.images.formats.kinds import ALL_IMAGE_SUFFIXES
 from captionmill.data.images.read import known_ns, seconds_to_ns
 from captionmill.data.images.walk import suffix_of
 from captionmill.data.regular import open_regular
-from captionmill.data.urls import open_filesystem
+from captionmill.data.urls import open_filesystem, storage_errors
 
 _logger = logging.getLogger(__name__)
 TAR_SUFFIX = ".tar"
 _MOST_STEPS = 40  # as Linux follows
-_BLOCK = 512  # bytes of a header, and of the end mark
+_BLOCK = tarfile.BLOCKSIZE  # bytes of a header, and of the end mark
 _MOST_ZEROS = 128 * _BLOCK  # at the end; tar fills up 20 blocks, and few programs more than 126
 _CHUNK = 2048 * _BLOCK  # bytes read at once in search of a tar behind the end mark
 _CUT = "the tar is cut short or damaged; copy it again"
@@ -52,17 +52,17 @@ def refuse_compressed(path: Path | str) -> None:
 def list_members(path: Path | str, replaced: list[TarMember] | None = None) -> Collection[TarMember]:
     """The regular files in the tar at `path`, a file or a URL. Of members with the same name, the last.
 
-    Those before it, which unpacking would replace, are added to `replaced`.
-    Tars that follow each other in one file are one tar, and the end mark may be missing. Sparse members, symbolic links
-    and hard links to what is not in the tar are left out with a warning. Raises ImageError if it is not a tar, is cut
-    inside a member, is damaged or cannot be read; InputError if a package is missing.
+    Those before it, which unpacking would replace, are added to `replaced`. Tars that follow each other in one file are
+    one tar, and the end mark may be missing. Sparse members, symbolic links and hard links to what is not in the tar
+    are left out with a warning. Raises ImageError if it is not a tar, is cut inside a member, is damaged or cannot be
+    read; InputError if a package is missing.
     """
     members: dict[str, TarMember] = {}
     sparse: list[str] = []
     links: dict[str, str] = {}
     symbolic: list[str] = []
     replaced = [] if replaced is None else replaced
-    try:
+    with storage_errors(ImageError, "not a readable tar"):
         own_ns = known_ns(path.stat().st_mtime_ns) if isinstance(path, Path) else 0
         with open_tar(path) as file:
             size = file.seek(0, 2)
@@ -71,7 +71,8 @@ def list_members(path: Path | str, replaced: list[TarMember] | None = None) -> C
                 target = unpacked_name(info.linkname) if info.islnk() else ""
                 if info.isdir() or target == name:  # GNU tar links a file to itself if it is given twice
                     continue
-                replaced += filter(None, (members.pop(name, None),))
+                if name in members:
+                    replaced.append(members.pop(name))
                 links.pop(name, None)
                 if target in members:
                     members[name] = members[target]._replace(name=name, written_name=info.name)
@@ -84,10 +85,6 @@ def list_members(path: Path | str, replaced: list[TarMember] | None = None) -> C
                 elif info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:  # as POSIX demands
                     modified_ns = seconds_to_ns(info.mtime) or own_ns
                     members[name] = TarMember(name, info.offset_data, info.size, modified_ns, info.name)
-    except (InputError, ImageError):
-        raise
-    except Exception as exc:  # each remote filesystem raises its own errors
-        raise ImageError(f"not a readable tar ({' '.join(str(exc).split())[:100]})") from exc
     _follow_links(members, links)
     if any(member.offset + member.size > size for member in members.values()):
         raise ImageError(_CUT)

@@ -7,7 +7,7 @@ from typing import IO, Any, NamedTuple
 
 from captionmill.data.images.tar import list_members, open_tar, read_entries, unpacked_name
 
-_BLOCK = 512
+_BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 4096 * _BLOCK
 
 

@@ -139,23 +139,18 @@ class _Walk:
 
     def _list(self, folder: str) -> list[os.DirEntry[str]]:
         """What is in `folder` and not left out, by name."""
-        entries: list[os.DirEntry[str]] = []
-        with os.scandir(folder) as scanned:
-            for entry in scanned:
-                if entry.name.startswith(".") or is_system_folder(entry.name):
-                    if not self._leave_out(entry):
-                        entries.append(entry)
-                else:
-                    entries.append(entry)
-        return sorted(entries, key=lambda entry: entry.name)
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not self._leaves_out(entry)), key=lambda entry: entry.name)
 
-    def _leave_out(self, entry: os.DirEntry[str]) -> bool:
-        """Count a hidden entry, or one that has the name of a system folder; False if it is only a file so called."""
-        is_hidden = entry.name.startswith(".")
+    def _leaves_out(self, entry: os.DirEntry[str]) -> bool:
+        """Whether an entry is hidden or a folder of a system; it is counted then."""
+        is_hidden, is_system = entry.name.startswith("."), is_system_folder(entry.name)
+        if not (is_hidden or is_system):
+            return False
         if not _is_folder(entry):
             self._left_out.hidden += is_hidden and suffix_of(entry.name) in ALL_IMAGE_SUFFIXES
             return is_hidden
-        if not is_system_folder(entry.name):
+        if not is_system:
             self._left_out.hidden_folders += 1
         elif self._counts and (count := _count_images(entry.path)):
             self._left_out.system[entry.name] += count

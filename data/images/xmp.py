@@ -71,7 +71,7 @@ def read_packet(content: bytes) -> Packet | None:
         return None
     try:
         root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_Builder()))
-    except (ElementTree.ParseError, ValueError):
+    except (ElementTree.ParseError, ValueError, LookupError):  # LookupError for an unknown encoding
         return None
     rdf = root if root.tag == f"{{{_RDF}}}RDF" else root.find(f"{{{_RDF}}}RDF")
     if rdf is None:

@@ -2,11 +2,13 @@
 
 import hashlib
 import io
+import lzma
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from captionmill.data.errors import InputError, ModelError
+from captionmill.data.errors import InputError, ModelError, one_line
 from captionmill.data.files import replace_atomically, require_other_file
 from captionmill.data.models.bundle import BUNDLE_NAME, CARD_NAME, is_weights_name, model_paths, read_model
 from captionmill.data.paths import AnyPath
@@ -65,7 +67,8 @@ def unpack_model(content: bytes, folder: Path, name: str) -> None:
                 file = tar.extractfile(member)
                 assert file is not None  # a regular file has content
                 (folder / member.name).write_bytes(file.read())
-    except (tarfile.TarError, OSError, EOFError) as exc:
-        raise ModelError(f"{name}: not a packed model ({exc}); `captionmill pack` makes one") from exc
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as exc:
+        reason = one_line(exc).partition(": - method")[0]  # tarfile lists each way to open a file that failed
+        raise ModelError(f"{name}: not a packed model ({reason}); `captionmill pack` makes one") from exc
     if not (folder / BUNDLE_NAME).exists():
         raise ModelError(f"{name}: not a packed model, because it holds no {BUNDLE_NAME}")

@@ -23,7 +23,7 @@ from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.captions.words import FIRST_RULE
 from captionmill.data.errors import InputError, ModelError
 from captionmill.data.features.spec import FeatureSpec
-from captionmill.data.files import replace_atomically, write_text
+from captionmill.data.files import write_bytes, write_text
 from captionmill.data.foreign import WRONG_VALUES, finite_number, parse_json, text_of
 from captionmill.data.images.keys import match_forms
 from captionmill.data.paths import AnyPath
@@ -131,8 +131,7 @@ def _write_tensors(folder: Path, kind: str, tensors: Tensors) -> dict[str, Any]:
     content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
     digest = hashlib.sha256(content).hexdigest()
     path = folder / f"{kind}-{digest[:12]}.safetensors"
-    with replace_atomically(path) as partial_path:
-        partial_path.write_bytes(content)
+    write_bytes(path, content)
     return {"file": path.name, "sha256": digest}
 
 

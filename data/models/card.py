@@ -61,7 +61,7 @@ def write_card(folder: AnyPath, scores: Sequence[AnyPath] = ()) -> Path:
 
 def put_card(folder: Path, model: Model, scores: Sequence[ScoredImages] = ()) -> None:
     """Write the card of `model`, which need not be in `folder` yet."""
-    text = render_card(model, folder.resolve().name, scores)
+    text = _render_card(model, folder.resolve().name, scores)
     write_text(folder / CARD_NAME, f"{text}\n{_SIGNATURE}{_digest(text)} -->\n")
 
 
@@ -76,7 +76,7 @@ def may_write_card(folder: Path) -> bool:
     return bool(found) and signature == f"{_digest(text)} -->\n"
 
 
-def render_card(model: Model, name: str, scores: Sequence[ScoredImages] = ()) -> str:
+def _render_card(model: Model, name: str, scores: Sequence[ScoredImages] = ()) -> str:
     """The card as Markdown."""
     spec, config = model.spec, model.decoder_config
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -127,7 +127,9 @@ def _header(name: str, scores: Sequence[ScoredImages]) -> list[str]:
 
 def _teacher_lines(model: Model) -> list[str]:
     """The models whose probabilities its training learned, one per line."""
-    names, digests = (model.training.get(name, []) for name in ("teacher", "teacher_sha256"))
+    names, digests = (model.training.get(name) for name in ("teacher", "teacher_sha256"))
+    if not isinstance(names, list) or not isinstance(digests, list):
+        return []
     return [
         f"- Learned from the model `{_one_cell(str(name))}`, SHA-256 of its bundle.json `{digest}`"
         for name, digest in zip(names, digests, strict=False)
@@ -168,11 +170,13 @@ def _one_cell(text: str) -> str:
 def _read_scores(path: Path) -> ScoredImages:
     try:
         values: dict[str, Any] = parse_json(read_text(path))
+        scores = {name: finite_number(score) for name, score in values["scores"].items()}
+        intervals = {name: values["intervals"][name] for name in scores.keys() & _SCORE_NAMES}
         return ScoredImages(
             str(values["images_chosen_by"]),
             len(values["captions"]),
-            {name: finite_number(score) for name, score in values["scores"].items()},
-            {name: [finite_number(low), finite_number(high)] for name, (low, high) in values["intervals"].items()},
+            scores,
+            {name: (finite_number(low), finite_number(high)) for name, (low, high) in intervals.items()},
         )
     except (OSError, *WRONG_VALUES) as exc:
         raise InputError(f"{path}: not a file of scores that `evaluate` wrote ({exc})") from exc

@@ -10,12 +10,10 @@ beside it, so that the URL is not asked again; deleting the folder makes caption
 import hashlib
 import json
 import re
-import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from captionmill.data.cache import remove_abandoned
+from captionmill.data.cache import folder_aside
 from captionmill.data.errors import ImageError, InputError, ModelError
 from captionmill.data.files import write_text
 from captionmill.data.foreign import WRONG_VALUES, parse_json
@@ -48,9 +46,7 @@ def find_model(model: AnyPath) -> Path:
     path = Path(place)
     if path.is_file():
         content = read_bytes(path)
-        found = hashlib.sha256(content).hexdigest()
-        _require_digest(place, found, digest)
-        return _keep(found, lambda folder: unpack_model(content, folder, place))
+        return _keep(place, content, digest, lambda folder: unpack_model(content, folder, place))
     if digest is not None and (path / BUNDLE_NAME).exists():
         _require_digest(place, model_digest(path), digest)
     return path
@@ -67,15 +63,11 @@ def _fetch(url: str, digest: str | None) -> Path:
         return kept
     if url.endswith(".tar"):
         content = _read(url)
-        found = hashlib.sha256(content).hexdigest()
-        _require_digest(url, found, digest)
-        folder = _keep(found, lambda folder: unpack_model(content, folder, url))
+        folder = _keep(url, content, digest, lambda folder: unpack_model(content, folder, url))
     else:
         bundle = _read(f"{url.rstrip('/')}/{BUNDLE_NAME}")
-        found = hashlib.sha256(bundle).hexdigest()
-        _require_digest(url, found, digest)
-        folder = _keep(found, lambda folder: _fetch_files(url.rstrip("/"), bundle, folder))
-    write_text(note, json.dumps({"url": url, "sha256": found}) + "\n")
+        folder = _keep(url, bundle, digest, lambda folder: _fetch_files(url.rstrip("/"), bundle, folder))
+    write_text(note, json.dumps({"url": url, "sha256": folder.name}) + "\n")
     return folder
 
 
@@ -104,22 +96,16 @@ def _require_digest(place: str, found: str, wanted: str | None) -> None:
         raise ModelError(f"{place}: is not the model that its #sha256 names; its SHA-256 is {found}")
 
 
-def _keep(digest: str, fill: Callable[[Path], None]) -> Path:
-    """The folder of the cache for `digest`; if it is new, filled by `fill`, and a sound model."""
-    kept = cache_dir("models") / digest
-    if kept.is_dir():
-        return kept
-    partial = kept.with_name(f".{digest}.{secrets.token_hex(8)}")
-    partial.mkdir(parents=True)
-    remove_abandoned(partial.parent)
-    try:
-        fill(partial)
-        read_model(partial)
-        try:
-            partial.rename(kept)
-        except OSError:  # another process was faster
-            if not kept.is_dir():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _keep(place: str, content: bytes, digest: str | None, fill: Callable[[Path], None]) -> Path:
+    """The folder of the cache with the model at `place`, called by the SHA-256 of `content`; if it is new, filled."""
+    found = hashlib.sha256(content).hexdigest()
+    _require_digest(place, found, digest)
+    kept = cache_dir("models") / found
+    if not kept.is_dir():
+        with folder_aside(kept) as folder:
+            fill(folder)
+            try:
+                read_model(folder)
+            except ModelError as exc:
+                raise ModelError(str(exc).replace(str(folder), place)) from exc
     return kept

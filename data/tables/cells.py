@@ -2,18 +2,16 @@
 
 import csv
 import itertools
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from captionmill.data.csv_tables import encoding_of
+from captionmill.data.csv_tables import SEPARATOR_LINE, encoding_of
 from captionmill.data.errors import InputError
 from captionmill.data.foreign import short_lines
 from captionmill.data.regular import open_regular, open_regular_text
 
 _SEPARATORS = ",;\t|"
-_SEPARATOR_LINE = re.compile(r'"?sep=(?P<mark>[^"\r\n])"?\s*', re.IGNORECASE)  # Excel's first line
 _START_BYTES = 1 << 16  # as long as the lines up to the header may be
 
 
@@ -36,7 +34,7 @@ class CsvLayout:
             start = file.read(_START_BYTES)
         encoding = encoding_of(start)
         lines = start.decode(encoding, "replace").splitlines()[:2]
-        named = _SEPARATOR_LINE.fullmatch(lines[0]) if lines else None
+        named = SEPARATOR_LINE.fullmatch(lines[0]) if lines else None
         header = "".join(lines[bool(named) :][:1])
         mark = named["mark"] if named else max(_SEPARATORS, key=header.count)
         names = next(csv.reader([header], delimiter=mark), [])

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from captionmill.data.csv_tables import unguard_formula
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically
@@ -60,7 +58,7 @@ def apply_decisions(decisions: AnyPath, table: AnyPath, *, dry_run: bool = False
     with lock_table(table) as folder:
         journal = CaptionJournal(folder)
         convert_older(table, journal)
-        known = journal.known((), np.empty(0, dtype=np.uint32), {})
+        known = journal.known()
         edits = {review.path: review for review in take_edits(table, journal, known, keep_copy=not dry_run)}
         shown_now = {row.path: row for row in read_captions(table)}
         person = known.reviews | edits  # some may be in the journal only: a run took them from the table, and failed

@@ -8,8 +8,6 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, fit_name, replace_atomically
 from captionmill.data.tables.formats import has_other_columns, is_caption_table, read_captions
@@ -55,7 +53,7 @@ def edited_paths(path: Path) -> set[str]:
     journal = CaptionJournal(made_dir(path))
     if not journal.path.exists():
         return set()
-    known = journal.known((), np.empty(0, dtype=np.uint32), {})
+    known = journal.known()
     return {_as_written(review.path) for review in take_edits(path, journal, known, keep_copy=False)}
 
 

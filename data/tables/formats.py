@@ -7,15 +7,15 @@ was written.
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from captionmill.data.csv_tables import csv_line
 from captionmill.data.errors import InputError
-from captionmill.data.foreign import LONGEST_LINE, WRONG_VALUES, parse_json, short_lines
-from captionmill.data.optional import require
+from captionmill.data.foreign import parse_json, read_line, short_lines
+from captionmill.data.parquet import PARQUET_START, open_parquet, require_pyarrow
 from captionmill.data.paths import AnyPath
 from captionmill.data.regular import open_regular
 from captionmill.data.tables.cells import CsvLayout, not_a_row, read_saved_cells
@@ -35,7 +35,7 @@ _NEEDED_COLUMNS = frozenset({"path", "caption"})
 _KEPT_CELLS = _NEEDED_COLUMNS | {"status"}
 """Of a row that is not torn."""
 _JSON_START = b'{"path": '
-_PARQUET_START = b"PAR1"
+_REMEDY = "write it again"
 _PARQUET_ROWS = 16_384  # in a row group
 
 
@@ -86,14 +86,11 @@ def read_captions(path: AnyPath) -> Iterator[CaptionRow]:
     Raises InputError if there is no such file or it is not a table of captions.
     """
     path = Path(path)
+    readers = {"csv": _read_csv, "jsonl": _read_json_lines, "parquet": read_parquet}
     try:
-        with open_regular(path) as file:
-            start = file.read(4)
+        return readers[_found_format(path)](path)
     except OSError as exc:
         raise InputError(f"{path}: {exc.strerror}; `captionmill caption` makes one") from exc
-    if start == _PARQUET_START:
-        return read_parquet(path)
-    return _read_json_lines(path) if start.startswith(b"{") else _read_csv(path)
 
 
 def is_caption_table(path: Path) -> bool:
@@ -104,7 +101,7 @@ def is_caption_table(path: Path) -> bool:
         start = file.read(512)
     if not start or start.startswith(_JSON_START):
         return True
-    if start.startswith(_PARQUET_START):
+    if start.startswith(PARQUET_START):
         with suppress(InputError):
             return set(COLUMNS).issubset(columns_of(path))
         return False
@@ -121,14 +118,16 @@ def _is_ours(path: Path) -> bool:
 
 def layout_of(path: Path) -> tuple[TableFormat, bool]:
     """The format of the table of captions at `path`, and whether it has a column of alternatives."""
+    return _found_format(path), "alternatives" in columns_of(path)
+
+
+def _found_format(path: Path) -> TableFormat:
+    """The format of the table at `path` by its first bytes."""
     with open_regular(path) as file:
-        start = file.read(4)
-    table_format: TableFormat = "csv"
-    if start == _PARQUET_START:
-        table_format = "parquet"
-    elif start.startswith(b"{"):
-        table_format = "jsonl"
-    return table_format, "alternatives" in columns_of(path)
+        start = file.read(len(PARQUET_START))
+    if start == PARQUET_START:
+        return "parquet"
+    return "jsonl" if start.startswith(b"{") else "csv"
 
 
 def has_other_columns(path: Path) -> bool:
@@ -138,15 +137,15 @@ def has_other_columns(path: Path) -> bool:
 
 def columns_of(path: Path) -> set[str]:
     """The names of the columns of the table of captions at `path`; of CSV in lower case."""
-    with open_regular(path) as file:
-        line = file.readline(LONGEST_LINE)
-    if line.startswith(_PARQUET_START):
-        with _parquet_errors(path) as parquet:
-            return set(parquet.read_schema(path).names)
-    if not line.startswith(b"{"):
+    found = _found_format(path)
+    if found == "csv":
         return set(CsvLayout.of(path).columns)
+    if found == "parquet":
+        with open_parquet(path, InputError, _REMEDY) as table:
+            return set(table.schema_arrow.names)
     try:
-        return set(parse_json(line))
+        with open_regular(path) as file:
+            return set(parse_json(read_line(file)))
     except ValueError as exc:
         raise not_a_row(path, 1, "captions") from exc
 
@@ -166,7 +165,7 @@ def write_captions(
 
 def read_parquet(path: Path) -> Iterator[CaptionRow]:
     """The rows of a Parquet table, read one row group at a time."""
-    with _parquet_errors(path) as parquet, parquet.ParquetFile(path) as file:
+    with open_parquet(path, InputError, _REMEDY) as file:
         for batch in file.iter_batches(_PARQUET_ROWS):
             for values in batch.to_pylist():
                 yield row_of_values(values, path)
@@ -174,7 +173,7 @@ def read_parquet(path: Path) -> Iterator[CaptionRow]:
 
 def write_parquet(path: Path, rows: Iterable[CaptionRow]) -> None:
     """Write `rows` to `path` as Parquet, one row group at a time."""
-    arrow, parquet = _require_pyarrow()
+    arrow, parquet = require_pyarrow()
     texts = arrow.list_(arrow.string())
     schema = arrow.schema(
         [
@@ -190,24 +189,6 @@ def write_parquet(path: Path, rows: Iterable[CaptionRow]) -> None:
                 writer.write_table(arrow.Table.from_pylist(group, schema))
                 group.clear()
         writer.write_table(arrow.Table.from_pylist(group, schema))
-
-
-@contextmanager
-def _parquet_errors(path: Path) -> Iterator[Any]:
-    """Pyarrow's module for Parquet; InputError if the file at `path` is damaged."""
-    arrow, parquet = _require_pyarrow()
-    try:
-        yield parquet
-    except InputError:
-        raise
-    except (arrow.ArrowException, OSError, *WRONG_VALUES) as exc:
-        problem = " ".join(str(exc).split())[:100]
-        raise InputError(f"{path}: damaged Parquet ({problem}); write it again") from exc
-
-
-def _require_pyarrow() -> tuple[Any, Any]:
-    arrow = require("pyarrow", extra="parquet", needed_by="Parquet")
-    return arrow, require("pyarrow.parquet", extra="parquet", needed_by="Parquet")
 
 
 def _read_csv(path: Path) -> Iterator[CaptionRow]:

@@ -88,14 +88,15 @@ class CaptionJournal:
 
     def known(
         self,
-        keys: Sequence[str],
-        sources: SourceChecksums,
-        made_with: Mapping[str, Any],
+        keys: Sequence[str] = (),
+        sources: SourceChecksums | Sequence[int] = (),
+        made_with: Mapping[str, Any] | None = None,
         is_as_wanted: IsAsWanted | None = None,
     ) -> Known:
         """What is known about the images `keys` (sorted), whose rows are wanted from `sources` and `made_with`.
 
-        A row that was made with other settings is current too if `is_as_wanted` finds that it would be the same.
+        Without `keys`, only the reviews and the renderings. A row that was made with other settings is current too if
+        `is_as_wanted` finds that it would be the same.
         """
         known = Known(np.full(len(keys), -1, dtype=np.int64), np.zeros(len(keys), dtype=np.bool_))
         wanted = parse_json(json.dumps(made_with))
@@ -169,19 +170,24 @@ class CaptionJournal:
         """
         with open_regular(self.path) as old:
             live = sum(map(len, _lines_at(old, known.offsets)))
-            if known.end < 2 * live + 2**16:
-                return
-            with replace_atomically(self.path) as partial_path, partial_path.open("wb") as file:
-                writer = JournalWriter(file, 0)
-                for rendering in known.renderings[-KEPT_RENDERINGS:]:
-                    writer.add_table(rendering, of="")
-                writer.add_reviews(known.reviews.values())
-                writer.add_settings(made_with)
-                for line in _lines_at(old, known.offsets):
-                    writer.add_line(line)
-                if known.last is not None:
-                    writer.add_table(*known.last)
-                writer.flush()
+        if known.end < 2 * live + 2**16:
+            return
+        # the old one is closed when it is replaced, as Windows demands
+        with (
+            replace_atomically(self.path) as partial_path,
+            open_regular(self.path) as old,
+            partial_path.open("wb") as file,
+        ):
+            writer = JournalWriter(file, 0)
+            for rendering in known.renderings[-KEPT_RENDERINGS:]:
+                writer.add_table(rendering, of="")
+            writer.add_reviews(known.reviews.values())
+            writer.add_settings(made_with)
+            for line in _lines_at(old, known.offsets):
+                writer.add_line(line)
+            if known.last is not None:
+                writer.add_table(*known.last)
+            writer.flush()
 
     def _entries(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """Where each line begins and ends, and its content; a damaged line is left out, a torn last one too."""

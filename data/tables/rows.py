@@ -107,7 +107,5 @@ def _confidence_of(cell: str) -> float | None:
 
 
 def _status_of(cell: str) -> Status:
-    for status in get_args(Status):
-        if cell.strip().lower() == status:
-            return cast(Status, status)
-    return "failed"
+    status = cell.strip().lower()
+    return cast(Status, status) if status in STATUSES else "failed"

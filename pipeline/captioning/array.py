@@ -22,6 +22,7 @@ from captionmill.stages.encoding.encoder import encoder_for_spec
 from captionmill.stages.encoding.extract import ExtractSummary
 from captionmill.stages.encoding.missing import find_missing
 from captionmill.stages.encoding.spread import run_tasks
+from captionmill.stages.machine import require_machine
 from captionmill.stages.table_settings import TableConfig
 
 
@@ -42,6 +43,7 @@ def extract_for_captions(
     arguments.
     """
     started = time.monotonic()
+    require_machine(cache.machine)
     spec = read_models(model).spec
     task = prepare_captions(images, as_path(output), table, cache.features, embed_into=None, overwrite=False)
     if task.found is None:

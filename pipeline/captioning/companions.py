@@ -51,7 +51,7 @@ class Companions:
         `overwrite` replaces files and descriptions that another program wrote, except XMP sidecars.
         """
         local = images if isinstance(images, Path) else None
-        self._found, self._table, self._config, self._overwrite = found, table, config, overwrite
+        self._found, self._table = found, table
         self._title = f"Captions of {local.resolve().name if local else images}"
         self._gallery = as_path(config.gallery)
         if self._gallery is not None:
@@ -75,7 +75,7 @@ class Companions:
             self._shards = Shards(images, found, tars, config.tar_suffix, table, wording=wording, overwrite=overwrite)
         if embed_into is not None:
             folder = None if embed_into == "images" else Path(embed_into)
-            self._embedding = Embedding(images, found, folder, table, wording=wording)
+            self._embedding = Embedding(images, found, folder, table, wording=wording, overwrite=overwrite)
 
     @property
     def corrections(self) -> list[Review]:
@@ -97,9 +97,7 @@ class Companions:
         if self._metadata:
             self._metadata.write(self._rows(), progress=progress)
         shards = self._shards.write(self._rows(), progress=progress) if self._shards else None
-        embedded = None
-        if self._embedding is not None:
-            embedded = self._embedding.write(self._rows(), overwrite=self._overwrite, progress=progress)
+        embedded = self._embedding.write(self._rows(), progress=progress) if self._embedding else None
         kept = tuple(self._sidecars.kept) if self._sidecars else ()
         return WrittenFiles(sidecars, kept, embedded, shards)
 

@@ -19,7 +19,7 @@ from captionmill.data.images.description import (
     write_description,
 )
 from captionmill.data.images.read import ImageFile
-from captionmill.data.progress import Progress, no_progress
+from captionmill.data.progress import Progress
 from captionmill.data.regular import require_inside
 from captionmill.data.tables.review import Review
 from captionmill.data.tables.rows import CaptionRow
@@ -45,10 +45,17 @@ class Embedding:
     """The destination of each image with its caption."""
 
     def __init__(
-        self, images: object, found: Sequence[ImageFile], copies: Path | None, table: Path, *, wording: Wording
+        self,
+        images: object,
+        found: Sequence[ImageFile],
+        copies: Path | None,
+        table: Path,
+        *,
+        wording: Wording,
+        overwrite: bool,
     ) -> None:
         """Into the folder `copies`, or, if that is None, into the images themselves: the captions of `table` in
-        `wording`.
+        `wording`. `overwrite` replaces descriptions that another program wrote.
 
         Raises InputError if the library is missing, an image is not a local file, the copies would be among the images,
         two images would have the same copy, or a link in the folder of images leads to an image outside it, which would
@@ -56,7 +63,7 @@ class Embedding:
         """
         require_metadata_library()
         self._sources = {image.key: image_path_of(image, "`embed_metadata`") for image in found}
-        self._wording = wording
+        self._wording, self._overwrite = wording, overwrite
         self._targets = {key: _real_path(path) for key, path in self._sources.items()}
         folder = images.resolve() if isinstance(images, Path) and images.is_dir() else None
         if copies is None and folder is not None:
@@ -95,7 +102,7 @@ class Embedding:
                 if caption := self._wording.caption_in(text):
                     yield key, caption
 
-    def write(self, rows: Iterable[CaptionRow], *, overwrite: bool, progress: Progress = no_progress) -> EmbedSummary:
+    def write(self, rows: Iterable[CaptionRow], *, progress: Progress) -> EmbedSummary:
         """Put the caption of each row into its image; a copy that is up to date stays as it is."""
         embedded = 0
         described: list[str] = []
@@ -104,7 +111,7 @@ class Embedding:
             for done, row in enumerate(rows, 1):
                 if row.is_captioned:
                     try:
-                        state = self._write_one(row.path, self._wording.text(row.caption), overwrite)
+                        state = self._write_one(row.path, self._wording.text(row.caption))
                     except ImageError:
                         state = "unsupported"
                     embedded += state == "same"
@@ -113,12 +120,12 @@ class Embedding:
                 progress("embed", done, len(self._sources))
         return EmbedSummary(embedded, tuple(described), tuple(unsupported))
 
-    def _write_one(self, key: str, text: str, overwrite: bool) -> DescriptionState:
+    def _write_one(self, key: str, text: str) -> DescriptionState:
         """Write the text; the state of the image's description after that."""
         source, target = self._sources[key], self._targets[key]
-        if self._is_anothers(key, text, overwrite=overwrite):
+        if self._is_anothers(key, text):
             return "described"
-        state = check_description(source, text, overwrite=overwrite)
+        state = check_description(source, text, overwrite=self._overwrite)
         is_copy = target != _real_path(source)
         if state == "unsupported" or (state == "described" and not is_copy):
             return state
@@ -140,7 +147,7 @@ class Embedding:
         self._written.add(key, _stamp(target))
         return "same" if is_done or state == "missing" else state
 
-    def _is_anothers(self, key: str, text: str, *, overwrite: bool) -> bool:
+    def _is_anothers(self, key: str, text: str) -> bool:
         """Whether the image has a description that no run into the table wrote and that is no correction.
 
         It was written while the captions were made, or by a run into another table, which `overwrite` replaces.
@@ -148,7 +155,7 @@ class Embedding:
         target = self._targets[key]
         if not target.is_file() or self._written.has(key, _stamp(target)):
             return False
-        if overwrite and not self._written.has_any(key):
+        if self._overwrite and not self._written.has_any(key):
             return False
         known = {text, *self._seen.get(key, ()), self._before.get(key)}
         return any(one not in known and not self._written.has(key, one.encode()) for one in read_descriptions(target))

@@ -86,18 +86,18 @@ def caption_folder(
     """Caption every image of `images`, as `extract` takes them, with `model` and write the table `output`.
 
     `images` may also be several images, whose keys are their paths as given, or a feature store: then its rows are
-    captioned, and no image is opened. Several folders in `model`
-    form an ensemble. Rows of an earlier table are kept if model, settings and image have not changed. Captions that
-    a person changed in it are kept whatever changes, and go into every other file; `table.redo_corrected` forgets them.
+    captioned, and no image is opened. Several folders in `model` form an ensemble. Rows of an earlier table are kept if
+    model, settings and image have not changed. Captions that a person changed in it are kept whatever changes, and go
+    into every other file; `table.redo_corrected` forgets them.
 
     `table` is the table's format, which captions are flagged, and which other files are written: a gallery, a text
     file beside each image, copies of tars. `embed_into` is a folder for copies of the images that contain their
     captions, or "images" to write into the images themselves. `cache` describes where features are stored and how
     missing ones are extracted.
 
-    `overwrite` replaces an `output` that is not a table of captions, a cache whose features do not match
-    the model, and sidecars and descriptions that another program wrote; "made" replaces only an `output` and a cache
-    that an earlier run made for something else.
+    `overwrite` replaces an `output` that is not a table of captions, a cache whose features do not match the model, and
+    sidecars and descriptions that another program wrote; "made" replaces only an `output` and a cache that an earlier
+    run made for something else.
 
     Raises InputError if there is no image or none can be read (the table is written even then), or `output` is another
     kind of file or has the name of one; WeightsError if the backbone's weights are not the model's, SpecMismatchError
@@ -116,13 +116,7 @@ def caption_folder(
         source = open_source(store_path, cache.features, models.spec)
     else:
         source = extract_source(
-            task.found,
-            store_path,
-            models.spec,
-            cache,
-            replaces=bool(overwrite),
-            before_work=load,
-            progress=progress,
+            task.found, store_path, models.spec, cache, replaces=bool(overwrite), before_work=load, progress=progress
         )
     captioning_started = time.monotonic()
     updated = _update_table(

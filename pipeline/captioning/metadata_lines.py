@@ -50,10 +50,11 @@ class MetadataLines:
         if path.name != NAME:
             raise InputError(f"{path}: must be called {NAME}, the name by which imagefolder finds it: `metadata_jsonl`")
         require_other_file(path, table, *others)
-        self._path, self._table, self._wording = path, table, wording
+        self._path, self._wording = path, wording
         self._written = WrittenTexts(table, "metadata")
         folder = _plain(path.parent)
         self._names = {image.key: _name_in(folder, image) for image in found if not image.problem}
+        self._count = len(found)
         self._digest = digest_of_file(path)
         self.corrections: list[Review] = []
         """What a person wrote into the file since it was written."""
@@ -68,21 +69,20 @@ class MetadataLines:
         """Take the texts that a person changed; whether the file holds nothing else that is new."""
         keys = {name: key for key, name in self._names.items()}
         try:
-            rows = [parse_json(line) for line in read_text(self._path, "utf-8-sig").splitlines() if line]
-        except ValueError:
+            lines = read_text(self._path, "utf-8-sig").split("\n")
+        except ValueError:  # not UTF-8
             return False
-        corrections = []
-        for row in rows:
-            if not isinstance(row, dict) or {name: type(value) for name, value in row.items()} != _FIELDS:
-                return False
-            name, text = row["file_name"], row["text"]
-            if not self._written.has_any(name):
-                return False
-            caption = self._wording.caption_in(text)
-            if name in keys and caption and not self._written.has(name, text.encode()):
-                corrections.append(Review(keys[name], "corrected", caption))
-        self.corrections = corrections
-        return True
+        is_nothing_else = True
+        for line in filter(str.strip, lines):
+            match _object_in(line):
+                case {"file_name": str(name), "text": str(text), **others} if self._written.has_any(name):
+                    is_nothing_else = is_nothing_else and not others
+                    caption = self._wording.caption_in(text)
+                    if name in keys and caption and not self._written.has(name, text.encode()):
+                        self.corrections.append(Review(keys[name], "corrected", caption))
+                case _:
+                    is_nothing_else = False
+        return is_nothing_else
 
     def write(self, rows: Iterable[CaptionRow], *, progress: "Progress") -> bool:
         """Write a line for each row that has a caption; whether the file was new or changed."""
@@ -98,12 +98,17 @@ class MetadataLines:
                         self._written.add(name, text.encode())
                         digest.update(line)
                         file.write(line)
-                    progress("metadata", done, len(self._names))
+                    progress("metadata", done, self._count)
             self._written.add("", digest.hexdigest().encode())
         return digest.hexdigest() != self._digest
 
 
-_FIELDS = {"file_name": str, "text": str}
+def _object_in(line: str) -> object:
+    """What the JSON of `line` says; None if it is not JSON."""
+    try:
+        return parse_json(line)
+    except ValueError:
+        return None
 
 
 def _name_in(folder: Path, image: ImageFile) -> str:

@@ -125,7 +125,7 @@ def extract_source(
             extraction = extract_images(
                 found, path, encoder, machine, spread=spread, before_work=before_work, progress=progress
             )
-    elif store is not None and store.part_count > path.exists():  # of an array job, or of a run that was interrupted
+    elif store is not None and (store.part_count > 1 or not path.exists()):  # an array job's, or an interrupted run's
         with FeatureWriter(path, spec, dtype=store.dtype, made_by=store.made_by):
             pass  # it joins the parts
     can_be_read = len(extraction.failures) < len(found)

@@ -29,13 +29,7 @@ class XmpSidecars:
     """The packets beside the images."""
 
     def __init__(
-        self,
-        found: Sequence[ImageFile],
-        suffix: str,
-        table: Path,
-        *,
-        wording: Wording,
-        others: Iterable[Path],
+        self, found: Sequence[ImageFile], suffix: str, table: Path, *, wording: Wording, others: Iterable[Path]
     ) -> None:
         """As for `Sidecars`, but nothing is ever replaced that no run into `table` wrote.
 

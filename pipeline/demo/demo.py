@@ -15,8 +15,9 @@ from captionmill.data.tables.formats import read_captions
 from captionmill.pipeline.demo.scene_captions import Scene, describes
 from captionmill.pipeline.demo.scenes import draw_samples
 from captionmill.pipeline.pages.gallery import Verdict, write_gallery
+from captionmill.pipeline.plan.graph import TaskOutcome
 from captionmill.pipeline.plan.report import report_path_for
-from captionmill.pipeline.plan.run import RunEvents, TaskOutcome, run_pipeline
+from captionmill.pipeline.plan.run import RunEvents, run_pipeline
 from captionmill.stages.training.state import EpochResult
 
 PICTURES_DIR, HELD_OUT_DIR = "pictures", "held_out"
@@ -44,7 +45,7 @@ feature_dropout = 0.1
 label_smoothing = 0
 batch_size = 32
 learning_rate = 2e-3
-max_epochs = 10
+max_epochs = {{epochs}}
 
 [evaluate]
 output = "scores.json"
@@ -72,16 +73,21 @@ class DemoSummary:
     duration_s: float
 
 
+def _ignore(*_: object) -> None:
+    """Whoever listens to nothing."""
+
+
 def run_demo(
     folder: Path,
     *,
     image_count: int = 2000,
     held_out_count: int = 200,
-    on_stage: Callable[[str, str], None] = lambda stage, command: None,
-    on_epoch: Callable[[EpochResult], None] = lambda result: None,
+    epochs: int = 10,
+    on_stage: Callable[[str, str], None] = _ignore,
+    on_epoch: Callable[[EpochResult], None] = _ignore,
     progress: Progress = no_progress,
 ) -> DemoSummary:
-    """Draw images into `folder`, extract, train, evaluate, caption the held-out images and write their gallery.
+    """Draw images into `folder`, extract, train for `epochs`, evaluate, caption the held-out ones, write their gallery.
 
     The gallery marks each caption as right or wrong, the wrong ones first. The pipeline also writes its report.
 
@@ -91,7 +97,7 @@ def run_demo(
     plan_path = folder / PLAN_NAME
     if folder.exists() and any(folder.iterdir()) and not _is_demo(plan_path):
         raise InputError(f"{folder}: holds other files; choose an empty or a new folder")
-    write_text(plan_path, PLAN)
+    write_text(plan_path, PLAN.format(epochs=epochs))
     draw_samples(folder / PICTURES_DIR, image_count, seed=_SEED, captions_path=folder / "references.csv")
     scenes = draw_samples(folder / HELD_OUT_DIR, held_out_count, seed=_SEED + 1, name="new_scene")
     written: list[Path] = []

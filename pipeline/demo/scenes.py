@@ -13,7 +13,7 @@ from joblib import Parallel, delayed
 from PIL import Image, ImageDraw
 
 from captionmill.data.csv_tables import csv_line
-from captionmill.data.files import write_text
+from captionmill.data.files import replace_atomically, write_text
 from captionmill.pipeline.demo.scene_captions import Scene, random_scene, word_captions
 
 Levels = npt.NDArray[np.float32]  # (height, width) or (height, width, 3), grey levels up to 255 or shares
@@ -108,10 +108,11 @@ def _write_image(path: Path, seed: int, index: int) -> Scene:
     rng = np.random.default_rng([seed, index])
     scene = random_scene(rng)
     image = draw_scene(scene, rng)
-    if path.suffix == ".png":
-        image.save(path, compress_level=1)
-    else:
-        image.save(path, quality=JPEG_QUALITY)
+    with replace_atomically(path, flushes=False) as partial_path:
+        if path.suffix == ".png":
+            image.save(partial_path, "PNG", compress_level=1)
+        else:
+            image.save(partial_path, "JPEG", quality=JPEG_QUALITY)
     return scene
 
 

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from captionmill.data.errors import ImageError
-from captionmill.data.images.decode import decode_image
-from captionmill.data.images.read import ImageFile, read_image
+from captionmill.data.images.read import ImageFile
 from captionmill.data.progress import Progress
-from captionmill.pipeline.pages.page import THUMBNAIL_SIDE, render_page, thumbnail_url
+from captionmill.pipeline.pages.page import render_page, thumbnail_of
 from captionmill.pipeline.summaries import SCORE_NAMES
 from captionmill.stages.scoring.comparison import ComparedImage, TableComparison
 
@@ -56,7 +55,7 @@ def _card(image: ComparedImage, file: ImageFile | None) -> _Card:
     steps = difflib.SequenceMatcher(None, first, second, autojunk=False).get_opcodes()
     return _Card(
         image.first.path,
-        _image_url(file) if file else "",
+        _thumbnail(file) if file else "",
         [_Words(" ".join(first[start:end]), step != "equal") for step, start, end, _, _ in steps if end > start],
         [_Words(" ".join(second[start:end]), step != "equal") for step, _, _, start, end in steps if end > start],
         image.gain,
@@ -64,10 +63,8 @@ def _card(image: ComparedImage, file: ImageFile | None) -> _Card:
     )
 
 
-def _image_url(file: ImageFile) -> str:
+def _thumbnail(file: ImageFile) -> str:
     try:
-        return thumbnail_url(
-            decode_image(read_image(file)[0], at_least=lambda _w, _h: (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        )
+        return thumbnail_of(file)
     except ImageError:
         return ""

@@ -50,12 +50,12 @@ class ImageExplanation:
     @property
     def caption(self) -> str:
         """The caption that the captioner gives."""
-        return self.bundles[0].vocabulary.decode(self.explanation.beam.words)
+        return self.text_of(self.explanation.beam.words)
 
     @property
     def greedy_caption(self) -> str:
         """The caption of the highest logit at each step."""
-        return self.bundles[0].vocabulary.decode(self.explanation.greedy.words)
+        return self.text_of(self.explanation.greedy.words)
 
     @property
     def decoders(self) -> tuple[DecoderConfig, ...]:
@@ -128,14 +128,15 @@ def _describe_found(explained: ImageExplanation) -> str:
 
 
 def describe_total(explained: ImageExplanation) -> str:
-    """What the total of a candidate is the sum of: "consensus + 0.3 x mean ln p + 0.25 x match"; "" without any."""
+    """What the total of a candidate is the sum of: "consensus + 0.3 x mean ln p - 0.1 x repetition"; "" without any."""
     choice, by = explained.explanation.choice, explained.search.rerank
     if choice is None:
         return ""
-    likelihood = f"{choice.config.likelihood_weight:g} x mean ln p"
-    if by == "matcher":
-        return f"{likelihood} + {choice.config.match_weight_alone:g} x match"
-    return f"consensus + {likelihood}" + (f" + {choice.config.match_weight:g} x match" if by == "both" else "")
+    config = choice.config
+    parts = ["consensus"] * (by != "matcher") + [f"{config.likelihood_weight:g} x mean ln p"]
+    if by != "consensus":
+        parts.append(f"{config.match_weight if by == 'both' else config.match_weight_alone:g} x match")
+    return " + ".join(parts) + f" - {config.repetition_weight:g} x repetition" * (config.repetition_weight > 0)
 
 
 def describe_search(search: SearchConfig) -> str:

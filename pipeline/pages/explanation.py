@@ -18,7 +18,7 @@ from captionmill.pipeline.pages.explain_words import (
     show_number,
     show_probability,
 )
-from captionmill.pipeline.pages.page import render_page, thumbnail_url
+from captionmill.pipeline.pages.page import image_url, render_page
 from captionmill.stages.decoding.explain import Start
 from captionmill.stages.decoding.folded import Numbers
 
@@ -72,6 +72,7 @@ def render_explanation(explained: ImageExplanation) -> str:
     """The page as one string of HTML; it holds everything that it shows."""
     explanation, bundle = explained.explanation, explained.bundles[0]
     features = explanation.features
+    seen = None if explained.seen is None else Image.fromarray(explained.seen)
     largest = [int(index) for index in np.argsort(-features, kind="stable")[:_LARGEST]]
     values = {
         "explained": explained,
@@ -83,8 +84,8 @@ def render_explanation(explained: ImageExplanation) -> str:
         "vocabulary_size": len(bundle.vocabulary),
         "file_name": _file_name(explained),
         "image_url": _image_url(explained.image),
-        "seen": Image.fromarray(explained.seen) if explained.seen is not None else None,
-        "seen_url": _image_url(Image.fromarray(explained.seen) if explained.seen is not None else None),
+        "seen": seen,
+        "seen_url": _image_url(seen),
         "computation": describe_computation(explained),
         "spec": bundle.spec,
         "weights": Path(bundle.spec.weights).name,
@@ -169,7 +170,7 @@ with torch.inference_mode():
 
 
 def _image_url(image: Image.Image | None) -> str:
-    return thumbnail_url(image.copy(), _IMAGE_SIDE) if image else ""
+    return image_url(image.copy(), _IMAGE_SIDE) if image else ""
 
 
 def _file_name(explained: ImageExplanation) -> str:

@@ -15,7 +15,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from types import MappingProxyType
 from urllib.parse import quote
 
 from captionmill.data.errors import ImageError
@@ -102,10 +101,11 @@ def served_gallery(title: str, rows: Sequence[CaptionRow], keys: Collection[str]
     The page asks for an image with one of the `keys` at `images/KEY`, quoted, and for its thumbnail at
     `images/KEY?small`, when it is looked at; it sends decisions to `decisions`.
     """
+    links = (f"images/{quote(row.path, safe='')}" if row.path in keys else None for row in rows)
     values = {
         "title": title,
         "figures": _figures(rows, {}, is_table=True),
-        "rows": _row_values(rows, (f"images/{quote(row.path, safe='')}" if row.path in keys else None for row in rows)),
+        "rows": _row_values(rows, links, {}),
         "has_verdicts": False,
         "blocks": (),
         "review": _review_values(table, served=True),
@@ -132,11 +132,12 @@ def _figures(rows: Sequence[CaptionRow], verdicts: Mapping[str, Verdict], *, is_
     figures = [(len(rows), "images" if len(rows) != 1 else "image")]
     if is_table:
         figures.append((len(rows) - failed, "captioned"))
-    return [(f"{count:,}", what) for count, what in [*figures, *((count, what) for count, what in wanted if count)]]
+    figures += [(count, what) for count, what in wanted if count]
+    return [(f"{count:,}", what) for count, what in figures]
 
 
 def _row_values(
-    rows: Iterable[CaptionRow], links: Iterable[str | None], verdicts: Mapping[str, Verdict] = MappingProxyType({})
+    rows: Iterable[CaptionRow], links: Iterable[str | None], verdicts: Mapping[str, Verdict]
 ) -> Iterator[list[object]]:
     """What the page's script knows of each row, in the order in which gallery.js takes it apart."""
     for row, link in zip(rows, links, strict=True):

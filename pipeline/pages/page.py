@@ -18,6 +18,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from captionmill.data.images.decode import decode_image
+from captionmill.data.images.read import ImageFile, read_image
+
 THUMBNAIL_SIDE = 320
 """The longer side of an image in a page, pixels: sharp on a phone, and a page of hundreds still opens at once."""
 
@@ -26,14 +29,16 @@ _ASSETS_DIR = Path(__file__).parent / "assets"
 
 @functools.cache
 def environment() -> Environment:
-    """What renders the templates of all pages; a value that is missing is an error."""
-    return Environment(
+    """What renders the templates of all pages; a value that is missing is an error. `commas` shows 8091 as 8,091."""
+    templates = Environment(
         loader=FileSystemLoader(_ASSETS_DIR),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters["commas"] = "{:,}".format
+    return templates
 
 
 def page_pieces(
@@ -82,8 +87,14 @@ def colour(name: str) -> str:
     return found[1]
 
 
-def thumbnail_url(image: Image.Image, side: int = THUMBNAIL_SIDE) -> str:
-    """`image` (RGB) as a `data:` URL of a JPEG, neither side longer than `side`; the image itself is made smaller."""
+def thumbnail_of(file: ImageFile) -> str:
+    """A small image of `file` as a `data:` URL; ImageError if it cannot be read."""
+    content = read_image(file)[0]
+    return image_url(decode_image(content, at_least=lambda *_: (THUMBNAIL_SIDE,) * 2, name=file.key), THUMBNAIL_SIDE)
+
+
+def image_url(image: Image.Image, side: int) -> str:
+    """`image` (RGB) as a `data:` URL of a JPEG, neither side longer than `side` pixels; `image` is made smaller."""
     image.thumbnail((side, side))
     content = io.BytesIO()
     image.save(content, "JPEG", quality=85)

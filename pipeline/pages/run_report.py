@@ -13,15 +13,14 @@ from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS
 from captionmill.data.errors import CaptionmillError, ImageError, InputError
 from captionmill.data.files import require_other_file, write_text
-from captionmill.data.images.decode import decode_image
 from captionmill.data.images.find import find_images
-from captionmill.data.images.read import ImageFile, read_image
+from captionmill.data.images.read import ImageFile
+from captionmill.data.models.bundle import model_paths
 from captionmill.data.models.source import find_models
-from captionmill.data.paths import AnyPath
-from captionmill.data.urls import is_url
+from captionmill.data.paths import AnyPath, as_location
 from captionmill.pipeline.pages import run_results as results
 from captionmill.pipeline.pages import run_work as work
-from captionmill.pipeline.pages.page import THUMBNAIL_SIDE, render_page, thumbnail_url
+from captionmill.pipeline.pages.page import render_page, thumbnail_of
 from captionmill.pipeline.pages.run_files import (
     ModelFiles,
     ScoreFile,
@@ -43,17 +42,17 @@ _MOST_WORDS = 30
 class ReportSources:
     """Where the parts of a run lie; the report leaves out what is not named."""
 
-    models: Sequence[Path] = ()
-    """Folders that `train` wrote."""
-    features: Sequence[Path] = ()
+    models: Sequence[AnyPath] = ()
+    """Models that `train` wrote: folders, packed files or URLs."""
+    features: Sequence[AnyPath] = ()
     """Feature stores."""
-    scores: Sequence[Path] = ()
-    """What `evaluate --output` wrote."""
-    tables: Sequence[Path] = ()
-    """What `caption` wrote."""
+    scores: Sequence[AnyPath] = ()
+    """Files that `evaluate` wrote."""
+    tables: Sequence[AnyPath] = ()
+    """Tables that `caption` wrote."""
     captions: Sequence[AnyPath | CaptionFiles] = ()
     """The reference captions that the models were trained on; each is read by itself."""
-    images: Sequence[Path | str] = ()
+    images: Sequence[AnyPath] = ()
     """Where the scored images are; without any, where the last extraction into each store found them."""
 
 
@@ -102,29 +101,31 @@ class _Images:
         if key not in self.files:
             return "", "no image: " + ("; ".join(self.problems) or "it is not among the images named")
         try:
-            image = decode_image(read_image(self.files[key])[0], at_least=lambda *_: (THUMBNAIL_SIDE,) * 2, name=key)
+            return thumbnail_of(self.files[key]), ""
         except ImageError as exc:
             return "", f"no image: {exc}"
-        return thumbnail_url(image), ""
 
 
-def write_run_report(output: Path, sources: ReportSources, *, title: str = "") -> None:
+def write_run_report(output: AnyPath, sources: ReportSources, *, title: str = "") -> None:
     """Write the report of what `sources` names to `output` (HTML); `title` is the first model's name if it is empty.
 
     Raises InputError if `sources` names nothing or an output is an input, and what the readers of stores,
     models, scores, tables and captions raise for files that cannot be read. Missing images are no error.
     """
-    files = (*sources.scores, *sources.tables, *sources.features)
+    output = Path(output)
+    files = [Path(path) for path in (*sources.scores, *sources.tables, *sources.features)]
     if not files and not sources.models:
         raise InputError("nothing to report: name a model, a feature store, scores or a table of captions")
-    require_other_file(output, *files, *(path for one in sources.captions for path in as_caption_files(one).paths))
-    stores = [read_store(path) for path in sources.features]
-    models = [read_model_files(path) for path in find_models(sources.models)]
-    scores = [read_scores(path) for path in sources.scores]
-    tables = [read_table(path) for path in sources.tables]
+    folders = find_models(sources.models)
+    references = (path for one in sources.captions for path in as_caption_files(one).paths)
+    images_here = (place for place in map(as_location, sources.images) if isinstance(place, Path))
+    require_other_file(output, *files, *model_paths(*folders), *references, *images_here)
+    stores = [read_store(Path(path)) for path in sources.features]
+    models = [read_model_files(path) for path in folders]
+    scores = [read_scores(Path(path)) for path in sources.scores]
+    tables = [read_table(Path(path)) for path in sources.tables]
     recorded = [store.records[-1].images for store in stores if store.records]
-    locations = list(sources.images) or [where if is_url(where) else Path(where) for where in recorded]
-    images = _Images.find(locations if scores else ())
+    images = _Images.find([*map(as_location, sources.images or recorded)] if scores else ())
     paces = work.paces(stores, models, tables)
     values = {
         "title": title or _name_run(models, scores, stores, tables),

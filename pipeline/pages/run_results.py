@@ -67,7 +67,6 @@ class Picks:
 class Confidence:
     """How well confidence separates good captions from bad ones."""
 
-    name: str
     quarters: Sequence[Quarter]
     correlation: float | None
     chart: Chart
@@ -211,7 +210,7 @@ def confidence_against_score(file: ScoreFile) -> Confidence | None:
         title="CIDEr-D of each caption against its confidence",
         x_label="confidence",
     )
-    return Confidence(file.name, quarters, rank_correlation(confidences, scores), chart)
+    return Confidence(quarters, rank_correlation(confidences, scores), chart)
 
 
 def settings_tables(

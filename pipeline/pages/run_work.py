@@ -8,7 +8,7 @@ from itertools import groupby
 
 from captionmill.data.features.log import ExtractionRecord
 from captionmill.pipeline.pages.run_files import ModelFiles, StoreFiles, TableFiles
-from captionmill.pipeline.words import show_count, show_duration
+from captionmill.pipeline.words import show_count, show_duration, show_rate
 
 NOT_RECORDED = "not recorded"
 _REASONS = 20
@@ -107,12 +107,8 @@ def paces(stores: Iterable[StoreFiles], models: Iterable[ModelFiles], tables: It
     found = []
     for store in stores:
         worked = [record for record in store.records if record.extracted]
-        if worked:
-            found.append(_extraction_pace("extract", store.name, worked[-1]))
-        else:
-            found.append(
-                Pace("extract", store.name, NOT_RECORDED, note="no log of an extraction lies beside the store")
-            )
+        missing = Pace("extract", store.name, NOT_RECORDED, note="no log of an extraction lies beside the store")
+        found.append(_extraction_pace("extract", store.name, worked[-1]) if worked else missing)
     for model in models:
         if not model.history:
             found.append(Pace("train", model.name, NOT_RECORDED, note="no history.csv"))
@@ -140,7 +136,7 @@ def paces(stores: Iterable[StoreFiles], models: Iterable[ModelFiles], tables: It
             Pace(
                 "caption",
                 f"{table.name}, words",
-                f"{_rate(last.captioned, last.captioning_s)} images/s",
+                _rate(last.captioned, last.captioning_s),
                 show_count(last.captioned, "image"),
                 last.captioning_s,
             )
@@ -165,7 +161,7 @@ def _extraction_pace(stage: str, of: str, record: ExtractionRecord) -> Pace:
     return Pace(
         stage,
         of,
-        f"{_rate(record.extracted, record.duration_s)} images/s",
+        _rate(record.extracted, record.duration_s),
         show_count(record.extracted, "image"),
         record.duration_s,
         f"{record.engine}, {_moment(record)}",
@@ -179,5 +175,4 @@ def _moment(record: ExtractionRecord) -> str:
 
 
 def _rate(count: int, duration_s: float) -> str:
-    rate = count / duration_s if duration_s else 0.0
-    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+    return show_rate(count / duration_s if duration_s else 0.0, "images")

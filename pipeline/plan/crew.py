@@ -15,9 +15,10 @@ from pathlib import Path
 
 from captionmill.data.errors import CaptionmillError
 from captionmill.pipeline.cluster import open_spread
-from captionmill.pipeline.plan.graph import Task
+from captionmill.pipeline.plan.graph import Task, TaskOutcome
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, Job, TrainJob
-from captionmill.pipeline.plan.work import Listeners, Summary, describe, do_job
+from captionmill.pipeline.plan.work import Listeners, describe, do_job
+from captionmill.pipeline.words import show_error
 from captionmill.stages.encoding.share import claim_device
 from captionmill.stages.encoding.spread import Spread
 from captionmill.stages.machine import share_memory
@@ -34,22 +35,6 @@ class JobCall:
     """Whether the output may replace one that was made from something else."""
 
 
-@dataclass(frozen=True)
-class JobResult:
-    """The result of a job."""
-
-    task: Task
-    summary: Summary | None = None
-    """None if it failed or was stopped, with the reason in `error`."""
-    text: str = ""
-    """A summary in words."""
-    error: str = ""
-    """Why it failed, in one line."""
-    warnings: tuple[str, ...] = ()
-    """Its warnings, if it ran in a worker process."""
-    duration_s: float = 0.0
-
-
 class Crew:
     """One or several processes, the jobs that run in them and those that have ended."""
 
@@ -58,7 +43,7 @@ class Crew:
         self.running = 0
         """The number of jobs that run in worker processes."""
         self._spread, self._stop_path, self._listeners = spread, stop_path, listeners
-        self._ended: queue.SimpleQueue[JobResult | _Broken] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[TaskOutcome | _Broken] = queue.SimpleQueue()
 
     def choose_for_workers(self, tasks: Sequence[Task]) -> list[Task]:
         """Those of the `tasks` that can run now that should run in worker processes.
@@ -69,7 +54,7 @@ class Crew:
             return []
         return [task for task in tasks if task.kind != "extract"]
 
-    def do_here(self, call: JobCall) -> JobResult:
+    def do_here(self, call: JobCall) -> TaskOutcome:
         """Do a job in this process, an extraction with all processes."""
         job = call.task.job
         with ExitStack() as stack:
@@ -88,7 +73,7 @@ class Crew:
         # one thread per batch, as joblib waits for its results
         threading.Thread(target=self._run, args=(spread, numbered), daemon=True, name="jobs in workers").start()
 
-    def ended(self, *, wait: bool) -> Iterator[JobResult]:
+    def ended(self, *, wait: bool) -> Iterator[TaskOutcome]:
         """The jobs in worker processes that have ended since the last call; `wait` for one if there is none yet.
 
         Raises ClusterError if processes keep dying, and any bug that a job raised.
@@ -105,7 +90,7 @@ class Crew:
             self.running -= 1
             yield result
 
-    def stop(self) -> Iterator[JobResult]:
+    def stop(self) -> Iterator[TaskOutcome]:
         """Stop all worker processes where nothing is lost, and wait until they have stopped."""
         if self.running:
             self._stop_path.touch()
@@ -159,37 +144,25 @@ class _WorkerCall:
     stop_path: Path
 
 
-def run_in_worker(worker_call: _WorkerCall) -> JobResult:
+def run_in_worker(worker_call: _WorkerCall) -> TaskOutcome:
     """Run a job in this worker process; it stops when the stop file appears."""
     with _collect_warnings() as warnings, _ignore_ctrl_c():
         try:
             stop = _StopCheck(worker_call.stop_path)
             stop.check()
-            result = _attempt(
-                worker_call.call,
-                _fitted(worker_call),
-                Listeners(progress=stop),
-                None,
-            )
+            outcome = _attempt(worker_call.call, _fitted(worker_call), Listeners(progress=stop), None)
         except _Stopped:
-            result = JobResult(worker_call.call.task, error="stopped")
-    return replace(result, warnings=tuple(warnings))
+            outcome = TaskOutcome.failed(worker_call.call.task, "stopped")
+    return replace(outcome, warnings=tuple(warnings))
 
 
-def error_line(error: CaptionmillError | OSError) -> str:
-    """The error in one line, as on the command line."""
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(getattr(error, "strerror", None) or error)
-
-
-def _attempt(call: JobCall, job: Job, listeners: Listeners, spread: Spread | None) -> JobResult:
+def _attempt(call: JobCall, job: Job, listeners: Listeners, spread: Spread | None) -> TaskOutcome:
     started = time.monotonic()
     try:
         summary = do_job(job, replaces=call.replaces, spread=spread, listeners=listeners)
     except (CaptionmillError, OSError) as exc:
-        return JobResult(call.task, error=error_line(exc))
-    return JobResult(call.task, summary, describe(summary), duration_s=time.monotonic() - started)
+        return TaskOutcome.failed(call.task, show_error(exc))
+    return TaskOutcome(call.task, describe(summary), summary, duration_s=time.monotonic() - started)
 
 
 class _Stopped(KeyboardInterrupt):

@@ -7,7 +7,7 @@ differs, the content decides, so a file that was touched, copied or checked out 
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +104,15 @@ def _halves(source: Input, known: Fingerprint | None) -> tuple[Iterator[str], Ca
         return _image_statuses(source.location), functools.partial(_hash_images, source, known)
     if isinstance(source, TextFiles):
         texts = find_text_files(source.folder)[0]
-        return _text_statuses(source.folder, texts), functools.partial(_hash_texts, source.folder, texts)
+        names = [path.relative_to(source.folder).as_posix() for path in texts]
+        statuses = (_status(name, path.stat()) for name, path in zip(names, texts, strict=True))
+        return statuses, lambda: _hash_lines(
+            f"{name}\0{_hash_file(path)}" for name, path in zip(names, texts, strict=True)
+        )
     if source.is_dir():
-        return _model_statuses(source), functools.partial(_hash_model, source)
+        return _statuses([source / BUNDLE_NAME, *_weights_in(source)]), functools.partial(_hash_model, source)
     if is_store(source):
-        return _statuses([source, *part_paths(source)]), functools.partial(_hash_store, source)
+        return _statuses([source, *part_paths(source)]), lambda: FeatureStore.open(source).digest().hex()
     if source.exists() and not source.is_file():
         raise PipelineError(
             f"{source}: is a pipe or device, and a pipeline reads its inputs more than once; save a file"
@@ -131,10 +135,6 @@ def _statuses(paths: list[Path]) -> Iterator[str]:
     for path in paths:
         if path.exists() or len(paths) == 1:  # a store may consist of parts only
             yield _status(path.name, path.stat())
-
-
-def _model_statuses(folder: Path) -> Iterator[str]:
-    return _statuses([folder / BUNDLE_NAME, *_weights_in(folder)])
 
 
 def _image_statuses(location: Path | str) -> Iterator[str]:
@@ -196,10 +196,6 @@ def _content_hash(image: ImageFile, known: ImageSource | None) -> int | str:
         return str(exc)
 
 
-def _hash_store(path: Path) -> str:
-    return FeatureStore.open(path).digest().hex()
-
-
 def _hash_model(folder: Path) -> str:
     """The hash of the bundle, which holds the hash of its weights, and of the names of the weights that are there."""
     weights = (path.name for path in _weights_in(folder))
@@ -208,15 +204,6 @@ def _hash_model(folder: Path) -> str:
 
 def _weights_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.safetensors") if is_weights_name(path.name))
-
-
-def _text_statuses(folder: Path, texts: Sequence[Path]) -> Iterator[str]:
-    return (_status(path.relative_to(folder).as_posix(), path.stat()) for path in texts)
-
-
-def _hash_texts(folder: Path, texts: Sequence[Path]) -> str:
-    """The hash of the names and contents of text files."""
-    return _hash_lines(f"{path.relative_to(folder).as_posix()}\0{_hash_file(path)}" for path in texts)
 
 
 def _hash_file(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""A pipeline as a graph of named tasks, connected where the output of one is an input of another."""
+"""A pipeline as a graph of named tasks, connected where the output of one is an input of another; their outcomes."""
 
 import difflib
 import fnmatch
@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from captionmill.data.errors import PipelineError
 from captionmill.data.paths import as_path
 from captionmill.pipeline.plan.fingerprints import Input
 from captionmill.pipeline.plan.jobs import CaptionJob, Job, Kind
+
+if TYPE_CHECKING:
+    from captionmill.pipeline.plan.work import Summary
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,35 @@ class Task:
     def is_called(self, pattern: str) -> bool:
         """Whether `pattern`, which may have wildcards (*), is its name or that of its table."""
         return fnmatch.fnmatchcase(self.name, pattern) or fnmatch.fnmatchcase(self.group, pattern)
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """One task of a run: made, up to date, failed, or not run because of others."""
+
+    task: Task
+    text: str
+    """A summary of the stage in words, or the reason why nothing was done."""
+    summary: "Summary | None" = None
+    """The summary of the stage; None if it did not run."""
+    error: str = ""
+    """Why it failed, in one line."""
+    missing: tuple[str, ...] = ()
+    """The tasks that it needs and that failed or were not run; if there are any, it was not run."""
+    warnings: tuple[str, ...] = ()
+    """Its warnings, if it ran in a worker process."""
+    duration_s: float = 0.0
+    """How long it ran."""
+
+    @classmethod
+    def failed(cls, task: Task, error: str) -> "TaskOutcome":
+        """The outcome of a task that failed because of `error`."""
+        return cls(task, f"failed: {error}", error=error)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the output exists as the plan describes it."""
+        return not self.error and not self.missing
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 from captionmill.data.captions.files import CaptionFiles, Only
 from captionmill.data.errors import AnnotationError, InputError, PipelineError
@@ -12,13 +12,12 @@ from captionmill.data.tables.formats import format_of
 from captionmill.pipeline.captioning.sidecars import is_sidecar_suffix
 from captionmill.pipeline.plan.file import PlanFile, Section, refuse_unknown_tables, unknown_name
 from captionmill.pipeline.plan.graph import Graph, Task
-from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, Several, TrainJob
+from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, Kind, Several, TrainJob
 from captionmill.stages.fields import settings_of
 from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TrainConfig
 from captionmill.stages.split_settings import SplitLists
 from captionmill.stages.table_settings import TableConfig
 
-KINDS = ("extract", "train", "evaluate", "caption")
 Value = TypeVar("Value")
 
 
@@ -37,7 +36,7 @@ def read_plan(path: Path) -> Graph:
     Paths in the file start at its folder; in the tasks they are absolute.
     """
     file = PlanFile(path)
-    refuse_unknown_tables(file, KINDS)
+    refuse_unknown_tables(file, get_args(Kind))
     sections = file.sections("extract")
     extractions = [Task(section.name, _read_extract(section, several=len(sections) > 1)) for section in sections]
     trainings = [task for section in file.sections("train") for task in _read_train(section, extractions)]
@@ -71,11 +70,7 @@ def _read_train(section: Section, extractions: Sequence[Task]) -> list[Task]:
     grid = section.grid(TrainConfig)
     output = section.path("output", _default_output("model", section.name, "", is_folder=bool(grid)))
     job = TrainJob(
-        features,
-        captions,
-        output,
-        TrainConfig(),
-        section.settings(SplitLists(), tuple(settings_of(SplitLists))),
+        features, captions, output, TrainConfig(), section.settings(SplitLists(), tuple(settings_of(SplitLists)))
     )
     config = section.settings(TrainConfig())
     tasks = []

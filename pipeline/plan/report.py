@@ -1,5 +1,6 @@
 """The report of a pipeline: one page about the outputs of all its tasks, beside the pipeline file."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from captionmill.data.regular import read_bytes
 from captionmill.pipeline.plan.graph import Task
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, TrainJob
 
-_OURS = b'<meta name="generator" content="captionmill '  # a gallery does not name a version
+_OURS = re.compile(rb'<meta name="generator" content="captionmill .*: report of a run</title>', re.DOTALL)
+_HEAD_BYTES = 4000  # of a page, up to its title
 
 
 def report_path_for(plan_path: Path) -> Path:
@@ -25,7 +27,7 @@ def write_plan_report(plan_path: Path, tasks: Sequence[Task]) -> Path:
     from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
 
     path = report_path_for(plan_path)
-    if path.exists() and _OURS not in read_bytes(path)[:1000]:
+    if path.exists() and not _OURS.search(read_bytes(path)[:_HEAD_BYTES]):
         raise InputError(f"{path}: exists already and is not a report of captionmill; move it away")
     jobs = [task.job for task in tasks]
     trainings = [job for job in jobs if isinstance(job, TrainJob)]

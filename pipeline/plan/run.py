@@ -10,49 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captionmill.data.errors import CaptionmillError, InputError, PipelineError
-from captionmill.data.models.bundle import model_exists
+from captionmill.data.errors import CaptionmillError, PipelineError
 from captionmill.data.paths import AnyPath
-from captionmill.data.tables.formats import is_caption_table
 from captionmill.pipeline.plan.command_line import command_line
 from captionmill.pipeline.plan.fingerprints import Images, settle
-from captionmill.pipeline.plan.graph import Graph, Task
+from captionmill.pipeline.plan.graph import Graph, Task, TaskOutcome
 from captionmill.pipeline.plan.jobs import with_chosen_models
 from captionmill.pipeline.plan.read import read_plan
 from captionmill.pipeline.plan.records import Workspace, claim_pipeline
 from captionmill.pipeline.plan.report import report_path_for, write_plan_report
 from captionmill.pipeline.plan.standing import Standing, find_standing, plain, setting_changes
+from captionmill.pipeline.words import show_error
 
 if TYPE_CHECKING:
     from captionmill.data.captions.splits import Splits
     from captionmill.data.progress import Progress
-    from captionmill.pipeline.plan.crew import Crew, JobCall, JobResult
-    from captionmill.pipeline.plan.work import Summary
+    from captionmill.pipeline.plan.crew import Crew, JobCall
     from captionmill.stages.training.state import EpochResult
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TaskOutcome:
-    """One task of a run: made, up to date, failed, or not run because of others."""
-
-    task: Task
-    text: str
-    """A summary of the stage in words, or the reason why nothing was done."""
-    summary: "Summary | None" = None
-    """The summary of the stage; None if it did not run."""
-    error: str = ""
-    """Why it failed, in one line."""
-    missing: tuple[str, ...] = ()
-    """The tasks that it needs and that failed or were not run; if there are any, it was not run."""
-    warnings: tuple[str, ...] = ()
-    """Its warnings, if it ran in a worker process."""
-
-    @property
-    def is_made(self) -> bool:
-        """Whether the output exists as the plan describes it."""
-        return not self.error and not self.missing
 
 
 @dataclass(frozen=True)
@@ -102,12 +78,13 @@ def run_pipeline(
 
             stop_path = plan_path.absolute().with_name(f".{plan_path.stem}.stop")
             listeners = Listeners(events.on_splits, events.on_epoch, progress or no_progress)
-            return stack.enter_context(open_crew(0 if cluster else jobs, cluster, stop_path, listeners, wait_s=wait_s))
+            processes = 0 if cluster and jobs == 1 else jobs
+            return stack.enter_context(open_crew(processes, cluster, stop_path, listeners, wait_s=wait_s))
 
         outcomes = _Run(graph, Workspace(plan_path), forced, start_crew, events).run_all()
         if any(outcome.summary for outcome in outcomes) or not report_path_for(plan_path).exists():
             _write_report(plan_path, outcomes, events.on_report)
-    require_made(plan_path, outcomes)
+    _require_made(plan_path, outcomes)
     return outcomes
 
 
@@ -116,14 +93,13 @@ def _write_report(plan_path: Path, outcomes: Sequence[TaskOutcome], on_report: C
     if made := [outcome.task for outcome in outcomes if outcome.is_made]:
         try:
             path = write_plan_report(plan_path, made)
-        except Exception as exc:  # any error: the outputs are complete
-            reason = str(exc) if isinstance(exc, CaptionmillError) else repr(exc)
-            _logger.warning("no report of this run: %s", reason)
+        except (CaptionmillError, OSError) as exc:  # the outputs are complete
+            _logger.warning("no report of this run: %s", show_error(exc))
         else:
             on_report(path)
 
 
-def require_made(plan_path: Path, outcomes: Sequence[TaskOutcome]) -> None:
+def _require_made(plan_path: Path, outcomes: Sequence[TaskOutcome]) -> None:
     """Raise PipelineError naming the tasks that failed and those that were not run because of them."""
     if failed := [f"{outcome.task.id} failed ({outcome.error})" for outcome in outcomes if outcome.error]:
         missing = [outcome.task.id for outcome in outcomes if outcome.missing]
@@ -159,9 +135,9 @@ class _Run:
                     self._crew = self._crew or self._start_crew()
                     self._advance(self._crew)
         except BaseException:  # also Ctrl-C: worker processes stop where nothing is lost; finished jobs count
-            for result in self._crew.stop() if self._crew else ():
-                if result.summary:
-                    self._end(result)
+            for outcome in self._crew.stop() if self._crew else ():
+                if outcome.summary:
+                    self._end(outcome)
             raise
         return [self._outcomes[task.id] for task in self._graph.tasks]
 
@@ -179,10 +155,9 @@ class _Run:
                 continue
             try:
                 standing = find_standing(task, self._workspace, forced=task.id in self._forced)
-                _require_ours(standing)
                 command = command_line(with_chosen_models(task.job)) if standing.runs else ""
             except CaptionmillError as exc:
-                self._settle(TaskOutcome(task, f"failed: {exc}", error=str(exc)))
+                self._settle(TaskOutcome.failed(task, str(exc)))
                 continue
             if standing.runs:
                 self._ready[task.id] = standing
@@ -198,8 +173,8 @@ class _Run:
         elif self._ready:
             task = next(iter(self._ready.values())).task
             self._end(crew.do_here(self._begin(task)))
-        for result in crew.ended(wait=not self._ready and bool(self._begun)):
-            self._end(result)
+        for outcome in crew.ended(wait=not self._ready and bool(self._begun)):
+            self._end(outcome)
 
     def _begin(self, task: Task) -> "JobCall":
         """Record and report that a task is about to run."""
@@ -212,32 +187,20 @@ class _Run:
         self._begun[task.id] = standing
         return JobCall(task, replaces)
 
-    def _end(self, result: "JobResult") -> None:
+    def _end(self, outcome: TaskOutcome) -> None:
         """Record how a task ended: its output belongs to the inputs as they were at the start."""
-        task = result.task
+        task = outcome.task
         inputs = dict(self._begun.pop(task.id).ingredients.inputs)
-        if result.error:
-            outcome = TaskOutcome(task, f"failed: {result.error}", error=result.error, warnings=result.warnings)
-        else:
+        if outcome.is_made:
             for name, source in task.job.inputs().items():
                 if isinstance(source, Images):
                     inputs[name] = settle(source, inputs[name])
-            self._workspace.end(task.output, inputs, result.duration_s)
-            outcome = TaskOutcome(task, result.text, result.summary, warnings=result.warnings)
+            self._workspace.end(task.output, inputs, outcome.duration_s)
         self._settle(outcome)
 
     def _settle(self, outcome: TaskOutcome) -> None:
         self._outcomes[outcome.task.id] = outcome
         self._events.on_outcome(outcome)
-
-
-def _require_ours(standing: Standing) -> None:
-    task = standing.task
-    if task.kind == "train" and standing.record is None and model_exists(task.output):
-        raise InputError(f"{task.output}: holds a model already that this pipeline did not make; move it away")
-    was_ours = standing.record is not None and standing.record.made is not None
-    if task.kind == "caption" and not was_ours and task.output.exists() and not is_caption_table(task.output):
-        raise InputError(f"{task.output}: not a table of captions; move it away, or name another output")
 
 
 def _replaces(standing: Standing, *, forced: bool) -> bool:

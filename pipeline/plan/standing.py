@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captionmill.data.errors import CaptionmillError
+from captionmill.data.errors import CaptionmillError, InputError
 from captionmill.data.foreign import parse_json
+from captionmill.data.models.bundle import model_exists
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.regular import read_text
-from captionmill.data.tables.formats import read_captions
+from captionmill.data.tables.formats import is_caption_table, read_captions
 from captionmill.pipeline.captioning.sidecars import count_missing
 from captionmill.pipeline.plan.fingerprints import (
     Fingerprint,
@@ -77,9 +78,10 @@ def survey(plan_path: AnyPath, start: str | None = None) -> tuple[Graph, list[St
 def find_standing(task: Task, workspace: Workspace, *, before: Sequence[Task] = (), forced: bool = False) -> Standing:
     """The standing of `task`; the tasks `before` it have yet to run, so their outputs are not examined.
 
-    Raises PipelineError or InputError for an input that is not there.
+    Raises PipelineError or InputError for an input that is not there, or an output that may not be replaced.
     """
     record = workspace.record(task.output)
+    _require_ours(task, record)
     not_made_yet = [need.output for need in before]
     made = take_fingerprint(task.output, record.made if record else None) if output_exists(task.output) else None
     known = record.ingredients.inputs if record and record.made and made else {}
@@ -107,6 +109,14 @@ def find_standing(task: Task, workspace: Workspace, *, before: Sequence[Task] = 
     if before:
         reasons.append(f"{', '.join(need.id for need in before)} {'runs' if len(before) == 1 else 'run'} first")
     return Standing(task, tuple(reasons), Ingredients(settings, inputs), made, record)
+
+
+def _require_ours(task: Task, record: Record | None) -> None:
+    if task.kind == "train" and record is None and model_exists(task.output):
+        raise InputError(f"{task.output}: holds a model already that this pipeline did not make; move it away")
+    is_ours = record is not None and record.made is not None
+    if task.kind == "caption" and not is_ours and task.output.exists() and not is_caption_table(task.output):
+        raise InputError(f"{task.output}: not a table of captions; move it away, or name another output")
 
 
 def _fingerprint(source: Input, known: Fingerprint | None) -> Fingerprint:

@@ -41,28 +41,23 @@ def do_job(
     job = with_chosen_models(job)
     match job:
         case ExtractJob():
-            return extract(
-                job.images,
+            return extract(job.images, job.output, job.config, overwrite=replaces, spread=spread, progress=progress)
+        case TrainJob():
+            run = functools.partial(
+                train,
+                job.features,
+                job.captions,
                 job.output,
                 job.config,
+                data=job.lists,
                 overwrite=replaces,
-                spread=spread,
+                listener=TrainListener(listeners.on_splits, listeners.on_epoch),
                 progress=progress,
             )
-        case TrainJob():
-            return _train_or_restart(
-                functools.partial(
-                    train,
-                    job.features,
-                    job.captions,
-                    job.output,
-                    job.config,
-                    data=job.lists,
-                    overwrite=replaces,
-                    listener=TrainListener(listeners.on_splits, listeners.on_epoch),
-                    progress=progress,
-                )
-            )
+            try:
+                return run()
+            except UnfinishedRunError:  # the plan has changed since
+                return run(restart=True)
         case EvaluateJob():
             return evaluate(
                 job.features,
@@ -97,11 +92,3 @@ def describe(summary: Summary) -> str:
             return summaries.score_table(summary)
         case FolderSummary():
             return "\n".join([summaries.folder_line(summary), *summaries.written_lines(summary)])
-
-
-def _train_or_restart(run: Callable[..., TrainSummary]) -> TrainSummary:
-    """Resume an unfinished training, or start from scratch if the plan has changed since."""
-    try:
-        return run()
-    except UnfinishedRunError:
-        return run(restart=True)

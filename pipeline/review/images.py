@@ -53,9 +53,10 @@ def _listed_in_log(table: Path, keys: Sequence[str]) -> dict[str, ImageFile]:
 
 def _nearby(folder: Path, keys: Sequence[str]) -> dict[str, ImageFile]:
     """Those in whichever has most of them: `folder` or one of the folders in it."""
-    tried = keys[:: max(1, len(keys) // _TRIED)]
+    files = [key for key in keys if not is_url(key)]
+    tried = files[:: max(1, len(files) // _TRIED)]
     best = max(_folders(folder), key=lambda candidate: sum((candidate / key).is_file() for key in tried))
-    return {key: ImageFile(key, best / key) for key in keys if not is_url(key) and (best / key).is_file()}
+    return {key: ImageFile(key, best / key) for key in files if (best / key).is_file()}
 
 
 def _folders(folder: Path) -> Iterator[Path]:

@@ -32,6 +32,7 @@ from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.pages.gallery import render_thumbnail, served_gallery
 from captionmill.pipeline.review.images import images_of_table
 from captionmill.pipeline.summaries import decision_line
+from captionmill.pipeline.words import show_error
 
 HOST = "127.0.0.1"
 USUAL_PORT = 8642
@@ -223,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
         except CaptionmillError as exc:
             status, answer = HTTPStatus.CONFLICT, {"error": str(exc)}
         except OSError as exc:
-            status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"{exc.filename}: {exc.strerror}"}
+            status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": show_error(exc)}
         self._send(status, "application/json", [json.dumps(answer).encode()])
 
     def _send(self, status: HTTPStatus, content_type: str, pieces: Iterable[bytes]) -> None:

@@ -8,15 +8,14 @@ import click
 from captionmill.pipeline.result_fields import audit_fields
 from captionmill.pipeline.terminal.options import (
     FILE_PATH,
-    MODEL,
     captions_options,
     device_option,
+    matcher_option,
     quiet_option,
     take_captions,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
-from captionmill.pipeline.terminal.results import show_result
-from captionmill.pipeline.words import show_list
+from captionmill.pipeline.terminal.results import show_damaged, show_left_out, show_result
 
 _LISTED_WORDS = 10
 
@@ -24,9 +23,7 @@ _LISTED_WORDS = 10
 @click.command()
 @click.argument("features", metavar="STORE", type=FILE_PATH)
 @captions_options()
-@click.option(
-    "--model", type=MODEL, required=True, help="Model with a matcher, which `train` makes beside the decoder."
-)
+@matcher_option
 @click.option("--top", type=click.IntRange(min=1), default=100, show_default=True, help="Number of captions to list.")
 @click.option(
     "--output",
@@ -61,9 +58,5 @@ def audit(features: Path, model: Path, top: int, output: Path | None, quiet: boo
             f"{', ...' if len(found.unknown_words) > _LISTED_WORDS else ''}); what they say is not compared",
             err=True,
         )
-    if found.without_features:
-        click.echo(f"Not compared, without features: {len(found.without_features):,}", err=True)
-        click.echo(show_list(found.without_features), err=True)
-    if found.damaged:
-        click.echo(f"Not compared, as their features are damaged: {len(found.damaged):,}; run extract again", err=True)
-        click.echo(show_list(found.damaged), err=True)
+    show_left_out("Not compared, without features", found.without_features)
+    show_damaged("compared", found.damaged)

@@ -93,11 +93,11 @@ def caption(
     """Write a table of captions for the images of IMAGES: a folder, a list of paths, a .tar or a URL, as for `extract`.
 
     IMAGES may also be several images, - to read a list from standard input, or a feature store, whose rows are
-    captioned. Columns: path, caption, confidence (0 to 1), flags
-    (cut, repeated, low-confidence), status, error. If the command is interrupted or images are added, run it again:
-    only what is new or changed is done. Captions that you correct in OUTPUT are yours: they get the status corrected,
-    no later run replaces them, and the next one writes them into sidecars, metadata and gallery. In CSV a text that a
-    spreadsheet could read as a formula, such as a path that begins with = or -, has a ' in front.
+    captioned. Columns: path, caption, confidence (0 to 1), flags (cut, repeated, low-confidence), status, error. If the
+    command is interrupted or images are added, run it again: only what is new or changed is done. Captions that you
+    correct in OUTPUT are yours: they get the status corrected, no later run replaces them, and the next one writes them
+    into sidecars, metadata and gallery. In CSV a text that a spreadsheet could read as a formula, such as a path that
+    begins with = or -, has a ' in front.
 
     Example: captionmill caption photos --model model --output captions.csv
     """

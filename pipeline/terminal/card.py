@@ -23,4 +23,4 @@ def card(model: Path, scores: tuple[Path, ...]) -> None:
     from captionmill.data.models.card import write_card
 
     path = write_card(model, scores)
-    show_result(f"{path}: the card of the model", {"output": str(path)})
+    show_result(f"{path}: the card of the model", {"output": path})

@@ -48,11 +48,11 @@ def _text(summary: "DemoSummary") -> str:
 def demo_fields(summary: "DemoSummary") -> "Fields":
     """The files and the result of the demo."""
     return {
-        "output": str(summary.folder),
+        "output": summary.folder,
         "right": summary.right_count,
         "held_out": summary.held_out_count,
-        "captions": str(summary.captions_path),
-        "page": str(summary.page_path),
-        "report": str(summary.report_path) if summary.report_path else None,
+        "captions": summary.captions_path,
+        "page": summary.page_path,
+        "report": summary.report_path,
         "seconds": round(summary.duration_s, 3),
     }

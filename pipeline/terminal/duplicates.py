@@ -6,15 +6,9 @@ import click
 
 from captionmill.pipeline import summaries
 from captionmill.pipeline.result_fields import leak_fields
-from captionmill.pipeline.terminal.options import (
-    FILE_PATH,
-    device_option,
-    quiet_option,
-    setting_options,
-)
+from captionmill.pipeline.terminal.options import FILE_PATH, device_option, quiet_option, setting_options
 from captionmill.pipeline.terminal.progress import ProgressBars
-from captionmill.pipeline.terminal.results import show_result
-from captionmill.pipeline.words import show_list
+from captionmill.pipeline.terminal.results import show_damaged, show_result
 from captionmill.stages.scoring.settings import LeakConfig
 
 
@@ -37,6 +31,4 @@ def duplicates(features: Path, threshold: float, output: Path | None, device: st
     with ProgressBars(quiet=quiet) as progress:
         report = find_leaks(features, None, config, output=output, device=device, progress=progress)
     show_result(summaries.leak_lines(report), leak_fields(report, output))
-    if report.damaged:
-        click.echo(f"Not compared, as their features are damaged: {len(report.damaged):,}; run extract again", err=True)
-        click.echo(show_list(report.damaged), err=True)
+    show_damaged("compared", report.damaged)

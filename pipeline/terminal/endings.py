@@ -16,6 +16,7 @@ from captionmill.data.errors import CaptionmillError
 from captionmill.pipeline.terminal.json_lines import begin_json, json_errors, streams_put_back, wants_json
 from captionmill.pipeline.terminal.names import as_typed
 from captionmill.pipeline.terminal.printable import printable_terminals
+from captionmill.pipeline.words import show_error
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -99,16 +100,6 @@ REMOVING = frozenset({"--in-place", "--overwrite", "--prune", "--redo-corrected"
 """Options that remove or replace what is there: whoever mistypes another option is not offered one of them."""
 
 
-@contextmanager
-def _harmless_suggestions() -> Iterator[None]:
-    """Leave the options that remove something out of what click suggests for an unknown option."""
-    try:
-        yield
-    except click.NoSuchOption as exc:
-        offered = [name for name in exc.possibilities or () if name not in REMOVING]
-        raise click.NoSuchOption(exc.option_name, exc.message, offered, exc.ctx) from exc
-
-
 class StrictGroup(click.Group):
     """Refuses an option that is given twice to one of its commands: the first value would be dropped without a word.
 
@@ -120,8 +111,11 @@ class StrictGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, others = super().resolve_command(ctx, args)
         if command and not isinstance(command, click.Group) and not ctx.resilient_parsing:  # as completion does
-            with _harmless_suggestions():
+            try:
                 refuse_repeated(command, click.Context(command, ctx, name), others)
+            except click.NoSuchOption as exc:
+                offered = [option for option in exc.possibilities or () if option not in REMOVING]
+                raise click.NoSuchOption(exc.option_name, exc.message, offered, exc.ctx) from exc
         return name, command, others
 
 
@@ -169,10 +163,8 @@ class ErrorGroup(StrictGroup):
             if isinstance(exc, _Terminated):
                 ctx.exit(128 + signal.SIGTERM)
             raise
-        except CaptionmillError as exc:
-            raise click.ClickException(as_typed(str(exc), self.commands.get(ctx.invoked_subcommand or ""))) from exc
         except BrokenPipeError:  # click ends the command in silence
             raise
-        except OSError as exc:
-            where = f"{exc.filename}: " if exc.filename else ""
-            raise click.ClickException(f"{where}{exc.strerror or exc}") from exc
+        except (CaptionmillError, OSError) as exc:
+            command = self.commands.get(ctx.invoked_subcommand or "")
+            raise click.ClickException(as_typed(show_error(exc), command)) from exc

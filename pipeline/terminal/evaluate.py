@@ -21,8 +21,7 @@ from captionmill.pipeline.terminal.options import (
     take_settings,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
-from captionmill.pipeline.terminal.results import show_result
-from captionmill.pipeline.words import show_list
+from captionmill.pipeline.terminal.results import show_damaged, show_left_out, show_result
 from captionmill.stages.scoring.settings import BootstrapConfig, EvaluateConfig
 from captionmill.stages.settings import SearchConfig
 
@@ -71,9 +70,5 @@ def evaluate(features: Path, models: tuple[Path, ...], quiet: bool, **options: A
     show_result(summaries.score_table(evaluation), evaluation_fields(evaluation, options["output"]))
     for line in evaluation.left_out:
         click.echo(f"Note: {line}", err=True)
-    if evaluation.missing:
-        click.echo(f"Not scored, without features or references: {len(evaluation.missing)}", err=True)
-        click.echo(show_list(evaluation.missing), err=True)
-    if evaluation.damaged:
-        click.echo(f"Not scored, as their features are damaged: {len(evaluation.damaged)}; run extract again", err=True)
-        click.echo(show_list(evaluation.damaged), err=True)
+    show_left_out("Not scored, without features or references", evaluation.missing)
+    show_damaged("scored", evaluation.damaged)

@@ -8,19 +8,18 @@ import click
 from captionmill.pipeline.terminal.options import (
     FILE_PATH,
     FILE_PATH_OR_URL,
+    NETWORK_SETTINGS,
     captions_options,
     log_format_option,
     models_option,
     moved_weights_option,
+    network_options,
     search_options,
-    setting_options,
     take_captions,
     take_settings,
 )
 from captionmill.pipeline.terminal.results import show_result
 from captionmill.stages.settings import ExtractConfig, SearchConfig
-
-_MACHINE = ("device", "engine", "precision")
 
 
 @click.command()
@@ -38,7 +37,7 @@ _MACHINE = ("device", "engine", "precision")
 )
 @moved_weights_option
 @search_options
-@setting_options(ExtractConfig, *_MACHINE)
+@network_options
 @log_format_option
 def explain(image: Path | str, models: tuple[Path, ...], output: Path | None, **options: Any) -> None:
     """Show how IMAGE gets its caption, with the network's own numbers at each step.
@@ -53,11 +52,11 @@ def explain(image: Path | str, models: tuple[Path, ...], output: Path | None, **
     options["captions"] = files if files.paths else None
     from captionmill.pipeline.explain import explain_image
 
-    search, machine = take_settings(SearchConfig, options), take_settings(ExtractConfig, options, *_MACHINE)
+    search, machine = take_settings(SearchConfig, options), take_settings(ExtractConfig, options, *NETWORK_SETTINGS)
     explained = explain_image(image, models, output=output, search=search, machine=machine, **options)
     from captionmill.pipeline.terminal.texts import render_text  # imports torch
 
     confidence = explained.explanation.confidence
     text = f"{output}: {explained.caption} (confidence {confidence:.4f})" if output else render_text(explained)
-    fields = {"output": str(output) if output else None, "caption": explained.caption, "confidence": confidence}
+    fields = {"output": output, "caption": explained.caption, "confidence": confidence}
     show_result(text, fields)

@@ -32,12 +32,7 @@ from captionmill.pipeline.terminal.results import show_result
 @overwrite_option
 @quiet_option
 def export(
-    models: tuple[Path, ...],
-    output: Path,
-    weights: Path | None,
-    with_encoder: bool,
-    overwrite: bool,
-    quiet: bool,
+    models: tuple[Path, ...], output: Path, weights: Path | None, with_encoder: bool, overwrite: bool, quiet: bool
 ) -> None:
     """Write MODEL as ONNX files that run without captionmill: encoder, one decoder step, words and a manifest.
 
@@ -53,11 +48,6 @@ def export(
 
     with ProgressBars(quiet=quiet) as progress:
         summary = export_model(
-            models,
-            output,
-            weights=weights,
-            with_encoder=with_encoder,
-            overwrite=overwrite,
-            progress=progress,
+            models, output, weights=weights, with_encoder=with_encoder, overwrite=overwrite, progress=progress
         )
     show_result(f"{output}: {summaries.export_line(summary)}", export_fields(summary))

@@ -40,7 +40,7 @@ def info(store: Path) -> None:
         found = f"{show_count(record.found, 'image')} found, {record.failed:,} failed"
         lines.append(f"  {'last run':15} {found}" + (f"; left out: {record.left_out}" if record.left_out else ""))
     fields = {
-        "store": str(store),
+        "store": store,
         "images": len(opened),
         "dtype": opened.dtype,
         "bytes": opened.size_bytes,
@@ -70,7 +70,7 @@ def verify(store: Path) -> None:
             f"{store}: {len(damaged)} of {len(opened)} rows are damaged; extract computes them again, and captionmill "
             f"features repair {store} removes them"
         )
-    show_result(f"{store}: {show_count(len(opened), 'row')}, all intact", {"store": str(store), "rows": len(opened)})
+    show_result(f"{store}: {show_count(len(opened), 'row')}, all intact", {"store": store, "rows": len(opened)})
 
 
 @features.command()
@@ -94,8 +94,8 @@ def repair(store: Path) -> None:
     text = f"{store}: nothing is damaged"
     if summary.rows_dropped or summary.files_set_aside:
         text = f"{store}: {show_count(len(summary.rows_dropped), 'damaged row')} removed; run extract again"
-    renamed = [str(path) for path in summary.files_set_aside]
-    show_result(text, {"store": str(store), "removed": len(summary.rows_dropped), "renamed": renamed})
+    fields = {"store": store, "removed": len(summary.rows_dropped), "renamed": summary.files_set_aside}
+    show_result(text, fields)
 
 
 @features.command()
@@ -114,7 +114,7 @@ def merge(stores: tuple[Path, ...], output: Path, overwrite: bool) -> None:
 
     summary = merge_stores(stores, output, overwrite=overwrite)
     text = f"{output}: {show_count(summary.rows, 'row')} of {show_count(summary.stores, 'store')}"
-    show_result(text, {"output": str(output), "rows": summary.rows, "stores": summary.stores})
+    show_result(text, {"output": output, "rows": summary.rows, "stores": summary.stores})
 
 
 @features.command()
@@ -131,5 +131,5 @@ def export(store: Path, output: Path, overwrite: bool, quiet: bool) -> None:
 
     with ProgressBars(quiet=quiet) as progress:
         summary = export_features(store, output, overwrite=overwrite, progress=progress)
-    paths = [str(path) for path in summary.paths]
-    show_result(f"{', '.join(paths)}: {show_count(summary.rows, 'row')}", {"files": paths, "rows": summary.rows})
+    text = f"{', '.join(map(str, summary.paths))}: {show_count(summary.rows, 'row')}"
+    show_result(text, {"files": summary.paths, "rows": summary.rows})

@@ -26,4 +26,4 @@ def init(pipeline: Path) -> None:
         raise InputError(f"{pipeline}: exists already; name another file")
     write_text(pipeline, starting_plan(pipeline.name))
     text = f"{pipeline}: fill in the paths, then: captionmill run {pipeline} --dry-run"
-    show_result(text, {"output": str(pipeline)})
+    show_result(text, {"output": pipeline})

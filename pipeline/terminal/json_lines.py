@@ -15,38 +15,22 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
+
+from captionmill.pipeline.terminal.printable import StreamAbove
 
 _STDERR = 2
 _CONTROLS = {number: f"\\u{number:04x}" for number in range(0x7F, 0xA0)}  # JSON escapes those below 0x20
 
 
-class JsonLines(io.TextIOBase):
+class JsonLines(StreamAbove):
     """A text stream that writes each message, the text up to a line break at the end of a write, as a JSON object."""
-
-    encoding = "utf-8"
-    errors = "strict"
 
     def __init__(self, stream: TextIO, event: str) -> None:
         """Objects go to `stream`; plain text is an `event` of level info."""
-        self._stream = stream
+        super().__init__(stream)
         self._event = event
         self._text = ""
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    @property
-    def buffer(self) -> BinaryIO:
-        """The bytes of the stream below, for a table that is written to stdout."""
-        return self._stream.buffer
-
-    def writable(self) -> bool:
-        return True
-
-    def flush(self) -> None:
-        if not self._stream.closed:  # as it may be when this object ends; Python 3.14 would report the error
-            self._stream.flush()
 
     def write(self, text: str) -> int:
         """Collect text; write it as an object once it ends in a line break."""
@@ -68,10 +52,10 @@ class JsonLines(io.TextIOBase):
             self._stream.put_back()
 
     def log(self, level: str, event: str, message: str, **facts: Any) -> None:
-        """Write one object: time, level, event, message, and `facts` by name."""
+        """Write one object: time, level, event, message, and `facts` by name; a path is its string."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         values = {"time": now, "level": level, "event": event, "message": message} | facts
-        self._stream.write(json.dumps(values, ensure_ascii=False).translate(_CONTROLS) + "\n")
+        self._stream.write(json.dumps(values, ensure_ascii=False, default=os.fspath).translate(_CONTROLS) + "\n")
         self._stream.flush()
 
 
@@ -137,7 +121,6 @@ def streams_put_back() -> Iterator[None]:
                 stream.finish()
         if (stream := json_errors()) is not None and not isinstance(sys.exc_info()[1], Exception):
             stream.put_back()
-        if json_errors() is not None and not isinstance(sys.exc_info()[1], Exception):
             sys.stdout, sys.stderr, sys.excepthook = stdout, stderr, hook
 
 

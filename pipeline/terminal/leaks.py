@@ -19,8 +19,8 @@ from captionmill.pipeline.terminal.options import (
     take_settings,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
-from captionmill.pipeline.terminal.results import show_result
-from captionmill.pipeline.words import show_count, show_list
+from captionmill.pipeline.terminal.results import show_damaged, show_left_out, show_result
+from captionmill.pipeline.words import show_count
 from captionmill.stages.scoring.settings import LeakConfig
 
 
@@ -39,8 +39,8 @@ def leaks(features: Path, quiet: bool, **options: Any) -> None:
     """Report identical and nearly identical images in different splits, by the features in the store FEATURES.
 
     The splits come from the model, or from the lists, or else from the captions file. With --within, all images of the
-    store are compared if no splits are named, as by `duplicates`. Images are identical if their
-    files have the same content.
+    store are compared if no splits are named, as by `duplicates`. Images are identical if their files have the same
+    content.
 
     Example: captionmill leaks features.h5 --model model --output leaks.csv
     """
@@ -54,11 +54,7 @@ def leaks(features: Path, quiet: bool, **options: Any) -> None:
             features, captions if captions.paths else None, config, lists=lists, progress=progress, **options
         )
     show_result(summaries.leak_lines(report), leak_fields(report, options["output"]))
-    if report.without_features:
-        click.echo(f"Not compared, without features: {len(report.without_features):,}", err=True)
-        click.echo(show_list(report.without_features), err=True)
-    if report.damaged:
-        click.echo(f"Not compared, as their features are damaged: {len(report.damaged):,}; run extract again", err=True)
-        click.echo(show_list(report.damaged), err=True)
+    show_left_out("Not compared, without features", report.without_features)
+    show_damaged("compared", report.damaged)
     if report.in_no_split:
         click.echo(f"Not compared, in no split: {show_count(report.in_no_split, 'image')} of the store", err=True)

@@ -1,6 +1,7 @@
 """Types of arguments, the options made from settings (`setting_options`), and others that several commands share."""
 
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 
 from captionmill.data.regular import read_stream
 from captionmill.data.urls import is_url
-from captionmill.stages.fields import Configuration, Setting, settings_of
+from captionmill.stages.fields import Configuration, Setting, settings_of, shown
 from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FILE_OR_FOLDER = click.Path(exists=True, path_type=Path)
 FILE_PATH = click.Path(dir_okay=False, path_type=Path)
 FOLDER_PATH = click.Path(file_okay=False, path_type=Path)
+
+
+_METAVARS = {"sidecar": "SUFFIX", "tar_suffix": "SUFFIX"}
+"""Of settings whose type says too little."""
 
 
 class PathOrUrl(click.Path):
@@ -63,10 +68,10 @@ class ShardType(_PairType):
     name = "I/N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        index, _, count = str(value).partition("/")
-        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-            self.fail(f"{value!r} is not I/N with I from 1 to N, such as 2/8", param, ctx)
-        return int(index), int(count)
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", str(value))
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            self.fail(f"{shown(value)} is not I/N with I from 1 to N, such as 2/8", param, ctx)
+        return int(found[1]), int(found[2])
 
 
 class ValueOrWord(_AnyType):
@@ -95,6 +100,7 @@ def _setting_option(setting: Setting, note: str) -> Decorator[Any]:
         type=None if is_flag else _value_type(setting),
         is_flag=is_flag,
         multiple=setting.type.is_list,
+        metavar=_METAVARS.get(setting.name),
         default=setting.shown_default,
         show_default=setting.unset or True,
         help=f"{setting.help} {note}".rstrip(),
@@ -182,6 +188,9 @@ strict_option = click.option("--strict", is_flag=True, help="Exit with code 1 if
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show what would be read, skipped and done again, and change nothing."
 )
+NETWORK_SETTINGS = ("device", "engine", "precision")
+"""How the network runs on one image."""
+network_options = setting_options(ExtractConfig, *NETWORK_SETTINGS)
 device_option = setting_options(ExtractConfig, "device")
 machine_options = setting_options(ExtractConfig, *MACHINE_SETTINGS)
 search_options = setting_options(SearchConfig)
@@ -193,6 +202,11 @@ models_option = click.option(
     required=True,
     help="Folder that `train` wrote, file that `pack` wrote, or a URL of one; several form an ensemble: the mean of "
     "their probabilities is used.",
+)
+
+
+matcher_option = click.option(
+    "--model", type=MODEL, required=True, help="Model with a matcher, which `train` makes beside the decoder."
 )
 
 

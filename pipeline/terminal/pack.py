@@ -24,5 +24,5 @@ def pack(model: Path, output: Path) -> None:
 
     summary = pack_model(model, output)
     text = f"{output}: {', '.join(summary.files)}; {summary.size_bytes / 1e6:.1f} MB\n{output}#sha256={summary.sha256}"
-    fields = {"output": str(output), "files": list(summary.files), "bytes": summary.size_bytes}
+    fields = {"output": output, "files": summary.files, "bytes": summary.size_bytes}
     show_result(text, fields | {"sha256": summary.sha256})

@@ -23,31 +23,40 @@ def printable(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-class PrintableStream(io.TextIOBase):
-    """A terminal's text stream that gets only printable text, and the carriage returns that redraw a line."""
+class StreamAbove(io.TextIOBase):
+    """A text stream that writes to the one below it, `stream`, what a subclass makes of each text."""
 
-    encoding = ""
-    errors: str | None = None
+    encoding = "utf-8"
+    errors: str | None = "strict"
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream, self.encoding, self.errors = stream, stream.encoding, stream.errors
+        self._stream = stream
 
     def fileno(self) -> int:
         return self._stream.fileno()
 
-    def isatty(self) -> bool:
-        return True
-
     @property
     def buffer(self) -> BinaryIO:
-        """The bytes of the stream below."""
+        """The bytes of the stream below, for a table that is written to stdout."""
         return self._stream.buffer
 
     def writable(self) -> bool:
         return True
 
     def flush(self) -> None:
-        self._stream.flush()
+        if not self._stream.closed:  # as it may be when this object ends; Python 3.14 would report the error
+            self._stream.flush()
+
+
+class PrintableStream(StreamAbove):
+    """A terminal's text stream that gets only printable text, and the carriage returns that redraw a line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.encoding, self.errors = stream.encoding, stream.errors
+
+    def isatty(self) -> bool:
+        return True
 
     def write(self, text: str) -> int:
         line = text.strip("\r")

@@ -67,4 +67,4 @@ def report(
 
     write_run_report(output, ReportSources(models, features, scores, tables, captions, images), title=title)
     size_bytes = output.stat().st_size
-    show_result(f"{output}: {size_bytes / 1000:,.0f} kB", {"output": str(output), "bytes": size_bytes})
+    show_result(f"{output}: {size_bytes / 1000:,.0f} kB", {"output": output, "bytes": size_bytes})

@@ -13,8 +13,7 @@ from captionmill.pipeline.terminal.progress import ProgressBars
 
 if TYPE_CHECKING:
     from captionmill.data.captions.splits import Splits
-    from captionmill.pipeline.plan.graph import Graph
-    from captionmill.pipeline.plan.run import TaskOutcome
+    from captionmill.pipeline.plan.graph import Graph, TaskOutcome
     from captionmill.pipeline.plan.standing import Standing
     from captionmill.pipeline.result_fields import Fields
     from captionmill.stages.training.state import EpochResult
@@ -31,6 +30,18 @@ def show_result(text: str, fields: "Fields", *, on_stderr: bool = False) -> None
         stream.log("info", "result", text.strip("\n"), command=command, **fields)
     elif text:
         click.echo(text, err=on_stderr)
+
+
+def show_left_out(why: str, keys: Sequence[str], advice: str = "") -> None:
+    """Show on stderr how many `keys` were left out and why, what to do about it, and the first of them, if any were."""
+    if keys:
+        click.echo(f"{why}: {len(keys):,}{advice and f'; {advice}'}", err=True)
+        click.echo(words.show_list(keys), err=True)
+
+
+def show_damaged(what: str, keys: Sequence[str]) -> None:
+    """As `show_left_out`, for keys whose features are damaged; `what` was done with the others: "compared"."""
+    show_left_out(f"Not {what}, as their features are damaged", keys, "run extract again")
 
 
 def stage_printer(quiet: bool) -> Callable[[str, str], None]:
@@ -51,7 +62,8 @@ def show_splits(splits: "Splits") -> None:
 def show_outcomes(outcomes: Iterable["TaskOutcome"]) -> None:
     """Show one line per output."""
     for outcome in outcomes:
-        show_result(f"{outcome.task.output}: {outcome.text}", _outcome_fields(outcome))
+        fields = {"task": outcome.task.id, "output": outcome.task.output, "ran": outcome.summary is not None}
+        show_result(f"{outcome.task.output}: {outcome.text}", fields)
 
 
 def show_outcome(outcome: "TaskOutcome", progress: ProgressBars) -> None:
@@ -98,16 +110,11 @@ def epoch_printer(quiet: bool, progress: ProgressBars) -> Callable[["EpochResult
     return show
 
 
-def _outcome_fields(outcome: "TaskOutcome") -> "Fields":
-    """One task of a pipeline."""
-    return {"task": outcome.task.id, "output": str(outcome.task.output), "ran": outcome.summary is not None}
-
-
 def _standing_fields(standing: "Standing") -> "Fields":
     """One task of a pipeline, compared with what made its output."""
     return {
         "task": standing.task.id,
-        "output": str(standing.task.output),
+        "output": standing.task.output,
         "up_to_date": not (standing.reasons or standing.error),
         "reasons": [*standing.reasons, *([standing.error] if standing.error else [])],
     }

@@ -43,7 +43,7 @@ def review(table: Path, images: Path | str | None, port: int | None, no_browser:
     def show(server: "ReviewServer") -> None:
         lines = [f"{table}: {show_count(len(server.keys), 'image')}, {len(server.images):,} of them found"]
         lines.append(f"{server.address} shows them, on this machine only; Ctrl-C ends this")
-        fields = {"output": str(table), "images": len(server.keys), "found": len(server.images)}
+        fields = {"output": table, "images": len(server.keys), "found": len(server.images)}
         show_result("\n".join(lines), fields | {"address": server.address})
         if not no_browser:  # in its own thread: a browser in the terminal waits for the page
             threading.Thread(target=webbrowser.open, args=[server.address], daemon=True).start()
@@ -54,4 +54,4 @@ def review(table: Path, images: Path | str | None, port: int | None, no_browser:
     )
     click.echo(err=True)  # after the ^C that a terminal shows
     decided = {"corrected": saved.corrected, "accepted": saved.accepted, "later": saved.later}
-    show_result(f"Ended. Saved in {table}: {counts}", {"output": str(table), **decided})
+    show_result(f"Ended. Saved in {table}: {counts}", {"output": table, **decided})

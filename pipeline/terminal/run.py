@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from captionmill.data.errors import InputError
 from captionmill.pipeline.terminal.options import FILE, quiet_option, wait_option
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.terminal.results import (
@@ -53,14 +52,12 @@ def run(
     if dry_run:
         show_standings(survey(pipeline, start)[1])
         return
-    if cluster and jobs > 1:
-        raise InputError("--jobs is for this machine: with --cluster, the cluster's workers are the processes")
     with ProgressBars(quiet=quiet) as progress:
         events = RunEvents(
             on_stage=stage_printer(quiet),
             on_outcome=lambda outcome: show_outcome(outcome, progress),
             on_splits=show_splits,
             on_epoch=epoch_printer(quiet, progress),
-            on_report=lambda path: show_result(f"{path}: the report, open it in a browser", {"output": str(path)}),
+            on_report=lambda path: show_result(f"{path}: the report, open it in a browser", {"output": path}),
         )
         run_pipeline(pipeline, jobs=jobs, cluster=cluster, wait_s=wait_s, start=start, events=events, progress=progress)

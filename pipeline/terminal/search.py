@@ -9,26 +9,22 @@ from captionmill.pipeline.result_fields import search_fields
 from captionmill.pipeline.terminal.options import (
     ANY_OR_URL,
     FILE_PATH,
-    MODEL,
+    NETWORK_SETTINGS,
+    matcher_option,
     moved_weights_option,
+    network_options,
     quiet_option,
-    setting_options,
     take_settings,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
-from captionmill.pipeline.terminal.results import show_result
-from captionmill.pipeline.words import show_list
+from captionmill.pipeline.terminal.results import show_left_out, show_result
 from captionmill.stages.settings import ExtractConfig
-
-_MACHINE = ("device", "engine", "precision")
 
 
 @click.command()
 @click.argument("features", metavar="STORE", type=FILE_PATH)
 @click.argument("words", metavar="[WORDS]...", nargs=-1)
-@click.option(
-    "--model", type=MODEL, required=True, help="Model with a matcher, which `train` makes beside the decoder."
-)
+@matcher_option
 @click.option(
     "--like",
     metavar="KEY|FILE",
@@ -46,7 +42,7 @@ _MACHINE = ("device", "engine", "precision")
 )
 @click.option("--output", type=FILE_PATH, help="File for the table.  [default: the terminal]")
 @moved_weights_option
-@setting_options(ExtractConfig, *_MACHINE)
+@network_options
 @quiet_option
 def search(
     features: Path, words: tuple[str, ...], model: Path, like: str | None, top: int, quiet: bool, **options: Any
@@ -63,7 +59,7 @@ def search(
 
     layout = options.pop("layout")
     files = SearchFiles(options.pop("output"), layout, options.pop("gallery"), options.pop("images"))
-    machine = take_settings(ExtractConfig, options, *_MACHINE)
+    machine = take_settings(ExtractConfig, options, *NETWORK_SETTINGS)
     query = " ".join(words) if words else None
     with ProgressBars(quiet=quiet) as progress:
         found = search_store(
@@ -78,6 +74,4 @@ def search(
     show_result(text, search_fields(found, files))
     if found.unknown_words:
         click.echo(f"Note: the model does not know these words: {', '.join(found.unknown_words)}", err=True)
-    if found.damaged:
-        click.echo(f"Left out, as their features are damaged: {len(found.damaged):,}; run extract again", err=True)
-        click.echo(show_list(found.damaged), err=True)
+    show_left_out("Left out, as their features are damaged", found.damaged, "run extract again")

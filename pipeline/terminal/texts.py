@@ -14,6 +14,7 @@ from captionmill.pipeline.pages.explain_words import (
     show_number,
     show_probability,
 )
+from captionmill.pipeline.terminal.printable import printable
 from captionmill.stages.decoding.beam_tree import BeamTree
 from captionmill.stages.decoding.explain import Reference, ScoredWord, Walk
 from captionmill.stages.decoding.folded import Numbers
@@ -25,7 +26,7 @@ _LARGEST = 10
 
 def render_text(explained: ImageExplanation) -> str:
     """The whole walk; characters that could steer a terminal are shown as their escapes."""
-    return "\n".join(_printable(line) for line in _lines(explained))
+    return "\n".join(map(printable, _lines(explained)))
 
 
 def _lines(explained: ImageExplanation) -> Iterator[str]:
@@ -89,8 +90,11 @@ def _choice_lines(explained: ImageExplanation, choice: Choice) -> Iterator[str]:
     by = explained.search.rerank
     count = len(choice.candidates)
     yield f"the choice among the {count} candidates, the highest total first: {describe_total(explained)}"
-    has_consensus, has_match = by != "matcher", by != "consensus"
-    yield f"  place    total{'  consensus' * has_consensus}  mean ln p{'    match' * has_match}  caption"
+    has_consensus, has_match, has_repetition = by != "matcher", by != "consensus", choice.config.repetition_weight > 0
+    yield (
+        f"  place    total{'  consensus' * has_consensus}  mean ln p{'    match' * has_match}"
+        f"{'  repetition' * has_repetition}  caption"
+    )
     for place, candidate in explained.candidates:
         score = candidate.score
         yield (
@@ -98,6 +102,7 @@ def _choice_lines(explained: ImageExplanation, choice: Choice) -> Iterator[str]:
             + f"  {score.consensus:9.4f}" * has_consensus
             + f"  {score.log_probability:9.4f}"
             + f"  {score.match:7.4f}" * has_match
+            + f"  {score.repetition:10.4f}" * has_repetition
             + f"  {explained.text_of(candidate.caption.words)}"
             + "  (the search's first choice)" * (candidate.place == 0)
         )
@@ -161,7 +166,3 @@ def _reference_lines(reference: Reference, where: str) -> Iterator[str]:
             f"{show_probability(step.chosen.probability):>11}  {-step.chosen.log_probability:13.4f}"
         )
     yield f"  mean {show_number(reference.walk.cross_entropy)} nats a word"
-
-
-def _printable(line: str) -> str:
-    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in line)

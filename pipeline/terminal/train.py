@@ -52,11 +52,11 @@ def train(features: Path, output: Path, quiet: bool, **options: Any) -> None:
     from captionmill.stages.training.train import TrainListener, train
 
     if config.init is not None:
-        from captionmill.stages.training.start import ARCHITECTURE, StartingModel
+        from captionmill.stages.training.start import ARCHITECTURE, GivenModel
 
         context = click.get_current_context()
         given = [name for name in ARCHITECTURE if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-        StartingModel.read(config.init).require_settings(config, given)
+        GivenModel.read(config.init).require_settings(config, given)
     with ProgressBars(quiet=quiet) as progress:
         summary = train(
             features,

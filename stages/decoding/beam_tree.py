@@ -59,11 +59,6 @@ class BeamTree:
     place: int = 0
     """The winner's place in the last beam: not 0 where candidates were re-ranked."""
 
-    @property
-    def winner(self) -> BeamNode:
-        """The end of the caption that is given out."""
-        return self.steps[-1][self.place]
-
     def branches(self, captions: Collection[tuple[int, ...]]) -> tuple[tuple[BeamNode, ...], ...]:
         """The steps with only those nodes that lead to one of the `captions`, which are word indices."""
         paths = [_path_to(self.steps, node) for node in self.steps[-1]]

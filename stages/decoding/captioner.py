@@ -17,14 +17,10 @@ from captionmill.data.models.bundle import Model
 from captionmill.data.paths import AnyPaths
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.config import sound_weights
-from captionmill.stages.decoding.constraints import AnyArray, WordRule
-from captionmill.stages.decoding.folded import FoldedDecoder, FoldedEnsemble
-from captionmill.stages.decoding.reranking import (
-    candidate_search,
-    guide_words,
-    load_rankers,
-    rerank_captions,
-)
+from captionmill.stages.decoding.constraints import WordRule
+from captionmill.stages.decoding.ensemble import Ensemble, SingleDecoder, join_decoders
+from captionmill.stages.decoding.folded import FoldedDecoder
+from captionmill.stages.decoding.reranking import candidate_search, guide_words, load_rankers, rerank_captions
 from captionmill.stages.decoding.sampling import draw_captions
 from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, TracedStep, search_captions
 from captionmill.stages.decoding.trained import TrainedModels, read_models
@@ -34,26 +30,10 @@ from captionmill.stages.settings import SearchConfig
 
 if TYPE_CHECKING:
     from captionmill.stages.decoding.decoder import Decoder
-    from captionmill.stages.decoding.ensemble import Ensemble
 
 BLOCK_ROWS = 768  # captions that are searched at once
 
 _log = logging.getLogger(__name__)
-
-
-class WholeDecoder(StepDecoder, Protocol):
-    """What can be explained, too."""
-
-    @property
-    def decoders(self) -> "Sequence[SingleDecoder]":
-        """Those of an ensemble; of one decoder, itself."""
-
-
-class SingleDecoder(StepDecoder, Protocol):
-    """One decoder."""
-
-    def scale(self, features: AnyArray) -> AnyArray:
-        """Features as they enter the first Linear layer: [B, D] -> [B, D]."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +53,7 @@ class Caption:
 class Captioner:
     """A trained decoder or an ensemble, ready to run, and what it needs to know about features and words."""
 
-    steps: WholeDecoder
+    steps: SingleDecoder | Ensemble
     """In NumPy on a CPU, in torch on a GPU."""
     models: TrainedModels
     """What it was read from."""
@@ -93,16 +73,19 @@ class Captioner:
     def of(cls, models: TrainedModels, *, device: str = "auto") -> "Captioner":
         """The decoder or the ensemble of `models` on `device`; ModelError if weights do not fit."""
         chosen_device = "cpu" if means_cpu(device) else str(choose_device(device))
+        steps: SingleDecoder | Ensemble
         if chosen_device == "cpu":
-            steps = _fold([FoldedDecoder(*sound_weights(*pair)) for pair in models.pairs])
+            steps = join_decoders([FoldedDecoder(*sound_weights(*pair)) for pair in models.pairs])
         else:
-            steps = choose_steps(build_decoders(models).to(chosen_device))
-        return cls(steps, models, load_rankers(models.folders, models.bundles))
+            from captionmill.stages.decoding.decoder import choose_steps
+
+            steps = choose_steps(*(decoder.to(chosen_device) for decoder in build_decoders(models)))
+        return cls(steps, models, load_rankers(models))
 
     @cached_property
     def decoder(self) -> "Decoder | Ensemble":
         """The same in torch, on the CPU."""
-        return build_decoders(self.models)
+        return join_decoders(build_decoders(self.models))
 
     @property
     def bundles(self) -> tuple[Model, ...]:
@@ -154,46 +137,12 @@ class KeyedRows(Protocol):
         """The rows at `positions`, in that order: [len(positions), D]."""
 
 
-def decode_features(
-    decoder: "Decoder | Ensemble",
-    store: KeyedRows,
-    keys: Sequence[str],
-    vocabulary: Vocabulary,
-    search: SearchConfig,
-    *,
-    rankers: Sequence[Ranker] = (),
-    block_rows: int = BLOCK_ROWS,
-    progress: Progress = no_progress,
-) -> Iterator[tuple[str, Caption]]:
-    """The caption of each image of `keys`, in that order, a block of images at a time.
-
-    `rankers` re-rank them as `search` says. `block_rows` captions are searched at once. When memory runs out, the block
-    is halved for all that follow; InputError if one image is too much.
-    """
-    finder = CaptionFinder(choose_steps(decoder), vocabulary, search, tuple(rankers))
-    return decode_rows(finder, store, keys, block_rows=block_rows, progress=progress)
-
-
-def choose_steps(decoder: "Decoder | Ensemble") -> WholeDecoder:
-    """The steps of `decoder`, which is set to evaluation mode, in the form that is fastest on its device."""
-    from captionmill.stages.decoding.decoder import TorchSteps, fold_decoders
-
-    decoder.eval()
-    if next(decoder.parameters()).device.type != "cpu":  # GPUs have a fast LSTM
-        return TorchSteps(decoder)
-    return _fold(fold_decoders(decoder))
-
-
-def _fold(decoders: Sequence[FoldedDecoder]) -> WholeDecoder:
-    return decoders[0] if len(decoders) == 1 else FoldedEnsemble(decoders)
-
-
 @dataclass(frozen=True)
 class CaptionFinder:
     """Finds the captions of features: a decoder's steps, and all that decides which words it says."""
 
     steps: StepDecoder
-    """What `choose_steps` made of a decoder."""
+    """Those of a decoder or an ensemble."""
     vocabulary: Vocabulary
     search: SearchConfig
     """With nothing left open, as `Captioner.fit_search` gives it."""
@@ -214,20 +163,18 @@ class CaptionFinder:
         """Whether the captions of the search are re-ranked."""
         return bool(self.rankers) and self.search.rerank not in ("auto", "none")
 
-    def find(
-        self, features: Features, keys: Sequence[str], *, trace: list[TracedStep] | None = None
-    ) -> list[DecodedCaption]:
-        """The caption of each row of `features` [B, D], searched or drawn as `search` asks.
-
-        `trace` is as `search_captions` and `draw_captions` take it.
-        """
-        found = self.find_candidates(features, keys, trace=trace)
+    def find(self, features: Features, keys: Sequence[str]) -> list[DecodedCaption]:
+        """The caption of each row of `features` [B, D], searched or drawn as `search` asks."""
+        found = self.find_candidates(features, keys)
         return rerank_captions(found, features, self.rankers, self.search) if self.reranks else found
 
     def find_candidates(
         self, features: Features, keys: Sequence[str], *, trace: list[TracedStep] | None = None
     ) -> list[DecodedCaption]:
-        """As `find`, but not re-ranked: where that is asked for, all candidates, in the decoder's order."""
+        """As `find`, but not re-ranked: where that is asked for, all candidates, in the decoder's order.
+
+        `trace` is as `search_captions` and `draw_captions` take it.
+        """
         rule = WordRule.of(self.search, self.vocabulary)
         with np.errstate(invalid="ignore", over="ignore"):  # features that are no numbers have a caption, too
             if self.search.sample:
@@ -244,7 +191,11 @@ def decode_rows(
     block_rows: int = BLOCK_ROWS,
     progress: Progress = no_progress,
 ) -> Iterator[tuple[str, Caption]]:
-    """As `decode_features`, with a `finder`."""
+    """The caption of each image of `keys`, in that order, a block of images at a time.
+
+    `block_rows` captions are searched at once. When memory runs out, the block is halved for all that follow;
+    InputError if one image is too much.
+    """
     block_size = max(1, block_rows // finder.rows_per_image)
     start = 0
     while start < len(keys):
@@ -273,10 +224,8 @@ def _spell(caption: DecodedCaption, vocabulary: Vocabulary) -> Caption:
     return Caption(vocabulary.decode(caption.words), caption.confidence, caption.cut, alternatives)
 
 
-def build_decoders(models: TrainedModels) -> "Decoder | Ensemble":
-    """The decoder of `models` in torch, or the ensemble, in evaluation mode; ModelError if weights do not fit."""
+def build_decoders(models: TrainedModels) -> "list[Decoder]":
+    """The decoders of `models` in torch, on the CPU, in evaluation mode; ModelError if weights do not fit."""
     from captionmill.stages.decoding.decoder import Decoder
-    from captionmill.stages.decoding.ensemble import Ensemble
 
-    decoders = [Decoder.of(*sound_weights(*pair)).eval() for pair in models.pairs]
-    return decoders[0] if len(decoders) == 1 else Ensemble(decoders).eval()
+    return [Decoder.of(*sound_weights(*pair)).eval() for pair in models.pairs]

@@ -56,6 +56,11 @@ class DecoderConfig:
         names = {field.name for field in fields(cls)} - {"feature_dim", "vocab_size"}
         return cls(feature_dim, vocab_size, **{name: getattr(training, name) for name in names})
 
+    @property
+    def state_parts(self) -> tuple[str, ...]:
+        """The names of the arrays of a state, in their order."""
+        return ("hidden", "cell", "image") if self.image_input == "every" else ("hidden", "cell")
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all weights, by their names."""
         feature, vocab, embed, hidden = self.feature_dim, self.vocab_size, self.embed_dim, self.hidden_dim

@@ -1,7 +1,6 @@
 """The decoder: an LSTM whose initial state is made from an image's features, and a Linear layer that scores words."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +8,11 @@ from torch import Tensor, nn
 
 from captionmill.data.features.file import Features
 from captionmill.stages.decoding.config import DecoderConfig, Weights
+from captionmill.stages.decoding.ensemble import Ensemble, SingleDecoder, join_decoders
 from captionmill.stages.decoding.folded import FoldedDecoder
 from captionmill.stages.decoding.search import State
 
-_LEVELS = 2**16  # that shares of dropout are rounded to: 16 random bits a value
+_LEVELS = 2**16  # of dropout rates: 16 random bits per value
 _INIT_STD = 0.05  # of tied embeddings: torch's 1.0 makes the first logits hundreds
 
 
@@ -28,10 +28,7 @@ class Decoder(nn.Module):
     feature_std: Tensor
 
     def __init__(self, config: DecoderConfig) -> None:
-        """Fresh weights from torch's global generator; features are taken as they are until `fit_features`.
-
-        Raises ValueError for settings that no decoder has.
-        """
+        """Fresh weights from torch's global generator; features are taken as they are until `fit_features`."""
         super().__init__()
         self.config = config
         self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
@@ -80,7 +77,7 @@ class Decoder(nn.Module):
         self.feature_std.copy_(std.clamp(min=0.1 * float(std.mean()) or 1.0))
 
     def bias_forget_gates(self, bias: float) -> None:
-        """Let the untrained LSTM keep the share sigmoid(`bias`) of its cell state, and with it of the image, a word.
+        """Let the untrained LSTM keep the share sigmoid(`bias`) of its cell state, so of the image, at each step.
 
         Source: Jozefowicz et al. 2015, "An empirical exploration of recurrent network architectures".
         """
@@ -144,69 +141,60 @@ class Decoder(nn.Module):
         return features
 
 
-def fold_decoders(decoder: nn.Module) -> list[FoldedDecoder]:
-    """A decoder on the CPU, or those of an ensemble, in NumPy."""
-    return [
-        FoldedDecoder(part.config, {name: tensor.numpy() for name, tensor in part.state_dict().items()})
-        for part in decoder.modules()
-        if isinstance(part, Decoder)
-    ]
-
-
 class TorchSteps:
-    """The steps of a decoder or an ensemble in evaluation mode, on its device; features are NumPy's."""
+    """The steps of a decoder in evaluation mode, on its device; features are NumPy's."""
 
-    def __init__(self, decoder: nn.Module) -> None:
-        """`decoder` has the methods of `Decoder`."""
-        self._decoder: Any = decoder.eval()
-        self._device = next(decoder.parameters()).device
-
-    @property
-    def decoders(self) -> "tuple[TorchSteps, ...]":
-        """The decoders of an ensemble, or this one."""
-        return tuple(TorchSteps(part) for part in self._decoder.modules() if isinstance(part, Decoder))
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder.eval()
+        self.config = decoder.config
 
     @torch.inference_mode()
     def scale(self, features: Features) -> Tensor:
         """As `Decoder.scale`."""
-        scaled: Tensor = self._decoder.scale(self._move(features))
-        return scaled
+        return self._decoder.scale(self._move(features))
 
     @torch.inference_mode()
     def start(self, features: Features) -> State:
         """As `Decoder.start`."""
-        state: State = self._decoder.start(self._move(features))
-        return state
+        return self._decoder.start(self._move(features))
 
     @torch.inference_mode()
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         """As `Decoder.step`."""
-        after: tuple[Tensor, State] = self._decoder.step(words, state)
-        return after
+        return self._decoder.step(words, state)
 
     def _move(self, features: Features) -> Tensor:
-        return torch.from_numpy(features).to(self._device).float()
+        return torch.from_numpy(features).to(self._decoder.feature_mean.device).float()
+
+
+def choose_steps(*decoders: Decoder) -> SingleDecoder | Ensemble:
+    """The steps of `decoders`, as one, in the form that is fastest on their device; sets them to evaluation mode."""
+
+    def choose(decoder: Decoder) -> SingleDecoder:
+        if decoder.feature_mean.device.type != "cpu":  # GPUs have a fast LSTM
+            return TorchSteps(decoder)
+        return FoldedDecoder(decoder.config, {name: part.numpy() for name, part in decoder.eval().state_dict().items()})
+
+    return join_decoders([choose(decoder) for decoder in decoders])
 
 
 class Dropout(nn.Module):
-    """In training, values set to 0 with the probability `share`, the others scaled so that the mean stays as it was.
+    """In training, values set to 0 with the probability `rate`, the others scaled so that the mean stays as it was.
 
-    With few random numbers: on a CPU torch draws one a value, on one core, which takes a fifth of a training. Source:
+    With few random numbers: on a CPU torch draws one per value, on one core, which takes a fifth of a training. Source:
     Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting".
     """
 
-    def __init__(self, share: float) -> None:
-        """`share`: 0 to 1, or ValueError; on a CPU its nearest multiple of 1 / 65,536."""
+    def __init__(self, rate: float) -> None:
+        """`rate`: 0 to 1; on a CPU its nearest multiple of 1 / 65,536."""
         super().__init__()
-        if not 0 <= share <= 1:
-            raise ValueError(f"{share!r} is no share")
-        self.share = share
+        self.rate = rate
 
     def forward(self, values: Tensor) -> Tensor:
         """Values [...] -> values [...]; drawn from torch's global generator."""
         if values.device.type != "cpu":
-            return F.dropout(values, self.share, self.training)
-        kept = _LEVELS - round(self.share * _LEVELS)
+            return F.dropout(values, self.rate, self.training)
+        kept = _LEVELS - round(self.rate * _LEVELS)
         if not self.training or kept == _LEVELS:
             return values
         draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # four values each

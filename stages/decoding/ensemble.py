@@ -8,45 +8,55 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
-import torch
-from torch import Tensor, nn
+from array_api_compat import array_namespace
 
-from captionmill.stages.decoding.decoder import Decoder
-from captionmill.stages.decoding.search import State
+from captionmill.stages.decoding.config import DecoderConfig
+from captionmill.stages.decoding.constraints import AnyArray, log_softmax
+from captionmill.stages.decoding.search import State, StepDecoder
 
 
-class Ensemble(nn.Module):
+class SingleDecoder(StepDecoder, Protocol):
+    """One trained decoder."""
+
+    config: DecoderConfig
+
+    def scale(self, features: AnyArray) -> AnyArray:
+        """Features as they enter the first Linear layer: [B, D] -> [B, D]."""
+
+
+AnySingle = TypeVar("AnySingle", bound=SingleDecoder)
+
+
+class Ensemble:
     """Features -> the states of all its decoders; a word and these -> log of the mean probability, the next states."""
 
-    def __init__(self, decoders: Sequence[Decoder]) -> None:
-        """Of decoders with the same features and the same words; ValueError if there is none.
+    def __init__(self, decoders: Sequence[SingleDecoder]) -> None:
+        """Of decoders with the same features and the same words, all in NumPy or all in torch."""
+        self.decoders = tuple(decoders)
 
-        Sizes and layers may differ.
-        """
-        super().__init__()
-        if not decoders:
-            raise ValueError("an ensemble has at least one decoder")
-        self.decoders = nn.ModuleList(decoders)
-        self._decoders = tuple(decoders)
-        with torch.inference_mode():
-            self._part_counts = [len(decoder.start(decoder.feature_mean.unsqueeze(0))) for decoder in decoders]
-
-    def start(self, features: Tensor) -> State:
+    def start(self, features: AnyArray) -> State:
         """The states before `<start>` from features [B, D]: the parts of each decoder in turn."""
-        return tuple(part for decoder in self._decoders for part in decoder.start(features))
+        return tuple(part for decoder in self.decoders for part in decoder.start(features))
 
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, words: AnyArray, state: State) -> tuple[AnyArray, State]:
         """One word per caption [B] and the states -> log of the next word's mean probability [B, V], the next states.
 
         The logarithms are natural and their exponentials add up to one, so that log_softmax leaves them as they are.
         """
         parts = iter(state)
-        log_probabilities: list[Tensor] = []
-        after: list[Tensor] = []
-        for decoder, part_count in zip(self._decoders, self._part_counts, strict=True):
-            logits, own_after = decoder.step(words, tuple(itertools.islice(parts, part_count)))
-            log_probabilities.append(logits.float().log_softmax(dim=-1))  # [B, V]
+        log_probabilities: list[AnyArray] = []
+        after: list[AnyArray] = []
+        for decoder in self.decoders:
+            own_state = tuple(itertools.islice(parts, len(decoder.config.state_parts)))
+            logits, own_after = decoder.step(words, own_state)
+            log_probabilities.append(log_softmax(logits))  # [B, V]
             after.extend(own_after)
-        log_sum = functools.reduce(torch.logaddexp, log_probabilities)  # [B, V]
-        return log_sum - math.log(len(self._decoders)), tuple(after)
+        log_sum = functools.reduce(array_namespace(*log_probabilities).logaddexp, log_probabilities)  # [B, V]
+        return log_sum - math.log(len(self.decoders)), tuple(after)
+
+
+def join_decoders(decoders: Sequence[AnySingle]) -> AnySingle | Ensemble:
+    """The ensemble of `decoders`, or the decoder itself if there is one only."""
+    return decoders[0] if len(decoders) == 1 else Ensemble(decoders)

@@ -13,8 +13,9 @@ from array_api_compat import array_namespace, device
 from captionmill.data.captions.vocabulary import END, START, Vocabulary
 from captionmill.data.features.file import Features
 from captionmill.stages.decoding.beam_tree import BeamTree, build_beam_tree
-from captionmill.stages.decoding.captioner import CaptionFinder, SingleDecoder, WholeDecoder
+from captionmill.stages.decoding.captioner import CaptionFinder
 from captionmill.stages.decoding.constraints import AnyArray, WordRule, log_softmax
+from captionmill.stages.decoding.ensemble import Ensemble, SingleDecoder
 from captionmill.stages.decoding.folded import Numbers
 from captionmill.stages.decoding.reranking import Choice, explain_choice
 from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, TracedStep
@@ -22,7 +23,6 @@ from captionmill.stages.ranking.ranker import Ranker
 from captionmill.stages.settings import SearchConfig
 
 TOP_WORDS = 10
-_STATE_PARTS = ("hidden", "cell", "image")  # in the order of `Decoder.start`
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Walk:
 
     @property
     def cross_entropy(self) -> float:
-        """Mean of -ln(probability) over the steps, `<end>` included, nats a word."""
+        """Mean of -ln(probability) over the steps, `<end>` included, in nats per word."""
         return -math.fsum(step.chosen.log_probability for step in self.steps) / len(self.steps)
 
 
@@ -142,7 +142,7 @@ class Explanation:
 
 
 def explain_features(
-    steps: WholeDecoder,
+    steps: SingleDecoder | Ensemble,
     row: Features,
     vocabulary: Vocabulary,
     search: SearchConfig,
@@ -163,10 +163,11 @@ def explain_features(
     (caption,) = finder.find_candidates(features, [key], trace=trace)
     choice = explain_choice(caption, features, finder.rankers, search) if finder.reranks else None
     caption = choice.candidates[0].caption if choice else caption
+    decoders = steps.decoders if isinstance(steps, Ensemble) else (steps,)
     (greedy,) = replace(finder, search=_greedy(search)).find(features, [key])
     return Explanation(
         features=features[0],
-        starts=tuple(_describe_start(part, features) for part in steps.decoders),
+        starts=tuple(_describe_start(decoder, features) for decoder in decoders),
         greedy=walker.follow_caption(greedy),
         beam=build_beam_tree(trace, vocabulary, finder.widened, caption.words),
         caption=walker.follow_caption(caption),
@@ -238,7 +239,7 @@ class _Walker:
 def _describe_start(decoder: SingleDecoder, features: Features) -> Start:
     parts = [
         StatePart(name, layer, _numbers(values[0]))
-        for name, part in zip(_STATE_PARTS, decoder.start(features), strict=False)
+        for name, part in zip(decoder.config.state_parts, decoder.start(features), strict=True)
         for layer, values in enumerate(part, start=1)  # [B, H]
     ]
     return Start(_numbers(decoder.scale(features)[0]), tuple(parts))

@@ -5,17 +5,13 @@ layer is looked up instead of multiplied, and the layer between hidden state and
 latter. The products cost as much as a step of as many captions as there are words.
 """
 
-import functools
-import itertools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from captionmill.data.features.file import Features
 from captionmill.stages.decoding.config import DecoderConfig, Weights
-from captionmill.stages.decoding.constraints import log_softmax
 from captionmill.stages.decoding.search import State
 
 Numbers = npt.NDArray[np.float32]
@@ -28,8 +24,6 @@ class FoldedDecoder:
     def __init__(self, config: DecoderConfig, weights: Weights) -> None:
         """`weights` may change later: all that is made of them is made here."""
         self.config = config
-        self.decoders: tuple[FoldedDecoder, ...] = (self,)
-        """As an ensemble of one."""
         self._mean, self._std = weights["feature_mean"].copy(), weights["feature_std"].copy()
         names = ("to_hidden", "to_cell") if config.image_input == "init" else ("to_input",)
         self._image_layers = [(weights[f"{name}.weight"].T.copy(), weights[f"{name}.bias"].copy()) for name in names]
@@ -106,28 +100,3 @@ class FoldedDecoder:
             np.tanh(cells[layer], out=hiddens[layer])
             hiddens[layer] *= given
         return hiddens, cells
-
-
-class FoldedEnsemble:
-    """Several decoders as one, as `Ensemble`: the next word's probability is the mean of theirs."""
-
-    def __init__(self, decoders: Sequence[FoldedDecoder]) -> None:
-        """Of decoders with the same features and the same words."""
-        self.decoders = tuple(decoders)
-        self._part_counts = [3 if decoder.config.image_input == "every" else 2 for decoder in decoders]
-
-    def start(self, features: Features) -> State:
-        """The states before `<start>` from features [B, D]: the parts of each decoder in turn."""
-        return tuple(part for decoder in self.decoders for part in decoder.start(features))
-
-    def step(self, words: npt.NDArray[np.int64], state: State) -> tuple[Numbers, State]:
-        """One word per caption [B] and the states -> log of the next word's mean probability [B, V], next states."""
-        parts = iter(state)
-        each: list[Numbers] = []
-        after: list[Numbers] = []
-        for decoder, part_count in zip(self.decoders, self._part_counts, strict=True):
-            logits, own_after = decoder.step(words, tuple(itertools.islice(parts, part_count)))
-            each.append(log_softmax(logits))  # [B, V]
-            after.extend(own_after)
-        log_sum: Numbers = functools.reduce(np.logaddexp, each)
-        return log_sum - np.float32(math.log(len(self.decoders))), tuple(after)

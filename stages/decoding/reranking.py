@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from captionmill.data.features.file import Features
-from captionmill.data.models.bundle import Model
 from captionmill.stages.decoding.search import DecodedCaption
+from captionmill.stages.decoding.trained import TrainedModels
 from captionmill.stages.ranking.ngrams import Reals
 from captionmill.stages.ranking.packed import unpack_ranker
 from captionmill.stages.ranking.ranker import CandidateScore, Neighbour, Ranker, RankerConfig, mean_scores
@@ -46,14 +45,14 @@ class Choice:
     the matcher does not count."""
 
 
-def load_rankers(models: Sequence[Path], bundles: Sequence[Model]) -> tuple[Ranker, ...]:
-    """The rankers of the `bundles`, which were read from the folders `models`; none if one of them has none.
-
-    ModelError if one is not sound.
-    """
-    parts = [(model, bundle.ranker, len(bundle.vocabulary)) for model, bundle in zip(models, bundles, strict=True)]
-    rankers = [unpack_ranker(ranker, str(model), size) for model, ranker, size in parts if ranker is not None]
-    return tuple(rankers) if len(rankers) == len(bundles) else ()
+def load_rankers(models: TrainedModels) -> tuple[Ranker, ...]:
+    """The rankers of `models`; none if one of them has none. ModelError if one is not sound."""
+    rankers = [
+        unpack_ranker(bundle.ranker, str(folder), len(models.vocabulary))
+        for folder, bundle in models.pairs
+        if bundle.ranker is not None
+    ]
+    return tuple(rankers) if len(rankers) == len(models.bundles) else ()
 
 
 def candidate_search(search: SearchConfig) -> SearchConfig:
@@ -110,33 +109,19 @@ def _rank(
     found: Sequence[DecodedCaption], features: Features, rankers: Sequence[Ranker], search: SearchConfig
 ) -> list[list[Candidate]]:
     """The candidates of each image, the highest total first."""
-    candidates = [list_candidates(caption) for caption in found]
-    scores = score_candidates(candidates, features, rankers, search)
-    ranked = []
-    for own, own_scores in zip(candidates, scores, strict=True):
-        consensus = [score.consensus if search.rerank != "matcher" else None for score in own_scores]
-        captions = map(_with_consensus, own, consensus)
-        in_order = map(Candidate, captions, range(len(own)), own_scores)
-        ranked.append(sorted(in_order, key=lambda candidate: -candidate.score.total))
-    return ranked
-
-
-def _with_consensus(caption: DecodedCaption, consensus: float | None) -> DecodedCaption:
-    return replace(caption, consensus=consensus)
-
-
-def list_candidates(caption: DecodedCaption) -> list[DecodedCaption]:
-    """All that a search found for one image, in the decoder's order."""
-    return [replace(caption, alternatives=()), *caption.alternatives]
-
-
-def score_candidates(
-    candidates: Sequence[Sequence[DecodedCaption]], features: Features, rankers: Sequence[Ranker], search: SearchConfig
-) -> list[list[CandidateScore]]:
-    """The scores of the candidates of each image, from its features [B, D]."""
-    words = [[caption.words for caption in own] for own in candidates]
-    likelihoods = [[_mean(caption.log_probabilities) for caption in own] for own in candidates]
-    return mean_scores([ranker.score(features, words, likelihoods, search.rerank) for ranker in rankers])
+    captions = [[replace(best, alternatives=()), *best.alternatives] for best in found]  # in the decoder's order
+    words = [[caption.words for caption in own] for own in captions]
+    likelihoods = [[_mean(caption.log_probabilities) for caption in own] for own in captions]
+    scores = mean_scores([ranker.score(features, words, likelihoods, search.rerank) for ranker in rankers])
+    if search.rerank != "matcher":
+        captions = [
+            [replace(caption, consensus=score.consensus) for caption, score in zip(own, own_scores, strict=True)]
+            for own, own_scores in zip(captions, scores, strict=True)
+        ]
+    return [
+        sorted(map(Candidate, own, range(len(own)), own_scores), key=lambda candidate: -candidate.score.total)
+        for own, own_scores in zip(captions, scores, strict=True)
+    ]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -69,12 +69,7 @@ class Encoder:
 
     def least_size(self, width: int, height: int) -> tuple[int, int]:
         """The size to which an image of (width, height) is resized, in pixels, before the crop."""
-        spec = self.spec if self.crop_count == 1 else _enlarged(self.spec)
-        if spec.preprocess == "squash":
-            return spec.image_size, spec.image_size
-        if spec.preprocess == "whole":
-            return _whole_size(width, height, spec.image_size)
-        return _resized_size(width, height, spec.resize_size)
+        return _resized_size(width, height, self.spec if self.crop_count == 1 else _enlarged(self.spec))
 
 
 def prepare_image(image: Pixels, spec: FeatureSpec) -> Pixels:
@@ -90,11 +85,9 @@ def prepare_image(image: Pixels, spec: FeatureSpec) -> Pixels:
     """
     size = spec.image_size
     height, width, _ = image.shape
-    if spec.preprocess == "squash":
-        return _resize(image, size, size)
-    if spec.preprocess == "whole":
-        return _resize(image, *_whole_size(width, height, size))
-    resized = _resized_size(width, height, spec.resize_size)
+    resized = _resized_size(width, height, spec)
+    if spec.preprocess != "crop":
+        return _resize(image, *resized)
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
     if resized[0] * resized[1] <= _RESIZED_LIMIT:
         return _resize(image, *resized)[top : top + size, left : left + size].copy()
@@ -115,16 +108,16 @@ def _resize(image: Pixels, width: int, height: int) -> Pixels:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
-    """(width, height) with the shorter side made `shorter`; the longer truncated, as in torchvision.transforms."""
-    if width <= height:
-        return shorter, int(shorter * height / width)
-    return int(shorter * width / height), shorter
-
-
-def _whole_size(width: int, height: int, shorter: int) -> tuple[int, int]:
-    ratio = min(max(width, height) / min(width, height), _LONGEST_SHAPE)
-    longer = max(round(shorter * ratio / STRIDE) * STRIDE, shorter)
+def _resized_size(width: int, height: int, spec: FeatureSpec) -> tuple[int, int]:
+    """The (width, height) that an image of `width` x `height` is resized to by `spec`, before the crop."""
+    shorter = spec.resize_size if spec.preprocess == "crop" else spec.image_size
+    if spec.preprocess == "squash":
+        return shorter, shorter
+    if spec.preprocess == "crop":  # truncated, as in torchvision.transforms
+        longer = int(shorter * max(width, height) / min(width, height))
+    else:
+        ratio = min(max(width, height) / min(width, height), _LONGEST_SHAPE)
+        longer = max(round(shorter * ratio / STRIDE) * STRIDE, shorter)
     return (longer, shorter) if width >= height else (shorter, longer)
 
 

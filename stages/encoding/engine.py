@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.encoding.loader import Batch
 from captionmill.stages.machine import choose_device, is_out_of_memory, means_cpu, require_machine
 from captionmill.stages.settings import ExtractConfig
+
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
@@ -42,15 +44,13 @@ def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
         raise InputError(f"`engine` openvino runs on the CPU: pass `device` cpu, or `engine` torch for {device}")
     if config.engine == "openvino" and not has_openvino:
         raise InputError("`engine` openvino: the package is not installed; pip install openvino, or use `engine` torch")
-    if config.precision == "int8" and (
-        device != "cpu" or config.engine == "torch" or config.compile or not has_openvino
-    ):
+    use_openvino = device == "cpu" and has_openvino and config.engine != "torch" and not config.compile
+    if config.precision == "int8" and not use_openvino:
         raise InputError("`precision` int8 is computed on a CPU by openvino, without `compile`; else use bf16 or fp32")
     if config.engine == "auto" and device == "cpu" and not has_openvino:
         _logger.warning("openvino is not installed: torch runs the network, noticeably slower on a CPU")
-    use_openvino = config.engine == "openvino" or (config.engine == "auto" and device == "cpu" and has_openvino)
     engine: Engine
-    if use_openvino and not config.compile:
+    if use_openvino:
         from captionmill.stages.encoding.engines.openvino import OpenVinoEngine
 
         engine = OpenVinoEngine(encoder, config)
@@ -84,40 +84,36 @@ def _begin(engine: Engine, batch: Batch) -> Callable[[], Features]:
     size = engine.batch_size
     if len(pixels) > size:  # it was lowered since the batch was made
         return lambda: _encode_split(engine, pixels)
-    try:
-        wait = engine.submit(pixels)
-    except (RuntimeError, MemoryError) as exc:
-        if not is_out_of_memory(exc):
-            raise
-        return lambda: _encode_split(engine, pixels, too_large=size)
+    wait = _unless_out_of_memory(lambda: engine.submit(pixels))
 
     def rows() -> Features:
-        try:
-            return wait()
-        except (RuntimeError, MemoryError) as exc:
-            if not is_out_of_memory(exc):
-                raise
-        return _encode_split(engine, pixels, too_large=size)
+        found = _unless_out_of_memory(wait) if wait else None
+        return _encode_split(engine, pixels, too_large=size) if found is None else found
 
     return rows
 
 
+def _unless_out_of_memory(work: Callable[[], T]) -> T | None:
+    """The result of `work`; None if memory runs out."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as exc:
+        if not is_out_of_memory(exc):
+            raise
+    return None
+
+
 def _encode_split(engine: Engine, pixels: Pixels, *, too_large: int | None = None) -> Features:
     """The rows of a batch, computed in smaller batches; `too_large` images at once do not fit in memory."""
-    while True:
-        if too_large == 1:
-            raise InputError("not enough memory for one image: use a smaller `image_size` or another `device`")
-        if too_large is not None and engine.batch_size >= too_large:
-            engine.batch_size = too_large // 2
-            _logger.warning("not enough memory: continuing with `batch_size` %d", engine.batch_size)
-        size = engine.batch_size
-        try:
-            parts = [engine.submit(pixels[start : start + size])() for start in range(0, len(pixels), size)]
-            return np.concatenate(parts)
-        except (RuntimeError, MemoryError) as exc:
-            if not is_out_of_memory(exc):
-                raise
-        too_large = size
+    if too_large == 1:
+        raise InputError("not enough memory for one image: use a smaller `image_size` or another `device`")
+    if too_large is not None and engine.batch_size >= too_large:
+        engine.batch_size = too_large // 2
+        _logger.warning("not enough memory: continuing with `batch_size` %d", engine.batch_size)
+    size = engine.batch_size
+    parts = np.split(pixels, range(size, len(pixels), size))
+    rows = _unless_out_of_memory(lambda: [engine.submit(part)() for part in parts])
+    return _encode_split(engine, pixels, too_large=size) if rows is None else np.concatenate(rows)
 
 
 class _ViewsEngine:

@@ -195,7 +195,8 @@ def extract(
             progress=progress,
         )
         summary = replace(summary, left_out=search.left_out)
-        failures_path = path.with_name(_failures_name(path, is_own=config.own_failures or shard is not None))
+        is_own = config.own_failures or shard is not None
+        failures_path = path.with_suffix(f".{FAILURES_NAME}") if is_own else path.with_name(FAILURES_NAME)
         if summary.failures or failures_path.exists() or mirror:  # an old one may exist at the URL
             write_failures(failures_path, [(failure.key, failure.reason) for failure in summary.failures])
             if mirror:
@@ -274,10 +275,6 @@ def _as_made(paths: Iterable[Path], config: ExtractConfig) -> ExtractConfig:
         with suppress(StoreError):  # raised again when it is opened to be written
             return replace(config, preprocess=cast(Preprocess, FeatureStore.open(made).spec.preprocess))
     return config
-
-
-def _failures_name(path: Path, *, is_own: bool) -> str:
-    return path.with_suffix(f".{FAILURES_NAME}").name if is_own else FAILURES_NAME
 
 
 def _take_place(target: Path, path: Path, mirror: StoreMirror | None) -> None:

@@ -123,14 +123,13 @@ def skip_unreadable(
     """
     failures = []
     for image in images[:_SKIPPED]:
-        if isinstance(image.path, str) or (loaded := _load(image, _as_it_is, least_size)).pixels is not None:
+        if (
+            isinstance(image.path, str)
+            or (loaded := _load(image, lambda pixels: pixels, least_size)).pixels is not None
+        ):
             break
         failures.append(Failure(image.key, loaded.reason, was_read=loaded.source is not None))
     return tuple(failures), images[len(failures) :]
-
-
-def _as_it_is(pixels: Pixels) -> Pixels:
-    return pixels
 
 
 def _with(batch: Batch, extras: Batch) -> Batch:
@@ -138,12 +137,8 @@ def _with(batch: Batch, extras: Batch) -> Batch:
     return batch
 
 
+@BUDGET.one_image()
 def _load(image: ImageFile, prepare: Prepare, least_size: LeastSize) -> _Loaded:
-    with BUDGET.one_image():
-        return _load_one(image, prepare, least_size)
-
-
-def _load_one(image: ImageFile, prepare: Prepare, least_size: LeastSize) -> _Loaded:
     started = time.perf_counter()
     try:
         data, source = read_image(image)

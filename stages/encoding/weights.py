@@ -30,7 +30,7 @@ SCENES_BACKBONE = "scenes-resnet14"
 SCENES_WEIGHTS = "drawn-scenes"
 SCENES_WEIGHTS_PATH = Path(__file__).parent / "assets" / "scenes_resnet14_thin.safetensors"
 NAMED_WEIGHTS = ("imagenet1k_v1", "imagenet1k_v2")
-_NOTES_BYTES = 1_000_000  # of a hundred bytes each
+_NOTES = Cache("weights", 1_000_000)  # of a hundred bytes each
 _SETTLED_NS = 2_000_000_000  # younger files may change again at what is one time to their file system
 
 
@@ -137,12 +137,8 @@ def _find_named(backbone: str, weights: str) -> WeightsFile:
     return file
 
 
-def _notes() -> Cache:
-    return Cache("weights", _NOTES_BYTES)
-
-
 def _read_note(key: str) -> dict[str, Any]:
-    entry = _notes().find(key)
+    entry = _NOTES.find(key)
     note: dict[str, Any] = {} if entry is None else parse_json((entry / "note.json").read_bytes())
     return note
 
@@ -151,7 +147,7 @@ def _write_note(key: str, note: dict[str, Any]) -> None:
     def fill(folder: Path) -> None:
         (folder / "note.json").write_text(json.dumps(note), encoding="utf-8")
 
-    _notes().keep(key, fill)
+    _NOTES.keep(key, fill)
 
 
 def _named_weights(backbone: str, weights: str) -> Any:

@@ -75,7 +75,8 @@ def write_network(network: PortableNetwork, path: Path) -> float:
     for sizes in network.checked_sizes:
         arrays = [port.random(sizes, generator) for port in network.inputs]
         with torch.inference_mode():
-            expected = _as_tuple(network.module(*map(torch.from_numpy, arrays)))
+            outputs = network.module(*map(torch.from_numpy, arrays))
+        expected = outputs if isinstance(outputs, tuple) else (outputs,)
         differences += [_difference(*pair) for pair in zip(run(*arrays), expected, strict=True)]
     largest = float(np.max(differences))  # nan if any is
     if not largest <= TOLERANCE:
@@ -135,10 +136,6 @@ def _write_onnx(network: PortableNetwork, module: nn.Module, example: Sequence[T
         del part.metadata_props[:]  # torch records the folders of its source files and of ours
         part.doc_string = ""
     onnx.save_model(model, path)
-
-
-def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def _difference(actual: Array, expected: Tensor) -> float:

@@ -1,47 +1,46 @@
 """The encoder and the decoder as networks for other programs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from captionmill.data.errors import InputError
 from captionmill.stages.decoding.decoder import Decoder
-from captionmill.stages.decoding.ensemble import Ensemble
+from captionmill.stages.decoding.ensemble import join_decoders
 from captionmill.stages.decoding.search import State
 from captionmill.stages.encoding.encoder import STRIDE, Encoder
 from captionmill.stages.portable.file import Port, PortableNetwork
 
-_PARTS = ("hidden", "cell", "image")  # of a state, in the order of `State`
 _CHECKED_SIZES: tuple[Mapping[str, int], ...] = tuple({"batch": size} for size in (3, 1, 2, 17))
 
 
-def portable_decoder(decoder: Decoder | Ensemble) -> tuple[PortableNetwork, PortableNetwork]:
-    """The networks "decoder_start" and "decoder_step" of `decoder`, which is moved to the CPU.
+def portable_decoder(decoders: Sequence[Decoder]) -> tuple[PortableNetwork, PortableNetwork]:
+    """The networks "decoder_start" and "decoder_step" of `decoders`, which are on the CPU, in evaluation mode.
 
     The parts of the state are called hidden, cell and, if the image is fed in with every word, image; for an ensemble
     hidden_1, cell_1, hidden_2 and so on. An ensemble's logits are logarithms of probabilities.
     """
-    decoder.cpu().eval()
-    decoders = [part for part in decoder.modules() if isinstance(part, Decoder)]
     config = decoders[0].config
-    with torch.inference_mode():
-        states = [single.start(torch.zeros(1, config.feature_dim)) for single in decoders]
     ports = [
-        Port(name if len(states) == 1 else f"{name}_{number}", "float32", (len(part), "batch", part.shape[2]))
-        for number, state in enumerate(states, 1)
-        for name, part in zip(_PARTS, state, strict=False)
+        Port(
+            name if len(decoders) == 1 else f"{name}_{number}",
+            "float32",
+            (1, "batch", own.embed_dim) if name == "image" else (own.layers, "batch", own.hidden_dim),
+        )
+        for number, own in enumerate((decoder.config for decoder in decoders), 1)
+        for name in own.state_parts
     ]
     start = PortableNetwork(
         "decoder_start",
-        _Start(decoder),
+        _Start(decoders),
         (Port("features", "float32", ("batch", config.feature_dim)),),
         tuple(ports),
         _CHECKED_SIZES,
     )
     step = PortableNetwork(
         "decoder_step",
-        _Step(decoder),
+        _Step(decoders),
         (Port("words", "int64", ("batch",), below=config.vocab_size), *ports),
         (
             Port("logits", "float32", ("batch", config.vocab_size)),
@@ -52,22 +51,20 @@ def portable_decoder(decoder: Decoder | Ensemble) -> tuple[PortableNetwork, Port
     return start, step
 
 
-class _Start(nn.Module):
-    def __init__(self, decoder: Decoder | Ensemble) -> None:
+class _Decoders(nn.Module):
+    def __init__(self, decoders: Sequence[Decoder]) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.decoders: Any = nn.ModuleList(decoders)  # a sequence of them
 
+
+class _Start(_Decoders):
     def forward(self, features: Tensor) -> State:
-        return self.decoder.start(features)
+        return join_decoders(self.decoders).start(features)
 
 
-class _Step(nn.Module):
-    def __init__(self, decoder: Decoder | Ensemble) -> None:
-        super().__init__()
-        self.decoder = decoder
-
+class _Step(_Decoders):
     def forward(self, words: Tensor, *state: Tensor) -> State:
-        logits, state = self.decoder.step(words, state)
+        logits, state = join_decoders(self.decoders).step(words, state)
         return logits, *state
 
 

@@ -14,8 +14,9 @@ from captionmill.stages.ranking.ngrams import (
     MAX_ORDER,
     FlatCaptions,
     Integers,
-    Rarities,
+    NGramIdf,
     Reals,
+    run_starts,
     weigh_ngrams,
 )
 
@@ -26,13 +27,13 @@ MOST_WORDS = 255
 
 @dataclass(frozen=True)
 class CaptionIndex:
-    """For each n-gram that several training images have: which ones, in captions of which length, and how much.
+    """An inverted index: for each n-gram of several training images which ones, in captions of which length, how much.
 
     An entry is one n-gram of one image in its captions of one length. Entries are sorted by n-gram.
     """
 
-    rarities: Rarities
-    starts: Integers  # [G + 1]: the n-gram number g of `rarities.keys` has the entries starts[g] to starts[g + 1]
+    idf: NGramIdf
+    starts: Integers  # [G + 1]: the n-gram number g of `idf.keys` has the entries starts[g] to starts[g + 1]
     images: npt.NDArray[np.int32]  # [E]
     lengths: npt.NDArray[np.uint8]  # [E]: words of the captions
     shares: npt.NDArray[np.float16]  # [E]: sum of their tf-idf vectors there, over the image's number of captions
@@ -40,20 +41,20 @@ class CaptionIndex:
     @classmethod
     def of(cls, captions: FlatCaptions, images: Integers) -> "CaptionIndex":
         """From captions and the image of each, [C], counted from 0."""
-        rarities = Rarities.measure(captions, images)
-        weighted = weigh_ngrams(captions, rarities)
-        known = rarities.find(weighted.keys)
+        idf = NGramIdf.fit(captions, images)
+        weighted = weigh_ngrams(captions, idf)
+        known = idf.find(weighted.keys)
         is_known = known >= 0
         ngrams, owners = known[is_known], weighted.captions[is_known]
         lengths = np.minimum(captions.lengths, MOST_WORDS)[owners]
         shares = weighted.weights[is_known] / np.bincount(images)[images[owners]]
         order = np.lexsort((lengths, images[owners], ngrams))
         parts = np.stack([ngrams, images[owners], lengths])[:, order]  # [3, E]
-        firsts = np.flatnonzero(np.append(True, (parts[:, 1:] != parts[:, :-1]).any(axis=0))[: parts.shape[1]])
+        firsts = run_starts(*parts)
         sums = np.add.reduceat(shares[order], firsts) if len(firsts) else shares
-        starts = np.searchsorted(parts[0, firsts], np.arange(len(rarities.keys) + 1))
+        starts = np.searchsorted(parts[0, firsts], np.arange(len(idf.keys) + 1))
         return cls(
-            rarities,
+            idf,
             starts,
             parts[1, firsts].astype(np.int32),
             parts[2, firsts].astype(np.uint8),
@@ -67,8 +68,8 @@ class CaptionIndex:
         the cosine of their tf-idf vectors, times a Gaussian of the difference of their lengths, as CIDEr-D without its
         clipping.
         """
-        own = weigh_ngrams(candidates, self.rarities)
-        found = self.rarities.find(own.keys)
+        own = weigh_ngrams(candidates, self.idf)
+        found = self.idf.find(own.keys)
         is_known = found >= 0
         ngrams, places = np.unique(found[is_known], return_inverse=True)  # [K]: which of the index candidates have
         counts = self.starts[ngrams + 1] - self.starts[ngrams]  # [K]
@@ -82,7 +83,7 @@ class CaptionIndex:
         columns = int(lengths.max()) + 1
         rows = np.repeat(np.arange(len(ngrams)) * columns, counts)
         table = np.bincount(rows + lengths, values, len(ngrams) * columns).reshape(len(ngrams), columns)
-        differences = candidates.lengths[:, np.newaxis] - np.arange(columns)  # [C, L]
+        differences = np.minimum(candidates.lengths, MOST_WORDS)[:, np.newaxis] - np.arange(columns)  # [C, L]
         penalties = np.exp(-(differences**2) / (2 * SIGMA**2))
         owners = own.captions[is_known]
         each = (table[places] * penalties[owners]).sum(axis=1) * own.weights[is_known]

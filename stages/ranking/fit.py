@@ -40,13 +40,14 @@ class CaptionFit:
     this and of the same for these instead of the image."""
 
 
+@dataclass(frozen=True)
 class Sample:
     """Images and captions, drawn at random, which others are compared with."""
 
-    def __init__(self, images: tuple[Tensor, Tensor], captions: tuple[Tensor, Tensor]) -> None:
-        """Vectors of images [S, M] and captions [R, M], each with the numbers of the images, [S] and [R]."""
-        self._images, self._image_numbers = images
-        self._captions, self._caption_numbers = captions
+    images: Tensor  # [S, M]
+    image_numbers: Tensor  # [S]
+    captions: Tensor  # [R, M]
+    caption_numbers: Tensor  # [R]: those of their images
 
     @classmethod
     def draw(
@@ -59,8 +60,8 @@ class Sample:
         chosen = [texts[opened.store.keys[position]] for position in drawn[1].tolist()]
         captions = _embed(opened, matcher, [own[int(random.integers(len(own)))] for own in chosen], device)
         numbers = torch.from_numpy(np.concatenate([block for block, _ in blocks])).to(device)
-        images = torch.cat([vectors for _, vectors in blocks]), numbers
-        return cls(images, (captions, torch.from_numpy(drawn[1]).to(device)))
+        images = torch.cat([vectors for _, vectors in blocks])
+        return cls(images, numbers, captions, torch.from_numpy(drawn[1]).to(device))
 
     def fit(self, images: Tensor, captions: Tensor, owners: Tensor, numbers: Tensor) -> Tensor:
         """How well captions [C, M] fit the `images` [B, M] that they belong to: `CaptionFit.fit` of each, [C].
@@ -68,13 +69,13 @@ class Sample:
         `owners` [C] is the row of each caption's image, `numbers` [B] those of the images.
         """
         own, number = images[owners], numbers[owners].unsqueeze(1)  # [C, M], [C, 1]
-        is_own_image, is_own_caption = number == self._image_numbers, number == self._caption_numbers  # [C, S], [C, R]
+        is_own_image, is_own_caption = number == self.image_numbers, number == self.caption_numbers  # [C, S], [C, R]
         cosines = (own * captions).sum(dim=1)
-        of_image = _log_share(cosines, captions @ self._images.t(), is_own_image)
-        of_caption = _log_share(cosines, own @ self._captions.t(), is_own_caption)
+        of_image = _log_share(cosines, captions @ self.images.t(), is_own_image)
+        of_caption = _log_share(cosines, own @ self.captions.t(), is_own_caption)
         sums = torch.zeros_like(images).index_add_(0, owners, captions)  # [B, M]
         others = F.normalize(sums[owners] - captions, dim=1)
-        among_others = _log_share((others * captions).sum(dim=1), others @ self._captions.t(), is_own_caption)
+        among_others = _log_share((others * captions).sum(dim=1), others @ self.captions.t(), is_own_caption)
         has_others = torch.bincount(owners, minlength=len(images))[owners] > 1
         of_pair = (of_image + of_caption) / 2
         return torch.where(has_others, (of_pair + among_others) / 2, of_pair)

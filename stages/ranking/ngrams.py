@@ -6,6 +6,7 @@ Two of a set's n-grams share a number by chance in fewer than one of a million s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,13 @@ def starts_of(lengths: npt.NDArray[np.integer]) -> Integers:
     starts = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=starts[1:])
     return starts
+
+
+def run_starts(*columns: npt.NDArray[Any]) -> Integers:
+    """Where each run of rows that are equal in all `columns` [P] starts, in rows that are sorted by them."""
+    is_new = np.ones(len(columns[0]), dtype=bool)
+    is_new[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    return np.flatnonzero(is_new)
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,10 @@ class FlatCaptions:
     def lengths(self) -> Integers:
         """The number of words of each caption, [C]."""
         return np.diff(self.starts)
+
+    def split(self) -> list[npt.NDArray[np.integer]]:
+        """The words of each caption."""
+        return np.split(self.words, self.starts[1:-1])
 
     def take(self, chosen: Integers) -> "FlatCaptions":
         """The captions with the numbers `chosen`."""
@@ -76,7 +88,7 @@ def find_ngrams(captions: FlatCaptions) -> NGrams:
     sums, factor = np.zeros(count, dtype=np.uint64), np.uint64(1)
     with np.errstate(over="ignore"):
         for order in range(MAX_ORDER):
-            sums[: count - order if order else count] += numbers[order:] * factor
+            sums[: max(0, count - order)] += numbers[order:] * factor
             is_whole = left > order
             keys.append(sums[is_whole])
             found.append(owners[is_whole])
@@ -86,8 +98,8 @@ def find_ngrams(captions: FlatCaptions) -> NGrams:
 
 
 @dataclass(frozen=True)
-class Rarities:
-    """How rare each n-gram is among the captions of N images: ln(N / number of images whose captions have it)."""
+class NGramIdf:
+    """Inverse document frequencies of n-grams in the captions of N images: ln(N / images whose captions have it)."""
 
     keys: Keys  # [G], rising: the n-grams that two images or more have
     weights: Reals  # [G]
@@ -95,15 +107,13 @@ class Rarities:
     """The weight of every other n-gram, ln(N)."""
 
     @classmethod
-    def measure(cls, captions: FlatCaptions, images: Integers) -> "Rarities":
+    def fit(cls, captions: FlatCaptions, images: Integers) -> "NGramIdf":
         """From the image of each caption, [C], counted from 0."""
         ngrams = find_ngrams(captions)
         owners = images[ngrams.captions]
         order = np.lexsort((owners, ngrams.keys))
-        keys, owners = ngrams.keys[order], owners[order]
-        is_new = np.ones(len(keys), dtype=bool)
-        is_new[1:] = (keys[1:] != keys[:-1]) | (owners[1:] != owners[:-1])
-        found, counts = np.unique(keys[is_new], return_counts=True)
+        keys = ngrams.keys[order]
+        found, counts = np.unique(keys[run_starts(keys, owners[order])], return_counts=True)
         unseen = float(np.log(max(1, len(np.unique(images)))))
         weights = (unseen - np.log(counts)).astype(np.float32)
         return cls(found[counts > 1], weights[counts > 1], unseen)
@@ -130,19 +140,16 @@ class WeightedNGrams:
     weights: Reals  # [G]: share of the vector of this caption and order, which has length 1
 
 
-def weigh_ngrams(captions: FlatCaptions, rarities: Rarities) -> WeightedNGrams:
+def weigh_ngrams(captions: FlatCaptions, idf: NGramIdf) -> WeightedNGrams:
     """The tf-idf vectors of `captions`, one per order, scaled to length 1."""
     ngrams = find_ngrams(captions)
     order = np.lexsort((ngrams.keys, ngrams.captions))
     keys, owners, orders = ngrams.keys[order], ngrams.captions[order], ngrams.orders[order]
-    is_new = np.ones(len(keys), dtype=bool)
-    is_new[1:] = (keys[1:] != keys[:-1]) | (owners[1:] != owners[:-1])
-    places = np.flatnonzero(is_new)
+    places = run_starts(keys, owners)
     counts = np.diff(np.append(places, len(keys)))
     keys, owners, orders = keys[places], owners[places], orders[places]
-    weights = counts * rarities.of(keys)
+    weights = counts * idf.of(keys)
     cells = owners * MAX_ORDER + orders
-    squares = np.bincount(cells, weights.astype(np.float64) ** 2, len(captions) * MAX_ORDER)
-    norms = np.sqrt(squares)
+    norms = np.sqrt(np.bincount(cells, weights.astype(np.float64) ** 2, len(captions) * MAX_ORDER))
     scaled = weights / np.maximum(norms[cells], 1e-12)
     return WeightedNGrams(keys, owners, scaled.astype(np.float32))

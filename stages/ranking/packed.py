@@ -11,9 +11,11 @@ from captionmill.data.errors import ModelError
 from captionmill.data.models.bundle import RankerParts
 from captionmill.stages.ranking.consensus import CaptionIndex
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
-from captionmill.stages.ranking.ngrams import FlatCaptions, Rarities, starts_of
+from captionmill.stages.ranking.ngrams import FlatCaptions, NGramIdf, starts_of
 from captionmill.stages.ranking.ranker import Ranker, RankerConfig
 from captionmill.stages.ranking.regression import ImageRegression, Reduction
+
+_MATCHER = "matcher."  # prefix of the names of its tensors
 
 
 def pack_ranker(ranker: Ranker) -> RankerParts:
@@ -30,18 +32,18 @@ def pack_ranker(ranker: Ranker) -> RankerParts:
         "words": captions.words.astype(word_type),
         "lengths": captions.lengths.astype(np.int32),
         "captions_per_image": ranker.counts.astype(np.int32),
-        "ngrams": index.rarities.keys,
-        "ngram_weights": index.rarities.weights,
+        "ngrams": index.idf.keys,
+        "ngram_weights": index.idf.weights,
         "entry_counts": np.diff(index.starts).astype(np.int32),
         "entry_images": index.images,
         "entry_lengths": index.lengths,
         "entry_shares": index.shares,
     }
-    settings: dict[str, Any] = asdict(ranker.config) | {"unseen_weight": index.rarities.unseen}
+    settings: dict[str, Any] = asdict(ranker.config) | {"unseen_weight": index.idf.unseen}
     if ranker.matcher is not None:
         settings["matcher"] = asdict(ranker.matcher.config)
         weights = ranker.matcher.weights.items()
-        tensors |= {f"matcher.{name}": tensor.astype(np.float16) for name, tensor in weights}
+        tensors |= {f"{_MATCHER}{name}": tensor.astype(np.float16) for name, tensor in weights}
     return RankerParts(settings, tensors)
 
 
@@ -54,26 +56,26 @@ def unpack_ranker(parts: RankerParts, where: str, vocab_size: int) -> Ranker:
 
 
 def _build(settings: dict[str, Any], tensors: Mapping[str, Any], vocab_size: int) -> Ranker:
-    unseen, matcher_config = float(settings.pop("unseen_weight")), settings.pop("matcher", None)
+    unseen = float(settings.pop("unseen_weight"))
     _require_sound(tensors, unseen, vocab_size)
     reduction = Reduction(tensors["mean"], tensors["deviation"], tensors["components"].astype(np.float32))
     index = CaptionIndex(
-        Rarities(tensors["ngrams"], tensors["ngram_weights"], unseen),
+        NGramIdf(tensors["ngrams"], tensors["ngram_weights"], unseen),
         starts_of(tensors["entry_counts"]),
         *(tensors[f"entry_{name}"] for name in ("images", "lengths", "shares")),
     )
     matcher = None
-    if matcher_config is not None:
-        prefix = "matcher."
-        weights = {name: value.astype(np.float32) for name, value in tensors.items() if name.startswith(prefix)}
-        own = {name.removeprefix(prefix): value for name, value in weights.items()}
-        matcher = Matcher(MatcherConfig(**matcher_config), own)
+    if "matcher" in settings:
+        own = [name for name in tensors if name.startswith(_MATCHER)]
+        weights = {name.removeprefix(_MATCHER): tensors[name].astype(np.float32) for name in own}
+        matcher = Matcher(MatcherConfig(**settings.pop("matcher")), weights)
         if (matcher.config.vocab_size, matcher.config.feature_dim) != (vocab_size, len(reduction.mean)):
             raise ValueError("the matcher is for other words or features")
     captions = FlatCaptions(tensors["words"], starts_of(tensors["lengths"]))
     regression = ImageRegression(reduction, tensors["rows"], tensors["vectors"], tensors["gains"])
     counts = tensors["captions_per_image"]
-    return Ranker(RankerConfig(**settings), regression, captions, counts, index, vocab_size, matcher)
+    config = RankerConfig(**{"repetition_weight": 0.0} | settings)  # models of earlier versions do not have it
+    return Ranker(config, regression, captions, counts, index, vocab_size, matcher)
 
 
 def _require_sound(tensors: Mapping[str, Any], unseen: float, vocab_size: int) -> None:

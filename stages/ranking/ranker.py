@@ -1,12 +1,15 @@
 """Choosing among the candidates of a search by what the training images say, and by what words fit the image.
 
 A candidate's score is its consensus with the captions of the training images, plus its match with the image, plus a
-little of the decoder's own log probability. The weights were chosen on Flickr8k's dev images (docs/benchmarks.md).
+little of the decoder's own log probability, less what it says twice. The weights were chosen on Flickr8k's dev images
+(docs/benchmarks.md).
 """
 
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -29,6 +32,8 @@ class RankerConfig:
     """Of the cosine of image and caption, beside the consensus."""
     match_weight_alone: float = 1.2
     """The same, without the consensus."""
+    repetition_weight: float = 0.1
+    """Of the words that a candidate repeats, which is taken off."""
     guidance: float = 1.0
     """Of the words that the training images predict, in the search for candidates."""
     usual_cosine: float = 0.0
@@ -58,6 +63,8 @@ class CandidateScore:
     """0 to 10."""
     match: float
     """Cosine with the image, -1 to 1."""
+    repetition: float
+    """Sum of the inverse document frequencies of words that follow the same word again: "man" in "a man and a man"."""
     total: float
     """The weighted sum of these that are used."""
 
@@ -92,36 +99,41 @@ class Ranker:
         zeros = [np.zeros(len(own), np.float32) for own in candidates]
         consensus = self.consensus(features, candidates) if by != "matcher" else zeros
         match = self.match(features, candidates) if by != "consensus" else zeros
-        config = self.config
-        match_weight = config.match_weight_alone if by == "matcher" else config.match_weight
         return [
             [
-                CandidateScore(
-                    own_likelihood,
-                    own_consensus,
-                    own_match,
-                    own_consensus + config.likelihood_weight * own_likelihood + match_weight * own_match,
-                )
-                for own_likelihood, own_consensus, own_match in zip(
-                    likelihood, image_consensus.tolist(), image_match.tolist(), strict=True
+                self._add(by, *parts)
+                for parts in zip(
+                    likelihood, own_consensus.tolist(), own_match.tolist(), map(self.repetition, own), strict=True
                 )
             ]
-            for likelihood, image_consensus, image_match in zip(likelihoods, consensus, match, strict=True)
+            for own, likelihood, own_consensus, own_match in zip(candidates, likelihoods, consensus, match, strict=True)
         ]
+
+    def _add(
+        self, by: str, log_probability: float, consensus: float, match: float, repetition: float
+    ) -> CandidateScore:
+        config = self.config
+        total = consensus + config.likelihood_weight * log_probability - config.repetition_weight * repetition
+        total += match * (config.match_weight_alone if by == "matcher" else config.match_weight)
+        return CandidateScore(log_probability, consensus, match, repetition, total)
 
     def consensus(self, features: Reals, candidates: Sequence[Sequence[Words]]) -> list[Reals]:
         """The consensus of the candidates of each image, features [B, D], with the captions of the training images."""
-        weights, cosines = self.regression.weights(features)
-        trusted = weights * self.trust(cosines)
-        return [self.index.score(FlatCaptions.of(own), row) for own, row in zip(candidates, trusted, strict=True)]
+        weights, _ = self.weigh(features)
+        return [self.index.score(FlatCaptions.of(own), row) for own, row in zip(candidates, weights, strict=True)]
 
     def guide(self, features: Reals) -> Reals:
         """What is added to the log probability of each word in the search for candidates, [B, V], from features [B, D].
 
         The predicted share of an image's captions that have the word, times its inverse document frequency.
         """
+        weights, _ = self.weigh(features)
+        return self.config.guidance * self.words.predict(weights)
+
+    def weigh(self, features: Reals) -> tuple[Reals, Reals]:
+        """How much each training image counts for an image, and its cosine, both [B, N], from features [B, D]."""
         weights, cosines = self.regression.weights(features)
-        return self.config.guidance * self.words.predict(weights * self.trust(cosines))
+        return weights * self.trust(cosines), cosines
 
     def trust(self, cosines: Reals) -> Reals:
         """How much the consensus counts, 0 to 1, [B, 1]: less for an image that is far from all training images.
@@ -142,20 +154,21 @@ class Ranker:
         cosines: Reals = (np.repeat(images, counts, axis=0) * captions).sum(axis=1)  # [C]
         return np.split(cosines, np.cumsum(counts)[:-1])
 
+    def repetition(self, candidate: Words) -> float:
+        """As `CandidateScore.repetition`: a pair of words that comes three times counts twice."""
+        pairs = Counter(itertools.pairwise(candidate))
+        return sum((count - 1) * float(self.words.idf[word]) for (_, word), count in pairs.items() if count > 1)
+
     def strongest(self, features: Reals, count: int) -> list[Neighbour]:
         """The training images with the largest weights for one image, features [D], positive or negative."""
-        weights, cosines = self.regression.weights(features[np.newaxis])
-        row = (weights * self.trust(cosines))[0]
-        images = np.argsort(-np.abs(row), kind="stable")[:count]
+        (weights,), (cosines,) = self.weigh(features[np.newaxis])  # both [N]
         starts = starts_of(self.counts)
-        return [
-            Neighbour(image, float(cosines[0, image]), float(row[image]), self._captions_of(starts, image))
-            for image in images.tolist()
-        ]
-
-    def _captions_of(self, starts: Integers, image: int) -> tuple[tuple[int, ...], ...]:
-        flat = self.captions.take(np.arange(starts[image], starts[image + 1]))
-        return tuple(tuple(words.tolist()) for words in np.split(flat.words, flat.starts[1:-1]))
+        neighbours = []
+        for image in np.argsort(-np.abs(weights), kind="stable")[:count].tolist():
+            captions = self.captions.take(np.arange(starts[image], starts[image + 1])).split()
+            words = tuple(tuple(caption.tolist()) for caption in captions)
+            neighbours.append(Neighbour(image, float(cosines[image]), float(weights[image]), words))
+        return neighbours
 
 
 def mean_scores(scores: Sequence[list[list[CandidateScore]]]) -> list[list[CandidateScore]]:
@@ -165,11 +178,8 @@ def mean_scores(scores: Sequence[list[list[CandidateScore]]]) -> list[list[Candi
     count = len(scores)
     return [
         [
-            CandidateScore(*(sum(getattr(one, name) for one in each) / count for name in _SCORES))
+            CandidateScore(*(sum(values) / count for values in zip(*map(astuple, each), strict=True)))
             for each in zip(*of_image, strict=True)
         ]
         for of_image in zip(*scores, strict=True)
     ]
-
-
-_SCORES = ("log_probability", "consensus", "match", "total")

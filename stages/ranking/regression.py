@@ -29,7 +29,7 @@ _LEVELS = 127
 
 @dataclass(frozen=True)
 class Reduction:
-    """The way from features to a short vector of 8-bit numbers."""
+    """The principal components of features, on which they become short vectors of 8-bit numbers."""
 
     mean: Reals  # [D]
     deviation: Reals  # [D], 0 where a feature never changes
@@ -86,9 +86,8 @@ class ImageRegression:
         kernel = torch.from_numpy(_kernel(_cosines(matrix, matrix)))  # [N, N]
         count = min(EIGENVECTORS, len(rows))
         values, vectors = _eigenvectors(kernel, count)
-        rest = float(kernel.diagonal().sum() - values.sum()) / max(
-            1, len(rows) - count
-        )  # mean of the other eigenvalues
+        others = float(kernel.diagonal().sum() - values.sum())
+        rest = others / max(1, len(rows) - count)  # mean of the other eigenvalues
         base = 1 / (RIDGE + max(0.0, rest))
         gains = torch.cat([1 / (values + RIDGE) - base, values.new_tensor([base])])
         return cls(reduction, rows, vectors.half().float().numpy(), gains.numpy())

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from captionmill.data.errors import ModelError
 from captionmill.data.features.store import FeatureStore, Positions
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.ranking.matcher import Matcher
@@ -32,8 +31,7 @@ class ClosestRows:
 def load_matcher(opened: MatchedStore) -> Matcher:
     """The matcher of the model; ModelError if it is not sound."""
     ranker = unpack_ranker(opened.ranker, str(opened.folder), len(opened.model.vocabulary))
-    if ranker.matcher is None:
-        raise ModelError(f"{opened.folder}: has no matcher; train it again")
+    assert ranker.matcher is not None  # as `open_matched` saw
     return ranker.matcher
 
 

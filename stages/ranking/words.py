@@ -15,7 +15,7 @@ class WordShares:
     words: Integers  # [X]
     images: Integers  # [X]
     shares: Reals  # [X]
-    vocab_size: int
+    idf: Reals  # [V]: the rarity of each word
 
     @classmethod
     def of(cls, captions: FlatCaptions, counts: Integers, vocab_size: int) -> "WordShares":
@@ -29,11 +29,13 @@ class WordShares:
         owners, words = np.divmod(pairs, vocab_size)
         cells, cell_counts = np.unique(images_of[owners] * vocab_size + words, return_counts=True)
         images, words = np.divmod(cells, vocab_size)
-        rarities = np.log(len(counts) / np.maximum(np.bincount(words, minlength=vocab_size), 1))
-        rarities[: len(SPECIAL_WORDS)] = 0
-        return cls(words, images, (cell_counts / counts[images] * rarities[words]).astype(np.float32), vocab_size)
+        idf = np.log(len(counts) / np.maximum(np.bincount(words, minlength=vocab_size), 1))
+        idf[: len(SPECIAL_WORDS)] = 0
+        shares = cell_counts / counts[images] * idf[words]
+        return cls(words, images, shares.astype(np.float32), idf.astype(np.float32))
 
     def predict(self, weights: Reals) -> Reals:
         """The weights of the images, [B, N] -> the predicted share of each word, times its rarity, [B, V]."""
-        rows = [np.bincount(self.words, row[self.images] * self.shares, self.vocab_size) for row in weights]
-        return np.array(rows, dtype=np.float32).reshape(len(weights), self.vocab_size)
+        size = len(self.idf)
+        rows = [np.bincount(self.words, row[self.images] * self.shares, size) for row in weights]
+        return np.array(rows, dtype=np.float32).reshape(len(weights), size)

@@ -3,10 +3,10 @@
 import itertools
 import json
 import logging
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from captionmill.data.captions.files import Captions, as_caption_files
@@ -124,8 +124,10 @@ def evaluate(
     other = read_models(against) if against else None
     store = FeatureStore.open(features)
     trained.spec.require(store.spec, mine="the model", others=str(features))
+    search = trained.fit_search(config.search)
     if other:
         other.spec.require(store.spec, mine=str(against), others=str(features))
+        other.fit_search(config.search)  # what it cannot do shows before anything is captioned
     word_rule = choose_word_rule(trained, other)
     annotations = read_annotations(captions, known_keys=store.keys, word_rule=word_rule)
     splits = splits_of(trained, store)
@@ -138,7 +140,6 @@ def evaluate(
 
     captioner = Captioner.of(trained, device=config.device)
     other_captioner = Captioner.of(other, device=config.device) if other else None
-    search = captioner.fit_search(config.search)
     decoded = dict(captioner.captions(store, scored, search, progress=progress))
     references = {key: annotations.captions[key] for key in scored}
     texts = {key: caption.text for key, caption in decoded.items()}
@@ -252,7 +253,7 @@ def _to_json(
             name: round(value, 6) if isinstance(value, float) else value
             for name, value in asdict(evaluation.statistics).items()
         },
-        "mean_confidence": _mean([caption.confidence for caption in evaluation.captions.values()]),
+        "mean_confidence": round(fmean(caption.confidence for caption in evaluation.captions.values()), 6),
         "captions": {
             key: {
                 "caption": caption.text,
@@ -281,7 +282,3 @@ def _values(estimates: Mapping[str, Estimate]) -> dict[str, float]:
 
 def _intervals(estimates: Mapping[str, Estimate]) -> dict[str, list[float]]:
     return {name: [round(estimate.low, 6), round(estimate.high, 6)] for name, estimate in estimates.items()}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(math.fsum(values) / len(values), 6)

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 SPLIT_NAMES = ("train", "val", "test")
 ALL_IMAGES = "all"
 """The split of all images of a store, where none are named."""
+
+_ROUNDING = 1e-6  # of cosines in float32: that of a row with itself may be this far below 1
 
 Places = npt.NDArray[np.int64]
 
@@ -91,8 +93,7 @@ class LeakReport:
     """Rows of images that are in no split."""
 
 
-@dataclass(frozen=True)
-class _Hits:
+class _Hits(NamedTuple):
     """Pairs found, as positions in the store, [N] each; `first` is in the earlier split."""
 
     first: Places
@@ -135,23 +136,25 @@ def find_leaks(
     splits = _read_splits(captions, list_paths, model, store, within=config.within)
     damaged = set(store.verify({key for keys in splits.values() for key in keys}))
     places = {
-        name: np.array([store.position(key) for key in keys if key in store and key not in damaged], dtype=np.int64)
+        name: np.array(
+            sorted(store.position(key) for key in keys if key in store and key not in damaged), dtype=np.int64
+        )
         for name, keys in splits.items()
     }
     _require_something_to_compare(places, config, splits, store)
     compared = (
         itertools.combinations_with_replacement(places, 2) if config.within else itertools.combinations(places, 2)
     )
-    comparison = _Comparison(store, _content_hashes(store), places, config.threshold, choose_device(device), limits)
+    sources = store.sources()
+    hashes = np.where(sources[:, 0] > 0, sources[:, 2], np.uint64(0))  # an unknown source has 0 bytes
+    comparison = _Comparison(store, hashes, places, config.threshold, choose_device(device), limits)
     counts: dict[tuple[str, str], PairCount] = {}
     pairs: list[LeakPair] = []
     for names in compared:
         hits, counts[names] = _collect(comparison.tiles(*names, progress), limits.kept_pairs)
         pairs += [
             LeakPair(store.keys[first], names[0], store.keys[second], names[1], cosine, identical)
-            for first, second, cosine, identical in zip(
-                *(getattr(hits, field.name).tolist() for field in fields(_Hits)), strict=True
-            )
+            for first, second, cosine, identical in zip(*(column.tolist() for column in hits), strict=True)
         ]
     pairs.sort(key=lambda pair: (not pair.identical, -pair.cosine))
     in_splits = np.unique(np.concatenate(list(places.values())))
@@ -210,12 +213,6 @@ def _require_something_to_compare(
         raise InputError(f"nothing to compare: {store.path} has images of {of_one}; {near or remedy}")
 
 
-def _content_hashes(store: FeatureStore) -> npt.NDArray[np.uint64]:
-    """The hash of each row's source, [N]; 0 if unknown."""
-    sources = store.sources()
-    return np.where(sources[:, 0] > 0, sources[:, 2], np.uint64(0))  # an unknown source has 0 bytes
-
-
 @dataclass(frozen=True)
 class _Comparison:
     """Everything that finding the pairs of two splits needs."""
@@ -254,7 +251,7 @@ class _Comparison:
         cosines = self._unit_rows(block) @ chunk_rows.T  # [B, M]
         block_hashes = self._to_tensor(self.hashes[block]).unsqueeze(1)  # [B, 1]
         identical = (block_hashes == self._to_tensor(self.hashes[chunk])) & (block_hashes != 0)  # [B, M]
-        found = (cosines >= self.threshold) | identical
+        found = (cosines >= self.threshold - _ROUNDING) | identical
         if within:  # each image with those after it
             found &= self._to_tensor(block).unsqueeze(1) > self._to_tensor(chunk)
         rows, columns = found.nonzero(as_tuple=True)
@@ -293,6 +290,6 @@ def _closest(parts: Sequence[_Hits], kept_pairs: int) -> _Hits:
     """The first `kept_pairs` of all `parts` in the order of `LeakReport.pairs`."""
     if not parts:
         return _Hits(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.bool_))
-    hits = _Hits(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_Hits)))
+    hits = _Hits(*map(np.concatenate, zip(*parts, strict=True)))
     order = np.lexsort((hits.second, hits.first, -hits.cosine, ~hits.identical))[:kept_pairs]
     return _Hits(hits.first[order], hits.second[order], hits.cosine[order], hits.identical[order])

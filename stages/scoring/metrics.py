@@ -120,7 +120,7 @@ def _count_bleu(tokens: Tokens, references: Sequence[Tokens]) -> list[int]:
     return [*matched, *offered, length, nearest]
 
 
-def _bleu(sums: Floats, _: int = 1, *, order: int) -> Floats:
+def _bleu(sums: Floats, _: int, *, order: int) -> Floats:
     """BLEU up to `order` from sums of `_count_bleu`, [..., 10] -> [...] (Papineni et al., "BLEU", ACL 2002)."""
     # The reference implementation adds these two, so that counts of 0 give a score near 0, never an error.
     small, tiny = 1e-9, 1e-15
@@ -135,10 +135,8 @@ def rouge_l(tokens: Tokens, references: Sequence[Tokens]) -> float:
     """ROUGE-L of one image, 0 to 1 (Lin, "ROUGE", 2004): F-measure of the best precision and the best recall.
 
     The two may come from different references. As in pycocoevalcap, an empty sentence counts as one empty token, so two
-    empty ones score 1. Raises InputError if there are no references.
+    empty ones score 1.
     """
-    if not references:
-        raise InputError("ROUGE-L needs at least one reference")
     candidate = tokens or [""]
     precision = recall = 0.0
     for reference in references:
@@ -159,9 +157,7 @@ class CiderD:
     """
 
     def __init__(self, references: Mapping[str, Sequence[Tokens]]) -> None:
-        """Take the tokens of all the references of each image; raises InputError if an image has none."""
-        if not references or not all(references.values()):
-            raise InputError("CIDEr-D needs at least one image, and at least one reference for each")
+        """Take the tokens of all the references of each image, of which each has one or more."""
         counts = {key: [_count_ngrams(tokens) for tokens in token_lists] for key, token_lists in references.items()}
         document_counts = Counter(ngram for image in counts.values() for ngram in set().union(*image))
         self._unseen_weight = math.log(len(references))
@@ -180,9 +176,7 @@ class CiderD:
             self._lengths[key] = [_count_bigrams(tokens) for tokens in references[key]]
 
     def score(self, key: str, tokens: Tokens) -> float:
-        """The CIDEr-D of one caption of the image `key`; raises InputError if the image is not in the corpus."""
-        if key not in self._postings:
-            raise InputError(f"{key} has no references; score only images that the references name")
+        """The CIDEr-D of one caption of the image `key`, which is one of those with references."""
         postings, lengths = self._postings[key], self._lengths[key]
         vector, norms = self._weigh(_count_ngrams(tokens))
         cosines = [0.0] * len(lengths)

@@ -17,18 +17,12 @@ LARGE_NETWORK = 512
 """Numbers of the hidden state from which so few images or words are worth a note."""
 SMALL_BATCH, VERY_FEW_IMAGES = 16, 200
 """Captions per step that helped with 100 images; with 300 and 600 they made no difference beyond that of seeds."""
-GREATEST_LENGTH = 100
-"""The default length is never longer: the memory and time of a step grow with its longest caption."""
+_LONGEST_DEFAULT = 100  # words, since the memory and time of a step grow with its longest caption
 
 
 def count_words(captions: Mapping[str, Sequence[str]], keys: Sequence[str], word_rule: int = WORD_RULE) -> WordCounts:
     """The words of the captions of the images `keys`."""
     return WordCounts.of((caption for key in keys for caption in captions[key]), word_rule)
-
-
-def build_vocabulary(captions: Mapping[str, Sequence[str]], train_keys: Sequence[str], *, min_count: int) -> Vocabulary:
-    """The words of the training captions; TrainingError if none occurs `min_count` times."""
-    return choose_vocabulary(count_words(captions, train_keys), min_count=min_count)
 
 
 def choose_vocabulary(counts: WordCounts, *, min_count: int, known: Vocabulary | None = None) -> Vocabulary:
@@ -58,7 +52,7 @@ def fit_length(lengths: Counter[int]) -> int:
         if longer > MOST_CUT * total:
             fitting = length
             break
-    return min(max(fitting, USUAL_LENGTH), GREATEST_LENGTH)
+    return min(max(fitting, USUAL_LENGTH), _LONGEST_DEFAULT)
 
 
 def with_lengths(config: TrainConfig, counts: WordCounts) -> TrainConfig:

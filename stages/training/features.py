@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -92,6 +93,10 @@ class FeatureFeeder:
         if views is None:
             return rows.float().mean(dim=1).to(rows.dtype)  # [B, V, D] -> [B, D]
         return rows[torch.arange(len(rows), device=self.device), views.to(self.device)]
+
+    def array(self, images: Indices) -> npt.NDArray[np.float32]:
+        """As `rows`, in NumPy; of several views their mean."""
+        return np.asarray(self.rows(images).float().cpu())
 
 
 def prepare_ahead(prepare: Callable[[Indices], T], batches: Sequence[Indices]) -> Generator[T, None, None]:

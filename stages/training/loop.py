@@ -19,17 +19,18 @@ from torch import Tensor, nn
 from captionmill.data.captions.examples import Indices
 from captionmill.data.captions.vocabulary import PAD
 from captionmill.data.errors import TrainingError
-from captionmill.stages.decoding.captioner import Caption, decode_features
+from captionmill.stages.decoding.captioner import Caption, CaptionFinder, decode_rows
+from captionmill.stages.decoding.decoder import choose_steps
 from captionmill.stages.training.choice import is_best
 from captionmill.stages.training.features import prepare_ahead
 from captionmill.stages.training.losses import (
     LENGTH_GROUPS,
     cross_entropy,
-    taught_cross_entropy,
+    distillation_loss,
     weighted_cross_entropy,
 )
 from captionmill.stages.training.self_critical import Reward, sample_captions
-from captionmill.stages.training.state import EpochResult, Training, scheduled_share
+from captionmill.stages.training.state import EpochResult, Training, learning_rate_factor
 
 
 class Recorder(Protocol):
@@ -71,7 +72,7 @@ def train_on_captions(training: Training, recorder: Recorder) -> None:
             logits, targets, _ = training.network(features, words)  # [N, V], [N]
             loss, entropy = cross_entropy(logits, targets, label_smoothing=config.label_smoothing)  # sums over N
             if training.teachers:
-                taught = taught_cross_entropy(logits, training.teachers.probabilities(features, words), len(targets))
+                taught = distillation_loss(logits, training.teachers.probabilities(features, words), len(targets))
                 loss = (1 - config.teacher_weight) * loss + config.teacher_weight * taught
             del logits  # by far the largest tensor of a step
             optimizer.zero_grad(set_to_none=True)
@@ -151,7 +152,7 @@ def set_learning_rate(training: Training, peak: float, steps: int, epochs: int) 
     """Set the learning rate of this step by the schedule of a phase of `epochs` with `steps` each."""
     state = training.state
     step = (state.epoch - 1 - state.phase_start) * steps + state.step
-    state.learning_rate = peak * scheduled_share(step, steps * epochs)
+    state.learning_rate = peak * learning_rate_factor(step, steps * epochs)
     for group in training.optimizer.param_groups:
         group["lr"] = state.learning_rate
 
@@ -185,8 +186,7 @@ def end_epoch(training: Training, recorder: Recorder) -> None:
     is_finite = all(bool(tensor.isfinite().all()) for tensor in training.decoder.parameters())
     require_finite(training, is_finite, "network")
     captions = decode_validation(training)
-    texts = {key: training.tokenize(caption.text) for key, caption in captions.items()}
-    val_cider = float(training.val_scorer.scores(texts).mean())
+    val_cider = training.measure_cider(captions)
     val_loss = measure_validation(training)
     result = EpochResult(
         epoch=state.epoch,
@@ -210,9 +210,8 @@ def end_epoch(training: Training, recorder: Recorder) -> None:
 def decode_validation(training: Training) -> dict[str, Caption]:
     """The captions of the validation images, each process decoding its share."""
     val = training.splits.val
-    share = list(training.world.share(val))
-    decoded = decode_features(training.decoder, training.store, share, training.vocabulary, training.config.search)
-    captions = dict(training.world.gather(list(decoded)))
+    finder = CaptionFinder(choose_steps(training.decoder), training.vocabulary, training.config.search)
+    captions = dict(training.world.gather(list(decode_rows(finder, training.store, training.world.share(val)))))
     return {key: captions[key] for key in val}
 
 

@@ -54,7 +54,10 @@ class WordLogits(nn.Module):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Sums over the targets [N] in nats: smoothed and plain cross entropy; logits as `WordLogits` returns them."""
+    """Sums over the targets [N] in nats: smoothed and plain cross entropy; logits as `WordLogits` returns them.
+
+    Source of label smoothing: Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision".
+    """
     log_probabilities = logits.log_softmax(dim=-1)
     entropy = F.nll_loss(log_probabilities, _fill(targets, logits), ignore_index=PAD, reduction="sum")
     if not label_smoothing:
@@ -63,7 +66,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0
     return (1 - label_smoothing) * entropy + label_smoothing * spread, entropy
 
 
-def taught_cross_entropy(logits: Tensor, probabilities: Tensor, count: int) -> Tensor:
+def distillation_loss(logits: Tensor, probabilities: Tensor, count: int) -> Tensor:
     """The cross entropy with the teachers' `probabilities`, like the logits [N + 31 at most, V], summed over N words.
 
     Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", at temperature 1.

@@ -40,6 +40,7 @@ _BEFORE = {
     _name_of("matcher_epochs"): "None",
     _name_of("rerank"): SearchConfig().rerank,
     _name_of("candidates"): str(SearchConfig().candidates),
+    _name_of("search_seed"): str(SearchConfig().seed),
 }
 """The values of checkpoints that do not name them."""
 
@@ -76,7 +77,9 @@ def describe_origin(
 
     `start` is the digest of the model that it starts from, `teachers` are those of its teachers.
     """
-    values = asdict(config.search) | asdict(config) | {"search_length": config.search.max_length}
+    values = asdict(config.search) | asdict(config)
+    values["search_length"] = config.search.max_length
+    values["search_seed"] = config.search.seed if config.search.sample else 0
     left_out = ("device", "search", "init", "teacher")
     settings = {_name_of(name): str(value) for name, value in values.items() if name not in left_out}
     digest = hashlib.sha256()

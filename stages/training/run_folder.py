@@ -12,9 +12,9 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from captionmill.data.csv_tables import Cell, read_cells, write_table
 from captionmill.data.errors import InputError, TrainingError
@@ -64,8 +64,7 @@ _LOCK_NAME = ".lock"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Sample:
+class _Sample(NamedTuple):
     """One row of samples.csv."""
 
     key: str
@@ -73,9 +72,6 @@ class _Sample:
     caption: str
     references: str
     """Joined by " | "."""
-
-
-_SAMPLE_COLUMNS = [field.name for field in fields(_Sample)]
 
 
 class RunFolder:
@@ -148,7 +144,7 @@ class RunFolder:
         self._samples = sorted(
             earlier + added, key=lambda sample: (place.get(sample.key, len(place)), sample.key, sample.epoch)
         )
-        write_table(self._folder / SAMPLES_NAME, _SAMPLE_COLUMNS, map(astuple, self._samples))
+        write_table(self._folder / SAMPLES_NAME, _Sample._fields, self._samples)
 
     def close(self) -> None:
         """Finish the curves and the event file; must be called before the folder is copied or removed."""
@@ -275,7 +271,7 @@ def _read_samples(path: Path) -> list[_Sample]:
     if not path.exists():
         return []
     try:
-        rows = read_cells(path, _SAMPLE_COLUMNS)
+        rows = read_cells(path, _Sample._fields)
         return [_Sample(key, int(epoch), caption, references) for key, epoch, caption, references in rows]
     except ValueError as exc:
         raise InputError(f"{path}: not a table of sample captions as training writes it; move it away") from exc

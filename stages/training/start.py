@@ -31,8 +31,8 @@ ARCHITECTURE = ("image_input", "feature_scaling", "embed_dim", "hidden_dim", "la
 
 
 @dataclass(frozen=True)
-class StartingModel:
-    """A model to start from."""
+class GivenModel:
+    """A trained model that a training starts from or learns from."""
 
     name: str
     """The folder, file or URL, as it was given."""
@@ -45,7 +45,7 @@ class StartingModel:
     """Its decoder, on the CPU."""
 
     @classmethod
-    def read(cls, name: AnyPath) -> "StartingModel":
+    def read(cls, name: AnyPath) -> "GivenModel":
         """The model that `name` names, as `find_model` finds it; ModelError if it cannot be read."""
         folder = find_model(name)
         model = read_model(folder)
@@ -92,26 +92,22 @@ class Teachers:
 
     def __init__(self, names: Sequence[AnyPath] = ()) -> None:
         """The models that `names` name, as `find_model` finds them; ModelError if one cannot be read."""
-        self.names = [str(name) for name in names]
-        self._folders = [find_model(name) for name in names]
-        self._models = [read_model(folder) for folder in self._folders]
-        self.digests = [model_digest(folder) for folder in self._folders]
-        """SHA-256 of each bundle, in hex."""
+        self.models = [GivenModel.read(name) for name in names]
         self._networks: list[WordLogits] = []
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.models)
 
     def require_fit(self, store: FeatureStore, vocabulary: Vocabulary) -> None:
         """Raise SpecMismatchError unless all take the rows of `store`, InputError for other words than `vocabulary`."""
-        for name, folder, model in zip(self.names, self._folders, self._models, strict=True):
-            model.spec.require(store.spec, mine=name, others=str(store.path))
-            require_same_words(folder, model.vocabulary, "this training", vocabulary)
+        for teacher in self.models:
+            teacher.model.spec.require(store.spec, mine=teacher.name, others=str(store.path))
+            require_same_words(teacher.folder, teacher.model.vocabulary, "this training", vocabulary)
 
     def build(self, device: torch.device) -> None:
-        """Build the decoders on `device`."""
-        for folder, model in zip(self._folders, self._models, strict=True):
-            decoder = Decoder.of(*sound_weights(folder, model)).to(device).eval().requires_grad_(False)
+        """Move the decoders to `device`."""
+        for teacher in self.models:
+            decoder = teacher.decoder.to(device).eval().requires_grad_(False)
             self._networks.append(WordLogits(decoder, choose_training_dtype(device)))
 
     @torch.no_grad()

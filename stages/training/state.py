@@ -28,7 +28,7 @@ from captionmill.stages.training.checkpoint import Checkpoint, load_weights, pac
 from captionmill.stages.training.choice import last_progress
 from captionmill.stages.training.features import MEMORY_LIMIT, FeatureFeeder, measure_features
 from captionmill.stages.training.losses import WordLogits
-from captionmill.stages.training.start import StartingModel, Teachers
+from captionmill.stages.training.start import GivenModel, Teachers
 
 Phase = Literal["cross entropy", "self-critical"]
 
@@ -81,11 +81,6 @@ class TrainingState:
     history: list[dict[str, Any]] = field(default_factory=list)
     """Finished epochs, each with the fields of `EpochResult`."""
 
-    @property
-    def best_cider(self) -> float:
-        """The best validation CIDEr-D of all epochs so far."""
-        return max((row["val_cider"] for row in self.history), default=-math.inf)
-
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -121,7 +116,7 @@ class Training:
         world: World = World(),
         device: torch.device = torch.device("cpu"),
         loop: LoopConfig = LoopConfig(),
-        start: StartingModel | None = None,
+        start: GivenModel | None = None,
     ) -> None:
         """Build everything from `config.seed`, and the decoder from `start` if there is one."""
         self.store, self.splits, self.vocabulary = store, splits, vocabulary
@@ -158,7 +153,14 @@ class Training:
         """Learn what `teachers` predict too; they must fit (`Teachers.require_fit`)."""
         teachers.build(self.device)
         self.teachers = teachers
-        self._models_used |= {"teacher": teachers.names, "teacher_sha256": teachers.digests} if teachers else {}
+        if teachers:
+            self._models_used["teacher"] = [teacher.name for teacher in teachers.models]
+            self._models_used["teacher_sha256"] = [teacher.digest for teacher in teachers.models]
+
+    def measure_cider(self, captions: Mapping[str, Caption]) -> float:
+        """The mean CIDEr-D of captions of the validation images."""
+        texts = {key: self.tokenize(caption.text) for key, caption in captions.items()}
+        return float(self.val_scorer.scores(texts).mean())
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens that a caption is scored by."""
@@ -191,7 +193,7 @@ class Training:
         name = "loss" if self.state.phase == "cross entropy" else "reward"
         notes = [f"{name} {self.state.sums[0] / self.state.sums[1]:.2f}"]
         if self.state.history:
-            notes.append(f"best CIDEr-D {self.state.best_cider:.3f}")
+            notes.append(f"best CIDEr-D {max(row['val_cider'] for row in self.state.history):.3f}")
         rate = self.captions_per_epoch * self.state.step / steps / max(self.state.seconds, 1e-9)
         return ", ".join([*notes, f"{rate:,.0f} captions/s"])
 
@@ -231,7 +233,6 @@ class Training:
 
     def bundle(self, result: EpochResult, captions: Mapping[str, Caption]) -> Model:
         """The decoder as it is now, with all that captioning needs; `captions` are those of the validation images."""
-        confidences = sorted(caption.confidence for caption in captions.values())
         texts = {key: caption.text for key, caption in captions.items()}
         tensors = dict(self.decoder.named_parameters()) | dict(self.decoder.named_buffers())
         return Model(
@@ -245,7 +246,7 @@ class Training:
                 "loss": result.loss,
                 "val_cider_d": result.val_cider,
                 "val_loss": result.val_loss,
-                LOW_CONFIDENCE: confidences[len(confidences) // 10],
+                LOW_CONFIDENCE: low_confidence(captions),
             },
             versions=versions(),
             tensors={name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
@@ -263,18 +264,26 @@ class Training:
 
 
 def choose_epochs(config: TrainConfig, captions: int) -> tuple[int, int]:
-    """`max_epochs` and `patience`; values that `config` leaves open are chosen by the number of captions.
-
-    Few captions need more passes, since a pass has few steps. Source: measured on parts of Flickr8k
-    (docs/benchmarks.md).
-    """
-    fitting = round(_LEAST_EPOCHS * math.sqrt(_MANY_CAPTIONS / max(captions, 1)))
+    """`max_epochs` and `patience`; values that `config` leaves open are chosen by the number of captions."""
     most = _MOST_EPOCHS if config.init is None else _MOST_EPOCHS_FROM_MODEL
-    epochs = config.max_epochs or min(max(fitting, _LEAST_EPOCHS), most)
+    epochs = config.max_epochs or fit_epochs(captions, _LEAST_EPOCHS, most)
     return epochs, config.patience or max(_LEAST_PATIENCE, epochs // 2)
 
 
-def scheduled_share(step: int, steps: int) -> float:
+def fit_epochs(captions: int, least: int, most: int) -> int:
+    """From `least` to `most` epochs, more of them the fewer captions there are, since an epoch has fewer steps then.
+
+    Source: measured on parts of Flickr8k (docs/benchmarks.md).
+    """
+    return min(max(round(least * math.sqrt(_MANY_CAPTIONS / max(captions, 1))), least), most)
+
+
+def low_confidence(captions: Mapping[str, Caption]) -> float:
+    """The confidence that a tenth of `captions` are below."""
+    return sorted(caption.confidence for caption in captions.values())[len(captions) // 10]
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
     """The share of the peak learning rate in `step` (from 0) of `steps`: a linear rise, then half a cosine to 0.
 
     Source: Loshchilov and Hutter 2017, "SGDR", without restarts.

@@ -40,7 +40,7 @@ from captionmill.stages.training.loop import run_training
 from captionmill.stages.training.origin import NO_MODEL, as_it_began, describe_origin, describe_processes, require_same
 from captionmill.stages.training.reranking.fit import add_ranker
 from captionmill.stages.training.run_folder import RunFolder, begin_folder, claim_folder, publish, require_place
-from captionmill.stages.training.start import StartingModel, Teachers
+from captionmill.stages.training.start import GivenModel, Teachers
 from captionmill.stages.training.state import EpochResult, LoopConfig, Training
 
 _logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def train(
     work_dir = require_place(output, overwrite=overwrite)
     store = FeatureStore.open(features)
     word_rule, config = as_it_began(work_dir, config, restart=restart)
-    start = StartingModel.read(config.init) if config.init is not None else None
+    start = GivenModel.read(config.init) if config.init is not None else None
     teachers = Teachers(config.teacher)
     if start is not None:
         word_rule = start.model.vocabulary.word_rule
@@ -130,7 +130,7 @@ def train(
             config,
             word_rule=word_rule,
             start=start.digest if start else NO_MODEL,
-            teachers=teachers.digests,
+            teachers=[teacher.digest for teacher in teachers.models],
         )
         fingerprint = origin | describe_processes(world.size, listener.loop.images_per_step)
         unfinished = _open_work_dir(work_dir, fingerprint, splits, restart=restart, world=world)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from captionmill.data.cache import Cache, key_of
+from captionmill.data.models.source import find_model
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_where_nothing_can_be_written_nothing_is_kept(cache: Cache, tmp_path: Pa
     assert cache.find("key") is None
 
 
-def test_a_user_without_a_home_has_no_cache(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_has_no_cache(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -83,6 +84,9 @@ def test_a_user_without_a_home_has_no_cache(cache: Cache, monkeypatch: pytest.Mo
     monkeypatch.setattr(Path, "home", no_home)
     assert keep(cache, "key") is None
     assert cache.find("key") is None
+    (tmp_path / "model.tar").touch()
+    with pytest.raises(OSError, match="this user has no home; name a folder in CAPTIONMILL_CACHE"):
+        find_model(tmp_path / "model.tar")
 
 
 def test_an_error_of_another_kind_leaves_nothing_behind(cache: Cache, tmp_path: Path) -> None:

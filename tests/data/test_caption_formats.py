@@ -229,8 +229,10 @@ def test_an_own_parquet_table_is_read_and_a_damaged_one_named(tmp_path: Path) ->
     assert read_annotations(path).captions == {"a.jpg": ("a dog, asleep",)}
     with pytest.raises(AnnotationError, match=r"captions.parquet: has no column 'text'; its columns are path, caption"):
         CaptionFiles((path,), caption_column="text").check()
-    path.write_bytes(path.read_bytes()[:100])
-    assert error_of(path).startswith(f"{path}: damaged Parquet (")
+    content = path.read_bytes()
+    for damaged in (content[:100], content.replace(b"caption", b"capt\xbfon")):  # cut off; a column named in no UTF-8
+        path.write_bytes(damaged)
+        assert error_of(path).startswith(f"{path}: damaged Parquet (")
 
 
 @pytest.mark.parametrize("start", ["", "sep=;\r\n"])
@@ -289,6 +291,25 @@ def test_a_folder_of_text_files_of_no_image_and_one_that_is_not_utf_8_are_errors
     path.write_bytes(b"caf\xe9")
     assert error_of(tmp_path) == f"{tmp_path}: a.txt is not UTF-8 text; save it as UTF-8 and try again"
     assert "a folder of .txt files has no columns to name" in error_of(CaptionFiles((tmp_path,), "x"))
+
+
+@pytest.mark.parametrize(
+    "label", ["0 0.5 0.5 0.1 0.2", "17 1 .25 3e-05 1.0 0.93", "0 0 0.1 0.25 0.5 0.75 1 0.5", "2\t0.5\t0.5\t0.1\t0.2"]
+)
+def test_labels_of_objects_beside_images_are_no_captions(tmp_path: Path, label: str) -> None:
+    for name, text in (("a.jpg", ""), ("a.txt", ""), ("b.jpg", ""), ("b.txt", f"{label}\n{label}\n")):
+        write(tmp_path / name, text)
+    labels = f"b.txt has boxes or outlines of objects, as YOLO's labels are, and no caption: {label!r}"
+    assert error_of(tmp_path) == f"{tmp_path}: {labels}"
+
+
+@pytest.mark.parametrize(
+    "text", ["0 0.5 0.5 0.1 0.2\na dog", "1 0 1 0 1", "3 1.5 2.5 3.5 4.5", "0.5 0.5 0.1 0.2", "42"]
+)
+def test_captions_of_numbers_are_captions(tmp_path: Path, text: str) -> None:
+    write(tmp_path / "a.jpg", "")
+    write(tmp_path / "a.txt", text)
+    assert read_annotations(tmp_path).captions == {"a.jpg": tuple(text.split("\n"))}
 
 
 def test_several_files_are_read_as_one(tmp_path: Path) -> None:

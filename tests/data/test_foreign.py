@@ -6,12 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
-from builders import make_model, make_spec
+from builders import make_model, make_rows, make_spec, make_store
 
 from captionmill.data.captions.references import read_annotations
-from captionmill.data.errors import CaptionmillError, InputError, ModelError, PipelineError, WeightsError
+from captionmill.data.errors import (
+    CaptionmillError,
+    InputError,
+    ModelError,
+    PipelineError,
+    StoreDamageError,
+    StoreError,
+    WeightsError,
+)
+from captionmill.data.features.merge import merge_stores
+from captionmill.data.features.shard import Shard
+from captionmill.data.features.store import FeatureStore
+from captionmill.data.features.writer import FeatureWriter
 from captionmill.data.foreign import LONGEST_LINE, LongLineError, finite_number, parse_json, short_lines
 from captionmill.data.images.keys import image_key
 from captionmill.data.models.bundle import read_model
@@ -200,6 +213,42 @@ def test_a_bundle_of_wrong_types_is_refused(changes: dict[str, Any], tmp_path: P
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ModelError, match=r"bundle\.json: not a readable model"):
         read_model(tmp_path)
+
+
+def test_a_score_without_an_interval_gets_no_card(tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text(json.dumps(SCORES | {"intervals": {"bleu_4": [0.4, 0.6]}}))
+    with pytest.raises(InputError, match=r"scores\.json: not a file of scores that `evaluate` wrote \('cider_d'\)"):
+        read_card_scores(tmp_path / "scores.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("made_by", None),
+        ("made_by", {"engine": 1}),
+        ("shard", {"index": [], "count": 1, "list_sha256": "", "images": 1}),
+        ("shard", {"index": 2, "count": 1, "list_sha256": "", "images": 1}),
+    ],
+)
+def test_a_store_of_wrong_types_is_refused(name: str, values: object, tmp_path: Path) -> None:
+    path = make_store(tmp_path / "f.h5", ["a.jpg"], make_rows(1))
+    with h5py.File(path, "r+") as file:
+        file.attrs[name] = json.dumps(values)
+    with path.open("ab") as plain:
+        plain.write(bytes(100))  # as a file of a version that wrote no checksum of its bookkeeping
+    with pytest.raises(StoreDamageError, match=r"f\.h5: not a readable feature store"):
+        FeatureStore.open(path)
+
+
+def test_shards_of_a_number_beyond_use_are_missing(tmp_path: Path) -> None:
+    with FeatureWriter(
+        tmp_path / "f.h5", make_spec(), dtype="float32", made_by={}, shard=Shard(2, 10**15, "", 0)
+    ) as writer:
+        writer.flush()
+    with pytest.raises(
+        StoreError, match=r"^999999999999999 of 1000000000000000 shards missing: 1, 3, 4, 5, 6, \.\.\.$"
+    ):
+        merge_stores([tmp_path / "f.h5"], tmp_path / "merged.h5")
 
 
 @pytest.mark.parametrize("row", ["9" * 400 + ",x,1,1,1,1", "1,x,inf,1,1,1", "1,x,1,-1e308,1,1", "1,x,1,1,1,nan"])

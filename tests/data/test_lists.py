@@ -55,6 +55,7 @@ def test_the_cases_get_one_hint(name: str, hint: str) -> None:
         ('"b c.jpg" 4', "a path in quotes and more"),
         ("a.jpg\ta dog", "a path, a tab and more, as in a file of captions"),
         ("a.jpg#0\ta dog", "a path, a tab and more, as in a file of captions"),
+        ("SHA1 (a.jpg) = da39a3ee5e6b4b0d3255bfef95601890", "a checksum and a path, as md5sum writes them"),
         ("# the garden", "a comment"),
         ("# a.jpg", "a comment"),
         ('"https://host/a.jpg"', "a path in quotes"),
@@ -67,6 +68,13 @@ def test_the_cases_get_one_hint(name: str, hint: str) -> None:
 def test_one_line_with_more_than_an_image_that_is_there_is_enough(folder: Path, line: str, what: str) -> None:
     path = make_list(folder, f"a.jpg\n\nb c.jpg\nx.jpg\ny.jpg\n{line}\n")
     assert hint_of(path) == f"line 6 is {line!r}: {what}; {ONLY}"
+
+
+@pytest.mark.parametrize("line", ["{}  x.jpg", "{} *a/b c.jpg", "MD5 (x.jpg) = {}", "\\{}  a\\nb.jpg"])
+def test_a_file_of_checksums_gets_one_hint_wherever_its_images_are(folder: Path, line: str) -> None:
+    line = line.format("d41d8cd98f00b204e9800998ecf8427e")
+    hint = hint_of(make_list(folder, f"{line}\n{line}\n"))
+    assert hint == f"line 1 is {line!r}: a checksum and a path, as md5sum writes them; {ONLY}"
 
 
 def test_names_that_only_look_so_and_single_images_that_are_not_there_end_nothing(folder: Path) -> None:

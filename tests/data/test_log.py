@@ -69,6 +69,13 @@ def test_a_row_with_a_number_beyond_use_is_left_out(name: str, cell: str, tmp_pa
     assert read_records(tmp_path / "features.h5") == [RECORD]
 
 
+def test_a_row_that_was_cut_inside_a_long_cell_hides_none_before_it(tmp_path: Path) -> None:
+    append_record(tmp_path / "features.h5", RECORD)
+    with log_path(tmp_path / "features.h5").open("a") as file:
+        file.write('2026-11-26T05:00:00+00:00,"photos' + "," * 200_000)
+    assert read_records(tmp_path / "features.h5") == [RECORD]
+
+
 def test_a_file_that_is_no_log_has_no_rows_and_stops_no_extraction(tmp_path: Path) -> None:
     log_path(tmp_path / "features.h5").write_bytes(b"\xff\xfe other,table\n1,2\n")
     append_record(tmp_path / "features.h5", RECORD)

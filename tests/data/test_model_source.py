@@ -1,6 +1,7 @@
 """A model from a folder, a packed file or a URL of either: fetched once, checked by its hash, never half."""
 
 import functools
+import gzip
 import hashlib
 import http.server
 import io
@@ -50,7 +51,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
 
     serve = functools.partial(Handler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as found:
-        thread = threading.Thread(target=found.serve_forever)
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield f"http://127.0.0.1:{found.server_port}", asked
         found.shutdown()
@@ -143,14 +144,19 @@ def test_a_bundle_names_no_file_but_its_weights(weights: object, model: Path) ->
 
 def test_what_is_no_model_is_one_line(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_text("hello")
+    noise = gzip.compress(bytes(range(256)) * 64)
+    (tmp_path / "packed.tar").write_bytes(noise[:80] + bytes(80) + noise[160:])
     for place, message in (
-        (tmp_path / "text.tar", "not a packed model"),
+        (tmp_path / "text.tar", r"not a packed model \(file could not be opened successfully\); `captionmill pack`"),
+        (tmp_path / "packed.tar", "not a packed model"),
         (pack(tmp_path / "empty.tar"), "holds no bundle.json"),
         (pack(tmp_path / "half.tar", ("bundle.json", b'{"format": "captionmill-bundle"}')), "not a readable model"),
         (f"{tmp_path}/text.tar#sha256=12", "#sha256= needs 64 hexadecimal digits"),
     ):
-        with pytest.raises(ModelError, match=message):
+        with pytest.raises(ModelError, match=message) as caught:
             find_model(place)
+        assert str(caught.value).startswith(str(place))
+        assert "\n" not in str(caught.value)
     assert list(cache.iterdir()) == []
 
 
@@ -183,3 +189,11 @@ def test_a_card_with_half_a_surrogate_is_written_and_known_again_as_ours(model: 
     card = write_card(model)
     assert "Note: \\ud83d" in card.read_text(encoding="utf-8")
     write_card(model)  # an InputError if the card were taken for a person's
+
+
+@pytest.mark.parametrize("teachers", [7, {"a": 1}, [["a"]]])
+def test_a_card_of_a_model_whose_teachers_are_no_names_is_written(model: Path, teachers: object) -> None:
+    values = json.loads((model / "bundle.json").read_text(encoding="utf-8"))
+    values["training"] |= {"teacher": teachers, "teacher_sha256": 7}
+    (model / "bundle.json").write_text(json.dumps(values), encoding="utf-8")
+    assert "Learned from" not in write_card(model).read_text(encoding="utf-8")

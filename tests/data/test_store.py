@@ -1,6 +1,7 @@
 """The feature store keeps every row it was given, through interruptions, and says so when it cannot."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -318,6 +319,17 @@ def test_rows_of_main_file_and_part_come_in_the_order_of_keys_block_by_block(lar
     np.testing.assert_array_equal(blocks[0][1], [LARGE_ROWS[0], rows[1], LARGE_ROWS[1]])
     np.testing.assert_array_equal(blocks[1][1], [rows[0], LARGE_ROWS[2], LARGE_ROWS[3]])
     assert [key for keys, _ in blocks for key in keys] == sorted([*LARGE_KEYS, "00000b.jpg", "00001b.jpg"])
+
+
+def test_where_a_system_reads_at_no_place_of_a_file_rows_are_read_behind_each_other(
+    large_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "preadv")  # as on Windows
+    store = FeatureStore.open(large_store)
+    np.testing.assert_array_equal(store.read([3, 5_000, 0, 1]), LARGE_ROWS[[3, 5_000, 0, 1]])
+    large_store.write_bytes(large_store.read_bytes()[: large_store.stat().st_size // 2])
+    with pytest.raises(StoreError, match=r"f\.h5: became shorter since it was opened; copy it again"):
+        store.read([5_000])
 
 
 def test_a_second_append_joins_the_parts_into_one(large_store: Path) -> None:

@@ -38,7 +38,9 @@ def test_each_view_is_kept_and_a_row_is_their_mean(path: Path) -> None:
     np.testing.assert_array_equal(store.read_views([2, 0]), VIEWS[[2, 0]])
     np.testing.assert_allclose(store.read([2, 0]), MEANS[[2, 0]], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(store["b.jpg"], store.read([1])[0])
-    for keys, rows in store.blocks(block_rows=2):
+    blocks = list(store.blocks(block_rows=2))
+    assert len(blocks) > 1
+    for keys, rows in blocks:
         np.testing.assert_array_equal(rows, store.read([store.position(key) for key in keys]))
     for positions, rows, damaged in store.sound_blocks(None, 2):
         np.testing.assert_array_equal(rows, store.read(positions))

@@ -91,6 +91,7 @@ def test_our_description_is_found_after_another_program_has_written_the_packet()
         b"",
         b"a dog",
         b"<html/>",
+        b'<?xml version="1.0" encoding="none"?><x/>',
         b'<!DOCTYPE x [<!ENTITY a "aaaa">]>' + EDITED.partition(b"?>\n")[2],
         EDITED.replace(b"UTF-8", b"UTF-16").decode().encode("utf-16"),
     ],

@@ -64,7 +64,7 @@ def alone(folder: Path, config: ExtractConfig) -> FeatureStore:
     """The store that one process makes, on one thread as the others: the order of sums depends on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    extract(folder, folder.parent / "alone.h5", config)
+    extract(folder, folder.parent / "alone.h5", replace(config, flush_every=IMAGE_COUNT))
     torch.set_num_threads(threads)
     return FeatureStore.open(folder.parent / "alone.h5")
 
@@ -163,7 +163,7 @@ def test_workers_that_always_die_end_the_run_and_keep_what_there_is(
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
-    extract(folder, tmp_path / "f.h5", config, limit=100)
+    extract(folder, tmp_path / "f.h5", replace(config, flush_every=IMAGE_COUNT), limit=100)
     with open_spread(2, None, attempts=2) as spread:
         assert spread is not None
         dead = replace(spread, run=lambda function, tasks: spread.run(die, tasks))
@@ -227,7 +227,7 @@ def test_a_cluster_may_appear_while_it_is_waited_for(caplog: pytest.LogCaptureFi
     thread.start()
     try:
         with (
-            dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+            dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),
             open_spread(0, f"dask://127.0.0.1:{port}", wait_s=60) as spread,
         ):
             assert spread is not None
@@ -301,6 +301,7 @@ def test_few_images_are_done_before_other_processes_would_have_started(
     def never(function: Callable[[ShareTask], ShareResult], tasks: Sequence[ShareTask]) -> Iterator[ShareResult]:
         raise AssertionError("another process was asked for")
 
+    config = replace(config, flush_every=IMAGE_COUNT)
     extract(folder, tmp_path / "few.h5", config, spread=Spread(never, 4, least_images=IMAGE_COUNT + 3))
     assert FeatureStore.open(tmp_path / "few.h5").keys == alone.keys
     with pytest.raises(AssertionError, match="another process"):

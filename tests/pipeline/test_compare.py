@@ -108,6 +108,10 @@ def test_captions_of_a_person_are_not_scored_and_come_last(tables: tuple[Path, P
         (["--images", "."], "--images are shown on the page: name its file with --page"),
         (["--output", "first.csv"], "is an input of this command and would be overwritten"),
         (
+            ["--output", "new", "--page", "new"],
+            "new: cannot be the table and the page at once; name another file as --page",
+        ),
+        (
             ["--captions", "refs.csv"],
             "refs.csv: nothing to score: no image has references and a model's caption in both",
         ),

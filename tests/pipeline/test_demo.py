@@ -21,7 +21,7 @@ def test_a_small_demo_leaves_pictures_captions_scores_a_page_and_its_plan(tmp_pa
     folder = tmp_path / "demo"
     commands: list[str] = []
     summary = run_demo(
-        folder, image_count=120, held_out_count=12, on_stage=lambda stage, command: commands.append(command)
+        folder, image_count=120, held_out_count=12, epochs=2, on_stage=lambda stage, command: commands.append(command)
     )
     assert [command.split()[1] for command in commands] == ["extract", "train", "evaluate", "caption"]
     assert len(list((folder / "pictures").rglob("*.*"))) == 120
@@ -47,7 +47,7 @@ def test_a_small_demo_leaves_pictures_captions_scores_a_page_and_its_plan(tmp_pa
     assert again.stdout.count(": up to date\n") == 4
     (folder / "scores.json").unlink()
     (folder / "report.html").write_text("<p>somebody's own</p>")
-    assert run_demo(folder, image_count=120, held_out_count=12).report_path is None
+    assert run_demo(folder, image_count=120, held_out_count=12, epochs=2).report_path is None
 
 
 def test_the_demo_does_not_write_among_other_peoples_files(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_facts_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_rates_are_measured_on_a_drawn_photo() -> None:
-    assert decode_image(draw_photo(0)).size == PHOTO_SIZE
+    assert decode_image(draw_photo()).size == PHOTO_SIZE
     labels = []
     config = ExtractConfig(backbone="scenes-resnet14", image_size=32, batch_size=2, device="cpu", engine="torch")
     found = measure_throughput(0, config, progress=lambda label, done, total, **_: labels.append((label, done, total)))

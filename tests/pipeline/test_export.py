@@ -3,13 +3,16 @@
 One file, so that one process imports what writes ONNX, which takes longer than to write a network.
 """
 
+import contextlib
 import csv
+import functools
 import importlib.util
 import json
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,17 @@ def fail(*arguments: object) -> str:
     result = run(*arguments)
     assert result.exit_code == 1, result.output
     return result.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_registry() -> Iterator[None]:
+    """Have torch read once what it can write as ONNX: the source of 500 functions, which takes half of an export."""
+    with pytest.MonkeyPatch.context() as patch:
+        with contextlib.suppress(ImportError, AttributeError):  # another version of torch
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -210,9 +224,10 @@ def build_decoder(
     return decoder
 
 
-def require_same_steps(decoder: Decoder | Ensemble, folder: Path) -> None:
-    """Start and three steps in the files give what `decoder` gives, at a batch size that no export checks."""
-    start, step = portable_decoder(decoder)
+def require_same_steps(decoders: list[Decoder], folder: Path) -> None:
+    """Start and three steps in the files give what `decoders` give, at a batch size that no export checks."""
+    start, step = portable_decoder([decoder.eval() for decoder in decoders])
+    decoder = Ensemble(decoders)
     for network in (start, step):
         write_network(network, folder / network.name)
     open_start, open_step = (open_network(folder / name) for name in ("decoder_start", "decoder_step"))
@@ -240,12 +255,12 @@ def test_every_kind_of_decoder_becomes_onnx(tmp_path: Path) -> None:
         ("first", 1, False, "standardize"),
         ("every", 1, True, "standardize-unit"),
     ]
-    require_same_steps(Ensemble([build_decoder(*kind) for kind in kinds]), tmp_path)
+    require_same_steps([build_decoder(*kind) for kind in kinds], tmp_path)
 
 
 def test_an_ensemble_becomes_one_network_with_the_state_of_each_decoder() -> None:
-    ensemble = Ensemble([build_decoder("init", 1, True), build_decoder("every", 2, False)])
-    names = [port.name for port in portable_decoder(ensemble)[0].outputs]
+    decoders = [build_decoder("init", 1, True), build_decoder("every", 2, False)]
+    names = [port.name for port in portable_decoder(decoders)[0].outputs]
     assert names == ["hidden_1", "cell_1", "hidden_2", "cell_2", "image_2"]
 
 

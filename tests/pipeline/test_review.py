@@ -2,7 +2,9 @@
 
 import csv
 import http.client
+import json
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -347,6 +349,16 @@ def test_only_this_machine_and_who_knows_the_address_is_answered(server: ReviewS
     assert table.read_bytes() == before
     assert ask(server, "POST", "decisions", good, Origin=f"http://127.0.0.1:{server.server_port}")[0] == 200
     assert rows_of(table)["a.png"].status == "accepted"
+
+
+def test_a_disk_without_room_is_named_without_a_file_that_there_is_not(server: ReviewServer) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # bytes
+    try:
+        status, answer = ask(server, "POST", "decisions", b"path,decision,caption,shown\na.png,accepted,,a dog\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (status, json.loads(answer)) == (500, {"error": "File too large"})
 
 
 def test_nothing_that_is_no_image_is_served(tmp_path: Path) -> None:

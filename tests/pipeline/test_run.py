@@ -19,8 +19,9 @@ from click.testing import CliRunner, Result
 from processes import start_command
 
 from captionmill.cli import main
-from captionmill.data.errors import PipelineError
+from captionmill.data.errors import InputError, PipelineError
 from captionmill.data.features.store import FeatureStore
+from captionmill.pipeline.pages.gallery import write_gallery
 from captionmill.pipeline.plan.records import claim_pipeline
 from captionmill.pipeline.plan.run import RunEvents, run_pipeline
 from captionmill.pipeline.plan.standing import survey
@@ -158,6 +159,8 @@ def test_a_model_that_the_pipeline_did_not_make_is_not_replaced(finished_plan: P
     before = (finished_plan.parent / "model" / "bundle.json").read_bytes()
     with pytest.raises(ValueError, match="holds a model already"):
         run_pipeline(finished_plan)
+    errors = {standing.task.id: standing.error for standing in survey(finished_plan)[1]}
+    assert "holds a model already that this pipeline did not make" in errors["train"]
     assert (finished_plan.parent / "model" / "bundle.json").read_bytes() == before
 
 
@@ -170,6 +173,11 @@ def test_a_file_that_is_no_table_of_captions_is_not_replaced_by_one(plan_path: P
         assert mine.read_text() == "image,caption\na.png,my own words\n"
     mine.unlink()
     assert stages_run(plan_path) == ["caption"]
+
+
+def test_a_cluster_has_its_own_processes(plan_path: Path) -> None:
+    with pytest.raises(InputError, match="`jobs` is for this machine: with `cluster`"):
+        run_pipeline(plan_path, jobs=2, cluster="dask://127.0.0.1:1")
 
 
 def test_two_plans_in_one_folder_do_not_take_each_others_outputs_for_their_own(finished_plan: Path) -> None:
@@ -271,12 +279,13 @@ def test_a_gallery_is_written_when_the_file_asks_for_it(finished_plan: Path, mon
 
 def test_a_report_that_cannot_be_written_is_a_warning(plan_path: Path) -> None:
     report = plan_path.with_name("report.html")
-    report.write_text("<p>somebody's own</p>")
+    write_gallery(report, "a page of another kind", [], [])
+    before = report.read_bytes()
     result = run_command(plan_path)
     assert result.exit_code == 0
     assert f"no report of this run: {report}: exists already and is not a report of captionmill" in result.stderr
     assert "open it in a browser" not in result.stdout
-    assert report.read_text() == "<p>somebody's own</p>"
+    assert report.read_bytes() == before
     other_path = plan_path.rename(plan_path.with_name("other.toml"))
     assert (
         f"{plan_path.with_name('other.report.html')}: the report" in run_command(other_path, "--from", "train").stdout
@@ -461,7 +470,7 @@ def test_ctrl_c_stops_what_runs_aside_and_the_next_run_goes_on(plan_path: Path) 
     assert "Stopped." in stderr
     assert "Traceback" not in stderr
     assert not (plan_path.parent / ".pipeline.stop").exists()
-    unfinished = sorted(path.name for path in models.glob("*.training"))
+    unfinished = sorted({path.parent.name for path in models.glob("*.training/checkpoint*")})
     lines = run_command(plan_path, "--dry-run").stdout.splitlines()
     assert lines[0] == "extract.first       up to date"
     assert f"train.{unfinished[0].removesuffix('.training')}  would run: interrupted" in lines

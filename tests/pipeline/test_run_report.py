@@ -1,6 +1,5 @@
 """The report of a run says what its files say, says what is missing, and is one harmless file."""
 
-import html
 import json
 import re
 import shutil
@@ -10,7 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from builders import OpenPage, draw_photos
+from browser import Browser
+from builders import draw_photos
 from click.testing import CliRunner
 
 from captionmill.cli import main
@@ -106,7 +106,7 @@ def test_the_report_says_what_the_files_say(run: ReportSources, tmp_path: Path) 
     assert "broken.jpg" in page.sections["images"]
     assert "trained on 6 chosen by 2" in page.sections["images"]
 
-    (record,) = read_records(run.features[0])
+    (record,) = read_records(Path(run.features[0]))
     assert f"8 images in {record.duration_s:.1f} s; {record.engine}" in page.sections["speed"]
     assert f"forward {100 * record.forward:.1f} %" in page.sections["speed"]
     assert record.duration_s < 60
@@ -115,14 +115,14 @@ def test_the_report_says_what_the_files_say(run: ReportSources, tmp_path: Path) 
     assert "captions.csv, words" in page.sections["speed"]
     assert "not recorded" not in page.sections["speed"]
 
-    history = read_model_files(run.models[0]).history
+    history = read_model_files(Path(run.models[0])).history
     assert [epoch.phase for epoch in history] == ["cross entropy", "cross entropy", "self-critical"]
     for epoch in history:
         assert f"model, epoch {epoch.epoch}: {epoch.loss:.3f}" in page.sections["training"]
         assert f"model, epoch {epoch.epoch}: {epoch.val_cider:.3f}" in page.sections["training"]
     assert page.sections["training"].count(", kept") == 1
 
-    values = json.loads(run.scores[0].read_text())
+    values = json.loads(Path(run.scores[0]).read_text())
     assert len(values["scores"]) == 6
     for name, score in values["scores"].items():
         low, high = values["intervals"][name]
@@ -132,7 +132,7 @@ def test_the_report_says_what_the_files_say(run: ReportSources, tmp_path: Path) 
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(pictures) == 6  # two of the best, of the median and of the worst of eight
     assert all(str(picture["src"]).startswith("data:image/jpeg;base64,") for picture in pictures)
-    for picks in pick_captions(read_scores(run.scores[0]).captions):
+    for picks in pick_captions(read_scores(Path(run.scores[0])).captions):
         for caption in picks.captions:
             assert caption.cider_d is not None
             assert caption.confidence is not None
@@ -148,7 +148,7 @@ def test_the_report_says_what_the_files_say(run: ReportSources, tmp_path: Path) 
     assert "hidden_dim 12 512" in page.sections["settings"]
     assert page.sections["settings"].count("max_epochs 2 —") == 1  # no default: of one model never a difference
     assert "beam_size 2 5" in page.sections["settings"]
-    assert read_model(run.models[0]).versions["torch"] in page.sections["settings"]
+    assert read_model(Path(run.models[0])).versions["torch"] in page.sections["settings"]
 
 
 def test_of_a_long_table_only_the_failures_are_kept(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_of_a_long_table_only_the_failures_are_kept(tmp_path: Path) -> None:
 
 
 def test_scores_that_do_not_count_the_missing_training_images_are_shown(run: ReportSources, tmp_path: Path) -> None:
-    values = json.loads(run.scores[0].read_text())
+    values = json.loads(Path(run.scores[0]).read_text())
     values["caption_statistics"] |= {"copied": 0.25}
     del values["caption_statistics"]["training_images_missing"]
     (tmp_path / "scores.json").write_text(json.dumps(values))
@@ -176,7 +176,7 @@ def test_scores_that_do_not_count_the_missing_training_images_are_shown(run: Rep
 
 
 def test_what_was_not_recorded_or_not_named_is_said_to_be_missing(run: ReportSources, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(run.features[0].parent, tmp_path / "run"))
+    folder = Path(shutil.copytree(Path(run.features[0]).parent, tmp_path / "run"))
     log_path(folder / "features.h5").unlink()
     (folder / "failures.csv").unlink()
     (folder / "model" / "history.csv").unlink()
@@ -214,7 +214,7 @@ def test_images_that_are_missing_are_named_and_end_nothing(run: ReportSources, t
     assert "img" not in {tag for tag, _ in page.tags}
     assert page.sections["captions"].count(f"no image: {tmp_path / 'gone'}") == 6
     (tmp_path / "empty").mkdir()
-    for key in json.loads(run.scores[0].read_text())["captions"]:
+    for key in json.loads(Path(run.scores[0]).read_text())["captions"]:
         picture = tmp_path / "empty" / key
         picture.parent.mkdir(exist_ok=True)
         picture.write_bytes(b"no picture any more")
@@ -223,14 +223,14 @@ def test_images_that_are_missing_are_named_and_end_nothing(run: ReportSources, t
 
 
 def test_several_models_and_scores_stand_side_by_side(run: ReportSources, tmp_path: Path) -> None:
-    other = Path(shutil.copytree(run.models[0], tmp_path / "other"))
+    other = Path(shutil.copytree(Path(run.models[0]), tmp_path / "other"))
     evaluate(
-        run.features[0],
+        Path(run.features[0]),
         other,
         run.captions[0],
-        image_list=run.features[0].with_name("all.txt"),
+        image_list=Path(run.features[0]).with_name("all.txt"),
         output=tmp_path / "other.json",
-        against=run.models[0],
+        against=Path(run.models[0]),
     )
     sources = ReportSources([*run.models, other], run.features, [*run.scores, tmp_path / "other.json"])
     page = report(tmp_path / "report.html", sources, title="two models")
@@ -245,7 +245,7 @@ def test_several_models_and_scores_stand_side_by_side(run: ReportSources, tmp_pa
 
 def test_what_comes_from_files_cannot_add_markup(run: ReportSources, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script><img src=https://example.org/x.png>&amp;\"'"
-    values = json.loads(run.scores[0].read_text())
+    values = json.loads(Path(run.scores[0]).read_text())
     entry = next(iter(values["captions"].values()))
     values["captions"] = {evil: entry | {"caption": evil, "references": [evil]}}
     values |= {"model": evil, "images_chosen_by": evil, "left_out": [evil]}
@@ -301,15 +301,15 @@ def test_a_score_has_the_decimals_that_its_interval_leaves_meaning_to(low: float
 
 
 def test_an_extraction_that_took_a_minute_is_given_advice(run: ReportSources, tmp_path: Path) -> None:
-    shutil.copy2(run.features[0], tmp_path / "features.h5")
-    (record,) = read_records(run.features[0])
+    shutil.copy2(Path(run.features[0]), tmp_path / "features.h5")
+    (record,) = read_records(Path(run.features[0]))
     append_record(tmp_path / "features.h5", replace(record, duration_s=60.0))
     page = report(tmp_path / "report.html", ReportSources(features=[tmp_path / "features.h5"]))
     assert f"writing {100 * record.writing:.1f} % {record.advice}" in page.sections["speed"]
 
 
 def test_a_second_extraction_adds_a_row_to_the_log(run: ReportSources, tmp_path: Path, thin_weights: Path) -> None:
-    folder = Path(shutil.copytree(run.features[0].parent, tmp_path / "run"))
+    folder = Path(shutil.copytree(Path(run.features[0]).parent, tmp_path / "run"))
     config = ExtractConfig("scenes-resnet14", str(thin_weights), "squash", image_size=32)
     extract(folder / "photos", folder / "features.h5", config)
     assert [(row.found, row.cached, row.extracted) for row in read_records(folder / "features.h5")][1] == (9, 8, 0)
@@ -334,12 +334,23 @@ def test_the_command_writes_the_page_and_refuses_what_is_no_run(run: ReportSourc
     assert done.exit_code == 1
     assert "other.json: not scores as `captionmill evaluate` writes them" in done.stderr
 
-    with pytest.raises(InputError, match="would be overwritten"):
-        write_run_report(run.scores[0], run)
+    for path in (Path(run.scores[0]), Path(run.models[0]) / "bundle.json"):
+        before = path.read_bytes()
+        with pytest.raises(InputError, match="would be overwritten"):
+            write_run_report(path, run)
+        assert path.read_bytes() == before
+
+
+def test_paths_may_be_strings(run: ReportSources, tmp_path: Path) -> None:
+    write_run_report(
+        str(tmp_path / "r.html"), ReportSources(features=[str(run.features[0])], tables=[str(run.tables[0])])
+    )
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert all(f'<h3 class="breaks">{Path(path).name}</h3>' in text for path in (run.features[0], run.tables[0]))
 
 
 def test_a_key_of_images_in_two_places_shows_neither(run: ReportSources, tmp_path: Path) -> None:
-    photos = run.models[0].parent / "photos"
+    photos = Path(run.models[0]).parent / "photos"
     draw_photos(tmp_path / "others")
     (tmp_path / "others" / "red_0.png").unlink()
     write_run_report(tmp_path / "r.html", replace(run, images=[photos, tmp_path / "others", photos / ".." / "photos"]))
@@ -348,30 +359,31 @@ def test_a_key_of_images_in_two_places_shows_neither(run: ReportSources, tmp_pat
     assert "data:image/jpeg;base64," in text  # red_0.png is in one place
 
 
-def test_chromium_shows_the_page_without_complaint(run: ReportSources, tmp_path: Path, chromium: OpenPage) -> None:
+def test_chromium_shows_the_page_without_complaint(run: ReportSources, tmp_path: Path, browser: Browser) -> None:
+    browser.complaints()
     page = report(tmp_path / "report.html", run)
-    shown = chromium((tmp_path / "report.html").as_uri(), "--dump-dom")
-    assert shown.stdout.count("<section") == 8
-    assert "CONSOLE" not in shown.stderr
+    browser.open((tmp_path / "report.html").as_uri())
+    assert browser.document().count("<section") == 8
+    assert browser.complaints() == []
     asking = page.source.replace("</footer>", '</footer><img src="https://example.invalid/x.png"><script>1</script>')
     (tmp_path / "asking.html").write_text(asking, encoding="utf-8")
-    complaints = chromium((tmp_path / "asking.html").as_uri(), "--dump-dom").stderr  # the check above would see such
-    assert len(re.findall(r"CONSOLE.*Content Security Policy", complaints)) == 2
+    browser.open((tmp_path / "asking.html").as_uri())
+    browser.settle()
+    complaints = browser.complaints()  # the check above would see such
+    assert len([text for text in complaints if "Content Security Policy" in text]) == 2
 
 
-def test_nothing_on_a_phone_is_wider_than_the_screen(run: ReportSources, tmp_path: Path, chromium: OpenPage) -> None:
+def test_nothing_on_a_phone_is_wider_than_the_screen(run: ReportSources, tmp_path: Path, browser: Browser) -> None:
     def width_of(source: str) -> int:
-        wrapper = (
-            f'<iframe width="{PHONE_WIDTH}" height="800" style="border: 0" srcdoc="{html.escape(source)}"></iframe>'
-            "<script>onload = () => { const page = document.querySelector('iframe').contentDocument;"
-            " document.title = page.documentElement.scrollWidth + ' ' + page.querySelectorAll('section').length; }"
-            "</script>"
-        )
-        (tmp_path / "phone.html").write_text(wrapper, encoding="utf-8")
-        shown = chromium((tmp_path / "phone.html").as_uri(), "--dump-dom").stdout
-        found = re.search(r"<title>(\d+) 8</title>", shown)
-        assert found
-        return int(found[1])
+        (tmp_path / "phone.html").write_text(source, encoding="utf-8")
+        with browser.window(PHONE_WIDTH):
+            browser.open((tmp_path / "phone.html").as_uri())
+            browser.settle()
+            width, sections = browser.run(
+                "[document.documentElement.scrollWidth, document.querySelectorAll('section').length]"
+            )
+        assert sections == 8
+        return int(width)
 
     page = report(tmp_path / "report.html", run, title="a_name_without_any_place_to_break_it_" * 4)
     unfolded = page.source.replace("<details>", "<details open>")
@@ -379,9 +391,9 @@ def test_nothing_on_a_phone_is_wider_than_the_screen(run: ReportSources, tmp_pat
     assert width_of(unfolded.replace("</footer>", "</footer><svg width='500'></svg>")) > PHONE_WIDTH
 
 
-def test_the_page_prints_with_what_is_folded(run: ReportSources, tmp_path: Path, chromium: OpenPage) -> None:
+def test_the_page_prints_with_what_is_folded(run: ReportSources, tmp_path: Path, browser: Browser) -> None:
     report(tmp_path / "report.html", run)
-    chromium((tmp_path / "report.html").as_uri(), f"--print-to-pdf={tmp_path / 'report.pdf'}")
-    printed = (tmp_path / "report.pdf").read_bytes()
+    browser.open((tmp_path / "report.html").as_uri())
+    printed = browser.print()
     assert printed.startswith(b"%PDF-")
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 8

@@ -47,6 +47,22 @@ def test_more_pictures_begin_with_the_same_ones(tmp_path: Path) -> None:
     assert read_bytes(tmp_path / "few").items() <= read_bytes(tmp_path / "many").items()
 
 
+def test_an_image_that_is_not_drawn_to_its_end_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_samples(tmp_path, 2, seed=3, workers=1)
+    before = read_bytes(tmp_path)
+
+    def stop(_: Image.Image, path: Path, *__: object, **___: object) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        draw_samples(tmp_path, 2, seed=4, workers=1)
+    assert read_bytes(tmp_path) == before
+
+
 def test_keys_are_the_files_half_png_half_jpeg_some_in_a_sub_folder(tmp_path: Path) -> None:
     scenes = draw_samples(tmp_path, 16, seed=0, workers=1)
 

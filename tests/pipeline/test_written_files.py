@@ -149,6 +149,16 @@ class TestMetadataLines:
             caption(images, model, table, metadata_jsonl=path)
         assert path.read_bytes() == before
 
+    def test_leave_a_persons_captions_also_where_the_rest_is_replaced(
+        self, model: Path, images: Path, tmp_path: Path
+    ) -> None:
+        table, path = tmp_path / "t.csv", images / "metadata.jsonl"
+        caption(images, model, table, metadata_jsonl=path)
+        mine = '{"file_name": "a.jpg", "text": "a red wall", "label": 3}'
+        path.write_text(f'{mine}\n{{"file_name": "new.jpg", "text": "mine"}}\nno JSON\n')
+        assert caption(images, model, table, metadata_jsonl=path, overwrite=True).corrections == 1
+        assert captions_of(table)["a.jpg"] == "a red wall"
+
     def test_are_refused_where_imagefolder_would_not_find_them(self, model: Path, images: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"must be called metadata\.jsonl"):
             caption(images, model, tmp_path / "t.csv", metadata_jsonl=images / "captions.jsonl")

@@ -77,7 +77,9 @@ def test_the_seed_decides_the_interval_and_other_metrics_do_not() -> None:
 
 
 def test_one_image_has_an_interval_of_no_width() -> None:
-    for found in estimate(measure_captions({"1": "a dog runs on"}, {"1": ["a dog runs on grass"]})).values():
+    intervals = estimate(measure_captions({"1": "a dog runs on"}, {"1": ["a dog runs on grass"]}))
+    assert {"bleu_4", "cider_d"} <= intervals.keys()
+    for found in intervals.values():
         assert (found.low, found.high) == pytest.approx((found.value, found.value), abs=1e-15)
 
 

@@ -101,7 +101,9 @@ def test_captions_are_the_same_in_blocks_of_any_size(decoder: SmallMemoryDecoder
 
 def test_cut_captions_and_alternatives_are_told(decoder: SmallMemoryDecoder, store: FeatureStore) -> None:
     search = SearchConfig(beam_size=4, alternatives=3, max_length=4)
-    for _, best in decode_rows(CaptionFinder(decoder, VOCABULARY, search), store, store.keys):
+    found = list(decode_rows(CaptionFinder(decoder, VOCABULARY, search), store, store.keys))
+    assert len(found) == len(store.keys)
+    for _, best in found:
         assert len(best.alternatives) == 3
         assert len({best.text, *(other.text for other in best.alternatives)}) == 4
         for caption in (best, *best.alternatives):

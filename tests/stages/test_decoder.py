@@ -14,9 +14,9 @@ from builders import make_rows, make_store
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import Model, write_model
-from captionmill.stages.decoding.captioner import Captioner, decode_features
+from captionmill.stages.decoding.captioner import Captioner, CaptionFinder, decode_rows
 from captionmill.stages.decoding.config import DecoderConfig
-from captionmill.stages.decoding.decoder import Decoder, fold_decoders
+from captionmill.stages.decoding.decoder import Decoder, choose_steps
 from captionmill.stages.decoding.search import search_captions
 from captionmill.stages.settings import FeatureScaling, SearchConfig
 from captionmill.stages.training.features import measure_features
@@ -102,7 +102,7 @@ def test_every_kind_of_decoder_steps_as_it_is_trained_and_comes_back_from_its_bu
             logits, state = decoder.step(words[:, step], state)
             torch.testing.assert_close(logits, expected[:, step], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(state, last, atol=1e-5, rtol=1e-5)
-    (folded,) = fold_decoders(decoder)
+    folded = choose_steps(decoder)
     state = folded.start(rows)
     for step in range(5):
         numbers, state = folded.step(words[:, step].numpy(), state)
@@ -115,7 +115,7 @@ def test_every_kind_of_decoder_steps_as_it_is_trained_and_comes_back_from_its_bu
     assert shapes == config.shapes()
     store = FeatureStore.open(make_store(tmp_path / "features.h5", list("abcd"), rows))
     search = SearchConfig(beam_size=1, max_length=6)
-    greedy = dict(decode_features(decoder, store, store.keys, vocabulary, search))
+    greedy = dict(decode_rows(CaptionFinder(folded, vocabulary, search), store, store.keys))
     tensors = {name: tensor.numpy() for name, tensor in decoder.state_dict().items()}
     splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     write_model(tmp_path / "model", Model(asdict(config), vocabulary, store.spec, {}, splits, {}, {}, tensors))

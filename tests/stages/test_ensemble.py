@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,12 +32,10 @@ WORDS = [*SPECIAL_WORDS, *(f"word{index}" for index in range(4, 20))]
 MAX_LENGTH = 6
 
 
-def make_decoder(seed: int, *, hidden_dim: int = 16, vocab_size: int = len(WORDS)) -> Decoder:
+def make_decoder(seed: int, *, hidden_dim: int = 16, vocab_size: int = len(WORDS), **kind: Any) -> Decoder:
     """Random, with weights large enough that captions differ and end at different lengths."""
     torch.manual_seed(seed)
-    config = DecoderConfig(
-        feature_dim=8, vocab_size=vocab_size, embed_dim=8, hidden_dim=hidden_dim, dropout=0.0, feature_dropout=0.0
-    )
+    config = DecoderConfig(8, vocab_size, embed_dim=8, hidden_dim=hidden_dim, dropout=0.0, feature_dropout=0.0, **kind)
     decoder = Decoder(config).eval()
     with torch.no_grad():
         for parameter in decoder.parameters():
@@ -106,29 +105,19 @@ def test_a_step_returns_logarithms_that_log_softmax_leaves_alone(features: Tenso
     assert [tuple(part.shape) for part in state] == [(1, 30, 16)] * 4
 
 
-class Counting(Decoder):
-    """A decoder whose state has a third part of two layers: the step, which it adds to one word's logit."""
-
-    def start(self, features: Tensor) -> tuple[Tensor, ...]:
-        return *super().start(features), torch.zeros(2, len(features), 1)
-
-    def step(self, words: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        logits, after = super().step(words, state[:2])
-        return logits, (*after, state[2] + 1)
-
-
 @torch.inference_mode()
-def test_decoders_may_have_states_of_any_number_of_parts_and_layers(features: Tensor) -> None:
-    plain = make_decoder(1)
-    counting = Counting(plain.config).eval()
-    counting.load_state_dict(plain.state_dict())
-    ensemble = Ensemble([counting, make_decoder(2), counting])
-    twins = Ensemble([plain, make_decoder(2), plain])
-    decoded = search_captions(ensemble, features, SearchConfig(beam_size=3, max_length=MAX_LENGTH))
-    assert decoded == search_captions(twins, features, SearchConfig(beam_size=3, max_length=MAX_LENGTH))
-    _, state = ensemble.step(torch.full((30,), START), ensemble.start(features))
-    assert [float(state[place].max()) for place in (2, 7)] == [1.0, 1.0]
-    assert len(state) == 8
+def test_each_decoder_gets_the_parts_of_its_own_state(features: Tensor) -> None:
+    kinds: list[dict[str, Any]] = [{"image_input": "every", "layers": 2}, {}, {"image_input": "every"}]
+    decoders = [make_decoder(seed, **kind) for seed, kind in enumerate(kinds)]
+    ensemble = Ensemble(decoders)
+    words = torch.full((30,), START)
+    logits, state = ensemble.step(words, ensemble.start(features))
+    alone = [decoder.step(words, decoder.start(features)) for decoder in decoders]
+    expected = [part for _, own_state in alone for part in own_state]
+    assert [len(own_state) for _, own_state in alone] == [3, 2, 3]
+    assert all(torch.equal(part, other) for part, other in zip(state, expected, strict=True))
+    mean = sum(own_logits.softmax(-1) for own_logits, _ in alone) / 3
+    torch.testing.assert_close(logits.exp(), mean)
 
 
 def test_one_model_is_its_decoder_and_a_model_twice_says_the_same(tmp_path: Path) -> None:
@@ -218,7 +207,8 @@ def test_decoders_weights_stay_those_of_their_folders(tmp_path: Path) -> None:
     models = [make_model(tmp_path / "a", 1), make_model(tmp_path / "b", 2)]
     captioner = Captioner.load(models, device="cpu")
     assert isinstance(captioner.decoder, Ensemble)
-    state = captioner.decoder.state_dict()
-    for place, bundle in enumerate(captioner.bundles):
+    for decoder, bundle in zip(captioner.decoder.decoders, captioner.bundles, strict=True):
+        assert isinstance(decoder, Decoder)
+        state = decoder.state_dict()
         for name, tensor in bundle.tensors.items():
-            assert np.array_equal(state[f"decoders.{place}.{name}"].numpy(), tensor)
+            assert np.array_equal(state[name].numpy(), tensor)

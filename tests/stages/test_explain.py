@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import fields, replace
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,15 @@ from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.stages.decoding.captioner import CaptionFinder, choose_steps, decode_features, decode_rows
+from captionmill.stages.decoding.beam_tree import BeamNode, BeamTree
+from captionmill.stages.decoding.captioner import CaptionFinder, decode_rows
 from captionmill.stages.decoding.config import DecoderConfig
-from captionmill.stages.decoding.decoder import Decoder, TorchSteps
-from captionmill.stages.decoding.ensemble import Ensemble
+from captionmill.stages.decoding.decoder import Decoder, TorchSteps, choose_steps
+from captionmill.stages.decoding.ensemble import join_decoders
 from captionmill.stages.decoding.explain import Explanation, explain_features
-from captionmill.stages.decoding.reranking import (
-    Choice,
-    candidate_search,
-    guide_words,
-    list_candidates,
-    score_candidates,
-)
+from captionmill.stages.decoding.reranking import Choice, candidate_search, guide_words
 from captionmill.stages.decoding.search import TracedStep, search_captions
+from captionmill.stages.ranking.ranker import mean_scores
 from captionmill.stages.settings import ImageInput, SearchConfig
 
 VOCABULARY = Vocabulary([*SPECIAL_WORDS, *(f"word{index}" for index in range(4, 30))])
@@ -60,8 +56,13 @@ def make_decoder(seed: int = 3, *, image_input: ImageInput = "init", layers: int
     return decoder.eval()
 
 
-def explain(decoder: Decoder | Ensemble, row: int = 0, *references: str, search: SearchConfig = SEARCH) -> Explanation:
+def explain(decoder: Decoder, row: int = 0, *references: str, search: SearchConfig = SEARCH) -> Explanation:
     return explain_features(choose_steps(decoder), ROWS[row], VOCABULARY, search, references)
+
+
+def winner_of(tree: BeamTree) -> BeamNode:
+    """The end of the caption that is given out."""
+    return tree.steps[-1][tree.place]
 
 
 def features_of(row: int) -> Tensor:
@@ -78,6 +79,7 @@ def test_each_step_is_what_the_captioners_decoder_steps(image_input: ImageInput,
         for walk in (explanation.greedy, explanation.caption):
             state, fed = steps.start(ROWS[row : row + 1]), START
             plain = decoder(features_of(row), torch.tensor([[START, *walk.words]]))[0]
+            assert len(walk.steps) >= len(walk.words) > 0
             for number, step in enumerate(walk.steps, start=1):
                 numbers, state = steps.step(np.array([fed]), state)
                 logits = torch.from_numpy(numbers)
@@ -140,13 +142,14 @@ def test_by_every_search_setting_200_decoders_captions_are_torchs_and_explained_
     captions = set()
     for seed, (image_input, layers, is_ensemble) in zip(range(200), kinds, strict=False):
         single = make_decoder(seed, image_input=image_input, layers=layers)
-        decoder = Ensemble([single, make_decoder(seed + 1000)]) if is_ensemble else single
+        decoders = [single, make_decoder(seed + 1000)] if is_ensemble else [single]
         search = SearchConfig(**{"beam_size": 3, "max_length": 7, **SETTINGS[(seed + seed // 12) % len(SETTINGS)]})
         row = seed % 3
-        _, found = list(decode_features(decoder, store, keys, VOCABULARY, search, rankers=[RANKER]))[row]
-        finder = CaptionFinder(TorchSteps(decoder), VOCABULARY, search, (RANKER,))  # as on a GPU
+        steps, as_on_a_gpu = choose_steps(*decoders), join_decoders([TorchSteps(decoder) for decoder in decoders])
+        _, found = list(decode_rows(CaptionFinder(steps, VOCABULARY, search, (RANKER,)), store, keys))[row]
+        finder = CaptionFinder(as_on_a_gpu, VOCABULARY, search, (RANKER,))
         assert next(decode_rows(finder, store, keys[row : row + 1]))[1].text == found.text
-        parts = (choose_steps(decoder), ROWS[row], VOCABULARY, search)
+        parts = (steps, ROWS[row], VOCABULARY, search)
         explanation = explain_features(*parts, key=keys[row], rankers=[RANKER])
         tree = explanation.beam
         assert VOCABULARY.decode(explanation.caption.words) == VOCABULARY.decode(tree.words) == found.text
@@ -169,16 +172,16 @@ def test_a_choice_is_explained_by_the_scores_that_made_it() -> None:
     assert choice is not None
     guide = guide_words(ROWS[:1], [RANKER, other], search)
     (found,) = search_captions(choose_steps(decoder), ROWS[:1], candidate_search(search), guide=guide)
-    listed = list_candidates(found)
-    (scores,) = score_candidates([listed], ROWS[:1], [RANKER, other], search)
+    listed = [replace(found, alternatives=()), *found.alternatives]
+    likelihoods = [math.fsum(caption.log_probabilities) / len(caption.words) for caption in listed]
+    words_of = [caption.words for caption in listed]
+    (scores,) = mean_scores([one.score(ROWS[:1], [words_of], [likelihoods], "both") for one in (RANKER, other)])
     best_first = sorted(range(7), key=lambda place: -scores[place].total)
     assert [candidate.place for candidate in choice.candidates] == best_first
     for candidate in choice.candidates:
         score = scores[candidate.place]
-        assert (candidate.caption, candidate.score) == (
-            replace(listed[candidate.place], consensus=score.consensus),
-            score,
-        )
+        assert candidate.caption == replace(listed[candidate.place], consensus=score.consensus)
+        assert astuple(candidate.score) == pytest.approx(astuple(score))
         assert tree.captions[candidate.place] == VOCABULARY.decode(candidate.caption.words)
     words = explanation.caption.words
     assert words == choice.candidates[0].caption.words
@@ -238,18 +241,20 @@ def test_the_tree_of_draws_has_a_branch_for_each() -> None:
         assert [node.parent for node in kept] == ([None] * 4 if number == 0 else [0, 1, 2, 3])
         assert [node.wins for node in kept] == [True, False, False, False]
     assert all(node.ended for node in tree.steps[-1])
-    chosen = [step.chosen.log_probability for step in explanation.caption.steps]
+    chosen, winner = [step.chosen.log_probability for step in explanation.caption.steps], winner_of(tree)
     if explanation.caption.cut:
-        chosen.append(tree.winner.log_probability)
-    assert tree.winner.score == tree.winner.total == pytest.approx(math.fsum(chosen), abs=1e-4)
-    assert tree.winner.length == len(chosen)
+        chosen.append(winner.log_probability)
+    assert winner.score == winner.total == pytest.approx(math.fsum(chosen), abs=1e-4)
+    assert winner.length == len(chosen)
 
 
 def test_a_trace_is_of_one_image() -> None:
     features, trace = ROWS[:2], list[TracedStep]()
     for search in (SEARCH, SearchConfig(sample=True)):
         with pytest.raises(ValueError, match="2 images cannot be traced"):
-            CaptionFinder(choose_steps(make_decoder()), VOCABULARY, search).find(features, ["a", "b"], trace=trace)
+            CaptionFinder(choose_steps(make_decoder()), VOCABULARY, search).find_candidates(
+                features, ["a", "b"], trace=trace
+            )
     assert trace == []
 
 
@@ -284,8 +289,10 @@ def test_the_trees_winner_is_the_searchs(beam_size: int, length_penalty: float) 
         fed = torch.tensor([[START, *found.words]])
         next_words = torch.tensor([*found.words, END])
         last = float(decoder(features_of(row), fed)[0, -1].log_softmax(-1)[END])
-        assert tree.winner.total == pytest.approx(sum(found.log_probabilities) + last, abs=1e-4)
-        assert tree.winner.score == pytest.approx(tree.winner.total / len(next_words) ** length_penalty, abs=1e-6)
+        assert winner_of(tree).total == pytest.approx(sum(found.log_probabilities) + last, abs=1e-4)
+        assert winner_of(tree).score == pytest.approx(
+            winner_of(tree).total / len(next_words) ** length_penalty, abs=1e-6
+        )
 
 
 @torch.inference_mode()
@@ -392,7 +399,7 @@ def test_a_caption_that_never_ends_is_cut() -> None:
 @torch.inference_mode()
 def test_an_ensembles_numbers_are_the_mean_probabilities_of_its_decoders() -> None:
     decoders = [make_decoder(1), make_decoder(2, image_input="every")]
-    explanation = explain(Ensemble(decoders), 4, "word5 word6")
+    explanation = explain_features(choose_steps(*decoders), ROWS[4], VOCABULARY, SEARCH, ["word5 word6"])
     assert [len(start.parts) for start in explanation.starts] == [2, 3]
     for start, decoder in zip(explanation.starts, decoders, strict=True):
         assert start.parts[0].values == pytest.approx(decoder.start(features_of(4))[0][0, 0].numpy(), abs=1e-6)

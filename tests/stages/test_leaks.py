@@ -194,6 +194,15 @@ def test_the_command_prints_a_summary_and_writes_the_pairs(store: Path, lists: d
         ]
 
 
+def test_features_of_one_direction_have_a_cosine_of_1_whatever_their_rounding(tmp_path: Path) -> None:
+    rows = np.repeat(np.abs(make_rows(50, dim=64)), 2, axis=0)
+    store = make_store(tmp_path / "f.h5", [f"{number:03}.jpg" for number in range(100)], rows)
+    report = find_leaks(store, config=LeakConfig(threshold=1, within=True), device="cpu")
+    assert sorted((int(pair.key_a[:3]), int(pair.key_b[:3])) for pair in report.pairs) == [
+        (first, first + 1) for first in range(0, 100, 2)
+    ]
+
+
 def test_the_captions_files_own_splits_are_used_and_long_lists_end_in_a_count(tmp_path: Path) -> None:
     keys = [f"{number:02}.jpg" for number in range(24)]
     store = make_store(tmp_path / "f.h5", keys, np.ones((24, 8), dtype=np.float32))
@@ -219,6 +228,15 @@ def test_a_models_own_splits_are_used(store: Path, lists: dict[str, Path], tmp_p
     assert beside.stderr == f"Error: {model}: the model knows its splits; do not pass captions or lists as well\n"
     no_model = run(store, "--model", tmp_path / "nothing")
     assert (no_model.exit_code, no_model.stderr.count("\n")) == (1, 1)
+
+
+def test_the_images_of_a_split_may_be_in_any_order(tmp_path: Path) -> None:
+    keys = [f"{number}.jpg" for number in range(8)]
+    store = make_store(tmp_path / "f.h5", keys, np.ones((8, 8), dtype=np.float32))
+    model = make_model(tmp_path / "m", make_spec(), splits={"train": keys[::-1], "val": [], "test": []})
+    limits = LeakLimits(resident_rows=2, block_rows=2)
+    report = find_leaks(store, config=LeakConfig(within=True), model=model, device="cpu", limits=limits)
+    assert len({(pair.key_a, pair.key_b) for pair in report.pairs}) == 8 * 7 / 2
 
 
 def test_nothing_to_compare_is_said_in_one_line(store: Path, lists: dict[str, Path], tmp_path: Path) -> None:

@@ -22,17 +22,17 @@ from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.machine import has_fast_bf16
 from captionmill.stages.settings import TrainConfig
 from captionmill.stages.training.checkpoint import read_checkpoint
-from captionmill.stages.training.corpus import build_vocabulary
+from captionmill.stages.training.corpus import choose_vocabulary, count_words
 from captionmill.stages.training.losses import LENGTH_GROUPS, WordLogits, cross_entropy, weighted_cross_entropy
 from captionmill.stages.training.self_critical import forbid
-from captionmill.stages.training.state import EpochResult, LoopConfig, Training, choose_epochs, scheduled_share
+from captionmill.stages.training.state import EpochResult, LoopConfig, Training, choose_epochs, learning_rate_factor
 from captionmill.stages.training.train import TrainListener, train
 
 
 def make_training(features: Path, captions: Path, config: TrainConfig) -> Training:
     store, annotations = FeatureStore.open(features), read_annotations(captions)
     splits = choose_splits(annotations, store.keys)
-    vocabulary = build_vocabulary(annotations.captions, splits.train, min_count=config.min_count)
+    vocabulary = choose_vocabulary(count_words(annotations.captions, splits.train), min_count=config.min_count)
     return Training(store, annotations.captions, splits, vocabulary, config)
 
 
@@ -110,14 +110,14 @@ def test_weights_count_captions_and_share_their_images() -> None:
 
 
 def test_the_learning_rate_rises_stays_below_its_top_and_falls_to_nothing() -> None:
-    shares = [scheduled_share(step, 100) for step in range(101)]
+    shares = [learning_rate_factor(step, 100) for step in range(101)]
     assert shares[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
     assert shares[10] == 1.0
     assert shares[55] == pytest.approx(0.5)
     assert shares[100] == pytest.approx(0.0, abs=1e-12)
     assert 0 < shares[99] < 0.001
     assert all(earlier > later for earlier, later in itertools.pairwise(shares[10:]))
-    assert 0 < scheduled_share(0, 1) <= 1  # a training of one step takes one
+    assert 0 < learning_rate_factor(0, 1) <= 1  # a training of one step takes one
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_each_epoch_tells_its_last_learning_rate(tmp_path: Path) -> None:
     features, captions = make_task(tmp_path)
     config = dataclasses.replace(TINY_TRAINING, batch_size=8, self_critical_epochs=1, self_critical_learning_rate=0.01)
     history = train(features, captions, tmp_path / "model", config).history
-    expected = [0.05 * scheduled_share(1, 4), 0.05 * scheduled_share(3, 4), 0.01 * scheduled_share(0, 1)]
+    expected = [0.05 * learning_rate_factor(1, 4), 0.05 * learning_rate_factor(3, 4), 0.01 * learning_rate_factor(0, 1)]
     assert [result.learning_rate for result in history] == pytest.approx(expected)
 
 

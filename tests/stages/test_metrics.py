@@ -81,11 +81,6 @@ def test_cider_d_scores_keep_the_order_of_the_candidates() -> None:
     np.testing.assert_allclose(cider.scores(candidates), [5.0, 0.0], atol=1e-12)
 
 
-def test_cider_d_of_an_unknown_image_says_which() -> None:
-    with pytest.raises(InputError, match=r"^3\.jpg has no references"):
-        CiderD({"1.jpg": [["a"]]}).score("3.jpg", ["a"])
-
-
 def test_score_captions_tokenizes_and_scores() -> None:
     # Every n-gram of one image weighs ln 2. The first reference is the caption itself: 3 orders of n-grams, and 4.
     # The second shares one word of 3 and 4, and two of 4 and 3, with one bigram more or less.

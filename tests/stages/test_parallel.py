@@ -3,7 +3,9 @@
 import dataclasses
 import re
 import signal
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -136,6 +138,18 @@ def test_the_shares_of_a_batch_are_all_of_it() -> None:
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert World().gather([1, 2]) == [1, 2]
     assert [World(rank, 3).is_first for rank in range(3)] == [True, False, False]
+
+
+def test_the_others_wait_as_long_as_the_first_process_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gloo gives up after half an hour, NCCL after ten minutes; the matcher of millions of captions takes longer."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    settings: dict[str, Any] = {}
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda _, **given: settings.update(given))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with join_world("cpu") as (world, _):
+        assert (world.rank, world.size) == (1, 2)
+    assert settings["timeout"] > timedelta(hours=12)
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("auto", 1), ("cuda", 1), ("cuda:1", 2)])

@@ -17,11 +17,13 @@ import torch
 from builders import TINY_TRAINING, make_rows, make_store, make_task
 from processes import Child
 
+from captionmill.data.captions.references import read_annotations
+from captionmill.data.captions.splits import choose_splits
 from captionmill.data.errors import InputError, TrainingError, UnfinishedRunError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import BUNDLE_NAME, read_model
 from captionmill.data.progress import Progress
-from captionmill.stages.settings import SearchConfig
+from captionmill.stages.settings import SearchConfig, TrainConfig
 from captionmill.stages.training.checkpoint import (
     CHECKPOINT_NAME,
     MATCHER_NAME,
@@ -29,6 +31,7 @@ from captionmill.stages.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from captionmill.stages.training.origin import describe_origin, require_same
 from captionmill.stages.training.run_folder import EVENTS_NAME, HISTORY_NAME
 from captionmill.stages.training.state import EpochResult, LoopConfig
 from captionmill.stages.training.train import TrainListener, train
@@ -265,6 +268,20 @@ def test_an_unfinished_training_of_other_settings_is_refused(
         train(features, captions, output, dataclasses.replace(CONFIG, **change), listener=LISTENER)
     assert "\n" not in str(error.value)
     assert (tmp_path / "model.training" / CHECKPOINT_NAME).read_bytes() == before
+
+
+def test_validation_captions_that_are_sampled_with_another_seed_make_another_training(tmp_path: Path) -> None:
+    features, captions = make_task(tmp_path)
+    store, annotations = FeatureStore.open(features), read_annotations(captions)
+    splits = choose_splits(annotations, store.keys)
+    origins = [
+        describe_origin(store, annotations, splits, TrainConfig(search=search), word_rule=1)
+        for search in (SearchConfig(sample=True), SearchConfig(sample=True, seed=1), SearchConfig(seed=1))
+    ]
+    require_same(tmp_path, origins[0], origins[0])
+    with pytest.raises(UnfinishedRunError, match=r"other `search_seed` \(0, now 1\)"):
+        require_same(tmp_path, origins[0], origins[1])
+    assert origins[2]["--search-seed"] == "0"  # no caption depends on it
 
 
 def test_an_unfinished_training_of_other_data_is_refused(unfinished: Unfinished, tmp_path: Path) -> None:

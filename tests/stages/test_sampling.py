@@ -136,7 +136,9 @@ def test_logits_that_are_no_numbers_harm_no_other_image(
 
 def test_a_caption_that_nothing_may_follow_ends() -> None:
     search = SearchConfig(sample=True, min_length=5, max_length=9, no_repeat_ngram=1)
-    for caption in draw_captions(OneWordDecoder(), torch.zeros(50, 1), KEYS[:50], search):
+    drawn = draw_captions(OneWordDecoder(), torch.zeros(50, 1), KEYS[:50], search)
+    assert len(drawn) == 50
+    for caption in drawn:
         assert sorted(caption.words) == [4, 5, 6, 7]
         assert END not in caption.words
         assert not caption.cut

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
 from captionmill.data.errors import InputError
-from captionmill.stages.decoding.captioner import CaptionFinder, choose_steps
+from captionmill.stages.decoding.captioner import CaptionFinder
 from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.constraints import AnyArray, likeliest_words
-from captionmill.stages.decoding.decoder import Decoder, TorchSteps
+from captionmill.stages.decoding.decoder import Decoder, TorchSteps, choose_steps
 from captionmill.stages.decoding.search import State, StepDecoder, search_captions
 from captionmill.stages.settings import SearchConfig
 
@@ -253,7 +253,9 @@ def test_equal_words_come_in_the_order_of_their_indices() -> None:
 @torch.inference_mode()
 def test_log_probabilities_are_those_of_teacher_forcing(decoder: Decoder, features: Tensor) -> None:
     search = SearchConfig(beam_size=4, max_length=MAX_LENGTH, alternatives=3, no_repeat_ngram=2)
-    for row, best in enumerate(search_captions(decoder, features, search)):
+    found = search_captions(decoder, features, search)
+    assert len(found) == len(features)
+    for row, best in enumerate(found):
         scores = []
         for caption in (best, *best.alternatives):
             words = torch.tensor([[START, *caption.words]])
@@ -294,9 +296,8 @@ def test_a_caption_that_never_ends_is_cut_and_marked(features: Tensor) -> None:
         with torch.no_grad():
             endless.to_logits.bias[END] = bias
         for beam_size in (1, 3):
-            for caption in search_captions(endless, features[:3], SearchConfig(beam_size=beam_size, max_length=5)):
-                assert caption.cut
-                assert len(caption.words) == 5
+            found = search_captions(endless, features[:3], SearchConfig(beam_size=beam_size, max_length=5))
+            assert [(caption.cut, len(caption.words)) for caption in found] == [(True, 5)] * 3
 
 
 def test_special_words_are_never_chosen_and_no_caption_is_empty(features: Tensor) -> None:
@@ -308,7 +309,8 @@ def test_special_words_are_never_chosen_and_no_caption_is_empty(features: Tensor
         tempted.to_logits.bias[:4] = 50
     for beam_size in (1, 2, 4, 9):
         decoded = search_captions(tempted, features[:4], SearchConfig(beam_size=beam_size, max_length=5))
-        assert all(len(caption.words) == 1 and caption.words[0] in (4, 5) for caption in decoded)
+        assert [len(caption.words) for caption in decoded] == [1] * 4
+        assert {word for caption in decoded for word in caption.words} <= {4, 5}
 
 
 @pytest.mark.parametrize("settings", [{"beam_size": 1}, {"alternatives": 3}, {"beam_size": 4, "diversity_groups": 2}])

@@ -1,13 +1,15 @@
 """A setting is written once: everything that shows, reads or checks it takes it from its one field."""
 
 import importlib.util
+import json
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import click
 import griffe
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -153,6 +155,17 @@ def test_paths_may_be_strings_and_the_other_way_round_and_numbers_stay_as_they_a
     made = MadeUpConfig(**values)
     assert (made.mask, made.weights, made.stops) == (Path("m.png"), "w.pth", (1,))
     assert isinstance(made.sharpness, int)  # what records and checkpoints hold is what was given
+
+
+@pytest.mark.parametrize("rerank", ["matcher", "both"])
+def test_a_training_without_the_matcher_that_its_search_needs_is_refused(rerank: settings.Rerank) -> None:
+    with pytest.raises(SettingError, match=f"^`rerank` {rerank} needs a matcher: leave `matcher_epochs` 0 out$"):
+        settings.TrainConfig(matcher_epochs=0, search=settings.SearchConfig(rerank=rerank))
+
+
+def test_numbers_of_numpy_are_stored_as_pythons_which_json_knows() -> None:
+    config = settings.TrainConfig(hidden_dim=cast(int, np.int64(24)), dropout=cast(float, np.float32(0.5)))
+    assert json.loads(json.dumps([config.hidden_dim, config.dropout])) == [24, 0.5]
 
 
 def test_the_api_page_has_its_default_range_and_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.settings import TrainConfig
-from captionmill.stages.training.losses import WordLogits, cross_entropy, taught_cross_entropy
+from captionmill.stages.training.losses import WordLogits, cross_entropy, distillation_loss
 from captionmill.stages.training.start import Teachers
 from captionmill.stages.training.state import LoopConfig
 from captionmill.stages.training.train import TrainListener, train
@@ -71,7 +71,7 @@ def test_probabilities_are_those_of_the_teachers_as_an_ensemble(task: Task, tmp_
 def test_teachers_that_are_sure_of_the_captions_give_the_cross_entropy() -> None:
     logits, targets = torch.randn(32, 7, generator=torch.Generator().manual_seed(0)), torch.tensor([4, 5, 2])
     sure = torch.nn.functional.one_hot(torch.cat([targets, targets.new_zeros(29)]), 7).float()
-    torch.testing.assert_close(taught_cross_entropy(logits, sure, 3), cross_entropy(logits, targets)[0])
+    torch.testing.assert_close(distillation_loss(logits, sure, 3), cross_entropy(logits, targets)[0])
 
 
 def test_a_decoder_comes_nearer_to_its_teachers(task: Task, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import draw_photos, make_ranker
+from builders import draw_photos, make_ranker, make_store
 from click import Context, unstyle
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -19,6 +19,7 @@ from PIL import Image
 from captionmill.cli import main
 from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
 from captionmill.data.features.store import FeatureStore
+from captionmill.data.features.writer import FeatureWriter
 from captionmill.data.models.bundle import Model, read_model, write_model
 from captionmill.pipeline.explain import explain_image
 from captionmill.pipeline.pages.drawings import draw_beam_tree
@@ -312,14 +313,17 @@ def test_a_choice_among_candidates_is_shown_with_what_decided(made: Path, tmp_pa
     choice, text, shown = explained.explanation.choice, render_text(explained), page.read_text(encoding="utf-8")
     assert choice is not None
     assert "beam search (20 captions kept, length penalty 0.7) found 20 candidates, among which the captions of" in text
-    assert "highest total first: consensus + 0.3 x mean ln p + 0.75 x match\n" in text
+    assert "highest total first: consensus + 0.3 x mean ln p + 0.75 x match - 0.1 x repetition\n" in text
     assert "consensus + 0.3 \N{MULTIPLICATION SIGN} mean ln p + 0.75 \N{MULTIPLICATION SIGN} match" in shown
     assert len(explained.candidates) == 10
     assert [candidate.place for _, candidate in explained.candidates].count(0) == 1
     assert text.count("(the search's first choice)") == shown.count("the search's first choice</em>") == 1
     for place, candidate in explained.candidates:
         score = candidate.score
-        numbers = [f"{value:.4f}" for value in (score.total, score.consensus, score.log_probability, score.match)]
+        numbers = [
+            f"{value:.4f}"
+            for value in (score.total, score.consensus, score.log_probability, score.match, score.repetition)
+        ]
         assert re.search(rf"^[* ] +{place}  +{'  +'.join(map(re.escape, numbers))}  ", text, re.M)
         assert "".join(f"<td>{number}</td>" for number in numbers) in shown
     for neighbour in choice.neighbours:
@@ -356,6 +360,12 @@ def test_what_cannot_be_explained_is_one_line(made: Path, tmp_path: Path, thin_w
     red = photos / "red_0.png"
     arguments = ["--model", model, "--features", store, "--key", "x.png"]
     assert fail("explain", red, *arguments) == f"Error: x.png: not in {store}; pass another --key"
+    empty, spec = tmp_path / "empty.h5", FeatureStore.open(store).spec
+    make_store(empty, ["gone.png"], np.ones((1, 2048), np.float32), spec)
+    with FeatureWriter(empty, spec, dtype="float32", made_by={}) as writer:
+        writer.drop(["gone.png"])
+    message = f"Error: {red}: not in {empty}, by its path or its name; give its name there as --key"
+    assert fail("explain", red, "--model", model, "--features", empty) == message
     captions = made / "captions.csv"
     assert fail("explain", photos / "blue_2.png", "--model", model, "--captions", captions) == (
         f"Error: {photos / 'blue_2.png'}: not in {captions}, by its path or its name; give its name there as --key"
@@ -368,9 +378,12 @@ def test_what_cannot_be_explained_is_one_line(made: Path, tmp_path: Path, thin_w
     assert run("extract", photos, "--output", other, *THIN[:-1], "48", "--weights", thin_weights).exit_code == 0
     assert "do not fit" in fail("explain", red, "--model", model, "--features", other)
     shutil.copy2(red, tmp_path / "own.png")
-    for output in (tmp_path / "own.png", Path(model) / "bundle.json"):
+    weights = tmp_path / "moved.pth"
+    shutil.copy2(thin_weights, weights)
+    for output in (tmp_path / "own.png", Path(model) / "bundle.json", weights):
         before = output.read_bytes()
-        message = fail("explain", tmp_path / "own.png", "--model", model, "--output", output, *CPU)
+        arguments = ["--model", model, "--output", output, "--weights", weights, *CPU]
+        message = fail("explain", tmp_path / "own.png", *arguments)
         assert message.endswith("is an input of this command and would be overwritten; name another output")
         assert output.read_bytes() == before
 

@@ -194,7 +194,7 @@ def test_shards_that_are_added_later_have_the_preprocessing_of_those_that_are_th
     assert FeatureStore.open(tmp_path / "f.h5").spec.preprocess == "crop"
 
 
-@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0"])
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0", f"1/{'9' * 5000}"])
 def test_a_shard_that_is_none_is_wrong_usage(shard: str, many: Path, tmp_path: Path) -> None:
     assert "is not I/N with I from 1 to N" in fail(
         "extract", many, "--output", tmp_path / "f.h5", "--shard", shard, code=2
@@ -296,6 +296,6 @@ def test_a_cluster_that_does_not_answer_is_a_one_line_error(photos: Path, tmp_pa
     )  # its defaults come first: with `set`, all that was added inside it is gone again
     import dask
 
-    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+    with dask.config.set({"distributed.comm.timeouts.connect": "100ms"}):
         message = fail("extract", photos, "--output", tmp_path / "f.h5", "--cluster", "dask://127.0.0.1:9", "--wait", 0)
     assert message.startswith("Error: dask://127.0.0.1:9: no dask scheduler answers (")

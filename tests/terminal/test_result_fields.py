@@ -167,7 +167,7 @@ def test_those_of_pipelines_and_pages(trained: tuple[Path, Fields, Fields], tmp_
 def test_those_of_an_export() -> None:
     fields = export_fields(ExportSummary(Path("out"), ("decoder_step.onnx", "manifest.json"), 3e-6, 1234))
     assert list(fields) == documented()["export"]
-    assert fields["files"] == ["decoder_step.onnx", "manifest.json"]
+    assert fields["files"] == ("decoder_step.onnx", "manifest.json")
 
 
 def test_those_of_the_demo() -> None:

@@ -3,17 +3,17 @@
 So are the tables that `caption` writes with `--format jsonl` and `parquet`, and Hugging Face's `metadata.jsonl`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from captionmill.data.captions.formats.rows import ColumnNames, ReferenceRow, find_columns, is_marked, no_columns
+from captionmill.data.captions.formats.rows import ColumnNames, ReferenceRow, find_columns, is_marked
 from captionmill.data.errors import AnnotationError
 from captionmill.data.foreign import parse_json, short_lines
-from captionmill.data.optional import require
+from captionmill.data.parquet import open_parquet
 
-PARQUET_START = b"PAR1"
 _BATCH_ROWS = 16_384
+_REMEDY = "export it again"
 
 
 def read_json_lines(file: TextIO, wanted: ColumnNames) -> Iterator[ReferenceRow]:
@@ -34,47 +34,17 @@ def read_json_array(entries: Sequence[Any], wanted: ColumnNames) -> Iterator[Ref
 
 
 def read_parquet_file(path: Path, wanted: ColumnNames) -> Iterator[ReferenceRow]:
-    """The captions of a Parquet table; AnnotationError if it is damaged or has other columns."""
-    names = check_parquet(path, wanted)
-    arrow = require("pyarrow", extra="parquet", needed_by="Parquet")
-    parquet = require("pyarrow.parquet", extra="parquet", needed_by="Parquet")
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=names):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield from _rows_of(record, wanted, f"row {number}")
-    except (arrow.ArrowException, OSError) as exc:
-        raise AnnotationError(f"damaged Parquet ({' '.join(str(exc).split())[:100]}); export it again") from exc
+    """The captions of a Parquet table; AnnotationError at once if it has other columns, later if it is damaged."""
+    with open_parquet(path, AnnotationError, _REMEDY) as file:
+        header = file.schema_arrow.names
+    return _parquet_rows(path, [header[position] for position in find_columns(header, wanted).positions], wanted)
 
 
-def check_parquet(path: Path, wanted: ColumnNames) -> list[str]:
-    """The names of the columns of a Parquet table to read; AnnotationError if it is damaged or lacks one of them."""
-    arrow = require("pyarrow", extra="parquet", needed_by="Parquet")
-    parquet = require("pyarrow.parquet", extra="parquet", needed_by="Parquet")
-    try:
-        names: list[str] = list(parquet.read_schema(path).names)
-    except (arrow.ArrowException, OSError) as exc:
-        raise AnnotationError(f"damaged Parquet ({' '.join(str(exc).split())[:100]}); export it again") from exc
-    found = find_columns(names, wanted)
-    if found is None:
-        raise no_columns(names)
-    return [names[position] for position in found.positions]
-
-
-def is_record(record: Mapping[str, Any], wanted: ColumnNames) -> bool:
-    """Whether `record` has fields of image and caption."""
-    try:
-        return find_columns(list(record), wanted) is not None
-    except AnnotationError:
-        return False
-
-
-def check_record(record: Mapping[str, Any], wanted: ColumnNames) -> None:
-    """Raise AnnotationError if `record` has no fields of image and caption."""
-    if find_columns(list(record), wanted) is None:
-        raise no_columns(list(record))
+def _parquet_rows(path: Path, names: Sequence[str], wanted: ColumnNames) -> Iterator[ReferenceRow]:
+    with open_parquet(path, AnnotationError, _REMEDY) as file:
+        batches = file.iter_batches(_BATCH_ROWS, columns=names)
+        for number, record in enumerate((record for batch in batches for record in batch.to_pylist()), 1):
+            yield from _rows_of(record, wanted, f"row {number}")
 
 
 def _rows_of(record: Any, wanted: ColumnNames, where: str) -> Iterable[ReferenceRow]:
@@ -84,8 +54,6 @@ def _rows_of(record: Any, wanted: ColumnNames, where: str) -> Iterable[Reference
     values = list(record.values())
     try:
         found = find_columns(list(record), wanted)
-        if found is None:
-            raise no_columns(list(record))
     except AnnotationError as exc:
         raise AnnotationError(f"{where} {exc}") from exc
     image, captions = values[found.image], values[found.caption]

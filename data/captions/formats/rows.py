@@ -76,16 +76,20 @@ class FoundColumns:
         return str(values[self.status]).strip().lower() if self.status < len(values) else ""
 
 
-def find_columns(header: Sequence[str], wanted: ColumnNames) -> FoundColumns | None:
-    """The columns of `header` to read; None if image or caption is not there, whose names were not given.
+def find_columns(header: Sequence[str], wanted: ColumnNames) -> FoundColumns:
+    """The columns of `header` to read.
 
-    A name matches exactly, or else without regard to case and spaces around it. Raises AnnotationError for a named
-    column that is not there, if both names mean one column, or if two columns have the name of one to read.
+    A name matches exactly, or else without regard to case and spaces around it. Raises AnnotationError if the column
+    of image or caption is not there, if both names mean one column, or if two columns have the name of one to read.
     """
     image = _position(header, _IMAGE_NAMES, wanted.image)
     caption = _position(header, _CAPTION_NAMES, wanted.caption)
     if image is None or caption is None:
-        return None
+        found_names = ", ".join(name.strip() for name in header)[:100]
+        raise AnnotationError(
+            f"needs the columns image and caption, but has: {found_names}; expected {FORMATS}; or name its columns "
+            "with `image_column` and `caption_column`"
+        )
     if image == caption:
         raise AnnotationError(f"`image_column` and `caption_column` are the same column, {header[image].strip()!r}")
     rejected = [_position(header, (name,), None) for name in REJECTED]
@@ -99,18 +103,18 @@ def find_columns(header: Sequence[str], wanted: ColumnNames) -> FoundColumns | N
     return found
 
 
+def has_columns(header: Sequence[str], wanted: ColumnNames) -> bool:
+    """Whether `find_columns` finds the columns of image and caption in `header`."""
+    try:
+        find_columns(header, wanted)
+    except AnnotationError:
+        return False
+    return True
+
+
 def is_marked(value: object) -> bool:
     """Whether the value of a field or column such as `is_rejected` is true; "False", "0" and "" are not."""
     return bool(value) and str(value).strip().casefold() not in ("", "false", "0", "0.0", "no", "none", "nan")
-
-
-def no_columns(header: Sequence[str]) -> AnnotationError:
-    """The error for a header in which `find_columns` finds nothing."""
-    found = ", ".join(name.strip() for name in header)[:100]
-    return AnnotationError(
-        f"needs the columns image and caption, but has: {found}; expected {FORMATS}; or name its columns with "
-        "`image_column` and `caption_column`"
-    )
 
 
 def _position(header: Sequence[str], usual: Sequence[str], named: str | None) -> int | None:

@@ -17,14 +17,13 @@ from captionmill.data.captions.formats.rows import (
     FoundColumns,
     ReferenceRow,
     find_columns,
+    has_columns,
     is_marked,
-    no_columns,
 )
-from captionmill.data.csv_tables import unguard_formula
+from captionmill.data.csv_tables import SEPARATOR_LINE, unguard_formula
 from captionmill.data.errors import AnnotationError
 
 _MARKS = ("\t", ",", "|", ";")
-_MARK_LINE = re.compile(r'"?sep=(?P<mark>[^"\n])"?\s*', re.IGNORECASE)  # Excel's first line
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}$")
 _IMAGE_SUFFIX = re.compile(r"\.(jpe?g|jpe|jfif|png|webp|bmp|gif|tiff?|heic|heif|avif|jxl)$", re.IGNORECASE)
 
@@ -48,32 +47,14 @@ def find_table(start: str, wanted: ColumnNames) -> TableLayout | None:
     """
     lines = start.split("\n")
     skipped = next((index for index, line in enumerate(lines) if line.strip()), 0)
-    first = _MARK_LINE.fullmatch(lines[skipped].removeprefix("\ufeff"))
+    first = SEPARATOR_LINE.fullmatch(lines[skipped].removeprefix("\ufeff"))
     skipped += bool(first)
     marks = (first["mark"],) if first else _MARKS
     headers = {mark: RowReader(mark).split(lines[skipped] if skipped < len(lines) else "").cells for mark in marks}
-    mark = max(marks, key=lambda mark: (_has_columns(headers[mark], wanted), len(headers[mark])))
+    mark = max(marks, key=lambda mark: (has_columns(headers[mark], wanted), len(headers[mark])))
     if len(headers[mark]) < 2:
         return None
-    columns = find_columns(headers[mark], wanted)
-    if columns is None:
-        raise no_columns(headers[mark])
-    return TableLayout(mark, headers[mark], columns, skipped)
-
-
-def has_header(start: str, wanted: ColumnNames) -> bool:
-    """Whether `start` begins with a header of a table that has the columns of image and caption."""
-    try:
-        return find_table(start, wanted) is not None
-    except AnnotationError:
-        return False
-
-
-def _has_columns(header: Sequence[str], wanted: ColumnNames) -> bool:
-    try:
-        return find_columns(header, wanted) is not None
-    except AnnotationError:
-        return False
+    return TableLayout(mark, headers[mark], find_columns(headers[mark], wanted), skipped)
 
 
 def read_caption_table(file: TextIO, layout: TableLayout) -> Iterator[ReferenceRow]:
@@ -114,7 +95,12 @@ def _read_checked(file: TextIO, layout: TableLayout) -> Iterator[tuple[int, Tabl
                 names = _Names.of(reader.read(file), layout)
                 file.seek(position)
             if stray and any(map(str.strip, row.cells)):
-                _require_row_after(stray, row, reader.split(_first_line(row, layout.mark)), names)
+                first_line = row.lines[0] if row.lines else layout.mark.join(row.cells)
+                if not names.could_be_row(reader.split(first_line).cells):  # it may be the rest of the caption
+                    raise AnnotationError(
+                        f"line {stray.line} opens a quote that is not closed, and line {row.line} does not begin a "
+                        "row: double the quotes inside a quoted caption, or remove the one that opens it"
+                    )
                 stray = None
             _refuse_doubtful(row, layout, reader, names)
         stray = row if row.stray else stray
@@ -126,19 +112,6 @@ def _read_checked(file: TextIO, layout: TableLayout) -> Iterator[tuple[int, Tabl
         )
 
 
-def _require_row_after(stray: TableRow, row: TableRow, first_line: TableRow, names: "_Names") -> None:
-    """Raise AnnotationError if `row` may be the rest of a caption whose quotes are not doubled, not a row."""
-    if not names.make_row(first_line.cells):
-        raise AnnotationError(
-            f"line {stray.line} opens a quote that is not closed, and line {row.line} does not begin a row: double the "
-            "quotes inside a quoted caption, or remove the one that opens it"
-        )
-
-
-def _first_line(row: TableRow, mark: str) -> str:
-    return row.lines[0] if row.lines else mark.join(row.cells)
-
-
 def _refuse_doubtful(row: TableRow, layout: TableLayout, reader: RowReader, names: "_Names") -> None:
     columns = layout.columns
     if columns.image in row.stray:
@@ -147,7 +120,7 @@ def _refuse_doubtful(row: TableRow, layout: TableLayout, reader: RowReader, name
     if len(row.lines) > 1:
         own = row.line_of(columns.image)
         for index, line in enumerate(row.lines):
-            if index != own and names.make_row(reader.split(line).cells):
+            if index != own and names.could_be_row(reader.split(line).cells):
                 raise AnnotationError(
                     f"line {row.line} opens a quote that line {last} closes, but line {row.line + index} by itself is "
                     "a row: remove the quotes, or double those that belong to a caption and quote it whole"
@@ -196,7 +169,7 @@ class _Names:
             self.plain += 1
             self.kinds.update(_kinds(name))
 
-    def make_row(self, cells: Sequence[str]) -> bool:
+    def could_be_row(self, cells: Sequence[str]) -> bool:
         """Whether `cells`, those of one line, could be a row: the columns are there, the image has a likely name."""
         name = _bare(_cell(cells, self.columns.image))
         if not name or len(cells) <= max(self.columns.image, self.columns.caption):

@@ -14,6 +14,8 @@ from captionmill.data.regular import read_text
 
 _SUFFIX = ".txt"
 _METADATA = "metadata.jsonl"  # Hugging Face's imagefolder
+_SHARE = r"\s+(?:[01]?\.\d+|[01]|\d(?:\.\d+)?e-\d+)"  # of the width or the height of an image
+_LABEL = re.compile(rf"\s*\d+(?=.*\.\d)(?:{_SHARE}){{4}}(?:\s+[-+.e\d]+)*\s*")  # the number of a class, and a box
 _LINE_ENDS = re.compile(r"\r\n|\r|\n")  # str.splitlines ends lines at U+2028 and others, too
 
 
@@ -44,10 +46,15 @@ def read_text_files(folder: Path, left_out: LeftOut, known_keys: Collection[str]
     """The captions in the text files of `folder`; the key of an image is its path below it.
 
     `a.txt` belongs to a.jpg, a.png and so on beside it, and `a.jpg.txt` to a.jpg; where no image is beside it, to the
-    image of `known_keys` in the same place. Text files of no image are counted. AnnotationError if a file is not UTF-8,
-    or if no file belongs to an image.
+    image of `known_keys` in the same place. Text files of no image are counted. AnnotationError at once if there are no
+    text files; later if one is not UTF-8 or holds labels, or if none belongs to an image.
     """
-    texts, images = find_text_files(folder)
+    return _rows_of(folder, *find_text_files(folder), left_out, known_keys)
+
+
+def _rows_of(
+    folder: Path, texts: list[Path], images: dict[str, list[Path]], left_out: LeftOut, known_keys: Collection[str]
+) -> Iterator[ReferenceRow]:
     known, stems = set(known_keys), _by_stem(known_keys)
     stranger_count = 0
     for path in texts:
@@ -79,7 +86,12 @@ def _read_lines(path: Path) -> list[str]:
         raise AnnotationError(f"{path.name} is not UTF-8 text; save it as UTF-8 and try again") from exc
     except OSError as exc:
         raise AnnotationError(f"{path.name} cannot be read ({exc.strerror})") from exc
-    return [line for line in _LINE_ENDS.split(text) if line.strip()]
+    lines = [line for line in _LINE_ENDS.split(text) if line.strip()]
+    if lines and all(map(_LABEL.fullmatch, lines)):
+        raise AnnotationError(
+            f"{path.name} has boxes or outlines of objects, as YOLO's labels are, and no caption: {lines[0][:60]!r}"
+        )
+    return lines
 
 
 def _by_stem(keys: Collection[str]) -> dict[str, list[str]]:

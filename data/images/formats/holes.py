@@ -59,7 +59,7 @@ def require_whole_strips(data: bytes, image: TiffImageFile) -> None:
     for offsets, counts in _STRIPS:
         for start, count in zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(counts, ()), strict=False):
             strip = data[start : start + count]
-            if image.tag_v2.get(259) in _DEFLATE and count and not is_whole_stream([strip]):
+            if image.tag_v2.get(259) in _DEFLATE and count and stream_length([strip]) is None:
                 raise EOFError("wrong checksum of the pixels")
             if _has_hole(strip, image):
                 raise EOFError(_ZEROS)
@@ -114,11 +114,6 @@ def _has_hole(strip: bytes, image: TiffImageFile) -> bool:
     if compression == _GROUP_4 and bytes(8) in strip.rstrip(b"\0"):
         return True
     return compression in (_GROUP_4, _LZW, _PACKBITS) and bytes(512) in strip
-
-
-def is_whole_stream(pieces: Sequence[bytes | memoryview]) -> bool:
-    """Whether the zlib stream in `pieces` ends with its right checksum."""
-    return stream_length(pieces) is not None
 
 
 def stream_length(pieces: Sequence[bytes | memoryview]) -> int | None:

@@ -16,6 +16,8 @@ from captionmill.data.images.formats.limits import BYTES_PER_PIXEL
 _BYTES_OF_RGB = 12  # by Pillow; libjpeg-turbo needs 3
 REDUCING_GAP = 3.0
 """An image that is decoded at reduced size is still at least this many times larger than needed."""
+AtLeast = Callable[[int, int], tuple[int, int]]
+"""The size to which an upright image of (width, height) will be resized."""
 
 
 class PlainJpegFile(JpegImageFile):
@@ -67,9 +69,7 @@ def jpeg_memory(image: JpegImageFile, reduction: int) -> int:
     return pixels * coefficients + pixels // reduction**2 * (BYTES_PER_PIXEL if image.mode == "CMYK" else _BYTES_OF_RGB)
 
 
-def reduction_of(
-    size: tuple[int, int], orientation: int, at_least: Callable[[int, int], tuple[int, int]] | None
-) -> int:
+def reduction_of(size: tuple[int, int], orientation: int, at_least: AtLeast | None) -> int:
     """The factor, a power of two, by which the sides of a JPEG of `size` are reduced in decoding."""
     if at_least is None:
         return 1

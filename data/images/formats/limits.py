@@ -5,9 +5,9 @@ from captionmill.data.images.memory import BUDGET
 
 PIXEL_LIMIT = 300_000_000  # 1.2 GB as RGB, more while transparency is resolved; a panorama of 100 million is fine
 BYTES_PER_PIXEL = 24  # while an image becomes RGB; measured with Pillow 12: at most 22, of a WebP with transparency
-MOST_TILE_BYTES = 64_000_000  # of a tile that is larger than its image
+_MOST_TILE_BYTES = 64_000_000  # of a tile that is larger than its image
 _PADDING = 255  # pixels, of a tile that covers its image
-MOST_SAMPLE_BYTES = 8 * PIXEL_LIMIT
+_MOST_SAMPLE_BYTES = 8 * PIXEL_LIMIT
 
 
 def require_size(size: tuple[int, int], *, sample_bytes: int = 1, bytes_per_pixel: int = BYTES_PER_PIXEL) -> None:
@@ -16,7 +16,7 @@ def require_size(size: tuple[int, int], *, sample_bytes: int = 1, bytes_per_pixe
     `sample_bytes` are those of all samples of a pixel, with those that are not shown; `bytes_per_pixel` is the memory.
     """
     width, height = size
-    if width * height > PIXEL_LIMIT or width * height * sample_bytes > MOST_SAMPLE_BYTES:
+    if width * height > PIXEL_LIMIT or width * height * sample_bytes > _MOST_SAMPLE_BYTES:
         depth = f" of {sample_bytes} bytes" if width * height <= PIXEL_LIMIT else ""
         raise ImageError(f"{width:,} x {height:,} pixels{depth}, over the limit of {PIXEL_LIMIT:,} pixels")
     if not width * height:
@@ -33,7 +33,7 @@ def require_small_tile(size: tuple[int, int], tile: tuple[object, object], *, sa
     if not isinstance(tile_width, int) or not isinstance(tile_height, int):
         return
     if tile_width * tile_height * sample_bytes > max(
-        MOST_TILE_BYTES, (width + _PADDING) * (height + _PADDING) * sample_bytes
+        _MOST_TILE_BYTES, (width + _PADDING) * (height + _PADDING) * sample_bytes
     ):
         shape = f"{tile_width:,} x {tile_height:,}"
         raise ImageError(f"a tile of {shape} pixels for an image of {width:,} x {height:,} pixels")

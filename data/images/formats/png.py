@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captionmill.data.errors import ImageError
-from captionmill.data.images.formats.holes import is_whole_stream, stream_length
+from captionmill.data.images.formats.holes import stream_length
 from captionmill.data.images.formats.orientation import RAW_EXIF_KEYS, XMP_KEYS
 
 _SIGNATURE_BYTES = 8
@@ -25,22 +25,18 @@ _MOST_BYTES = 4_000_000  # decompressed at once, and of EXIF or XMP in all
 
 def require_whole_pixels(data: bytes) -> None:
     """Raise ImageError if a checksum of the pixels is wrong: that of a chunk, or of all of them if the last is cut."""
-    start, kind = _SIGNATURE_BYTES, b""
     view = memoryview(data)
     chunks: list[memoryview] = []
-    while kind != b"IEND" and start < len(data):
-        end = start + 12 + int.from_bytes(data[start : start + 4])
-        kind = data[start + 4 : start + 8]
+    for kind, start, end in _chunks(data):
         if kind == b"IDAT":
             chunks.append(view[start + 8 : end - 4])
             is_whole = (
                 zlib.crc32(view[start + 4 : end - 4]) == int.from_bytes(view[end - 4 : end])
                 if end <= len(data)
-                else is_whole_stream(chunks)
+                else stream_length(chunks) is not None
             )
             if not is_whole:
                 raise ImageError("truncated or damaged image (wrong checksum of the pixels)")
-        start = end
 
 
 def require_all_rows(data: bytes, last_rows: npt.NDArray[np.uint8]) -> None:
@@ -57,19 +53,18 @@ def require_all_rows(data: bytes, last_rows: npt.NDArray[np.uint8]) -> None:
     for left, top, step_x, step_y in passes:
         columns, rows = -(-(width - left) // step_x), -(-(height - top) // step_y)
         needed += rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0
-    chunks = [content for kind, content in _chunks(data) if kind == b"IDAT"]
-    length = stream_length(chunks)
+    length = stream_length([data[start + 8 : end - 4] for kind, start, end in _chunks(data) if kind == b"IDAT"])
     if length is not None and length < needed:
         raise ImageError("truncated or damaged image (rows are missing)")
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The kind and the content of each chunk up to the end mark."""
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The kind of each chunk up to the end mark, and where it begins and ends, with its length and its checksum."""
     start, kind = _SIGNATURE_BYTES, b""
     while kind != b"IEND" and start < len(data):
         end = start + 12 + int.from_bytes(data[start : start + 4])
         kind = data[start + 4 : start + 8]
-        yield kind, data[start + 8 : end - 4]
+        yield kind, start, end
         start = end
 
 
@@ -81,26 +76,20 @@ def without_metadata(data: bytes) -> tuple[bytes, dict[str | tuple[int, int], An
     """
     kept = [data[:_SIGNATURE_BYTES]]
     texts: dict[str | tuple[int, int], Any] = {}
-    start, kind = _SIGNATURE_BYTES, b""
-    while kind != b"IEND" and start < len(data):
-        size, kind = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8]
-        end = start + 12 + size
+    end = 0
+    for kind, start, end in _chunks(data):
         if not kind.isalpha():
             return None
         is_metadata = kind not in _NEEDED and kind[0:1].islower()
-        if (
-            is_metadata
-            and kind in _TEXTS
-            and _keyword(content := data[start + 8 : end - 4]) in (*XMP_KEYS, *RAW_EXIF_KEYS)
-        ):
+        content = data[start + 8 : end - 4]
+        if is_metadata and kind in _TEXTS and _keyword(content) in (*XMP_KEYS, *RAW_EXIF_KEYS):
             if zlib.crc32(kind + content) == int.from_bytes(data[end - 4 : end]):
                 texts |= _read_text(kind, content)
             else:
                 is_metadata = False
         if not is_metadata:
             kept.append(data[start:end])
-        start = end
-    return (b"".join(kept), texts) if len(kept) > 1 and sum(map(len, kept)) < min(start, len(data)) else None
+    return (b"".join(kept), texts) if len(kept) > 1 and sum(map(len, kept)) < min(end, len(data)) else None
 
 
 def _keyword(content: bytes) -> str:

@@ -2,6 +2,8 @@
 
 import io
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,9 @@ _JPEG = 7
 _PREMULTIPLIED, _ALPHA = 1, 2
 
 # What tifffile raises for a damaged file, or where imagecodecs is missing, beside its own error
-_TIFFFILE_ERRORS = (ImportError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
+_TIFFFILE_ERRORS = (
+    *(ImportError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, RuntimeError),
+)
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it reports damaged metadata, which is not needed
 
@@ -34,22 +38,18 @@ def decode_samples(data: bytes, page_number: int | None = None) -> npt.NDArray[n
 
     Raises ImageError with the reason, ValueError if it is damaged.
     """
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page: Any = file.pages[_find_page(file) if page_number is None else page_number]
-            _require_supported(page)
+    with _open(data) as file:
+        page: Any = file.pages[_find_page(file) if page_number is None else page_number]
+        _require_supported(page)
+        try:
             image = _compose(page, _read(page))
-            orientation = page.tags.valueof(_ORIENTATION)
-            if orientation not in range(2, 9):
-                orientation = read_orientation({"xmp": page.tags.valueof(_XMP)})
-    except ImageError:
-        raise
-    except (tifffile.TiffFileError, RuntimeError, *_TIFFFILE_ERRORS) as exc:
-        if isinstance(exc, ImportError) or "imagecodecs" in str(exc):
+        except _TIFFFILE_ERRORS as exc:
+            if not (isinstance(exc, ImportError) or "imagecodecs" in str(exc)):
+                raise
             raise ImageError(f"{_name(page)} needs the package imagecodecs; run: {install_command('tiff')}") from exc
-        raise ValueError(str(exc)) from exc
+        orientation = page.tags.valueof(_ORIENTATION)
+        if orientation not in range(2, 9):
+            orientation = read_orientation({"xmp": page.tags.valueof(_XMP)})
     return turn_upright(np.array(to_rgb(image)), int(orientation))
 
 
@@ -58,14 +58,21 @@ def find_page(data: bytes) -> int:
 
     Raises ImageError if the image is in a directory below its thumbnail, ValueError if the file is damaged.
     """
+    with _open(data) as file:
+        return _find_page(file)
+
+
+@contextmanager
+def _open(data: bytes) -> Iterator[Any]:
+    """A TIFF, as tifffile opens it, during the block; ValueError for whatever tifffile raises there."""
     import tifffile
 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            return _find_page(file)
+            yield file
     except ImageError:
         raise
-    except (tifffile.TiffFileError, RuntimeError, *_TIFFFILE_ERRORS) as exc:
+    except (tifffile.TiffFileError, *_TIFFFILE_ERRORS) as exc:
         raise ValueError(str(exc)) from exc
 
 

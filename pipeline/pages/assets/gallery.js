@@ -21,8 +21,12 @@ function make(tag, name, text) {
   return element;
 }
 
+function spellNumber(number) {
+  return number.toLocaleString("en");
+}
+
 function spellCount(count, noun) {
-  return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+  return `${spellNumber(count)} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 // ---- thumbnails: blocks of lines, taken apart when one of their images is near
@@ -373,8 +377,8 @@ function writeAddress() {
 
 function showStatus(more = "") {
   const all = spellCount(rows.length, "image"), gone = view.filter(row => !kinds.get(state.show)(row)).length;
-  if (gone) more = `, ${gone.toLocaleString("en")} no longer ${state.show}${more}`;
-  find("#status").textContent = (view.length === rows.length ? all : `${view.length.toLocaleString("en")} of ${all}`) + more;
+  if (gone) more = `, ${spellNumber(gone)} no longer ${state.show}${more}`;
+  find("#status").textContent = (view.length === rows.length ? all : `${spellNumber(view.length)} of ${all}`) + more;
 }
 
 function apply() {
@@ -415,7 +419,7 @@ function showKinds() {
     if (shows.contains(focused)) focused.focus();
   }
   for (const [kind, button] of offered) {
-    find("span", button).textContent = members.get(kind).toLocaleString("en");
+    find("span", button).textContent = spellNumber(members.get(kind));
     const isChosen = kind === state.show;
     if (isChosen && button.getAttribute("aria-pressed") !== "true") {
       shows.scrollLeft = button.offsetLeft - (shows.clientWidth - button.offsetWidth) / 2;
@@ -472,7 +476,7 @@ if (failures.length) {
     }
     if (failures.length > MOST_LISTED) {
       const line = make("tr");
-      line.append(make("td", "", `and ${(failures.length - MOST_LISTED).toLocaleString("en")} more: choose "failed" below`));
+      line.append(make("td", "", `and ${spellNumber(failures.length - MOST_LISTED)} more: choose "failed" below`));
       body.append(line);
     }
   });

@@ -29,7 +29,7 @@ function openLarge(position) {
   const row = view[position];
   showImage(row);
   showWords(row);
-  find(".place", large).textContent = `${(position + 1).toLocaleString("en")} of ${view.length.toLocaleString("en")}`;
+  find(".place", large).textContent = `${spellNumber(position + 1)} of ${spellNumber(view.length)}`;
   find(".previous", large).disabled = position === 0;
   find(".next", large).disabled = position === view.length - 1;
   if (!large.open) {
@@ -115,11 +115,11 @@ function showProgress() {
   const total = members.get("captioned"), reviewed = members.get("corrected") + members.get("accepted");
   const unsaved = decisions.countUnsaved();
   for (const line of document.querySelectorAll(".progress")) {
-    line.textContent = canReview ? `${reviewed.toLocaleString("en")} of ${total.toLocaleString("en")} reviewed` : "";
+    line.textContent = canReview ? `${spellNumber(reviewed)} of ${spellNumber(total)} reviewed` : "";
   }
   find(".rail span", bar).style.width = `${total ? 100 * reviewed / total : 0}%`;
   for (const button of document.querySelectorAll(".undo")) button.setAttribute("aria-disabled", !decisions.nextPaths(false).length);
-  find("#save span").textContent = unsaved ? unsaved.toLocaleString("en") : "";
+  find("#save span").textContent = unsaved ? spellNumber(unsaved) : "";
   find("#save").classList.toggle("unsaved", unsaved > 0);
   find("#lost").hidden = decisions.isKept || Boolean(page.served);
   showKinds();
@@ -229,8 +229,8 @@ function finishEdit() {
 function spellDue(due) {
   const counts = { corrected: 0, accepted: 0, later: 0, undecided: 0 };
   for (const row of due) counts[decisionOf(row).decision] += 1;
-  return `${counts.corrected.toLocaleString("en")} corrected, ${counts.accepted.toLocaleString("en")} accepted, ` +
-    `${counts.later.toLocaleString("en")} for later` + (counts.undecided ? `, ${counts.undecided.toLocaleString("en")} taken back` : "");
+  return `${spellNumber(counts.corrected)} corrected, ${spellNumber(counts.accepted)} accepted, ` +
+    `${spellNumber(counts.later)} for later` + (counts.undecided ? `, ${spellNumber(counts.undecided)} taken back` : "");
 }
 
 async function save() {
@@ -320,8 +320,8 @@ async function load(file) {
   showProgress();
   notify([`Loaded from ${file.name}: ${spellCount(counts.loaded, "decision")}`,
     counts.kept && `${spellCount(counts.kept, "image")} had one here, which stays`,
-    counts.outdated && `${counts.outdated.toLocaleString("en")} about captions that have changed since, which do not count`,
-    counts.unknown && `${counts.unknown.toLocaleString("en")} about images that are not on this page`].filter(Boolean).join("; ") + ".");
+    counts.outdated && `${spellNumber(counts.outdated)} about captions that have changed since, which do not count`,
+    counts.unknown && `${spellNumber(counts.unknown)} about images that are not on this page`].filter(Boolean).join("; ") + ".");
 }
 
 /** What the browser kept since the page was closed. */

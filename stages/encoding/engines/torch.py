@@ -10,10 +10,11 @@ from captionmill.data.features.file import Features
 from captionmill.data.images.decode import Pixels
 from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.encoding.network import feed_whole_numbers
-from captionmill.stages.machine import choose_device, choose_dtype
+from captionmill.stages.machine import choose_device, choose_precision
 from captionmill.stages.settings import ExtractConfig
 
 _BATCH_SIZE = 32
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchEngine:
@@ -25,7 +26,7 @@ class TorchEngine:
     def __init__(self, encoder: Encoder, config: ExtractConfig) -> None:
         """Move the network to the device that `config` names; InputError if this machine does not have it."""
         self._device = choose_device(config.device)
-        dtype = choose_dtype(config.precision, self._device)
+        dtype = _DTYPES[choose_precision(config.precision, self._device.type)]
         self.batch_size = config.batch_size or _BATCH_SIZE
         self.depth = 3 if self._device.type == "cuda" else 1
         self.description = f"{self._device} torch {str(dtype).removeprefix('torch.')}"

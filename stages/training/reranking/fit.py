@@ -9,23 +9,25 @@ import torch
 from captionmill.data.captions.examples import Indices
 from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, RankerParts, read_model, write_model
 from captionmill.data.progress import Progress
-from captionmill.stages.decoding.captioner import decode_features
+from captionmill.stages.decoding.captioner import CaptionFinder, decode_rows
+from captionmill.stages.decoding.decoder import choose_steps
 from captionmill.stages.decoding.trained import choose_rerank
 from captionmill.stages.ranking.consensus import CaptionIndex
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
-from captionmill.stages.ranking.ngrams import FlatCaptions, Reals, starts_of
+from captionmill.stages.ranking.ngrams import FlatCaptions, starts_of
 from captionmill.stages.ranking.packed import pack_ranker, unpack_ranker
 from captionmill.stages.ranking.ranker import Ranker, RankerConfig
 from captionmill.stages.ranking.regression import ImageRegression, Reduction
 from captionmill.stages.training.checkpoint import load_weights
-from captionmill.stages.training.reranking.grow import grow_ranker, is_larger
-from captionmill.stages.training.reranking.matching import MatcherTraining, choose_matcher_epochs
-from captionmill.stages.training.state import Training
+from captionmill.stages.training.reranking.grow import grow_ranker, is_larger, thin_out
+from captionmill.stages.training.reranking.matching import MatcherTraining
+from captionmill.stages.training.state import Training, fit_epochs, low_confidence
 
 FEWEST_IMAGES = 100
 """Training images from which a ranker is made by default: the neighbours among fewer have little in common."""
 MOST_IMAGES = 16_384
 """Training images that take part in a consensus, evenly spaced; so many take 1 GB of memory in training."""
+_LEAST_EPOCHS, _MOST_EPOCHS = 10, 40  # of the matcher
 _BLOCK_ROWS = 4096
 _FAR = 0.05  # share of the images whose nearest neighbour is farther than usual
 
@@ -54,15 +56,11 @@ def add_ranker(training: Training, work_dir: Path, progress: Progress, start: Ra
     search = choose_rerank(config.search, {str(work_dir): parts})
     scores = dict(model.scores)
     if search.rerank != "none":
-        decoded = decode_features(
-            training.decoder, training.store, training.splits.val, training.vocabulary, search, rankers=[ranker]
-        )
-        captions = dict(decoded)
-        texts = {key: training.tokenize(caption.text) for key, caption in captions.items()}
-        confidences = sorted(caption.confidence for caption in captions.values())
+        finder = CaptionFinder(choose_steps(training.decoder), training.vocabulary, search, (ranker,))
+        captions = dict(decode_rows(finder, training.store, training.splits.val))
         scores |= {
-            RERANKED_CIDER: float(training.val_scorer.scores(texts).mean()),
-            RERANKED_LOW_CONFIDENCE: confidences[len(confidences) // 10],
+            RERANKED_CIDER: training.measure_cider(captions),
+            RERANKED_LOW_CONFIDENCE: low_confidence(captions),
         }
     write_model(work_dir, replace(model, ranker=parts, scores=scores))
 
@@ -74,8 +72,7 @@ def fit_ranker(training: Training, work_dir: Path, progress: Progress) -> Ranker
     matcher = _train_matcher(training, captions, images, work_dir, progress)
     progress("re-ranking", 0, 1)
     used = np.unique(images)
-    if len(used) > MOST_IMAGES:
-        used = used[np.linspace(0, len(used) - 1, MOST_IMAGES).astype(np.int64)]
+    used = used[thin_out(len(used), MOST_IMAGES)]
     is_used = np.isin(images, used)
     regression = _fit_regression(training, used)
     config = replace(RankerConfig(), usual_cosine=_usual_cosine(training, regression))
@@ -89,7 +86,9 @@ def fit_ranker(training: Training, work_dir: Path, progress: Progress) -> Ranker
 def _train_matcher(
     training: Training, captions: FlatCaptions, images: Indices, work_dir: Path, progress: Progress
 ) -> Matcher | None:
-    epochs = choose_matcher_epochs(training.config.matcher_epochs, len(captions))
+    epochs = training.config.matcher_epochs
+    if epochs is None:
+        epochs = fit_epochs(len(captions), _LEAST_EPOCHS, _MOST_EPOCHS)
     if not epochs:
         return None
     config = MatcherConfig(training.store.spec.feature_dim, len(training.vocabulary))
@@ -98,15 +97,11 @@ def _train_matcher(
         captions,
         images,
         lambda images: _draw_rows(training, images),
-        scale=(training.decoder.feature_mean.cpu(), training.decoder.feature_std.cpu()),
+        scale=(training.decoder.feature_mean, training.decoder.feature_std),
         seed=training.config.seed,
         device=training.device,
     )
-
-    def show(step: int, steps: int, left_s: float) -> None:
-        progress("matcher", step, steps, left_s=left_s)
-
-    return matching.run(epochs, work_dir, show)
+    return matching.run(epochs, work_dir, progress)
 
 
 def _draw_rows(training: Training, images: Indices) -> torch.Tensor:
@@ -119,18 +114,11 @@ def _draw_rows(training: Training, images: Indices) -> torch.Tensor:
 def _fit_regression(training: Training, used: Indices) -> ImageRegression:
     """From the training images with the numbers `used`."""
     decoder = training.decoder
-    mean, deviation = (part.float().cpu().numpy() for part in (decoder.feature_mean, decoder.feature_std))
-    reduction = Reduction.fit(_rows_of(training, used), mean, deviation)
-    reduced = [
-        reduction.reduce(_rows_of(training, used[start : start + _BLOCK_ROWS]))
-        for start in range(0, len(used), _BLOCK_ROWS)
-    ]
+    mean, deviation = (part.cpu().numpy() for part in (decoder.feature_mean, decoder.feature_std))
+    rows = training.feeder.array(used)
+    reduction = Reduction.fit(rows, mean, deviation)
+    reduced = [reduction.reduce(rows[start : start + _BLOCK_ROWS]) for start in range(0, len(rows), _BLOCK_ROWS)]
     return ImageRegression.fit(reduction, np.concatenate(reduced))
-
-
-def _rows_of(training: Training, images: Indices) -> Reals:
-    rows: Reals = training.feeder.rows(images).float().cpu().numpy()
-    return rows
 
 
 def _usual_cosine(training: Training, regression: ImageRegression) -> float:
@@ -138,6 +126,6 @@ def _usual_cosine(training: Training, regression: ImageRegression) -> float:
     count = len(training.splits.val)
     nearest = []
     for start in range(0, count, _BLOCK_ROWS):
-        rows = training.val_feeder.rows(np.arange(start, min(start + _BLOCK_ROWS, count)))
-        nearest.append(regression.weights(rows.float().cpu().numpy())[1].max(axis=1))
+        rows = training.val_feeder.array(np.arange(start, min(start + _BLOCK_ROWS, count)))
+        nearest.append(regression.weights(rows)[1].max(axis=1))
     return max(0.0, float(np.quantile(np.concatenate(nearest), _FAR)))

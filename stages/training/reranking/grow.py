@@ -36,7 +36,7 @@ def grow_ranker(parts: RankerParts, training: Training, *, most_images: int) -> 
     images, counts = np.unique(training.dataset.images, return_counts=True)
     places = thin_out(len(known.counts), most_images - len(images))
     reduction = known.regression.reduction
-    rows = reduction.reduce(training.feeder.rows(images).float().cpu().numpy())
+    rows = reduction.reduce(training.feeder.array(images))
     kept = known.captions.take(np.flatnonzero(np.isin(np.repeat(np.arange(len(known.counts)), known.counts), places)))
     captions = FlatCaptions(np.concatenate([kept.words, words]), starts_of(np.concatenate([kept.lengths, lengths])))
     counts = np.concatenate([known.counts[places], counts])

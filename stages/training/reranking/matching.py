@@ -13,9 +13,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from captionmill.data.captions.examples import Indices
+from captionmill.data.captions.vocabulary import PAD
 from captionmill.data.errors import TrainingError
+from captionmill.data.progress import Progress
 from captionmill.stages.machine import choose_training_dtype
 from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
 from captionmill.stages.ranking.ngrams import FlatCaptions
@@ -27,23 +30,13 @@ from captionmill.stages.training.checkpoint import (
     unpack_tensors,
     write_checkpoint,
 )
-from captionmill.stages.training.reranking.network import MatcherNetwork, pad_captions
-from captionmill.stages.training.state import scheduled_share
+from captionmill.stages.training.reranking.network import MatcherNetwork
+from captionmill.stages.training.state import learning_rate_factor
 
 BATCH_SIZE = 384  # captions
 TEMPERATURE = 0.07
 PEAK_LEARNING_RATE = 2e-3
 CLIP_NORM = 2.0
-_USUAL_EPOCHS, _MOST_EPOCHS = 10, 40
-_MANY_CAPTIONS = 30_000
-
-
-def choose_matcher_epochs(epochs: int | None, captions: int) -> int:
-    """`epochs`, or if that is None, more of them the fewer captions there are."""
-    if epochs is not None:
-        return epochs
-    fitting = round(_USUAL_EPOCHS * math.sqrt(_MANY_CAPTIONS / max(captions, 1)))
-    return min(max(fitting, _USUAL_EPOCHS), _MOST_EPOCHS)
 
 
 class MatcherTraining:
@@ -81,11 +74,8 @@ class MatcherTraining:
             self.matcher.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0, fused=device.type != "mps"
         )
 
-    def run(self, epochs: int, work_dir: Path, show: Callable[[int, int, float], None]) -> Matcher:
-        """Train for the rest of `epochs`, with a checkpoint in `work_dir` after each.
-
-        `show` is called with the step and the steps of the whole training, and the seconds that are left.
-        """
+    def run(self, epochs: int, work_dir: Path, progress: Progress) -> Matcher:
+        """Train for the rest of `epochs`, with a checkpoint in `work_dir` after each."""
         if (found := read_checkpoint(work_dir, MATCHER_NAME)) is not None:
             self.epoch = int(found.state["epoch"])
             unpack_tensors(found.tensors, self.matcher, self._optimizer)
@@ -98,10 +88,10 @@ class MatcherTraining:
                 done = self.epoch * steps + step
                 torch.manual_seed(int(np.random.SeedSequence((self._seed, done)).generate_state(1)[0]))  # dropout
                 for group in self._optimizer.param_groups:
-                    group["lr"] = PEAK_LEARNING_RATE * scheduled_share(done, steps * epochs)
+                    group["lr"] = PEAK_LEARNING_RATE * learning_rate_factor(done, steps * epochs)
                 loss = self._step(order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE])
                 left_s = (time.monotonic() - started) / (done + 1 - first) * (steps * epochs - done - 1)
-                show(done + 1, steps * epochs, left_s)
+                progress("matcher", done + 1, steps * epochs, left_s=left_s)
             if not math.isfinite(loss.item()):
                 raise TrainingError("the loss of the matcher is not finite; pass `matcher_epochs` 0 to train without")
             self.epoch += 1
@@ -112,8 +102,8 @@ class MatcherTraining:
     def _step(self, chosen: Indices) -> Tensor:
         """One step on the captions `chosen` [B] -> the loss."""
         images, owners = np.unique(self._images[chosen], return_inverse=True)  # [I], [B]
-        flat = self._captions.take(chosen)
-        words = pad_captions(np.split(flat.words, flat.starts[1:-1])).to(self._device)  # [B, T]
+        captions = [torch.from_numpy(words.astype(np.int64)) for words in self._captions.take(chosen).split()]
+        words = pad_sequence(captions, batch_first=True, padding_value=PAD).to(self._device)  # [B, T]
         own = torch.from_numpy(owners).to(self._device)
         dtype = choose_training_dtype(self._device)
         with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):

@@ -1,7 +1,5 @@
 """The matcher in torch, as it is trained."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,9 +44,3 @@ class MatcherNetwork(nn.Module):
         """The matcher with these weights."""
         weights = self.state_dict().items()
         return Matcher(self.config, {name: tensor.float().cpu().numpy().copy() for name, tensor in weights})
-
-
-def pad_captions(captions: Sequence[Sequence[int]]) -> Tensor:
-    """Captions as word indices -> [B, T], `<pad>` behind the last word of each."""
-    longest = max(map(len, captions))
-    return torch.tensor([[*caption, *[PAD] * (longest - len(caption))] for caption in captions], dtype=torch.long)

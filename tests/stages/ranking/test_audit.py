@@ -56,7 +56,7 @@ def test_captions_of_other_images_are_refused(files: tuple[Path, Path, Path]) ->
 
 def test_a_caption_that_is_unlike_the_others_of_its_image_fits_less() -> None:
     unit = torch.eye(3)
-    sample = Sample((unit[:2], torch.tensor([0, 1])), (unit[:2], torch.tensor([0, 1])))
+    sample = Sample(unit[:2], torch.tensor([0, 1]), unit[:2], torch.tensor([0, 1]))
     image, numbers, owners = unit[:1], torch.tensor([0]), torch.zeros(3, dtype=torch.long)
     fits = sample.fit(image, unit[[0, 0, 2]], owners, numbers)
     alone = sample.fit(image, unit[[0]], owners[:1], numbers)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from captionmill.stages.ranking.consensus import CaptionIndex
-from captionmill.stages.ranking.ngrams import FlatCaptions, Rarities, find_ngrams
+from captionmill.stages.ranking.ngrams import FlatCaptions, NGramIdf, find_ngrams
 from captionmill.stages.ranking.regression import RIDGE, ImageRegression, Reduction
 
 CAPTIONS = [[[4, 5, 6, 7], [4, 5, 4, 5]], [[6, 7, 8]], [[9], [4, 9, 5, 6, 7, 8]]]
@@ -56,6 +56,18 @@ def test_consensus_is_the_weighted_sum_of_the_mean_similarities_to_each_images_c
     assert expected[3] == 0 < expected[0]
 
 
+@pytest.mark.parametrize("candidates", [[[4]], [[4, 5]], [[4], [5]], [[], [4, 5, 6]], [[]]])
+def test_however_few_words_the_candidates_have_they_have_a_consensus(candidates: list[list[int]]) -> None:
+    assert INDEX.score(FlatCaptions.of(candidates), np.ones(3, np.float32)).shape == (len(candidates),)
+
+
+def test_captions_of_more_words_than_an_index_counts_are_as_long_as_one_another() -> None:
+    words = [4, 5, 6] * 200
+    index = CaptionIndex.of(FlatCaptions.of([words, words, [7]]), np.array([0, 1, 2]))
+    found = index.score(FlatCaptions.of([words]), np.array([1, 0, 0], np.float32))
+    assert found == pytest.approx([10], abs=0.1)
+
+
 def test_ngrams_do_not_cross_from_one_caption_into_the_next() -> None:
     apart = find_ngrams(FlatCaptions.of([[4, 5], [6]]))
     together = find_ngrams(FlatCaptions.of([[4, 5, 6]]))
@@ -65,9 +77,9 @@ def test_ngrams_do_not_cross_from_one_caption_into_the_next() -> None:
 
 def test_a_rarity_is_known_for_ngrams_of_several_images_only() -> None:
     captions = FlatCaptions.of([[4, 5], [4, 4], [4, 6]])
-    rarities = Rarities.measure(captions, np.array([0, 0, 1]))
-    assert rarities.weights.tolist() == [0.0]  # of word 4, in both images
-    assert rarities.of(np.array([rarities.keys[0], 12345], np.uint64)) == pytest.approx([0.0, math.log(2)])
+    idf = NGramIdf.fit(captions, np.array([0, 0, 1]))
+    assert idf.weights.tolist() == [0.0]  # of word 4, in both images
+    assert idf.of(np.array([idf.keys[0], 12345], np.uint64)) == pytest.approx([0.0, math.log(2)])
 
 
 def make_features(count: int, seed: int = 0) -> np.ndarray:

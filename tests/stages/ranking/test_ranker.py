@@ -8,13 +8,15 @@ import numpy.typing as npt
 import pytest
 import torch
 from builders import make_ranker
+from torch.nn.utils.rnn import pad_sequence
 
+from captionmill.data.captions.vocabulary import PAD
 from captionmill.data.errors import ModelError
 from captionmill.data.models.bundle import RankerParts
 from captionmill.stages.ranking.matcher import MatcherConfig
 from captionmill.stages.ranking.packed import pack_ranker, unpack_ranker
 from captionmill.stages.ranking.ranker import RankerConfig
-from captionmill.stages.training.reranking.network import MatcherNetwork, pad_captions
+from captionmill.stages.training.reranking.network import MatcherNetwork
 
 CANDIDATES = [[4, 5, 6], [7], [5, 5, 8, 9, 10, 11]]
 FEATURES = np.random.default_rng(1).standard_normal((20, 8)).astype(np.float32)
@@ -25,8 +27,9 @@ def test_the_matcher_gives_the_vectors_of_the_network_that_it_was_trained_as() -
     network = MatcherNetwork(MatcherConfig(feature_dim=8, vocab_size=12, embed_dim=6, joint_dim=5)).eval()
     network.feature_std[3] = 0  # a feature that never changes
     with torch.inference_mode():
-        alone = torch.cat([network(pad_captions([caption])) for caption in CANDIDATES])
-        padded = network(pad_captions(CANDIDATES))
+        captions = [torch.tensor(caption) for caption in CANDIDATES]
+        alone = torch.cat([network(caption[None]) for caption in captions])
+        padded = network(pad_sequence(captions, batch_first=True, padding_value=PAD))
         images = network.embed_images(torch.from_numpy(FEATURES))
     matcher = network.trained()
     np.testing.assert_allclose(matcher.embed_captions(CANDIDATES), alone, atol=1e-6)
@@ -47,6 +50,23 @@ def test_a_ranker_is_the_same_after_it_was_packed() -> None:
             assert (one.consensus, one.match) == pytest.approx((other.consensus, other.match), abs=1e-2)  # float16
             assert one.total == pytest.approx(one.consensus + 0.3 * one.log_probability + 0.75 * one.match)
     assert pack_ranker(again).settings == parts.settings
+
+
+def test_what_a_candidate_says_twice_is_taken_off_but_not_by_models_of_earlier_versions() -> None:
+    ranker = make_ranker(FEATURES, 12)
+    idf = ranker.words.idf.tolist()
+    images = [{word for words in one.captions for word in words} for one in ranker.strongest(FEATURES[0], 20)]
+    assert idf[10] == pytest.approx(np.log(20 / sum(10 in words for words in images)))
+    assert ranker.repetition([4, 10, 5, 4, 10]) == pytest.approx(idf[10])  # the pair 4, 10
+    assert ranker.repetition([10, 11, 10, 11, 10, 11]) == pytest.approx(2 * idf[11] + idf[10])
+    assert ranker.repetition([10, 11, 4, 10, 5, 11]) == 0
+    parts = pack_ranker(ranker)
+    earlier = {name: value for name, value in parts.settings.items() if name != "repetition_weight"}
+    old = unpack_ranker(replace(parts, settings=earlier), "model", 12)
+    candidates, likelihoods = [[[10, 11, 10, 11], [10, 11]]], [[-1.0, -1.0]]
+    mine, others = (one.score(FEATURES[:1], candidates, likelihoods, "matcher")[0] for one in (ranker, old))
+    assert mine[0].total == pytest.approx(others[0].total - 0.1 * idf[11], abs=1e-2)  # float16
+    assert mine[1].total == pytest.approx(others[1].total, abs=1e-2)
 
 
 def test_an_image_that_is_far_from_all_training_images_trusts_the_consensus_less() -> None:

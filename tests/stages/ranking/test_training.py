@@ -11,11 +11,13 @@ from captionmill.data.captions.vocabulary import UNK
 from captionmill.data.errors import InputError, SettingError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, read_model
-from captionmill.stages.decoding.captioner import Captioner, decode_features
+from captionmill.stages.decoding.captioner import Captioner, decode_rows
 from captionmill.stages.decoding.explain import explain_features
+from captionmill.stages.scoring.evaluate import evaluate
+from captionmill.stages.scoring.settings import EvaluateConfig
 from captionmill.stages.settings import Rerank, SearchConfig
 from captionmill.stages.training.reranking.grow import thin_out
-from captionmill.stages.training.reranking.matching import choose_matcher_epochs
+from captionmill.stages.training.state import fit_epochs
 from captionmill.stages.training.train import train
 
 SEARCH = SearchConfig(beam_size=2, max_length=6, rerank="both", candidates=6)
@@ -49,8 +51,7 @@ def test_captions_are_the_same_whatever_the_block(task: Path, block_rows: int) -
     captioner, store = Captioner.load(task / "model", device="cpu"), FeatureStore.open(task / "features.h5")
     search = captioner.fit_search(replace(SEARCH, alternatives=1))
     assert search.rerank == "both"
-    parts = (captioner.decoder, store, store.keys, captioner.vocabulary, search)
-    found = list(decode_features(*parts, rankers=captioner.rankers, block_rows=block_rows))
+    found = list(decode_rows(captioner.finder(search), store, store.keys, block_rows=block_rows))
     whole = list(captioner.captions(store, store.keys, search))
     assert [(key, caption.text, caption.alternatives[0].text) for key, caption in found] == [
         (key, caption.text, caption.alternatives[0].text) for key, caption in whole
@@ -67,7 +68,9 @@ def test_captions_are_the_same_whatever_the_block(task: Path, block_rows: int) -
 def test_a_caption_is_as_sure_as_its_consensus(task: Path, rerank: Rerank) -> None:
     captioner, store = Captioner.load(task / "model", device="cpu"), FeatureStore.open(task / "features.h5")
     search = replace(SEARCH, rerank=rerank)
-    for key, caption in captioner.captions(store, store.keys[:4], search):
+    found = list(captioner.captions(store, store.keys[:4], search))
+    assert len(found) == 4
+    for key, caption in found:
         explanation = explain_features(
             captioner.steps, store[key], captioner.vocabulary, search, rankers=captioner.rankers
         )
@@ -115,6 +118,19 @@ def test_what_a_model_lacks_is_refused_and_greedy_search_stays_greedy(task: Path
         consensus.fit_search(SearchConfig(rerank="matcher"))
     with pytest.raises(SettingError, match="`rerank` applies to beam search only"):
         SearchConfig(sample=True, rerank="both")
+    (tmp_path / "list.txt").write_text("08.jpg\n09.jpg\n")
+    config, steps = EvaluateConfig(device="cpu", search=SEARCH_BY_CONSENSUS), list[int]()
+    with pytest.raises(InputError, match=r"`rerank` consensus: .*/plain has nothing to re-rank by"):
+        evaluate(
+            features,
+            task / "model",
+            captions,
+            config,
+            image_list=tmp_path / "list.txt",
+            against=tmp_path / "plain",
+            progress=lambda label, done, total, **_: steps.append(done),
+        )
+    assert steps == []  # nothing was captioned before
     many = SearchConfig(beam_size=2, alternatives=19)  # as many as there are candidates, if they are re-ranked
     assert both.fit_search(many).alternatives == 19
     with pytest.raises(SettingError, match="`alternatives` 19 needs `beam_size` 20 or more, not 2"):
@@ -138,8 +154,7 @@ def test_few_images_get_a_ranker_only_if_it_is_asked_for(task: Path, tmp_path: P
 
 
 def test_few_captions_get_more_epochs() -> None:
-    assert [choose_matcher_epochs(None, count) for count in (566_000, 30_000, 7_500, 100)] == [10, 10, 20, 40]
-    assert choose_matcher_epochs(3, 100) == 3
+    assert [fit_epochs(count, 10, 40) for count in (566_000, 30_000, 7_500, 100)] == [10, 10, 20, 40]
 
 
 def test_a_training_from_a_model_keeps_its_ranker_which_grows_by_the_new_images(task: Path, tmp_path: Path) -> None:
