@@ -5,6 +5,7 @@ stored is kept, and its task runs again elsewhere.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
@@ -144,11 +145,11 @@ def _connect_dask(address: str, attempts: int, wait_s: float) -> Iterator[Spread
 
 @contextmanager
 def _connect_ray(address: str, attempts: int, wait_s: float) -> Iterator[Spread]:
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else ray replaces a lost cluster with one on this machine
     ray = require("ray", extra="ray", needed_by="`cluster` ray://")
 
-    import joblib
-
     def connect() -> Any:
+        logging.getLogger("ray.client_builder").setLevel(logging.WARNING)  # it repeats `log_to_driver`
         return ray.init(address=f"ray://{address}", log_to_driver=False)
 
     try:
@@ -156,12 +157,36 @@ def _connect_ray(address: str, attempts: int, wait_s: float) -> Iterator[Spread]
     except (OSError, ValueError) as exc:
         raise ClusterError(f"ray://{address}: no ray cluster answers ({_first_words(exc)})") from exc
     try:
-        require("ray.util.joblib", extra="ray", needed_by="`cluster` ray://").register_ray()
         processes = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        run_remotely = ray.remote(max_retries=0)(_run_numbered)  # ray itself would retry for ever if memory runs out
 
         def run_calls(calls: Sequence[_Call]) -> Iterator[tuple[int, Any]]:
-            parallel = joblib.Parallel(processes, backend="ray", batch_size=1)  # this backend has no generators
-            return iter(parallel(joblib.delayed(_run_numbered)(call) for call in calls))
+            waiting = (run_remotely.remote(call) for call in calls)
+            running = list(islice(waiting, _TASKS_AHEAD * processes))
+            death: Exception | None = None
+            try:
+                while running:
+                    (done,), running = ray.wait(running)
+                    running += islice(waiting, 1)
+                    try:
+                        result = ray.get(done)
+                    except ray.exceptions.RayTaskError as exc:
+                        raise exc.cause from None
+                    except ray.exceptions.RayError as exc:
+                        death = exc  # the others are finished first; this one runs again in the next round
+                    else:
+                        yield result
+            except (OSError, ray.exceptions.RayError) as exc:
+                if ray.is_initialized():
+                    raise
+                raise ClusterError(
+                    f"ray://{address}: the cluster no longer answers; finished work is kept: run again to resume"
+                ) from exc
+            finally:
+                for reference in running if ray.is_initialized() else []:
+                    ray.cancel(reference)
+            if death is not None:
+                raise death
 
         yield Spread(_retrying(run_calls, (ray.exceptions.RayError,), 1, attempts), processes, 1, this_machine=False)
     finally:

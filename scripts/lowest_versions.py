@@ -26,7 +26,7 @@ COMMANDS = (
     "evaluate features.h5 --model model --captions photos.csv --output scores.json --resamples 10 --device cpu",
     "caption photos --model model --output captions.csv --gallery page.html --sidecar .txt --device cpu",
     "search features.h5 a --model model --device cpu",
-    "explain photos/scene_0000.png --model model --output explain.html --device cpu",
+    "explain photos/scene_00000.png --model model --output explain.html --device cpu",
     "report model --features features.h5 --scores scores.json --output report.html",
 )
 

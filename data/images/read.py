@@ -100,8 +100,8 @@ def _read_file(path: Path, image: ImageFile) -> tuple[bytes, int]:
             return file.read(size), image.modified_ns
     except OSError as exc:
         raise ImageError(exc.strerror.lower() if exc.strerror else str(exc)) from exc
-    except ValueError as exc:  # a null byte in the path
-        raise ImageError(str(exc)) from exc
+    except ValueError as exc:  # a null byte in the path, which Python 3.14 calls a null character
+        raise ImageError("embedded null byte" if "\0" in str(image.path) else str(exc)) from exc
     except MemoryError as exc:
         raise ImageError("not enough memory to read it") from exc
 

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from captionmill.data.images.lists import ListedImages
     from captionmill.data.paths import AnyPath
 
+    _AnyType = click.ParamType[Any]
+    _PairType = click.ParamType[tuple[int, int]]
+else:
+    _AnyType = _PairType = click.ParamType  # which takes no parameters before click 8.4
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings", bound=Configuration)
 Decorator = Callable[[Command], Command]
@@ -57,7 +62,7 @@ class FiniteFloat(click.FloatRange):
         return number
 
 
-class ShardType(click.ParamType[tuple[int, int]]):
+class ShardType(_PairType):
     """I/N: the I-th of N shards."""
 
     name = "I/N"
@@ -69,10 +74,10 @@ class ShardType(click.ParamType[tuple[int, int]]):
         return int(found[1]), int(found[2])
 
 
-class ValueOrWord(click.ParamType[Any]):
+class ValueOrWord(_AnyType):
     """A value of another type, or a word that means one."""
 
-    def __init__(self, value_type: click.ParamType[Any], words: Mapping[str, Any]) -> None:
+    def __init__(self, value_type: _AnyType, words: Mapping[str, Any]) -> None:
         self._value_type, self._words = value_type, words
         self.name = "|".join([value_type.name.split()[0].upper(), *words])
 
@@ -102,9 +107,9 @@ def _setting_option(setting: Setting, note: str) -> Decorator[Any]:
     )
 
 
-def _value_type(setting: Setting) -> click.ParamType[Any]:
+def _value_type(setting: Setting) -> _AnyType:
     ends: dict[str, Any] = {"min": setting.least, "max": setting.most}
-    kinds: dict[type, click.ParamType[Any]] = {
+    kinds: dict[type, _AnyType] = {
         int: click.IntRange(**ends),
         float: FiniteFloat(**ends),
         str: click.STRING,

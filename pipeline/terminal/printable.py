@@ -44,7 +44,8 @@ class StreamAbove(io.TextIOBase):
         return True
 
     def flush(self) -> None:
-        self._stream.flush()
+        if not self._stream.closed:  # as it may be when this object ends; Python 3.14 would report the error
+            self._stream.flush()
 
 
 class PrintableStream(StreamAbove):

@@ -168,6 +168,6 @@ def test_tiff_that_lacks_strips_or_tiles_is_refused(options: dict[str, Any]) -> 
     content = bytearray(buffer.getvalue())
     np.testing.assert_array_equal(decode_pixels(bytes(content)), np.array(SCENE))
     with tifffile.TiffFile(io.BytesIO(content)) as file:
-        entry = file.pages[0].tags["ImageLength"].offset
+        entry = file.pages.first.tags["ImageLength"].offset
     content[entry + 2 : entry + 12] = struct.pack("<HII", 4, 1, 2 * SCENE.height)
     assert reason_of(bytes(content)) == "truncated or damaged image (a strip or a tile is missing)"

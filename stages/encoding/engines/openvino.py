@@ -80,15 +80,15 @@ class OpenVinoEngine:
         return free
 
 
-def _run_on_a_free(requests: "queue.SimpleQueue[Any]", pixels: Pixels) -> Features:
-    request = requests.get()
+def _run_on_a_free(free: "queue.SimpleQueue[Any]", pixels: Pixels) -> Features:
+    request = free.get()
     try:
         request.set_input_tensor(openvino.Tensor(pixels))
         request.infer()
         rows: Features = request.get_output_tensor().data.copy()
         return rows
     finally:
-        requests.put(request)
+        free.put(request)
 
 
 def _find_network(encoder: Encoder, precision: Precision) -> Any:
