@@ -123,6 +123,12 @@ def require_other_file(output: Path, *inputs: Path | None) -> None:
         raise InputError(f"{output}: is an image and would be overwritten; name another output")
 
 
+def require_two_files(table: Path | None, page: Path | None, name: str) -> None:
+    """Raise InputError if the outputs `table` and `page`, whose parameter is called `name`, are one file."""
+    if table is not None and page is not None and table.absolute() == page.absolute():
+        raise InputError(f"{page}: cannot be the table and the page at once; name another file as `{name}`")
+
+
 def digest_of_file(path: Path) -> str:
     """SHA-256 of a file's content, 64 hexadecimal digits; "" if there is no file."""
     try:

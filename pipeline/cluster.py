@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 
-from captionmill.data.errors import ClusterError, InputError
+from captionmill.data.errors import ClusterError, InputError, one_line
 from captionmill.data.optional import require
 from captionmill.stages.encoding.spread import RunTasks, Spread
 from captionmill.stages.machine import choose_workers, limit_threads, means_cpu
@@ -63,14 +63,19 @@ def open_spread(
         with _start_processes(processes, attempts, least_images=0 if jobs else _LEAST_IMAGES_TO_SPREAD) as spread:
             yield spread
         return
-    if jobs:
-        raise InputError("`jobs` is for this machine: with `cluster`, the cluster's workers are the processes")
+    refuse_both(jobs, cluster)
     kind, _, address = cluster.partition("://")
     connect = {"dask": _connect_dask, "ray": _connect_ray}.get(kind)
     if connect is None or not address:
         raise InputError(f"`cluster` {cluster}: use dask://HOST:PORT or ray://HOST:PORT")
     with connect(address, attempts, wait_s) as spread:
         yield spread
+
+
+def refuse_both(jobs: int, cluster: str | None) -> None:
+    """Raise InputError if both `jobs` and `cluster` are given."""
+    if jobs and cluster is not None:
+        raise InputError("`jobs` is for this machine: with `cluster`, the cluster's workers are the processes")
 
 
 def _choose_processes(device: str) -> int:
@@ -117,7 +122,7 @@ def _connect_dask(address: str, attempts: int, wait_s: float) -> Iterator[Spread
     try:
         client = _wait(connect, f"dask://{address}: waiting up to {wait_s:g} s for the scheduler", wait_s)
     except (OSError, ValueError) as exc:
-        raise ClusterError(f"dask://{address}: no dask scheduler answers ({_first_words(exc)})") from exc
+        raise ClusterError(f"dask://{address}: no dask scheduler answers ({one_line(exc)})") from exc
     with client:
         if not client.nthreads() and wait_s:
             _logger.warning("dask://%s: waiting up to %g s for workers", address, wait_s)
@@ -155,16 +160,17 @@ def _connect_ray(address: str, attempts: int, wait_s: float) -> Iterator[Spread]
     try:
         _wait(connect, f"ray://{address}: waiting up to {wait_s:g} s for the cluster", wait_s)
     except (OSError, ValueError) as exc:
-        raise ClusterError(f"ray://{address}: no ray cluster answers ({_first_words(exc)})") from exc
+        raise ClusterError(f"ray://{address}: no ray cluster answers ({one_line(exc)})") from exc
     try:
         processes = max(1, int(ray.cluster_resources().get("CPU", 1)))
         run_remotely = ray.remote(max_retries=0)(_run_numbered)  # ray itself would retry for ever if memory runs out
 
         def run_calls(calls: Sequence[_Call]) -> Iterator[tuple[int, Any]]:
             waiting = (run_remotely.remote(call) for call in calls)
-            running = list(islice(waiting, _TASKS_AHEAD * processes))
+            running: list[Any] = []
             death: Exception | None = None
             try:
+                running += islice(waiting, _TASKS_AHEAD * processes)
                 while running:
                     (done,), running = ray.wait(running)
                     running += islice(waiting, 1)
@@ -253,7 +259,3 @@ def _run_in_process(call: _Call) -> tuple[int, Any]:
     # a network is not a leak: loky would restart a process that has grown by 300 MB, which imports torch again
     process_executor._MAX_MEMORY_LEAK_SIZE = _MAX_GROWTH
     return _run_numbered(call)
-
-
-def _first_words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]

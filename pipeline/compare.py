@@ -4,7 +4,7 @@ from pathlib import Path
 
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
-from captionmill.data.files import require_other_file, write_text
+from captionmill.data.files import require_other_file, require_two_files, write_text
 from captionmill.data.images.find import find_images
 from captionmill.data.paths import AnyPath, as_location, as_path
 from captionmill.data.progress import Progress, no_progress
@@ -38,8 +38,7 @@ def compare_tables(
     for path in (output, page):
         if path is not None:
             require_other_file(path, first, second, captions, as_path(images))
-    if output is not None and output == page:
-        raise InputError(f"{page}: cannot be the table and the page at once; name another file as `page`")
+    require_two_files(output, page, "page")
     if images is not None and page is None:
         raise InputError("`images` are shown on the page: name its file with `page`")
     comparison = compare_rows(first, second, captions, bootstrap)

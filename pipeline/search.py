@@ -9,7 +9,7 @@ from pathlib import Path
 from captionmill.data.csv_tables import RecordLayout, require_records_name, write_records
 from captionmill.data.errors import InputError
 from captionmill.data.features.file import Features
-from captionmill.data.files import require_other_file
+from captionmill.data.files import require_other_file, require_two_files
 from captionmill.data.images.find import find_images
 from captionmill.data.images.keys import match_forms
 from captionmill.data.models.bundle import model_paths
@@ -113,10 +113,9 @@ def _check(files: SearchFiles, opened: MatchedStore) -> None:
     for path in (as_path(files.output), as_path(files.gallery)):
         if path is not None:
             require_other_file(path, opened.store.path, as_path(files.images), *model_paths(opened.folder))
+    require_two_files(as_path(files.output), as_path(files.gallery), "gallery")
     if files.output is not None:
         require_records_name(Path(files.output), files.layout)
-        if as_path(files.output) == as_path(files.gallery):
-            raise InputError(f"{files.gallery}: cannot be the table and the page at once; name another `gallery`")
     if files.images is not None and files.gallery is None:
         raise InputError("`images` are shown on a page: name its file with `gallery`")
 

@@ -218,9 +218,9 @@ def _walk_url(url: str, left_out: PassedOver) -> Iterator[_Named]:
         name = posixpath.relpath(path, root)
         suffix = suffix_of(posixpath.basename(name))
         full = filesystem.unstrip_protocol(path)
-        if _passes_compressed(full, left_out):
+        if not (suffix in _SEARCHED_SUFFIXES or is_compressed_tar(name)) or left_out.passes(name.split("/")):
             continue
-        if suffix in _SEARCHED_SUFFIXES and not left_out.passes(name.split("/")):
+        if not _passes_compressed(full, left_out):
             yield _Named(name, ImageFile(image_key(name), full, None, details.get("size"), _modified_ns(details)))
 
 

@@ -63,9 +63,13 @@ def run_pipeline(
     and each extraction together. `start` names tasks as `Graph.find` takes them: these and the tasks that depend on
     them run in any case.
 
-    Raises PipelineError for a file that is not valid or that another process runs, and, after all other tasks are done,
-    for tasks that failed; ClusterError if processes keep dying.
+    Raises InputError for several `jobs` with a `cluster`; PipelineError for a file that is not valid or that another
+    process runs, and, after all other tasks are done, for tasks that failed; ClusterError if processes keep dying.
     """
+    if cluster and jobs > 1:
+        from captionmill.pipeline.cluster import refuse_both  # imports numpy, which a run with nothing to do need not
+
+        refuse_both(jobs, cluster)
     plan_path = Path(plan_path)
     graph = read_plan(plan_path)
     forced = graph.forced_by(start)
@@ -78,8 +82,7 @@ def run_pipeline(
 
             stop_path = plan_path.absolute().with_name(f".{plan_path.stem}.stop")
             listeners = Listeners(events.on_splits, events.on_epoch, progress or no_progress)
-            processes = 0 if cluster and jobs == 1 else jobs
-            return stack.enter_context(open_crew(processes, cluster, stop_path, listeners, wait_s=wait_s))
+            return stack.enter_context(open_crew(0 if cluster else jobs, cluster, stop_path, listeners, wait_s=wait_s))
 
         outcomes = _Run(graph, Workspace(plan_path), forced, start_crew, events).run_all()
         if any(outcome.summary for outcome in outcomes) or not report_path_for(plan_path).exists():

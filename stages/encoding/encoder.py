@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from PIL import Image
 
-from captionmill.data.errors import InputError, WeightsError
+from captionmill.data.errors import InputError, WeightsError, one_line
 from captionmill.data.features.spec import USUAL_PREPROCESS, FeatureSpec, Preprocess, Views
 from captionmill.data.images.decode import Pixels
 from captionmill.stages.encoding.weights import (
@@ -180,8 +180,7 @@ def _build_network(backbone: str, file: WeightsFile) -> "tuple[FeatureNetwork, s
     try:
         resnet.load_state_dict(state, assign=True)
     except RuntimeError as exc:
-        problem = " ".join(str(exc).split())[:200]
-        raise WeightsError(f"{file.name}: not the weights of a {backbone} ({problem})") from exc
+        raise WeightsError(f"{file.name}: not the weights of a {backbone} ({one_line(exc)})") from exc
     return FeatureNetwork(fuse_batch_norm(resnet.eval())), digest
 
 

@@ -157,6 +157,26 @@ def test_png_of_an_iphone_app_is_named() -> None:
     assert reason_of(content) == "a PNG of an iPhone app (CgBI) is not supported; convert it to JPEG or PNG"
 
 
+def test_tiff_whose_old_jpeg_is_no_strip_is_read() -> None:
+    jpeg = encode(SCENE, "JPEG", quality=95)
+    tags = {256: SCENE.width, 257: SCENE.height, 258: 8, 259: 6, 262: 6, 277: 3, 513: 8, 514: len(jpeg)}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    content = (
+        struct.pack("<2sHI", b"II", 42, 8 + len(jpeg)) + jpeg + struct.pack("<H", len(tags)) + directory + bytes(4)
+    )
+    assert np.abs(decode_pixels(content) - decode_pixels(jpeg).astype(float)).mean() < 8  # chroma is enlarged otherwise
+
+
+def test_tiff_with_a_tile_that_was_never_written_is_refused() -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.array(SCENE), photometric="rgb", tile=(64, 64), byteorder="<")
+    content = bytearray(buffer.getvalue())
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        offsets = file.pages.first.tags["TileOffsets"].valueoffset
+    content[offsets + 4 : offsets + 8] = bytes(4)
+    assert reason_of(bytes(content)) == "truncated or damaged image (a strip or a tile is missing)"
+
+
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"planarconfig": "separate"}, {"tile": (64, 64)}])
 def test_tiff_that_lacks_strips_or_tiles_is_refused(options: dict[str, Any]) -> None:
     buffer = io.BytesIO()

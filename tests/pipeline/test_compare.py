@@ -108,7 +108,7 @@ def test_captions_of_a_person_are_not_scored_and_come_last(tables: tuple[Path, P
         (["--images", "."], "--images are shown on the page: name its file with --page"),
         (["--output", "first.csv"], "is an input of this command and would be overwritten"),
         (
-            ["--output", "new", "--page", "new"],
+            ["--output", "new", "--page", "{folder}/new"],
             "new: cannot be the table and the page at once; name another file as --page",
         ),
         (
@@ -122,6 +122,6 @@ def test_what_cannot_be_compared_is_one_line(
 ) -> None:
     monkeypatch.chdir(tables[0].parent)
     Path("refs.csv").write_text("image,caption\nother.jpg,a dog\n")
-    result = run("first.csv", "second.jsonl", *options)
+    result = run("first.csv", "second.jsonl", *(option.format(folder=Path.cwd()) for option in options))
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert message in result.stderr

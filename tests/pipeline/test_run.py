@@ -175,9 +175,10 @@ def test_a_file_that_is_no_table_of_captions_is_not_replaced_by_one(plan_path: P
     assert stages_run(plan_path) == ["caption"]
 
 
-def test_a_cluster_has_its_own_processes(plan_path: Path) -> None:
+def test_a_cluster_has_its_own_processes_also_where_nothing_is_left_to_do(finished_plan: Path) -> None:
     with pytest.raises(InputError, match="`jobs` is for this machine: with `cluster`"):
-        run_pipeline(plan_path, jobs=2, cluster="dask://127.0.0.1:1")
+        run_pipeline(finished_plan, jobs=2, cluster="dask://127.0.0.1:1")
+    assert len(run_pipeline(finished_plan, cluster="dask://127.0.0.1:1")) == 4
 
 
 def test_two_plans_in_one_folder_do_not_take_each_others_outputs_for_their_own(finished_plan: Path) -> None:

@@ -116,7 +116,7 @@ def test_what_cannot_be_searched_is_one_line(searched: Path, tmp_path: Path) -> 
     assert "would be overwritten" in fail(*given, "dog", "--output", searched / "f.h5")
     both = tmp_path / "both.csv"
     assert fail(*given, "dog", "--output", both, "--gallery", both) == (
-        f"Error: {both}: cannot be the table and the page at once; name another --gallery"
+        f"Error: {both}: cannot be the table and the page at once; name another file as --gallery"
     )
     with pytest.raises(InputError, match="has no matcher"):
         captionmill.search_store(searched / "f.h5", make_model(tmp_path / "model", make_spec()), "dog")

@@ -15,7 +15,7 @@ from captionmill.data.regular import read_text
 _SUFFIX = ".txt"
 _METADATA = "metadata.jsonl"  # Hugging Face's imagefolder
 _SHARE = r"\s+(?:[01]?\.\d+|[01]|\d(?:\.\d+)?e-\d+)"  # of the width or the height of an image
-_LABEL = re.compile(rf"\s*\d+(?=.*\.\d)(?:{_SHARE}){{4}}(?:\s+[-+.e\d]+)*\s*")  # the number of a class, and a box
+_LABEL = re.compile(rf"\s*\d++(?=.*\.\d)(?:{_SHARE}){{4}}(?:\s+[-+.e\d]+)*\s*")  # the number of a class, and a box
 _LINE_ENDS = re.compile(r"\r\n|\r|\n")  # str.splitlines ends lines at U+2028 and others, too
 
 

@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from captionmill.data.images.formats.jpeg_damage import has_hole
@@ -21,7 +21,7 @@ _LARGE_HOLE = bytes(8192)  # where metadata may lie between the pixels
 _CODED_ITEMS = (b"hvc1", b"hev1", b"av01", b"avc1", b"vvc1")  # ISO/IEC 23008-12 and AV1 Image File Format
 _NEEDED_BYTES = 16  # at the end of a WebP
 _LOSSLESS_START = b"\x2f"  # WebP Lossless Bitstream Specification, 3.4
-_GROUP_4, _LZW, _JPEG, _DEFLATE, _PACKBITS = 4, 5, 7, (8, 32946), 32773  # compressions of a TIFF
+_GROUP_4, _LZW, _OLD_JPEG, _JPEG, _DEFLATE, _PACKBITS = 4, 5, 6, 7, (8, 32946), 32773  # compressions of a TIFF
 _TIFF_WEBP, _TIFF_JPEG_2000 = 50001, (33003, 33004, 33005, 34712)
 _CODESTREAM_START, _START_OF_TILE, _CODING_STYLE = b"\xff\x4f\xff\x51", b"\xff\x90", b"\xff\x52"  # 15444-1, A.2
 _OTHER_CODING_STYLES = (b"\xff\x50", b"\xff\x53", b"\xff\x5f")
@@ -58,8 +58,7 @@ def require_whole_strips(data: bytes, image: TiffImageFile) -> None:
     libtiff looks at the checksums of Deflate only sometimes, and takes wrong codes of Group 4 for white lines. Pillow
     makes strips that are not there black.
     """
-    if max(len(image.tag_v2.get(offsets, ())) for offsets, _ in _STRIPS) < _count_strips(image):
-        raise EOFError("a strip or a tile is missing")
+    _require_all_strips(image.tag_v2)
     for offsets, counts in _STRIPS:
         for start, count in zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(counts, ()), strict=False):
             strip = data[start : start + count]
@@ -69,15 +68,18 @@ def require_whole_strips(data: bytes, image: TiffImageFile) -> None:
                 raise EOFError(_ZEROS)
 
 
-def _count_strips(image: TiffImageFile) -> int:
-    """How many strips or tiles make up the image (TIFF 6.0, sections 3 and 15)."""
-    tags = image.tag_v2
-    width, length = tags[256], tags[257]
+def _require_all_strips(tags: ImageFileDirectory_v2) -> None:
+    """Raise EOFError unless the directory names as many strips or tiles as its image has (TIFF 6.0, 3 and 15)."""
+    width, length, offsets = tags[256], tags[257], tags.get(273)
+    across, rows = 1, min(tags.get(278, length), length)
+    if offsets is None:
+        if tags.get(259) == _OLD_JPEG:  # which may be one JPEG that other tags name (section 22)
+            return
+        across, rows = math.ceil(width / max(tags.get(322, width), 1)), tags.get(323, length)
+        offsets = tags.get(324, ())
     planes = tags.get(277, 1) if tags.get(284) == _PLANAR else 1
-    across = math.ceil(width / tags[322]) if 322 in tags else 1
-    rows = tags[323] if 323 in tags else min(tags.get(278, length), length)
-    count: int = planes * across * math.ceil(length / max(rows, 1))
-    return count
+    if sum(map(bool, offsets)) < planes * across * math.ceil(length / max(rows, 1)):  # at 0 is the header
+        raise EOFError("a strip or a tile is missing")
 
 
 def require_whole_codestream(data: bytes) -> None:
