@@ -1,13 +1,13 @@
 """What each choice of the decoder and its training does for validation CIDEr-D on Flickr8k, several seeds per row.
 
-python benchmarks/ablation.py FEATURES FLICKR8K --work DIR [--seeds 3] [--jobs 1] [--no-ranker] [--rows "default" ...]
+python benchmarks/ablation.py FEATURES FLICKR8K --work DIR [--seeds 3] [--jobs 1] [--no-matcher] [--rows "default" ...]
 
 FEATURES is the store that benchmarks/flickr8k.py makes, FLICKR8K as there. Each row changes the default only in what
 its name says. The 1,000 dev images score it, by the best epoch's captions and by those that the finished model
 re-ranks: a choice must not be made on the test images. Several trainings can share a GPU (`--jobs`). A second run
 resumes: DIR keeps each training's scores. Rows like "1,500 images" train on that many of the 6,000 images, drawn at
-random, the same in each seed. For several views per image, FEATURES is a store of these; use another DIR. `--no-ranker`
-trains the decoder alone, in two thirds of the time; the scores after re-ranking are then those before it.
+random, the same in each seed. For several views per image, FEATURES is a store of these; use another DIR. With
+`--no-matcher`, captions are re-ranked by consensus alone, and trainings take two thirds of the time.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="trainings in parallel")
-    parser.add_argument("--no-ranker", action="store_true", help="train the decoder alone")
+    parser.add_argument("--no-matcher", action="store_true", help="re-rank by consensus alone")
     parser.add_argument("--rows", nargs="+", default=[*ROWS, *FEWER_IMAGES])
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -78,13 +78,13 @@ def main() -> None:
     random.Random(0).shuffle(images)
 
     def options_of(row: str) -> list[object]:
-        ranker = ["--rerank", "none"] if arguments.no_ranker else []
+        matcher = ["--matcher-epochs", 0] if arguments.no_matcher else []
         if row not in FEWER_IMAGES:
-            return ["--train-list", train_list, *ranker, *ROWS[row]]
+            return ["--train-list", train_list, *matcher, *ROWS[row]]
         count, options = FEWER_IMAGES[row]
         fewer = arguments.work / f"{count}.txt"
         fewer.write_text("".join(f"{image}\n" for image in images[:count]))
-        return ["--train-list", fewer, *ranker, *options]
+        return ["--train-list", fewer, *matcher, *options]
 
     def score(job: tuple[str, int]) -> Scores:
         row, seed = job

@@ -3,8 +3,8 @@
 python benchmarks/flickr8k.py FLICKR8K --weights resnet50.pth [--seeds 3] [--max-epochs 6] [--self-critical-epochs 6]
 
 FLICKR8K holds `images/`, `Flickr8k.token.txt` and the official lists `Flickr_8k.{train,dev,test}Images.txt`. Each seed
-is trained by cross entropy, without re-ranking; with `--self-critical-epochs` once more, from the same seed, with these
-epochs after it.
+is trained by cross entropy, without a matcher, and evaluated without re-ranking; with `--self-critical-epochs` once
+more, from the same seed, with these epochs after it.
 """
 
 import argparse
@@ -64,7 +64,14 @@ def main() -> None:
         train_s = run(
             *("train", features, "--captions", captions, "--output", model, "--seed", seed, "--overwrite", "--quiet"),
             *("--train-list", flickr8k / "Flickr_8k.trainImages.txt"),
-            *("--val-list", flickr8k / "Flickr_8k.devImages.txt", "--self-critical-epochs", epochs, "--rerank", "none"),
+            *(
+                "--val-list",
+                flickr8k / "Flickr_8k.devImages.txt",
+                "--self-critical-epochs",
+                epochs,
+                "--matcher-epochs",
+                0,
+            ),
             *(("--max-epochs", arguments.max_epochs) if arguments.max_epochs else ()),
         )
         scores, evaluate_s = evaluate(model.name, [model])
