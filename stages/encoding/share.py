@@ -115,6 +115,11 @@ def _worker_engine(config: ExtractConfig, resize_size: int) -> tuple[Encoder, En
     return encoder, build_engine(encoder, config)
 
 
+def _user() -> str:
+    """Who runs this, by number where there are numbers: the user of a container often has no name."""
+    return str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
+
+
 _PLACES = 8  # at most so many processes claim one device; further ones choose by process ID
 _claims: list[filelock.FileLock] = []
 
@@ -134,7 +139,7 @@ def claim_device(name: str) -> str:
         return name
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace("/", "-")
     for place, index in itertools.product(range(_PLACES), range(count)):
-        lock_name = f"captionmill-{getpass.getuser()}-cuda-{visible}-{index}-{place}.lock"
+        lock_name = f"captionmill-{_user()}-cuda-{visible}-{index}-{place}.lock"
         lock = filelock.FileLock(Path(tempfile.gettempdir()) / lock_name, fallback_to_soft=False)
         try:
             lock.acquire(timeout=0)
