@@ -63,30 +63,20 @@ def main() -> None:
         model = work / f"{kind.replace(' ', '-')}-{seed}"
         train_s = 0.0
         if not (model / "bundle.json").exists():
-            train_s = run(
-                *(
-                    "train",
-                    features,
-                    "--captions",
-                    captions,
-                    "--output",
-                    model,
-                    "--seed",
-                    seed,
-                    "--overwrite",
-                    "--quiet",
-                ),
-                *("--train-list", flickr8k / "Flickr_8k.trainImages.txt"),
-                *(
-                    "--val-list",
-                    flickr8k / "Flickr_8k.devImages.txt",
-                    "--self-critical-epochs",
-                    epochs,
-                    "--matcher-epochs",
-                    0,
-                ),
-                *(("--max-epochs", arguments.max_epochs) if arguments.max_epochs else ()),
+            train_list, val_list = (flickr8k / f"Flickr_8k.{split}Images.txt" for split in ("train", "dev"))
+            lists = ("--train-list", train_list, "--val-list", val_list)
+            options = (
+                "--seed",
+                seed,
+                "--self-critical-epochs",
+                epochs,
+                "--matcher-epochs",
+                0,
+                "--overwrite",
+                "--quiet",
             )
+            fewer = ("--max-epochs", arguments.max_epochs) if arguments.max_epochs else ()
+            train_s = run("train", features, "--captions", captions, "--output", model, *lists, *options, *fewer)
         scores, evaluate_s = evaluate(model.name, [model])
         return scores, train_s, evaluate_s
 
