@@ -11,6 +11,7 @@ from captionmill.stages.decoding.config import DecoderConfig, Weights
 from captionmill.stages.decoding.ensemble import Ensemble, SingleDecoder, join_decoders
 from captionmill.stages.decoding.folded import FoldedDecoder
 from captionmill.stages.decoding.search import State
+from captionmill.stages.machine import without_tf32
 
 _LEVELS = 2**16  # of dropout rates: 16 random bits per value
 _INIT_STD = 0.05  # of tied embeddings: torch's 1.0 makes the first logits hundreds
@@ -145,6 +146,7 @@ class TorchSteps:
     """The steps of a decoder in evaluation mode, on its device; features are NumPy's."""
 
     def __init__(self, decoder: Decoder) -> None:
+        without_tf32()
         self._decoder = decoder.eval()
         self.config = decoder.config
 
