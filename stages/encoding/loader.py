@@ -70,7 +70,7 @@ class _Loaded(NamedTuple):
     read_s: float
     decode_s: float
     jpeg: CheckedJpeg | None = None
-    """The image, if it is to be decoded elsewhere."""
+    """The image, if something else will decode it."""
 
 
 def load_batches(
