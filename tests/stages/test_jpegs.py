@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from captionmill.data.errors import InputError
+from captionmill.data.errors import ImageError, InputError
 from captionmill.data.features.parts import NewParts
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.images.decode import Pixels, check_pixels
+from captionmill.data.images.decode import Pixels, check_pixels, decode_pixels
 from captionmill.data.images.find import find_images
 from captionmill.data.images.formats.jpeg import CheckedJpeg
 from captionmill.data.images.read import ImageFile
@@ -146,6 +146,24 @@ def test_an_undamaged_usual_jpeg_may_be_decoded_elsewhere(encoder: Encoder, name
 @pytest.mark.parametrize("name", LEFT | DAMAGED)
 def test_every_other_file_is_left_to_the_cpu(encoder: Encoder, name: str) -> None:
     assert check((LEFT | DAMAGED)[name], encoder) is None
+
+
+def test_no_damage_that_the_cpu_names_gets_to_a_device(encoder: Encoder) -> None:
+    whole = TAKEN["b-usual.jpg"]
+    draws = np.random.default_rng(0)
+    taken, refused = 0, 0
+    for number in range(90):
+        at, length = (int(draws.integers(2, limit)) for limit in (len(whole), 40))
+        put, taken_out = ((b"", length), (bytes([length]), 1), (bytes(length), length))[number % 3]
+        data = whole[:at] + put + whole[at + taken_out :]
+        try:
+            decode_pixels(data, at_least=encoder.least_size)
+        except ImageError:
+            refused += 1
+            assert check(data, encoder) is None, number
+        else:
+            taken += check(data, encoder) is not None
+    assert min(refused, taken) > 20
 
 
 @pytest.mark.parametrize(("preprocess", "views"), [("squash", "one"), ("crop", "six"), ("whole", "one")])
