@@ -96,7 +96,7 @@ class ExtractConfig(Configuration):
         "a CPU with VNNI or AMX, and the least exact.",
     )
     decode: Literal["cpu", "gpu"] = setting(
-        "cpu", "Where usual JPEGs are decoded and resized; gpu needs CUDA, is experimental and rounds other pixels."
+        "cpu", "Where usual JPEGs are decoded and resized; gpu needs CUDA, is experimental and changes rows slightly."
     )
     dtype: StoredDtype = setting(
         "float16", "Number type of the stored features; float16 halves the file and keeps three digits."

@@ -44,11 +44,12 @@ class JpegDecoder:
             with self._on_device():
                 works = jpeg is not None and self._is_same(_decode([jpeg.data], device)[0].float(), jpeg)
         except (ImportError, RuntimeError, TypeError) as exc:
+            reason = one_line(exc)[:200]
             raise InputError(
-                f"`decode` gpu: torchvision cannot decode JPEGs on {device} ({one_line(exc)[:200]})"
+                f"`decode` gpu: torchvision cannot decode on {device} ({reason}): use `decode` cpu"
             ) from exc
         if not works:
-            raise InputError(f"`decode` gpu: torchvision decodes JPEGs on {device} to wrong images; use `decode` cpu")
+            raise InputError(f"`decode` gpu: torchvision decodes to wrong images on {device}: use `decode` cpu")
 
     def __call__(self, jpegs: Sequence[CheckedJpeg]) -> list[Pixels | None]:
         """The network's inputs for each of `jpegs`, [H, W, 3]; None for one that the CPU has to decode."""
@@ -78,15 +79,11 @@ class JpegDecoder:
     def _prepare(self, image: Tensor, jpeg: CheckedJpeg) -> Pixels | None:
         """The network's inputs for `image`, [3, H, W] uint8; None if it is wrong or too large for the device."""
         width, height = self._encoder.least_size(*jpeg.size)
-        if width * height > RESIZED_LIMIT:
-            return None
         try:
             levels = image.float()
-            return (
-                self._encoder.prepare(cast(Pixels, levels.permute(1, 2, 0)), _resize)
-                if self._is_same(levels, jpeg)
-                else None
-            )
+            if width * height > RESIZED_LIMIT or not self._is_same(levels, jpeg):
+                return None
+            return self._encoder.prepare(cast(Pixels, levels.permute(1, 2, 0)), _resize)
         except RuntimeError as exc:
             if not is_out_of_memory(exc):
                 raise
