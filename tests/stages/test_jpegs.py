@@ -201,7 +201,9 @@ def test_features_of_the_device_point_the_same_way_and_the_store_names_it(
     assert 0.999 < cosine.min() < cosine.max() < 1
 
 
-def test_a_store_may_hold_rows_of_both_and_names_them(folder: Path, encoder: Encoder, thin_weights: Path) -> None:
+def test_a_store_may_hold_rows_of_both_and_names_them(
+    folder: Path, encoder: Encoder, thin_weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config, store = make_config(thin_weights, engine="torch"), folder.parent / "both.h5"
     images = find_images(folder)
     task = make_task(images[:2], store, encoder, config)
@@ -210,6 +212,8 @@ def test_a_store_may_hold_rows_of_both_and_names_them(folder: Path, encoder: Enc
     assert summary.cached == 2
     engines = FeatureStore.open(store).made_by["engine"]
     assert engines == "cpu torch float32, JPEGs decoded on the GPU; cpu torch float32"
+    note = f"holds rows of JPEGs decoded on the GPU and others ({engines}); `overwrite` makes all of them again"
+    assert caplog.messages == [f"{store}: {note}"]
 
 
 def test_a_wrong_image_is_refused_and_the_cpu_decodes_it(encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from captionmill.data.errors import InputError, one_line
+from captionmill.data.features.spec import GPU_JPEGS
 from captionmill.data.images.decode import Pixels, check_pixels
 from captionmill.data.images.formats.jpeg import CheckedJpeg
 from captionmill.stages.encoding.encoder import RESIZED_LIMIT, Encoder
@@ -32,7 +33,7 @@ _logger = logging.getLogger(__name__)
 class JpegDecoder:
     """Decodes and prepares JPEGs on one device as `encoder` does, except for rounding and how colours are enlarged."""
 
-    description = "JPEGs decoded on the GPU"
+    description = GPU_JPEGS
 
     def __init__(self, encoder: Encoder, device: torch.device) -> None:
         """Raises InputError if torchvision has no decoder for `device`."""
