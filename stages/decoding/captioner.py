@@ -20,11 +20,18 @@ from captionmill.stages.decoding.config import sound_weights
 from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.decoding.ensemble import Ensemble, SingleDecoder, join_decoders
 from captionmill.stages.decoding.folded import FoldedDecoder
-from captionmill.stages.decoding.reranking import candidate_search, guide_words, load_rankers, rerank_captions
+from captionmill.stages.decoding.reranking import (
+    candidate_search,
+    guide_words,
+    load_rankers,
+    rerank_captions,
+    weigh_images,
+)
 from captionmill.stages.decoding.sampling import draw_captions
 from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, TracedStep, search_captions
 from captionmill.stages.decoding.trained import TrainedModels, read_models
 from captionmill.stages.machine import choose_device, is_out_of_memory, means_cpu
+from captionmill.stages.ranking.ngrams import Reals
 from captionmill.stages.ranking.ranker import Ranker
 from captionmill.stages.settings import SearchConfig
 
@@ -165,8 +172,11 @@ class CaptionFinder:
 
     def find(self, features: Features, keys: Sequence[str]) -> list[DecodedCaption]:
         """The caption of each row of `features` [B, D], searched or drawn as `search` asks."""
-        found = self.find_candidates(features, keys)
-        return rerank_captions(found, features, self.rankers, self.search) if self.reranks else found
+        if not self.reranks:
+            return self.find_candidates(features, keys)
+        weights = weigh_images(features, self.rankers, self.search)
+        found = self._find(features, keys, weights)
+        return rerank_captions(found, features, weights, self.rankers, self.search)
 
     def find_candidates(
         self, features: Features, keys: Sequence[str], *, trace: list[TracedStep] | None = None
@@ -175,11 +185,21 @@ class CaptionFinder:
 
         `trace` is as `search_captions` and `draw_captions` take it.
         """
+        weights = weigh_images(features, self.rankers, self.search) if self.reranks else ()
+        return self._find(features, keys, weights, trace)
+
+    def _find(
+        self,
+        features: Features,
+        keys: Sequence[str],
+        weights: Sequence[Reals],
+        trace: list[TracedStep] | None = None,
+    ) -> list[DecodedCaption]:
         rule = WordRule.of(self.search, self.vocabulary)
         with np.errstate(invalid="ignore", over="ignore"):  # features that are no numbers have a caption, too
             if self.search.sample:
                 return draw_captions(self.steps, features, keys, self.search, rule=rule, trace=trace)
-            guide = guide_words(features, self.rankers, self.search) if self.reranks else None
+            guide = guide_words(weights, self.rankers, self.search) if self.reranks else None
             return search_captions(self.steps, features, self.widened, rule=rule, guide=guide, trace=trace)
 
 

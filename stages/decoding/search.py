@@ -11,7 +11,14 @@ from typing import Protocol
 from array_api_compat import array_namespace, device
 
 from captionmill.data.captions.vocabulary import END, PAD, START
-from captionmill.stages.decoding.constraints import AnyArray, WordRule, forbid_words, likeliest_words, log_softmax
+from captionmill.stages.decoding.constraints import (
+    AnyArray,
+    WordRule,
+    forbid_words,
+    likeliest_words,
+    log_softmax,
+    log_total,
+)
 from captionmill.stages.settings import SearchConfig
 
 State = tuple[AnyArray, ...]
@@ -28,8 +35,11 @@ class StepDecoder(Protocol):
     def start(self, features: AnyArray) -> State:
         """The state before `<start>`, from features [B, D]."""
 
-    def step(self, words: AnyArray, state: State) -> tuple[AnyArray, State]:
-        """One word per caption [B] and the state -> logits of the next word [B, V] and the next state."""
+    def step(self, words: AnyArray, state: State, parents: AnyArray | None = None) -> tuple[AnyArray, State]:
+        """One word per caption [B] and the state -> logits of the next word [B, V] and the next state.
+
+        `parents` [B]: where in the state the caption is that each word continues; None if each has its own.
+        """
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,7 @@ def search_captions(
     beam = _Beam(decoder.start(features), search, rule or WordRule.of(search), guide, trace)
     found: dict[int, DecodedCaption] = {}
     while len(beam.images):
-        logits, state = decoder.step(beam.last_words, beam.state)
+        logits, state = decoder.step(beam.last_words, beam.state, beam.parents)
         found.update(beam.advance(logits, state))
     return [found[image] for image in range(len(features))]
 
@@ -150,7 +160,8 @@ class _Beam:
         self._words = self._full((count, beams, 0), PAD)  # [B, K, T], <pad> after <end>
         self._log_probabilities = self._full((count, beams, 0), 0.0)  # [B, K, T] of these, without guidance
         self.last_words = self._full((count * groups,), START)  # [R]
-        self.state = tuple(xp.repeat(part, groups, axis=1) for part in state)  # each [L, R, H]
+        self.state = state  # each [L, P, H]
+        self.parents = xp.repeat(xp.arange(count, device=self._device), groups)  # [R] of P: what each continues
 
     def _full(self, shape: tuple[int, ...], value: float) -> AnyArray:
         """An array of one value: of float32, int64 or booleans, as this is."""
@@ -203,13 +214,7 @@ class _Beam:
         The third are the log probabilities without guidance.
         """
         xp, (count, beams) = self._xp, living.shape
-        log_probabilities = log_softmax(logits)  # [R, V]
-        own = log_probabilities
-        if self._guide is not None:
-            images = self.images[xp.nonzero(living)[0]]  # [R] which one each is of
-            bonus = self._guide[images]  # [R, V]
-            bonus[xp.arange(len(bonus), device=self._device)[:, None], self._words[living]] = 0.0
-            log_probabilities = log_softmax(log_probabilities + bonus)
+        log_probabilities = self._rate_words(logits, living)  # [R, V]
         ends = forbid_words(log_probabilities, self._words[living], self._rule)
         values, words = likeliest_words(log_probabilities, min(beams, logits.shape[1]))  # [R, K]
         is_stuck = values[:, 0] == -math.inf
@@ -223,8 +228,20 @@ class _Beam:
         unguided = all_values
         if self._guide is not None:
             unguided = xp.asarray(all_values, copy=True)
-            unguided[..., : values.shape[1]][living] = xp.take_along_axis(own, words, axis=1)
+            unguided[..., : values.shape[1]][living] = xp.take_along_axis(logits, words, axis=1) - log_total(logits)
         return all_values, all_words, unguided
+
+    def _rate_words(self, logits: AnyArray, living: AnyArray) -> AnyArray:
+        """The log probabilities, guided, of the next word of the living captions [R, V]."""
+        if self._guide is None:
+            return log_softmax(logits)
+        xp = self._xp
+        guided = self._guide[self.images[xp.nonzero(living)[0]]]  # [R, V]
+        guided += logits
+        rows, words = xp.arange(len(guided), device=self._device)[:, None], self._words[living]  # [R, T]
+        guided[rows, words] = xp.take_along_axis(logits, words, axis=1)
+        guided -= log_total(guided)
+        return guided
 
     def _choose(self, sums: AnyArray, weights: AnyArray, words: AnyArray) -> tuple[AnyArray, AnyArray]:
         """Which of the candidates [B, K, K] are the next captions, [B, K] of K*K, group by group; by which scores."""
@@ -283,8 +300,8 @@ class _Beam:
         self._ended, self._words = self._ended[stays], self._words[stays]
         self._log_probabilities = self._log_probabilities[stays]
         living = self._living()
-        living_rows = rows[stays][living]
-        self.state = tuple(self._xp.take(part, living_rows, axis=1) for part in state)
+        continued, self.parents = self._xp.unique_inverse(rows[stays][living])
+        self.state = tuple(self._xp.take(part, continued, axis=1) for part in state)
         self.last_words = self._words[:, :, -1][living]
 
 

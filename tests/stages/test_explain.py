@@ -21,7 +21,7 @@ from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.decoder import Decoder, TorchSteps, choose_steps
 from captionmill.stages.decoding.ensemble import join_decoders
 from captionmill.stages.decoding.explain import Explanation, explain_features
-from captionmill.stages.decoding.reranking import Choice, candidate_search, guide_words
+from captionmill.stages.decoding.reranking import Choice, candidate_search, guide_words, weigh_images
 from captionmill.stages.decoding.search import TracedStep, search_captions
 from captionmill.stages.ranking.ranker import mean_scores
 from captionmill.stages.settings import ImageInput, SearchConfig
@@ -170,12 +170,16 @@ def test_a_choice_is_explained_by_the_scores_that_made_it() -> None:
     explanation = explain_features(choose_steps(decoder), ROWS[0], VOCABULARY, search, rankers=[RANKER, other])
     choice, tree = explanation.choice, explanation.beam
     assert choice is not None
-    guide = guide_words(ROWS[:1], [RANKER, other], search)
+    rankers = [RANKER, other]
+    weights = weigh_images(ROWS[:1], rankers, search)
+    guide = guide_words(weights, rankers, search)
     (found,) = search_captions(choose_steps(decoder), ROWS[:1], candidate_search(search), guide=guide)
     listed = [replace(found, alternatives=()), *found.alternatives]
     likelihoods = [math.fsum(caption.log_probabilities) / len(caption.words) for caption in listed]
     words_of = [caption.words for caption in listed]
-    (scores,) = mean_scores([one.score(ROWS[:1], [words_of], [likelihoods], "both") for one in (RANKER, other)])
+    (scores,) = mean_scores(
+        [one.score(ROWS[:1], own, [words_of], [likelihoods], "both") for one, own in zip(rankers, weights, strict=True)]
+    )
     best_first = sorted(range(7), key=lambda place: -scores[place].total)
     assert [candidate.place for candidate in choice.candidates] == best_first
     for candidate in choice.candidates:

@@ -61,8 +61,9 @@ class TableDecoder:
     def start(self, features: AnyArray) -> State:
         return (torch.asarray(features).long().view(1, -1, 1),)
 
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        place = (state[0] * 5 + words.view(1, -1, 1)) % len(self.logits)
+    def step(self, words: Tensor, state: State, parents: Tensor | None = None) -> tuple[Tensor, State]:
+        before = state[0] if parents is None else state[0][:, parents]
+        place = (before * 5 + words.view(1, -1, 1)) % len(self.logits)
         return self.logits[place.view(-1)], (place,)
 
 
@@ -275,11 +276,13 @@ def test_the_decoder_steps_living_captions_of_unknown_images_only(decoder: Decod
     class Counting:
         start = staticmethod(decoder.start)
 
-        def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+        def step(self, words: Tensor, state: State, parents: Tensor | None = None) -> tuple[Tensor, State]:
             assert END not in words
-            assert all(part.shape[1] == len(words) for part in state)
+            assert parents is not None
+            assert len(parents) == len(words)
+            assert all(part.shape[1] == len(parents.unique()) for part in state)  # what nothing continues is gone
             counts.append(len(words))
-            return decoder.step(words, state)
+            return decoder.step(words, state, parents)
 
     search_captions(Counting(), features, SearchConfig(beam_size=3, max_length=MAX_LENGTH))
     assert counts[0] == 40  # one caption an image: all others would be the same
