@@ -83,6 +83,21 @@ def guide_words(weights: Sequence[Reals], rankers: Sequence[Ranker], search: Sea
     return np.asarray(np.mean(guides, axis=0))
 
 
+def pool_candidates(found: Sequence[DecodedCaption]) -> DecodedCaption:
+    """All captions of one image that several decoders found, each by itself, the likeliest first.
+
+    Of equal captions that of the decoder to which it is likelier is kept.
+    """
+    pool: dict[tuple[int, ...], DecodedCaption] = {}
+    for place, best in enumerate(found):
+        for caption in best.ranked:
+            other = pool.get(caption.words)
+            if other is None or caption.mean_log_probability > other.mean_log_probability:
+                pool[caption.words] = replace(caption, decoder=place)
+    best, *others = sorted(pool.values(), key=lambda caption: -caption.mean_log_probability)
+    return replace(best, alternatives=tuple(others))
+
+
 def rerank_captions(
     found: Sequence[DecodedCaption],
     features: Features,
@@ -128,9 +143,9 @@ def _rank(
     search: SearchConfig,
 ) -> list[list[Candidate]]:
     """The candidates of each image, the highest total first."""
-    captions = [[replace(best, alternatives=()), *best.alternatives] for best in found]  # in the decoder's order
+    captions = [best.ranked for best in found]  # in the decoder's order
     words = [[caption.words for caption in own] for own in captions]
-    likelihoods = [[_mean(caption.log_probabilities) for caption in own] for own in captions]
+    likelihoods = [[caption.mean_log_probability for caption in own] for own in captions]
     scores = mean_scores(
         [
             ranker.score(features, own, words, likelihoods, search.rerank)

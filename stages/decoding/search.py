@@ -11,6 +11,7 @@ from typing import Protocol
 from array_api_compat import array_namespace, device
 
 from captionmill.data.captions.vocabulary import END, PAD, START
+from captionmill.stages.decoding.beam_tree import TracedStep
 from captionmill.stages.decoding.constraints import (
     AnyArray,
     WordRule,
@@ -53,42 +54,27 @@ class DecodedCaption:
     """The maximum length was reached before `<end>`."""
     alternatives: tuple["DecodedCaption", ...] = ()
     """The next best captions of the image, best first."""
+    decoder: int = 0
+    """Which one of an ensemble found it, from 0, where each searched by itself."""
     consensus: float | None = None
     """That with the captions of training images, if re-ranking chose by it."""
+
+    @property
+    def ranked(self) -> list["DecodedCaption"]:
+        """The caption and then its alternatives, each without any of its own."""
+        return [replace(self, alternatives=()), *self.alternatives]
+
+    @property
+    def mean_log_probability(self) -> float:
+        """That of its words; 0 for a caption without any."""
+        return sum(self.log_probabilities) / max(1, len(self.log_probabilities))
 
     @property
     def confidence(self) -> float:
         """0 to 1: 1 - exp(-consensus), or without one the geometric mean of the words' probabilities."""
         if self.consensus is not None:
             return -math.expm1(-max(0.0, self.consensus))
-        return math.exp(sum(self.log_probabilities) / len(self.log_probabilities)) if self.words else 0.0
-
-
-@dataclass(frozen=True)
-class TracedStep:
-    """The record of one step of one image, from which an explanation is made: the captions after it, K of them.
-
-    The best stand first, drawn ones in the order of the draws.
-    """
-
-    places: list[int]
-    """The place of each in the search's own order, which `parents` of the next step refer to."""
-    parents: list[int]
-    """Where the caption that each continues stood before this step; of no meaning at the first step."""
-    words: list[int]
-    """The word that each took; of no meaning where it had ended before."""
-    log_probabilities: list[float]
-    """Natural logarithm of that word's probability given those before it; 0 where it had ended before."""
-    sums: list[float]
-    """Of the log probabilities of all its words."""
-    scores: list[float]
-    """`sums` divided by `lengths` to the power of the length penalty."""
-    ranks: list[float]
-    """The scores by which they were chosen: less what earlier groups of the beam took from them."""
-    lengths: list[int]
-    """Words so far, `<end>` counted."""
-    ended: list[bool]
-    """Whether it ends here, or has ended before."""
+        return math.exp(self.mean_log_probability) if self.words else 0.0
 
 
 def search_captions(
