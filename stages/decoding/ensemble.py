@@ -1,7 +1,6 @@
 """Several decoders over the same features as one: the next word's probability is the mean of theirs.
 
-So it is where the decoders' own search chooses the caption. Candidates that are re-ranked are searched by each decoder
-alone (captioner.py).
+Where candidates are re-ranked, each decoder searches by itself instead (captioner.py).
 
 Source: ensembles of caption decoders are in Vinyals et al. 2015, "Show and Tell". The mean is of probabilities, not of
 logits: a decoder that is sure counts for no more than its share.

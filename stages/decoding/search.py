@@ -61,7 +61,7 @@ class DecodedCaption:
 
     @property
     def ranked(self) -> list["DecodedCaption"]:
-        """The caption and then its alternatives, each without any of its own."""
+        """The caption and then its alternatives, each without alternatives."""
         return [replace(self, alternatives=()), *self.alternatives]
 
     @property

@@ -201,7 +201,8 @@ def test_a_choice_is_explained_by_the_scores_that_made_it() -> None:
 def test_the_candidates_of_an_ensemble_are_those_of_each_of_its_decoders() -> None:
     decoders = [make_decoder(1), make_decoder(2, layers=2), make_decoder(3, image_input="every")]
     search = SearchConfig(rerank="both", candidates=4, max_length=7, beam_size=3)
-    finder = CaptionFinder(choose_steps(*decoders), VOCABULARY, search, (RANKER,))
+    ensemble = choose_steps(*decoders)
+    finder = CaptionFinder(ensemble, VOCABULARY, search, (RANKER,))
     guide = guide_words(weigh_images(ROWS, [RANKER], search), [RANKER], search)
     own = [search_captions(choose_steps(one), ROWS, candidate_search(search), guide=guide) for one in decoders]
     shared = 0
@@ -216,7 +217,7 @@ def test_the_candidates_of_an_ensemble_are_those_of_each_of_its_decoders() -> No
         assert all((one.mean_log_probability, one.decoder) == max(expected[one.words]) for one in found.ranked)
         shared += sum(len(likelihoods) > 1 for likelihoods in expected.values())
     assert shared
-    chosen = [explain_features(finder.steps, row, VOCABULARY, search, rankers=[RANKER]) for row in ROWS]
+    chosen = [explain_features(ensemble, row, VOCABULARY, search, rankers=[RANKER]) for row in ROWS]
     assert len({one.choice.candidates[0].caption.decoder for one in chosen if one.choice}) > 1
 
 
