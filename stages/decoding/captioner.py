@@ -16,11 +16,13 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import Model
 from captionmill.data.paths import AnyPaths
 from captionmill.data.progress import Progress, no_progress
+from captionmill.stages.decoding.beam_tree import TracedStep
 from captionmill.stages.decoding.config import sound_weights
 from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.decoding.ensemble import Ensemble, SingleDecoder, join_decoders
 from captionmill.stages.decoding.folded import FoldedDecoder
 from captionmill.stages.decoding.reranking import (
+    MARGIN,
     candidate_search,
     guide_words,
     load_rankers,
@@ -28,7 +30,7 @@ from captionmill.stages.decoding.reranking import (
     weigh_images,
 )
 from captionmill.stages.decoding.sampling import draw_captions
-from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, TracedStep, search_captions
+from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, search_captions
 from captionmill.stages.decoding.trained import TrainedModels, read_models
 from captionmill.stages.machine import choose_device, is_out_of_memory, means_cpu
 from captionmill.stages.ranking.ngrams import Reals
@@ -199,8 +201,10 @@ class CaptionFinder:
         with np.errstate(invalid="ignore", over="ignore"):  # features that are no numbers have a caption, too
             if self.search.sample:
                 return draw_captions(self.steps, features, keys, self.search, rule=rule, trace=trace)
-            guide = guide_words(weights, self.rankers, self.search) if self.reranks else None
-            return search_captions(self.steps, features, self.widened, rule=rule, guide=guide, trace=trace)
+            if not self.reranks:
+                return search_captions(self.steps, features, self.search, rule=rule, trace=trace)
+            guide, search = guide_words(weights, self.rankers, self.search), self.widened
+            return search_captions(self.steps, features, search, rule=rule, guide=guide, margin=MARGIN, trace=trace)
 
 
 def decode_rows(

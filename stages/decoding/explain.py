@@ -12,13 +12,13 @@ from array_api_compat import array_namespace, device
 
 from captionmill.data.captions.vocabulary import END, START, Vocabulary
 from captionmill.data.features.file import Features
-from captionmill.stages.decoding.beam_tree import BeamTree, build_beam_tree
+from captionmill.stages.decoding.beam_tree import BeamTree, TracedStep, build_beam_tree
 from captionmill.stages.decoding.captioner import CaptionFinder
 from captionmill.stages.decoding.constraints import AnyArray, WordRule, log_softmax
 from captionmill.stages.decoding.ensemble import Ensemble, SingleDecoder
 from captionmill.stages.decoding.folded import Numbers
 from captionmill.stages.decoding.reranking import Choice, explain_choice
-from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, TracedStep
+from captionmill.stages.decoding.search import DecodedCaption, StepDecoder
 from captionmill.stages.ranking.ranker import Ranker
 from captionmill.stages.settings import SearchConfig
 

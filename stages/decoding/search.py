@@ -11,6 +11,7 @@ from typing import Protocol
 from array_api_compat import array_namespace, device
 
 from captionmill.data.captions.vocabulary import END, PAD, START
+from captionmill.stages.decoding.beam_tree import TracedStep
 from captionmill.stages.decoding.constraints import (
     AnyArray,
     WordRule,
@@ -64,33 +65,6 @@ class DecodedCaption:
         return math.exp(sum(self.log_probabilities) / len(self.log_probabilities)) if self.words else 0.0
 
 
-@dataclass(frozen=True)
-class TracedStep:
-    """The record of one step of one image, from which an explanation is made: the captions after it, K of them.
-
-    The best stand first, drawn ones in the order of the draws.
-    """
-
-    places: list[int]
-    """The place of each in the search's own order, which `parents` of the next step refer to."""
-    parents: list[int]
-    """Where the caption that each continues stood before this step; of no meaning at the first step."""
-    words: list[int]
-    """The word that each took; of no meaning where it had ended before."""
-    log_probabilities: list[float]
-    """Natural logarithm of that word's probability given those before it; 0 where it had ended before."""
-    sums: list[float]
-    """Of the log probabilities of all its words."""
-    scores: list[float]
-    """`sums` divided by `lengths` to the power of the length penalty."""
-    ranks: list[float]
-    """The scores by which they were chosen: less what earlier groups of the beam took from them."""
-    lengths: list[int]
-    """Words so far, `<end>` counted."""
-    ended: list[bool]
-    """Whether it ends here, or has ended before."""
-
-
 def search_captions(
     decoder: StepDecoder,
     features: AnyArray,
@@ -98,6 +72,7 @@ def search_captions(
     *,
     rule: WordRule | None = None,
     guide: AnyArray | None = None,
+    margin: float = math.inf,
     trace: list[TracedStep] | None = None,
 ) -> list[DecodedCaption]:
     """The best caption for each row of `features` [B, D] by its score, and as many `alternatives` as `search` asks for.
@@ -118,11 +93,14 @@ def search_captions(
     `guide` [B, V] is added to the log probabilities of words that a caption does not have yet, which are normalised
     again, before captions are ranked. The log probabilities of the captions that are found are the decoder's own.
 
+    An unfinished caption whose sum is less than the best one's in its group by more than `margin` is not continued
+    (Freitag and Al-Onaizan 2017, "Beam search strategies for neural machine translation": absolute threshold pruning).
+
     What is kept at each step is appended to `trace`, for one image [1, D]; ValueError for more.
     """
     if trace is not None and len(features) != 1:
         raise ValueError(f"a search of {len(features)} images cannot be traced")
-    beam = _Beam(decoder.start(features), search, rule or WordRule.of(search), guide, trace)
+    beam = _Beam(decoder.start(features), search, rule or WordRule.of(search), guide, margin=margin, trace=trace)
     found: dict[int, DecodedCaption] = {}
     while len(beam.images):
         logits, state = decoder.step(beam.last_words, beam.state, beam.parents)
@@ -142,13 +120,15 @@ class _Beam:
         search: SearchConfig,
         rule: WordRule,
         guide: AnyArray | None,
+        *,
+        margin: float,
         trace: list[TracedStep] | None,
     ) -> None:
         xp, self._device = array_namespace(state[0]), device(state[0])
         count, beams, groups = state[0].shape[1], search.beam_size, search.diversity_groups
         self._xp, self._search, self._rule, self._trace = xp, search, rule, trace
         self._guide = None if guide is None else xp.asarray(guide, device=self._device)
-        self._group_size = beams // groups
+        self._group_size, self._margin = beams // groups, margin
         # what sums are divided by; an array's powers of equal numbers may differ in the last bit, Python's do not
         weights = [max(length, 1) ** search.length_penalty for length in range(search.longest + 2)]
         self._weights = xp.asarray(weights, dtype=xp.float32, device=self._device)
@@ -193,6 +173,7 @@ class _Beam:
         known = self._read(is_known) if bool(xp.any(is_known)) else []
         rows = xp.reshape(xp.cumulative_sum(xp.astype(xp.reshape(living, (-1,)), xp.int64)) - 1, (count, beams))
         rows = self._pick(rows, parents)  # [B, K] of R, of a living one
+        self._drop_trailing()
         self._keep(~is_known, rows, state)
         return known
 
@@ -293,6 +274,14 @@ class _Beam:
             best, *others = {caption.words: caption for caption in ranked}.values()  # groups may find the same
             known.append((image, replace(best, alternatives=tuple(others[: self._search.alternatives]))))
         return known
+
+    def _drop_trailing(self) -> None:
+        """Empty the places of unfinished captions that are behind by more than the margin, if they could go on."""
+        xp, living = self._xp, self._living()
+        sums = xp.reshape(xp.where(living, self._sums, -math.inf), (len(living), -1, self._group_size))
+        limits = xp.repeat(xp.max(sums, axis=2) - self._margin, self._group_size, axis=1)  # [B, K]
+        if self._words.shape[2] < self._search.longest:
+            self._sums = xp.where(living & (self._sums < limits), -math.inf, self._sums)
 
     def _keep(self, stays: AnyArray, rows: AnyArray, state: State) -> None:
         """Keep the images that stay [B]; a living caption's state is in row `rows` [B, K] of `state`."""

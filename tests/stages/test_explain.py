@@ -15,14 +15,14 @@ from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.stages.decoding.beam_tree import BeamNode, BeamTree
+from captionmill.stages.decoding.beam_tree import BeamNode, BeamTree, TracedStep
 from captionmill.stages.decoding.captioner import CaptionFinder, decode_rows
 from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.decoder import Decoder, TorchSteps, choose_steps
 from captionmill.stages.decoding.ensemble import join_decoders
 from captionmill.stages.decoding.explain import Explanation, explain_features
-from captionmill.stages.decoding.reranking import Choice, candidate_search, guide_words, weigh_images
-from captionmill.stages.decoding.search import TracedStep, search_captions
+from captionmill.stages.decoding.reranking import MARGIN, Choice, candidate_search, guide_words, weigh_images
+from captionmill.stages.decoding.search import search_captions
 from captionmill.stages.ranking.ranker import mean_scores
 from captionmill.stages.settings import ImageInput, SearchConfig
 
@@ -173,7 +173,7 @@ def test_a_choice_is_explained_by_the_scores_that_made_it() -> None:
     rankers = [RANKER, other]
     weights = weigh_images(ROWS[:1], rankers, search)
     guide = guide_words(weights, rankers, search)
-    (found,) = search_captions(choose_steps(decoder), ROWS[:1], candidate_search(search), guide=guide)
+    (found,) = search_captions(choose_steps(decoder), ROWS[:1], candidate_search(search), guide=guide, margin=MARGIN)
     listed = [replace(found, alternatives=()), *found.alternatives]
     likelihoods = [math.fsum(caption.log_probabilities) / len(caption.words) for caption in listed]
     words_of = [caption.words for caption in listed]
