@@ -124,8 +124,10 @@ class Decoder(nn.Module):
         """Teacher forcing: features [B, D] and the words fed in [B, T] -> logits of each next word [B, T, V]."""
         return self.score(self.unroll(self.start(features), words)[0])
 
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        """One word per caption [B] and the state -> logits of the next word [B, V] and the next state."""
+    def step(self, words: Tensor, state: State, parents: Tensor | None = None) -> tuple[Tensor, State]:
+        """As `StepDecoder.step`."""
+        if parents is not None:
+            state = tuple(part[:, parents] for part in state)
         outputs, state = self.unroll(state, words.unsqueeze(1))  # [B, 1, H]
         return self.score(outputs[:, 0]), state
 
@@ -161,9 +163,9 @@ class TorchSteps:
         return self._decoder.start(self._move(features))
 
     @torch.inference_mode()
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, words: Tensor, state: State, parents: Tensor | None = None) -> tuple[Tensor, State]:
         """As `Decoder.step`."""
-        return self._decoder.step(words, state)
+        return self._decoder.step(words, state, parents)
 
     def _move(self, features: Features) -> Tensor:
         return torch.from_numpy(features).to(self._decoder.feature_mean.device).float()
