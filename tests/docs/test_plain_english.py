@@ -1,7 +1,7 @@
 """Texts for people are in plain English: these tests find words of our own dialect and name better ones.
 
 `CHECKED` lists the files: pages are read without their fenced code, except for the program's help; of modules the
-docstrings, the comments and the other texts are read.
+docstrings, the comments and the other texts are read, of templates what is left without their tags.
 """
 
 import ast
@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CHECKED = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "benchmarks/**/*.py", "scripts/*.py"),
-    *("*.py", "data/**/*.py", "stages/**/*.py", "pipeline/**/*.py"),
+    *("*.py", "data/**/*.py", "stages/**/*.py", "pipeline/**/*.py", "pipeline/pages/assets/*.html"),
 )
 FILES = [path for pattern in CHECKED for path in sorted(ROOT.glob(pattern))]
 HELP = ROOT / "docs" / "cli.md"  # all of it is in fences
@@ -66,6 +66,9 @@ def find_texts(path: Path) -> Iterator[tuple[int, str]]:
         return
     if path.suffix == ".md":
         yield 1, re.sub(r"^```.*?^```$", lambda fence: "\n" * fence[0].count("\n"), content, flags=re.M | re.S)
+        return
+    if path.suffix == ".html":
+        yield 1, re.sub(r"\{%.*?%\}|<.*?>", lambda tag: "\n" * tag[0].count("\n"), content, flags=re.S)
         return
     for node in ast.walk(ast.parse(content)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
