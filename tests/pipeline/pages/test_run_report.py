@@ -146,6 +146,7 @@ def test_the_report_says_what_the_files_say(run: ReportSources, tmp_path: Path) 
     assert "different words 6, of which 4 are in it" in page.sections["vocabulary"]
     assert "<unk> in references 16.7 % of the words" in page.sections["vocabulary"]
     assert "hidden_dim 12 512" in page.sections["settings"]
+    assert page.sections["settings"].count("teacher none none") == 1  # among all settings, not among those that differ
     assert page.sections["settings"].count("max_epochs 2 —") == 1  # no default: of one model never a difference
     assert "beam_size 2 5" in page.sections["settings"]
     assert read_model(Path(run.models[0])).versions["torch"] in page.sections["settings"]
