@@ -267,6 +267,23 @@ def patched_names(tree: ast.Module) -> set[str]:
     return found
 
 
+def test_no_test_imports_a_private_name_of_the_package() -> None:
+    found = {
+        name_of(path): names
+        for path in (ROOT / "tests").rglob("*.py")
+        if (names := [name for name in imports_of(path) if re.match(r"captionmill\..*\b_[a-z]", name)])
+    }
+    assert found == {}
+
+
+def test_the_tests_of_a_room_lie_in_a_folder_of_its_name() -> None:
+    rooms = {room_of(path) for path in CODE} | {"terminal", "docs"}
+    folders = {path.parent.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    assert folders - rooms == {"."}
+    crowded = [folder for folder in TOP if len(list((ROOT / "tests" / folder).glob("test_*.py"))) > MOST_MODULES]
+    assert crowded == []
+
+
 def test_few_names_of_the_package_are_patched() -> None:
     found: set[str] = set()
     for path in (ROOT / "tests").rglob("*.py"):
