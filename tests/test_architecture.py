@@ -193,10 +193,10 @@ def public_names(path: Path) -> set[str]:
     return {name for name in found if not name.startswith("_")}
 
 
-def test_no_public_name_means_two_things() -> None:
+def test_no_public_name_and_no_class_means_two_things() -> None:
     homes = defaultdict(list)
     for path in CODE:
-        for name in public_names(path):
+        for name in public_names(path) | {node.name for node in nodes_of(path) if isinstance(node, ast.ClassDef)}:
             homes[name].append(name_of(path))
     assert {name: found for name, found in homes.items() if len(found) > 1} == {}
 

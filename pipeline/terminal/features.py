@@ -18,10 +18,10 @@ def features() -> None:
 
 
 @features.command()
-@click.argument("store", metavar="FILE", type=FILE_PATH)
+@click.argument("store", metavar="FEATURES", type=FILE_PATH)
 @log_format_option
 def info(store: Path) -> None:
-    """Print the contents of FILE and how it was made.
+    """Print the contents of FEATURES and how it was made.
 
     Example: captionmill features info features.h5
     """
@@ -52,10 +52,10 @@ def info(store: Path) -> None:
 
 
 @features.command()
-@click.argument("store", metavar="FILE", type=FILE_PATH)
+@click.argument("store", metavar="FEATURES", type=FILE_PATH)
 @log_format_option
 def verify(store: Path) -> None:
-    """Check each row of FILE against its checksum; exit with code 1 if any is damaged.
+    """Check each row of FEATURES against its checksum; exit with code 1 if any is damaged.
 
     Example: captionmill features verify features.h5
     """
@@ -74,10 +74,10 @@ def verify(store: Path) -> None:
 
 
 @features.command()
-@click.argument("store", metavar="FILE", type=FILE_PATH)
+@click.argument("store", metavar="FEATURES", type=FILE_PATH)
 @log_format_option
 def repair(store: Path) -> None:
-    """Remove the damaged rows of FILE; `extract` computes them again, also without this.
+    """Remove the damaged rows of FEATURES; `extract` computes them again, also without this.
 
     A file of the store that is damaged as a whole is renamed to end in .damaged. A file that cannot be opened now, such
     as one that a notebook has open for writing, is no damage: then nothing is changed.
@@ -99,7 +99,7 @@ def repair(store: Path) -> None:
 
 
 @features.command()
-@click.argument("stores", metavar="FILE...", type=FILE_PATH, nargs=-1, required=True)
+@click.argument("stores", metavar="FEATURES...", type=FILE_PATH, nargs=-1, required=True)
 @click.option("--output", type=FILE_PATH, required=True, help="Feature store to write.")
 @overwrite_option
 @log_format_option
@@ -118,12 +118,12 @@ def merge(stores: tuple[Path, ...], output: Path, overwrite: bool) -> None:
 
 
 @features.command()
-@click.argument("store", metavar="FILE", type=FILE_PATH)
+@click.argument("store", metavar="FEATURES", type=FILE_PATH)
 @click.option("--output", type=FILE_PATH, required=True, help="OUT.npy, with OUT.csv beside it, or OUT.parquet.")
 @overwrite_option
 @quiet_option
 def export(store: Path, output: Path, overwrite: bool, quiet: bool) -> None:
-    """Write the rows of FILE for other tools: .npy with a .csv of the keys, or .parquet.
+    """Write the rows of FEATURES for other tools: .npy with a .csv of the keys, or .parquet.
 
     Example: captionmill features export features.h5 --output features.npy
     """

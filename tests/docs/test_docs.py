@@ -11,6 +11,8 @@ import pytest
 from captionmill.cli import main
 
 ROOT = Path(__file__).parents[2]
+TOPS = ("data", "stages", "pipeline", "benchmarks", "scripts")
+NOT_OURS = {"wide_resnet50_2", "weight_ih_lK", "weight_hh_lK", "bias_ih_lK", "bias_hh_lK"}  # of torch, K a number
 
 
 def load_script(name: str) -> ModuleType:
@@ -71,6 +73,16 @@ def test_links_between_documents_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_a_name_of_the_code_in_a_page_is_there() -> None:
+    modules = [ROOT / "__init__.py", *(path for top in TOPS for path in (ROOT / top).rglob("*.py"))]
+    known = {name for path in modules for name in re.findall(r"\w+", path.read_text("utf-8"))} | NOT_OURS
+    for path in [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+        names = set(re.findall(r"`(_*[A-Za-z]\w*)`", text))
+        snakes = {name for name in names if "_" in name.strip("_") or name.startswith("_")}
+        assert snakes <= known, (path.name, snakes - known)
 
 
 def test_every_benchmark_has_a_section_and_the_page_stays_short() -> None:
