@@ -12,7 +12,11 @@ from captionmill.cli import main
 
 ROOT = Path(__file__).parents[2]
 TOPS = ("data", "stages", "pipeline", "benchmarks", "scripts")
-NOT_OURS = {"wide_resnet50_2", "weight_ih_lK", "weight_hh_lK", "bias_ih_lK", "bias_hh_lK"}  # of torch, K a number
+NOT_OURS = {
+    *("resnext50_32x4d", "wide_resnet50_2"),  # of torchvision
+    *("weight_ih_lK", "weight_hh_lK", "bias_ih_lK", "bias_hh_lK"),  # of torch, K a number
+    "data_offsets",  # of safetensors
+}
 
 
 def load_script(name: str) -> ModuleType:
