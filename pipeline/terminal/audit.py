@@ -20,7 +20,7 @@ from captionmill.pipeline.terminal.results import show_damaged, show_left_out, s
 _LISTED_WORDS = 10
 
 
-@click.command()
+@click.command(short_help="List the captions that fit their image worst.")
 @click.argument("features", type=FILE_PATH)
 @captions_options()
 @matcher_option

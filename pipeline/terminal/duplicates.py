@@ -12,7 +12,7 @@ from captionmill.pipeline.terminal.results import show_damaged, show_result
 from captionmill.stages.scoring.settings import LeakConfig
 
 
-@click.command()
+@click.command(short_help="Report nearly identical images of a feature store.")
 @click.argument("features", type=FILE_PATH)
 @setting_options(LeakConfig, "threshold")
 @click.option("--output", type=FILE_PATH, help="Table for the pairs (CSV), closest first.")

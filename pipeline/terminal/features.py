@@ -17,7 +17,7 @@ def features() -> None:
     """Show, check, repair, merge and export feature stores."""
 
 
-@features.command()
+@features.command(short_help="Print the contents of a store and how it was made.")
 @click.argument("store", metavar="FEATURES", type=FILE_PATH)
 @log_format_option
 def info(store: Path) -> None:
@@ -51,7 +51,7 @@ def info(store: Path) -> None:
     show_result("\n".join(lines), fields)
 
 
-@features.command()
+@features.command(short_help="Check each row of a store against its checksum.")
 @click.argument("store", metavar="FEATURES", type=FILE_PATH)
 @log_format_option
 def verify(store: Path) -> None:
@@ -73,7 +73,7 @@ def verify(store: Path) -> None:
     show_result(f"{store}: {show_count(len(opened), 'row')}, all intact", {"store": store, "rows": len(opened)})
 
 
-@features.command()
+@features.command(short_help="Remove the damaged rows of a store.")
 @click.argument("store", metavar="FEATURES", type=FILE_PATH)
 @log_format_option
 def repair(store: Path) -> None:
@@ -98,7 +98,7 @@ def repair(store: Path) -> None:
     show_result(text, fields)
 
 
-@features.command()
+@features.command(short_help="Merge stores into one.")
 @click.argument("stores", metavar="FEATURES...", type=FILE_PATH, nargs=-1, required=True)
 @click.option("--output", type=FILE_PATH, required=True, help="Feature store to write.")
 @overwrite_option
@@ -117,7 +117,7 @@ def merge(stores: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     show_result(text, {"output": output, "rows": summary.rows, "stores": summary.stores})
 
 
-@features.command()
+@features.command(short_help="Write the rows of a store for other tools.")
 @click.argument("store", metavar="FEATURES", type=FILE_PATH)
 @click.option("--output", type=FILE_PATH, required=True, help="OUT.npy, with OUT.csv beside it, or OUT.parquet.")
 @overwrite_option

@@ -21,7 +21,7 @@ from captionmill.pipeline.terminal.results import show_left_out, show_result
 from captionmill.stages.settings import ExtractConfig
 
 
-@click.command()
+@click.command(short_help="Find the images that fit words, or are like an image.")
 @click.argument("features", type=FILE_PATH)
 @click.argument("words", metavar="[WORDS]...", nargs=-1)
 @matcher_option

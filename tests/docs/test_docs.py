@@ -50,6 +50,13 @@ def test_help_lists_the_commands_in_the_order_in_which_a_user_meets_them() -> No
     assert [name for name in names if name in stages] == stages
 
 
+@pytest.mark.parametrize("group", [main, main.commands["features"]], ids=["captionmill", "features"])
+def test_the_list_of_commands_cuts_no_sentence(group: click.Group) -> None:
+    listed = group.get_help(click.Context(group, terminal_width=80)).partition("Commands:\n")[2].splitlines()
+    assert len(listed) == len(group.commands)
+    assert [line for line in listed if not re.fullmatch(r"  [a-z]+ +[A-Z][^.]*(\.md[^.]*)?\.", line)] == []
+
+
 @pytest.mark.parametrize("names", walk_commands(main)[1:])
 def test_every_command_and_option_has_help_and_every_command_an_example(names: tuple[str, ...]) -> None:
     command: click.Command = main
