@@ -48,7 +48,7 @@ ALLOWED = {
     "stages/ranking": {*DATA, "stages", "stages/ranking"},
     "stages/decoding": DECODING,
     "stages/scoring": {*DECODING, "stages/scoring"},
-    "stages/training": {*DECODING, "stages/scoring", "stages/training", "stages/training/reranking/fit"},
+    "stages/training": {*DECODING, "stages/scoring", "stages/training", "stages/training/reranking/build"},
     "stages/training/reranking": {*DECODING, "stages/training", "stages/training/reranking"},
     "stages/portable": {*DECODING, "stages/encoding", "stages/portable"},
 }
