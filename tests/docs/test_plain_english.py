@@ -16,7 +16,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHECKED = (
-    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "benchmarks/**/*.py", "scripts/*.py"),
+    *(
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "CHANGELOG.md",
+        "docs/**/*.md",
+        "benchmarks/**/*.py",
+        "scripts/*.py",
+    ),
     *("*.py", "data/**/*.py", "stages/**/*.py", "pipeline/**/*.py", "pipeline/pages/assets/*.html"),
 )
 FILES = [path for pattern in CHECKED for path in sorted(ROOT.glob(pattern))]
