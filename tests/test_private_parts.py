@@ -70,7 +70,9 @@ def test_no_other_private_part_is_used() -> None:
 
 def parts_of_base_classes(path: Path) -> set[str]:
     """The private parts of other packages' classes that classes of the module at `path` use or replace as their own."""
-    tree, homes, found = tree_of(path), {}, set()
+    tree = tree_of(path)
+    homes: dict[str, str] = {}
+    found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("PIL", "click"):
             homes |= {alias.asname or alias.name: node.module for alias in node.names}

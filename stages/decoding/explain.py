@@ -129,7 +129,7 @@ class Explanation:
     beam: BeamTree
     """The steps of the search that found the caption; of sampling, those of all draws."""
     caption: Walk
-    """What the captioner says, step by step: the winner of the beam, or the first draw."""
+    """The caption as the captioner finds it, step by step: the winner of the beam, or the first draw."""
     references: tuple[Reference, ...]
     """Those that have a word."""
     choice: Choice | None = None
@@ -206,7 +206,7 @@ class _Walker:
         return self.follow(caption.words if caption.cut else [*caption.words, END])
 
     def follow(self, words: Sequence[int]) -> Walk:
-        """Teacher forcing: the steps in which `words` are chosen, whatever the logits say."""
+        """Teacher forcing: the steps in which `words` are chosen, whatever the logits are."""
         state, fed = self.decoder.start(self.features), START
         steps: list[Step] = []
         for place, chosen in enumerate(words):

@@ -53,6 +53,7 @@ DIALECT = {  # what is looked for, in any case: what to write
     rf"({COUNTED})s? an? ({UNIT})": "per",
     r"(images|rows|captions|numbers|examples)(/s)? a (second|core|row|line)": "images/s, per core",
     r"(stands?|stood) (in|under|beside|there)": "is in, is there",
+    r"(images?|cosines?|CIDEr-D|captioner|logits|rankers) (say|says|said)": "shows, counts, decides",
     r"slip of the pen": "misspelt",
     r"dearer": "costs more",
     r"in no other way|what is (killed|stopped|gone|broken|damaged)": "name the thing",
