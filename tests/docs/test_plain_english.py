@@ -30,7 +30,9 @@ CHECKED = (
 FILES = [path for pattern in CHECKED for path in sorted(ROOT.glob(pattern))]
 HELP = ROOT / "docs" / "cli.md"  # all of it is in fences
 CAPTION_WORDING = "{first}"  # marks the wordings of the demo's captions, which a network was trained on
-COUNTED = "number|image|picture|photograph|caption|word|row|byte|step|epoch|process|thread|second|seed|line|file|set"
+COUNTED = (
+    "nat|number|image|picture|photograph|caption|word|row|byte|step|epoch|process|thread|second|seed|line|file|set"
+)
 UNIT = "image|picture|caption|optimizer|step|word|row|second|line|epoch|GPU|CPU|core|process|task|stage|seed|page|frame"
 DIALECT = {  # what is looked for, in any case: what to write
     r"anew": "again, from scratch",
