@@ -81,14 +81,14 @@ def test_what_changed_since_the_page_was_made_is_a_conflict(tmp_path: Path) -> N
         ("x.jpg", "accepted", "", "a horse"),
     )
     result = CliRunner().invoke(main, ["apply", str(decisions), "--to", str(table)], catch_exceptions=False)
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     line = "0 captions corrected, 1 accepted, 0 for later, 0 as before, 3 conflicts"
     assert result.stdout == f"{table}: {line}\n"
     assert result.stderr.splitlines() == [
-        "Not merged: 3 conflicts",
         "  a.jpg: decided about 'what an older model said', but the table says 'first of a.jpg'",
         "  b.jpg: decided about 'first of b.jpg', but the table says 'mended in the table'",
         "  x.jpg: the table has no such image",
+        f"Error: {decisions}: 3 conflicts with {table}, listed above; all other decisions are merged",
     ]
     rows = rows_of(table)
     assert rows["a.jpg"].caption == "first of a.jpg"
