@@ -76,9 +76,11 @@ class MetadataLines:
         for line in filter(str.strip, lines):
             match _object_in(line):
                 case {"file_name": str(name), "text": str(text), **others} if self._written.has_any(name):
-                    is_nothing_else = is_nothing_else and not others
+                    is_anothers = self._written.is_of_another_table(self._path, text.encode(), name)
+                    is_known = self._written.has(name, text.encode())
+                    is_nothing_else = is_nothing_else and not others and (is_known or not is_anothers)
                     caption = self._wording.caption_in(text)
-                    if name in keys and caption and not self._written.has(name, text.encode()):
+                    if name in keys and caption and not (is_known or is_anothers):
                         self.corrections.append(Review(keys[name], "corrected", caption))
                 case _:
                     is_nothing_else = False
@@ -95,7 +97,7 @@ class MetadataLines:
                     if row.is_captioned and row.path in self._names:
                         name, text = self._names[row.path], self._wording.text(row.caption)
                         line = json.dumps({"file_name": name, "text": text}, ensure_ascii=False).encode() + b"\n"
-                        self._written.add(name, text.encode())
+                        self._written.add(name, text.encode(), self._path, name)
                         digest.update(line)
                         file.write(line)
                     progress("metadata", done, self._count)

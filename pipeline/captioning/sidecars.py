@@ -100,7 +100,7 @@ class Sidecars:
                 continue
             content = read_bytes(path) if path.exists() else None
             is_new = content is not None and not self._written.has(image.key, content)
-            correction = self._correction(image.key, content) if content is not None and is_new else None
+            correction = self._correction(image.key, path, content) if content is not None and is_new else None
             is_foreign = is_new and correction is None
             if (path in owners or is_foreign) and not has_read_suffix(image.key):  # photo.cr2 beside its photo.jpg
                 continue
@@ -137,13 +137,15 @@ class Sidecars:
         if there not in (None, content, self._seen.get(key)) and not self._written.has(key, there or b""):
             self.kept.append(key)
             return False
-        self._written.add(key, content)
+        self._written.add(key, content, path)
         if there != content:
             write_bytes(path, content, flushes=False)  # a flush would take most of the time
         return there != content
 
-    def _correction(self, key: str, content: bytes) -> Review | None:
-        """What a person wrote into the sidecar of `key`; None if it is foreign or not a text."""
+    def _correction(self, key: str, path: Path, content: bytes) -> Review | None:
+        """What a person wrote into the sidecar of `key` at `path`; None if it is foreign or not a text."""
+        if self._written.is_of_another_table(path, content):
+            return None
         try:
             caption = self._wording.caption_in(content.decode("utf-8-sig"))
         except UnicodeDecodeError:

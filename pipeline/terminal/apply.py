@@ -22,8 +22,8 @@ def apply(decisions: Path, table: Path, dry_run: bool) -> None:
 
     Corrected captions get the status corrected, accepted ones the status accepted; no later run replaces them. Captions
     marked for later get a flag. A decision about a caption that has changed since the page was made is a conflict: the
-    table stays as it is there, the decision is listed, and the command ends with exit code 1 when all others are merged.
-    The next `caption` run writes the captions into sidecars, metadata and gallery.
+    table stays as it is there, the decision is listed, and the exit code is 1 when all others are merged. The next
+    `caption` run writes the captions into sidecars, metadata and gallery.
 
     Example: captionmill apply decisions.csv --to captions.csv
     """
