@@ -1,11 +1,12 @@
 """What a person changed in a table of captions, in an editor or a spreadsheet, since it was written."""
 
 import filecmp
+import functools
 import itertools
 import logging
-import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from decimal import Decimal
 from pathlib import Path
 
 from captionmill.data.errors import InputError
@@ -14,6 +15,8 @@ from captionmill.data.tables.formats import has_other_columns, is_caption_table,
 from captionmill.data.tables.journal import CaptionJournal, Known, made_dir
 from captionmill.data.tables.review import Review, is_decision
 from captionmill.data.tables.rows import CaptionRow, tidy
+
+_LEAST_ROUNDING = 6e-4  # of a confidence
 
 _logger = logging.getLogger(__name__)
 
@@ -32,11 +35,12 @@ def take_edits(
     is_more = False
     if digest_of_file(path) not in ("", *known.renderings):
         written = {_as_written(key): row for key, row in journal.rendered_rows().items()}
+        rounding = functools.cache(functools.partial(_rounding_of, path))
         is_table = is_caption_table(path) and path.stat().st_size > 0
         is_more = path.stat().st_size > 0 and (not is_table or has_other_columns(path))
         for row in read_captions(path) if is_table else ():
             before = written.get(row.path)
-            if review := _review_of(row, before):
+            if review := _review_of(row, before, rounding):
                 _add(reviews, review, path)
             else:
                 is_more = is_more or not _is_same(row, before)
@@ -66,25 +70,35 @@ def _add(reviews: dict[str, Review], review: Review, path: Path) -> None:
         )
 
 
-def _review_of(row: CaptionRow, before: CaptionRow | None) -> Review | None:
-    """What a person decided, if `row` was written as `before`."""
+def _review_of(row: CaptionRow, before: CaptionRow | None, rounding: Callable[[], float]) -> Review | None:
+    """What a person decided, if `row` was written as `before`; confidences may differ by `rounding`."""
     caption = tidy(row.caption)
     if before is None:
         return Review(row.path, row.status, caption) if caption and is_decision(row.status) else None
     if not caption:
         return None
     if caption != tidy(before.caption):
-        return None if _is_of_another_run(row, before) else Review(before.path, "corrected", caption)
+        return None if _is_of_another_run(row, before, rounding) else Review(before.path, "corrected", caption)
     if row.status == "accepted" and before.status == "ok":
         return Review(before.path, "accepted", caption)
     return None
 
 
-def _is_of_another_run(row: CaptionRow, before: CaptionRow) -> bool:
+def _is_of_another_run(row: CaptionRow, before: CaptionRow, rounding: Callable[[], float]) -> bool:
     """Whether a model made `row`: a person changes a caption and leaves its confidence as it is, or empties it."""
     if row.status != "ok" or row.confidence is None:
         return False
-    return before.confidence is None or not math.isclose(row.confidence, before.confidence, abs_tol=6e-4)
+    if before.confidence is None:
+        return True
+    difference = abs(row.confidence - before.confidence)
+    return difference > _LEAST_ROUNDING and difference > rounding()
+
+
+def _rounding_of(path: Path) -> float:
+    """How far confidences in the table may be from those written: spreadsheets save only the digits that they show."""
+    shown = (Decimal(str(round(row.confidence, 6))) for row in read_captions(path) if row.confidence is not None)
+    places = max((-int(number.normalize().as_tuple().exponent) for number in shown), default=0)
+    return 0.5 * 10.0 ** -max(places, 0) + 1e-4
 
 
 def _as_written(key: str) -> str:
