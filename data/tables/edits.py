@@ -5,7 +5,8 @@ import functools
 import itertools
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -54,11 +55,26 @@ def take_edits(
 
 def edited_paths(path: Path) -> set[str]:
     """The images, as the table at `path` names them, whose captions a person changed in it; nothing is written."""
+    return set(_edits_of(path))
+
+
+def read_edited(path: Path) -> Iterator[CaptionRow]:
+    """The rows of the table at `path`, also with the status of what a person changed in it; nothing is written.
+
+    Raises InputError as `read_captions` and `take_edits` do.
+    """
+    edits = _edits_of(path) if path.is_file() else {}
+    for row in read_captions(path):
+        yield replace(edits[row.path].apply(row), path=row.path) if row.path in edits else row
+
+
+def _edits_of(path: Path) -> dict[str, Review]:
+    """What a person changed in the table, by the images as it names them."""
     journal = CaptionJournal(made_dir(path))
     if not journal.path.exists():
-        return set()
+        return {}
     known = journal.known()
-    return {_as_written(review.path) for review in take_edits(path, journal, known, keep_copy=False)}
+    return {_as_written(review.path): review for review in take_edits(path, journal, known, keep_copy=False)}
 
 
 def _add(reviews: dict[str, Review], review: Review, path: Path) -> None:
