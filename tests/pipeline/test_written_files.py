@@ -355,3 +355,34 @@ def test_a_packet_that_a_run_into_another_table_wrote_is_no_correction(
     renew(model, 0)
     summary = caption(images, model, tmp_path / "1.csv", sidecar=".xmp")
     assert (summary.corrections, summary.files.kept_sidecars) == (0, ("b/c.png",))
+
+
+@pytest.mark.parametrize(
+    ("content", "caption_after"),
+    [
+        ("a red wall\r\n".encode("utf-16"), "a red wall"),
+        ("\ufeffa red  wall".encode(), "a red wall"),
+        (b"", None),
+        (b" \n", None),
+    ],
+)
+def test_a_sidecar_counts_as_an_editor_saved_it_and_an_emptied_one_is_written_again(
+    content: bytes, caption_after: str | None, model: Path, images: Path, tmp_path: Path
+) -> None:
+    table, path = tmp_path / "t.csv", images / "a.txt"
+    caption(images, model, table, sidecar=".txt")
+    expected = caption_after or captions_of(table)["a.jpg"]
+    path.write_bytes(content)
+    assert caption(images, model, table, sidecar=".txt").corrections == (caption_after is not None)
+    assert captions_of(table)["a.jpg"] == expected
+    assert path.read_text() == f"{expected}\n"
+
+
+def test_a_changed_sidecar_that_is_not_utf_8_stops_the_run(model: Path, images: Path, tmp_path: Path) -> None:
+    table, path = tmp_path / "t.csv", images / "a.txt"
+    caption(images, model, table, sidecar=".txt")
+    path.write_bytes("a Käfer".encode("latin-1"))
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"a\.txt: was changed, and is not UTF-8 text; save it as UTF-8"):
+            caption(images, model, table, sidecar=".txt", overwrite=overwrite)
+    assert path.read_bytes() == "a Käfer".encode("latin-1")
