@@ -47,7 +47,7 @@ def take_edits(
                 is_more = is_more or not _is_same(row, before)
     for review in others:
         if known.reviews.get(review.path) != review:
-            _add(reviews, review, path)
+            _add(reviews, review, path, where=", in the table or in files beside it")
     if is_more and keep_copy:
         _keep_copy(path)
     return list(reviews.values())
@@ -77,11 +77,11 @@ def _edits_of(path: Path) -> dict[str, Review]:
     return {_as_written(review.path): review for review in take_edits(path, journal, known, keep_copy=False)}
 
 
-def _add(reviews: dict[str, Review], review: Review, path: Path) -> None:
+def _add(reviews: dict[str, Review], review: Review, path: Path, where: str = "") -> None:
     other = reviews.setdefault(review.path, review)
     if other != review:
         raise InputError(
-            f"{path}: {review.path} was corrected twice, as {other.caption!r} and as {review.caption!r}; "
+            f"{path}: {review.path} was corrected twice, as {other.caption!r} and as {review.caption!r}{where}; "
             "leave one of them"
         )
 

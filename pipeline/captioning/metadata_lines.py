@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from captionmill.data.csv_tables import encoding_of
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically, require_other_file
 from captionmill.data.foreign import parse_json
 from captionmill.data.images.keys import escape_name
 from captionmill.data.images.read import ImageFile
-from captionmill.data.regular import read_text
+from captionmill.data.regular import read_bytes
 from captionmill.data.tables.review import Review
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.tables.wording import Wording
@@ -69,8 +70,9 @@ class MetadataLines:
         """Take the texts that a person changed; whether the file holds nothing else that is new."""
         keys = {name: key for key, name in self._names.items()}
         try:
-            lines = read_text(self._path, "utf-8-sig").split("\n")
-        except ValueError:  # not UTF-8
+            content = read_bytes(self._path)
+            lines = content.decode(encoding_of(content)).split("\n")
+        except ValueError:  # not text
             return False
         is_nothing_else = True
         for line in filter(str.strip, lines):
