@@ -113,7 +113,7 @@ def is_caption_table(path: Path) -> bool:
 def require_other_output(output: Path, *inputs: Path | None) -> None:
     """As `require_other_file`; InputError also if `output` is a table of captions: a person may have corrected it.
 
-    An empty file is none, nor is a table of other columns.
+    An empty file may be replaced, and so may a table of other columns.
     """
     require_other_file(output, *inputs)
     is_filled = is_caption_table(output) and output.stat().st_size > 0

@@ -257,7 +257,7 @@ class TestSidecars:
         table.write_bytes(table.read_bytes().replace(f"red_0.png,{text},".encode(), b"red_0.png,another,"))
         with pytest.raises(
             InputError,
-            match=r"red_0\.png was corrected twice, as 'another' and as 'one', in the table or in files beside it; leave",
+            match=r"red_0\.png was corrected twice, as 'another' and as 'one', in the table or in files beside it",
         ):
             caption(photos, model, table, sidecar=".txt")
         assert (photos / "red_0.txt").read_text() == "one"
