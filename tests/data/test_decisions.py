@@ -136,6 +136,16 @@ def test_a_decision_is_taken_back_by_a_later_file(tmp_path: Path) -> None:
     assert {row.caption for row in rows_of(table).values()} == {f"second of {key}" for key in KEYS}
 
 
+def test_where_nothing_was_decided_nothing_is_taken_back(tmp_path: Path) -> None:
+    wanted = WantedTable(KEYS, np.zeros(len(KEYS), np.uint32), {})
+    table = tmp_path / "t.csv"
+    update_captions(table, wanted, lambda keys: [CaptionRow(key, "a dog", 1 / 3) for key in keys])
+    content = table.read_bytes()
+    decisions = decide(tmp_path / "d.csv", ("a.jpg", "undecided", "", "a dog"))
+    assert apply_decisions(decisions, table) == DecisionSummary(0, 0, 0, 1, ())
+    assert table.read_bytes() == content
+
+
 def test_a_decision_for_later_takes_back_no_correction(tmp_path: Path) -> None:
     table = make_table(tmp_path / "t.csv")
     first = [("a.jpg", "corrected", "a dog", "first of a.jpg"), ("b.jpg", "accepted", "", "first of b.jpg")]
