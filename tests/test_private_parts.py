@@ -184,6 +184,14 @@ def test_pillow_still_says_how_the_pixels_of_a_png_are_packed(bits: int, color_t
     assert PngImageFile(io.BytesIO(data)).tile[0][3] == rawmode
 
 
+def test_openvino_is_imported_without_the_package_that_reports_to_its_makers() -> None:
+    from captionmill.stages.encoding.engines.openvino import openvino
+
+    assert openvino.convert_model  # what imports the reports
+    assert sys.modules["openvino.tools.ovc.telemetry_utils"].tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+    assert "openvino_telemetry" not in sys.modules  # nor is it in the way of others
+
+
 def test_openvino_still_converts_a_traced_network_without_telling_its_makers() -> None:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
