@@ -102,7 +102,7 @@ def read_script(path: str) -> Script:
 
 
 def assigned_in(block: ast.Module | ast.FunctionDef) -> Values:
-    """What is assigned outside of the functions that are defined in a block."""
+    """The assignments of a block, without those of the functions in it."""
     values: Values = defaultdict(list)
     nodes: list[ast.AST] = list(block.body)
     for node in nodes:  # grows on the way
@@ -113,8 +113,8 @@ def assigned_in(block: ast.Module | ast.FunctionDef) -> Values:
                 pairs = list(zip(names, assigned, strict=False))
             case ast.Assign(targets=names, value=value):
                 pairs = [(name, value) for name in names]
-            case ast.AnnAssign(target=name, value=ast.expr() as value) | ast.AugAssign(target=name, value=value):
-                pairs = [(name, value)]
+            case ast.AnnAssign(target=target, value=ast.expr() as value) | ast.AugAssign(target=target, value=value):
+                pairs = [(target, value)]
             case _:
                 pairs = []
         for name, value in pairs:
@@ -138,7 +138,7 @@ def find_command(words: Sequence[str]) -> tuple[click.Command, int]:
 
 
 def require_fit(words: list[str]) -> None:
-    """Raises click.UsageError if the command has not such an option, or not such a value of one."""
+    """Raises click.UsageError if the command has no such option, or an option takes no such value."""
     command, count = find_command(tuple(words[:2]))
     context = click.Context(command)
     values, _, given = command.make_parser(context).parse_args([*words[count:], UNKNOWN])  # a last option's value
