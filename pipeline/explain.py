@@ -16,13 +16,14 @@ from captionmill.data.features.file import Features
 from captionmill.data.features.rows import mean_views
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.files import require_other_file, write_text
+from captionmill.data.files import write_text
 from captionmill.data.images.decode import Pixels
 from captionmill.data.images.keys import FileFinder, image_key, match_forms
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageFile, is_unchanged, load_image
 from captionmill.data.models.bundle import Model, model_paths
 from captionmill.data.models.source import find_models
 from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path
+from captionmill.data.tables.formats import require_other_output
 from captionmill.stages.decoding.trained import read_models
 from captionmill.stages.encoding.encoder import Encoder, encoder_for_spec, prepare_image
 from captionmill.stages.encoding.engine import build_engine, encode_batches
@@ -68,7 +69,7 @@ def explain_image(
     captions = None if captions is None else as_caption_files(captions)
     if output:
         local = image if isinstance(image, Path) else None
-        require_other_file(
+        require_other_output(
             output, local, features, weights, *(captions.paths if captions else ()), *model_paths(*folders)
         )
     models = read_models(folders)

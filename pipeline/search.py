@@ -9,12 +9,13 @@ from pathlib import Path
 from captionmill.data.csv_tables import RecordLayout, require_records_name, write_records
 from captionmill.data.errors import InputError
 from captionmill.data.features.file import Features
-from captionmill.data.files import require_other_file, require_two_files
+from captionmill.data.files import require_two_files
 from captionmill.data.images.find import find_images
 from captionmill.data.images.keys import match_forms
 from captionmill.data.models.bundle import model_paths
 from captionmill.data.paths import AnyPath, as_location, as_path
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.tables.formats import require_other_output
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.urls import is_url
 from captionmill.stages.ranking.opened import MatchedStore, open_matched
@@ -112,7 +113,7 @@ def _check(files: SearchFiles, opened: MatchedStore) -> None:
     """Raise InputError if a file would replace an input or the other file, or images have no page."""
     for path in (as_path(files.output), as_path(files.gallery)):
         if path is not None:
-            require_other_file(path, opened.store.path, as_path(files.images), *model_paths(opened.folder))
+            require_other_output(path, opened.store.path, as_path(files.images), *model_paths(opened.folder))
     require_two_files(as_path(files.output), as_path(files.gallery), "gallery")
     if files.output is not None:
         require_records_name(Path(files.output), files.layout)

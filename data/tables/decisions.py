@@ -74,7 +74,8 @@ def apply_decisions(decisions: AnyPath, table: AnyPath, *, dry_run: bool = False
                 conflicts.append(Conflict(review.path, "the table has no such image"))
                 continue
             after = review.apply(made.get(review.path, row) if review.decision == "undecided" else row)
-            if after == row:
+            is_decided = review.path in person and person[review.path].decision != "undecided"
+            if after == row or (review.decision == "undecided" and not is_decided):
                 as_before += 1
             elif review.decision == "later" and row.status == "corrected":
                 conflicts.append(Conflict(review.path, f"the table has a person's caption already: {row.caption!r}"))

@@ -26,6 +26,7 @@ from captionmill.data.images.formats.kinds import HEADER_BYTES
 from captionmill.data.images.read import ImageFile, read_image
 from captionmill.data.paths import AnyPath
 from captionmill.data.tables.decisions import apply_decisions
+from captionmill.data.tables.edits import read_edited
 from captionmill.data.tables.formats import is_caption_table, read_captions
 from captionmill.data.tables.review import LATER, is_decision
 from captionmill.data.tables.rows import CaptionRow
@@ -191,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_page(self) -> None:
         table = self.server.table
         try:
-            rows = list(read_captions(table))
+            rows = list(read_edited(table))
         except CaptionmillError as exc:
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", [f"{exc}\n".encode()])
             return

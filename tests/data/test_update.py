@@ -243,6 +243,20 @@ def test_an_older_table_or_that_of_another_run_under_the_name_corrects_nothing(t
     assert (tmp_path / "t.edited.csv").read_bytes() == first.replace(b"0.5000", b"0.7000")
 
 
+@pytest.mark.parametrize("shown", ["{:.2f}", "{:.1f}", "{:.0%}", "{:.1%}", "{:.0f}"])
+def test_a_correction_counts_where_a_spreadsheet_saved_fewer_digits_of_confidences(shown: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    confidences = {key: 0.1149 + 0.1 * number for number, key in enumerate(KEYS)}
+    update_captions(path, want(KEYS), lambda keys: [CaptionRow(key, "a model's", confidences[key]) for key in keys])
+    text = path.read_text("utf-8-sig")
+    for confidence in confidences.values():
+        text = text.replace(f"{confidence:.4f}", shown.format(confidence))
+    path.write_text(text.replace("c.jpg,a model's", "c.jpg,a person's"))
+    assert update_captions(path, want(KEYS), lambda _: []).corrections == 1
+    assert rows_of(path)["c.jpg"] == replace(CORRECTED, caption="a person's")
+    assert not list(tmp_path.glob("t.edited*"))
+
+
 def test_two_corrections_of_one_image_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     update(path, KEYS)
