@@ -189,7 +189,8 @@ def test_colours_are_defined_once() -> None:
 def test_no_module_of_the_package_holds_html() -> None:
     modules = [path for room in ("data", "stages", "pipeline") for path in (ROOT / room).rglob("*.py")]
     assert len(modules) > 50
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in modules}
+    texts = {path: path.read_text(encoding="utf-8") for path in modules}
+    trees = {path: ast.parse(text) for path, text in texts.items() if re.search(r"</?[a-z]", text)}
     strings = {
         path.name: node.value
         for path, tree in trees.items()
@@ -200,5 +201,5 @@ def test_no_module_of_the_package_holds_html() -> None:
         )
     }
     assert strings == {}
-    marked = [path.name for path in modules if "Markup(" in path.read_text(encoding="utf-8")]
+    marked = [path.name for path, text in texts.items() if "Markup(" in text]
     assert marked == ["page.py"]
