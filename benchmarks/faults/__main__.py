@@ -29,6 +29,7 @@ import sys
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,8 +89,11 @@ def main() -> None:
         seconds = share * (whole.seconds - whole.elapsed)
         count = getattr(arguments, name)
         limits = replace(whole, kind=name, count=count, seconds=seconds, started=time.monotonic())
-        with ProcessPoolExecutor(1, FORK) as pool:
-            tally = pool.submit(try_kind, limits).result()
+        try:
+            with ProcessPoolExecutor(1, FORK) as pool:
+                tally = pool.submit(try_kind, limits).result()
+        except BrokenProcessPool:
+            tally = Tally(1, 0, "its process died or hung")
         has_held &= tally.tried == tally.held
         rows.append(f"| {name} | {tally.tried:,} | {tally.held:,} | {tally.note} |")
         print(f"{rows[-1]} {whole.elapsed:.0f} s", flush=True)

@@ -17,13 +17,13 @@ _QUOTED = re.compile(r"""(?P<quote>["'`])(?P<name>.+?)(?P=quote)(?P<label>.*)"""
 _IN_CURLY_QUOTES = re.compile(r"[“„‘‚«](?P<name>.+?)[”“’‘»](?P<label>.*)")
 _CHECKSUM = r"[0-9a-f]{32,128}"
 _FIRST = "a number or a bullet and a path"
-_PATTERNS = (
-    ("a path, a tab and more, as in a file of captions", re.compile(r"(?P<name>[^\t]*?)(?:#\d+)?[^\S\t]*\t.*")),
+_CAPTION_NUMBER = re.compile(r"#\d+$")
+_PATTERNS = (  # each takes time in proportion to a line's length, whatever it holds
     ("a checksum and a path, as md5sum writes them", re.compile(rf"\\?{_CHECKSUM} [ *](?P<name>.+)")),
     ("a checksum and a path, as md5sum writes them", re.compile(rf"[A-Z]\S* \((?P<name>.+)\) = {_CHECKSUM}")),
-    ("a path and a label", re.compile(rf"(?P<name>{_NAME})\s*[\s,;|].*")),
+    ("a path and a label", re.compile(rf"(?P<name>{_NAME})[\s,;|].*")),
     ("a JSON object", re.compile(r'\{"(?P<name>).*')),
-    (_FIRST, re.compile(rf"(?:[-*•]|\d+[.):]?)(?:\s*[,;|]\s*|\s+)(?P<name>{_NAME})")),
+    (_FIRST, re.compile(rf"(?:[-*•]|\d++[.):]?)(?:\s*+[,;|]\s*+|\s++)(?P<name>{_NAME})")),
 )
 _ONLY = "a list has one path per line and nothing else"
 EXPECTED = "expected a folder of images, a .tar, or a UTF-8 text file with one image path per line"
@@ -108,6 +108,9 @@ def _misread(line: str) -> tuple[str, str] | None:
         return "a comment", name if _ENDS_LIKE_A_FILE.search(name) else ""
     if quoted := _QUOTED.fullmatch(line) or _IN_CURLY_QUOTES.fullmatch(line):
         return ("a path in quotes" if not quoted["label"] else "a path in quotes and more"), quoted["name"]
+    if "\t" in line:
+        name = line.partition("\t")[0].rstrip()
+        return "a path, a tab and more, as in a file of captions", _CAPTION_NUMBER.sub("", name)
     found = ((what, match["name"]) for what, pattern in _PATTERNS if (match := pattern.fullmatch(line)))
     return next(found, None)
 

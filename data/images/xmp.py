@@ -36,7 +36,7 @@ _ELEMENT = f"""\
    <dc:description><rdf:Alt><rdf:li xml:lang="x-default">{{text}}</rdf:li></rdf:Alt></dc:description>
   </rdf:Description>
 """
-_RDF_END = re.compile(r"[ \t]*</(?:[\w.-]+:)?RDF\s*>")
+_RDF_END = re.compile(r"</(?:[\w.-]+:)?RDF\s*>")
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -102,8 +102,8 @@ def with_description(content: bytes, text: str) -> bytes | None:
         ends = list(_RDF_END.finditer(written))
         changed = ""
         if len(ends) == 1:
-            place = ends[0].start()
-            changed = written[:place].rstrip(" \t") + _element(text, packet.about) + written[place:]
+            place = len(written[: ends[0].start()].rstrip(" \t"))
+            changed = written[:place] + _element(text, packet.about) + written[place:]
     elif packet.description is not None and packet.is_ours:
         before, changed = f">{_escaped(packet.description)}</", ""
         if written.count(before) == 1:

@@ -1,5 +1,6 @@
 """Lists of images that hold more than paths get one hint, not a failure per line."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,14 @@ def test_numbers_and_bullets_in_front_get_the_hint_if_half_of_the_lines_have_the
     path = make_list(folder, f"{line}\n{start}b c.jpg\nx.jpg\n")
     assert hint_of(path) == f"line 1 is {line!r}: a number or a bullet and a path; {ONLY}"
     assert len(find_images(make_list(folder, "1 x.jpg\n2 y.jpg\n{3F25-04E0}.jpg\n"))) == 3  # of another folder
+
+
+@pytest.mark.parametrize("line", ["a{}b", "1{}x", "1{}x.jpg"])
+def test_a_line_of_many_spaces_takes_no_more_time_than_its_length(folder: Path, line: str) -> None:
+    started = time.process_time()
+    path = make_list(folder, f"{line.format(' ' * 200_000)}\na.jpg\nb c.jpg\n")
+    assert len(find_images(path)) == 3
+    assert time.process_time() - started < 5
 
 
 def test_a_list_at_a_url_gets_the_hint_if_half_of_its_lines_need_it(folder: Path) -> None:

@@ -25,8 +25,8 @@ _SOS, _DRI, _EOI, _APP0, _DHT, _DQT = 0xDA, 0xDD, 0xD9, 0xE0, 0xC4, 0xDB
 _END_OF_BLOCK, _ZERO_RUN = 0, 0xF0
 _DC_RANGE = 2048  # of the first coefficient of a block of 8-bit pixels
 _HOLE, _ZEROS = bytes(256), re.compile(rb"\0{256,}")
-_END_OF_SCAN = re.compile(rb"\xff+[\xc0-\xcf\xd9-\xdf\xe0-\xef\xfe]")
-_RESTART = re.compile(rb"\xff+([\xd0-\xd7])")
+_END_OF_SCAN = re.compile(rb"\xff[\xc0-\xcf\xd9-\xdf\xe0-\xef\xfe]")
+_RESTART = re.compile(rb"(?<!\xff)\xff+([\xd0-\xd7])")
 _FILLING = re.compile(rb"(?:(?<![\0\xff])|(?<=\xff\0))\0++(?=\xff+[\xd0-\xd7]|\Z)")  # a zero after 0xff is no filling
 _SPREADS = re.compile(r"premature end|bad Huffman|instead of RST|bad arithmetic|extraneous bytes", re.IGNORECASE)
 _LONGEST_SIDE = 65_000
@@ -157,7 +157,7 @@ def _split(data: bytes) -> _Jpeg | None:
     scans: list[tuple[int, bytes]] = []
     start = 2
     while found := _END_OF_SCAN.search(data, start):
-        marker, start = data[found.end() - 1], found.end()
+        marker, start = found[0][1], found.end()
         if marker == _EOI:
             return _Jpeg(segments, scans, True)
         end = start + int.from_bytes(data[start : start + 2])
@@ -170,7 +170,7 @@ def _split(data: bytes) -> _Jpeg | None:
         start = end
         if marker == _SOS:
             next_one = _END_OF_SCAN.search(data, start)
-            scan = data[start : next_one.start()] if next_one else _FILLING.sub(b"", data[start:])
+            scan = data[start : next_one.start()].rstrip(b"\xff") if next_one else _FILLING.sub(b"", data[start:])
             scans.append((len(segments), scan))
             start += len(scan)
     return _Jpeg(segments, scans, False)
