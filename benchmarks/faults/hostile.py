@@ -19,6 +19,7 @@ from mutations import try_damaged_image
 
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.features import file as store_files
+from captionmill.data.features import repair
 from captionmill.data.features.log import ExtractionRecord, append_record, read_records
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
@@ -39,8 +40,11 @@ from captionmill.pipeline.captioning.sidecars import Sidecars
 from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
 from captionmill.pipeline.plan.file import PlanFile
 from captionmill.stages.settings import ExtractConfig
+from captionmill.stages.training.run_folder import RUN_NAMES, RunFolder, claim_folder, copy_run
 
 SPEC = FeatureSpec("scenes-resnet14", "w", "0" * 64, "squash", 64, 64, 8)
+LONGEST_OPEN_S = 5
+SEAL_BYTES = 40  # of the checksum behind a store, at least
 KEYS = [f"{number:03d}.jpg" for number in range(100)]
 ROWS = np.random.default_rng(0).standard_normal((len(KEYS), 8), np.float32)
 
@@ -91,6 +95,13 @@ def log(folder: Path) -> None:
     append_record(folder / "f.h5", ExtractionRecord("now", "photos", 1, 0, 1, 0, 1.0, "cpu", 0.0, 0.0, 1.0, 0.0, ""))
 
 
+def train_a_moment(model: Path) -> None:
+    folder = model.with_name("model.training")
+    with claim_folder(folder), RunFolder(folder) as run_folder:
+        run_folder.write_config({}, data={}, counts={})
+        copy_run(folder, model)
+
+
 def try_links(draw: random.Random, folder: Path) -> None:
     """Links that lead out, under every name that is written to: what is outside stays, byte for byte."""
     outside, inside = folder / "outside", folder / "inside"
@@ -100,6 +111,7 @@ def try_links(draw: random.Random, folder: Path) -> None:
     for name in names:
         (outside / name).write_bytes(draw.randbytes(20))
     places = [*names[:5], *(f".{name}.partial" for name in names[:5]), "f.h5.parts", ".table.csv.made"]
+    places += ["model.training", *(f"model/{name}" for name in (*RUN_NAMES, "bundle.json"))]
     within = [f"{folder_name}/{name}" for folder_name in (".table.csv.made", "f.h5.parts") for name in names[5:]]
     chosen = draw.sample(places, draw.randint(1, 4)) + draw.sample(within, draw.randint(0, 3))
     for place in chosen:
@@ -115,6 +127,7 @@ def try_links(draw: random.Random, folder: Path) -> None:
         lambda: write_sidecars(inside),
         lambda: log(inside),
         lambda: write_text(inside / "page.html", "page"),
+        lambda: train_a_moment(inside / "model"),
     ]
     for work in works:
         with refusals():
@@ -155,7 +168,7 @@ def try_race(draw: random.Random, folder: Path) -> None:
 
 
 def find_unsafe_in_forks(paths: Sequence[Path]) -> list[Path]:
-    """As `find_unsafe` of a store's files, which starts Python for them, by forks with the same limits, for speed."""
+    """As `find_unsafe` of a store's files, which starts Python for them, by forks with less time, for speed."""
     return [path for path in paths if not _is_opened_by_a_fork(path)]
 
 
@@ -163,10 +176,11 @@ def _is_opened_by_a_fork(path: Path) -> bool:
     if child := os.fork():
         return os.waitpid(child, 0)[1] == 0
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + store_files._SAFE_MEMORY
+    limit, most = pages * resource.getpagesize() + store_files._SAFE_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.alarm(round(store_files._SAFE_S))
+    signal.alarm(LONGEST_OPEN_S)
     try:
         os._exit(len(list(store_files.open_each([str(path)]))) != 1)
     finally:
@@ -174,13 +188,23 @@ def _is_opened_by_a_fork(path: Path) -> bool:
 
 
 def try_flip(draw: random.Random, folder: Path) -> None:
-    """One bit of a store is flipped: it is refused, or every row that `verify` passes is the one that was written."""
+    """One bit of a store is flipped: it is refused, or every row that `verify` passes is the one that was written.
+
+    One store in five lacks the checksum of its bookkeeping, as those of earlier versions do.
+    """
     path = folder / "f.h5"
     content = bytearray(whole_store())
     place = draw.choice([draw.randrange(len(content)), draw.randrange(2048)])  # half of them in its bookkeeping
     content[place] ^= 1 << draw.randrange(8)
-    path.write_bytes(content)
-    with refusals(), patch.object(store_files, "find_unsafe", find_unsafe_in_forks):
+    is_older = draw.random() < 0.2
+    path.write_bytes(content[:-SEAL_BYTES] if is_older else content)  # without the checksum of the bookkeeping
+    with (
+        refusals(),
+        patch.object(store_files, "find_unsafe", find_unsafe_in_forks),
+        patch.object(repair, "find_unsafe", find_unsafe_in_forks),
+    ):
+        if is_older:  # as `features verify` begins
+            repair.require_safe(path)
         store = FeatureStore.open(path)
         damaged = set(store.verify())
         sound = [key for key in store.keys if key not in damaged]
