@@ -80,7 +80,8 @@ def is_sealed(file: BinaryIO) -> bool | None:
     packed, own = file.read(size - end - 4), file.read(4)
     if struct.pack("<I", zlib.crc32(packed)) != own or (len(packed) - _SEAL.size) % 16:
         return False
-    sealed = np.frombuffer(packed[: -_SEAL.size], "<u8").reshape(-1, 2).tolist()
+    numbers = np.frombuffer(packed[: -_SEAL.size], "<u8").tolist()
+    sealed = list(zip(numbers[::2], numbers[1::2], strict=True))
     return _are_apart(sealed, end) and _checksum(file, sealed) == checksum
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,9 +92,13 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_signal_in_a_function_that_takes_a_lock_waits_until_the_lock_can_be_freed(listening: None) -> None:
     ctrl_c, freed = partial(signal.raise_signal, signal.SIGINT), list[str]()
     handler, condition = logging.Handler(), threading.Condition()
+    locks: list[tuple[Callable[[], object], Callable[..., object]]] = [
+        (handler.acquire, handler.release),
+        (condition.__enter__, condition.__exit__),
+    ]
     vars(handler)["lock"] = SimpleNamespace(acquire=ctrl_c, release=lambda: freed.append("handler"))
     vars(condition)["_lock"] = SimpleNamespace(__enter__=ctrl_c, __exit__=lambda *_: freed.append("condition"))
-    for take, free in ((handler.acquire, handler.release), (condition.__enter__, condition.__exit__)):
+    for take, free in locks:
         take()
         free()
         with pytest.raises(KeyboardInterrupt):
