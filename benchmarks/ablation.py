@@ -7,7 +7,7 @@ its name says. The 1,000 dev images score it, by the best epoch's captions and b
 re-ranks: a choice must not be made on the test images. Several trainings can share a GPU (`--jobs`). A second run
 resumes: DIR keeps each training's scores. Rows like "1,500 images" train on that many of the 6,000 images, drawn at
 random, the same in each seed. For several views per image, FEATURES is a store of these; use another DIR. With
-`--no-matcher`, captions are re-ranked by consensus alone, and trainings take two thirds of the time.
+`--no-matcher`, captions are re-ranked by consensus only, and trainings take two thirds of the time.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="trainings in parallel")
-    parser.add_argument("--no-matcher", action="store_true", help="re-rank by consensus alone")
+    parser.add_argument("--no-matcher", action="store_true", help="re-rank by consensus only")
     parser.add_argument("--rows", nargs="+", default=[*ROWS, *FEWER_IMAGES])
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

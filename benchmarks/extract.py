@@ -105,12 +105,16 @@ def measure_forward_only(folder: Path, arguments: argparse.Namespace, engine: st
 
 
 def parse_engine(words: str, weights: Path, image_size: int) -> ExtractConfig:
-    """The configuration that "ENGINE [--precision P] [--batch-size N] [--compile] [--jobs N]" names; one process's."""
+    """The configuration that "ENGINE [--precision P] [--batch-size N] [--compile] [--decode D] [--jobs N]" names.
+
+    It is that of one process.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("engine")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--decode", default="cpu")
     parser.add_argument("--jobs")
     options = vars(parser.parse_args(shlex.split(words)))
     del options["jobs"]

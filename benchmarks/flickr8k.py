@@ -4,7 +4,7 @@ python benchmarks/flickr8k.py FLICKR8K --weights resnet50.pth [--seeds 3] [--max
 
 FLICKR8K holds `images/`, `Flickr8k.token.txt` and the official lists `Flickr_8k.{train,dev,test}Images.txt`. Each seed
 is trained by cross entropy, without a matcher, and evaluated without re-ranking; with `--self-critical-epochs` once
-more, from the same seed, with these epochs after it.
+more, from the same seed, with these epochs after it. A second run resumes: `--work` keeps the models.
 """
 
 import argparse
@@ -61,19 +61,22 @@ def main() -> None:
     def train(job: tuple[str, int, int]) -> tuple[list[float], float, float]:
         kind, epochs, seed = job
         model = work / f"{kind.replace(' ', '-')}-{seed}"
-        train_s = run(
-            *("train", features, "--captions", captions, "--output", model, "--seed", seed, "--overwrite", "--quiet"),
-            *("--train-list", flickr8k / "Flickr_8k.trainImages.txt"),
-            *(
-                "--val-list",
-                flickr8k / "Flickr_8k.devImages.txt",
+        train_s = 0.0
+        if not (model / "bundle.json").exists():
+            train_list, val_list = (flickr8k / f"Flickr_8k.{split}Images.txt" for split in ("train", "dev"))
+            lists = ("--train-list", train_list, "--val-list", val_list)
+            options = (
+                "--seed",
+                seed,
                 "--self-critical-epochs",
                 epochs,
                 "--matcher-epochs",
                 0,
-            ),
-            *(("--max-epochs", arguments.max_epochs) if arguments.max_epochs else ()),
-        )
+                "--overwrite",
+                "--quiet",
+            )
+            fewer = ("--max-epochs", arguments.max_epochs) if arguments.max_epochs else ()
+            train_s = run("train", features, "--captions", captions, "--output", model, *lists, *options, *fewer)
         scores, evaluate_s = evaluate(model.name, [model])
         return scores, train_s, evaluate_s
 

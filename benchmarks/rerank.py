@@ -36,7 +36,7 @@ WAYS = {
     "both, 20 candidates (default)": SearchConfig(rerank="both"),
     "both, 50 candidates": SearchConfig(rerank="both", candidates=50),
 }
-ENSEMBLED = ("beam 5, no re-ranking", "both, 20 candidates (default)")
+ENSEMBLED = ("beam 5, no re-ranking", "both, 20 candidates (default)", "both, 50 candidates")
 
 
 def main() -> None:

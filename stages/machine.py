@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ _OUT_OF_MEMORY = (
     "could not create a primitive",  # oneDNN's words for it
 )
 
+NO_GPU_DECODING = "`decode` gpu needs an NVIDIA GPU, as `device` cuda: use `decode` cpu"
 _CPU_INFO = Path("/proc/cpuinfo")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _GPU_FILES = (_NVIDIA_DRIVER, *map(Path, ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")))
@@ -45,6 +47,8 @@ def require_machine(config: ExtractConfig) -> None:
         raise InputError("`engine` openvino compiles by itself: leave `compile` out, or use `engine` torch")
     if means_cpu(config.device):
         choose_precision(config.precision, "cpu")
+        if config.decode == "gpu":
+            raise InputError(NO_GPU_DECODING)
 
 
 def _require_device_name(name: str) -> None:
@@ -80,6 +84,19 @@ def choose_precision(precision: Precision, device_type: str) -> Precision:
     if device_type == "cuda":  # as fast as bf16, with three more bits; features stay far below its maximum
         return "fp16"
     return "bf16" if device_type == "cpu" and has_fast_bf16() else "fp32"
+
+
+def without_tf32() -> None:
+    """Let cuDNN compute in float32 what is in float32, in this process from now on.
+
+    By default torch allows it to round the inputs of convolutions and LSTMs to the 10 bits of TF32, which is no more
+    exact than fp16. Other products of matrices are exact unless somebody asks torch for less.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some versions of torch warn of this name, but all have it
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def choose_training_dtype(device: "torch.device") -> "torch.dtype":

@@ -95,6 +95,9 @@ class ExtractConfig(Configuration):
         "Precision of the network; auto is bf16 or fp16 if the device is fast at it, else fp32. int8 is the fastest on "
         "a CPU with VNNI or AMX, and the least exact.",
     )
+    decode: Literal["cpu", "gpu"] = setting(
+        "cpu", "Where usual JPEGs are decoded and resized; gpu needs CUDA, is experimental and changes rows slightly."
+    )
     dtype: StoredDtype = setting(
         "float16", "Number type of the stored features; float16 halves the file and keeps three digits."
     )
@@ -242,9 +245,7 @@ class TrainConfig(Configuration):
     )
     batch_size: int = setting(64, "Captions per optimizer step, over all processes together.", least=1, most=1_000_000)
     learning_rate: float = setting(
-        1e-3,
-        "Peak learning rate of AdamW, reached after a tenth of the steps; then it falls to 0 along a cosine.",
-        least=0,
+        1e-3, "Peak learning rate of AdamW, after a tenth of the steps; then it falls to 0 along a cosine.", least=0
     )
     weight_decay: float = setting(0.0, "Weight decay of AdamW, applied to matrices only.", least=0)
     clip_norm: float = setting(1.0, "Gradients are clipped to this norm.", least=0.001)  # 0 would remove the gradient

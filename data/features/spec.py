@@ -13,6 +13,9 @@ Views = Literal["one", "flip", "two", "six"]
 USUAL_PREPROCESS: Preprocess = "squash"
 """That of new stores: a caption describes the whole image, of which "crop" shows the network about half (measured on 60
 images: docs/benchmarks.md)."""
+GPU_JPEGS = "JPEGs decoded on the GPU"
+_APART = ("int8", GPU_JPEGS)
+"""In the description of an engine: its rows are further from the others than rounding moves them."""
 _VIEW_COUNTS = {"one": 1, "flip": 1, "two": 2, "six": 6}
 _SETTINGS = ("backbone", "weights", "preprocess", "image_size", "views")  # of an extraction, under these names
 _UNCOMPARED = ("weights",)  # the same weights may have different names on two machines; the hash counts
@@ -97,8 +100,9 @@ def join_engines(makers: Iterable[dict[str, str]]) -> dict[str, str]:
 
 
 def mixture_note(made_by: dict[str, str]) -> str | None:
-    """A warning if some rows were made in int8 and others were not; other precisions differ by their rounding only."""
+    """A warning if some rows were made in int8, or of JPEGs that a GPU decoded, and others were not."""
     engines = made_by.get("engine", "")
-    if len({"int8" in engine for engine in engines.split("; ")}) < 2:
+    mixed = [name for name in _APART if len({name in engine for engine in engines.split("; ")}) > 1]
+    if not mixed:
         return None
-    return f"holds rows of int8 and others ({engines}); `overwrite` makes all of them again"
+    return f"holds rows of {' and of '.join(mixed)} and others ({engines}); `overwrite` makes all of them again"

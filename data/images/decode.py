@@ -33,7 +33,15 @@ from captionmill.data.images.formats.background import (
     to_rgb,
 )
 from captionmill.data.images.formats.holes import require_whole_webp
-from captionmill.data.images.formats.jpeg import AtLeast, PlainJpegFile, decode_jpeg, jpeg_memory, reduction_of
+from captionmill.data.images.formats.jpeg import (
+    AtLeast,
+    CheckedJpeg,
+    PlainJpegFile,
+    check_jpeg,
+    decode_jpeg,
+    jpeg_memory,
+    reduction_of,
+)
 from captionmill.data.images.formats.kinds import FORMATS, HEADER_BYTES, is_camera_header, why_not_read
 from captionmill.data.images.formats.limits import PIXEL_LIMIT, require_size
 from captionmill.data.images.formats.openers import Opener, find_opener
@@ -108,6 +116,25 @@ def decode_pixels(data: bytes, *, at_least: AtLeast | None = None, name: str = "
     with _damage_named(), BUDGET.one_image():
         BUDGET.take_file(len(data))
         return _decode(data, at_least, name)
+
+
+def check_pixels(data: bytes, *, at_least: AtLeast) -> CheckedJpeg | None:
+    """The bytes of an undamaged, upright JPEG of a usual kind, which any decoder turns into the same image.
+
+    None for every other file, for whatever has damage, and for a JPEG that `decode_pixels` decodes at reduced size,
+    which is as fast: `decode_pixels` returns its pixels or names its damage. `at_least` is as there.
+    """
+    try:
+        with _damage_named(), BUDGET.one_image():
+            BUDGET.take_file(len(data))
+            if _find_decoder(data[:HEADER_BYTES]) is not PlainJpegFile:
+                return None
+            with PlainJpegFile(io.BytesIO(data)) as image:
+                if read_orientation(image.info) != 1 or reduction_of(image.size, 1, at_least) > 1:
+                    return None
+                return check_jpeg(data, image)
+    except ImageError:
+        return None
 
 
 def pixels_of(image: Image.Image) -> Pixels:

@@ -68,6 +68,15 @@ class ImageExplanation:
         return candidate_search(self.search) if self.explanation.choice else self.search
 
     @property
+    def shown_models(self) -> tuple[str, ...]:
+        """Names of the models whose numbers the caption's steps have.
+
+        All of an ensemble, or the one that found the caption, where each searched candidates by itself.
+        """
+        choice = self.explanation.choice
+        return (self.models[choice.candidates[0].caption.decoder],) if choice else self.models
+
+    @property
     def candidates(self) -> list[tuple[int, Candidate]]:
         """The candidates to show, the highest total first, each with its place from 1; none without re-ranking.
 
@@ -112,7 +121,8 @@ def describe_computation(explained: ImageExplanation) -> str:
     words = len(explained.bundles[0].vocabulary)
     decoder = f"an LSTM with a state of {config.hidden_dim:,} numbers"
     if len(explained.models) > 1:
-        decoder = f"an ensemble of {len(explained.models)} LSTM decoders, which averages their probabilities,"
+        how = "each by itself" if explained.explanation.choice else "by the mean of their probabilities"
+        decoder = f"{len(explained.models)} LSTM decoders, {how},"
     return (
         f"{spec.backbone} ({Path(spec.weights).name}, {spec.preprocess} to {spec.image_size} pixels) turned the image "
         f"into {spec.feature_dim:,} numbers, {decoder} chose from {words:,} words one after the other, and "

@@ -152,7 +152,7 @@ def _number_of(setting: object) -> float:
 
 def _check_lines(explained: ImageExplanation) -> str:
     """Python that prints the tables of the caption again."""
-    folders = ", ".join(f"Path({name!r})" for name in explained.models)
+    folders = ", ".join(f"Path({name!r})" for name in explained.shown_models)
     return f"""\
 from pathlib import Path
 import torch

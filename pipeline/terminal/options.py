@@ -200,8 +200,8 @@ models_option = click.option(
     type=MODEL,
     multiple=True,
     required=True,
-    help="Folder that `train` wrote, file that `pack` wrote, or a URL of one; several form an ensemble: the mean of "
-    "their probabilities is used.",
+    help="Folder that `train` wrote, file that `pack` wrote, or a URL of one; several form an ensemble: all rank "
+    "the candidates that any of them finds; without re-ranking, the mean of their probabilities finds the caption.",
 )
 
 

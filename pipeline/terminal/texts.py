@@ -55,7 +55,7 @@ def _lines(explained: ImageExplanation) -> Iterator[str]:
     if explanation.caption.words != explanation.greedy.words:
         found = "the first draw" if explained.search.sample else "the winner"
         yield from ("", f"{found}, step by step: {explained.caption}")
-        yield from _walk_lines(explanation.caption, is_ensemble=len(explained.models) > 1)
+        yield from _walk_lines(explanation.caption, is_ensemble=len(explained.shown_models) > 1)
     for reference in explanation.references:
         yield from ("", *_reference_lines(reference, explained.references_from))
 
@@ -63,7 +63,8 @@ def _lines(explained: ImageExplanation) -> Iterator[str]:
 def _beam_lines(explained: ImageExplanation) -> Iterator[str]:
     tree, search = explained.explanation.beam, explained.wide_search
     has_groups = search.diversity_groups > 1
-    yield f"beam of {search.beam_size}, the best at the top of each step; * leads to the winner"
+    found = f", of {explained.shown_models[0]}, which found the caption" * (explained.shown_models != explained.models)
+    yield f"beam of {search.beam_size}{found}, the best at the top of each step; * leads to the winner"
     if has_groups:
         yield f"  {search.diversity_groups} groups; each keeps its best by the score less what earlier groups took (by)"
     if explained.explanation.choice and search.rerank != "matcher":

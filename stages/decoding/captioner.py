@@ -1,6 +1,8 @@
 """Stage two, captioning: cached features in, captions out, without opening an image; on a CPU without torch."""
 
+import itertools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,15 +18,25 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import Model
 from captionmill.data.paths import AnyPaths
 from captionmill.data.progress import Progress, no_progress
+from captionmill.stages.decoding.beam_tree import TracedStep
 from captionmill.stages.decoding.config import sound_weights
 from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.decoding.ensemble import Ensemble, SingleDecoder, join_decoders
 from captionmill.stages.decoding.folded import FoldedDecoder
-from captionmill.stages.decoding.reranking import candidate_search, guide_words, load_rankers, rerank_captions
+from captionmill.stages.decoding.reranking import (
+    MARGIN,
+    candidate_search,
+    guide_words,
+    load_rankers,
+    pool_candidates,
+    rerank_captions,
+    weigh_images,
+)
 from captionmill.stages.decoding.sampling import draw_captions
-from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, TracedStep, search_captions
+from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, search_captions
 from captionmill.stages.decoding.trained import TrainedModels, read_models
 from captionmill.stages.machine import choose_device, is_out_of_memory, means_cpu
+from captionmill.stages.ranking.ngrams import Reals
 from captionmill.stages.ranking.ranker import Ranker
 from captionmill.stages.settings import SearchConfig
 
@@ -159,28 +171,52 @@ class CaptionFinder:
         return candidate_search(self.search) if self.reranks else self.search
 
     @property
+    def searched(self) -> tuple[StepDecoder, ...]:
+        """What is searched: for candidates each decoder of an ensemble by itself, which finds more and better ones."""
+        return self.steps.decoders if self.reranks and isinstance(self.steps, Ensemble) else (self.steps,)
+
+    @property
     def reranks(self) -> bool:
         """Whether the captions of the search are re-ranked."""
         return bool(self.rankers) and self.search.rerank not in ("auto", "none")
 
     def find(self, features: Features, keys: Sequence[str]) -> list[DecodedCaption]:
         """The caption of each row of `features` [B, D], searched or drawn as `search` asks."""
-        found = self.find_candidates(features, keys)
-        return rerank_captions(found, features, self.rankers, self.search) if self.reranks else found
+        if not self.reranks:
+            return self.find_candidates(features, keys)
+        weights = weigh_images(features, self.rankers, self.search)
+        found = self._find(features, keys, weights)
+        return rerank_captions(found, features, weights, self.rankers, self.search)
 
     def find_candidates(
-        self, features: Features, keys: Sequence[str], *, trace: list[TracedStep] | None = None
+        self, features: Features, keys: Sequence[str], *, traces: Sequence[list[TracedStep]] | None = None
     ) -> list[DecodedCaption]:
         """As `find`, but not re-ranked: where that is asked for, all candidates, in the decoder's order.
 
-        `trace` is as `search_captions` and `draw_captions` take it.
+        `traces` are as `search_captions` and `draw_captions` take them, one for each part of `searched`.
         """
+        weights = weigh_images(features, self.rankers, self.search) if self.reranks else ()
+        return self._find(features, keys, weights, traces)
+
+    def _find(
+        self,
+        features: Features,
+        keys: Sequence[str],
+        weights: Sequence[Reals],
+        traces: Sequence[list[TracedStep]] | None = None,
+    ) -> list[DecodedCaption]:
         rule = WordRule.of(self.search, self.vocabulary)
         with np.errstate(invalid="ignore", over="ignore"):  # features that are no numbers have a caption, too
             if self.search.sample:
+                trace = traces[0] if traces else None
                 return draw_captions(self.steps, features, keys, self.search, rule=rule, trace=trace)
-            guide = guide_words(features, self.rankers, self.search) if self.reranks else None
-            return search_captions(self.steps, features, self.widened, rule=rule, guide=guide, trace=trace)
+            guide = guide_words(weights, self.rankers, self.search) if self.reranks else None
+            margin = MARGIN if self.reranks else math.inf
+            found = [
+                search_captions(decoder, features, self.widened, rule=rule, guide=guide, margin=margin, trace=trace)
+                for decoder, trace in zip(self.searched, traces or itertools.repeat(None), strict=False)
+            ]
+        return found[0] if len(found) == 1 else list(map(pool_candidates, zip(*found, strict=True)))
 
 
 def decode_rows(

@@ -79,10 +79,17 @@ def log_softmax(logits: AnyArray) -> AnyArray:
     """The natural logarithms of the softmax of each row of [R, V], float32."""
     if is_torch_array(logits):  # in one pass
         return logits.float().log_softmax(dim=-1)
+    return logits - log_total(logits)
+
+
+def log_total(logits: AnyArray) -> AnyArray:
+    """The natural logarithm of the sum of the exponentials of each row of [R, V], float32 [R, 1]."""
+    if is_torch_array(logits):
+        return logits.float().logsumexp(dim=-1, keepdim=True)
     xp = array_namespace(logits)
-    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
-    shifted -= xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
-    return shifted
+    greatest = xp.max(logits, axis=-1, keepdims=True)
+    shifted = logits - greatest
+    return greatest + xp.log(xp.sum(xp.exp(shifted, out=shifted), axis=-1, keepdims=True))
 
 
 def forbid_words(log_probabilities: AnyArray, history: AnyArray, rule: WordRule) -> AnyArray:

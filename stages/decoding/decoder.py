@@ -11,6 +11,7 @@ from captionmill.stages.decoding.config import DecoderConfig, Weights
 from captionmill.stages.decoding.ensemble import Ensemble, SingleDecoder, join_decoders
 from captionmill.stages.decoding.folded import FoldedDecoder
 from captionmill.stages.decoding.search import State
+from captionmill.stages.machine import without_tf32
 
 _LEVELS = 2**16  # of dropout rates: 16 random bits per value
 _INIT_STD = 0.05  # of tied embeddings: torch's 1.0 makes the first logits hundreds
@@ -123,8 +124,10 @@ class Decoder(nn.Module):
         """Teacher forcing: features [B, D] and the words fed in [B, T] -> logits of each next word [B, T, V]."""
         return self.score(self.unroll(self.start(features), words)[0])
 
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        """One word per caption [B] and the state -> logits of the next word [B, V] and the next state."""
+    def step(self, words: Tensor, state: State, parents: Tensor | None = None) -> tuple[Tensor, State]:
+        """As `StepDecoder.step`."""
+        if parents is not None:
+            state = tuple(part[:, parents] for part in state)
         outputs, state = self.unroll(state, words.unsqueeze(1))  # [B, 1, H]
         return self.score(outputs[:, 0]), state
 
@@ -145,6 +148,7 @@ class TorchSteps:
     """The steps of a decoder in evaluation mode, on its device; features are NumPy's."""
 
     def __init__(self, decoder: Decoder) -> None:
+        without_tf32()
         self._decoder = decoder.eval()
         self.config = decoder.config
 
@@ -159,9 +163,9 @@ class TorchSteps:
         return self._decoder.start(self._move(features))
 
     @torch.inference_mode()
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, words: Tensor, state: State, parents: Tensor | None = None) -> tuple[Tensor, State]:
         """As `Decoder.step`."""
-        return self._decoder.step(words, state)
+        return self._decoder.step(words, state, parents)
 
     def _move(self, features: Features) -> Tensor:
         return torch.from_numpy(features).to(self._decoder.feature_mean.device).float()

@@ -1,5 +1,7 @@
 """Several decoders over the same features as one: the next word's probability is the mean of theirs.
 
+Where candidates are re-ranked, each decoder searches by itself instead (captioner.py).
+
 Source: ensembles of caption decoders are in Vinyals et al. 2015, "Show and Tell". The mean is of probabilities, not of
 logits: a decoder that is sure counts for no more than its share.
 """
@@ -40,17 +42,18 @@ class Ensemble:
         """The states before `<start>` from features [B, D]: the parts of each decoder in turn."""
         return tuple(part for decoder in self.decoders for part in decoder.start(features))
 
-    def step(self, words: AnyArray, state: State) -> tuple[AnyArray, State]:
+    def step(self, words: AnyArray, state: State, parents: AnyArray | None = None) -> tuple[AnyArray, State]:
         """One word per caption [B] and the states -> log of the next word's mean probability [B, V], the next states.
 
         The logarithms are natural and their exponentials add up to one, so that log_softmax leaves them as they are.
+        `parents` is as in `StepDecoder.step`.
         """
         parts = iter(state)
         log_probabilities: list[AnyArray] = []
         after: list[AnyArray] = []
         for decoder in self.decoders:
             own_state = tuple(itertools.islice(parts, len(decoder.config.state_parts)))
-            logits, own_after = decoder.step(words, own_state)
+            logits, own_after = decoder.step(words, own_state, parents)
             log_probabilities.append(log_softmax(logits))  # [B, V]
             after.extend(own_after)
         log_sum = functools.reduce(array_namespace(*log_probabilities).logaddexp, log_probabilities)  # [B, V]

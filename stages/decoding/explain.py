@@ -12,13 +12,13 @@ from array_api_compat import array_namespace, device
 
 from captionmill.data.captions.vocabulary import END, START, Vocabulary
 from captionmill.data.features.file import Features
-from captionmill.stages.decoding.beam_tree import BeamTree, build_beam_tree
+from captionmill.stages.decoding.beam_tree import BeamTree, TracedStep, build_beam_tree
 from captionmill.stages.decoding.captioner import CaptionFinder
 from captionmill.stages.decoding.constraints import AnyArray, WordRule, log_softmax
 from captionmill.stages.decoding.ensemble import Ensemble, SingleDecoder
 from captionmill.stages.decoding.folded import Numbers
 from captionmill.stages.decoding.reranking import Choice, explain_choice
-from captionmill.stages.decoding.search import DecodedCaption, StepDecoder, TracedStep
+from captionmill.stages.decoding.search import DecodedCaption, StepDecoder
 from captionmill.stages.ranking.ranker import Ranker
 from captionmill.stages.settings import SearchConfig
 
@@ -129,7 +129,8 @@ class Explanation:
     beam: BeamTree
     """The steps of the search that found the caption; of sampling, those of all draws."""
     caption: Walk
-    """What the captioner says, step by step: the winner of the beam, or the first draw."""
+    """What the captioner says, step by step: the winner of the beam, or the first draw. The numbers are those of what
+    searched: of an ensemble whose candidates are re-ranked, the decoder that found the caption."""
     references: tuple[Reference, ...]
     """Those that have a word."""
     choice: Choice | None = None
@@ -158,9 +159,9 @@ def explain_features(
     features = row[np.newaxis].astype(np.float32)  # [1, D]
     rule = WordRule.of(search, vocabulary)
     walker = _Walker(steps, features, vocabulary, rule)
-    trace: list[TracedStep] = []
     finder = CaptionFinder(steps, vocabulary, search, tuple(rankers))
-    (caption,) = finder.find_candidates(features, [key], trace=trace)
+    traces = [list[TracedStep]() for _ in finder.searched]
+    (caption,) = finder.find_candidates(features, [key], traces=traces)
     choice = explain_choice(caption, features, finder.rankers, search) if finder.reranks else None
     caption = choice.candidates[0].caption if choice else caption
     decoders = steps.decoders if isinstance(steps, Ensemble) else (steps,)
@@ -169,8 +170,8 @@ def explain_features(
         features=features[0],
         starts=tuple(_describe_start(decoder, features) for decoder in decoders),
         greedy=walker.follow_caption(greedy),
-        beam=build_beam_tree(trace, vocabulary, finder.widened, caption.words),
-        caption=walker.follow_caption(caption),
+        beam=build_beam_tree(traces[caption.decoder], vocabulary, finder.widened, caption.words),
+        caption=replace(walker, decoder=finder.searched[caption.decoder]).follow_caption(caption),
         references=tuple(
             Reference(text, tuple(vocabulary.tokenize(text)), walker.follow([*vocabulary.encode(text), END]))
             for text in references

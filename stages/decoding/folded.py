@@ -40,12 +40,13 @@ class FoldedDecoder:
         to_gates, bias = self._below_to_gates[0]
         self._word_gates = embedding @ to_gates[:embed_dim] + bias  # [V, 4H]
         self._image_to_gates = to_gates[embed_dim:]  # [E, 4H] or [0, 4H]
-        self._to_logits, self._logit_bias = embedding, weights["to_logits.bias"].copy()  # [V, H], [V]
+        to_logits, self._logit_bias = embedding, weights["to_logits.bias"].copy()  # [V, H], [V]
         if config.tie_weights:
-            self._to_logits = embedding @ weights["to_embedding.weight"]
+            to_logits = embedding @ weights["to_embedding.weight"]
             self._logit_bias += embedding @ weights["to_embedding.bias"]
         else:
-            self._to_logits = weights["to_logits.weight"].copy()
+            to_logits = weights["to_logits.weight"]
+        self._to_logits = to_logits.T.copy()  # [H, V]: in this order small batches take two thirds of the time
 
     def scale(self, features: Features) -> Numbers:
         """Features as they enter the first Linear layer: [B, D] -> [B, D]; as `Decoder.scale`."""
@@ -66,36 +67,48 @@ class FoldedDecoder:
         empty = np.zeros((layers, len(features), self.config.hidden_dim), np.float32)
         if self.config.image_input == "first":
             to_gates, bias = self._below_to_gates[0]
-            return self._advance(images[0] @ to_gates + bias, empty, empty)
+            return self._advance(images[0] @ to_gates + bias, empty, empty, np.arange(len(features)))
         return empty, empty, images[0][np.newaxis]
 
-    def step(self, words: npt.NDArray[np.int64], state: State) -> tuple[Numbers, State]:
-        """One word per caption [B] and the state -> logits of the next word [B, V] and the next state."""
+    def step(
+        self, words: npt.NDArray[np.int64], state: State, parents: npt.NDArray[np.int64] | None = None
+    ) -> tuple[Numbers, State]:
+        """One word per caption [B] and the state -> logits of the next word [B, V] and the next state.
+
+        `parents` is as in `StepDecoder.step`: what captions inherit is multiplied once for all that have it.
+        """
         hidden, cell, *image = state
+        parents = np.arange(len(words)) if parents is None else parents
         gates = self._word_gates[words]  # [B, 4H]
         if image:
-            gates += image[0][0] @ self._image_to_gates
-        hidden, cell = self._advance(gates, hidden, cell)
-        logits = hidden[-1] @ self._to_logits.T
+            gates += (image[0][0] @ self._image_to_gates)[parents]
+            image = [image[0][:, parents]]
+        hidden, cell = self._advance(gates, hidden, cell, parents)
+        logits = hidden[-1] @ self._to_logits
         logits += self._logit_bias
         return logits, (hidden, cell, *image)
 
-    def _advance(self, gates: Numbers, hidden: Numbers, cell: Numbers) -> tuple[Numbers, Numbers]:
-        """The gates of the first layer [B, 4H] without what comes from `hidden` [L, B, H] -> both after a step."""
+    def _advance(
+        self, gates: Numbers, hidden: Numbers, cell: Numbers, parents: npt.NDArray[np.int64]
+    ) -> tuple[Numbers, Numbers]:
+        """The gates of the first layer [B, 4H] without what comes from `hidden` [L, P, H] -> both after a step.
+
+        `parents` [B] of P: what each caption continues.
+        """
         size = self.config.hidden_dim
-        hiddens, cells = np.empty_like(hidden), np.empty_like(cell)
+        hiddens, cells = np.empty((2, len(hidden), len(gates), size), np.float32)  # each [L, B, H]
         for layer, hidden_to_gates in enumerate(self._hidden_to_gates):
             if layer:
                 below_to_gates, bias = self._below_to_gates[layer]
                 gates = hiddens[layer - 1] @ below_to_gates
                 gates += bias
-            gates += hidden[layer] @ hidden_to_gates
+            gates += (hidden[layer] @ hidden_to_gates)[parents]
             np.tanh(gates, out=gates)
             taken, kept, new, given = (gates[:, place * size : (place + 1) * size] for place in range(4))
             for sigmoid in (taken, kept, given):
                 np.multiply(sigmoid, 0.5, out=sigmoid)
                 np.add(sigmoid, 0.5, out=sigmoid)
-            np.multiply(kept, cell[layer], out=cells[layer])
+            np.multiply(kept, cell[layer][parents], out=cells[layer])
             cells[layer] += taken * new
             np.tanh(cells[layer], out=hiddens[layer])
             hiddens[layer] *= given

@@ -12,8 +12,9 @@ import numpy as np
 from array_api_compat import array_namespace, device, is_torch_array
 
 from captionmill.data.captions.vocabulary import END, PAD, START
+from captionmill.stages.decoding.beam_tree import TracedStep
 from captionmill.stages.decoding.constraints import AnyArray, WordRule, forbid_words, likeliest_words, log_softmax
-from captionmill.stages.decoding.search import DecodedCaption, State, StepDecoder, TracedStep, read_caption
+from captionmill.stages.decoding.search import DecodedCaption, State, StepDecoder, read_caption
 from captionmill.stages.settings import SearchConfig
 
 _PLAIN = SearchConfig(sample=True)

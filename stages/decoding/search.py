@@ -11,7 +11,15 @@ from typing import Protocol
 from array_api_compat import array_namespace, device
 
 from captionmill.data.captions.vocabulary import END, PAD, START
-from captionmill.stages.decoding.constraints import AnyArray, WordRule, forbid_words, likeliest_words, log_softmax
+from captionmill.stages.decoding.beam_tree import TracedStep
+from captionmill.stages.decoding.constraints import (
+    AnyArray,
+    WordRule,
+    forbid_words,
+    likeliest_words,
+    log_softmax,
+    log_total,
+)
 from captionmill.stages.settings import SearchConfig
 
 State = tuple[AnyArray, ...]
@@ -28,8 +36,11 @@ class StepDecoder(Protocol):
     def start(self, features: AnyArray) -> State:
         """The state before `<start>`, from features [B, D]."""
 
-    def step(self, words: AnyArray, state: State) -> tuple[AnyArray, State]:
-        """One word per caption [B] and the state -> logits of the next word [B, V] and the next state."""
+    def step(self, words: AnyArray, state: State, parents: AnyArray | None = None) -> tuple[AnyArray, State]:
+        """One word per caption [B] and the state -> logits of the next word [B, V] and the next state.
+
+        `parents` [B]: where in the state the caption is that each word continues; None if each has its own.
+        """
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class DecodedCaption:
     """The maximum length was reached before `<end>`."""
     alternatives: tuple["DecodedCaption", ...] = ()
     """The next best captions of the image, best first."""
+    decoder: int = 0  # that found it, where those of an ensemble each search by themselves
     consensus: float | None = None
     """That with the captions of training images, if re-ranking chose by it."""
 
@@ -54,33 +66,6 @@ class DecodedCaption:
         return math.exp(sum(self.log_probabilities) / len(self.log_probabilities)) if self.words else 0.0
 
 
-@dataclass(frozen=True)
-class TracedStep:
-    """The record of one step of one image, from which an explanation is made: the captions after it, K of them.
-
-    The best stand first, drawn ones in the order of the draws.
-    """
-
-    places: list[int]
-    """The place of each in the search's own order, which `parents` of the next step refer to."""
-    parents: list[int]
-    """Where the caption that each continues stood before this step; of no meaning at the first step."""
-    words: list[int]
-    """The word that each took; of no meaning where it had ended before."""
-    log_probabilities: list[float]
-    """Natural logarithm of that word's probability given those before it; 0 where it had ended before."""
-    sums: list[float]
-    """Of the log probabilities of all its words."""
-    scores: list[float]
-    """`sums` divided by `lengths` to the power of the length penalty."""
-    ranks: list[float]
-    """The scores by which they were chosen: less what earlier groups of the beam took from them."""
-    lengths: list[int]
-    """Words so far, `<end>` counted."""
-    ended: list[bool]
-    """Whether it ends here, or has ended before."""
-
-
 def search_captions(
     decoder: StepDecoder,
     features: AnyArray,
@@ -88,6 +73,7 @@ def search_captions(
     *,
     rule: WordRule | None = None,
     guide: AnyArray | None = None,
+    margin: float = math.inf,
     trace: list[TracedStep] | None = None,
 ) -> list[DecodedCaption]:
     """The best caption for each row of `features` [B, D] by its score, and as many `alternatives` as `search` asks for.
@@ -96,10 +82,9 @@ def search_captions(
     power of `length_penalty`: 0 leaves the sum, which favours short captions; 1 makes it a mean (Wu et al. 2016,
     "Google's neural machine translation system", with the words instead of their (5 + words) / 6).
 
-    Beam search keeps the `beam_size` best captions at each step; one that has ended competes on with its score as it
-    is. Of equal scores the one that extends the better caption is kept, then the likelier word, then the lower
-    index. A beam of one is greedy: the likeliest word is the next. Which words may come is up to `rule`, or else
-    to that of `search`. The decoder should be in evaluation mode.
+    Beam search keeps the `beam_size` best captions at each step; one that has ended competes on with its score. Of
+    equal scores the one that extends the better caption is kept, then the likelier word, then the lower index. A beam
+    of one is greedy. Which words may come is up to `rule`, or to that of `search`. Decoders are in evaluation mode.
 
     With `diversity_groups` each group of the beam keeps its own best captions at each step, after those before it: a
     word's score is less by `diversity_strength` for each caption of these groups that has just taken it (Vijayakumar et
@@ -108,14 +93,17 @@ def search_captions(
     `guide` [B, V] is added to the log probabilities of words that a caption does not have yet, which are normalised
     again, before captions are ranked. The log probabilities of the captions that are found are the decoder's own.
 
+    An unfinished caption whose sum is less than the best one's in its group by more than `margin` is not continued
+    (Freitag and Al-Onaizan 2017, "Beam search strategies for neural machine translation": absolute threshold pruning).
+
     What is kept at each step is appended to `trace`, for one image [1, D]; ValueError for more.
     """
     if trace is not None and len(features) != 1:
         raise ValueError(f"a search of {len(features)} images cannot be traced")
-    beam = _Beam(decoder.start(features), search, rule or WordRule.of(search), guide, trace)
+    beam = _Beam(decoder.start(features), search, rule or WordRule.of(search), guide, margin=margin, trace=trace)
     found: dict[int, DecodedCaption] = {}
     while len(beam.images):
-        logits, state = decoder.step(beam.last_words, beam.state)
+        logits, state = decoder.step(beam.last_words, beam.state, beam.parents)
         found.update(beam.advance(logits, state))
     return [found[image] for image in range(len(features))]
 
@@ -132,13 +120,15 @@ class _Beam:
         search: SearchConfig,
         rule: WordRule,
         guide: AnyArray | None,
+        *,
+        margin: float,
         trace: list[TracedStep] | None,
     ) -> None:
         xp, self._device = array_namespace(state[0]), device(state[0])
         count, beams, groups = state[0].shape[1], search.beam_size, search.diversity_groups
         self._xp, self._search, self._rule, self._trace = xp, search, rule, trace
         self._guide = None if guide is None else xp.asarray(guide, device=self._device)
-        self._group_size = beams // groups
+        self._group_size, self._margin = beams // groups, margin
         # what sums are divided by; an array's powers of equal numbers may differ in the last bit, Python's do not
         weights = [max(length, 1) ** search.length_penalty for length in range(search.longest + 2)]
         self._weights = xp.asarray(weights, dtype=xp.float32, device=self._device)
@@ -150,7 +140,8 @@ class _Beam:
         self._words = self._full((count, beams, 0), PAD)  # [B, K, T], <pad> after <end>
         self._log_probabilities = self._full((count, beams, 0), 0.0)  # [B, K, T] of these, without guidance
         self.last_words = self._full((count * groups,), START)  # [R]
-        self.state = tuple(xp.repeat(part, groups, axis=1) for part in state)  # each [L, R, H]
+        self.state = state  # each [L, P, H]
+        self.parents = xp.repeat(xp.arange(count, device=self._device), groups)  # [R] of P: what each continues
 
     def _full(self, shape: tuple[int, ...], value: float) -> AnyArray:
         """An array of one value: of float32, int64 or booleans, as this is."""
@@ -182,6 +173,7 @@ class _Beam:
         known = self._read(is_known) if bool(xp.any(is_known)) else []
         rows = xp.reshape(xp.cumulative_sum(xp.astype(xp.reshape(living, (-1,)), xp.int64)) - 1, (count, beams))
         rows = self._pick(rows, parents)  # [B, K] of R, of a living one
+        self._drop_trailing()
         self._keep(~is_known, rows, state)
         return known
 
@@ -203,13 +195,7 @@ class _Beam:
         The third are the log probabilities without guidance.
         """
         xp, (count, beams) = self._xp, living.shape
-        log_probabilities = log_softmax(logits)  # [R, V]
-        own = log_probabilities
-        if self._guide is not None:
-            images = self.images[xp.nonzero(living)[0]]  # [R] which one each is of
-            bonus = self._guide[images]  # [R, V]
-            bonus[xp.arange(len(bonus), device=self._device)[:, None], self._words[living]] = 0.0
-            log_probabilities = log_softmax(log_probabilities + bonus)
+        log_probabilities = self._rate_words(logits, living)  # [R, V]
         ends = forbid_words(log_probabilities, self._words[living], self._rule)
         values, words = likeliest_words(log_probabilities, min(beams, logits.shape[1]))  # [R, K]
         is_stuck = values[:, 0] == -math.inf
@@ -223,8 +209,20 @@ class _Beam:
         unguided = all_values
         if self._guide is not None:
             unguided = xp.asarray(all_values, copy=True)
-            unguided[..., : values.shape[1]][living] = xp.take_along_axis(own, words, axis=1)
+            unguided[..., : values.shape[1]][living] = xp.take_along_axis(logits, words, axis=1) - log_total(logits)
         return all_values, all_words, unguided
+
+    def _rate_words(self, logits: AnyArray, living: AnyArray) -> AnyArray:
+        """The log probabilities, guided, of the next word of the living captions [R, V]."""
+        if self._guide is None:
+            return log_softmax(logits)
+        xp = self._xp
+        guided = self._guide[self.images[xp.nonzero(living)[0]]]  # [R, V]
+        guided += logits
+        rows, words = xp.arange(len(guided), device=self._device)[:, None], self._words[living]  # [R, T]
+        guided[rows, words] = xp.take_along_axis(logits, words, axis=1)
+        guided -= log_total(guided)
+        return guided
 
     def _choose(self, sums: AnyArray, weights: AnyArray, words: AnyArray) -> tuple[AnyArray, AnyArray]:
         """Which of the candidates [B, K, K] are the next captions, [B, K] of K*K, group by group; by which scores."""
@@ -277,14 +275,22 @@ class _Beam:
             known.append((image, replace(best, alternatives=tuple(others[: self._search.alternatives]))))
         return known
 
+    def _drop_trailing(self) -> None:
+        """Empty the places of unfinished captions that are behind by more than the margin, if they could be longer."""
+        xp, living = self._xp, self._living()
+        sums = xp.reshape(xp.where(living, self._sums, -math.inf), (len(living), -1, self._group_size))
+        limits = xp.repeat(xp.max(sums, axis=2) - self._margin, self._group_size, axis=1)  # [B, K]
+        if self._words.shape[2] < self._search.longest:
+            self._sums = xp.where(living & (self._sums < limits), -math.inf, self._sums)
+
     def _keep(self, stays: AnyArray, rows: AnyArray, state: State) -> None:
         """Keep the images that stay [B]; a living caption's state is in row `rows` [B, K] of `state`."""
         self.images, self._sums, self._lengths = self.images[stays], self._sums[stays], self._lengths[stays]
         self._ended, self._words = self._ended[stays], self._words[stays]
         self._log_probabilities = self._log_probabilities[stays]
         living = self._living()
-        living_rows = rows[stays][living]
-        self.state = tuple(self._xp.take(part, living_rows, axis=1) for part in state)
+        continued, self.parents = self._xp.unique_inverse(rows[stays][living])
+        self.state = tuple(self._xp.take(part, continued, axis=1) for part in state)
         self.last_words = self._words[:, :, -1][living]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -29,9 +29,11 @@ from captionmill.stages.settings import Backbone, ExtractConfig
 if TYPE_CHECKING:
     from captionmill.stages.encoding.network import FeatureNetwork
 
-_RESIZED_LIMIT = 4_000_000  # pixels: an image of 1 x 30,000 would become one of 256 x 7,680,000
+RESIZED_LIMIT = 4_000_000  # pixels: an image of 1 x 30,000 would become one of 256 x 7,680,000
 _ENLARGED = 1.125  # of an image whose corners are cropped, so that a crop is 8/9 of each side
 _LONGEST_SHAPE = 4  # longer side to shorter side
+Resize = Callable[[Any, int, int], Pixels]
+"""Resizes an image [H, W, 3] to a width and a height, bilinear and antialiased."""
 STRIDE = 32  # pixels of the image per position of the network's last feature map
 
 
@@ -48,13 +50,13 @@ class Encoder:
         """The network; WeightsError if its weights cannot be read any more."""
         return self.load()
 
-    def prepare(self, image: Pixels) -> Pixels:
+    def prepare(self, image: Pixels, resize: Resize | None = None) -> Pixels:
         """The network's inputs for an RGB image [H, W, 3]: `prepare_image`, and below it the crops of "six" views."""
-        prepared = prepare_image(image, self.spec)
+        prepared = prepare_image(image, self.spec, resize)
         if self.crop_count == 1:
             return prepared
         height, width, _ = prepared.shape
-        larger = prepare_image(image, _enlarged(self.spec))
+        larger = prepare_image(image, _enlarged(self.spec), resize)
         corners = [
             larger[rows, columns]
             for rows in (np.s_[:height], np.s_[-height:])
@@ -72,7 +74,7 @@ class Encoder:
         return _resized_size(width, height, self.spec if self.crop_count == 1 else _enlarged(self.spec))
 
 
-def prepare_image(image: Pixels, spec: FeatureSpec) -> Pixels:
+def prepare_image(image: Pixels, spec: FeatureSpec, resize: Resize | None = None) -> Pixels:
     """Resize (bilinear, antialiased) and crop by `spec`: [H, W, 3] uint8, before and after.
 
     "crop" is torchvision's recipe: resize the shorter side to `resize_size`, then take the centre `image_size` square.
@@ -81,16 +83,18 @@ def prepare_image(image: Pixels, spec: FeatureSpec) -> Pixels:
     panorama is squeezed.
 
     Pillow resizes everywhere, as for torchvision: a millisecond for an image of 500 x 375. Faster libraries round other
-    pixels by one level, which moves the features of some images further than bfloat16 does.
+    pixels by one level, which moves the features of some images further than bfloat16 does. `resize` is what resizes
+    instead, an `image` of any type that has a shape.
     """
+    resize = resize or _resize
     size = spec.image_size
     height, width, _ = image.shape
     resized = _resized_size(width, height, spec)
     if spec.preprocess != "crop":
-        return _resize(image, *resized)
+        return resize(image, *resized)
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
-    if resized[0] * resized[1] <= _RESIZED_LIMIT:
-        return _resize(image, *resized)[top : top + size, left : left + size].copy()
+    if resized[0] * resized[1] <= RESIZED_LIMIT:
+        return resize(image, *resized)[top : top + size, left : left + size].copy()
     # of a long panorama, only the cropped part is resized: Pillow rounds the box, and pixels differ by one level
     scale_x, scale_y = width / resized[0], height / resized[1]
     box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)

@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -13,8 +13,11 @@ from captionmill.data.images.decode import Pixels
 from captionmill.data.optional import missing_packages
 from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.encoding.loader import Batch
-from captionmill.stages.machine import choose_device, is_out_of_memory, means_cpu, require_machine
+from captionmill.stages.machine import NO_GPU_DECODING, choose_device, is_out_of_memory, means_cpu, require_machine
 from captionmill.stages.settings import ExtractConfig
+
+if TYPE_CHECKING:
+    from captionmill.stages.encoding.engines.jpegs import JpegDecoder
 
 T = TypeVar("T")
 
@@ -59,6 +62,18 @@ def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
 
         engine = TorchEngine(encoder, config)
     return engine if encoder.spec.views == "one" else _ViewsEngine(engine, encoder)
+
+
+def build_jpeg_decoder(encoder: Encoder, config: ExtractConfig) -> "JpegDecoder | None":
+    """What decodes JPEGs on the GPU, if `config` asks for it; InputError if there is none, or it cannot."""
+    if config.decode == "cpu":
+        return None
+    device = choose_device(config.device)
+    if device.type != "cuda":
+        raise InputError(NO_GPU_DECODING)
+    from captionmill.stages.encoding.engines.jpegs import JpegDecoder
+
+    return JpegDecoder(encoder, device)
 
 
 def encode_batches(engine: Engine, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Features]]:

@@ -7,9 +7,11 @@ import os
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
 
@@ -18,11 +20,14 @@ from captionmill.data.features.writer import PartWriter
 from captionmill.data.images.read import ImageFile
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
-from captionmill.stages.encoding.engine import Engine, build_engine, encode_batches
+from captionmill.stages.encoding.engine import Engine, build_engine, build_jpeg_decoder, encode_batches
 from captionmill.stages.encoding.loader import Failure, load_batches
 from captionmill.stages.encoding.meter import Meter
 from captionmill.stages.machine import choose_workers, limit_memory, means_cpu, versions
 from captionmill.stages.settings import ExtractConfig
+
+if TYPE_CHECKING:
+    from captionmill.stages.encoding.engines.jpegs import JpegDecoder
 
 _one_at_a_time = threading.Lock()  # a dask worker runs tasks on threads; only one may use an engine
 
@@ -57,9 +62,10 @@ def extract_share(task: ShareTask) -> ShareResult:
     Raises WeightsError or SpecMismatchError if this machine has other weights than the task was made with.
     """
     with _one_at_a_time:
-        encoder, engine = _worker_engine(task.config, task.spec.resize_size)
+        task = replace(task, config=replace(task.config, device=claim_device(task.config.device)))
+        encoder, engine, jpegs = _worker_engine(task.config, task.spec.resize_size)
         task.spec.require(encoder.spec, mine=str(task.store), others="this worker")
-        return run_share(task, encoder, engine)
+        return run_share(task, encoder, engine, jpegs=jpegs)
 
 
 def run_share(
@@ -67,20 +73,23 @@ def run_share(
     encoder: Encoder,
     engine: Engine,
     *,
+    jpegs: "JpegDecoder | None" = None,
     on_part: Callable[[Path], None] | None = None,
     progress: Progress = no_progress,
 ) -> ShareResult:
-    """Run `task` with an existing network; `on_part` is called with each part file."""
+    """Run `task` with an existing network; `jpegs` decodes what it can, `on_part` is called with each part file."""
     config = task.config
     limit_memory(config.memory)
     failures: list[Failure] = []
     meter = Meter(workers=choose_workers(config.workers))
+    description = f"{engine.description}, {jpegs.description}" if jpegs else engine.description
     batches = load_batches(
         task.images,
         encoder.prepare,
         least_size=encoder.least_size,
         batch_size=engine.batch_size,
         workers=meter.workers,
+        prepare_jpegs=jpegs,
     )
     started = time.perf_counter()
     with PartWriter(
@@ -88,7 +97,7 @@ def run_share(
         task.prefix,
         task.spec,
         dtype=config.dtype,
-        made_by=versions() | {"engine": engine.description},
+        made_by=versions() | {"engine": description},
         flush_every=config.flush_every,
         on_change=on_part,
     ) as writer:
@@ -105,14 +114,13 @@ def run_share(
             writer.flush()
     meter.wall_s = time.perf_counter() - started
     meter.forward_s = max(0.0, meter.wall_s - meter.input_wait_s - meter.write_s)
-    return ShareResult(meter.images, tuple(failures), meter, engine.description)
+    return ShareResult(meter.images, tuple(failures), meter, description)
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_engine(config: ExtractConfig, resize_size: int) -> tuple[Encoder, Engine]:
-    config = replace(config, device=claim_device(config.device))
+def _worker_engine(config: ExtractConfig, resize_size: int) -> "tuple[Encoder, Engine, JpegDecoder | None]":
     encoder = build_encoder(config, resize_size=resize_size)
-    return encoder, build_engine(encoder, config)
+    return encoder, build_engine(encoder, config), build_jpeg_decoder(encoder, config)
 
 
 _PLACES = 8  # at most so many processes claim one device; further ones choose by process ID
@@ -132,7 +140,8 @@ def claim_device(name: str) -> str:
     count = torch.cuda.device_count()
     if name not in ("auto", "cuda") or count < 2:
         return name
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace("/", "-")
+    # a checksum: as a list of UUIDs it would be too long for the name of a file
+    visible = f"{zlib.crc32(os.environ.get('CUDA_VISIBLE_DEVICES', 'all').encode()):08x}"
     for place, index in itertools.product(range(_PLACES), range(count)):
         lock_name = f"captionmill-{getpass.getuser()}-cuda-{visible}-{index}-{place}.lock"
         lock = filelock.FileLock(Path(tempfile.gettempdir()) / lock_name, fallback_to_soft=False)

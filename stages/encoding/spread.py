@@ -9,7 +9,7 @@ from captionmill.data.features.parts import NewParts, part_paths
 from captionmill.data.images.read import ImageFile
 from captionmill.data.progress import Progress
 from captionmill.stages.encoding.encoder import Encoder, config_for_spec
-from captionmill.stages.encoding.engine import build_engine
+from captionmill.stages.encoding.engine import build_engine, build_jpeg_decoder
 from captionmill.stages.encoding.loader import skip_unreadable
 from captionmill.stages.encoding.share import ShareResult, ShareTask, extract_share, run_share
 from captionmill.stages.machine import limit_memory, share_memory, unused_gpu_note
@@ -69,7 +69,8 @@ def run_tasks(
     before_work()
     if spread is None or len(missing) < spread.least_images:
         task = ShareTask(tuple(missing), new_parts.path, new_parts.prefix(0), encoder.spec, config)
-        yield run_share(task, encoder, build_engine(encoder, config), on_part=new_parts.on_change, progress=progress)
+        engine, jpegs = build_engine(encoder, config), build_jpeg_decoder(encoder, config)
+        yield run_share(task, encoder, engine, jpegs=jpegs, on_part=new_parts.on_change, progress=progress)
         return
     # other processes have other working folders
     config = replace(config_for_spec(encoder.spec, config), workers=config.workers or spread.workers)

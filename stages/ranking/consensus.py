@@ -17,12 +17,14 @@ from captionmill.stages.ranking.ngrams import (
     NGramIdf,
     Reals,
     run_starts,
+    starts_of,
     weigh_ngrams,
 )
 
 SIGMA = 6.0  # of CIDEr-D's length penalty, in words
 MOST_WORDS = 255
 """Captions that are longer count as if they had so many words."""
+_FREQUENT = 4  # an n-gram with more entries than this part of the images
 
 
 @dataclass(frozen=True)
@@ -61,30 +63,48 @@ class CaptionIndex:
             sums.astype(np.float16),
         )
 
-    def score(self, candidates: FlatCaptions, weights: Reals) -> Reals:
-        """The consensus of each candidate [C] with the captions of all images, weighted by `weights` [N].
+    def score(self, candidates: FlatCaptions, owners: Integers, weights: Reals) -> Reals:
+        """The consensus of each candidate [C] with the captions of all images, by the weights [B, N] of its image.
 
-        The weighted sum of its similarity to each image's captions, about 0 to 10: the mean over one to four words of
-        the cosine of their tf-idf vectors, times a Gaussian of the difference of their lengths, as CIDEr-D without its
-        clipping.
+        `owners` [C], rising, are the images that the candidates are for, of B.
+
+        It is the weighted sum of the similarities to each image's captions, about 0 to 10: the mean over one to four
+        words of the cosine of their tf-idf vectors, times a Gaussian of the difference of their lengths, as CIDEr-D
+        without its clipping.
         """
         own = weigh_ngrams(candidates, self.idf)
         found = self.idf.find(own.keys)
         is_known = found >= 0
-        ngrams, places = np.unique(found[is_known], return_inverse=True)  # [K]: which of the index candidates have
-        counts = self.starts[ngrams + 1] - self.starts[ngrams]  # [K]
-        total = int(counts.sum())
-        if not total:
+        captions = own.captions[is_known]
+        cells, places = np.unique(owners[captions] * len(self.idf.keys) + found[is_known], return_inverse=True)
+        if not len(cells):
             return np.zeros(len(candidates), np.float32)
-        firsts = np.cumsum(counts) - counts
-        entries = np.arange(total) + np.repeat(self.starts[ngrams] - firsts, counts)  # [X]
-        values = weights[self.images[entries]] * self.shares[entries]
-        lengths = self.lengths[entries].astype(np.int64)
-        columns = int(lengths.max()) + 1
-        rows = np.repeat(np.arange(len(ngrams)) * columns, counts)
-        table = np.bincount(rows + lengths, values, len(ngrams) * columns).reshape(len(ngrams), columns)
-        differences = np.minimum(candidates.lengths, MOST_WORDS)[:, np.newaxis] - np.arange(columns)  # [C, L]
+        table = self._sum_shares(*np.divmod(cells, len(self.idf.keys)), weights)  # [X, L]
+        differences = np.minimum(candidates.lengths, MOST_WORDS)[:, np.newaxis] - np.arange(table.shape[1])  # [C, L]
         penalties = np.exp(-(differences**2) / (2 * SIGMA**2))
-        owners = own.captions[is_known]
-        each = (table[places] * penalties[owners]).sum(axis=1) * own.weights[is_known]
-        return (10.0 / MAX_ORDER * np.bincount(owners, each, len(candidates))).astype(np.float32)
+        each = (table[places] * penalties[captions]).sum(axis=1) * own.weights[is_known]
+        return (10.0 / MAX_ORDER * np.bincount(captions, each, len(candidates))).astype(np.float32)
+
+    def _sum_shares(self, owners: Integers, ngrams: Integers, weights: Reals) -> npt.NDArray[np.float64]:
+        """For images [X] of B, rising, and an n-gram of each: its shares for each length of captions, [X, L].
+
+        The shares of the training images are weighted by those of the image, of `weights` [B, N].
+        """
+        columns = int(self.lengths.max()) + 1
+        table = np.zeros((len(owners), columns))
+        counts = self.starts[ngrams + 1] - self.starts[ngrams]  # [X]
+        is_frequent = counts > weights.shape[1] / _FREQUENT
+        for ngram in np.unique(ngrams[is_frequent]):  # most candidates have them: a product is faster
+            rows, own = np.flatnonzero(ngrams == ngram), slice(self.starts[ngram], self.starts[ngram + 1])
+            shares = np.zeros((weights.shape[1], columns), np.float32)  # [N, L]
+            shares[self.images[own], self.lengths[own]] = self.shares[own]
+            table[rows] = weights[owners[rows]] @ shares
+        for owner, row in enumerate(weights):
+            rows = np.flatnonzero((owners == owner) & ~is_frequent)
+            own_counts = counts[rows]
+            starts = starts_of(own_counts)
+            entries = np.arange(starts[-1]) + np.repeat(self.starts[ngrams[rows]] - starts[:-1], own_counts)
+            values = row[self.images[entries]] * self.shares[entries]
+            cells = np.repeat(np.arange(len(rows)) * columns, own_counts) + self.lengths[entries]
+            table[rows] = np.bincount(cells, values, len(rows) * columns).reshape(len(rows), columns)
+        return table

@@ -90,14 +90,20 @@ class Ranker:
         return WordShares.of(self.captions, self.counts, self.vocab_size)
 
     def score(
-        self, features: Reals, candidates: Sequence[Sequence[Words]], likelihoods: Sequence[Sequence[float]], by: str
+        self,
+        features: Reals,
+        weights: Reals,
+        candidates: Sequence[Sequence[Words]],
+        likelihoods: Sequence[Sequence[float]],
+        by: str,
     ) -> list[list[CandidateScore]]:
-        """The scores of the candidates of each image, from features [B, D].
+        """The scores of the candidates of each image, from features [B, D] and the weights that `weigh` gives, [B, N].
 
-        `likelihoods` are the mean log probabilities of their words. `by` is consensus, matcher or both.
+        `likelihoods` are the mean log probabilities of their words. `by` is consensus, matcher or both; the matcher
+        needs no weights.
         """
         zeros = [np.zeros(len(own), np.float32) for own in candidates]
-        consensus = self.consensus(features, candidates) if by != "matcher" else zeros
+        consensus = self.consensus(weights, candidates) if by != "matcher" else zeros
         match = self.match(features, candidates) if by != "consensus" else zeros
         return [
             [
@@ -117,17 +123,19 @@ class Ranker:
         total += match * (config.match_weight_alone if by == "matcher" else config.match_weight)
         return CandidateScore(log_probability, consensus, match, repetition, total)
 
-    def consensus(self, features: Reals, candidates: Sequence[Sequence[Words]]) -> list[Reals]:
-        """The consensus of the candidates of each image, features [B, D], with the captions of the training images."""
-        weights, _ = self.weigh(features)
-        return [self.index.score(FlatCaptions.of(own), row) for own, row in zip(candidates, weights, strict=True)]
+    def consensus(self, weights: Reals, candidates: Sequence[Sequence[Words]]) -> list[Reals]:
+        """The consensus of the candidates of each image with the captions of the training images, `weights` [B, N]."""
+        counts = np.array([len(own) for own in candidates])
+        captions = FlatCaptions.of([caption for own in candidates for caption in own])
+        scores = self.index.score(captions, np.repeat(np.arange(len(counts)), counts), weights)
+        return np.split(scores, np.cumsum(counts)[:-1])
 
-    def guide(self, features: Reals) -> Reals:
-        """What is added to the log probability of each word in the search for candidates, [B, V], from features [B, D].
+    def guide(self, weights: Reals) -> Reals:
+        """What is added to the log probability of each word in the search for candidates, [B, V].
 
-        The predicted share of an image's captions that have the word, times its inverse document frequency.
+        From the weights of the training images, [B, N]: the predicted share of an image's captions that have the word,
+        times its inverse document frequency.
         """
-        weights, _ = self.weigh(features)
         return self.config.guidance * self.words.predict(weights)
 
     def weigh(self, features: Reals) -> tuple[Reals, Reals]:

@@ -76,6 +76,7 @@ class ImageRegression:
         self._matrix = rows.astype(np.float32)  # [N, R]
         self._vectors = vectors.astype(np.float32)  # [N, E]
         self._gains = gains.astype(np.float32)  # [E + 1]
+        self._lengths = _lengths(self._matrix)
 
     @classmethod
     def fit(cls, reduction: Reduction, rows: npt.NDArray[np.int8]) -> "ImageRegression":
@@ -83,7 +84,7 @@ class ImageRegression:
         import torch
 
         matrix = rows.astype(np.float32)  # [N, R]
-        kernel = torch.from_numpy(_kernel(_cosines(matrix, matrix)))  # [N, N]
+        kernel = torch.from_numpy(_kernel(_cosines(matrix, matrix, _lengths(matrix))))  # [N, N]
         count = min(EIGENVECTORS, len(rows))
         values, vectors = _eigenvectors(kernel, count)
         others = float(kernel.diagonal().sum() - values.sum())
@@ -95,17 +96,21 @@ class ImageRegression:
     def weights(self, features: Reals) -> tuple[Reals, Reals]:
         """Features [B, D] -> the weight of each training image and its cosine, both [B, N]."""
         queries = self.reduction.reduce(features).astype(np.float32)  # [B, R]
-        cosines = _cosines(queries, self._matrix)
+        cosines = _cosines(queries, self._matrix, self._lengths)
         kernel = _kernel(cosines)  # [B, N]
         weights = kernel * self._gains[-1] + (kernel @ self._vectors * self._gains[:-1]) @ self._vectors.T
         return weights, cosines
 
 
-def _cosines(queries: Reals, rows: Reals) -> Reals:
-    """The cosine of each of [B, R] with each of [N, R], both whole numbers -> [B, N]."""
+def _lengths(rows: Reals) -> Reals:
+    return np.asarray(np.maximum(np.linalg.norm(rows, axis=1), 1e-6))
+
+
+def _cosines(queries: Reals, rows: Reals, lengths: Reals) -> Reals:
+    """The cosine of each of [B, R] with each of [N, R], which have `lengths`, all whole numbers -> [B, N]."""
     products: Reals = queries @ rows.T  # exact
-    products /= np.maximum(np.linalg.norm(rows, axis=1), 1e-6)
-    products /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-6)
+    products /= lengths
+    products /= _lengths(queries)[:, np.newaxis]
     return products
 
 

@@ -40,9 +40,13 @@ _BEFORE = {
     _name_of("matcher_epochs"): "None",
     _name_of("rerank"): SearchConfig().rerank,
     _name_of("candidates"): str(SearchConfig().candidates),
-    _name_of("search_seed"): str(SearchConfig().seed),
 }
 """The values of checkpoints that do not name them."""
+_SEARCH_SEED, _SEARCH_LENGTH = _name_of("search_seed"), _name_of("search_length")
+_UNKNOWN_BEFORE = (_SEARCH_SEED,)
+"""What a checkpoint that does not name it may have begun with: it is resumed with whatever is set now."""
+_SHOWN = {_SEARCH_SEED: "search.seed", _SEARCH_LENGTH: "search.max_length"}
+"""The settings of which a search and a training have one each."""
 
 
 def as_it_began(work_dir: Path, config: TrainConfig, *, restart: bool) -> tuple[int, TrainConfig]:
@@ -78,10 +82,10 @@ def describe_origin(
     `start` is the digest of the model that it starts from, `teachers` are those of its teachers.
     """
     values = asdict(config.search) | asdict(config)
-    values["search_length"] = config.search.max_length
-    values["search_seed"] = config.search.seed if config.search.sample else 0
     left_out = ("device", "search", "init", "teacher")
     settings = {_name_of(name): str(value) for name, value in values.items() if name not in left_out}
+    settings[_SEARCH_LENGTH] = str(config.search.max_length)
+    settings[_SEARCH_SEED] = str(config.search.seed if config.search.sample else 0)
     digest = hashlib.sha256()
     for name, keys in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         for key in keys:
@@ -98,14 +102,15 @@ def describe_processes(count: int, images_per_step: int) -> dict[str, str]:
 
 def require_same(work_dir: Path, made_from: Mapping[str, Any], fingerprint: Mapping[str, str]) -> None:
     """Raise UnfinishedRunError, which names the difference, if a checkpoint was made from something else."""
-    before = _BEFORE | dict(made_from)
+    unknown = {name: fingerprint[name] for name in _UNKNOWN_BEFORE if name in fingerprint}
+    before = _BEFORE | unknown | dict(made_from)
     name = next((name for name, value in fingerprint.items() if before.get(name) != value), None)
     if name is None:
         return
     is_digest = name in _DIGESTS
     was, now = (values.get(name, "None").replace("None", "not set") for values in (before, fingerprint))
     change = "" if is_digest else f" ({was}, now {now})"
-    shown = name if name in _NOT_PARAMETERS else f"`{name.removeprefix('--').replace('-', '_')}`"
+    shown = name if name in _NOT_PARAMETERS else f"`{_SHOWN.get(name, name.removeprefix('--').replace('-', '_'))}`"
     raise UnfinishedRunError(
         f"{work_dir}: an unfinished training with other {shown}{change}; pass `restart` to start from scratch"
     )

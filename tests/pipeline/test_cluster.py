@@ -248,6 +248,7 @@ def test_processes_of_one_machine_claim_different_gpus_until_they_die(
     monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/dev/nvidiactl" or exists(self))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the claims lie
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(f"GPU-{number:036d}" for number in range(8)))
     assert claim("auto") == "cuda:0"
     assert claim("cpu") == "cpu"
     assert claim("cuda:0") == "cuda:0"

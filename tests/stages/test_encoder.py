@@ -13,10 +13,12 @@ from torchvision.transforms import v2
 
 from captionmill.data.errors import InputError, WeightsError
 from captionmill.data.features.spec import FeatureSpec, Preprocess
+from captionmill.stages.decoding.config import DecoderConfig
+from captionmill.stages.decoding.decoder import Decoder, TorchSteps
 from captionmill.stages.encoding.encoder import build_encoder, prepare_image
 from captionmill.stages.encoding.engines.torch import TorchEngine
 from captionmill.stages.encoding.network import feed_whole_numbers
-from captionmill.stages.settings import ExtractConfig, Precision
+from captionmill.stages.settings import ExtractConfig, Precision, TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +114,18 @@ def test_bf16_features_point_the_same_way(thin_weights: Path) -> None:
     fast = TorchEngine(build_encoder(config), replace(config, device="cpu", precision="bf16")).submit(pixels)()
     cosine = (exact * fast).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(fast, axis=1)
     assert cosine.min() > 0.999
+
+
+def test_float32_is_not_rounded_to_tf32_on_a_gpu(thin_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = build_encoder(ExtractConfig("scenes-resnet14", weights=str(thin_weights), image_size=64, device="cpu"))
+    decoder = Decoder(DecoderConfig.of(TrainConfig(embed_dim=4, hidden_dim=4), feature_dim=8, vocab_size=9))
+    exact = ExtractConfig(precision="fp32", device="cpu")
+    for build in (lambda: TorchEngine(encoder, exact), lambda: TorchSteps(decoder)):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
+        TorchEngine(encoder, replace(exact, precision="bf16"))
+        assert torch.backends.cudnn.allow_tf32
+        build()
+        assert not torch.backends.cudnn.allow_tf32
 
 
 def test_a_network_that_gets_whole_numbers_computes_the_same_inside_its_padding(thin_weights: Path) -> None:

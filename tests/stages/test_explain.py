@@ -15,14 +15,14 @@ from torch import Tensor
 
 from captionmill.data.captions.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.stages.decoding.beam_tree import BeamNode, BeamTree
+from captionmill.stages.decoding.beam_tree import BeamNode, BeamTree, TracedStep
 from captionmill.stages.decoding.captioner import CaptionFinder, decode_rows
 from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.decoder import Decoder, TorchSteps, choose_steps
 from captionmill.stages.decoding.ensemble import join_decoders
 from captionmill.stages.decoding.explain import Explanation, explain_features
-from captionmill.stages.decoding.reranking import Choice, candidate_search, guide_words
-from captionmill.stages.decoding.search import TracedStep, search_captions
+from captionmill.stages.decoding.reranking import MARGIN, Choice, candidate_search, guide_words, weigh_images
+from captionmill.stages.decoding.search import DecodedCaption, search_captions
 from captionmill.stages.ranking.ranker import mean_scores
 from captionmill.stages.settings import ImageInput, SearchConfig
 
@@ -156,7 +156,9 @@ def test_by_every_search_setting_200_decoders_captions_are_torchs_and_explained_
         assert tree.captions[tree.place] == found.text
         assert explanation.confidence == pytest.approx(found.confidence, rel=1e-4)
         assert explanation.caption.cut == tree.cut == found.cut
-        assert all(other.text in tree.captions for other in found.alternatives)
+        choice = explanation.choice
+        known = {VOCABULARY.decode(one.caption.words) for one in choice.candidates} if choice else {*tree.captions}
+        assert all(other.text in known for other in found.alternatives)
         assert [node.place for node in tree.steps[-1] if node.wins] == [tree.place]
         assert not any(step.chosen.barred for step in explanation.caption.steps)
         captions.add(found.text)
@@ -170,12 +172,16 @@ def test_a_choice_is_explained_by_the_scores_that_made_it() -> None:
     explanation = explain_features(choose_steps(decoder), ROWS[0], VOCABULARY, search, rankers=[RANKER, other])
     choice, tree = explanation.choice, explanation.beam
     assert choice is not None
-    guide = guide_words(ROWS[:1], [RANKER, other], search)
-    (found,) = search_captions(choose_steps(decoder), ROWS[:1], candidate_search(search), guide=guide)
+    rankers = [RANKER, other]
+    weights = weigh_images(ROWS[:1], rankers, search)
+    guide = guide_words(weights, rankers, search)
+    (found,) = search_captions(choose_steps(decoder), ROWS[:1], candidate_search(search), guide=guide, margin=MARGIN)
     listed = [replace(found, alternatives=()), *found.alternatives]
     likelihoods = [math.fsum(caption.log_probabilities) / len(caption.words) for caption in listed]
     words_of = [caption.words for caption in listed]
-    (scores,) = mean_scores([one.score(ROWS[:1], [words_of], [likelihoods], "both") for one in (RANKER, other)])
+    (scores,) = mean_scores(
+        [one.score(ROWS[:1], own, [words_of], [likelihoods], "both") for one, own in zip(rankers, weights, strict=True)]
+    )
     best_first = sorted(range(7), key=lambda place: -scores[place].total)
     assert [candidate.place for candidate in choice.candidates] == best_first
     for candidate in choice.candidates:
@@ -189,6 +195,34 @@ def test_a_choice_is_explained_by_the_scores_that_made_it() -> None:
     assert choice.word_matches == pytest.approx(np.mean(alone, axis=0), abs=1e-6)
     assert choice.neighbours == tuple(RANKER.strongest(ROWS[0].astype(np.float32), 5))
     assert (choice.images, choice.trust, choice.neighbours[0].image) == (12, 1.0, 0)
+
+
+@torch.inference_mode()
+def test_the_candidates_of_an_ensemble_are_those_of_each_of_its_decoders() -> None:
+    decoders = [make_decoder(1), make_decoder(2, layers=2), make_decoder(3, image_input="every")]
+    search = SearchConfig(rerank="both", candidates=4, max_length=7, beam_size=3)
+    ensemble = choose_steps(*decoders)
+    finder = CaptionFinder(ensemble, VOCABULARY, search, (RANKER,))
+    guide = guide_words(weigh_images(ROWS, [RANKER], search), [RANKER], search)
+    wide = candidate_search(search)
+    own = [search_captions(choose_steps(one), ROWS, wide, guide=guide, margin=MARGIN) for one in decoders]
+
+    def mean(caption: DecodedCaption) -> float:
+        return sum(caption.log_probabilities) / len(caption.words)
+
+    shared = 0
+    for row, found in enumerate(finder.find_candidates(ROWS, [""] * len(ROWS))):
+        expected: dict[tuple[int, ...], list[tuple[float, int]]] = {}
+        for place, of_decoder in enumerate(own):
+            for caption in [of_decoder[row], *of_decoder[row].alternatives]:
+                expected.setdefault(caption.words, []).append((mean(caption), place))
+        candidates = [found, *found.alternatives]
+        assert [caption.words for caption in candidates] == sorted(expected, key=lambda words: -max(expected[words])[0])
+        assert all((mean(one), one.decoder) == max(expected[one.words]) for one in candidates)
+        shared += sum(len(likelihoods) > 1 for likelihoods in expected.values())
+    assert shared
+    chosen = [explain_features(ensemble, row, VOCABULARY, search, rankers=[RANKER]) for row in ROWS]
+    assert len({one.choice.candidates[0].caption.decoder for one in chosen if one.choice}) > 1
 
 
 def test_a_choice_says_only_what_counted() -> None:
@@ -249,13 +283,13 @@ def test_the_tree_of_draws_has_a_branch_for_each() -> None:
 
 
 def test_a_trace_is_of_one_image() -> None:
-    features, trace = ROWS[:2], list[TracedStep]()
+    features, traces = ROWS[:2], [list[TracedStep]()]
     for search in (SEARCH, SearchConfig(sample=True)):
         with pytest.raises(ValueError, match="2 images cannot be traced"):
             CaptionFinder(choose_steps(make_decoder()), VOCABULARY, search).find_candidates(
-                features, ["a", "b"], trace=trace
+                features, ["a", "b"], traces=traces
             )
-    assert trace == []
+    assert traces == [[]]
 
 
 def test_every_reason_why_a_word_may_not_come_is_shown() -> None:

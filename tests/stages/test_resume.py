@@ -279,9 +279,13 @@ def test_validation_captions_that_are_sampled_with_another_seed_make_another_tra
         for search in (SearchConfig(sample=True), SearchConfig(sample=True, seed=1), SearchConfig(seed=1))
     ]
     require_same(tmp_path, origins[0], origins[0])
-    with pytest.raises(UnfinishedRunError, match=r"other `search_seed` \(0, now 1\)"):
+    with pytest.raises(UnfinishedRunError, match=r"other `search\.seed` \(0, now 1\)"):
         require_same(tmp_path, origins[0], origins[1])
     assert origins[2]["--search-seed"] == "0"  # no caption depends on it
+    of_before = {name: value for name, value in origins[1].items() if name != "--search-seed"}
+    require_same(tmp_path, of_before, origins[1])  # earlier versions did not keep the seed: any resumes
+    with pytest.raises(UnfinishedRunError, match=r"other `seed` \(0, now 3\)"):
+        require_same(tmp_path, of_before, origins[1] | {"--seed": "3"})
 
 
 def test_an_unfinished_training_of_other_data_is_refused(unfinished: Unfinished, tmp_path: Path) -> None:

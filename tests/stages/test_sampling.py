@@ -29,7 +29,8 @@ class OneWordDecoder:
     def start(self, features: Tensor) -> State:
         return (torch.zeros(1, len(features), 1),)
 
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, words: Tensor, state: State, parents: Tensor | None = None) -> tuple[Tensor, State]:
+        assert parents is None
         return torch.tensor(PROBABILITIES).log().expand(len(words), -1), state
 
 

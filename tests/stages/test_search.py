@@ -61,8 +61,9 @@ class TableDecoder:
     def start(self, features: AnyArray) -> State:
         return (torch.asarray(features).long().view(1, -1, 1),)
 
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        place = (state[0] * 5 + words.view(1, -1, 1)) % len(self.logits)
+    def step(self, words: Tensor, state: State, parents: Tensor | None = None) -> tuple[Tensor, State]:
+        before = state[0] if parents is None else state[0][:, parents]
+        place = (before * 5 + words.view(1, -1, 1)) % len(self.logits)
         return self.logits[place.view(-1)], (place,)
 
 
@@ -112,11 +113,11 @@ def allowed_words(values: np.ndarray, words: tuple[int, ...], search: SearchConf
     return allowed or [END]
 
 
-def search_one_image(followers: Followers, search: SearchConfig) -> list[tuple[int, ...]]:
+def search_one_image(followers: Followers, search: SearchConfig, margin: float = math.inf) -> list[tuple[int, ...]]:
     """The captions for one image, best first, with plain lists: ended ones stay in the beam with their score."""
     size = search.beam_size // search.diversity_groups
     groups = [[Candidate(np.float32(0), (START,), np.float32(0))] for _ in range(search.diversity_groups)]
-    for _ in range(search.longest + 1):
+    for length in range(1, search.longest + 2):
         taken: list[int] = []
         for number, group in enumerate(groups):
             candidates = []
@@ -133,6 +134,10 @@ def search_one_image(followers: Followers, search: SearchConfig) -> list[tuple[i
                     candidates.append(Candidate(total, words, (total - penalty) / weight))
             groups[number] = sorted(candidates, key=lambda candidate: -candidate.score)[:size]
             taken += [beam.words[-1] for beam in groups[number] if beam not in group]
+            totals = [beam.total for beam in groups[number] if not beam.has_ended]
+            if totals and length < search.longest:
+                limit = max(totals) - np.float32(margin)
+                groups[number] = [beam for beam in groups[number] if beam.has_ended or beam.total >= limit]
             for beam in groups[number]:  # the next step sees scores without what diversity took
                 beam.score = beam.total / np.float32((len(beam.words) - 1) ** search.length_penalty)
     ranked = sorted((beam for group in groups for beam in group), key=lambda beam: -beam.score)
@@ -140,14 +145,18 @@ def search_one_image(followers: Followers, search: SearchConfig) -> list[tuple[i
 
 
 def assert_equals_one_image_search(
-    decoder: StepDecoder, features: Tensor, search: SearchConfig, followers: Sequence[Followers] = ()
+    decoder: StepDecoder,
+    features: Tensor,
+    search: SearchConfig,
+    followers: Sequence[Followers] = (),
+    margin: float = math.inf,
 ) -> None:
     """`followers` are those of the rows of `features`, if they are known."""
     followers = followers or [Followers(decoder, row[None]) for row in features]
-    decoded = search_captions(decoder, features, search)
+    decoded = search_captions(decoder, features, search, margin=margin)
     found = [[caption.words, *(other.words for other in caption.alternatives)] for caption in decoded]
-    assert found == [search_one_image(one, search) for one in followers]
-    (alone,) = search_captions(decoder, features[-1:], search)
+    assert found == [search_one_image(one, search, margin) for one in followers]
+    (alone,) = search_captions(decoder, features[-1:], search, margin=margin)
     assert alone.words == decoded[-1].words
 
 
@@ -233,7 +242,8 @@ def test_equal_scores_dead_ends_and_tiny_vocabularies_equal_one_image_beam(beam_
         logits[:, END] += float(chance.choice([-math.inf, -3.0, 0.0, 1.0]))
         logits[torch.from_numpy(chance.random((7, vocab_size)) < chance.choice([0.0, 0.2]))] = -math.inf
         logits[:, 0] = 1.0  # something has a probability
-        assert_equals_one_image_search(TableDecoder(logits), torch.arange(3.0).unsqueeze(1), search)
+        margin = float(chance.choice([0.5, 2.0, math.inf]))
+        assert_equals_one_image_search(TableDecoder(logits), torch.arange(3.0).unsqueeze(1), search, margin=margin)
 
 
 def test_equal_words_come_in_the_order_of_their_indices() -> None:
@@ -275,11 +285,13 @@ def test_the_decoder_steps_living_captions_of_unknown_images_only(decoder: Decod
     class Counting:
         start = staticmethod(decoder.start)
 
-        def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+        def step(self, words: Tensor, state: State, parents: Tensor | None = None) -> tuple[Tensor, State]:
             assert END not in words
-            assert all(part.shape[1] == len(words) for part in state)
+            assert parents is not None
+            assert len(parents) == len(words)
+            assert all(part.shape[1] == len(parents.unique()) for part in state)  # what nothing continues is gone
             counts.append(len(words))
-            return decoder.step(words, state)
+            return decoder.step(words, state, parents)
 
     search_captions(Counting(), features, SearchConfig(beam_size=3, max_length=MAX_LENGTH))
     assert counts[0] == 40  # one caption an image: all others would be the same

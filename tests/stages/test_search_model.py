@@ -31,8 +31,9 @@ class HistoryDecoder:
     def start(self, features: Tensor) -> State:
         return (features[:, 0].long().view(1, -1, 1),)
 
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        place = (state[0] * 7 + words.view(1, -1, 1)) % STEPS
+    def step(self, words: Tensor, state: State, parents: Tensor | None = None) -> tuple[Tensor, State]:
+        before = state[0] if parents is None else state[0][:, parents]
+        place = (before * 7 + words.view(1, -1, 1)) % STEPS
         return self.logits[place.view(-1)], (place,)
 
     def log_probabilities(self, image: int, words: tuple[int, ...]) -> list[float]:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from captionmill.data.images.formats.jpeg_damage import accept_damage, has_hole
 from captionmill.data.images.formats.limits import BYTES_PER_PIXEL
 
 _BYTES_OF_RGB = 12  # by Pillow; libjpeg-turbo needs 3
+_CHECKED_PIXELS, _CHECKED_SIDE = 4_000_000, 64  # at most and at least, of an image that another decoder gets
 REDUCING_GAP = 3.0
 """An image that is decoded at reduced size is still at least this many times larger than needed."""
 AtLeast = Callable[[int, int], tuple[int, int]]
@@ -25,6 +27,32 @@ class PlainJpegFile(JpegImageFile):
 
     def _read_dpi_from_exif(self) -> None:
         pass
+
+
+class CheckedJpeg(NamedTuple):
+    """A JPEG of which libjpeg-turbo has read every code without a warning, for a decoder that sees no damage."""
+
+    data: bytes
+    size: tuple[int, int]
+    """Width and height, pixels."""
+    eighth: npt.NDArray[np.uint8]
+    """[ceil(H / 8), ceil(W / 8), 3] RGB: the image at an eighth of its size, to compare what that decoder makes."""
+
+
+def check_jpeg(data: bytes, image: JpegImageFile) -> CheckedJpeg | None:
+    """`data`, opened as `image`, if it is in RGB or grey, not progressive, neither tiny nor large, and without damage.
+
+    Raises what libjpeg-turbo reports as ValueError.
+    """
+    width, height = image.size
+    is_usual = image.mode in ("RGB", "L") and not image.info.get("progressive")
+    if not is_usual or min(image.size) < _CHECKED_SIDE or max(width * height, len(data) // 3) > _CHECKED_PIXELS:
+        return None
+    least = {"min_width": -(-width // 8), "min_height": -(-height // 8)}
+    eighth = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True, **least)
+    if eighth.shape[:2] != (least["min_height"], least["min_width"]) or has_hole(data):
+        return None
+    return CheckedJpeg(data, image.size, eighth)
 
 
 def decode_jpeg(data: bytes, image: JpegImageFile, reduction: int) -> npt.NDArray[np.uint8]:

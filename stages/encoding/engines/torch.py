@@ -10,7 +10,7 @@ from captionmill.data.features.file import Features
 from captionmill.data.images.decode import Pixels
 from captionmill.stages.encoding.encoder import Encoder
 from captionmill.stages.encoding.network import feed_whole_numbers
-from captionmill.stages.machine import choose_device, choose_precision
+from captionmill.stages.machine import choose_device, choose_precision, without_tf32
 from captionmill.stages.settings import ExtractConfig
 
 _BATCH_SIZE = 32
@@ -27,6 +27,8 @@ class TorchEngine:
         """Move the network to the device that `config` names; InputError if this machine does not have it."""
         self._device = choose_device(config.device)
         dtype = _DTYPES[choose_precision(config.precision, self._device.type)]
+        if dtype == torch.float32:
+            without_tf32()
         self.batch_size = config.batch_size or _BATCH_SIZE
         self.depth = 3 if self._device.type == "cuda" else 1
         self.description = f"{self._device} torch {str(dtype).removeprefix('torch.')}"
@@ -44,16 +46,17 @@ class TorchEngine:
             if self._copies is None:
                 rows: Features = self._network(torch.from_numpy(pixels).to(self._device)).cpu().numpy()
                 return lambda: rows[:count]
-            with torch.cuda.stream(self._copies):
-                batch = torch.from_numpy(pixels).pin_memory().to(self._device, non_blocking=True)
-            compute = torch.cuda.current_stream(self._device)
-            compute.wait_stream(self._copies)
-            batch.record_stream(compute)
-            features = self._network(batch)
-            host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
-            host.copy_(features, non_blocking=True)
-            done = torch.cuda.Event()
-            done.record(compute)
+            with torch.cuda.device(self._device):  # or pinned memory would take up memory of the first device too
+                with torch.cuda.stream(self._copies):
+                    batch = torch.from_numpy(pixels).pin_memory().to(self._device, non_blocking=True)
+                compute = torch.cuda.current_stream(self._device)
+                compute.wait_stream(self._copies)
+                batch.record_stream(compute)
+                features = self._network(batch)
+                host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+                host.copy_(features, non_blocking=True)
+                done = torch.cuda.Event()
+                done.record(compute)
 
         def wait() -> Features:
             done.synchronize()

@@ -10,8 +10,14 @@ from captionmill.stages.ranking.consensus import CaptionIndex
 from captionmill.stages.ranking.ngrams import FlatCaptions, NGramIdf, find_ngrams
 from captionmill.stages.ranking.regression import RIDGE, ImageRegression, Reduction
 
-CAPTIONS = [[[4, 5, 6, 7], [4, 5, 4, 5]], [[6, 7, 8]], [[9], [4, 9, 5, 6, 7, 8]]]
-INDEX = CaptionIndex.of(FlatCaptions.of([words for own in CAPTIONS for words in own]), np.array([0, 0, 1, 2, 2]))
+CAPTIONS = [
+    [[4, 5, 6, 7], [4, 5, 4, 5]],
+    [[6, 7, 8]],
+    [[9], [4, 9, 5, 6, 7, 8]],
+    *[[[5, 12], [5]]] * 6,
+]  # word 5 is frequent
+OWNERS = np.repeat(np.arange(len(CAPTIONS)), [len(own) for own in CAPTIONS])
+INDEX = CaptionIndex.of(FlatCaptions.of([words for own in CAPTIONS for words in own]), OWNERS)
 
 
 def count_ngrams(words: list[int]) -> Counter[tuple[int, ...]]:
@@ -26,7 +32,10 @@ def similarity(candidate: list[int], reference: list[int]) -> float:
 
     def vector(words: list[int], size: int) -> dict[tuple[int, ...], float]:
         images = {ngram: sum(ngram in image for image in IMAGES) for ngram in count_ngrams(words)}
-        weights = {ngram: count * math.log(3 / max(1, images[ngram])) for ngram, count in count_ngrams(words).items()}
+        weights = {
+            ngram: count * math.log(len(CAPTIONS) / max(1, images[ngram]))
+            for ngram, count in count_ngrams(words).items()
+        }
         return {ngram: weight for ngram, weight in weights.items() if len(ngram) == size}
 
     def is_shared(ngram: tuple[int, ...]) -> bool:
@@ -43,14 +52,15 @@ def similarity(candidate: list[int], reference: list[int]) -> float:
 
 def test_consensus_is_the_weighted_sum_of_the_mean_similarities_to_each_images_captions() -> None:
     candidates = [[4, 5, 6], [6, 7, 8], [4, 5, 4, 5, 6], [10, 11], [9]]
-    weights = np.array([0.25, -0.5, 1.25], np.float32)
-    found = INDEX.score(FlatCaptions.of(candidates), weights)
+    owners = np.array([0, 0, 1, 1, 1])  # one more image has no candidates
+    weights = np.random.default_rng(0).standard_normal((3, 9)).astype(np.float32)
+    found = INDEX.score(FlatCaptions.of(candidates), owners, weights)
     expected = [
         sum(
             weight * sum(similarity(candidate, reference) for reference in own) / len(own)
-            for weight, own in zip(weights.tolist(), CAPTIONS, strict=True)
+            for weight, own in zip(weights[owner].tolist(), CAPTIONS, strict=True)
         )
-        for candidate in candidates
+        for candidate, owner in zip(candidates, owners.tolist(), strict=True)
     ]
     assert found == pytest.approx(expected, abs=3e-3)  # float16
     assert expected[3] == 0 < expected[0]
@@ -58,13 +68,14 @@ def test_consensus_is_the_weighted_sum_of_the_mean_similarities_to_each_images_c
 
 @pytest.mark.parametrize("candidates", [[[4]], [[4, 5]], [[4], [5]], [[], [4, 5, 6]], [[]]])
 def test_however_few_words_the_candidates_have_they_have_a_consensus(candidates: list[list[int]]) -> None:
-    assert INDEX.score(FlatCaptions.of(candidates), np.ones(3, np.float32)).shape == (len(candidates),)
+    owners = np.zeros(len(candidates), np.int64)
+    assert INDEX.score(FlatCaptions.of(candidates), owners, np.ones((1, 9), np.float32)).shape == owners.shape
 
 
 def test_captions_of_more_words_than_an_index_counts_are_as_long_as_one_another() -> None:
     words = [4, 5, 6] * 200
     index = CaptionIndex.of(FlatCaptions.of([words, words, [7]]), np.array([0, 1, 2]))
-    found = index.score(FlatCaptions.of([words]), np.array([1, 0, 0], np.float32))
+    found = index.score(FlatCaptions.of([words]), np.array([0]), np.array([[1, 0, 0]], np.float32))
     assert found == pytest.approx([10], abs=0.1)
 
 

@@ -44,7 +44,9 @@ def test_a_ranker_is_the_same_after_it_was_packed() -> None:
     parts = pack_ranker(ranker)
     again = unpack_ranker(parts, "model", 12)
     rows, likelihoods = FEATURES[:2], [[-1.0, -2.0, -3.0]] * 2
-    mine, others = (one.score(rows, [CANDIDATES] * 2, likelihoods, "both") for one in (ranker, again))
+    mine, others = (
+        one.score(rows, one.weigh(rows)[0], [CANDIDATES] * 2, likelihoods, "both") for one in (ranker, again)
+    )
     for mine_row, others_row in zip(mine, others, strict=True):
         for one, other in zip(mine_row, others_row, strict=True):
             assert (one.consensus, one.match) == pytest.approx((other.consensus, other.match), abs=1e-2)  # float16
@@ -64,7 +66,8 @@ def test_what_a_candidate_says_twice_is_taken_off_but_not_by_models_of_earlier_v
     earlier = {name: value for name, value in parts.settings.items() if name != "repetition_weight"}
     old = unpack_ranker(replace(parts, settings=earlier), "model", 12)
     candidates, likelihoods = [[[10, 11, 10, 11], [10, 11]]], [[-1.0, -1.0]]
-    mine, others = (one.score(FEATURES[:1], candidates, likelihoods, "matcher")[0] for one in (ranker, old))
+    unused = np.empty((1, 0), np.float32)
+    mine, others = (one.score(FEATURES[:1], unused, candidates, likelihoods, "matcher")[0] for one in (ranker, old))
     assert mine[0].total == pytest.approx(others[0].total - 0.1 * idf[11], abs=1e-2)  # float16
     assert mine[1].total == pytest.approx(others[1].total, abs=1e-2)
 
@@ -73,9 +76,10 @@ def test_an_image_that_is_far_from_all_training_images_trusts_the_consensus_less
     ranker = make_ranker(FEATURES, 12, RankerConfig(usual_cosine=0.9))
     cosines = np.array([[1.0, 0.2], [0.3, 0.1], [-0.5, -0.2]], np.float32)
     assert ranker.trust(cosines) == pytest.approx(np.array([[1], [1 / 3], [0]]))
-    near, far = (ranker.consensus(row[np.newaxis], [CANDIDATES])[0] for row in (FEATURES[0], -4 * FEATURES[0]))
+    weights, _ = ranker.weigh(np.stack([FEATURES[0], -4 * FEATURES[0]]))
+    near, far = ranker.consensus(weights, [CANDIDATES] * 2)
     assert np.abs(near).max() > 0.1
-    trusting = make_ranker(FEATURES, 12).consensus(-4 * FEATURES[:1], [CANDIDATES])[0]
+    (trusting,) = ranker.consensus(make_ranker(FEATURES, 12).weigh(-4 * FEATURES[:1])[0], [CANDIDATES])
     assert np.abs(far).max() < np.abs(trusting).max()
 
 
@@ -89,7 +93,7 @@ def test_the_images_that_decide_come_with_their_captions() -> None:
 
 def test_the_guide_prefers_rare_words_that_the_training_images_predict() -> None:
     ranker = make_ranker(FEATURES, 12)
-    guide = ranker.guide(FEATURES[:4])
+    guide = ranker.guide(ranker.weigh(FEATURES[:4])[0])
     assert guide.shape == (4, 12)
     assert np.abs(guide[:, :6]).max() < guide[:, 6:].max()  # word 5 is in all captions, and rare words count more
     assert guide[:, :4].tolist() == [[0] * 4] * 4
