@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ _OUT_OF_MEMORY = (
 )
 
 NO_GPU_DECODING = "`decode` gpu needs an NVIDIA GPU, as `device` cuda: use `decode` cpu"
+_COMPILERS = ("g++", "clang++", "c++", "cl")
 _CPU_INFO = Path("/proc/cpuinfo")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _GPU_FILES = (_NVIDIA_DRIVER, *map(Path, ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")))
@@ -47,6 +49,8 @@ def require_machine(config: ExtractConfig) -> None:
     _require_device_name(config.device)
     if config.engine == "openvino" and config.compile:
         raise InputError("`engine` openvino compiles by itself: leave `compile` out, or use `engine` torch")
+    if config.compile and not any(map(shutil.which, (os.environ.get("CXX", ""), *_COMPILERS))):
+        raise InputError("`compile` needs a C++ compiler, such as g++, and none is found: leave it out")
     if means_cpu(config.device):
         choose_precision(config.precision, "cpu")
         if config.decode == "gpu":

@@ -14,6 +14,7 @@ from captionmill.stages.machine import (
     has_fast_bf16,
     has_fast_int8,
     means_cpu,
+    require_machine,
     unused_gpu_note,
 )
 from captionmill.stages.settings import ExtractConfig
@@ -96,3 +97,17 @@ def test_workers_are_as_told_or_one_a_core(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(joblib, "cpu_count", lambda: 6)
     assert choose_workers(0) == 6
     assert choose_workers(3) == 3
+
+
+def test_a_machine_without_a_compiler_refuses_to_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    config = ExtractConfig(device="cpu", engine="torch", compile=True)
+    with pytest.raises(InputError, match="`compile` needs a C\\+\\+ compiler, such as g\\+\\+, and none is found"):
+        require_machine(config)
+    compiler = tmp_path / "my-compiler"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CXX", str(compiler))
+    require_machine(config)
+    require_machine(ExtractConfig(device="cpu", engine="torch"))
