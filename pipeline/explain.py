@@ -128,7 +128,7 @@ def features_of_image(image: AnyPath, spec: FeatureSpec, machine: ExtractConfig,
 
 
 @dataclass(frozen=True)
-class _Row:
+class _ExplainedRow:
     """The features of the image, and where they come from."""
 
     values: Features  # [D]
@@ -179,9 +179,9 @@ def _stored_key(
     return found
 
 
-def _stored_row(store: FeatureStore, key: str, pixels: Image.Image | None, spec: FeatureSpec) -> _Row:
+def _stored_row(store: FeatureStore, key: str, pixels: Image.Image | None, spec: FeatureSpec) -> _ExplainedRow:
     seen = prepare_image(np.asarray(pixels), spec) if pixels else None
-    return _Row(store[key], seen, f"the row {key} of {store.path.name}, stored as {store.dtype}")
+    return _ExplainedRow(store[key], seen, f"the row {key} of {store.path.name}, stored as {store.dtype}")
 
 
 def _read_references(image: AnyPath, key: str | None, captions: CaptionFiles, word_rule: int) -> _References:
@@ -192,7 +192,7 @@ def _read_references(image: AnyPath, key: str | None, captions: CaptionFiles, wo
     )
 
 
-def _made_row(image: AnyPath, encoder: Encoder, machine: ExtractConfig) -> _Row:
+def _made_row(image: AnyPath, encoder: Encoder, machine: ExtractConfig) -> _ExplainedRow:
     """The row that a store would hold of the image."""
     engine = build_engine(encoder, machine)
     batches = load_batches(
@@ -207,7 +207,7 @@ def _made_row(image: AnyPath, encoder: Encoder, machine: ExtractConfig) -> _Row:
         raise InputError(f"{image}: {failure.reason}")
     row: Features = mean_views(rows.astype(np.dtype(machine.dtype)), encoder.spec.view_count)[0]
     origin = f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
-    return _Row(row, np.split(batch.images[0], encoder.crop_count)[0], origin)
+    return _ExplainedRow(row, np.split(batch.images[0], encoder.crop_count)[0], origin)
 
 
 def _require_key(image: AnyPath, key: str | None, keys: Collection[str], where: str) -> str:

@@ -108,7 +108,7 @@ class MetadataLines:
 
 
 def _object_in(line: str) -> object:
-    """What the JSON of `line` says; None if it is not JSON."""
+    """The value of the JSON in `line`; None if it is not JSON."""
     try:
         return parse_json(line)
     except ValueError:

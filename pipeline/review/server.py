@@ -100,7 +100,7 @@ class ReviewServer(ThreadingHTTPServer):
         self.server_name, self.server_port = HOST, self.server_address[1]
 
     def merge(self, decisions: bytes) -> dict[str, Any]:
-        """Merge a file of decisions into the table; what the page gets to know. Raises as `apply_decisions` does."""
+        """Merge a file of decisions into the table; the answer to the page. Raises as `apply_decisions` does."""
         with self.saving, tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "decisions.csv")
             path.write_bytes(decisions)

@@ -12,7 +12,7 @@ from captionmill.pipeline.terminal.results import show_result
 from captionmill.pipeline.words import show_count
 
 
-@click.command()
+@click.command(short_help="Merge a file of decisions into a table of captions.")
 @click.argument("decisions", type=FILE)
 @click.option("--to", "table", type=FILE, required=True, help="Table of captions to change.")
 @click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser
-from builders import draw_photos, make_model, make_rows, make_spec, make_store
+from builders import ROOT, draw_photos, make_model, make_rows, make_spec, make_store
 
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.images.find import find_images
@@ -24,7 +24,6 @@ from captionmill.pipeline.pages.gallery import Verdict, write_gallery
 from captionmill.pipeline.pages.page import colour, environment
 from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
 
-ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "pipeline" / "pages" / "assets"
 HOSTILE = "<b>&\"'=\u202eabc\u05d0"
 NAMES = {"comparison", "explanation", "gallery", "run_report"}

@@ -1,6 +1,7 @@
 """A table of captions is brought up to date, and survives a kill at any line of the code that does it."""
 
 import os
+import shutil
 import signal
 import sys
 import zlib
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from captionmill.data.errors import InputError
-from captionmill.data.files import _cleared, stamp_of
+from captionmill.data.files import stamp_of
 from captionmill.data.tables.formats import TableFormat, is_caption_table, read_captions, write_captions
 from captionmill.data.tables.journal import KEPT_RENDERINGS, CaptionJournal, made_dir
 from captionmill.data.tables.rows import CaptionRow
@@ -397,12 +398,11 @@ def test_two_processes_do_not_write_one_table(tmp_path: Path) -> None:
 
 
 def test_what_a_kill_left_beside_a_table_goes_also_if_nothing_is_new(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    update(path, KEYS)
-    left = [folder / ".t.csv.0123456789abcdef.partial" for folder in (tmp_path, made_dir(path))]
+    update(tmp_path / "made" / "t.csv", KEYS)
+    path = Path(shutil.copytree(tmp_path / "made", tmp_path / "copy")) / "t.csv"  # a process clears a folder once
+    left = [folder / ".t.csv.0123456789abcdef.partial" for folder in (path.parent, made_dir(path))]
     for file in left:
         file.write_text("half")
-    _cleared.clear()  # as in a process that has just started
     stamp = stamp_of(path)
     assert update(path, KEYS) == []
     assert stamp_of(path) == stamp

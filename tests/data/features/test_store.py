@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from builders import add_part, make_rows, make_spec, make_store
+from builders import add_part, column_start, make_rows, make_spec, make_store
 
 from captionmill.data.errors import SpecMismatchError, StoreError
 from captionmill.data.features.parts import FileChanged, part_paths, parts_dir
@@ -70,13 +70,6 @@ def flip(path: Path, place: int, bit: int) -> None:
         (byte,) = file.read(1)
         file.seek(place)
         file.write(bytes([byte ^ 1 << bit]))
-
-
-def column_start(path: Path, name: str) -> int:
-    """Where a column of numbers begins in a store's file."""
-    with h5py.File(path, "r") as file:
-        offset: int = file[name].id.get_offset()
-    return offset
 
 
 def test_rows_come_back_by_key_in_sorted_order(tmp_path: Path) -> None:
