@@ -78,17 +78,17 @@ def remove_leftovers(folder: Path) -> None:
         for entry in entries:
             if _PARTIAL_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 with suppress(OSError):
-                    _remove_unlocked(entry.path)
+                    _remove_unlocked(Path(entry.path))
 
 
-def _remove_unlocked(path: str) -> None:
+def _remove_unlocked(path: Path) -> None:
     if os.name == "nt":  # which does not remove an open file
-        os.unlink(path)  # noqa: PTH108
+        path.unlink()
         return
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)  # noqa: PTH108
+        path.unlink()
     finally:
         os.close(descriptor)
 
@@ -99,7 +99,7 @@ def errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        names_partial = _PARTIAL_NAME.fullmatch(os.path.basename(str(exc.filename)))  # noqa: PTH119
+        names_partial = _PARTIAL_NAME.fullmatch(Path(str(exc.filename)).name)
         if exc.errno is not None and (exc.filename is None or exc.filename2 is not None or names_partial):
             exc.filename, exc.filename2 = str(path), None
         raise

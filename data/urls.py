@@ -85,7 +85,7 @@ def storage_errors(kind: type[CaptionmillError], what: str) -> Iterator[None]:
         yield
     except CaptionmillError:
         raise
-    except Exception as exc:
+    except Exception as exc:  # each package of a protocol has its own, without a common base
         reason = "no such file" if isinstance(exc, FileNotFoundError) else one_line(exc)
         raise kind(f"{what} ({reason})") from exc
 

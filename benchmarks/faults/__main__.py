@@ -6,6 +6,7 @@ python benchmarks/faults kills flips --seconds 600 --seed 7 --kills 1000 --flips
 kills      SIGKILL at a random moment of every command that writes: nothing is lost, and the same command ends it.
 disks      a random number of bytes is free for them. DIR is another file system, such as
            `mount -t tmpfs -o size=64m tmpfs DIR` makes; a run of all kinds leaves this one out without it.
+signals    Ctrl-C or SIGTERM at a random moment of each: it ends in one line, nothing is lost, and the next run ends it.
 soak       extract, caption and apply in one process with damaged images, Ctrl-C and, with DIR, full disks.
 memory     peak memory of large images under `--memory`.
 images     damaged images: refused, or the right pixels where they can be known.
@@ -29,6 +30,7 @@ import sys
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +51,7 @@ KINDS: dict[str, tuple[str, float]] = {
     "memory": ("memory", 2),
     "soak": ("soak", 4),
     "disks": ("kills", 4),
+    "signals": ("kills", 4),
     "kills": ("kills", 12),
 }
 """The module that tries each kind, and its share of the time, in their order."""
@@ -71,7 +74,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--disk", type=Path, help="a small file system that may be filled")
     parser.add_argument("--work", type=Path, default=SHM if SHM.is_dir() else None, help="a fast folder for files")
-    parser.add_argument("--jobs", nargs="*", default=[], help="of kills and disks")
+    parser.add_argument("--jobs", nargs="*", default=[], help="of kills, disks and signals")
     for name in KINDS:
         parser.add_argument(f"--{name}", type=int, default=sys.maxsize, metavar="N")
     arguments = parser.parse_args()
@@ -88,8 +91,11 @@ def main() -> None:
         seconds = share * (whole.seconds - whole.elapsed)
         count = getattr(arguments, name)
         limits = replace(whole, kind=name, count=count, seconds=seconds, started=time.monotonic())
-        with ProcessPoolExecutor(1, FORK) as pool:
-            tally = pool.submit(try_kind, limits).result()
+        try:
+            with ProcessPoolExecutor(1, FORK) as pool:
+                tally = pool.submit(try_kind, limits).result()
+        except BrokenProcessPool:
+            tally = Tally(1, 0, "its process died or hung")
         has_held &= tally.tried == tally.held
         rows.append(f"| {name} | {tally.tried:,} | {tally.held:,} | {tally.note} |")
         print(f"{rows[-1]} {whole.elapsed:.0f} s", flush=True)

@@ -23,9 +23,9 @@ from typing import Any
 from captionmill.data.errors import CaptionmillError
 
 FORK = multiprocessing.get_context("fork")
-LONGEST_S = 90
-"""For one attempt; a file that HDF5 cannot be trusted with is tried in another process for up to a minute."""
-MEMORY = 12_000_000_000  # bytes of addresses
+LONGEST_S, LONGEST_CPU_S = 90, 20
+"""For one attempt: a file that HDF5 cannot be trusted with is tried in another process for up to a minute."""
+MEMORY = 3_000_000_000  # bytes of addresses, beyond those that a process has at its start
 
 Attempt = Callable[[random.Random, Path], None]
 
@@ -95,8 +95,11 @@ def try_many(attempt: Attempt, limits: Limits) -> Tally:
 def _try_some(attempt: Attempt, limits: Limits, counts: Any, work: Path) -> None:
     """Attempts until one does not hold; counts how many were begun and have held."""
     os.dup2(os.open(work / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), sys.stderr.fileno())
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also inside a library
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)  # ends the process, also inside a library
     while limits.allow(counts[0]):
         number = counts[0]
         folder = work / str(number)
@@ -104,7 +107,9 @@ def _try_some(attempt: Attempt, limits: Limits, counts: Any, work: Path) -> None
         os.chdir(folder)
         counts[0] += 1
         signal.alarm(LONGEST_S)
+        signal.setitimer(signal.ITIMER_PROF, LONGEST_CPU_S)
         attempt(random.Random(f"{limits.seed} {limits.kind} {number}"), folder)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         counts[1] += 1
         os.chdir(work)

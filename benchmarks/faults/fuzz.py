@@ -119,8 +119,9 @@ def try_file(kind: Kind, draw: random.Random, folder: Path) -> None:
             if other.is_file():
                 shutil.copyfile(other, path.with_name(other.name))
     path.write_bytes(damage(source, draw))
-    with refusals():
-        kind.read(path)
+    for read in kind.readers:
+        with refusals():
+            read(path)
 
 
 def run(limits: Limits) -> Tally:

@@ -1,8 +1,9 @@
-"""Kills and full disks for every command that writes: what was there stays whole, and the same command ends it.
+"""Kills, full disks, Ctrl-C for every command that writes: what was there stays whole, and the same command ends it.
 
 Each job is a real command over a small world of files, started by a fork server. SIGKILL comes at a random moment: half
 of the times at a random time, half when the command is about to change a folder for the n-th time: to open a file for
-writing, to rename or to remove one. Or a random number of bytes is free on the disk.
+writing, to rename or to remove one. Or a random number of bytes is free on the disk, up to what the job writes; or
+Ctrl-C or SIGTERM comes at a random time.
 
 After each, every file that was there before must be as before or as an uninterrupted run leaves it, whatever is new
 must be as that run leaves it, and every store must open, verify and have lost no row. Then the same command runs again,
@@ -15,6 +16,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import tempfile
 import zlib
 from collections import Counter
@@ -50,7 +52,10 @@ VOLATILE = (
 MORE_KILLS = 0.7
 """The share of kills that are followed by another one in the same place."""
 USUAL_S = 2
-"""A job that takes more time of a core is tried more rarely."""
+"""A job that takes more time of a core is tried more rarely, after the first turn."""
+MOST_LATE_S = 60
+"""A command ends so many seconds after Ctrl-C."""
+LEAST_WRITTEN = 16_384  # bytes
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Case:
     before: Snapshot
     after: Snapshot
     whole: Ending
+    written: int
+    """Bytes of the files that the job writes, at least a few pages."""
 
 
 def take_snapshot(folder: Path) -> Snapshot:
@@ -164,9 +171,11 @@ class Faults:
         for words in job.before:
             command(self.here, words)
         shutil.copytree(self.here, start)
-        before = take_snapshot(self.here)
+        before, there = take_snapshot(self.here), {path: path.stat().st_ino for path in self.here.rglob("*")}
         whole = command(self.here, job.words)
-        return Case(job, start, before, take_snapshot(self.here), whole)
+        new = [path.stat() for path in self.here.rglob("*") if path.is_file()]
+        written = sum(status.st_size for status in new if status.st_ino not in there.values())
+        return Case(job, start, before, take_snapshot(self.here), whole, max(written, LEAST_WRITTEN))
 
     def count(self, case: Case, faults: Sequence[str], how: str) -> None:
         self.tried[case.job.name] += 1
@@ -207,10 +216,26 @@ class Faults:
             if ending.was_killed or faults:
                 self.count(case, faults, f"kill {moment}")
 
+    def try_signal(self, case: Case, draw: random.Random) -> None:
+        """Send the job Ctrl-C or SIGTERM at a random moment: it ends by itself, in a line, and the next run ends it."""
+        self.lay(case.start)
+        number, seconds = draw.choice((signal.SIGINT, signal.SIGTERM)), draw.uniform(0, 1.1 * case.whole.seconds)
+        try:
+            ending = live(case.job.words.split(), self.here, seconds=seconds, number=number, most_s=MOST_LATE_S)
+        except TimeoutError as exc:
+            self.count(case, [str(exc)], f"{number.name} after {seconds:.2f} s")
+            return
+        is_said = ending.code in (1, 128 + number) and "Stopped. " in ending.output
+        self.ends["stopped" if is_said else "before" if ending.code == -number else "after"] += 1
+        faults = self.look(case)
+        if "Traceback" in ending.output or not (is_said or ending.code in (0, -number)):
+            faults.append(f"ended with {ending.code}: {ending.output[-1500:]}")
+        self.count(case, faults or self.finish(case), f"{number.name} after {seconds:.2f} s")
+
     def try_full_disk(self, case: Case, draw: random.Random) -> None:
         """Leave the job some bytes; then give it room."""
         self.lay(case.start)
-        free = int(4096 * 2 ** draw.uniform(0, 9))
+        free = int(4096 * (case.written / 4096) ** draw.random())
         with fill_disk(self.here.parent, free):
             ending = live(case.job.words.split(), self.here)
         self.ends["fits" if not ending.code else "full"] += 1
@@ -227,7 +252,7 @@ class Faults:
         while limits.allow(self.tried.total()):
             number, turn = turn % len(self.jobs), turn + 1
             case = self.cases[number] = self.cases.get(number) or self.prepare(number)
-            if draws[number].random() < USUAL_S / case.whole.cpu_seconds:
+            if turn <= len(self.jobs) or draws[number].random() < USUAL_S / case.whole.cpu_seconds:
                 try_one(case, draws[number])
         counts = [self.tried[job.name] for job in self.jobs]
         note = f"{sum(map(bool, counts))} jobs of {len(counts)}, {min(counts)} to {max(counts)} in each"
@@ -235,9 +260,9 @@ class Faults:
 
 
 def run(limits: Limits) -> Tally:
-    """SIGKILLs, or full disks."""
+    """SIGKILLs, full disks, or Ctrl-C and SIGTERM."""
     with tempfile.TemporaryDirectory(dir=limits.work) as name:
         os.environ["CAPTIONMILL_CACHE"] = str(Path(name, "cache"))
-        is_disks = limits.kind == "disks"
-        faults = Faults(Path(name), limits, limits.disk if is_disks else None)
-        return faults.try_all(faults.try_full_disk if is_disks else faults.try_kill, limits)
+        faults = Faults(Path(name), limits, limits.disk if limits.kind == "disks" else None)
+        tries = {"disks": faults.try_full_disk, "kills": faults.try_kill, "signals": faults.try_signal}
+        return faults.try_all(tries[limits.kind], limits)

@@ -61,11 +61,18 @@ class Ending:
 
 
 def live(
-    words: Sequence[str], folder: Path, *, seconds: float | None = None, changes: int | None = None, most_s: float = 600
+    words: Sequence[str],
+    folder: Path,
+    *,
+    seconds: float | None = None,
+    changes: int | None = None,
+    number: signal.Signals = signal.SIGKILL,
+    most_s: float = 600,
 ) -> Ending:
     """Run `captionmill WORDS` in `folder`, and kill it after `seconds`, or when it is about to make change `changes`.
 
-    Raises TimeoutError, after a kill, if it has not ended by itself in `most_s` seconds.
+    Another signal of this `number` may be sent after `seconds`. Raises TimeoutError, after a kill, if it has not ended
+    by itself in `most_s` seconds.
     """
     log = Path(tempfile.gettempdir(), f"captionmill-{os.getpid()}.output")  # not where a disk may be full
     counted = _CONTEXT.Array(c_double, 2, lock=False)
@@ -73,12 +80,14 @@ def live(
     started = time.monotonic()
     process.start()
     process.join(most_s if seconds is None else seconds)
+    assert process.pid is not None
+    if process.exitcode is None and seconds is not None:
+        os.kill(process.pid, number)
+        process.join(most_s)
     if process.exitcode is None:
-        assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        if seconds is None:
-            raise TimeoutError(f"{' '.join(words)} has not ended in {most_s:.0f} s")
+        raise TimeoutError(f"{' '.join(words)} has not ended in {most_s:.0f} s")
     assert process.exitcode is not None
     text = log.read_text(errors="replace") if log.exists() else ""
     log.unlink(missing_ok=True)
@@ -93,6 +102,8 @@ def draw_moment(draw: random.Random, whole: Ending) -> dict[str, Any]:
 
 
 def _run(words: Sequence[str], folder: Path, log: Path, environment: dict[str, str], last: int, counted: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # nothing has begun
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -118,6 +129,7 @@ def _run(words: Sequence[str], folder: Path, log: Path, environment: dict[str, s
         with patch.object(webbrowser, "open", _review), patch.object(demo, "run_demo", short_demo):
             main(words, prog_name="captionmill")
     finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # it is over
         counted[1] = time.process_time()
         get_reusable_executor().shutdown(kill_workers=True)  # joblib's idle workers would be waited for, for minutes
 

@@ -24,6 +24,8 @@ BUDGETS_GB = (0.5, 1, 2)
 MEGAPIXELS = (20, 60, 120)
 WORKERS = 4
 SPARE_GB = 0.1
+PARTS = 8
+"""An image is decoded if its pixels as RGB fit into the budget so many times."""
 
 
 def write_images(folder: Path, megapixels: Sequence[float]) -> Path:
@@ -57,10 +59,11 @@ def run(limits: Limits) -> Tally:
             if not limits.allow(tally.tried):
                 break
             done = extract(large, budget)
-            failed = re.findall(r"([\d,]+) (?:images? )?(?:failed|cannot be read)", done.output)
+            refused = sum(map(int, re.findall(r"(\d+) (?:images? )?(?:failed|cannot be read)", done.output)))
+            too_large = sum(PARTS * 3 * size / 1000 > budget for size in MEGAPIXELS) * count // len(MEGAPIXELS)
             above = done.peak_rss_gb - start_gb
             tally.tried += count
-            tally.held += count if above <= budget + SPARE_GB else 0
-            notes.append(f"{above:.2f} GB above the start of {budget}, {' '.join(failed) or 0} refused")
+            tally.held += count if above <= budget + SPARE_GB and refused <= too_large else 0
+            notes.append(f"{above:.2f} GB above the start of {budget}, {refused} refused")
     tally.note = "; ".join(notes)
     return tally

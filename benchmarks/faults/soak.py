@@ -7,6 +7,7 @@ third quarter to the fourth. Of memory the median of each is compared: it varies
 """
 
 import contextlib
+import faulthandler
 import gc
 import io
 import os
@@ -14,10 +15,12 @@ import random
 import shutil
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from types import FrameType
 
 import torch
 from faults.attempts import Limits, Tally
@@ -26,9 +29,14 @@ from faults.world import COMMANDS_OF_SOAK, fill_disk, make_world
 
 from captionmill.cli import main as captionmill
 from captionmill.data.features.store import FeatureStore
+from captionmill.pipeline.terminal.endings import listen_to_signals
 
 MOST_GROWN = 0.05
 """Of the memory, from the third quarter to the fourth."""
+MOST_LATE_S = 10
+"""Threads end so many seconds after Ctrl-C; those that have not are counted."""
+LONGEST_ROUND_S = 300
+"""Of nine commands, each of which takes a second or two."""
 MEASURED = 40
 """How often memory, open files and threads are measured."""
 
@@ -48,7 +56,7 @@ def measure() -> tuple[float, int, int]:
     """Memory in MB, open files and threads of this process."""
     gc.collect()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmRSS"].split()[0]) / 1000, len(list(Path("/proc/self/fd").iterdir())), int(status["Threads"])
+    return int(status["VmRSS"].split()[0]) / 1000, len(list(Path("/proc/self/fd").iterdir())), count_threads()
 
 
 def run_with_fault(words: str, fault: str, draw: random.Random, disk: Path | None) -> None:
@@ -62,15 +70,39 @@ def run_with_fault(words: str, fault: str, draw: random.Random, disk: Path | Non
             path.write_bytes(content)
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     elif fault == "Ctrl-C":
-        signal.setitimer(signal.ITIMER_REAL, draw.uniform(0.001, 1))
-        with contextlib.suppress(KeyboardInterrupt):
-            run_here(words)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        with contextlib.suppress(KeyboardInterrupt):
-            time.sleep(0.2)  # one that came during an import waits for its end
+        interrupt(words, draw.uniform(0.001, 1))
     elif fault == "full disk" and disk is not None:
         with fill_disk(disk, int(4096 * 2 ** draw.uniform(0, 7))):
             run_here(words)
+
+
+def interrupt(words: str, seconds: float) -> None:
+    """Run a command, with Ctrl-C after so many seconds, and wait until it has come and all threads have ended."""
+    streams, threads = (sys.stdout, sys.stderr), count_threads()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        run_here(words)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        pass
+    try:  # one that came during an import, or where a lock is taken, comes a moment later
+        until = time.monotonic() + MOST_LATE_S
+        while count_threads() > threads and time.monotonic() < until:
+            time.sleep(0.01)
+    except KeyboardInterrupt:
+        pass
+    sys.stdout, sys.stderr = streams
+
+
+def press_ctrl_c(_: int, frame: FrameType | None) -> None:
+    """Do what the command does at Ctrl-C, at the place in the code where the alarm came."""
+    handler = signal.getsignal(signal.SIGINT)
+    assert callable(handler)
+    handler(signal.SIGINT, frame)
+
+
+def count_threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def results() -> tuple[bytes, bytes]:
@@ -79,7 +111,8 @@ def results() -> tuple[bytes, bytes]:
 
 def run(limits: Limits) -> Tally:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    listen_to_signals()
+    signal.signal(signal.SIGALRM, press_ctrl_c)
     draw = random.Random(limits.seed)
     faults = ["damaged images", "Ctrl-C", *(["full disk"] if limits.disk else [])]
     counts = Counter[str]()
@@ -91,6 +124,9 @@ def run(limits: Limits) -> Tally:
         os.chdir(world)
         limits = limits.from_now()
         while limits.allow(tally.tried):
+            faulthandler.dump_traceback_later(
+                LONGEST_ROUND_S, exit=True
+            )  # a round that hangs shows where, and ends all
             for words in COMMANDS_OF_SOAK:
                 fault = draw.choice(faults)
                 run_with_fault(words, fault, draw, limits.disk)
@@ -107,6 +143,7 @@ def run(limits: Limits) -> Tally:
                 shutil.rmtree(world / ".out.csv.made")
             if limits.elapsed >= len(measured) * limits.seconds / MEASURED:
                 measured.append(measure())
+        faulthandler.cancel_dump_traceback_later()
         os.chdir("/")
         shutil.rmtree(world)
     third, fourth = measured[len(measured) // 2 : -(len(measured) // 4) or None], measured[-(len(measured) // 4) :]

@@ -62,8 +62,8 @@ class Kind:
     """One kind of file."""
 
     sources: tuple[Path, ...]
-    read: Callable[[Path], object]
-    """Reads a damaged copy, which has the name of its source."""
+    readers: tuple[Callable[[Path], object], ...]
+    """Each reads a damaged copy, which has the name of its source, in a way of its own."""
     is_folder: bool = False
     """Whether the other files of the source's folder are copied too."""
 
@@ -91,7 +91,11 @@ def make_model(work: Path) -> tuple[Path, Path, Path]:
 
 def make_bundles(work: Path) -> Kind:
     store, _, model = make_model(work)
-    return Kind((model / "bundle.json", model / "history.csv"), partial(read_model_folder, store), is_folder=True)
+    return Kind(
+        (model / "bundle.json", model / "history.csv"),
+        (report_model, describe_model, partial(caption_with_model, store)),
+        True,
+    )
 
 
 def make_scores(work: Path) -> Kind:
@@ -99,19 +103,19 @@ def make_scores(work: Path) -> Kind:
     scores = work / "scores" / "scores.json"
     scores.parent.mkdir()
     evaluate(store, model, captions, EvaluateConfig(device="cpu", search=SEARCH), output=scores)
-    return Kind((scores,), partial(read_scores_file, model))
+    return Kind((scores,), (report_scores, partial(describe_scores, model)))
 
 
 def make_journals(work: Path) -> Kind:
     table = work / "journal" / "table.csv"
     update_captions(table, WANTED, make_rows)
-    return Kind((made_dir(table) / "journal.jsonl",), read_journal, is_folder=True)
+    return Kind((made_dir(table) / "journal.jsonl",), (read_journal,), True)
 
 
 def make_plans(work: Path) -> Kind:
     plan = work / "plan" / "pipeline.toml"
     write_text(plan, PLAN)
-    return Kind((plan,), read_plan)
+    return Kind((plan,), (read_plan,))
 
 
 def make_weights(work: Path) -> Kind:
@@ -121,7 +125,7 @@ def make_weights(work: Path) -> Kind:
     torch.save(state, folder / "zip.pth")
     torch.save({"state_dict": state, "epoch": 3}, folder / "old.pth", _use_new_zipfile_serialization=False)
     safetensors.torch.save_file(state, folder / "a.safetensors")
-    return Kind(tuple(sorted(folder.iterdir())), read_weights_file)
+    return Kind(tuple(sorted(folder.iterdir())), (read_weights_file,))
 
 
 def make_captions(work: Path) -> Kind:
@@ -152,7 +156,7 @@ def make_captions(work: Path) -> Kind:
     for name, content in contents.items():
         (folder / name).write_text(content)
     write_captions(folder / "h.parquet", make_rows(KEYS), "parquet", with_alternatives=False)
-    return Kind(tuple(sorted(folder.iterdir())), read_annotations)
+    return Kind(tuple(sorted(folder.iterdir())), (read_annotations,))
 
 
 def make_rows(keys: Sequence[str]) -> Iterator[CaptionRow]:
@@ -166,25 +170,37 @@ def make_tables(work: Path) -> Kind:
     formats: tuple[TableFormat, ...] = ("csv", "jsonl", "parquet")
     for table_format in formats:
         write_captions(folder / f"t.{table_format}", make_rows(KEYS), table_format, with_alternatives=True)
-    return Kind(tuple(sorted(folder.iterdir())), read_table_file)
+    return Kind(tuple(sorted(folder.iterdir())), (look_at_table, read_table, report_table))
 
 
 def read_weights_file(path: Path) -> None:
     hash_weights(read_weights(find_weights(ExtractConfig(weights=str(path)))))
 
 
-def read_model_folder(store: Path, path: Path) -> None:
+def report_model(path: Path) -> None:
     write_run_report(path.parent / "report.html", ReportSources(models=[path.parent]))
+
+
+def describe_model(path: Path) -> None:
     write_card(path.parent)
+
+
+def caption_with_model(store: Path, path: Path) -> None:
     captioner = Captioner.load([path.parent], device="cpu")
     list(captioner.captions(FeatureStore.open(store), ["00.jpg"], SearchConfig(beam_size=2)))
 
 
-def read_table_file(path: Path) -> None:
+def look_at_table(path: Path) -> None:
     if is_caption_table(path):
         layout_of(path)
         has_other_columns(path)
+
+
+def read_table(path: Path) -> None:
     list(read_captions(path))
+
+
+def report_table(path: Path) -> None:
     write_run_report(path.parent / "report.html", ReportSources(tables=[path]))
 
 
@@ -192,8 +208,11 @@ def read_journal(path: Path) -> None:
     update_captions(path.parent.with_name("table.csv"), WANTED, make_rows)
 
 
-def read_scores_file(model: Path, path: Path) -> None:
+def report_scores(path: Path) -> None:
     write_run_report(path.parent / "report.html", ReportSources(scores=[path]))
+
+
+def describe_scores(model: Path, path: Path) -> None:
     write_card(model, [path])
 
 

@@ -33,6 +33,7 @@ _HEAPS_AT_ONCE = 1024
 _SEAL = struct.Struct("<8sQI")  # sign, bytes of HDF5, checksum; before it the ranges, behind it a checksum of both
 _SEAL_SIGN = b"CMSEAL\x00\x01"
 _LARGEST_SEAL = 1 << 24  # bytes
+_AT_ONCE = 1 << 20  # bytes
 
 Range = tuple[int, int]
 """Where bytes begin in a file, and how many they are."""
@@ -77,11 +78,21 @@ def is_sealed(file: BinaryIO) -> bool | None:
         return False
     file.seek(end)
     packed, own = file.read(size - end - 4), file.read(4)
-    if struct.pack("<I", zlib.crc32(packed)) != own:
+    if struct.pack("<I", zlib.crc32(packed)) != own or (len(packed) - _SEAL.size) % 16:
         return False
-    starts, lengths = np.frombuffer(packed[: -_SEAL.size], "<u8").reshape(-1, 2).T.tolist()
-    is_same: bool = _checksum(file, zip(starts, lengths, strict=True)) == checksum
-    return is_same
+    numbers = np.frombuffer(packed[: -_SEAL.size], "<u8").tolist()
+    sealed = list(zip(numbers[::2], numbers[1::2], strict=True))
+    return _are_apart(sealed, end) and _checksum(file, sealed) == checksum
+
+
+def _are_apart(ranges: Iterable[Range], end: int) -> bool:
+    """Whether the `ranges` follow each other up to `end`: no byte is read twice."""
+    place = 0
+    for start, length in ranges:
+        if start < place or length > end - start:
+            return False
+        place = start + length
+    return True
 
 
 def _checksum(file: IO[bytes], ranges: Iterable[Range]) -> int:
@@ -89,7 +100,8 @@ def _checksum(file: IO[bytes], ranges: Iterable[Range]) -> int:
     checksum = 0
     for start, length in ranges:
         file.seek(start)
-        checksum = zlib.crc32(file.read(length), checksum)
+        for size in (*[_AT_ONCE] * (length // _AT_ONCE), length % _AT_ONCE):
+            checksum = zlib.crc32(file.read(size), checksum)
     return checksum
 
 

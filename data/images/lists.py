@@ -23,7 +23,7 @@ _PATTERNS = (  # in time that grows as the line does
     ("a checksum and a path, as md5sum writes them", re.compile(rf"[A-Z]\S* \((?P<name>.+)\) = {_CHECKSUM}")),
     ("a path and a label", re.compile(rf"(?P<name>{_NAME})[\s,;|].*")),
     ("a JSON object", re.compile(r'\{"(?P<name>).*')),
-    (_FIRST, re.compile(rf"(?:[-*•]|\d+[.):]?)(?:\s*+[,;|]\s*+|\s++)(?P<name>{_NAME})")),
+    (_FIRST, re.compile(rf"(?:[-*•]|\d++[.):]?)(?:\s*+[,;|]\s*+|\s++)(?P<name>{_NAME})")),
 )
 _ONLY = "a list has one path per line and nothing else"
 EXPECTED = "expected a folder of images, a .tar, or a UTF-8 text file with one image path per line"

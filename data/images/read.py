@@ -13,6 +13,7 @@ from captionmill.data.errors import ImageError
 from captionmill.data.images.decode import decode_image, is_image_header
 from captionmill.data.images.formats.kinds import HEADER_BYTES
 from captionmill.data.images.memory import BUDGET
+from captionmill.data.regular import open_regular
 from captionmill.data.urls import read_url
 
 
@@ -93,11 +94,10 @@ def _read_file(path: Path, image: ImageFile) -> tuple[bytes, int]:
         size = status.st_size if image.offset is None or image.size is None else image.size
         _require_size(size)
         BUDGET.take_file(size)
-        with path.open("rb") as file:  # a buffered file: Linux reads at most 2 GB at once
-            if image.offset is None:
-                return file.read(), known_ns(status.st_mtime_ns)
-            file.seek(image.offset)
-            return file.read(size), image.modified_ns
+        with open_regular(path) as file:  # a buffered file: Linux reads at most 2 GB at once
+            file.seek(image.offset or 0)
+            # no more than its size: files that the system makes up, as in /proc, may have no end
+            return file.read(size), known_ns(status.st_mtime_ns) if image.offset is None else image.modified_ns
     except OSError as exc:
         raise ImageError(exc.strerror.lower() if exc.strerror else str(exc)) from exc
     except ValueError as exc:  # a null byte in the path, which Python 3.14 calls a null character

@@ -1,8 +1,10 @@
 """How commands end early: errors in one line; Ctrl-C and SIGTERM after everything is flushed."""
 
 import _thread
+import logging
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,21 +29,35 @@ class _Terminated(KeyboardInterrupt):
 
 
 _IMPORT = "<frozen importlib._bootstrap>"
-_IMPORT_PAUSE_S, _MOST_WAITS = 0.05, 200
+_LOCKING = {logging.__file__: "", threading.__file__: "__"}
+"""Python code that takes and frees locks: files, and what the names of their functions begin with."""
+_PAUSE_S, _MOST_WAITS = 0.05, 200
 _waited: list[int] = []
-"""The signals that waited."""
+"""The signals of this command that waited."""
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Raise the exception of a signal; one that arrives in an import waits for its end, as imports swallow it."""
-    place = frame
-    while place is not None and len(_waited) < _MOST_WAITS:
-        if place.f_code.co_filename == _IMPORT:
-            _waited.append(number)
-            _thread.start_new_thread(_repeat_signal, (signal.Signals(number), _IMPORT_PAUSE_S))
-            return
-        place = place.f_back
+    """Raise the exception of a signal, unless it arrives where it would do harm: then it waits for a moment.
+
+    An import swallows it. In a function that has just taken a lock, the lock would be kept for ever: other threads
+    wait for it, and this one for them.
+    """
+    if len(_waited) < _MOST_WAITS and (_takes_lock(frame) or _is_import(frame)):
+        _waited.append(number)
+        _thread.start_new_thread(_repeat_signal, (signal.Signals(number), _PAUSE_S))
+        return
     raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _takes_lock(frame: FrameType | None) -> bool:
+    beginning = _LOCKING.get(frame.f_code.co_filename) if frame else None
+    return frame is not None and beginning is not None and frame.f_code.co_name.startswith(beginning)
+
+
+def _is_import(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != _IMPORT:
+        frame = frame.f_back
+    return frame is not None
 
 
 class _SignalRepeater:
@@ -77,6 +93,7 @@ def listen_to_signals(*, pause_s: float = 0.01) -> None:
 
     One that the interpreter swallows is raised again `pause_s` seconds later.
     """
+    _waited.clear()
     signal.signal(signal.SIGTERM, _end)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for a job in the background
         signal.signal(signal.SIGINT, _end)

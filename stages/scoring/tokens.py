@@ -18,6 +18,7 @@ line is part of "plan B." or "no."; here, it has no influence.
 """
 
 import re
+from collections.abc import Iterator
 
 from captionmill.data.captions.words import FIRST_RULE, WORD_RULE, split_for_scores
 
@@ -103,6 +104,8 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 
+_LONGEST_PIECE = 1_000  # characters
+
 # Tokens that Java spells differently or splits at the space, and entities of dropped punctuation.
 _REWRITTEN = {
     "cannot": "can not",
@@ -128,11 +131,22 @@ _REWRITTEN = {
 
 def tokenize_ptb(caption: str) -> list[str]:
     """The tokens of a caption in lower case, without punctuation, as pycocoevalcap's tokenizer returns them."""
-    text = " ".join(_TOKEN.findall(caption.replace("\xad", ""))).lower()
+    pieces = _pieces(caption.replace("\xad", ""))
+    text = " ".join(token for piece in pieces for token in _TOKEN.findall(piece)).lower()
     words = text.replace("(", "-lrb-").replace(")", "-rrb-").replace("&amp;", "&").split()
     if _REWRITTEN.keys().isdisjoint(words):
         return words
     return " ".join([_REWRITTEN.get(word, word) for word in words]).split()
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """`text` in pieces that end at a space, as the time for a piece may grow with the square of its length."""
+    start = 0
+    while len(text) - start > _LONGEST_PIECE:
+        end = text.rfind(" ", start, start + _LONGEST_PIECE) + 1 or start + _LONGEST_PIECE
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def tokenize_for_scores(caption: str, word_rule: int = WORD_RULE) -> list[str]:

@@ -197,7 +197,7 @@ def empty_folder(folder: Path) -> None:
         if path.name not in own and not is_weights_name(path.name) and not path.name.endswith(".partial"):
             raise InputError(f"{folder}: needed for the training, but holds other files ({path.name}); move it away")
     for path in paths:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _remove(path)
 
 
 def publish(folder: Path, output: Path, notes: Sequence[str]) -> None:
@@ -256,7 +256,7 @@ def copy_run(folder: Path, output: Path) -> None:
     for name in RUN_NAMES:
         source, target = folder / name, output / name
         if target.is_dir():
-            shutil.rmtree(target)
+            _remove(target)
         if source.is_dir():
             shutil.copytree(source, target)
         elif source.exists():
@@ -264,6 +264,11 @@ def copy_run(folder: Path, output: Path) -> None:
                 shutil.copyfile(source, partial_path)
         else:
             target.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder, or a link to either."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _read_samples(path: Path) -> list[_Sample]:

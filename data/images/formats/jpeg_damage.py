@@ -158,7 +158,7 @@ def _split(data: bytes) -> _Jpeg | None:
     scans: list[tuple[int, bytes]] = []
     start = 2
     while found := _END_OF_SCAN.search(data, start):
-        marker, start = data[found.end() - 1], found.end()
+        marker, start = found[0][1], found.end()
         if marker == _EOI:
             return _Jpeg(segments, scans, True)
         end = start + int.from_bytes(data[start : start + 2])

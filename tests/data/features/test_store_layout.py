@@ -1,6 +1,8 @@
 """Files of a store that are laid out otherwise are refused before their data is read, and flipped bits are found."""
 
 import os
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from multiprocessing import spawn
 from pathlib import Path
@@ -163,6 +165,18 @@ def test_what_a_flip_leaves_readable_is_read_and_repair_writes_it_again(tmp_path
     with path.open("rb") as file:
         assert is_sealed(file)
     assert FeatureStore.open(path).digest() == FeatureStore.open(make_store(tmp_path / "g.h5", KEYS, ROWS)).digest()
+
+
+@pytest.mark.parametrize("ranges", [[2**63, 2**63], [0, 2**62], [0, 8, 0, 8], [8, 8, 0, 8], [0]])
+def test_a_checksum_of_more_than_the_file_is_refused_before_it_is_read(tmp_path: Path, ranges: list[int]) -> None:
+    path = make_store(tmp_path / "f.h5", KEYS, ROWS)
+    content = path.read_bytes()
+    read = b"".join(content[start : start + length] for start, length in zip(ranges[::2], ranges[1::2], strict=False))
+    packed = struct.pack(f"<{len(ranges)}Q8sQI", *ranges, b"CMSEAL\0\1", len(content), zlib.crc32(read))
+    with path.open("r+b") as file:
+        file.seek(len(content))
+        file.write(packed + struct.pack("<I", zlib.crc32(packed)))
+        assert is_sealed(file) is False
 
 
 def test_a_file_without_a_checksum_that_crashes_hdf5_is_damage(tmp_path: Path, opened: Path) -> None:

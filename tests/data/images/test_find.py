@@ -484,7 +484,7 @@ class Shelf(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec has no t
             self.dircache[path] = [{"name": f"{path}/{name}", "size": 1, "type": "file"} for name in self.names]
         return self.dircache[path] if detail else [entry["name"] for entry in self.dircache[path]]
 
-    def invalidate_cache(self, path: str | None = None) -> None:  # noqa: ARG002
+    def invalidate_cache(self, *_: str | None) -> None:
         self.dircache.clear()
 
 

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -535,6 +536,16 @@ def test_bytes_between_the_segments_of_a_jpeg_do_not_matter_and_hide_no_damage()
 
 
 # Tars
+
+
+def test_a_long_run_of_one_byte_in_a_jpeg_takes_no_more_time_than_its_length() -> None:
+    image = Image.linear_gradient("L").convert("RGB")
+    whole = encode(image, "JPEG")
+    scan, run, started = whole.index(b"\xff\xda"), b"\xff" * 300_000 + b"\0", time.process_time()
+    assert (decode_pixels(whole[:scan] + run + whole[scan:]) == decode_pixels(whole)).all()
+    with pytest.raises(ImageError, match="premature end"):
+        decode_pixels(whole[: scan + 20] + run + whole[scan + 20 :])
+    assert time.process_time() - started < 5
 
 
 def test_tar_without_its_end_mark_is_read_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 import importlib.util
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,13 @@ def test_nothing_but_punctuation_leaves_no_tokens(sentence: str) -> None:
 
 def test_a_line_break_is_a_space() -> None:
     assert tokenize_ptb("a dog\nruns\r\nfast") == ["a", "dog", "runs", "fast"]
+
+
+def test_a_long_caption_has_the_tokens_of_its_sentences_in_time_that_grows_with_its_length() -> None:
+    started = time.process_time()
+    assert tokenize_ptb("A man's dog runs, fast. " * 100) == ["a", "man", "'s", "dog", "runs", "fast"] * 100
+    assert set(tokenize_ptb("&#1" * 20_000)) == {"&", "#", "1"}
+    assert time.process_time() - started < 2
 
 
 def test_every_flickr8k_caption_matches_the_java_tokenizer() -> None:

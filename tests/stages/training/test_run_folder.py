@@ -178,14 +178,18 @@ def test_without_tensorboard_there_are_no_events_and_one_note(
 
 
 def test_a_finished_run_replaces_all_of_an_older_run_and_nothing_else(tmp_path: Path) -> None:
-    work_dir, output = tmp_path / "model.training", tmp_path / "model"
+    work_dir, output, outside = tmp_path / "model.training", tmp_path / "model", tmp_path / "outside"
+    outside.mkdir()
     for folder, names in ((output, RUN_NAMES), (work_dir, ("config.json", "samples.csv"))):
         (folder / "events").mkdir(parents=True)
         (folder / "events" / f"of-{folder.name}").touch()
         for name in names[:4]:
             (folder / name).write_text(folder.name)
     (output / "bundle.json").touch()
+    (output / "curves.png").unlink()
+    (output / "curves.png").symlink_to(outside, target_is_directory=True)
     copy_run(work_dir, output)
+    assert outside.is_dir()
     assert sorted(path.name for path in output.iterdir()) == ["bundle.json", "config.json", "events", "samples.csv"]
     assert (output / "config.json").read_text() == "model.training"
     assert [path.name for path in (output / "events").iterdir()] == ["of-model.training"]
