@@ -4,6 +4,7 @@ torch takes seconds to import, so only the functions that need it do, and a CPU 
 """
 
 import functools
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -12,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from captionmill.data.errors import InputError
@@ -173,6 +175,21 @@ def thread_count() -> int:
         return int(sys.modules["torch"].get_num_threads())
     limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(limit) if limit.isdecimal() and int(limit) else choose_workers(0)
+
+
+def import_openvino() -> ModuleType:
+    """OpenVINO without its package `openvino_telemetry`, with which each import reports to its makers.
+
+    That package also keeps an identifier in the user's home, and where it cannot, it writes to the root logger.
+    """
+    name = "openvino_telemetry"
+    before = {name: sys.modules[name]} if name in sys.modules else {}
+    sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed: OpenVINO has a stand-in for that
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        del sys.modules[name]
+        sys.modules.update(before)
 
 
 def choose_workers(workers: int) -> int:
