@@ -140,7 +140,7 @@ def find_command(words: Sequence[str]) -> tuple[click.Command, int]:
 def require_fit(words: list[str]) -> None:
     """Raises click.UsageError if the command has no such option, or an option takes no such value."""
     command, count = find_command(tuple(words[:2]))
-    context = click.Context(command)
+    context = click.Context(command, click.Context(main, **main.context_settings))  # a command keeps its help option
     values, _, given = command.make_parser(context).parse_args([*words[count:], UNKNOWN])  # a last option's value
     for option in given:
         value = values[option.name or ""]
