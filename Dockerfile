@@ -5,12 +5,14 @@
 #   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" captionmill caption photos --model model --output captions.csv
 FROM python:3.12-slim AS build
 ARG TORCH=cpu
-COPY . /source
+# before the source, so that a change of that fetches no torch again
 RUN python -m venv /opt/captionmill \
-    && if [ "$TORCH" = cpu ]; then \
-        /opt/captionmill/bin/pip install --no-cache-dir torch torchvision --index-url https://download.pytorch.org/whl/cpu; \
-    fi \
-    && /opt/captionmill/bin/pip install --no-cache-dir '/source[remote,parquet,heif,tiff]'
+    && if [ "$TORCH" = cpu ]; then builds="--index-url https://download.pytorch.org/whl/cpu"; fi \
+    && /opt/captionmill/bin/pip install --no-cache-dir torch torchvision $builds
+COPY . /source
+# torch's own tests in C++ and its headers, 145 MB, are for nobody who runs it
+RUN /opt/captionmill/bin/pip install --no-cache-dir '/source[remote,parquet,heif,tiff]' \
+    && cd /opt/captionmill/lib/python3*/site-packages/torch && rm -rf test include
 
 FROM python:3.12-slim
 COPY --from=build /opt/captionmill /opt/captionmill

@@ -24,7 +24,7 @@ from captionmill.data.progress import no_progress
 from captionmill.stages.ranking.audit import audit_captions
 from captionmill.stages.ranking.packed import pack_ranker
 from captionmill.stages.settings import SearchConfig, TrainConfig
-from captionmill.stages.training.reranking.fit import fit_ranker
+from captionmill.stages.training.reranking.build import fit_ranker
 from captionmill.stages.training.state import Training
 
 LISTS = {"train": "train", "val": "dev", "test": "test"}

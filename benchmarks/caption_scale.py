@@ -30,21 +30,21 @@ SPEC = FeatureSpec("resnet50", "none", "0" * 64, "crop", 224, 256)
 _BLOCK_ROWS = 10_000
 
 
-def make_model(folder: Path) -> Path:
-    """A decoder of 32 numbers with random weights."""
+def make_model(folder: Path, spec: FeatureSpec) -> Path:
+    """A decoder of 32 numbers with random weights, for features of `spec`."""
     torch.manual_seed(0)
     vocabulary = Vocabulary([*SPECIAL_WORDS, *(f"word{number}" for number in range(WORDS))])
-    config = DecoderConfig(SPEC.feature_dim, len(vocabulary), 32, 32, 0.0, 0.0)
+    config = DecoderConfig(spec.feature_dim, len(vocabulary), 32, 32, 0.0, 0.0)
     tensors = {name: tensor.numpy() for name, tensor in Decoder(config).state_dict().items()}
     splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    write_model(folder, Model(vars(config), vocabulary, SPEC, {}, splits, {}, {}, tensors))
+    write_model(folder, Model(vars(config), vocabulary, spec, {}, splits, {}, {}, tensors))
     return folder
 
 
 def make_store(path: Path, rows: int, source: FeatureStore | None) -> Path:
     """A store of `rows` rows, random or those of `source`."""
     generator = np.random.default_rng(0)
-    with FeatureWriter(path, SPEC, dtype="float16", made_by={}) as writer:
+    with FeatureWriter(path, source.spec if source else SPEC, dtype="float16", made_by={}) as writer:
         for start in range(0, rows, _BLOCK_ROWS):
             stop = min(start + _BLOCK_ROWS, rows)
             keys = [f"folder/{number:09d}.jpg" for number in range(start, stop)]
@@ -67,7 +67,7 @@ def main() -> None:
         arguments.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:
         work = Path(name)
-        model = make_model(work / "model")
+        model = make_model(work / "model", source.spec if source else SPEC)
         print("| rows | table | MB | seconds | rows/s | peak memory, GB | second run, s | its peak memory, GB |")
         print("|---|---|---|---|---|---|---|---|", flush=True)
         for rows in arguments.rows:

@@ -87,7 +87,8 @@ def main() -> None:
                     each[place].append(measure(*words, env=one, fails=row in ERRORS))
             found = [median(measured) for measured in each]
             numbers = " | ".join(f"{seconds:.2f} | {cpu_seconds:.2f}" for seconds, cpu_seconds in found)
-            print(f"| {row} | {numbers} | {found[-1][1] / found[0][1]:.1f} |", flush=True)
+            ratio = f"{found[1][1] / found[0][1]:.1f}" if len(found) > 1 else "| |"
+            print(f"| {row} | {numbers} | {ratio} |", flush=True)
         for part in PARTS:
             each_part = [measure(sys.executable, "-c", f"import {part}", env=env) for _ in range(arguments.rounds)]
             print("| import {} | {:.2f} | {:.2f} | | | |".format(part, *median(each_part)), flush=True)

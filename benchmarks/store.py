@@ -133,7 +133,7 @@ def main() -> None:
             words += ["--preprocess", "squash", "--image-size", 32, "--batch-size", 128]
             for step in ("extract a folder, small network", "extract it again"):
                 run = run_command(*words)
-                result = run.output.rsplit("photos.h5: ", 1)[1].split(";")[0]  # after lines of progress
+                result = run.output.rsplit("photos.h5: ", 1)[1].splitlines()[0].split(";")[0]  # after lines of progress
                 print(f"| {step} | {result} | {run.seconds:.1f} | {run.peak_rss_gb:.2f} |", flush=True)
 
 

@@ -139,6 +139,8 @@ def measure_training(training: Training, seconds: float) -> float:
         try:
             train_on_captions(training, stopwatch)
         except TimeIsUp:
+            if not stopwatch.elapsed:
+                raise SystemExit("an epoch is over before anything is measured: pass more captions") from None
             captions, elapsed = captions + stopwatch.captions, elapsed + stopwatch.elapsed
     return captions / elapsed
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
-from captionmill.data.files import require_other_file, require_two_files, write_text
+from captionmill.data.files import require_two_files, write_text
 from captionmill.data.images.find import find_images
 from captionmill.data.paths import AnyPath, as_location, as_path
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.tables.formats import require_other_output
 from captionmill.pipeline.pages.comparison import render_comparison
 from captionmill.stages.scoring.comparison import TableComparison, compare_rows
 from captionmill.stages.scoring.settings import BootstrapConfig
@@ -37,7 +38,7 @@ def compare_tables(
     first, second, captions, output, page = Path(first), Path(second), *map(as_path, (captions, output, page))
     for path in (output, page):
         if path is not None:
-            require_other_file(path, first, second, captions, as_path(images))
+            require_other_output(path, first, second, captions, as_path(images))
     require_two_files(output, page, "page")
     if images is not None and page is None:
         raise InputError("`images` are shown on the page: name its file with `page`")

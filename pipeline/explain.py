@@ -16,13 +16,14 @@ from captionmill.data.features.file import Features
 from captionmill.data.features.rows import mean_views
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.files import require_other_file, write_text
+from captionmill.data.files import write_text
 from captionmill.data.images.decode import Pixels
 from captionmill.data.images.keys import FileFinder, image_key, match_forms
 from captionmill.data.images.read import UNKNOWN_SOURCE, ImageFile, is_unchanged, load_image
 from captionmill.data.models.bundle import Model, model_paths
 from captionmill.data.models.source import find_models
 from captionmill.data.paths import AnyPath, AnyPaths, as_location, as_path
+from captionmill.data.tables.formats import require_other_output
 from captionmill.stages.decoding.trained import read_models
 from captionmill.stages.encoding.encoder import Encoder, encoder_for_spec, prepare_image
 from captionmill.stages.encoding.engine import build_engine, encode_batches
@@ -68,7 +69,7 @@ def explain_image(
     captions = None if captions is None else as_caption_files(captions)
     if output:
         local = image if isinstance(image, Path) else None
-        require_other_file(
+        require_other_output(
             output, local, features, weights, *(captions.paths if captions else ()), *model_paths(*folders)
         )
     models = read_models(folders)
@@ -127,7 +128,7 @@ def features_of_image(image: AnyPath, spec: FeatureSpec, machine: ExtractConfig,
 
 
 @dataclass(frozen=True)
-class _Row:
+class _ExplainedRow:
     """The features of the image, and where they come from."""
 
     values: Features  # [D]
@@ -178,9 +179,9 @@ def _stored_key(
     return found
 
 
-def _stored_row(store: FeatureStore, key: str, pixels: Image.Image | None, spec: FeatureSpec) -> _Row:
+def _stored_row(store: FeatureStore, key: str, pixels: Image.Image | None, spec: FeatureSpec) -> _ExplainedRow:
     seen = prepare_image(np.asarray(pixels), spec) if pixels else None
-    return _Row(store[key], seen, f"the row {key} of {store.path.name}, stored as {store.dtype}")
+    return _ExplainedRow(store[key], seen, f"the row {key} of {store.path.name}, stored as {store.dtype}")
 
 
 def _read_references(image: AnyPath, key: str | None, captions: CaptionFiles, word_rule: int) -> _References:
@@ -191,7 +192,7 @@ def _read_references(image: AnyPath, key: str | None, captions: CaptionFiles, wo
     )
 
 
-def _made_row(image: AnyPath, encoder: Encoder, machine: ExtractConfig) -> _Row:
+def _made_row(image: AnyPath, encoder: Encoder, machine: ExtractConfig) -> _ExplainedRow:
     """The row that a store would hold of the image."""
     engine = build_engine(encoder, machine)
     batches = load_batches(
@@ -206,7 +207,7 @@ def _made_row(image: AnyPath, encoder: Encoder, machine: ExtractConfig) -> _Row:
         raise InputError(f"{image}: {failure.reason}")
     row: Features = mean_views(rows.astype(np.dtype(machine.dtype)), encoder.spec.view_count)[0]
     origin = f"made now by {engine.description}, rounded to {machine.dtype} as in a store"
-    return _Row(row, np.split(batch.images[0], encoder.crop_count)[0], origin)
+    return _ExplainedRow(row, np.split(batch.images[0], encoder.crop_count)[0], origin)
 
 
 def _require_key(image: AnyPath, key: str | None, keys: Collection[str], where: str) -> str:

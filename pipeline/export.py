@@ -62,7 +62,7 @@ def export_model(
     """Write the networks of `model` into the folder `output`, with its vocabulary and a manifest.
 
     Several folders in `model` are exported as one ensemble. Each network is compared with torch's before anything is
-    put into `output`. `weights` says where the backbone's weights file is now, if it was moved since training; without
+    put into `output`. `weights` is where the backbone's weights file is now, if it was moved since training; without
     the encoder none is needed. `overwrite` replaces an older export.
 
     Raises InputError if a package is missing or `output` holds something, ExportError if a network comes out of its

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from captionmill.data.csv_tables import RecordLayout, require_records_name, write_records
 from captionmill.data.errors import InputError
-from captionmill.data.features.file import Features
-from captionmill.data.files import require_other_file, require_two_files
+from captionmill.data.files import require_two_files
 from captionmill.data.images.find import find_images
 from captionmill.data.images.keys import match_forms
 from captionmill.data.models.bundle import model_paths
 from captionmill.data.paths import AnyPath, as_location, as_path
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.tables.formats import require_other_output
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.urls import is_url
 from captionmill.stages.ranking.opened import MatchedStore, open_matched
@@ -93,7 +93,12 @@ def search_store(
     if like is None:
         query = matcher.embed_captions([known])[0]
     else:
-        row = _features_of(like, opened, machine, as_path(weights)) if key is None else opened.store[key]
+        if key is None:
+            from captionmill.pipeline.explain import features_of_image
+
+            row = features_of_image(as_location(like), opened.model.spec, machine, as_path(weights))
+        else:
+            row = opened.store[key]
         query = matcher.embed_images(row[None])[0]
     left_out = None if key is None else opened.store.position(key)
     found = find_closest(opened.store, matcher, query, top, left_out=left_out, progress=progress)
@@ -112,7 +117,7 @@ def _check(files: SearchFiles, opened: MatchedStore) -> None:
     """Raise InputError if a file would replace an input or the other file, or images have no page."""
     for path in (as_path(files.output), as_path(files.gallery)):
         if path is not None:
-            require_other_file(path, opened.store.path, as_path(files.images), *model_paths(opened.folder))
+            require_other_output(path, opened.store.path, as_path(files.images), *model_paths(opened.folder))
     require_two_files(as_path(files.output), as_path(files.gallery), "gallery")
     if files.output is not None:
         require_records_name(Path(files.output), files.layout)
@@ -143,13 +148,6 @@ def _find_key(like: AnyPath, opened: MatchedStore) -> str | None:
     if not is_url(name) and not Path(like).is_file():
         raise InputError(f"{like}: neither a key of {opened.store.path} nor an image file; check how it is written")
     return None
-
-
-def _features_of(image: AnyPath, opened: MatchedStore, machine: ExtractConfig, weights: Path | None) -> Features:
-    """The row [D] that the store would hold of an image file or its URL."""
-    from captionmill.pipeline.explain import features_of_image
-
-    return features_of_image(as_location(image), opened.model.spec, machine, weights)
 
 
 def _write(files: SearchFiles, search: StoreSearch, title: str, progress: Progress) -> None:

@@ -258,7 +258,7 @@ class TrainConfig(Configuration):
     )
     patience: int | None = setting(
         None,
-        "Epochs without a better validation CIDEr-D (or loss, where that says nothing) after which training stops.",
+        "Epochs without a better validation CIDEr-D (or loss, where that decides nothing) after which training stops.",
         least=1,
         unset="half of the epochs",
         example=10,

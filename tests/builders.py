@@ -16,6 +16,7 @@ from PIL import Image
 
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.features.file import Features
+from captionmill.data.features.parts import part_paths
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
@@ -54,8 +55,8 @@ def make_store(path: Path, keys: list[str], rows: Features, spec: FeatureSpec | 
     return path
 
 
-def add_part(path: Path, keys: Sequence[str] = (), rows: Features | None = None, drop: Sequence[str] = ()) -> None:
-    """What a writer that was interrupted leaves."""
+def add_part(path: Path, keys: Sequence[str] = (), rows: Features | None = None, drop: Sequence[str] = ()) -> Path:
+    """What a writer that was interrupted leaves: a part."""
 
     def interrupted() -> None:
         with FeatureWriter(path, make_spec(), dtype="float32", made_by={}) as writer:
@@ -66,15 +67,22 @@ def add_part(path: Path, keys: Sequence[str] = (), rows: Features | None = None,
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
+    return part_paths(path)[-1]
+
+
+def column_start(path: Path, name: str) -> int:
+    """Where a column of numbers begins in a store's file."""
+    with h5py.File(path, "r") as file:
+        offset: int = file[name].id.get_offset()
+    return offset
 
 
 def damage(path: Path, *keys: str) -> bytes:
     """Flip a bit in the middle of each row of `keys`; what the file held before."""
     before = path.read_bytes()
     store, content = FeatureStore.open(path), bytearray(before)
-    with h5py.File(path) as file:
-        offset = file["features"].id.get_offset()
-        row_bytes = file["features"].dtype.itemsize * store.spec.row_length
+    offset = column_start(path, "features")
+    row_bytes = np.dtype(store.dtype).itemsize * store.spec.row_length
     for key in keys:
         content[offset + store.position(key) * row_bytes + row_bytes // 2] ^= 1
     path.write_bytes(content)
@@ -87,12 +95,12 @@ def listen_to_ctrl_c() -> None:
 
 
 def draw_photos(folder: Path) -> Path:
-    """Eight one-coloured pictures, two of each colour, and one file that is no picture."""
+    """Eight one-coloured images, two of each colour, and one file that is no image."""
     (folder / "more").mkdir(parents=True)
     for number, (name, colour) in enumerate([*COLOURS.items(), *COLOURS.items()]):
         path = folder / ("more" if number % 2 else "") / f"{name}_{number}.{'png' if number < 4 else 'JPG'}"
         Image.new("RGB", (40 + number, 30), colour).save(path, "PNG" if number < 4 else "JPEG")
-    (folder / "broken.jpg").write_bytes(b"not a picture")
+    (folder / "broken.jpg").write_bytes(b"not an image")
     return folder
 
 

@@ -1,7 +1,11 @@
 """Parts of other packages that are not promised to stay: each has a test that fails by name when a release moves it."""
 
 import ast
+import functools
+import importlib
+import inspect
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -15,6 +19,7 @@ import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PsdImagePlugin import PsdImageFile
 
 from captionmill.data.images.formats.jpeg import PlainJpegFile
 
@@ -33,10 +38,15 @@ def is_private(name: str) -> bool:
     return (name.startswith("_") and not name.startswith("__") and name not in PUBLIC) or name in UNPROMISED
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def private_parts(path: Path) -> set[str]:
     """The private names of other packages and modules that the module at `path` imports, reads or sets."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             found |= {name for name in names if any(map(is_private, name.split(".")))}
@@ -55,6 +65,38 @@ def test_no_other_private_part_is_used() -> None:
             "process_executor._MAX_MEMORY_LEAK_SIZE",
         },
         "stages/encoding/engines/openvino.py": {"openvino.frontend.pytorch.ts_decoder.TorchScriptPythonDecoder"},
+    }
+
+
+def parts_of_base_classes(path: Path) -> set[str]:
+    """The private parts of other packages' classes that classes of the module at `path` use or replace as their own."""
+    tree = tree_of(path)
+    homes: dict[str, str] = {}
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("PIL", "click"):
+            homes |= {alias.asname or alias.name: node.module for alias in node.names}
+    for node in ast.walk(tree):
+        for base in node.bases if isinstance(node, ast.ClassDef) else ():
+            if isinstance(base, ast.Name) and base.id in homes:
+                kind = getattr(importlib.import_module(homes[base.id]), base.id)
+                modules = {one.__module__ for one in kind.__mro__ if one.__module__.startswith(("PIL.", "click."))}
+                known = {name for one in modules for name in re.findall(r"\w+", inspect.getsource(sys.modules[one]))}
+                own = {part.name for part in ast.walk(node) if isinstance(part, ast.FunctionDef)}
+                for part in ast.walk(node):
+                    if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "self":
+                        own.add(part.attr)
+                found |= {f"{base.id}.{name}" for name in own & known if is_private(name)}
+    return found
+
+
+def test_no_other_private_part_of_a_base_class_is_used() -> None:
+    assert {path.relative_to(ROOT).as_posix(): parts for path in CODE if (parts := parts_of_base_classes(path))} == {
+        "data/images/formats/jpeg.py": {"JpegImageFile._read_dpi_from_exif"},
+        "data/images/formats/openers.py": {
+            *("Jpeg2KImageFile._mode", "PsdImageFile._mode"),
+            *("PsdImageFile._layers_position", "PsdImageFile._open"),
+        },
     }
 
 
@@ -101,6 +143,29 @@ def test_pillow_still_reads_the_dpi_of_a_jpeg_in_a_method_that_can_be_left_out()
     assert "dpi" not in PlainJpegFile(io.BytesIO(data)).info
 
 
+def test_pillow_still_keeps_the_mode_of_an_image_where_it_can_be_set() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (2, 2)).save(buffer, "PNG")
+    image = PngImageFile(io.BytesIO(buffer.getvalue()))
+    image._mode = "I;16"
+    assert image.mode == "I;16"
+
+
+def test_pillow_still_opens_a_psd_in_a_method_and_says_where_its_layers_begin() -> None:
+    header = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, 1, 1, 8, 3)  # three channels of one pixel in RGB
+    layers = struct.pack(">IIh", 6, 2, -1)  # of all, of the layers, and how many
+    data = header + bytes(8) + layers + struct.pack(">H", 0) + bytes(3)
+    opened: list[int | None] = []
+
+    class Psd(PsdImageFile):
+        def _open(self) -> None:
+            super()._open()
+            opened.append(self._layers_position)
+
+    assert Psd(io.BytesIO(data)).mode == "RGB"
+    assert opened == [data.index(layers) + 8]
+
+
 @pytest.mark.parametrize(
     ("bits", "color_type", "rawmode"),
     [(2, 0, "L;2"), (4, 0, "L;4"), (8, 0, "L"), (8, 2, "RGB"), (16, 2, "RGB;16B")],
@@ -117,6 +182,14 @@ def test_pillow_still_says_how_the_pixels_of_a_png_are_packed(bits: int, color_t
     for name, content in chunks.items():
         data += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
     assert PngImageFile(io.BytesIO(data)).tile[0][3] == rawmode
+
+
+def test_openvino_is_imported_without_the_package_that_reports_to_its_makers() -> None:
+    from captionmill.stages.encoding.engines.openvino import openvino
+
+    assert openvino.convert_model  # what imports the reports
+    assert sys.modules["openvino.tools.ovc.telemetry_utils"].tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+    assert "openvino_telemetry" not in sys.modules  # nor is it in the way of others
 
 
 def test_openvino_still_converts_a_traced_network_without_telling_its_makers() -> None:

@@ -1,1 +1,1 @@
-"""HDF5 files: opened, checked and read without trusting what they say."""
+"""HDF5 files: opened, checked and read without trusting their content."""

@@ -17,8 +17,8 @@ _QUOTED = re.compile(r"""(?P<quote>["'`])(?P<name>.+?)(?P=quote)(?P<label>.*)"""
 _IN_CURLY_QUOTES = re.compile(r"[“„‘‚«](?P<name>.+?)[”“’‘»](?P<label>.*)")
 _CHECKSUM = r"[0-9a-f]{32,128}"
 _FIRST = "a number or a bullet and a path"
-_CAPTION_NUMBER = re.compile(r"#\d+$")
-_PATTERNS = (  # each takes time in proportion to a line's length, whatever it holds
+_CAPTION_NUMBER = re.compile(r"#\d+$")  # as in a token file: a.jpg#0
+_PATTERNS = (  # in time that grows as the line does
     ("a checksum and a path, as md5sum writes them", re.compile(rf"\\?{_CHECKSUM} [ *](?P<name>.+)")),
     ("a checksum and a path, as md5sum writes them", re.compile(rf"[A-Z]\S* \((?P<name>.+)\) = {_CHECKSUM}")),
     ("a path and a label", re.compile(rf"(?P<name>{_NAME})[\s,;|].*")),
@@ -109,8 +109,9 @@ def _misread(line: str) -> tuple[str, str] | None:
     if quoted := _QUOTED.fullmatch(line) or _IN_CURLY_QUOTES.fullmatch(line):
         return ("a path in quotes" if not quoted["label"] else "a path in quotes and more"), quoted["name"]
     if "\t" in line:
-        name = line.partition("\t")[0].rstrip()
-        return "a path, a tab and more, as in a file of captions", _CAPTION_NUMBER.sub("", name)
+        return "a path, a tab and more, as in a file of captions", _CAPTION_NUMBER.sub(
+            "", line.partition("\t")[0].rstrip()
+        )
     found = ((what, match["name"]) for what, pattern in _PATTERNS if (match := pattern.fullmatch(line)))
     return next(found, None)
 

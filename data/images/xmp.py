@@ -102,8 +102,8 @@ def with_description(content: bytes, text: str) -> bytes | None:
         ends = list(_RDF_END.finditer(written))
         changed = ""
         if len(ends) == 1:
-            place = len(written[: ends[0].start()].rstrip(" \t"))
-            changed = written[:place] + _element(text, packet.about) + written[place:]
+            before = written[: ends[0].start()].rstrip(" \t")
+            changed = before + _element(text, packet.about) + written[len(before) :]
     elif packet.description is not None and packet.is_ours:
         before, changed = f">{_escaped(packet.description)}</", ""
         if written.count(before) == 1:

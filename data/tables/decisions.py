@@ -47,7 +47,7 @@ def apply_decisions(decisions: AnyPath, table: AnyPath, *, dry_run: bool = False
     """Merge the file `decisions` into the table of captions `table`; with `dry_run` only find out what it would do.
 
     A decision about a caption that the table no longer has, or about an image that it does not have, is a conflict: the
-    table keeps what it says. Captions that a person changed in the table itself count as corrections. Raises InputError
+    table keeps what it has. Captions that a person changed in the table itself count as corrections. Raises InputError
     if one of the files cannot be read or is something else, an image has two decisions, or another process writes to
     the table.
     """
@@ -74,7 +74,8 @@ def apply_decisions(decisions: AnyPath, table: AnyPath, *, dry_run: bool = False
                 conflicts.append(Conflict(review.path, "the table has no such image"))
                 continue
             after = review.apply(made.get(review.path, row) if review.decision == "undecided" else row)
-            if after == row:
+            is_decided = review.path in person and person[review.path].decision != "undecided"
+            if after == row or (review.decision == "undecided" and not is_decided):
                 as_before += 1
             elif review.decision == "later" and row.status == "corrected":
                 conflicts.append(Conflict(review.path, f"the table has a person's caption already: {row.caption!r}"))

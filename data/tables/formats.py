@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from captionmill.data.csv_tables import csv_line
 from captionmill.data.errors import InputError
+from captionmill.data.files import require_other_file
 from captionmill.data.foreign import parse_json, read_line, short_lines
 from captionmill.data.parquet import PARQUET_START, open_parquet, require_pyarrow
 from captionmill.data.paths import AnyPath
@@ -107,6 +108,17 @@ def is_caption_table(path: Path) -> bool:
         return False
     columns = CsvLayout.of(path).columns
     return _ALL_COLUMNS.issubset(columns) or (_NEEDED_COLUMNS.issubset(columns) and _is_ours(path))
+
+
+def require_other_output(output: Path, *inputs: Path | None) -> None:
+    """As `require_other_file`; InputError also if `output` is a table of captions: a person may have corrected it.
+
+    An empty file may be replaced, and so may a table of other columns.
+    """
+    require_other_file(output, *inputs)
+    is_filled = is_caption_table(output) and output.stat().st_size > 0
+    if is_filled and (_is_ours(output) or _KEPT_CELLS.issubset(columns_of(output))):
+        raise InputError(f"{output}: is a table of captions and would be overwritten; name another output")
 
 
 def _is_ours(path: Path) -> bool:

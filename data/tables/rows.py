@@ -29,7 +29,7 @@ class CaptionRow:
     caption: str
     """Empty if the image failed."""
     confidence: float | None
-    """Geometric mean of the probabilities of the caption's words, 0 to 1, four decimals; None if the image failed."""
+    """How sure the model is (`Caption.confidence`), 0 to 1, four decimals; None if the image failed."""
     alternatives: tuple[str, ...] = ()
     """The next best captions, best first, if requested."""
     flags: tuple[str, ...] = ()

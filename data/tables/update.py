@@ -23,7 +23,7 @@ from captionmill.data.tables.rows import CaptionRow
 
 @dataclass(frozen=True)
 class WantedTable:
-    """What a table shall show."""
+    """What a table must show."""
 
     keys: Sequence[str]
     """The images, sorted, one row each."""

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from captionmill.data.errors import InputError
-from captionmill.data.files import require_other_file
 from captionmill.data.images.lists import ListedImages
 from captionmill.data.images.read import ImageFile
 from captionmill.data.paths import as_path
 from captionmill.data.progress import Progress
 from captionmill.data.regular import require_inside
-from captionmill.data.tables.formats import read_captions
+from captionmill.data.tables.formats import read_captions, require_other_output
 from captionmill.data.tables.review import Review
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.captioning.embedding import Embedding, EmbedSummary
@@ -57,7 +56,7 @@ class Companions:
         if self._gallery is not None:
             if self._gallery in (table, store):
                 raise InputError(f"{self._gallery}: cannot be the gallery and another output at once")
-            require_other_file(self._gallery, local, store, table)
+            require_other_output(self._gallery, local, store, table)
         wording, others = config.wording, [path for path in (store, local) if path]
         self._sidecars: Sidecars | XmpSidecars | None = None
         self._metadata: MetadataLines | None = None

@@ -86,7 +86,7 @@ class Embedding:
                 )
         self._written = WrittenTexts(table, "descriptions")
         self._seen: dict[str, set[str]] = {}
-        """The descriptions that are corrections."""
+        """The descriptions that are corrections, and with `overwrite` those of other tables."""
         self._before = {} if self._written.is_begun else captions_of(table)
         """The captions that a version without that record wrote."""
         self.corrections = [Review(key, "corrected", caption) for key, caption in self._find_corrections()]
@@ -97,8 +97,9 @@ class Embedding:
             if not self._written.has_any(key) or not target.is_file() or self._written.has(key, _stamp(target)):
                 continue
             changed = [text for text in read_descriptions(target) if not self._written.has(key, text.encode())]
-            self._seen[key] = set(changed)
-            for text in changed:
+            by_person = [text for text in changed if not self._written.is_of_another_table(target, text.encode())]
+            self._seen[key] = set(changed if self._overwrite else by_person)
+            for text in by_person:
                 if caption := self._wording.caption_in(text):
                     yield key, caption
 
@@ -130,7 +131,7 @@ class Embedding:
         if state == "unsupported" or (state == "described" and not is_copy):
             return state
         if state != "described":
-            self._written.add(key, text.encode())
+            self._written.add(key, text.encode(), target)
         if state == "same" and not is_copy:
             is_done = True
         else:

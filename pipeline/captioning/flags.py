@@ -25,7 +25,7 @@ def find_flags(caption: "Caption", low_confidence: float | None) -> tuple[str, .
 
 def usual_low_confidence(bundles: Sequence[Model], search: SearchConfig = SearchConfig(rerank="none")) -> float | None:
     """The confidence that a tenth of a model's validation captions are below; the mean of several models, None if one
-    has none. Captions that are re-ranked, as `search` says, are less probable ones.
+    has none. Captions that are re-ranked, as by `search`, are less probable ones.
 
     One number does not suit all models: training with a reward raises the confidence of all captions.
     """

@@ -50,7 +50,7 @@ class CaptionedImage:
     text: str
     """The caption; "" if the image cannot be read."""
     confidence: float | None
-    """Geometric mean of the words' probabilities, 0 to 1; None if the image cannot be read."""
+    """How sure the model is (`Caption.confidence`), 0 to 1; None if the image cannot be read."""
     flags: tuple[str, ...] = ()
     """Flags of a suspicious caption, as `find_flags` returns them."""
     alternatives: tuple[str, ...] = ()

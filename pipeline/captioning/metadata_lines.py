@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from captionmill.data.csv_tables import encoding_of
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically, require_other_file
 from captionmill.data.foreign import parse_json
 from captionmill.data.images.keys import escape_name
 from captionmill.data.images.read import ImageFile
-from captionmill.data.regular import read_text
+from captionmill.data.regular import read_bytes
 from captionmill.data.tables.review import Review
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.tables.wording import Wording
@@ -69,16 +70,19 @@ class MetadataLines:
         """Take the texts that a person changed; whether the file holds nothing else that is new."""
         keys = {name: key for key, name in self._names.items()}
         try:
-            lines = read_text(self._path, "utf-8-sig").split("\n")
-        except ValueError:  # not UTF-8
+            content = read_bytes(self._path)
+            lines = content.decode(encoding_of(content)).split("\n")
+        except ValueError:  # not text
             return False
         is_nothing_else = True
         for line in filter(str.strip, lines):
             match _object_in(line):
                 case {"file_name": str(name), "text": str(text), **others} if self._written.has_any(name):
-                    is_nothing_else = is_nothing_else and not others
+                    is_anothers = self._written.is_of_another_table(self._path, text.encode(), name)
+                    is_known = self._written.has(name, text.encode())
+                    is_nothing_else = is_nothing_else and not others and (is_known or not is_anothers)
                     caption = self._wording.caption_in(text)
-                    if name in keys and caption and not self._written.has(name, text.encode()):
+                    if name in keys and caption and not (is_known or is_anothers):
                         self.corrections.append(Review(keys[name], "corrected", caption))
                 case _:
                     is_nothing_else = False
@@ -95,7 +99,7 @@ class MetadataLines:
                     if row.is_captioned and row.path in self._names:
                         name, text = self._names[row.path], self._wording.text(row.caption)
                         line = json.dumps({"file_name": name, "text": text}, ensure_ascii=False).encode() + b"\n"
-                        self._written.add(name, text.encode())
+                        self._written.add(name, text.encode(), self._path, name)
                         digest.update(line)
                         file.write(line)
                     progress("metadata", done, self._count)
@@ -104,7 +108,7 @@ class MetadataLines:
 
 
 def _object_in(line: str) -> object:
-    """What the JSON of `line` says; None if it is not JSON."""
+    """The value of the JSON in `line`; None if it is not JSON."""
     try:
         return parse_json(line)
     except ValueError:

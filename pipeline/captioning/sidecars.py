@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captionmill.data.csv_tables import encoding_of
 from captionmill.data.errors import InputError
 from captionmill.data.files import write_bytes
 from captionmill.data.images.find import find_images
@@ -77,8 +78,8 @@ class Sidecars:
         """For the images `found`, with the suffix `suffix` and the captions of `table` in `wording`.
 
         `others` are never overwritten. Raises InputError if the suffix cannot be used, an image is not a local file,
-        two images would share a sidecar, or, without `overwrite`, a sidecar exists that no run into `table` wrote or
-        that is no text.
+        two images would share a sidecar, one that a run wrote is no text any more, or, without `overwrite`, one exists
+        that no run into `table` wrote.
         """
         if not is_sidecar_suffix(suffix):
             raise InputError(f"`sidecar` {suffix}: must be the suffix of a text file, such as .txt")
@@ -100,7 +101,7 @@ class Sidecars:
                 continue
             content = read_bytes(path) if path.exists() else None
             is_new = content is not None and not self._written.has(image.key, content)
-            correction = self._correction(image.key, content) if content is not None and is_new else None
+            correction = self._correction(image.key, path, content) if content is not None and is_new else None
             is_foreign = is_new and correction is None
             if (path in owners or is_foreign) and not has_read_suffix(image.key):  # photo.cr2 beside its photo.jpg
                 continue
@@ -117,8 +118,8 @@ class Sidecars:
             owners[path] = image.key
             if content is not None and is_new:
                 self._seen[image.key] = content
-            if correction is not None:
-                self.corrections.append(correction)
+            if correction:
+                self.corrections.append(Review(image.key, "corrected", correction))
 
     def write(self, rows: Iterable[CaptionRow], *, progress: "Progress") -> int:
         """Write the caption of each row that has one; the number of files that were new or changed."""
@@ -137,19 +138,24 @@ class Sidecars:
         if there not in (None, content, self._seen.get(key)) and not self._written.has(key, there or b""):
             self.kept.append(key)
             return False
-        self._written.add(key, content)
+        self._written.add(key, content, path)
         if there != content:
             write_bytes(path, content, flushes=False)  # a flush would take most of the time
         return there != content
 
-    def _correction(self, key: str, content: bytes) -> Review | None:
-        """What a person wrote into the sidecar of `key`; None if it is foreign or not a text."""
-        try:
-            caption = self._wording.caption_in(content.decode("utf-8-sig"))
-        except UnicodeDecodeError:
+    def _correction(self, key: str, path: Path, content: bytes) -> str | None:
+        """What a person wrote into the sidecar of `key` at `path`, "" if it was emptied; None if it is foreign.
+
+        InputError if it is not a text that can be read.
+        """
+        if self._written.is_of_another_table(path, content):
             return None
-        is_ours = self._written.has_any(key) or self._written.has(key, f"{self._captions.get(key)}\n".encode())
-        return Review(key, "corrected", caption) if is_ours and caption else None
+        if not (self._written.has_any(key) or self._written.has(key, f"{self._captions.get(key)}\n".encode())):
+            return None
+        try:
+            return self._wording.caption_in(content.decode(encoding_of(content)))
+        except UnicodeDecodeError as exc:
+            raise InputError(f"{path}: was changed, and is not UTF-8 text; save it as UTF-8, or delete it") from exc
 
     @functools.cached_property
     def _captions(self) -> dict[str, str]:

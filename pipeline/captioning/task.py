@@ -1,4 +1,4 @@
-"""What a run shall caption and where to: found and checked before any work, and changing nothing."""
+"""What a run will caption and where to: found and checked before any work, and changing nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -51,10 +51,14 @@ class XmpSidecars:
                 raise InputError(f"`sidecar`: {path} is another file of this command; choose another suffix")
             if self._written.has_any(key) and path.is_file() and (packet := read_packet(read_bytes(path))):
                 text = packet.description
-                if packet.is_ours and text is not None and not self._written.has(key, text.encode()):
+                if packet.is_ours and text is not None and self._is_by_a_person(key, path, text.encode()):
                     self._seen[key] = text
                     if caption := wording.caption_in(text):
                         self.corrections.append(Review(key, "corrected", caption))
+
+    def _is_by_a_person(self, key: str, path: Path, text: bytes) -> bool:
+        """Whether no run wrote this description."""
+        return not (self._written.has(key, text) or self._written.is_of_another_table(path, text))
 
     def write(self, rows: Iterable[CaptionRow], *, progress: "Progress") -> int:
         """Write the caption of each row that has one; the number of packets that were new or changed."""
@@ -81,7 +85,7 @@ class XmpSidecars:
         if content is None:
             self.kept.append(key)
             return False
-        self._written.add(key, text.encode())
+        self._written.add(key, text.encode(), path)
         if content != before:
             write_bytes(path, content, flushes=False)
         return content != before

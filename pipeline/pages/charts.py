@@ -130,11 +130,11 @@ def interval_chart(value: float, low: float, high: float, *, least: float, most:
     return Interval(x, start, end, colour % COLOURS)
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart), at and around `low` to `high`."""
+def ticks(low: float, high: float) -> list[float]:
+    """About four round numbers (1, 2 or 5 times a power of ten apart), at and around `low` to `high`."""
     if high <= low:
         low, high = (low - 0.5, high + 0.5) if low == high else (high, low)
-    rough = (high - low) / count
+    rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     start, stop = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -12,12 +12,13 @@ from captionmill.data.captions.files import CaptionFiles, as_caption_files
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS
 from captionmill.data.errors import CaptionmillError, ImageError, InputError
-from captionmill.data.files import require_other_file, write_text
+from captionmill.data.files import write_text
 from captionmill.data.images.find import find_images
 from captionmill.data.images.read import ImageFile
 from captionmill.data.models.bundle import model_paths
 from captionmill.data.models.source import find_models
 from captionmill.data.paths import AnyPath, as_location
+from captionmill.data.tables.formats import require_other_output
 from captionmill.pipeline.pages import run_results as results
 from captionmill.pipeline.pages import run_work as work
 from captionmill.pipeline.pages.page import render_page, thumbnail_of
@@ -119,7 +120,7 @@ def write_run_report(output: AnyPath, sources: ReportSources, *, title: str = ""
     folders = find_models(sources.models)
     references = (path for one in sources.captions for path in as_caption_files(one).paths)
     images_here = (place for place in map(as_location, sources.images) if isinstance(place, Path))
-    require_other_file(output, *files, *model_paths(*folders), *references, *images_here)
+    require_other_output(output, *files, *model_paths(*folders), *references, *images_here)
     stores = [read_store(Path(path)) for path in sources.features]
     models = [read_model_files(path) for path in folders]
     scores = [read_scores(Path(path)) for path in sources.scores]

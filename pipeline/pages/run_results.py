@@ -263,4 +263,6 @@ def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
 def _show_value(value: object) -> str:
     if value is None:  # such as the default of max_epochs, which depends on the captions
         return ""
+    if isinstance(value, list | tuple):  # what JSON reads as a list was a tuple
+        return ", ".join(map(str, value)) or "none"
     return ("no", "yes")[value] if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -26,6 +26,7 @@ from captionmill.data.images.formats.kinds import HEADER_BYTES
 from captionmill.data.images.read import ImageFile, read_image
 from captionmill.data.paths import AnyPath
 from captionmill.data.tables.decisions import apply_decisions
+from captionmill.data.tables.edits import read_edited
 from captionmill.data.tables.formats import is_caption_table, read_captions
 from captionmill.data.tables.review import LATER, is_decision
 from captionmill.data.tables.rows import CaptionRow
@@ -99,7 +100,7 @@ class ReviewServer(ThreadingHTTPServer):
         self.server_name, self.server_port = HOST, self.server_address[1]
 
     def merge(self, decisions: bytes) -> dict[str, Any]:
-        """Merge a file of decisions into the table; what the page gets to know. Raises as `apply_decisions` does."""
+        """Merge a file of decisions into the table; the answer to the page. Raises as `apply_decisions` does."""
         with self.saving, tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "decisions.csv")
             path.write_bytes(decisions)
@@ -191,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_page(self) -> None:
         table = self.server.table
         try:
-            rows = list(read_captions(table))
+            rows = list(read_edited(table))
         except CaptionmillError as exc:
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", [f"{exc}\n".encode()])
             return

@@ -20,8 +20,8 @@ from captionmill.pipeline.terminal.results import show_damaged, show_left_out, s
 _LISTED_WORDS = 10
 
 
-@click.command()
-@click.argument("features", metavar="STORE", type=FILE_PATH)
+@click.command(short_help="List the captions that fit their image worst.")
+@click.argument("features", type=FILE_PATH)
 @captions_options()
 @matcher_option
 @click.option("--top", type=click.IntRange(min=1), default=100, show_default=True, help="Number of captions to list.")
@@ -34,7 +34,7 @@ _LISTED_WORDS = 10
 @device_option
 @quiet_option
 def audit(features: Path, model: Path, top: int, output: Path | None, quiet: bool, **options: Any) -> None:
-    """List the captions that fit their image in the feature store STORE worst, for a person to look at.
+    """List the captions that fit their image in the feature store FEATURES worst, for a person to look at.
 
     The worst come first: captions of another image, shuffled rows, captions that name what nobody sees. The model may
     have been trained on these captions. A caption's fit is 0 or less; it is low if the model's matcher would rather

@@ -38,7 +38,7 @@ from captionmill.stages.table_settings import TableConfig
 _GALLERY = "the gallery, open it in a browser"
 
 
-@click.command()
+@click.command(short_help="Write a table of captions for images.")
 @images_argument
 @models_option
 @click.option(

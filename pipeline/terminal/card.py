@@ -8,7 +8,7 @@ from captionmill.pipeline.terminal.options import FILE, FOLDER_PATH, log_format_
 from captionmill.pipeline.terminal.results import show_result
 
 
-@click.command()
+@click.command(short_help="Write the card of a model, README.md, with its scores.")
 @click.argument("model", type=FOLDER_PATH)
 @click.option("--scores", type=FILE, multiple=True, help="File that `evaluate` wrote (JSON); may be given again.")
 @log_format_option

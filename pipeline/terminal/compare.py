@@ -11,7 +11,7 @@ from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.terminal.results import show_result
 
 
-@click.command()
+@click.command(short_help="Show what differs between two tables of captions.")
 @click.argument("first", type=FILE)
 @click.argument("second", type=FILE)
 @click.option("--captions", type=FILE, help="Reference captions to score both tables with.")

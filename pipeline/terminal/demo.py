@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from captionmill.pipeline.result_fields import Fields
 
 
-@click.command()
+@click.command(short_help="Draw images, train on them and write a page of captions.")
 @click.argument("folder", metavar="[DIR]", type=FOLDER_PATH, default=Path("captionmill-demo"))
 @quiet_option
 def demo(folder: Path, quiet: bool) -> None:

@@ -11,7 +11,7 @@ from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.terminal.results import show_result
 
 
-@click.command()
+@click.command(short_help="Print versions, devices and throughput, and advice.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, max=600),

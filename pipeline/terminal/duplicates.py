@@ -12,14 +12,14 @@ from captionmill.pipeline.terminal.results import show_damaged, show_result
 from captionmill.stages.scoring.settings import LeakConfig
 
 
-@click.command()
-@click.argument("features", metavar="STORE", type=FILE_PATH)
+@click.command(short_help="Report nearly identical images of a feature store.")
+@click.argument("features", type=FILE_PATH)
 @setting_options(LeakConfig, "threshold")
 @click.option("--output", type=FILE_PATH, help="Table for the pairs (CSV), closest first.")
 @device_option
 @quiet_option
 def duplicates(features: Path, threshold: float, output: Path | None, device: str, quiet: bool) -> None:
-    """Report identical and nearly identical images of the feature store STORE: `leaks --within` without splits.
+    """Report identical and nearly identical images of the feature store FEATURES: `leaks --within` without splits.
 
     Images are identical if their files have the same content. No file is changed.
 

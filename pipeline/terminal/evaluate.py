@@ -26,7 +26,7 @@ from captionmill.stages.scoring.settings import BootstrapConfig, EvaluateConfig
 from captionmill.stages.settings import SearchConfig
 
 
-@click.command()
+@click.command(short_help="Caption images of a feature store and score the captions.")
 @click.argument("features", type=FILE_PATH)
 @models_option
 @captions_options()

@@ -22,7 +22,7 @@ from captionmill.pipeline.terminal.results import show_result
 from captionmill.stages.settings import ExtractConfig, SearchConfig
 
 
-@click.command()
+@click.command(short_help="Show how an image gets its caption.")
 @click.argument("image", type=FILE_PATH_OR_URL)
 @models_option
 @click.option("--output", type=FILE_PATH, help="Page to write (HTML, one file).  [default: text on the terminal]")

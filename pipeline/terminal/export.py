@@ -17,7 +17,7 @@ from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.terminal.results import show_result
 
 
-@click.command()
+@click.command(short_help="Write a model as ONNX files that run without captionmill.")
 @click.argument("models", metavar="MODEL...", type=MODEL, nargs=-1, required=True)
 @click.option("--output", type=FOLDER_PATH, required=True, help="Folder for the files.")
 @moved_weights_option

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # the stages import torch, and `--help` must be instant
     from captionmill.stages.encoding.extract import ExtractSummary
 
 
-@click.command()
+@click.command(short_help="Compute the features of images and cache them.")
 @images_argument
 @click.option(
     "--output", type=FILE_PATH_OR_URL, required=True, help="Feature store to write or to resume (HDF5), or a URL."

@@ -17,11 +17,11 @@ def features() -> None:
     """Show, check, repair, merge and export feature stores."""
 
 
-@features.command()
-@click.argument("store", metavar="FILE", type=FILE_PATH)
+@features.command(short_help="Print the contents of a store and how it was made.")
+@click.argument("store", metavar="FEATURES", type=FILE_PATH)
 @log_format_option
 def info(store: Path) -> None:
-    """Print the contents of FILE and how it was made.
+    """Print the contents of FEATURES and how it was made.
 
     Example: captionmill features info features.h5
     """
@@ -51,11 +51,11 @@ def info(store: Path) -> None:
     show_result("\n".join(lines), fields)
 
 
-@features.command()
-@click.argument("store", metavar="FILE", type=FILE_PATH)
+@features.command(short_help="Check each row of a store against its checksum.")
+@click.argument("store", metavar="FEATURES", type=FILE_PATH)
 @log_format_option
 def verify(store: Path) -> None:
-    """Check each row of FILE against its checksum; exit with code 1 if any is damaged.
+    """Check each row of FEATURES against its checksum; exit with code 1 if any is damaged.
 
     Example: captionmill features verify features.h5
     """
@@ -73,11 +73,11 @@ def verify(store: Path) -> None:
     show_result(f"{store}: {show_count(len(opened), 'row')}, all intact", {"store": store, "rows": len(opened)})
 
 
-@features.command()
-@click.argument("store", metavar="FILE", type=FILE_PATH)
+@features.command(short_help="Remove the damaged rows of a store.")
+@click.argument("store", metavar="FEATURES", type=FILE_PATH)
 @log_format_option
 def repair(store: Path) -> None:
-    """Remove the damaged rows of FILE; `extract` computes them again, also without this.
+    """Remove the damaged rows of FEATURES; `extract` computes them again, also without this.
 
     A file of the store that is damaged as a whole is renamed to end in .damaged. A file that cannot be opened now, such
     as one that a notebook has open for writing, is no damage: then nothing is changed.
@@ -98,8 +98,8 @@ def repair(store: Path) -> None:
     show_result(text, fields)
 
 
-@features.command()
-@click.argument("stores", metavar="FILE...", type=FILE_PATH, nargs=-1, required=True)
+@features.command(short_help="Merge stores into one.")
+@click.argument("stores", metavar="FEATURES...", type=FILE_PATH, nargs=-1, required=True)
 @click.option("--output", type=FILE_PATH, required=True, help="Feature store to write.")
 @overwrite_option
 @log_format_option
@@ -117,13 +117,13 @@ def merge(stores: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     show_result(text, {"output": output, "rows": summary.rows, "stores": summary.stores})
 
 
-@features.command()
-@click.argument("store", metavar="FILE", type=FILE_PATH)
+@features.command(short_help="Write the rows of a store for other tools.")
+@click.argument("store", metavar="FEATURES", type=FILE_PATH)
 @click.option("--output", type=FILE_PATH, required=True, help="OUT.npy, with OUT.csv beside it, or OUT.parquet.")
 @overwrite_option
 @quiet_option
 def export(store: Path, output: Path, overwrite: bool, quiet: bool) -> None:
-    """Write the rows of FILE for other tools: .npy with a .csv of the keys, or .parquet.
+    """Write the rows of FEATURES for other tools: .npy with a .csv of the keys, or .parquet.
 
     Example: captionmill features export features.h5 --output features.npy
     """

@@ -9,7 +9,7 @@ from captionmill.pipeline.terminal.options import FILE_PATH, log_format_option
 from captionmill.pipeline.terminal.results import show_result
 
 
-@click.command()
+@click.command(short_help="Write a pipeline file to fill in.")
 @click.argument("pipeline", metavar="[PIPELINE]", type=FILE_PATH, default=Path("pipeline.toml"))
 @log_format_option
 def init(pipeline: Path) -> None:

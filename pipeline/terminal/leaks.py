@@ -24,7 +24,7 @@ from captionmill.pipeline.words import show_count
 from captionmill.stages.scoring.settings import LeakConfig
 
 
-@click.command()
+@click.command(short_help="Report nearly identical images in different splits.")
 @click.argument("features", type=FILE_PATH)
 @click.option("--model", type=MODEL, help="Model whose splits to compare, also if `train` drew them.")
 @captions_options("Captions with splits; not needed with lists", required=False)

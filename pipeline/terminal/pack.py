@@ -8,7 +8,7 @@ from captionmill.pipeline.terminal.options import FILE_PATH, FOLDER_PATH, log_fo
 from captionmill.pipeline.terminal.results import show_result
 
 
-@click.command()
+@click.command(short_help="Write a model as one file.")
 @click.argument("model", type=FOLDER_PATH)
 @click.argument("output", type=FILE_PATH)
 @log_format_option

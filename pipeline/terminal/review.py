@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from captionmill.pipeline.review.server import ReviewServer
 
 
-@click.command()
+@click.command(short_help="Review a table of captions in a browser.")
 @click.argument("table", type=FILE)
 @click.option(
     "--images",

@@ -16,7 +16,7 @@ from captionmill.pipeline.terminal.results import (
 )
 
 
-@click.command()
+@click.command(short_help="Run the tasks of a pipeline file.")
 @click.argument("pipeline", type=FILE)
 @click.option("--dry-run", is_flag=True, help="Show what would run, and why, without running it.")
 @click.option(

@@ -21,8 +21,8 @@ from captionmill.pipeline.terminal.results import show_left_out, show_result
 from captionmill.stages.settings import ExtractConfig
 
 
-@click.command()
-@click.argument("features", metavar="STORE", type=FILE_PATH)
+@click.command(short_help="Find the images that fit words, or are like an image.")
+@click.argument("features", type=FILE_PATH)
 @click.argument("words", metavar="[WORDS]...", nargs=-1)
 @matcher_option
 @click.option(
@@ -47,7 +47,7 @@ from captionmill.stages.settings import ExtractConfig
 def search(
     features: Path, words: tuple[str, ...], model: Path, like: str | None, top: int, quiet: bool, **options: Any
 ) -> None:
-    """Find the images of the feature store STORE that fit WORDS, or that are like another image.
+    """Find the images of the feature store FEATURES that fit WORDS, or that are like another image.
 
     The model's matcher turns words and images into vectors; the images with the largest cosine are shown. Words that
     the model does not know are left out. With --like KEY, that image itself is left out.

@@ -8,7 +8,7 @@ from captionmill.pipeline.terminal.options import FILE, log_format_option
 from captionmill.pipeline.terminal.results import show_graph
 
 
-@click.command()
+@click.command(short_help="Show which tasks of a pipeline file are up to date.")
 @click.argument("pipeline", type=FILE)
 @log_format_option
 def status(pipeline: Path) -> None:

@@ -166,4 +166,4 @@ def _reference_lines(reference: Reference, where: str) -> Iterator[str]:
             f"  {step.chosen.index:6}  {shown:18} {step.chosen.rank:6}  "
             f"{show_probability(step.chosen.probability):>11}  {-step.chosen.log_probability:13.4f}"
         )
-    yield f"  mean {show_number(reference.walk.cross_entropy)} nats a word"
+    yield f"  mean {show_number(reference.walk.cross_entropy)} nats per word"

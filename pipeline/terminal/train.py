@@ -26,7 +26,7 @@ from captionmill.stages.settings import SearchConfig, TrainConfig
 from captionmill.stages.split_settings import SplitLists
 
 
-@click.command()
+@click.command(short_help="Train a decoder on features and reference captions.")
 @click.argument("features", type=FILE_PATH)
 @captions_options()
 @click.option("--output", type=FOLDER_PATH, required=True, help="Folder for the model.")

@@ -9,7 +9,7 @@ from captionmill.pipeline.terminal.options import MODEL, log_format_option
 from captionmill.pipeline.terminal.results import show_result
 
 
-@click.command()
+@click.command(short_help="Print the words of a model and their indices.")
 @click.argument("model", type=MODEL)
 @click.option("--word", help="Print only the index of this word.")
 @log_format_option

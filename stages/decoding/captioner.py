@@ -151,7 +151,7 @@ class KeyedRows(Protocol):
 
 @dataclass(frozen=True)
 class CaptionFinder:
-    """Finds the captions of features: a decoder's steps, and all that decides which words it says."""
+    """Finds the captions of features: a decoder's steps, and all that decides which words it chooses."""
 
     steps: StepDecoder
     """Those of a decoder or an ensemble."""

@@ -129,8 +129,8 @@ class Explanation:
     beam: BeamTree
     """The steps of the search that found the caption; of sampling, those of all draws."""
     caption: Walk
-    """What the captioner says, step by step: the winner of the beam, or the first draw. The numbers are those of what
-    searched: of an ensemble whose candidates are re-ranked, the decoder that found the caption."""
+    """The caption as the captioner finds it, step by step: the winner of the beam, or the first draw. The numbers are
+    those of what searched: of an ensemble whose candidates are re-ranked, the decoder that found the caption."""
     references: tuple[Reference, ...]
     """Those that have a word."""
     choice: Choice | None = None
@@ -207,7 +207,7 @@ class _Walker:
         return self.follow(caption.words if caption.cut else [*caption.words, END])
 
     def follow(self, words: Sequence[int]) -> Walk:
-        """Teacher forcing: the steps in which `words` are chosen, whatever the logits say."""
+        """Teacher forcing: the steps in which `words` are chosen, whatever the logits are."""
         state, fed = self.decoder.start(self.features), START
         steps: list[Step] = []
         for place, chosen in enumerate(words):

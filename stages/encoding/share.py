@@ -123,6 +123,11 @@ def _worker_engine(config: ExtractConfig, resize_size: int) -> "tuple[Encoder, E
     return encoder, build_engine(encoder, config), build_jpeg_decoder(encoder, config)
 
 
+def _user() -> str:
+    """Who runs this, by number where there are numbers: the user of a container often has no name."""
+    return str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
+
+
 _PLACES = 8  # at most so many processes claim one device; further ones choose by process ID
 _claims: list[filelock.FileLock] = []
 
@@ -143,7 +148,7 @@ def claim_device(name: str) -> str:
     # a checksum: as a list of UUIDs it would be too long for the name of a file
     visible = f"{zlib.crc32(os.environ.get('CUDA_VISIBLE_DEVICES', 'all').encode()):08x}"
     for place, index in itertools.product(range(_PLACES), range(count)):
-        lock_name = f"captionmill-{getpass.getuser()}-cuda-{visible}-{index}-{place}.lock"
+        lock_name = f"captionmill-{_user()}-cuda-{visible}-{index}-{place}.lock"
         lock = filelock.FileLock(Path(tempfile.gettempdir()) / lock_name, fallback_to_soft=False)
         try:
             lock.acquire(timeout=0)

@@ -1,1 +1,1 @@
-"""Stage two: which of a search's candidates says best what the image shows."""
+"""Stage two: which of a search's candidates describes the image best."""

@@ -16,10 +16,10 @@ from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.vocabulary import WordCounts
 from captionmill.data.csv_tables import require_records_name, write_records
 from captionmill.data.errors import InputError
-from captionmill.data.files import require_other_file
 from captionmill.data.models.bundle import model_paths
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.tables.formats import require_other_output
 from captionmill.stages.ranking.opened import open_matched
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def audit_captions(
     opened = open_matched(features, model)
     if output is not None:
         require_records_name(output)
-        require_other_file(output, opened.store.path, *files.paths, *model_paths(opened.folder))
+        require_other_output(output, opened.store.path, *files.paths, *model_paths(opened.folder))
     vocabulary = opened.model.vocabulary
     texts = read_annotations(files, known_keys=opened.store.keys, word_rule=vocabulary.word_rule).captions
     keys = sorted(key for key in texts if key in opened.store)

@@ -1,4 +1,4 @@
-"""The matcher: images and captions as vectors of length 1 whose cosine says how well they fit each other.
+"""The matcher: images and captions as vectors of length 1 whose cosine shows how well they fit each other.
 
 A caption is the mean of its words' vectors: on Flickr8k that ranks as well as a recurrent network does, is trained
 in a minute, and a caption costs as many additions as it has words. Source of the idea: Frome et al. 2013, "DeViSE"; of

@@ -1,7 +1,7 @@
-"""Choosing among the candidates of a search by what the training images say, and by what words fit the image.
+"""Choosing among the candidates of a search by the captions of training images, and by what words fit the image.
 
 A candidate's score is its consensus with the captions of the training images, plus its match with the image, plus a
-little of the decoder's own log probability, less what it says twice. The weights were chosen on Flickr8k's dev images
+little of the decoder's own log probability, less what it repeats. The weights were chosen on Flickr8k's dev images
 (docs/benchmarks.md).
 """
 
@@ -180,7 +180,7 @@ class Ranker:
 
 
 def mean_scores(scores: Sequence[list[list[CandidateScore]]]) -> list[list[CandidateScore]]:
-    """The mean of what several rankers say of the same candidates of the same images."""
+    """The mean scores by several rankers of the same candidates of the same images."""
     if len(scores) == 1:
         return scores[0]
     count = len(scores)

@@ -1,8 +1,8 @@
-"""How much each training image says about another image: kernel ridge regression on reduced features.
+"""How much each training image counts for another image: kernel ridge regression on reduced features.
 
 A function of images that is known for the training images, such as how well a caption fits them, is predicted for a new
 image as the sum of their values times their weights: w = k(x) (K + ridge I)^-1, with the kernel k = exp(cosine - 1).
-Unlike the similarities themselves, the weights of images that say the same share their influence, and some are
+Unlike the similarities themselves, the weights of images that are alike share their influence, and some are
 negative. Source: Hastie et al. 2009, "The elements of statistical learning", section 5.8.
 
 Features are standardised, scaled to length 1, reduced by PCA and rounded to 8 bits. Their products are whole numbers

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.errors import AnnotationError
-from captionmill.data.tables.formats import read_captions
+from captionmill.data.tables.edits import read_edited
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.stages.scoring.bootstrap import Estimate, compare, estimate
 from captionmill.stages.scoring.metrics import measure_captions
@@ -65,7 +65,7 @@ def compare_rows(first: Path, second: Path, captions: Path | None, bootstrap: Bo
 
     Raises InputError if a table cannot be read, AnnotationError if no image can be scored.
     """
-    rows, others = ({row.path: row for row in read_captions(table)} for table in (first, second))
+    rows, others = ({row.path: row for row in read_edited(table)} for table in (first, second))
     shared = [key for key in rows if key in others]
     scores, gains = None, dict[str, float]()
     if captions is not None:

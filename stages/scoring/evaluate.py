@@ -14,11 +14,12 @@ from captionmill.data.captions.references import read_annotations
 from captionmill.data.csv_tables import Cell, write_table
 from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.files import require_other_file, write_text
+from captionmill.data.files import write_text
 from captionmill.data.models.bundle import model_paths
 from captionmill.data.models.source import find_model, find_models
 from captionmill.data.paths import AnyPath, AnyPaths, as_path
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.tables.formats import require_other_output
 from captionmill.stages.decoding.trained import read_models
 from captionmill.stages.scoring.bootstrap import LEVEL, Estimate, compare, estimate
 from captionmill.stages.scoring.collapse import describe_collapse
@@ -190,7 +191,7 @@ def evaluate(
 def _check_outputs(output: Path | None, per_image: Path | None, *, inputs: Sequence[Path | None]) -> None:
     for path in (output, per_image):
         if path:
-            require_other_file(path, *inputs)
+            require_other_output(path, *inputs)
     if output and per_image and output.resolve() == per_image.resolve():
         raise InputError(f"{output}: cannot hold both the scores (JSON) and a row for each image (CSV); name two files")
 

@@ -19,11 +19,11 @@ from captionmill.data.captions.references import read_annotations, read_split_li
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.files import require_other_file
 from captionmill.data.models.bundle import model_paths, read_model
 from captionmill.data.models.source import find_model
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
+from captionmill.data.tables.formats import require_other_output
 from captionmill.stages.machine import choose_device
 from captionmill.stages.scoring.settings import LeakConfig
 
@@ -131,7 +131,9 @@ def find_leaks(
     list_paths = {split: Path(path) for split, path in (lists or {}).items()}
     if output:
         model_files = model_paths(model) if model else []
-        require_other_file(output, features, *(captions.paths if captions else ()), *list_paths.values(), *model_files)
+        require_other_output(
+            output, features, *(captions.paths if captions else ()), *list_paths.values(), *model_files
+        )
     store = FeatureStore.open(features)
     splits = _read_splits(captions, list_paths, model, store, within=config.within)
     damaged = set(store.verify({key for keys in splits.values() for key in keys}))

@@ -1,4 +1,4 @@
-"""Which epoch is kept: that of the best validation CIDEr-D, or, where CIDEr-D says nothing, of the lowest loss.
+"""Which epoch is kept: that of the best validation CIDEr-D, or, where CIDEr-D decides nothing, of the lowest loss.
 
 The CIDEr-D of the validation captions is 0 or constant throughout if all of their references are equal, or far longer
 than the captions, or if no caption has a word in common with its references yet. It can neither choose an epoch nor
@@ -28,8 +28,8 @@ def cider_says_nothing(ciders: Sequence[float]) -> bool:
 def is_best(history: History, val_cider: float, val_loss: float) -> bool:
     """Whether an epoch after those of `history` is the best so far.
 
-    Rows of versions that did not measure the validation loss have none: where CIDEr-D says nothing, any loss is lower;
-    of epochs with the same CIDEr-D, the first is the best, as it was then.
+    Rows of versions that did not measure the validation loss have none: where CIDEr-D decides nothing, any loss is
+    lower; of epochs with the same CIDEr-D, the first is the best, as it was then.
     """
     ciders = [row["val_cider"] for row in history]
     if not ciders:
@@ -47,7 +47,7 @@ def best_epoch(history: History) -> int:
 
 
 def last_progress(history: History) -> int:
-    """The epoch from which patience counts: the best one, or a later one of lower loss while CIDEr-D says nothing.
+    """The epoch from which patience counts: the best one, or a later one of lower loss while CIDEr-D decides nothing.
 
     After a first epoch with a word in common with some references, a slow start may have none for many epochs.
     """

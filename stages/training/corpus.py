@@ -1,4 +1,4 @@
-"""The words of the training captions: their vocabulary, the length that they are cut at, and what to say about them."""
+"""The words of the training captions: their vocabulary, the length that they are cut at, and what to report of them."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ from captionmill.stages.training.state import LoopConfig
 
 
 def _name_of(setting: str) -> str:
-    """The name of a setting here: batch_size is --batch-size."""
+    """The name of a setting in checkpoints: that of batch_size is --batch-size."""
     return f"--{setting.replace('_', '-')}"
 
 

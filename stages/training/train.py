@@ -38,7 +38,7 @@ from captionmill.stages.training.corpus import (
 )
 from captionmill.stages.training.loop import run_training
 from captionmill.stages.training.origin import NO_MODEL, as_it_began, describe_origin, describe_processes, require_same
-from captionmill.stages.training.reranking.fit import add_ranker
+from captionmill.stages.training.reranking.build import add_ranker
 from captionmill.stages.training.run_folder import RunFolder, begin_folder, claim_folder, publish, require_place
 from captionmill.stages.training.start import GivenModel, Teachers
 from captionmill.stages.training.state import EpochResult, LoopConfig, Training

@@ -41,7 +41,9 @@ def test_each_error_is_one_of_pythons_own_kinds_too() -> None:
 def test_each_error_is_raised_somewhere() -> None:
     used: set[str] = set()
     for path in (path for folder in ("data", "stages", "pipeline") for path in (ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = path.read_text(encoding="utf-8")
+        is_needed = any(f"{name}(" in text for name in set(classes()) - used)
+        for node in ast.walk(ast.parse(text)) if is_needed else ():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 used.add(node.func.id)
     assert set(classes()) - used == {"CaptionmillError"}

@@ -51,7 +51,8 @@ def test_every_extra_that_a_message_names_exists() -> None:
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     named = set()
     for path in (path for folder in ("data", "stages", "pipeline") for path in (ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if "extra" in text or install_command.__name__ in text else ():
             if isinstance(node, ast.Call):
                 values = [keyword.value for keyword in node.keywords if keyword.arg == "extra"]
                 values += node.args if ast.unparse(node.func) == install_command.__name__ else []

@@ -11,6 +11,12 @@ import pytest
 from captionmill.cli import main
 
 ROOT = Path(__file__).parents[2]
+TOPS = ("data", "stages", "pipeline", "benchmarks", "scripts")
+NOT_OURS = {
+    *("resnext50_32x4d", "wide_resnet50_2"),  # of torchvision
+    *("weight_ih_lK", "weight_hh_lK", "bias_ih_lK", "bias_hh_lK"),  # of torch, K a number
+    "data_offsets",  # of safetensors
+}
 
 
 def load_script(name: str) -> ModuleType:
@@ -44,6 +50,13 @@ def test_help_lists_the_commands_in_the_order_in_which_a_user_meets_them() -> No
     assert [name for name in names if name in stages] == stages
 
 
+@pytest.mark.parametrize("group", [main, main.commands["features"]], ids=["captionmill", "features"])
+def test_the_list_of_commands_cuts_no_sentence(group: click.Group) -> None:
+    listed = group.get_help(click.Context(group, terminal_width=80)).partition("Commands:\n")[2].splitlines()
+    assert len(listed) == len(group.commands)
+    assert [line for line in listed if not re.fullmatch(r"  [a-z]+ +[A-Z][^.]*(\.md[^.]*)?\.", line)] == []
+
+
 @pytest.mark.parametrize("names", walk_commands(main)[1:])
 def test_every_command_and_option_has_help_and_every_command_an_example(names: tuple[str, ...]) -> None:
     command: click.Command = main
@@ -71,6 +84,16 @@ def test_links_between_documents_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_a_name_of_the_code_in_a_page_is_there() -> None:
+    modules = [ROOT / "__init__.py", *(path for top in TOPS for path in (ROOT / top).rglob("*.py"))]
+    known = {name for path in modules for name in re.findall(r"\w+", path.read_text("utf-8"))} | NOT_OURS
+    pages = [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    for path in [page for page in pages if page.name != "export.md"]:  # whose names are put together
+        text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+        snakes = set(re.findall(r"`(_[a-z]\w*|[A-Za-z]\w*_\w+)`", text))
+        assert snakes <= known, (path.name, snakes - known)
 
 
 def test_every_benchmark_has_a_section_and_the_page_stays_short() -> None:

@@ -1,7 +1,7 @@
 """Texts for people are in plain English: these tests find words of our own dialect and name better ones.
 
 `CHECKED` lists the files: pages are read without their fenced code, except for the program's help; of modules the
-docstrings, the comments and the other texts are read.
+docstrings, the comments and the other texts are read, of templates what is left without their tags.
 """
 
 import ast
@@ -16,13 +16,23 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHECKED = (
-    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "benchmarks/**/*.py", "scripts/*.py"),
-    *("*.py", "data/**/*.py", "stages/**/*.py", "pipeline/**/*.py"),
+    *(
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "CHANGELOG.md",
+        "docs/**/*.md",
+        "benchmarks/**/*.py",
+        "scripts/*.py",
+    ),
+    *("*.py", "data/**/*.py", "stages/**/*.py", "pipeline/**/*.py", "pipeline/pages/assets/*.html"),
 )
 FILES = [path for pattern in CHECKED for path in sorted(ROOT.glob(pattern))]
 HELP = ROOT / "docs" / "cli.md"  # all of it is in fences
 CAPTION_WORDING = "{first}"  # marks the wordings of the demo's captions, which a network was trained on
-COUNTED = "number|image|picture|photograph|caption|word|row|byte|step|epoch|process|thread|second|seed|line|file|set"
+COUNTED = (
+    "nat|number|image|picture|photograph|caption|word|row|byte|step|epoch|process|thread|second|seed|line|file|set"
+)
 UNIT = "image|picture|caption|optimizer|step|word|row|second|line|epoch|GPU|CPU|core|process|task|stage|seed|page|frame"
 DIALECT = {  # what is looked for, in any case: what to write
     r"anew": "again, from scratch",
@@ -45,6 +55,7 @@ DIALECT = {  # what is looked for, in any case: what to write
     rf"({COUNTED})s? an? ({UNIT})": "per",
     r"(images|rows|captions|numbers|examples)(/s)? a (second|core|row|line)": "images/s, per core",
     r"(stands?|stood) (in|under|beside|there)": "is in, is there",
+    r"(images?|cosines?|CIDEr-D|captioner|logits|rankers) (say|says|said)": "shows, counts, decides",
     r"slip of the pen": "misspelt",
     r"dearer": "costs more",
     r"in no other way|what is (killed|stopped|gone|broken|damaged)": "name the thing",
@@ -66,6 +77,9 @@ def find_texts(path: Path) -> Iterator[tuple[int, str]]:
         return
     if path.suffix == ".md":
         yield 1, re.sub(r"^```.*?^```$", lambda fence: "\n" * fence[0].count("\n"), content, flags=re.M | re.S)
+        return
+    if path.suffix == ".html":
+        yield 1, re.sub(r"\{%.*?%\}|<.*?>", lambda tag: "\n" * tag[0].count("\n"), content, flags=re.S)
         return
     for node in ast.walk(ast.parse(content)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:

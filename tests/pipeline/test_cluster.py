@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pwd
 import signal
 import socket
 import sys
@@ -270,6 +271,20 @@ while True:
         assert said.read_text() == "cuda:1 cuda:1\n"
         assert [claim("auto") for _ in range(2)] == ["cuda:0", "cuda:1"]  # all are taken: each is shared once
     assert claim("auto") == "cuda:1"
+
+
+def test_a_user_without_a_name_claims_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_no_name(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", find_no_name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/dev/nvidiactl" or exists(self))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert claim_device.__wrapped__("auto") == "cuda:0"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import csv
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builders import draw_photos
 from click.testing import CliRunner, Result
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 from captionmill.cli import main
 from captionmill.data.tables.formats import write_captions
 from captionmill.data.tables.rows import CaptionRow
+from captionmill.data.tables.update import WantedTable, update_captions
 from captionmill.pipeline.compare import compare_tables
 from captionmill.stages.scoring.bootstrap import compare
 from captionmill.stages.scoring.metrics import measure_captions
@@ -125,3 +127,19 @@ def test_what_cannot_be_compared_is_one_line(
     result = run("first.csv", "second.jsonl", *(option.format(folder=Path.cwd()) for option in options))
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert message in result.stderr
+
+
+def test_what_a_person_has_just_changed_in_a_spreadsheet_is_not_scored(tmp_path: Path) -> None:
+    keys = sorted(REFERENCES)
+    wanted = WantedTable(keys, np.zeros(len(keys), np.uint32), {"model": "first"})
+    table, other = tmp_path / "first.csv", tmp_path / "second.csv"
+    for path in (table, other):
+        update_captions(path, wanted, lambda keys: [CaptionRow(key, "a red square", 0.5) for key in keys])
+    (tmp_path / "refs.csv").write_text("image,caption\n" + "".join(f"{key},a red square\n" for key in keys))
+    edited = table.read_bytes().replace(b"red_0.png,a red square", b"red_0.png,a person's")
+    table.write_bytes(edited)
+    comparison = compare_tables(table, other, captions=tmp_path / "refs.csv")
+    assert comparison.scores is not None
+    assert (comparison.scores.image_count, comparison.scores.corrected_count) == (3, 1)
+    assert [image.is_corrected for image in comparison.different] == [True]
+    assert table.read_bytes() == edited

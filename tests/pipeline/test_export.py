@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,30 @@ def one_registry() -> Iterator[None]:
             from torch.onnx._internal.exporter._registration import ONNXRegistry
 
             patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        patch.setattr(torch.onnx, "export", once_per_network(torch.onnx.export))
         yield
 
 
-@pytest.fixture(scope="session")
+def once_per_network(export: Callable[..., Any]) -> Callable[..., Any]:
+    """`export` of torch, which writes a network that it has written before no second time.
+
+    Several tests export one model, to see what becomes of the files.
+    """
+    programs: dict[Any, Any] = {}
+
+    def export_once(module: nn.Module, example: tuple[Tensor, ...], **options: Any) -> Any:
+        settings = [vars(part) for part in module.modules()]
+        own = [[(name, str(one)) for name, one in values.items() if name[0] != "_"] for values in settings]
+        weights = [tensor.numpy().tobytes() for tensor in module.state_dict().values()]
+        key = str((module, own, options, [tensor.shape for tensor in example])), *weights
+        if key not in programs:
+            programs[key] = export(module, example, **options)
+        return programs[key]
+
+    return export_once
+
+
+@pytest.fixture(scope="module")
 def trained(thin_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with photos and a model that captions them by their colour."""
     folder = tmp_path_factory.mktemp("trained")
@@ -86,7 +106,7 @@ def trained(thin_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def exported(trained: Path) -> Path:
     """The model of `trained`, exported; no test changes it."""
     result = run("export", trained / "model", "--output", trained / "exported")

@@ -246,7 +246,7 @@ def test_references_show_the_cross_entropy_of_each_word_and_unknown_ones_as_unk(
     lines = [line.split() for line in last.splitlines()]
     assert [line[:2] for line in lines[1:3]] == [["5", "red"], ["2", "<end>"]]
     assert [float(line[-1]) for line in lines[1:3]] == pytest.approx(each, abs=6e-5)
-    assert lines[3] == ["mean", f"{math.fsum(each) / 2:.4f}", "nats", "a", "word"]
+    assert lines[3] == ["mean", f"{math.fsum(each) / 2:.4f}", "nats", "per", "word"]
     assert re.search(r"^ +3  <unk> zebra ", text, re.M)
     page = tmp_path / "page.html"
     assert run(*arguments, "--output", page).exit_code == 0

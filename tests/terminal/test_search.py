@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import damage, draw_photos, make_matching_model, make_model, make_spec, make_store
+from builders import ROOT, damage, draw_photos, make_matching_model, make_model, make_spec, make_store
 from click.testing import CliRunner, Result
 
 import captionmill
@@ -165,13 +165,7 @@ for words in {commands!r}:
 
 
 def test_json_has_the_documented_fields(searched: Path, tmp_path: Path) -> None:
-    table = (
-        Path(__file__)
-        .parents[2]
-        .joinpath("docs", "formats.md")
-        .read_text(encoding="utf-8")
-        .partition("## Results as")[2]
-    )
+    table = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8").partition("## Results as")[2]
     captions = tmp_path / "c.csv"
     captions.write_text("image,caption\ndog.png,a dog\n")
     given: dict[str, list[object]] = {"search": ["dog"], "audit": ["--captions", captions]}

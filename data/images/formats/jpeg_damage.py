@@ -25,8 +25,9 @@ _SOS, _DRI, _EOI, _APP0, _DHT, _DQT = 0xDA, 0xDD, 0xD9, 0xE0, 0xC4, 0xDB
 _END_OF_BLOCK, _ZERO_RUN = 0, 0xF0
 _DC_RANGE = 2048  # of the first coefficient of a block of 8-bit pixels
 _HOLE, _ZEROS = bytes(256), re.compile(rb"\0{256,}")
+_FF = b"\xff"  # any number of them may be before a marker; a pattern of `\xff+` would try each as the first
 _END_OF_SCAN = re.compile(rb"\xff[\xc0-\xcf\xd9-\xdf\xe0-\xef\xfe]")
-_RESTART = re.compile(rb"(?<!\xff)\xff+([\xd0-\xd7])")
+_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _FILLING = re.compile(rb"(?:(?<![\0\xff])|(?<=\xff\0))\0++(?=\xff+[\xd0-\xd7]|\Z)")  # a zero after 0xff is no filling
 _SPREADS = re.compile(r"premature end|bad Huffman|instead of RST|bad arithmetic|extraneous bytes", re.IGNORECASE)
 _LONGEST_SIDE = 65_000
@@ -170,7 +171,7 @@ def _split(data: bytes) -> _Jpeg | None:
         start = end
         if marker == _SOS:
             next_one = _END_OF_SCAN.search(data, start)
-            scan = data[start : next_one.start()].rstrip(b"\xff") if next_one else _FILLING.sub(b"", data[start:])
+            scan = data[start : next_one.start()].rstrip(_FF) if next_one else _FILLING.sub(b"", data[start:])
             scans.append((len(segments), scan))
             start += len(scan)
     return _Jpeg(segments, scans, False)
@@ -209,7 +210,8 @@ def _damaged_share(jpeg: _Jpeg) -> float:
         unit_width, unit_height = (8 * max(factor[axis] for factor in factors) for axis in (0, 1))
     height, width = int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5])
     units = -(-width // unit_width) * -(-height // unit_height)
-    pieces = _RESTART.split(jpeg.scans[0][1])
+    *pieces, last_piece = _RESTART.split(jpeg.scans[0][1])
+    pieces = [*(piece.rstrip(_FF) for piece in pieces), last_piece]
     counts = [min(interval, units - first) for first in range(0, units, interval)]
     if [marker[0] & 7 for marker in pieces[1::2]] != [number & 7 for number in range(len(counts) - 1)]:
         return 1.0

@@ -103,7 +103,7 @@ class _Jpeg2000File(Jpeg2KImageFile):
         """`depths` are the bits per sample of the first components."""
         super().__init__(io.BytesIO(data))
         self.info[DEPTH] = depths[0]
-        self._data, self._depths = data, depths[: len(self.getbands())]
+        self._content, self._depths = data, depths[: len(self.getbands())]
         if self.mode in ("P", "PA"):
             self.palette = _read_palette(data)
         elif self.mode == "L" and depths[0] > 8:  # nine bits
@@ -113,7 +113,7 @@ class _Jpeg2000File(Jpeg2KImageFile):
         if self.tile:
             super().load()
             if self.mode != "I;16" and any(depth != 8 for depth in self._depths):
-                self._scale(self._data)
+                self._scale(self._content)
         return super().load()
 
     def _scale(self, data: bytes) -> None:

@@ -3,7 +3,7 @@
 const BLOCK_ROWS = 100; // as pipeline/pages/gallery.py writes them
 const LEAST_WIDTH = 200, GAP = 14, OVERSCAN = 600; // pixels
 const MOST_PRINTED = 600, MOST_LISTED = 200;
-const MOST_LINES = 3; // of a caption and of a note, as the style sheet cuts them
+const MOST_LINES = 5; // of a caption and of a note, as the style sheet cuts them
 
 const find = (selector, within = document) => within.querySelector(selector);
 const page = find("main").dataset, cards = find("#cards"), large = find("#large");

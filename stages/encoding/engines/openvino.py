@@ -3,8 +3,10 @@
 Its converted form is kept in the cache, so that later runs neither import torchvision, nor read the weights, nor trace.
 """
 
+import importlib
 import logging
 import queue
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -14,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 
 from captionmill.data.cache import NETWORKS, key_of
 from captionmill.data.features.file import Features
@@ -24,6 +25,24 @@ from captionmill.stages.machine import choose_precision, has_fast_bf16, thread_c
 from captionmill.stages.settings import ExtractConfig, Precision
 
 _logger = logging.getLogger(__name__)
+
+
+def _import_openvino() -> Any:
+    """OpenVINO without its package `openvino_telemetry`, with which each import reports to its makers.
+
+    That package also keeps an identifier in the user's home, and where it cannot, it writes to the root logger.
+    """
+    name = "openvino_telemetry"
+    before = {name: sys.modules[name]} if name in sys.modules else {}
+    sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed: OpenVINO has a stand-in for that
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        del sys.modules[name]
+        sys.modules.update(before)
+
+
+openvino = _import_openvino()
 
 _BATCH_SIZE = 8  # on two cores as fast as 32, with less padding for a few images
 _NAMES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}

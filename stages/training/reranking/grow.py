@@ -1,6 +1,6 @@
 """The ranker of a training that starts from a model: that of the model, and the new images and captions.
 
-A few corrected captions make no ranker, but the images and captions of the model still say what they said.
+A few corrected captions make no ranker, but the images and captions of the model still count.
 """
 
 from dataclasses import replace

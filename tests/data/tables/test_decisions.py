@@ -81,14 +81,14 @@ def test_what_changed_since_the_page_was_made_is_a_conflict(tmp_path: Path) -> N
         ("x.jpg", "accepted", "", "a horse"),
     )
     result = CliRunner().invoke(main, ["apply", str(decisions), "--to", str(table)], catch_exceptions=False)
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     line = "0 captions corrected, 1 accepted, 0 for later, 0 as before, 3 conflicts"
     assert result.stdout == f"{table}: {line}\n"
     assert result.stderr.splitlines() == [
-        "Not merged: 3 conflicts",
         "  a.jpg: decided about 'what an older model said', but the table says 'first of a.jpg'",
         "  b.jpg: decided about 'first of b.jpg', but the table says 'mended in the table'",
         "  x.jpg: the table has no such image",
+        f"Error: {decisions}: 3 conflicts with {table}, listed above; all other decisions are merged",
     ]
     rows = rows_of(table)
     assert rows["a.jpg"].caption == "first of a.jpg"
@@ -134,6 +134,16 @@ def test_a_decision_is_taken_back_by_a_later_file(tmp_path: Path) -> None:
     assert rows_of(table) == before
     make_table(table, made_with="second")
     assert {row.caption for row in rows_of(table).values()} == {f"second of {key}" for key in KEYS}
+
+
+def test_where_nothing_was_decided_nothing_is_taken_back(tmp_path: Path) -> None:
+    wanted = WantedTable(KEYS, np.zeros(len(KEYS), np.uint32), {})
+    table = tmp_path / "t.csv"
+    update_captions(table, wanted, lambda keys: [CaptionRow(key, "a dog", 1 / 3) for key in keys])
+    content = table.read_bytes()
+    decisions = decide(tmp_path / "d.csv", ("a.jpg", "undecided", "", "a dog"))
+    assert apply_decisions(decisions, table) == DecisionSummary(0, 0, 0, 1, ())
+    assert table.read_bytes() == content
 
 
 def test_a_decision_for_later_takes_back_no_correction(tmp_path: Path) -> None:

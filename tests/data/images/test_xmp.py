@@ -67,6 +67,13 @@ def test_a_packet_of_another_program_gets_the_description_and_keeps_all_else(bef
     assert with_description(second, TEXT) == first
 
 
+def test_a_packet_with_very_much_padding_is_read_at_once() -> None:
+    before = EDITED.replace(b" </rdf:RDF>", b" " * 300_000 + b"x</rdf:RDF>")
+    found = with_description(before, TEXT)
+    assert found is not None
+    assert found.startswith(before[: before.index(b"</rdf:RDF>")])
+
+
 def test_our_description_is_found_after_another_program_has_written_the_packet() -> None:
     exiv2 = pytest.importorskip("exiv2")
     image: Any = exiv2.ImageFactory.open(with_description(EDITED, "a dog"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser
-from builders import draw_photos, make_model, make_rows, make_spec, make_store
+from builders import ROOT, draw_photos, make_model, make_rows, make_spec, make_store
 
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.images.find import find_images
@@ -24,7 +24,6 @@ from captionmill.pipeline.pages.gallery import Verdict, write_gallery
 from captionmill.pipeline.pages.page import colour, environment
 from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
 
-ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "pipeline" / "pages" / "assets"
 HOSTILE = "<b>&\"'=\u202eabc\u05d0"
 NAMES = {"comparison", "explanation", "gallery", "run_report"}
@@ -190,7 +189,8 @@ def test_colours_are_defined_once() -> None:
 def test_no_module_of_the_package_holds_html() -> None:
     modules = [path for room in ("data", "stages", "pipeline") for path in (ROOT / room).rglob("*.py")]
     assert len(modules) > 50
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in modules}
+    texts = {path: path.read_text(encoding="utf-8") for path in modules}
+    trees = {path: ast.parse(text) for path, text in texts.items() if re.search(r"</?[a-z]", text)}
     strings = {
         path.name: node.value
         for path, tree in trees.items()
@@ -201,5 +201,5 @@ def test_no_module_of_the_package_holds_html() -> None:
         )
     }
     assert strings == {}
-    marked = [path.name for path in modules if "Markup(" in path.read_text(encoding="utf-8")]
+    marked = [path.name for path, text in texts.items() if "Markup(" in text]
     assert marked == ["page.py"]

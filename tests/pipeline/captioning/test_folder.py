@@ -255,7 +255,10 @@ class TestSidecars:
         (photos / "red_0.txt").write_text("one")
         text = rows_of(table)["red_0.png"].caption
         table.write_bytes(table.read_bytes().replace(f"red_0.png,{text},".encode(), b"red_0.png,another,"))
-        with pytest.raises(InputError, match=r"red_0\.png was corrected twice, as 'another' and as 'one'; leave one"):
+        with pytest.raises(
+            InputError,
+            match=r"red_0\.png was corrected twice, as 'another' and as 'one', in the table or in files beside it",
+        ):
             caption(photos, model, table, sidecar=".txt")
         assert (photos / "red_0.txt").read_text() == "one"
 

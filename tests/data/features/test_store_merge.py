@@ -5,13 +5,11 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-from builders import make_rows, make_spec, make_store
+from builders import add_part, column_start, make_rows, make_spec, make_store
 
 from captionmill.data.errors import SpecMismatchError, StoreError
-from captionmill.data.features.file import Features
 from captionmill.data.features.merge import MergeSummary, merge_stores
 from captionmill.data.features.parts import part_paths, parts_dir
 from captionmill.data.features.shard import Shard, shard_of
@@ -47,25 +45,6 @@ def write_shard(folder: Path, index: int, count: int, *, failed: int = 0) -> Pat
 
 def write_shards(folder: Path, count: int) -> list[Path]:
     return [write_shard(folder, index, count) for index in range(1, count + 1)]
-
-
-def add_part(path: Path, keys: Sequence[str], rows: Features) -> None:
-    """What a writer that was interrupted leaves."""
-
-    def interrupted() -> None:
-        with FeatureWriter(path, make_spec(), dtype="float32", made_by={}) as writer:
-            writer.add(keys, rows)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-
-
-def column_start(path: Path, name: str) -> int:
-    """Where a column of numbers begins in a store's file."""
-    with h5py.File(path, "r") as file:
-        offset: int = file[name].id.get_offset()
-    return offset
 
 
 def require_refusal(paths: Sequence[Path], message: str, kind: type[StoreError] = StoreError) -> None:

@@ -1,6 +1,7 @@
 """A table of captions is brought up to date, and survives a kill at any line of the code that does it."""
 
 import os
+import shutil
 import signal
 import sys
 import zlib
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from captionmill.data.errors import InputError
-from captionmill.data.files import _cleared, stamp_of
+from captionmill.data.files import stamp_of
 from captionmill.data.tables.formats import TableFormat, is_caption_table, read_captions, write_captions
 from captionmill.data.tables.journal import KEPT_RENDERINGS, CaptionJournal, made_dir
 from captionmill.data.tables.rows import CaptionRow
@@ -243,6 +244,20 @@ def test_an_older_table_or_that_of_another_run_under_the_name_corrects_nothing(t
     assert (tmp_path / "t.edited.csv").read_bytes() == first.replace(b"0.5000", b"0.7000")
 
 
+@pytest.mark.parametrize("shown", ["{:.2f}", "{:.1f}", "{:.0%}", "{:.1%}", "{:.0f}"])
+def test_a_correction_counts_where_a_spreadsheet_saved_fewer_digits_of_confidences(shown: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    confidences = {key: 0.1149 + 0.1 * number for number, key in enumerate(KEYS)}
+    update_captions(path, want(KEYS), lambda keys: [CaptionRow(key, "a model's", confidences[key]) for key in keys])
+    text = path.read_text("utf-8-sig")
+    for confidence in confidences.values():
+        text = text.replace(f"{confidence:.4f}", shown.format(confidence))
+    path.write_text(text.replace("c.jpg,a model's", "c.jpg,a person's"))
+    assert update_captions(path, want(KEYS), lambda _: []).corrections == 1
+    assert rows_of(path)["c.jpg"] == replace(CORRECTED, caption="a person's")
+    assert not list(tmp_path.glob("t.edited*"))
+
+
 def test_two_corrections_of_one_image_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     update(path, KEYS)
@@ -393,12 +408,11 @@ def test_two_processes_do_not_write_one_table(tmp_path: Path) -> None:
 
 
 def test_what_a_kill_left_beside_a_table_goes_also_if_nothing_is_new(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    update(path, KEYS)
-    left = [folder / ".t.csv.0123456789abcdef.partial" for folder in (tmp_path, made_dir(path))]
+    update(tmp_path / "made" / "t.csv", KEYS)
+    path = Path(shutil.copytree(tmp_path / "made", tmp_path / "copy")) / "t.csv"  # a process clears a folder once
+    left = [folder / ".t.csv.0123456789abcdef.partial" for folder in (path.parent, made_dir(path))]
     for file in left:
         file.write_text("half")
-    _cleared.clear()  # as in a process that has just started
     stamp = stamp_of(path)
     assert update(path, KEYS) == []
     assert stamp_of(path) == stamp
@@ -460,8 +474,10 @@ def run_until_killed(path: Path, line: int, **arguments: Any) -> bool:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-@pytest.mark.parametrize("table_format", ["csv", "parquet"])
-@pytest.mark.parametrize("scene", ["new", "more images", "another model"])
+@pytest.mark.parametrize(
+    ("scene", "table_format"),
+    [("new", "csv"), ("more images", "csv"), ("another model", "csv"), ("another model", "parquet")],
+)
 def test_a_kill_at_any_line_loses_no_row_and_doubles_none(
     scene: str, table_format: TableFormat, tmp_path: Path
 ) -> None:

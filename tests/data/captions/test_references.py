@@ -6,13 +6,12 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from builders import FLICKR8K
 
 from captionmill.data.captions.formats.rows import FORMATS
 from captionmill.data.captions.references import Annotations, read_annotations, read_split_list
 from captionmill.data.captions.splits import split_by_image
 from captionmill.data.errors import AnnotationError
-
-FLICKR8K = Path(__file__).resolve().parents[2] / "../shared/flickr8k"
 
 
 def write(path: Path, content: str | bytes | object) -> Path:

@@ -3,14 +3,12 @@
 from pathlib import Path
 
 import filelock
-import h5py
 import numpy as np
 import pytest
-from builders import make_rows, make_spec, make_store
+from builders import add_part, column_start, make_rows, make_spec, make_store
 
 from captionmill.data.errors import StoreError
-from captionmill.data.features.file import Features
-from captionmill.data.features.parts import part_paths, parts_dir
+from captionmill.data.features.parts import parts_dir
 from captionmill.data.features.repair import RepairSummary, repair_store
 from captionmill.data.features.shard import Shard
 from captionmill.data.features.store import FeatureStore
@@ -29,31 +27,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "f.h5"
 
 
-def add_part(path: Path, keys: list[str], rows: Features) -> Path:
-    """What a writer that was interrupted leaves."""
-
-    def interrupted() -> None:
-        with FeatureWriter(path, make_spec(), dtype="float32", made_by={}) as writer:
-            writer.add(keys, rows)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    return part_paths(path)[-1]
-
-
 def flip(path: Path, place: int, bit: int = 0) -> None:
     """Change one bit."""
     content = bytearray(path.read_bytes())
     content[place] ^= 1 << bit
     path.write_bytes(content)
-
-
-def column_start(path: Path, name: str) -> int:
-    """Where a column of numbers begins in a store's file."""
-    with h5py.File(path, "r") as file:
-        offset: int = file[name].id.get_offset()
-    return offset
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from pyarrow import parquet
 
+from captionmill.cli import main
 from captionmill.data.captions.files import CaptionFiles
 from captionmill.data.captions.references import read_annotations
-from captionmill.data.errors import AnnotationError
-from captionmill.data.tables.formats import TableFormat, write_captions
+from captionmill.data.errors import AnnotationError, InputError
+from captionmill.data.tables.formats import TableFormat, require_other_output, write_captions
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.tables.update import WantedTable, update_captions
 
@@ -99,3 +101,25 @@ def test_a_table_whose_column_of_decisions_was_deleted_is_refused(tmp_path: Path
         f"{path}: has no column status, in which `only` reviewed finds what a person decided; run `captionmill "
         "caption` again, which writes it, or leave out `only` reviewed"
     )
+
+
+@pytest.mark.parametrize("table_format", FORMATS)
+def test_no_other_output_replaces_a_table(tmp_path: Path, table_format: TableFormat) -> None:
+    path = tmp_path / "table"
+    write_captions(path, ROWS, table_format, with_alternatives=False)
+    with pytest.raises(InputError, match="table: is a table of captions and would be overwritten"):
+        require_other_output(path)
+    for content in ("", "key,caption,confidence\n", '{"path": "a.jpg", "first": "a dog", "second": "a cat"}\n'):
+        path.write_text(content)
+        require_other_output(path)
+
+
+def test_no_command_writes_over_a_table_by_an_output_of_another_kind(table: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.csv"
+    write_captions(other, ROWS, "csv", with_alternatives=False)
+    for option in ("--output", "--page"):
+        result = CliRunner().invoke(main, ["compare", str(other), str(other), option, str(table)])
+        assert result.exit_code == 1
+        assert (
+            result.stderr == f"Error: {table}: is a table of captions and would be overwritten; name another output\n"
+        )

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 import simplejpeg
 import tifffile
+from builders import ROOT, TESTS
 from PIL import Image
 
 from captionmill.data.errors import ImageError
@@ -27,8 +28,7 @@ from captionmill.data.images.formats.jpeg_damage import MOST_DAMAGED
 from captionmill.data.images.tar import list_members
 
 Pixels = npt.NDArray[np.uint8]
-ROOT = Path(__file__).parents[2]
-CASES = Path(__file__).parent / "images"
+CASES = TESTS / "cases" / "images"
 ORIENTATION = 0x0112
 XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 

@@ -319,3 +319,70 @@ class TestDescriptions:
         done = caption(images, model, tmp_path / "u.csv", embed_into="images", overwrite=True).embedded
         assert done is not None
         assert (done.embedded, done.described) == (2, ())
+
+
+@pytest.mark.parametrize(("first", "second"), [("1.csv", "2.csv"), ("1/t.csv", "2/t.csv")])
+def test_what_a_run_into_another_table_wrote_is_no_correction(
+    first: str, second: str, model: Path, images: Path, tmp_path: Path
+) -> None:
+    lines = images / "metadata.jsonl"
+    files: dict[str, Any] = {"sidecar": ".txt", "embed_into": tmp_path / "copies"}
+    caption(images, model, tmp_path / first, metadata_jsonl=lines, **files)
+    kept = captions_of(tmp_path / first)
+    renew(model, 1)
+    caption(images, model, tmp_path / second, metadata_jsonl=lines, overwrite=True, **files)
+    (images / "a.txt").write_text("a person's\n")
+    renew(model, 0)
+    with pytest.raises(InputError, match=r"c\.txt: exists already and was not written by a run into"):
+        caption(images, model, tmp_path / first, **files)
+    with pytest.raises(InputError, match=r"metadata\.jsonl: exists already and was not written by a run into"):
+        caption(images, model, tmp_path / first, metadata_jsonl=lines)
+    summary = caption(images, model, tmp_path / first, embed_into=tmp_path / "copies")
+    assert (summary.corrections, summary.embedded.described if summary.embedded else None) == (0, ("a.jpg", "b/c.png"))
+    summary = caption(images, model, tmp_path / first, metadata_jsonl=lines, overwrite=True, **files)
+    assert (summary.corrections, summary.sidecars) == (1, 1)
+    assert captions_of(tmp_path / first) == kept | {"a.jpg": "a person's"}
+    assert "a person's" in lines.read_text()
+
+
+def test_a_packet_that_a_run_into_another_table_wrote_is_no_correction(
+    model: Path, images: Path, tmp_path: Path
+) -> None:
+    caption(images, model, tmp_path / "1.csv", sidecar=".xmp")
+    (images / "b" / "c.png.xmp").unlink()
+    renew(model, 1)
+    caption([images / "b" / "c.png"], model, tmp_path / "2.csv", sidecar=".xmp")  # the same image under another key
+    renew(model, 0)
+    summary = caption(images, model, tmp_path / "1.csv", sidecar=".xmp")
+    assert (summary.corrections, summary.files.kept_sidecars) == (0, ("b/c.png",))
+
+
+@pytest.mark.parametrize(
+    ("content", "caption_after"),
+    [
+        ("a red wall\r\n".encode("utf-16"), "a red wall"),
+        ("\ufeffa red  wall".encode(), "a red wall"),
+        (b"", None),
+        (b" \n", None),
+    ],
+)
+def test_a_sidecar_counts_as_an_editor_saved_it_and_an_emptied_one_is_written_again(
+    content: bytes, caption_after: str | None, model: Path, images: Path, tmp_path: Path
+) -> None:
+    table, path = tmp_path / "t.csv", images / "a.txt"
+    caption(images, model, table, sidecar=".txt")
+    expected = caption_after or captions_of(table)["a.jpg"]
+    path.write_bytes(content)
+    assert caption(images, model, table, sidecar=".txt").corrections == (caption_after is not None)
+    assert captions_of(table)["a.jpg"] == expected
+    assert path.read_text() == f"{expected}\n"
+
+
+def test_a_changed_sidecar_that_is_not_utf_8_stops_the_run(model: Path, images: Path, tmp_path: Path) -> None:
+    table, path = tmp_path / "t.csv", images / "a.txt"
+    caption(images, model, table, sidecar=".txt")
+    path.write_bytes("a Käfer".encode("latin-1"))
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"a\.txt: was changed, and is not UTF-8 text; save it as UTF-8"):
+            caption(images, model, table, sidecar=".txt", overwrite=overwrite)
+    assert path.read_bytes() == "a Käfer".encode("latin-1")

@@ -5,10 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
+from builders import FLICKR8K
 
 from captionmill.stages.scoring.tokens import tokenize_ptb
 
-FLICKR8K_PATH = Path(__file__).parents[3] / "shared" / "flickr8k" / "Flickr8k.token.txt"
+FLICKR8K_PATH = FLICKR8K / "Flickr8k.token.txt"
 
 # Every right-hand side is what Stanford CoreNLP 3.4.1 printed, less pycocoevalcap's punctuation.
 SENTENCES = [

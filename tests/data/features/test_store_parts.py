@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import make_rows, make_spec, make_store
+from builders import add_part, make_rows, make_spec, make_store
 
 from captionmill.data.features.merge import merge_stores
 from captionmill.data.features.parts import is_part_name, part_paths, parts_dir
 from captionmill.data.features.repair import RepairSummary, repair_store
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
-from captionmill.data.files import _cleared
 
 FOREIGN = [
     "part-backup.h5",
@@ -28,30 +27,18 @@ FOREIGN = [
 ]
 
 
-def interrupt(path: Path, key: str, seed: int) -> None:
-    """Add a row as an extraction does that is interrupted."""
-
-    def interrupted() -> None:
-        with FeatureWriter(path, make_spec(), dtype="float32", made_by={}) as writer:
-            writer.add([key], make_rows(1, seed=seed))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A store of a main file and two parts, and in its folder of parts an older part under each foreign name."""
     path = make_store(tmp_path / "f.h5", ["a"], make_rows(1))
-    interrupt(path, "b", 1)
+    add_part(path, ["b"], make_rows(1, seed=1))
     (old,) = part_paths(path)
     for name in FOREIGN:
         shutil.copy(old, parts_dir(path) / name)
     (parts_dir(path) / "part-1.h5").write_text("a text")
     (parts_dir(path) / "part-000000-000000-000000-00000000.h5.damaged").write_bytes(b"set aside before")
     (parts_dir(path) / ".part-000001-000000-000001-0011aabb.h5.Xy12Zz").write_bytes(b"a copy in transit")
-    interrupt(path, "b", 2)
+    add_part(path, ["b"], make_rows(1, seed=2))
     return path
 
 
@@ -62,9 +49,9 @@ def test_names_of_parts_are_those_that_a_writer_gives() -> None:
 
 
 def test_what_a_kill_left_beside_a_store_goes_also_if_nothing_is_new(path: Path) -> None:
+    path = Path(shutil.copytree(path.parent, path.parent / "copy")) / path.name  # a process clears a folder once
     left = path.with_name(".f.h5.0123456789abcdef.partial")
     left.write_text("half")
-    _cleared.clear()  # as in a process that has just started
     with FeatureWriter(path, make_spec(), dtype="float32", made_by={}):
         assert not left.exists()
 

@@ -68,6 +68,13 @@ def test_a_hole_or_an_end_of_zeros_is_refused(image: Image.Image, image_format: 
     assert reason_of(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
 
 
+def test_an_erased_block_of_a_million_bytes_in_a_jpeg_is_refused_at_once() -> None:
+    """Flash memory that was erased is all ones; among them the end of the scan is looked for."""
+    content = encode(SCENE, "JPEG", quality=95)
+    half = len(content) // 2
+    assert reason_of(content[:half] + b"\xff" * 1_000_000 + content[half:]).startswith("truncated or damaged image (")
+
+
 @pytest.mark.parametrize(
     "options",
     [{"quality": 100, "method": 0}, {"quality": 20}, {"lossless": True, "method": 0}, {"lossless": True, "method": 4}],

@@ -143,9 +143,10 @@ def test_the_report_says_what_the_files_say(run: ReportSources, tmp_path: Path) 
     assert f"{confidences[0]:.2f} to {confidences[1]:.2f}" in page.sections["confidence"]
     # six training captions "a COLOUR picture": a, picture and two colours occur twice, two more once
     assert "words 4 minimum count 2 training words 18, of which 88.9 % are in it" in page.sections["vocabulary"]
-    assert "different ones 6, of which 4 are in it" in page.sections["vocabulary"]
+    assert "different words 6, of which 4 are in it" in page.sections["vocabulary"]
     assert "<unk> in references 16.7 % of the words" in page.sections["vocabulary"]
     assert "hidden_dim 12 512" in page.sections["settings"]
+    assert page.sections["settings"].count("teacher none none") == 1  # among all settings, not among those that differ
     assert page.sections["settings"].count("max_epochs 2 —") == 1  # no default: of one model never a difference
     assert "beam_size 2 5" in page.sections["settings"]
     assert read_model(Path(run.models[0])).versions["torch"] in page.sections["settings"]

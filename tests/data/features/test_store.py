@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from builders import add_part, make_rows, make_spec, make_store
+from builders import add_part, column_start, make_rows, make_spec, make_store
 
 from captionmill.data.errors import SpecMismatchError, StoreError
 from captionmill.data.features.parts import FileChanged, part_paths, parts_dir
@@ -25,6 +25,7 @@ LARGE_KEYS = [
     f"{number:05d}.jpg" for number in range(5_001)
 ]  # more than a store is read, and files are merged, at once
 LARGE_ROWS = make_rows(len(LARGE_KEYS))
+KEYS, ROWS = LARGE_KEYS[:400], LARGE_ROWS[:400]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,13 @@ def large_store(finished_large_store: Path, tmp_path: Path, monkeypatch: pytest.
     """A store of its own, of one file that counts as too large to be rewritten for a few rows."""
     monkeypatch.setattr("captionmill.data.features.writer._SMALL_ROWS", len(LARGE_KEYS) - 1)
     return Path(shutil.copy(finished_large_store, tmp_path / "f.h5"))
+
+
+@pytest.fixture
+def kept_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One of 400 rows that counts as too large, for what does not depend on how many rows are read at once."""
+    monkeypatch.setattr("captionmill.data.features.writer._SMALL_ROWS", len(KEYS) - 1)
+    return make_store(tmp_path / "f.h5", KEYS, ROWS)
 
 
 def drop_rows(path: Path, keys: Sequence[str]) -> None:
@@ -62,13 +70,6 @@ def flip(path: Path, place: int, bit: int) -> None:
         (byte,) = file.read(1)
         file.seek(place)
         file.write(bytes([byte ^ 1 << bit]))
-
-
-def column_start(path: Path, name: str) -> int:
-    """Where a column of numbers begins in a store's file."""
-    with h5py.File(path, "r") as file:
-        offset: int = file[name].id.get_offset()
-    return offset
 
 
 def test_rows_come_back_by_key_in_sorted_order(tmp_path: Path) -> None:
@@ -311,15 +312,15 @@ def test_a_few_rows_beside_a_large_store_leave_its_main_file_untouched(large_sto
     np.testing.assert_array_equal(store.read([5_001, 6, 7, 8]), [rows[1], LARGE_ROWS[6], rows[0], LARGE_ROWS[8]])
 
 
-def test_rows_of_main_file_and_part_come_in_the_order_of_keys_block_by_block(large_store: Path) -> None:
+def test_rows_of_main_file_and_part_come_in_the_order_of_keys_block_by_block(kept_store: Path) -> None:
     rows = make_rows(2, seed=1)
-    make_store(large_store, ["00001b.jpg", "00000b.jpg"], rows)
-    blocks = list(FeatureStore.open(large_store).blocks(block_rows=3))
+    make_store(kept_store, ["00001b.jpg", "00000b.jpg"], rows)
+    blocks = list(FeatureStore.open(kept_store).blocks(block_rows=3))
     assert blocks[0][0] == ["00000.jpg", "00000b.jpg", "00001.jpg"]
     assert blocks[1][0] == ["00001b.jpg", "00002.jpg", "00003.jpg"]
-    np.testing.assert_array_equal(blocks[0][1], [LARGE_ROWS[0], rows[1], LARGE_ROWS[1]])
-    np.testing.assert_array_equal(blocks[1][1], [rows[0], LARGE_ROWS[2], LARGE_ROWS[3]])
-    assert [key for keys, _ in blocks for key in keys] == sorted([*LARGE_KEYS, "00000b.jpg", "00001b.jpg"])
+    np.testing.assert_array_equal(blocks[0][1], [ROWS[0], rows[1], ROWS[1]])
+    np.testing.assert_array_equal(blocks[1][1], [rows[0], ROWS[2], ROWS[3]])
+    assert [key for keys, _ in blocks for key in keys] == sorted([*KEYS, "00000b.jpg", "00001b.jpg"])
 
 
 def test_where_a_system_reads_at_no_place_of_a_file_rows_are_read_behind_each_other(
@@ -333,17 +334,17 @@ def test_where_a_system_reads_at_no_place_of_a_file_rows_are_read_behind_each_ot
         store.read([5_000])
 
 
-def test_a_second_append_joins_the_parts_into_one(large_store: Path) -> None:
-    before = identity(large_store)
+def test_a_second_append_joins_the_parts_into_one(kept_store: Path) -> None:
+    before = identity(kept_store)
     rows = make_rows(4, seed=1)
-    make_store(large_store, ["x", "y"], rows[:2])
-    make_store(large_store, ["y", "z"], rows[2:])
-    assert identity(large_store) == before
-    assert len(part_paths(large_store)) == 1
-    store = FeatureStore.open(large_store)
-    assert store.keys == [*LARGE_KEYS, "x", "y", "z"]
+    make_store(kept_store, ["x", "y"], rows[:2])
+    make_store(kept_store, ["y", "z"], rows[2:])
+    assert identity(kept_store) == before
+    assert len(part_paths(kept_store)) == 1
+    store = FeatureStore.open(kept_store)
+    assert store.keys == [*KEYS, "x", "y", "z"]
     assert store.verify() == []
-    np.testing.assert_array_equal(store.read([5_001, 5_002, 5_003]), rows[[0, 2, 3]])
+    np.testing.assert_array_equal(store.read([400, 401, 402]), rows[[0, 2, 3]])
 
 
 def test_parts_are_joined_into_the_main_file_once_they_hold_a_quarter_of_its_rows(large_store: Path) -> None:
@@ -385,16 +386,16 @@ def test_a_dropped_row_is_gone_from_its_part_on_and_after_joining(tmp_path: Path
     np.testing.assert_array_equal(store.read([0, 1]), rows[[0, 2]])
 
 
-def test_rows_dropped_from_a_large_store_stay_dropped_in_its_one_part(large_store: Path) -> None:
-    before = identity(large_store)
-    drop_rows(large_store, ["00001.jpg"])
-    make_store(large_store, ["new"], make_rows(1))
-    drop_rows(large_store, ["new", "00003.jpg"])
-    assert identity(large_store) == before
-    store = FeatureStore.open(large_store)
+def test_rows_dropped_from_a_large_store_stay_dropped_in_its_one_part(kept_store: Path) -> None:
+    before = identity(kept_store)
+    drop_rows(kept_store, ["00001.jpg"])
+    make_store(kept_store, ["new"], make_rows(1))
+    drop_rows(kept_store, ["new", "00003.jpg"])
+    assert identity(kept_store) == before
+    store = FeatureStore.open(kept_store)
     assert store.part_count == 1
-    assert store.keys == [key for key in LARGE_KEYS if key not in {"00001.jpg", "00003.jpg"}]
-    np.testing.assert_array_equal(store.read([0, 1, 2]), LARGE_ROWS[[0, 2, 4]])
+    assert store.keys == [key for key in KEYS if key not in {"00001.jpg", "00003.jpg"}]
+    np.testing.assert_array_equal(store.read([0, 1, 2]), ROWS[[0, 2, 4]])
 
 
 def test_a_row_dropped_and_added_again_counts(tmp_path: Path) -> None:
@@ -408,13 +409,13 @@ def test_a_row_dropped_and_added_again_counts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store["b"], rows[2])
 
 
-def test_a_row_dropped_by_one_part_and_added_by_the_next_counts_after_joining_both(large_store: Path) -> None:
+def test_a_row_dropped_by_one_part_and_added_by_the_next_counts_after_joining_both(kept_store: Path) -> None:
     row = make_rows(1, seed=1)
-    drop_rows(large_store, ["00000.jpg", "00001.jpg"])
-    make_store(large_store, ["00001.jpg"], row)
-    store = FeatureStore.open(large_store)
+    drop_rows(kept_store, ["00000.jpg", "00001.jpg"])
+    make_store(kept_store, ["00001.jpg"], row)
+    store = FeatureStore.open(kept_store)
     assert store.part_count == 1
-    assert store.keys == LARGE_KEYS[1:]
+    assert store.keys == KEYS[1:]
     np.testing.assert_array_equal(store["00001.jpg"], row[0])
 
 
@@ -451,11 +452,11 @@ def test_a_key_in_several_parts_has_the_row_and_the_source_of_the_last(tmp_path:
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
-def test_a_kill_between_two_steps_of_joining_changes_no_row(size: str, large_store: Path, tmp_path: Path) -> None:
+def test_a_kill_between_two_steps_of_joining_changes_no_row(size: str, kept_store: Path, tmp_path: Path) -> None:
     rows = make_rows(9, seed=1)
-    store_path = large_store
+    store_path = kept_store
     if size == "small":
-        store_path = make_store(tmp_path / "small" / "f.h5", LARGE_KEYS[:6], LARGE_ROWS[:6])
+        store_path = make_store(tmp_path / "small" / "f.h5", KEYS[:6], ROWS[:6])
     add_part(store_path, ["00001.jpg", "new 1", "new 2"], rows[:3], drop=["00000.jpg", "00002.jpg"])
     add_part(store_path, ["00000.jpg", "new 3"], rows[3:5], drop=["new 1"])
     add_part(store_path, ["new 1", "00001.jpg"], rows[5:7], drop=["new 2", "00004.jpg"])
