@@ -63,7 +63,7 @@ class Kind:
 
     sources: tuple[Path, ...]
     readers: tuple[Callable[[Path], object], ...]
-    """Each reads a damaged copy, which has the name of its source, in a way of its own."""
+    """Each reads a damaged copy, which has the name of its source."""
     is_folder: bool = False
     """Whether the other files of the source's folder are copied too."""
 

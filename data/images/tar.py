@@ -1,6 +1,8 @@
 """Lists the members of a tar with their offsets, so that webdataset shards are read without unpacking."""
 
+import errno
 import logging
+import os
 import posixpath
 import tarfile
 from collections.abc import Collection, Iterator
@@ -148,7 +150,8 @@ def _next_tar(file: Any, start: int, path: Path | str) -> int | None:
                 _logger.warning("%s: what follows its end mark, at byte %s, is not a tar; left out", path, f"{first:,}")
                 return None
             return start + skipped
-        start += len(chunk)
+        start = _skip_hole(file, start + len(chunk))
+        file.seek(start)
     if start - first > _MOST_ZEROS:
         _logger.warning(
             "%s: the last %s bytes are zeros; if it was copied in part, later members are missing",
@@ -156,6 +159,21 @@ def _next_tar(file: Any, start: int, path: Path | str) -> int | None:
             f"{start - first:,}",
         )
     return None
+
+
+def _skip_hole(file: Any, start: int) -> int:
+    """Where the zeros at `start` that take no place on the disk end: a small file may show terabytes of them."""
+    try:
+        descriptor = file.fileno()
+        place = os.lseek(descriptor, 0, os.SEEK_CUR)
+    except (AttributeError, OSError):  # of a server
+        return start
+    try:
+        data = os.lseek(descriptor, start, os.SEEK_DATA)
+    except (AttributeError, OSError) as exc:  # nothing but a hole; or a system that does not say
+        data = os.fstat(descriptor).st_size if getattr(exc, "errno", None) == errno.ENXIO else start
+    os.lseek(descriptor, place, os.SEEK_SET)
+    return start + max(0, data - start) // _BLOCK * _BLOCK
 
 
 def unpacked_name(name: str) -> str:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import errors_named, flush_to_disk, remove_leftovers, replace_atomically
-from captionmill.data.foreign import WRONG_VALUES, parse_json, short_lines, text_of
+from captionmill.data.foreign import WRONG_VALUES, LongLineError, parse_json, short_lines, text_of
 from captionmill.data.locks import hold_lock
 from captionmill.data.regular import make_own_folder, open_own, open_regular
 from captionmill.data.tables.review import DECISIONS, Review
@@ -194,7 +194,7 @@ class CaptionJournal:
         if not self.path.exists():
             return
         end = 0
-        with open_regular(self.path) as file:
+        with open_regular(self.path) as file, contextlib.suppress(LongLineError):  # damage too, and not ours
             for line in short_lines(file):
                 start, end = end, end + len(line)
                 body, found, crc = line.rpartition(_CRC)

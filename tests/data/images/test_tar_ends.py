@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import tarfile
 from pathlib import Path
 
@@ -53,6 +54,19 @@ def test_hard_links_have_the_content_of_their_targets_in_any_order(
     names = ("blobs/1.png", "train/early.png", "train/far.png", "train/near.png", "unknown.png")
     assert contents_of(path) == dict.fromkeys(names, image)
     assert caplog.messages == [f"{path}: 3 links left out, such as 'round.png'; pack what they point to"]
+
+
+def test_a_hole_of_a_hundred_gigabytes_behind_a_tar_is_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, behind = tmp_path / "f.tar", write_tar(tmp_path / "g.tar", [("b.png", encode(2), tarfile.REGTYPE, "")])
+    write_tar(path, [("a.png", encode(1), tarfile.REGTYPE, "")])
+    os.truncate(path, 10**11 // 512 * 512)
+    assert contents_of(path) == {"a.png": encode(1)}
+    assert "bytes are zeros; if it was copied in part" in caplog.text
+    with path.open("ab") as file:
+        file.write(behind)
+    assert contents_of(path) == {"a.png": encode(1), "b.png": encode(2)}
 
 
 def test_tars_inside_a_tar_are_counted(tmp_path: Path) -> None:

@@ -347,6 +347,16 @@ def test_a_torn_last_line_of_the_journal_is_cut_off(lost: int, made: int, tmp_pa
     assert path.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
+def test_zeros_without_end_behind_the_journal_are_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    with pytest.raises(OSError, match="no space left"):
+        update(path, KEYS, fail_at="f.jpg")
+    journal = made_dir(path) / "journal.jsonl"
+    os.truncate(journal, 20_000_000)
+    assert update(path, KEYS) == KEYS[5:]
+    assert journal.stat().st_size < 10_000
+
+
 def test_a_damaged_line_of_the_journal_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     update(path, KEYS)
