@@ -2,20 +2,13 @@
 
 import io
 import json
-import logging
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from captionmill.pipeline.terminal.endings import listen_to_signals
 from captionmill.pipeline.terminal.printable import PrintableStream, printable
 
 HOSTILE = "\x1b]0;owned\x07\x9b2J\u202egpj.exe"
@@ -77,35 +70,23 @@ def test_a_signal_in_an_import_waits_for_its_end(tmp_path: Path) -> None:
     assert done.stdout.split() == ["imported", "True", "_Terminated"]
 
 
-@pytest.fixture
-def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process listens to signals as a command does."""
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told pytest to ignore it
-    listen_to_signals()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def test_a_signal_in_a_function_that_takes_a_lock_waits_until_the_lock_can_be_freed(listening: None) -> None:
-    ctrl_c, freed = partial(signal.raise_signal, signal.SIGINT), list[str]()
-    handler, condition = logging.Handler(), threading.Condition()
-    locks: list[tuple[Callable[[], object], Callable[..., object]]] = [
-        (handler.acquire, handler.release),
-        (condition.__enter__, condition.__exit__),
-    ]
-    vars(handler)["lock"] = SimpleNamespace(acquire=ctrl_c, release=lambda: freed.append("handler"))
-    vars(condition)["_lock"] = SimpleNamespace(__enter__=ctrl_c, __exit__=lambda *_: freed.append("condition"))
-    for take, free in locks:
-        take()
-        free()
-        with pytest.raises(KeyboardInterrupt):
-            wait_for_a_signal()
-    assert freed == ["handler", "condition"]
-
-
-def wait_for_a_signal() -> None:
-    for _ in range(500):  # what a thread interrupts is not one long call
-        time.sleep(0.01)
+def test_a_signal_in_a_function_that_takes_a_lock_waits_until_the_lock_can_be_freed() -> None:
+    program = (
+        "import functools, logging, signal, threading, time, types\n"
+        "from captionmill.pipeline.terminal import endings\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have told pytest to ignore it
+        "endings.listen_to_signals()\n"
+        "handler, condition = logging.Handler(), threading.Condition()\n"
+        "ctrl_c = functools.partial(signal.raise_signal, signal.SIGINT)\n"
+        "handler.lock = types.SimpleNamespace(acquire=ctrl_c, release=lambda: print('handler'))\n"
+        "condition._lock = types.SimpleNamespace(__enter__=ctrl_c, __exit__=lambda *_: print('condition'))\n"
+        "for take, free in ((handler.acquire, handler.release), (condition.__enter__, condition.__exit__)):\n"
+        "    try:\n"
+        "        take()\n"
+        "        free()\n"
+        "        for _ in range(500): time.sleep(0.01)\n"  # what a thread interrupts is not one long call
+        "    except KeyboardInterrupt:\n"
+        "        print('stopped')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["handler", "stopped", "condition", "stopped"]
