@@ -87,6 +87,7 @@ def test_a_signal_in_a_function_that_takes_a_lock_waits_until_the_lock_can_be_fr
         "        for _ in range(500): time.sleep(0.01)\n"  # what a thread interrupts is not one long call
         "    except KeyboardInterrupt:\n"
         "        print('stopped')\n"
+        "handler.lock = None\n"  # which Python takes at its end
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["handler", "stopped", "condition", "stopped"]
