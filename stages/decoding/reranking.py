@@ -13,8 +13,8 @@ from captionmill.stages.ranking.packed import unpack_ranker
 from captionmill.stages.ranking.ranker import CandidateScore, Neighbour, Ranker, RankerConfig, mean_scores
 from captionmill.stages.settings import SearchConfig
 
-MARGIN = 2.0
-"""That of the search for candidates: in three seeds it spares a third of the steps and costs nothing (CIDEr-D)."""
+MARGIN = 3.0
+"""That of the search for candidates: on Flickr8k's dev images it spares a seventh of the time, and CIDEr-D stays."""
 _NEIGHBOURS = 5  # of an explanation
 
 
