@@ -5,6 +5,7 @@ that an exception, a crash, a hang and a full memory are all seen as faults; the
 """
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import random
@@ -95,6 +96,7 @@ def try_many(attempt: Attempt, limits: Limits) -> Tally:
 def _try_some(attempt: Attempt, limits: Limits, counts: Any, work: Path) -> None:
     """Attempts until one does not hold; counts how many were begun and have held."""
     os.dup2(os.open(work / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), sys.stderr.fileno())
+    importlib.import_module("torch")  # before the limit: its libraries take gigabytes of addresses
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
