@@ -226,9 +226,10 @@ class Faults:
             self.count(case, [str(exc)], f"{number.name} after {seconds:.2f} s")
             return
         is_said = ending.code in (1, 128 + number) and "Stopped. " in ending.output
-        self.ends["stopped" if is_said else "before" if ending.code == -number else "after"] += 1
+        is_early = ending.code in (1, -number, 128 + number) and not ending.output  # the program was still imported
+        self.ends["stopped" if is_said else "before" if is_early else "after"] += 1
         faults = self.look(case)
-        if "Traceback" in ending.output or not (is_said or ending.code in (0, -number)):
+        if "Traceback" in ending.output or not (is_said or is_early or ending.code == 0):
             faults.append(f"ended with {ending.code}: {ending.output[-1500:]}")
         self.count(case, faults or self.finish(case), f"{number.name} after {seconds:.2f} s")
 
