@@ -158,6 +158,8 @@ def train(
         with RunFolder(work_dir) as folder:
             if world.is_first:
                 _write_config(folder, training, features, captions, _lists_of(data))
+                if unfinished and training.state.history:
+                    folder.write_history(training.state.history)  # its curves may be those of an earlier epoch
             shown = progress if world.is_first else no_progress
             run_training(training, _FolderRecorder(folder, work_dir, fingerprint, listener.on_epoch, shown))
         if world.is_first:

@@ -23,6 +23,7 @@ from captionmill.data.errors import InputError, TrainingError, UnfinishedRunErro
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import BUNDLE_NAME, read_model
 from captionmill.data.progress import Progress
+from captionmill.stages import charts
 from captionmill.stages.settings import SearchConfig, TrainConfig
 from captionmill.stages.training.checkpoint import (
     CHECKPOINT_NAME,
@@ -32,7 +33,7 @@ from captionmill.stages.training.checkpoint import (
     write_checkpoint,
 )
 from captionmill.stages.training.origin import describe_origin, require_same
-from captionmill.stages.training.run_folder import EVENTS_NAME, HISTORY_NAME
+from captionmill.stages.training.run_folder import CURVES_NAME, EVENTS_NAME, HISTORY_NAME
 from captionmill.stages.training.state import EpochResult, LoopConfig
 from captionmill.stages.training.train import TrainListener, train
 
@@ -149,6 +150,24 @@ def test_a_training_killed_at_every_moment_ends_as_one_that_was_not(
     assert all(torch.equal(tensor, last["whole"][name]) for name, tensor in last["model"].items())
     assert_same_training(tmp_path / "model", tmp_path / "whole")
     assert not (tmp_path / "model.training").exists()
+
+
+def test_curves_have_all_epochs_though_the_training_was_killed_after_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, output = make_task(tmp_path), tmp_path / "model"
+    monkeypatch.setattr(charts, "draw_curves", lambda path, rows, **_: path.write_text(f"{len(rows)} epochs"))
+
+    def on_epoch(result: EpochResult) -> None:
+        if result.epoch == CONFIG.max_epochs:
+            raise Killed
+
+    config = dataclasses.replace(CONFIG, self_critical_epochs=0)
+    with pytest.raises(Killed):
+        train(*task, output, config, listener=TrainListener(on_epoch=on_epoch))
+    assert (tmp_path / "model.training" / CURVES_NAME).read_text() == "1 epochs"
+    train(*task, output, config)
+    assert (output / CURVES_NAME).read_text() == f"{CONFIG.max_epochs} epochs"
 
 
 def test_a_second_phase_that_is_killed_before_its_first_checkpoint_begins_again_where_the_first_was_best(
