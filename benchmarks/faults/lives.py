@@ -129,7 +129,8 @@ def _run(words: Sequence[str], folder: Path, log: Path, environment: dict[str, s
         with patch.object(webbrowser, "open", _review), patch.object(demo, "run_demo", short_demo):
             main(words, prog_name="captionmill")
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # it is over
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # it is over, also for a signal that is repeated
         counted[1] = time.process_time()
         get_reusable_executor().shutdown(kill_workers=True)  # joblib's idle workers would be waited for, for minutes
 
