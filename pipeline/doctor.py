@@ -46,9 +46,9 @@ class Facts:
     cpu_flags: tuple[str, ...]
     """The instruction sets of this CPU that make a network fast."""
     fast_bf16: bool
-    """Whether the CPU multiplies bfloat16 in hardware."""
+    """Whether the CPU multiplies faster in bf16 than in fp32."""
     fast_int8: bool
-    """Whether the CPU multiplies 8-bit numbers in hardware."""
+    """Whether the CPU multiplies faster in 8 bits than in fp32."""
     gpus: tuple[str, ...]
     """The GPUs that torch can use."""
     torch_cuda: str

@@ -49,12 +49,21 @@ def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert note.startswith("an NVIDIA GPU is here, but torch cannot use it")
 
 
-@pytest.mark.parametrize(("flags", "is_fast"), [("avx2", False), ("avx512_bf16", True), ("amx_bf16", True)])
+@pytest.mark.parametrize(
+    ("vendor", "flags", "is_fast"),
+    [
+        ("GenuineIntel", "avx2", False),
+        ("GenuineIntel", "avx512_bf16", False),
+        ("GenuineIntel", "avx512_bf16 amx_bf16", True),
+        ("AuthenticAMD", "avx512f", False),
+        ("AuthenticAMD", "avx512_bf16", True),
+    ],
+)
 def test_half_precision_is_chosen_where_the_cpu_is_fast_at_it(
-    flags: str, is_fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vendor: str, flags: str, is_fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = tmp_path / "cpuinfo"
-    info.write_text(f"model name: X\nflags\t\t: fpu {flags} sse\n")
+    info.write_text(f"vendor_id\t: {vendor}\nmodel name: X\nflags\t\t: fpu {flags} sse\n")
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     assert has_fast_bf16(info) == is_fast
 
@@ -76,6 +85,16 @@ def test_int8_is_refused_where_it_is_not_fast(device: str, monkeypatch: pytest.M
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     with pytest.raises(InputError, match=r"`precision` int8 needs a CPU .*; use bf16 or fp32"):
         choose_precision("int8", device)
+
+
+@pytest.mark.parametrize(("processor", "is_fast"), [("AMD64 Family 25, AuthenticAMD", True), ("GenuineIntel", False)])
+def test_half_precision_is_chosen_by_vendor_on_other_systems(
+    processor: str, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    monkeypatch.setattr(platform, "processor", lambda: processor)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert has_fast_bf16() == is_fast
 
 
 def test_a_gpu_computes_in_fp16_unless_told_otherwise() -> None:
