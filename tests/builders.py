@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -29,7 +30,7 @@ from captionmill.stages.ranking.ngrams import FlatCaptions
 from captionmill.stages.ranking.packed import pack_ranker
 from captionmill.stages.ranking.ranker import Ranker, RankerConfig
 from captionmill.stages.ranking.regression import ImageRegression, Reduction
-from captionmill.stages.settings import SearchConfig, TrainConfig
+from captionmill.stages.settings import ExtractConfig, SearchConfig, TrainConfig
 from captionmill.stages.training.reranking.network import MatcherNetwork
 
 TESTS = Path(__file__).parent
@@ -43,6 +44,13 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), 
 def make_spec(**changes: object) -> FeatureSpec:
     values = FeatureSpec("resnet50", "imagenet1k_v1", "a" * 64, "crop", 224, 256, feature_dim=8).to_json()
     return FeatureSpec.from_json(values | changes)
+
+
+def thin_config(weights: Path, **changes: object) -> ExtractConfig:
+    """An extraction by the smallest network with torch, whose `weights` are the fixture's; it starts at once."""
+    usual: dict[str, object] = {"preprocess": "squash", "image_size": 32, "precision": "fp32", "device": "cpu"}
+    options: Any = {**usual, "engine": "torch", **changes}
+    return ExtractConfig("scenes-resnet14", weights=str(weights), **options)
 
 
 def make_rows(count: int, *, dim: int = 8, seed: int = 0) -> Features:

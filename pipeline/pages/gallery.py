@@ -10,9 +10,8 @@ import hashlib
 import io
 import logging
 import os
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from urllib.parse import quote
@@ -26,6 +25,7 @@ from captionmill.data.progress import Progress, no_progress
 from captionmill.data.tables.review import LATER, is_decision
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.pages.page import page_pieces
+from captionmill.stages.ahead import map_ahead
 
 CARD_SIDE = 192
 """The longer side of a thumbnail, pixels: about as wide as a card."""
@@ -177,22 +177,8 @@ def _blocks(
 
 def _thumbnails(images: Iterable[ImageFile | None], workers: int) -> Iterator[str]:
     """A thumbnail for each of `images`, in that order, made on threads a little ahead of whoever takes them."""
-    pending: deque[Future[str]] = deque()
-    remaining = iter(images)
     with ThreadPoolExecutor(workers, thread_name_prefix="thumbnail") as pool:
-        try:
-            while True:
-                while len(pending) < _AHEAD * workers:
-                    try:
-                        pending.append(pool.submit(_thumbnail, next(remaining)))
-                    except StopIteration:
-                        break
-                if not pending:
-                    return
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        yield from map_ahead(_thumbnail, images, pool, _AHEAD * workers)
 
 
 def _thumbnail(image: ImageFile | None) -> str:

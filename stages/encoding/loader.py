@@ -5,9 +5,8 @@ Threads are enough: libjpeg, Pillow and the file system release the interpreter 
 
 import itertools
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from captionmill.data.images.decode import Pixels, check_pixels, decode_pixels
 from captionmill.data.images.formats.jpeg import CheckedJpeg
 from captionmill.data.images.memory import BUDGET
 from captionmill.data.images.read import ImageFile, ImageSource, read_image
+from captionmill.stages.ahead import map_ahead
 from captionmill.stages.machine import is_out_of_memory
 
 Prepare = Callable[[Pixels], Pixels]
@@ -96,7 +96,7 @@ def load_batches(
     extras = Batch()  # failures and seconds for the next batch
     with (
         ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool,
-        closing(_load_in_order(images, load, pool, ahead)) as loaded_images,
+        closing(map_ahead(load, images, pool, ahead)) as loaded_images,
     ):
         in_order: Iterator[_Loaded] = loaded_images
         if prepare_jpegs is not None:
@@ -147,23 +147,6 @@ def skip_unreadable(
 def _with(batch: Batch, extras: Batch) -> Batch:
     batch.failures, batch.read_s, batch.decode_s = extras.failures, extras.read_s, extras.decode_s
     return batch
-
-
-def _load_in_order(
-    images: Sequence[ImageFile], load: Callable[[ImageFile], _Loaded], pool: ThreadPoolExecutor, ahead: int
-) -> Generator[_Loaded, None, None]:
-    """What `load` returns for each of `images`, in their order, with up to `ahead` of them under way."""
-    pending: deque[Future[_Loaded]] = deque()
-    remaining = iter(images)
-    try:
-        while True:
-            pending.extend(pool.submit(load, image) for image in itertools.islice(remaining, ahead - len(pending)))
-            if not pending:
-                return
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
 
 
 def _prepare_in_groups(

@@ -1,8 +1,7 @@
 """Features for training: mean and deviation, and rows from memory if they fit, else read ahead from the store."""
 
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +13,7 @@ from captionmill.data.captions.examples import Indices
 from captionmill.data.errors import StoreError
 from captionmill.data.features.file import Features
 from captionmill.data.features.store import FeatureStore
+from captionmill.stages.ahead import map_ahead
 
 MEMORY_LIMIT = 768_000_000  # bytes of features held in main memory: COCO's 123,000 images fit in float16
 _GPU_SHARE = 0.5  # share of a GPU's free memory, at most
@@ -102,14 +102,4 @@ class FeatureFeeder:
 def prepare_ahead(prepare: Callable[[Indices], T], batches: Sequence[Indices]) -> Generator[T, None, None]:
     """`prepare` of each batch, in order, computed in a thread a few batches ahead of the consumer."""
     with ThreadPoolExecutor(1, thread_name_prefix="feeder") as pool:
-        pending: deque[Future[T]] = deque()
-        try:
-            for batch in batches:
-                pending.append(pool.submit(prepare, batch))
-                if len(pending) > _AHEAD:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        yield from map_ahead(prepare, batches, pool, _AHEAD)

@@ -18,6 +18,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from builders import thin_config
 from PIL import Image
 from processes import Child
 
@@ -35,16 +36,7 @@ IMAGE_COUNT = 240
 
 @pytest.fixture(scope="module")
 def config(thin_weights: Path) -> ExtractConfig:
-    return ExtractConfig(
-        "scenes-resnet14",
-        weights=str(thin_weights),
-        preprocess="squash",
-        image_size=32,
-        batch_size=4,
-        precision="fp32",
-        engine="torch",
-        flush_every=4,
-    )
+    return thin_config(thin_weights, batch_size=4, flush_every=4)
 
 
 @pytest.fixture(scope="module")

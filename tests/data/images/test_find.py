@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, ClassVar
 import fsspec
 import numpy as np
 import pytest
+from builders import thin_config
 from fsspec.implementations.http import HTTPFileSystem
 from PIL import Image
 
@@ -596,16 +597,7 @@ def test_server_that_fails_is_asked_again_and_at_last_its_answer_is_the_reason(w
 
 @pytest.fixture
 def config(thin_weights: Path) -> ExtractConfig:
-    return ExtractConfig(
-        "scenes-resnet14",
-        weights=str(thin_weights),
-        preprocess="squash",
-        image_size=32,
-        batch_size=2,
-        engine="torch",
-        precision="fp32",
-        flush_every=2,
-    )
+    return thin_config(thin_weights, batch_size=2, flush_every=2)
 
 
 @pytest.fixture

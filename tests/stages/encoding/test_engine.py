@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import thin_config
 from PIL import Image
 
 from captionmill.data.errors import InputError
@@ -26,15 +27,7 @@ from captionmill.stages.settings import EngineName, ExtractConfig, Precision
 
 @pytest.fixture
 def config(thin_weights: Path) -> ExtractConfig:
-    return ExtractConfig(
-        "scenes-resnet14",
-        weights=str(thin_weights),
-        preprocess="squash",
-        image_size=64,
-        batch_size=4,
-        precision="fp32",
-        device="cpu",
-    )
+    return thin_config(thin_weights, image_size=64, batch_size=4, engine="auto")
 
 
 def make_pixels(count: int, side: int = 64) -> Pixels:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import thin_config
 from PIL import Image
 from processes import Child
 
@@ -28,16 +29,7 @@ from captionmill.stages.settings import ExtractConfig
 
 @pytest.fixture
 def config(thin_weights: Path) -> ExtractConfig:
-    return ExtractConfig(
-        "scenes-resnet14",
-        weights=str(thin_weights),
-        preprocess="squash",
-        image_size=32,
-        batch_size=3,
-        precision="fp32",
-        device="cpu",
-        engine="torch",  # starts at once; what rows an engine makes is asserted in test_engine.py
-    )
+    return thin_config(thin_weights, batch_size=3)
 
 
 def test_every_readable_image_gets_a_row_and_the_rest_a_reason(
