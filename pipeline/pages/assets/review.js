@@ -8,7 +8,7 @@ let edited = null; // the row whose caption is in the field
 let saying = 0;
 function say(text) {
   for (const line of document.querySelectorAll(".said")) line.textContent = text;
-  const overCards = find("body > .said"); // for as long as it is read
+  const overCards = find("#foot .said"); // for as long as it is read
   clearTimeout(saying);
   overCards.classList.remove("old");
   saying = setTimeout(() => overCards.classList.add("old"), 5000);

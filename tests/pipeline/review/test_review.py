@@ -166,6 +166,23 @@ def test_decisions_are_counted_filtered_undone_and_redone(browser: Browser, tabl
     assert browser.text("#large .caption") == "a boat"
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_what_is_shown_for_some_seconds_covers_no_notice(browser: Browser, table: Path, width: int) -> None:
+    with browser.window(width):
+        browser.open(make_page(table))
+        browser.press("j", "a", "Control+s")
+        browser.downloaded()
+        close, line, notice = (
+            browser.run(
+                f"(({{ top, bottom }}) => [top, bottom])(document.querySelector({selector!r}).getBoundingClientRect())"
+            )
+            for selector in ("#notice button", "body > .said, #foot .said", "#notice")
+        )
+        assert browser.text(".said") == "Saved: 0 corrected, 1 accepted, 0 for later"
+        assert line[0] < line[1] <= notice[0] < close[0] < close[1] <= notice[1] <= 800
+        browser.open("about:blank")
+
+
 def test_a_failed_image_is_captioned_and_another_caption_chosen(browser: Browser, table: Path) -> None:
     browser.open(make_page(table) + "#image=e.png")
     browser.press("a")
