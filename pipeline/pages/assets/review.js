@@ -274,9 +274,11 @@ async function saveInTable(due) {
       const conflict = conflicts.get(row.path);
       if (conflict) Object.assign(row, conflict.row);
       else {
-        const before = { decision: row.status === "corrected" || row.status === "accepted" ? "corrected" : "undecided", caption: row.caption };
+        const { status, caption } = row;
         keepInRow(row, made);
-        against.set(row.path, { ...before, shown: row.caption });
+        const isSame = status === "accepted" && caption === row.caption;
+        const decision = isSame ? "accepted" : status === "corrected" || status === "accepted" ? "corrected" : "undecided";
+        against.set(row.path, { decision, caption, shown: row.caption });
         decisions.settle(row.path, made, row.caption);
       }
     }
