@@ -95,10 +95,10 @@ class Decisions {
     this.#undone = this.#undone.toReversed().map(step => step.filter(isLast).map(again)).filter(step => step.length).toReversed();
   }
 
-  /** How many decisions were made, or taken back, since they were saved. */
-  countUnsaved() {
+  /** How many decisions were made, or taken back, since they were saved; of those made, the ones that count. */
+  countUnsaved(counts = () => true) {
     let count = this.#taken.size;
-    for (const made of this.#made.values()) if (made.at > this.#savedAt) count += 1;
+    for (const [path, made] of this.#made) if (made.at > this.#savedAt && counts(path)) count += 1;
     return count;
   }
 

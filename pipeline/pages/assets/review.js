@@ -111,9 +111,14 @@ function revise(changed, action) {
   showProgress();
 }
 
+/** How many decisions the next save would save: none about a caption that the table no longer has. */
+function countUnsaved() {
+  return decisions.countUnsaved(path => byPath.has(path) && !isOutdated(byPath.get(path)));
+}
+
 function showProgress() {
   const total = members.get("captioned"), reviewed = members.get("corrected") + members.get("accepted");
-  const unsaved = decisions.countUnsaved();
+  const unsaved = countUnsaved();
   for (const line of document.querySelectorAll(".progress")) {
     line.textContent = canReview ? `${spellNumber(reviewed)} of ${spellNumber(total)} reviewed` : "";
   }
@@ -399,7 +404,7 @@ addEventListener("storage", event => {
 });
 addEventListener("beforeunload", event => {
   leaveEdit();
-  if (decisions.countUnsaved()) event.preventDefault();
+  if (countUnsaved()) event.preventDefault();
 });
 
 // ---- keys

@@ -216,6 +216,7 @@ def test_a_page_made_again_continues_and_sets_aside_what_was_decided_about_other
     assert browser.open(make_page(table)) == ["beforeunload"]  # three decisions are not saved yet
     assert browser.text(".progress") == "1 of 4 reviewed"
     assert browser.text("#notice span").startswith("2 decisions from before are about captions that have changed since")
+    assert browser.text("#save") == "Save 1"  # the others do not count
     browser.open(make_page(table) + "#show=outdated&image=c.png")
     assert browser.text("#large .outdated span") == "Before, “a cat” was corrected to “a cat sleeps”."
     browser.run("document.querySelector('#large .again').click()")
