@@ -27,10 +27,10 @@ def compare_tables(
 ) -> TableComparison:
     """Compare two tables of captions, in any format, image by image.
 
-    With reference `captions`, both are scored on the images that have references and a model's caption in both; only on
-    the test split if `captions` has one. The difference is paired: its interval covers 0 if the choice of images
-    explains it. `output` is a table (CSV) of the images with different captions. `page` is the same as a page (HTML),
-    with the images that are found in `images`, as `extract` takes them.
+    With reference `captions`, both are scored on the images that have references and, in both, a caption that nobody
+    reviewed; only on the test split if `captions` has one. The difference is paired: its interval covers 0 if the
+    choice of images explains it. `output` is a table (CSV) of the images with different captions. `page` is the same as
+    a page (HTML), with the images that are found in `images`, as `extract` takes them.
 
     Raises InputError if a table cannot be read, or an output would replace an input or the other output;
     AnnotationError if no image can be scored.

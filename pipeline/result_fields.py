@@ -174,7 +174,7 @@ def comparison_fields(comparison: "TableComparison", output: object, page: objec
         "only_first": len(comparison.only_first),
         "only_second": len(comparison.only_second),
         "scored": scores and scores.image_count,
-        "corrected": scores and scores.corrected_count,
+        "reviewed": scores and scores.reviewed_count,
         "first": scores and _estimates(scores.first),
         "second": scores and _estimates(scores.second),
         "differences": scores and _estimates(scores.differences),

@@ -198,9 +198,10 @@ def comparison_lines(comparison: "TableComparison") -> str:
     only += f", {len(comparison.only_second):,} only in {names[1]}"
     lines = [f"{comparison.equal:,} captions equal, {len(comparison.different):,} different; {only}"]
     if scores := comparison.scores:
-        if scores.corrected_count:
+        if scores.reviewed_count:
             lines.append(
-                f"{show_count(scores.corrected_count, 'image')} not scored, with a caption that a person wrote"
+                f"{show_count(scores.reviewed_count, 'image')} not scored, with a caption that a person wrote or "
+                "accepted"
             )
         lines.append(f"{show_count(scores.image_count, 'image')} with references: first, second, difference (paired)")
         lines += [

@@ -45,6 +45,7 @@ class ExtractionRecord:
     captioned: int | None = None
     """Images captioned from the store in the same run; None if the run only extracted."""
     captioning_s: float | None = None
+    """None also if captions of an earlier run were kept: then it shows no speed."""
     left_out: str = ""
     """What the search for images passed over, in words; empty if nothing, and in rows of earlier versions."""
 

@@ -132,7 +132,8 @@ def caption_folder(
     )
     captioned = len(source.keys) - len(source.failures)
     if source.extraction is not None:
-        captioning_s = time.monotonic() - captioning_started
+        is_all_made = updated.made >= captioned  # else the time shows no speed
+        captioning_s = time.monotonic() - captioning_started if is_all_made else None
         extraction = replace(source.extraction, left_out=task.left_out)
         append_record(source.path, extraction.record(task.images, captioned=captioned, captioning_s=captioning_s))
     if companions is not None:

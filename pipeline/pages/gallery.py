@@ -127,8 +127,9 @@ def _figures(rows: Sequence[CaptionRow], verdicts: Mapping[str, Verdict], *, is_
         (failed, "failed"),
         (right, "right"),
         (len(judged) - right, "wrong"),
-        (sum(any(flag != LATER for flag in row.flags) for row in rows), "flagged"),
     ]
+    if not is_table:  # else the filters count them, less those that are reviewed meanwhile
+        wanted.append((sum(any(flag != LATER for flag in row.flags) for row in rows), "flagged"))
     figures = [(len(rows), "images" if len(rows) != 1 else "image")]
     if is_table:
         figures.append((len(rows) - failed, "captioned"))

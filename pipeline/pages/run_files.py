@@ -98,6 +98,8 @@ class TableFiles:
     failures: Failures
     record: ExtractionRecord | None
     """The run that wrote the table; None if it is not known."""
+    timed: ExtractionRecord | None
+    """The last run that captioned all of them; None if it is not known."""
 
     @property
     def captioned(self) -> int:
@@ -176,7 +178,8 @@ def read_table(path: Path) -> TableFiles:
             failures.append((row.path, row.error))
     records = [record for record in read_records(cache_path_for(path)) if record.captioned is not None]
     record = records[-1] if records and records[-1].found == found else None
-    return TableFiles(path.name, found, tuple(failures), record)
+    timed = next((other for other in reversed(records) if other.found == found and other.captioning_s), None)
+    return TableFiles(path.name, found, tuple(failures), record, timed)
 
 
 def _require_described(values: Mapping[str, Any]) -> None:

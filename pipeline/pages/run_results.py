@@ -244,7 +244,10 @@ def _settings_table(
         ShownSetting(
             name,
             _show_value(defaults.get(name)),
-            [_show_value(some[name]) if name in some else NOT_RECORDED for some in values],
+            [
+                _show_value(some[name]) if name in some else NOT_RECORDED if name in defaults else "\N{EM DASH}"
+                for some in values
+            ],
         )
         for name in known
     ]

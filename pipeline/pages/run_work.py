@@ -126,7 +126,7 @@ def paces(stores: Iterable[StoreFiles], models: Iterable[ModelFiles], tables: It
                 )
             )
     for table in tables:
-        last = table.record
+        last = table.timed
         if last is None or last.captioned is None or not last.captioning_s:
             found.append(Pace("caption", table.name, NOT_RECORDED, note="no log of this run lies beside its features"))
             continue

@@ -61,6 +61,7 @@ class SavedCounts:
     corrected: int = 0
     accepted: int = 0
     later: int = 0
+    taken_back: int = 0
 
 
 class ReviewServer(ThreadingHTTPServer):
@@ -108,6 +109,7 @@ class ReviewServer(ThreadingHTTPServer):
             self.saved.corrected += summary.corrected
             self.saved.accepted += summary.accepted
             self.saved.later += summary.later
+            self.saved.taken_back += summary.taken_back
             missing = {conflict.path for conflict in summary.conflicts}
             rows = {row.path: row for row in read_captions(self.table) if row.path in missing} if missing else {}
         conflicts = [

@@ -31,7 +31,8 @@ def compare(
     """Show what differs between two tables of captions, such as those of two models.
 
     With references, both are scored on the same images (those of the test split, if there is one, without those whose
-    captions a person wrote), and each difference has a paired 95 % bootstrap interval: one that covers 0 can be chance.
+    captions a person wrote or accepted), and each difference has a paired 95 % bootstrap interval: one that covers 0
+    can be chance.
 
     Example: captionmill compare before.csv after.csv --page compare.html --images photos
     """

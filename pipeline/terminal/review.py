@@ -51,7 +51,7 @@ def review(table: Path, images: Path | str | None, port: int | None, no_browser:
     saved = serve_review(table, images, port=port, on_ready=show)
     counts = (
         f"{show_count(saved.corrected, 'caption')} corrected, {saved.accepted:,} accepted, {saved.later:,} for later"
+        + f", {saved.taken_back:,} taken back" * bool(saved.taken_back)
     )
     click.echo(err=True)  # after the ^C that a terminal shows
-    decided = {"corrected": saved.corrected, "accepted": saved.accepted, "later": saved.later}
-    show_result(f"Ended. Saved in {table}: {counts}", {"output": table, **decided})
+    show_result(f"Ended. Saved in {table}: {counts}", {"output": table, **vars(saved)})

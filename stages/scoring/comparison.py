@@ -7,6 +7,7 @@ from pathlib import Path
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.errors import AnnotationError
 from captionmill.data.tables.edits import read_edited
+from captionmill.data.tables.review import is_decision
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.stages.scoring.bootstrap import Estimate, compare, estimate
 from captionmill.stages.scoring.metrics import measure_captions
@@ -27,14 +28,19 @@ class ComparedImage:
         """Whether a person wrote one of the captions."""
         return "corrected" in (self.first.status, self.second.status)
 
+    @property
+    def is_reviewed(self) -> bool:
+        """Whether a person wrote or accepted one of the captions: a model may be trained on it."""
+        return is_decision(self.first.status) or is_decision(self.second.status)
+
 
 @dataclass(frozen=True)
 class ComparedScores:
     """The scores of two tables on the same images, and `second` minus `first`, each with its 95 % interval, by name."""
 
     image_count: int
-    corrected_count: int
-    """Other images with references, which are not scored because a person wrote one of the captions."""
+    reviewed_count: int
+    """Other images with references, which are not scored because a person wrote or accepted one of the captions."""
     first: Mapping[str, Estimate]
     second: Mapping[str, Estimate]
     differences: Mapping[str, Estimate]
@@ -95,9 +101,9 @@ def _score(
     annotations = read_annotations(captions, known_keys=shared)
     wanted = set(annotations.keys_of("test") or annotations.captions)
     captioned = [key for key in shared if key in wanted and rows[key].is_captioned and others[key].is_captioned]
-    keys = [key for key in captioned if not ComparedImage(rows[key], others[key], None).is_corrected]
+    keys = [key for key in captioned if not ComparedImage(rows[key], others[key], None).is_reviewed]
     if not keys:
-        problem = "nothing to score: no image has references and a model's caption in both tables"
+        problem = "nothing to score: no image has references and captions that nobody reviewed in both tables"
         raise AnnotationError(f"{captions}: {problem}")
     references = {key: annotations.captions[key] for key in keys}
     metrics, other_metrics = (

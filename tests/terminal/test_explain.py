@@ -316,7 +316,7 @@ def test_a_choice_among_candidates_is_shown_with_what_decided(made: Path, tmp_pa
     assert "highest total first: consensus + 0.3 x mean ln p + 0.75 x match - 0.1 x repetition\n" in text
     assert "consensus + 0.3 \N{MULTIPLICATION SIGN} mean ln p + 0.75 \N{MULTIPLICATION SIGN} match" in shown
     confidence = 1 - math.exp(-choice.candidates[0].score.consensus)
-    assert f"1 &minus; exp(&minus;consensus), with the consensus that chose it, {confidence:.4f}" in shown
+    assert f"({confidence:.4f}) is the confidence of the caption: 1 &minus; exp(&minus;consensus), with the" in shown
     assert len(explained.candidates) == 10
     assert [candidate.place for _, candidate in explained.candidates].count(0) == 1
     assert text.count("(the search's first choice)") == shown.count("the search's first choice</em>") == 1

@@ -81,18 +81,24 @@ class Decisions {
     this.#store(() => localStorage.setItem(this.#mark, String(this.#savedAt)));
   }
 
-  /** The steps until now are in the table: to undo one is to decide against it, as `against` (path -> decision) has it. */
+  /** The steps until now are in the table: to undo one is to decide against it, as `against` (path -> decision) has it,
+   * and to redo one that was undone is to decide again. */
   rebase(against) {
     const seen = new Set(), isLast = ([path]) => !seen.has(path) && seen.add(path);
     const turn = change => against.has(change[0]) ? [change[0], against.get(change[0]), null] : change;
     this.#done = this.#done.toReversed().map(step => step.filter(isLast).map(turn)).filter(step => step.length).toReversed();
-    this.#undone.length = 0;
+    seen.clear();
+    const again = ([path, before, after]) => { // null stood for what the table had before
+      const made = against.get(path);
+      return made ? [path, null, after ? { ...after, shown: made.shown } : made] : [path, before, after];
+    };
+    this.#undone = this.#undone.toReversed().map(step => step.filter(isLast).map(again)).filter(step => step.length).toReversed();
   }
 
-  /** How many decisions were made, or taken back, since they were saved. */
-  countUnsaved() {
+  /** How many decisions were made, or taken back, since they were saved; of those made, the ones that count. */
+  countUnsaved(counts = () => true) {
     let count = this.#taken.size;
-    for (const made of this.#made.values()) if (made.at > this.#savedAt) count += 1;
+    for (const [path, made] of this.#made) if (made.at > this.#savedAt && counts(path)) count += 1;
     return count;
   }
 

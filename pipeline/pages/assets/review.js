@@ -8,7 +8,7 @@ let edited = null; // the row whose caption is in the field
 let saying = 0;
 function say(text) {
   for (const line of document.querySelectorAll(".said")) line.textContent = text;
-  const overCards = find("body > .said"); // for as long as it is read
+  const overCards = find("#foot .said"); // for as long as it is read
   clearTimeout(saying);
   overCards.classList.remove("old");
   saying = setTimeout(() => overCards.classList.add("old"), 5000);
@@ -111,9 +111,14 @@ function revise(changed, action) {
   showProgress();
 }
 
+/** How many decisions the next save would save: none about a caption that the table no longer has. */
+function countUnsaved() {
+  return decisions.countUnsaved(path => byPath.has(path) && !isOutdated(byPath.get(path)));
+}
+
 function showProgress() {
   const total = members.get("captioned"), reviewed = members.get("corrected") + members.get("accepted");
-  const unsaved = decisions.countUnsaved();
+  const unsaved = countUnsaved();
   for (const line of document.querySelectorAll(".progress")) {
     line.textContent = canReview ? `${spellNumber(reviewed)} of ${spellNumber(total)} reviewed` : "";
   }
@@ -274,9 +279,11 @@ async function saveInTable(due) {
       const conflict = conflicts.get(row.path);
       if (conflict) Object.assign(row, conflict.row);
       else {
-        const before = { decision: row.status === "corrected" || row.status === "accepted" ? "corrected" : "undecided", caption: row.caption };
+        const { status, caption } = row;
         keepInRow(row, made);
-        against.set(row.path, { ...before, shown: row.caption });
+        const isSame = status === "accepted" && caption === row.caption;
+        const decision = isSame ? "accepted" : status === "corrected" || status === "accepted" ? "corrected" : "undecided";
+        against.set(row.path, { decision, caption, shown: row.caption });
         decisions.settle(row.path, made, row.caption);
       }
     }
@@ -397,7 +404,7 @@ addEventListener("storage", event => {
 });
 addEventListener("beforeunload", event => {
   leaveEdit();
-  if (decisions.countUnsaved()) event.preventDefault();
+  if (countUnsaved()) event.preventDefault();
 });
 
 // ---- keys

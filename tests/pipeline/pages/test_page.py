@@ -203,3 +203,18 @@ def test_no_module_of_the_package_holds_html() -> None:
     assert strings == {}
     marked = [path.name for path, text in texts.items() if "Markup(" in text]
     assert marked == ["page.py"]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_tables_of_an_explanation_fit_their_panels(pages: dict[str, Path], width: int, browser: Browser) -> None:
+    longest = """for (const row of document.querySelectorAll(".steps tr:has(td.share)")) {
+        const mark = document.createElement("em");
+        mark.textContent = "never chosen";
+        row.querySelector(".word").replaceChildren("<unk> ", mark);
+        row.classList.add("chosen");
+        row.querySelector(".share").previousElementSibling.textContent = "10.9223"; }"""
+    with browser.window(width):
+        browser.open(pages["explanation"].as_uri())
+        browser.run(longest)
+        tables = "[...document.querySelectorAll('.steps:not(.wide) .scroll')]"
+        assert set(browser.run(f"{tables}.map(table => table.scrollWidth - table.clientWidth)")) == {0}

@@ -309,6 +309,18 @@ def test_an_extraction_that_took_a_minute_is_given_advice(run: ReportSources, tm
     assert f"writing {100 * record.writing:.1f} % {record.advice}" in page.sections["speed"]
 
 
+def test_a_run_that_keeps_the_captions_shows_no_speed(run: ReportSources, tmp_path: Path, thin_weights: Path) -> None:
+    folder = Path(shutil.copytree(Path(run.features[0]).parent, tmp_path / "run"))
+    config = ExtractConfig("scenes-resnet14", str(thin_weights), "squash", image_size=32)
+    table = folder / "captions.csv"
+    assert caption_folder(folder / "photos", folder / "model", table, cache=CacheConfig(machine=config)).made == 0
+    first, second = read_records(folder / "captions.features.h5")
+    assert (first.captioned, second.captioned, second.captioning_s) == (8, 8, None)
+    assert first.captioning_s
+    page = report(tmp_path / "report.html", ReportSources(tables=[table]))
+    assert f"captions.csv, words {8 / first.captioning_s:,.0f} images/s 8 images" in page.sections["speed"]
+
+
 def test_a_second_extraction_adds_a_row_to_the_log(run: ReportSources, tmp_path: Path, thin_weights: Path) -> None:
     folder = Path(shutil.copytree(Path(run.features[0]).parent, tmp_path / "run"))
     config = ExtractConfig("scenes-resnet14", str(thin_weights), "squash", image_size=32)

@@ -166,6 +166,23 @@ def test_decisions_are_counted_filtered_undone_and_redone(browser: Browser, tabl
     assert browser.text("#large .caption") == "a boat"
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_what_is_shown_for_some_seconds_covers_no_notice(browser: Browser, table: Path, width: int) -> None:
+    with browser.window(width):
+        browser.open(make_page(table))
+        browser.press("j", "a", "Control+s")
+        browser.downloaded()
+        close, line, notice = (
+            browser.run(
+                f"(({{ top, bottom }}) => [top, bottom])(document.querySelector({selector!r}).getBoundingClientRect())"
+            )
+            for selector in ("#notice button", "body > .said, #foot .said", "#notice")
+        )
+        assert browser.text(".said") == "Saved: 0 corrected, 1 accepted, 0 for later"
+        assert line[0] < line[1] <= notice[0] < close[0] < close[1] <= notice[1] <= 800
+        browser.open("about:blank")
+
+
 def test_a_failed_image_is_captioned_and_another_caption_chosen(browser: Browser, table: Path) -> None:
     browser.open(make_page(table) + "#image=e.png")
     browser.press("a")
@@ -199,6 +216,7 @@ def test_a_page_made_again_continues_and_sets_aside_what_was_decided_about_other
     assert browser.open(make_page(table)) == ["beforeunload"]  # three decisions are not saved yet
     assert browser.text(".progress") == "1 of 4 reviewed"
     assert browser.text("#notice span").startswith("2 decisions from before are about captions that have changed since")
+    assert browser.text("#save") == "Save 1"  # the others do not count
     browser.open(make_page(table) + "#show=outdated&image=c.png")
     assert browser.text("#large .outdated span") == "Before, “a cat” was corrected to “a cat sleeps”."
     browser.run("document.querySelector('#large .again').click()")
@@ -299,6 +317,19 @@ def test_the_page_that_is_served_saves_into_the_table_and_shows_conflicts(
     assert browser.text(".said").endswith("0 for later, 2 taken back, 0 as before, 0 conflicts")
     assert {row.status for row in rows_of(table).values()} == {"ok", "failed"}
     assert rows_of(table)["c.png"].caption == "a lynx"
+    assert server.saved == SavedCounts(1, 1, 0, 2)
+    browser.press("U", "U")  # what was taken back in the table too
+    assert browser.text(".progress") == "2 of 4 reviewed"
+    browser.press("Control+s")
+    browser.run(saved + ".valueOf() && !document.querySelector('#save span').textContent"
+                " ? done() : requestAnimationFrame(wait); wait(); })")  # fmt: skip
+    assert rows_of(table)["a.png"] == CaptionRow("a.png", "a dog", 0.1, status="accepted")
+    assert rows_of(table)["c.png"] == CaptionRow("c.png", "a cat sleeps", None, status="corrected")
+    browser.press("u", "u")
+    assert browser.text(".progress") == "0 of 4 reviewed"
+    browser.press("Control+s")
+    browser.run(saved + ".valueOf() && !document.querySelector('#save span').textContent"
+                " ? done() : requestAnimationFrame(wait); wait(); })")  # fmt: skip
     browser.open(server.address)
     assert browser.text(".progress") == "0 of 4 reviewed"
     assert [complaint for complaint in browser.complaints() if "favicon" not in complaint] == []
@@ -393,14 +424,21 @@ def test_the_command_ends_in_words(table: Path) -> None:
         )
         assert found
         connection = http.client.HTTPConnection("127.0.0.1", int(found[1]))
-        decisions = "path,decision,caption,shown\na.png,corrected,a wolf,a dog\nb.png,later,,x\n"
-        connection.request("POST", f"{found[2]}decisions", decisions, {"Content-Type": "text/csv"})
-        with connection.getresponse() as response:
-            assert b'"conflicts": [{"path": "b.png"' in response.read()
+        head = "path,decision,caption,shown\n"
+        for decisions, answer in (
+            (
+                "a.png,corrected,a wolf,a dog\nb.png,later,,x\nc.png,accepted,,a cat\n",
+                b'"conflicts": [{"path": "b.png"',
+            ),
+            ("c.png,undecided,,a cat\n", b"1 taken back"),
+        ):
+            connection.request("POST", f"{found[2]}decisions", head + decisions, {"Content-Type": "text/csv"})
+            with connection.getresponse() as response:
+                assert answer in response.read()
         process.send_signal(signal.SIGINT)
         told, errors = process.communicate()
     assert (process.returncode, errors) == (0, "\n")
-    assert told == f"Ended. Saved in {table}: 1 caption corrected, 0 accepted, 0 for later\n"
+    assert told == f"Ended. Saved in {table}: 1 caption corrected, 1 accepted, 0 for later, 1 taken back\n"
     assert rows_of(table)["a.png"].caption == "a wolf"
 
 
