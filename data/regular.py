@@ -8,7 +8,7 @@ import io
 import os
 import select
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO, TypeVar
 
@@ -37,16 +37,24 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 class _RegularFile(io.FileIO):
-    """A file whose content is there: what the system makes up and has nothing of yet, as /proc/kmsg, is an OSError."""
+    """A file whose content is there, and whose errors name it.
+
+    What the system makes up and has nothing of yet, as /proc/kmsg, is an OSError.
+    """
 
     def readinto(self, buffer: Any, /) -> int:
-        count: int | None = super().readinto(buffer)
-        return self._present(count)
+        count: int = self._present(super().readinto, buffer)
+        return count
 
     def readall(self) -> bytes:
-        return self._present(super().readall())
+        return self._present(super().readall)
 
-    def _present(self, found: _Found | None) -> _Found:
+    def _present(self, read: Callable[..., _Found | None], *buffer: Any) -> _Found:
+        try:
+            found = read(*buffer)
+        except OSError as exc:
+            exc.filename = str(self.name)
+            raise
         if found is None:
             raise OSError(errno.EAGAIN, "has no content now", str(self.name))
         return found
