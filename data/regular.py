@@ -8,9 +8,11 @@ import io
 import os
 import select
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, BinaryIO, TextIO
+from typing import IO, Any, BinaryIO, TextIO, TypeVar
+
+_Found = TypeVar("_Found")
 
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # opening a pipe does not wait for its writer
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
@@ -29,9 +31,33 @@ _KINDS = {
 def open_regular(path: Path) -> io.BufferedReader:
     """The file at `path`, open for reading; OSError for a folder, a pipe, a socket or a device."""
     try:
-        return open(path, "rb", opener=_open_regular)
+        return io.BufferedReader(_RegularFile(path, opener=_open_regular))
     except ValueError as exc:  # a null byte in the path
         raise OSError(errno.EINVAL, str(exc), str(path)) from exc
+
+
+class _RegularFile(io.FileIO):
+    """A file whose content is there, and whose errors name it.
+
+    What the system makes up and has nothing of yet, as /proc/kmsg, is an OSError.
+    """
+
+    def readinto(self, buffer: Any, /) -> int:
+        count: int = self._present(super().readinto, buffer)
+        return count
+
+    def readall(self) -> bytes:
+        return self._present(super().readall)
+
+    def _present(self, read: Callable[..., _Found | None], *buffer: Any) -> _Found:
+        try:
+            found = read(*buffer)
+        except OSError as exc:
+            exc.filename = str(self.name)
+            raise
+        if found is None:
+            raise OSError(errno.EAGAIN, "has no content now", str(self.name))
+        return found
 
 
 def open_regular_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> TextIO:
@@ -84,6 +110,16 @@ def is_folder(path: Path) -> bool:
 def require_regular(path: Path) -> None:
     """Raise OSError if there is something at `path` that is neither a file nor a folder."""
     _require_kind(path.stat().st_mode, path)
+
+
+def require_content(path: Path) -> None:
+    """As `require_regular`, and ValueError for a file of no size: for libraries that open it themselves.
+
+    They would wait for the content of a file that the system makes up, as /proc/kmsg; such files have no size.
+    """
+    require_regular(path)
+    if path.stat().st_size == 0:
+        raise ValueError("it is empty")
 
 
 def read_bytes(path: Path) -> bytes:

@@ -37,7 +37,7 @@ ALLOWED = {
     "data/images": IMAGE_ROOMS,
     "data/images/formats": {"data", "data/images/formats", "data/images/memory"},
     "data/hdf5": {"data", "data/hdf5"},
-    "data/features": {"data", "data/features", "data/hdf5", "data/images/read"},
+    "data/features": {"data", "data/features", "data/hdf5", "data/images/read", "data/tables"},
     "data/captions": CAPTION_ROOMS,
     "data/captions/formats": {"data", "data/captions/formats", "data/images/formats", "data/images/walk"},
     "data/tables": {"data", "data/tables"},

@@ -136,7 +136,8 @@ class _Collected:
         for row in rows:
             count += 1
             is_own = row.status is not None
-            key, caption = image_key(row.image.strip()), _read_caption(row.caption or "", self.word_rule)
+            key = image_key(row.image if is_own else row.image.strip())  # ours has each name as it is
+            caption = _read_caption(row.caption or "", self.word_rule)
             if not key:
                 raise AnnotationError(f"{row.where} has no image name; fill it in or remove the {row.where.split()[0]}")
             if row.file is not None and (known := self.files.setdefault(key, row.file)) != row.file:

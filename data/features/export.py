@@ -13,6 +13,7 @@ from captionmill.data.files import replace_atomically
 from captionmill.data.parquet import require_pyarrow
 from captionmill.data.paths import AnyPath
 from captionmill.data.progress import no_progress
+from captionmill.data.tables.formats import require_other_output
 
 ExportProgress = Callable[[str, int, int], None]
 """Called with a label, and how many rows of how many are done."""
@@ -37,8 +38,8 @@ def export_features(
 
     OUT.npy: [N, D] in the store's dtype, and beside it OUT.csv with the columns row and key. OUT.parquet: the columns
     key (string) and features (a list of D numbers each). Of several views of an image, the mean is exported. Raises
-    StoreError if the store cannot be read, InputError for another suffix, an output that exists (unless `overwrite`),
-    or Parquet without the package pyarrow.
+    StoreError if the store cannot be read, InputError for another suffix, an output that exists (unless `overwrite`) or
+    is a table of captions, or Parquet without the package pyarrow.
     """
     path, output = Path(path), Path(output)
     writers = {".npy": _write_npy, ".parquet": _write_parquet}
@@ -48,6 +49,7 @@ def export_features(
     for written in paths:
         if written.exists() and not overwrite:
             raise InputError(f"{written}: exists already; pass `overwrite` to replace it")
+        require_other_output(written, path)
     store = FeatureStore.open(path)
     writers[output.suffix](store, output, progress)
     return FeaturesExportSummary(len(store), paths)

@@ -71,7 +71,10 @@ def is_sealed(file: BinaryIO) -> bool | None:
     if size < _SEAL.size + 4:
         return None
     file.seek(size - _SEAL.size - 4)
-    sign, end, checksum = _SEAL.unpack(file.read(_SEAL.size))
+    seal = file.read(_SEAL.size)
+    if len(seal) < _SEAL.size:  # a file that the system makes up has less in it than its size says
+        return None
+    sign, end, checksum = _SEAL.unpack(seal)
     if sign != _SEAL_SIGN:
         return None
     if end > size - _SEAL.size - 4 or size - end > _LARGEST_SEAL:

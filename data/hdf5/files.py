@@ -17,7 +17,7 @@ import numpy as np
 
 from captionmill.data.hdf5.check import REFERENCE, check_attributes, check_references
 from captionmill.data.locks import NO_LOCKS
-from captionmill.data.regular import open_regular, require_regular
+from captionmill.data.regular import open_regular, require_content
 
 _BUSY = (errno.EAGAIN, errno.EACCES)  # where flock is made of fcntl's locks, as on NFS, it may answer EACCES
 _OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW)  # a damaged file makes HDF5 read at places that no file has
@@ -44,7 +44,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     HDF5 takes a shared lock, so that no other program may write meanwhile. Where the storage has no locks, the file is
     read without: files of a store are never changed, only replaced.
     """
-    require_regular(path)
+    require_content(path)
     try:
         file = h5py.File(path, "r")
     except OSError as exc:

@@ -115,7 +115,7 @@ def has_image_header(path: Path) -> bool:
     """Whether the file at `path` begins as an image does; False for one that cannot be read."""
     with suppress(OSError):
         if path.is_file():  # opening a pipe would wait forever
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 return is_image_header(file.read(HEADER_BYTES))
     return False
 

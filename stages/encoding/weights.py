@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from captionmill.data.cache import Cache, key_of
 from captionmill.data.errors import WeightsError
 from captionmill.data.foreign import WRONG_VALUES, parse_json
-from captionmill.data.regular import open_regular, require_regular
+from captionmill.data.regular import open_regular, require_content
 from captionmill.stages.settings import ExtractConfig
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def require_weights(config: ExtractConfig) -> None:
         raise WeightsError(
             f"{path}: no such file; `weights` takes {', '.join(NAMED_WEIGHTS)} or a .pth or .safetensors"
         )
-    with suppress(OSError), path.open("rb") as file:
+    with suppress(OSError), open_regular(path) as file:
         if path.suffix != ".safetensors" and not file.read(2).startswith((b"PK", b"\x80")):  # a zip, or a pickle
             raise WeightsError(f"{path}: not a readable state_dict (neither a zip file nor a pickle)")
 
@@ -198,7 +198,7 @@ def _read_state(path: Path) -> "dict[str, Tensor]":
 
     reader: _Read = safetensors.torch.load_file if path.suffix == ".safetensors" else _read_pickled_tensors
     try:
-        require_regular(path)
+        require_content(path)
         loaded = reader(path)
     except _UNREADABLE as exc:
         problem = str(exc).split("\n", 1)[0][:200]

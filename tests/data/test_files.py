@@ -1,15 +1,20 @@
 """A reader sees the old file or the new one, never half of either."""
 
 import errno
+import io
+import os
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import replace_atomically, write_text
-from captionmill.data.regular import open_own, read_bytes, read_text
+from captionmill.data.hdf5.check import is_sealed
+from captionmill.data.regular import open_own, open_regular, open_regular_text, read_bytes, read_text, require_content
 
 WRITER = """import sys
 from pathlib import Path
@@ -103,3 +108,53 @@ def test_a_file_that_is_too_large_to_be_read_at_once_says_its_size(tmp_path: Pat
     for read in (read_bytes, read_text):
         with pytest.raises(OSError, match="has 5,368,709,120 bytes, more than 4,294,967,296"):
             read(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_a_file_that_has_no_content_now_is_an_error_and_no_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /proc/kmsg, a file by its kind, of which reading waits until the kernel says something: here a pipe."""
+    path = tmp_path / "kmsg"
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(stat, "S_IFMT", lambda mode: stat.S_IFREG)
+            file, text = open_regular(path), open_regular_text(path)
+        reads: list[Callable[[], object]] = [file.read, lambda: file.read(8), file.readline, text.readline, text.read]
+        for read in reads:
+            with pytest.raises(OSError, match="has no content now") as error:
+                read()
+            assert error.value.filename == str(path)
+        os.write(writer, b"text")
+        assert file.read() == b"text"
+        file.close()
+        text.close()
+    finally:
+        os.close(writer)
+
+
+def test_a_file_without_size_is_not_given_to_a_library_that_could_wait_for_its_content(tmp_path: Path) -> None:
+    (tmp_path / "store.h5").touch()
+    with pytest.raises(ValueError, match="it is empty"):
+        require_content(tmp_path / "store.h5")
+    (tmp_path / "store.h5").write_bytes(b"x")
+    require_content(tmp_path / "store.h5")
+
+
+def test_a_store_with_less_in_it_than_its_size_says_has_no_seal() -> None:
+    """As the files of /sys, or one that is cut off meanwhile."""
+
+    class Short(io.BytesIO):
+        def seek(self, place: int, whence: int = 0) -> int:
+            return 4096 if whence == os.SEEK_END else super().seek(place, whence)
+
+    assert is_sealed(Short(b"12345")) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="Linux has this file")
+def test_an_error_while_a_file_is_read_names_it() -> None:
+    with pytest.raises(OSError, match="Input/output") as error:
+        read_bytes(Path("/proc/self/mem"))
+    assert error.value.filename == "/proc/self/mem"

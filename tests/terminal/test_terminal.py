@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -241,3 +242,24 @@ def test_the_version_is_the_packages_own_and_there_are_two_ways_to_start() -> No
         [sys.executable, "-m", "captionmill", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.endswith(f", version {version}\n")
+
+
+AT_IMPORT = """class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "captionmill.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+"""
+AT_EXIT = "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process cannot send itself Ctrl-C on Windows")
+@pytest.mark.parametrize("moment", [AT_IMPORT, AT_EXIT])
+def test_ctrl_c_before_and_after_a_command_ends_it_without_a_word(moment: str) -> None:
+    program = (
+        f"import atexit, os, signal, sys\n{moment}sys.argv = ['captionmill', '--version']\n"
+        "from captionmill.__main__ import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    assert bool(done.stdout) == (moment == AT_EXIT)

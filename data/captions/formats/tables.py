@@ -71,7 +71,8 @@ def read_caption_table(file: TextIO, layout: TableLayout) -> Iterator[ReferenceR
         split = None if columns.split is None else _cell(cells, columns.split)
         image, caption = _cell(cells, columns.image), _cell(cells, columns.caption)
         if is_own:
-            image, caption = unguard_formula(image.lstrip(" ")), unguard_formula(caption.lstrip(" "))
+            image = unguard_formula(image if columns.status is not None else image.lstrip(" "))
+            caption = unguard_formula(caption.lstrip(" "))
         is_rejected = any(is_marked(_cell(cells, position)) for position in columns.rejected)
         yield ReferenceRow(f"row {number}", image, caption, split, is_rejected, status=columns.status_in(cells))
 

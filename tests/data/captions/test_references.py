@@ -12,6 +12,8 @@ from captionmill.data.captions.formats.rows import FORMATS
 from captionmill.data.captions.references import Annotations, read_annotations, read_split_list
 from captionmill.data.captions.splits import split_by_image
 from captionmill.data.errors import AnnotationError
+from captionmill.data.tables.formats import TableFormat, write_captions
+from captionmill.data.tables.rows import CaptionRow
 
 
 def write(path: Path, content: str | bytes | object) -> Path:
@@ -147,6 +149,17 @@ def test_a_corrected_table_of_captions_can_be_trained_on(tmp_path: Path) -> None
     table = "\n".join(("path,caption,confidence,flags,status,error", *rows))
     captions = {"a.jpg": ("A dog",), "=c.jpg": ("-5",)}
     assert read_annotations(write(tmp_path / "captions.csv", table)).captions == captions
+
+
+def test_a_name_with_spaces_at_its_ends_is_no_other_name_in_our_own_table(tmp_path: Path) -> None:
+    texts = {"a.jpg": "a dog", " a.jpg": "a cat", "\ta.jpg": "a cup", "b.jpg ": "a hat", "b.jpg": "a car"}
+    rows = [CaptionRow(key, text, None, status="corrected") for key, text in texts.items()]
+    formats: tuple[TableFormat, ...] = ("csv", "jsonl", "parquet")
+    for table_format in formats:
+        path = tmp_path / f"captions.{table_format}"
+        write_captions(path, rows, table_format, with_alternatives=False)
+        found = read_annotations(path).captions
+        assert found == {key: (text,) for key, text in texts.items()}
 
 
 def test_accents_typed_apart_from_their_letters_are_put_together(tmp_path: Path) -> None:

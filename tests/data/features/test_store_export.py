@@ -18,6 +18,8 @@ from captionmill.data.features.file import Features
 from captionmill.data.features.spec import StoredDtype
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
+from captionmill.data.tables.formats import write_captions
+from captionmill.data.tables.rows import CaptionRow
 
 KEYS = sorted(["NA", "007", 'a, "b".jpg', "c/ü 日本.jpg", "two\nlines.jpg", "carriage\rreturn.jpg", " space .jpg"])
 
@@ -160,6 +162,18 @@ def test_a_file_that_exists_is_replaced_only_with_overwrite(tmp_path: Path, outp
         assert read_table(tmp_path / "f.csv")["key"].tolist() == KEYS
     else:
         np.testing.assert_array_equal(read_parquet(tmp_path / output)[1], rows)
+
+
+@pytest.mark.parametrize(("output", "there"), [("f.npy", "f.csv"), ("f.parquet", "f.parquet")])
+def test_a_table_of_captions_is_not_replaced(tmp_path: Path, output: str, there: str) -> None:
+    write(tmp_path / "f.h5")
+    rows = [CaptionRow("a.jpg", "a person wrote this", None, status="corrected")]
+    write_captions(tmp_path / there, rows, "csv" if there == "f.csv" else "parquet", with_alternatives=False)
+    before = (tmp_path / there).read_bytes()
+    with pytest.raises(InputError, match=r"is a table of captions and would be overwritten; name another output"):
+        export_features(tmp_path / "f.h5", tmp_path / output, overwrite=True)
+    assert (tmp_path / there).read_bytes() == before
+    assert names_in(tmp_path) == sorted({"f.h5", there})
 
 
 def test_new_rows_never_lie_beside_the_keys_of_older_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
