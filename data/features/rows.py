@@ -1,5 +1,6 @@
 """Reads rows of a file that never changes, in constant memory; safe with threads and forks."""
 
+import io
 import os
 import weakref
 from collections.abc import Iterator
@@ -36,10 +37,10 @@ class RowFile:
         is kept open there.
         """
         self._path, self._dtype, self._row_length, self._offset = path, dtype, row_length, offset
-        self._descriptor: int | None = None
+        self._file: io.FileIO | None = None
         if keep_open and os.name != "nt":
-            self._descriptor = _open(path)
-            weakref.finalize(self, os.close, self._descriptor)
+            self._file = io.FileIO(path)
+            weakref.finalize(self, self._file.close)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Rows:
         """The rows at the positions `rows`, in that order, [M, D].
@@ -61,21 +62,15 @@ class RowFile:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        if self._descriptor is not None:
-            yield self._descriptor
+        if self._file is not None:
+            yield self._file.fileno()
             return
         try:
-            descriptor = _open(self._path)
+            file = io.FileIO(self._path)
         except FileNotFoundError as exc:
             raise StoreError(f"{self._path}: another process joined it into its store; open the store again") from exc
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        with file:
+            yield file.fileno()
 
 
 def _read_at(descriptor: int, buffer: npt.NDArray[np.uint8], offset: int) -> bool:

@@ -9,11 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from captionmill.data import regular
 from captionmill.data.errors import CaptionmillError
 from captionmill.pipeline.terminal.json_lines import begin_json, json_errors, streams_put_back, wants_json
 from captionmill.pipeline.terminal.names import as_typed
@@ -29,8 +31,13 @@ class _Terminated(KeyboardInterrupt):
 
 
 _IMPORT = "<frozen importlib._bootstrap>"
-_LOCKING = {logging.__file__: "", threading.__file__: "__"}
-"""Python code that takes and frees locks: files, and what the names of their functions begin with."""
+_TAKING: dict[str, str | tuple[str, ...]] = {
+    logging.__file__: "",
+    threading.__file__: "__",
+    regular.__file__: ("_open", "_checked"),
+    str(Path(regular.__file__).with_name("files.py")): ("_create", "flush"),
+}
+"""Python code that takes locks and opens files: files, and what the names of their functions begin with."""
 _PAUSE_S, _MOST_WAITS = 0.05, 200
 _waited: list[int] = []
 """The signals of this command that waited."""
@@ -40,17 +47,17 @@ def _end(number: int, frame: FrameType | None) -> None:
     """Raise the exception of a signal, unless it arrives where it would do harm: then it waits for a moment.
 
     An import swallows it. In a function that has just taken a lock, the lock would be kept for ever: other threads
-    wait for it, and this one for them.
+    wait for it, and this one for them. What such a function has just opened would stay open.
     """
-    if len(_waited) < _MOST_WAITS and (_takes_lock(frame) or _is_import(frame)):
+    if len(_waited) < _MOST_WAITS and (_takes_hold(frame) or _is_import(frame)):
         _waited.append(number)
         _thread.start_new_thread(_repeat_signal, (signal.Signals(number), _PAUSE_S))
         return
     raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
-def _takes_lock(frame: FrameType | None) -> bool:
-    beginning = _LOCKING.get(frame.f_code.co_filename) if frame else None
+def _takes_hold(frame: FrameType | None) -> bool:
+    beginning = _TAKING.get(frame.f_code.co_filename) if frame else None
     return frame is not None and beginning is not None and frame.f_code.co_name.startswith(beginning)
 
 

@@ -91,3 +91,24 @@ def test_a_signal_in_a_function_that_takes_a_lock_waits_until_the_lock_can_be_fr
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["handler", "stopped", "condition", "stopped"]
+
+
+def test_a_signal_in_a_function_that_opens_a_file_waits_until_the_file_can_be_closed() -> None:
+    program = (
+        "import functools, signal, time\n"
+        "from captionmill.data import files, regular\n"
+        "from captionmill.pipeline.terminal import endings\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have told pytest to ignore it
+        "endings.listen_to_signals()\n"
+        "ctrl_c = functools.partial(signal.raise_signal, signal.SIGINT)\n"
+        "for module, name in ((regular, '_open_regular'), (files, '_create_partial')):\n"
+        "    hasattr(module, name) or print(name, 'is not there')\n"
+        "    exec(compile(f'def {name}():\\n    ctrl_c()\\n    print(\"opened\")', module.__file__, 'exec'))\n"
+        "    try:\n"
+        "        locals()[name]()\n"
+        "        for _ in range(500): time.sleep(0.01)\n"  # what a thread interrupts is not one long call
+        "    except KeyboardInterrupt:\n"
+        "        print('stopped')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["opened", "stopped"] * 2
