@@ -41,6 +41,8 @@ _TAKING: dict[str, str | tuple[str, ...]] = {
 _PAUSE_S, _MOST_WAITS = 0.05, 200
 _waited: list[int] = []
 """The signals of this command that waited."""
+_raised: list[type[KeyboardInterrupt]] = []
+"""What the signals of this command raised."""
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -53,7 +55,8 @@ def _end(number: int, frame: FrameType | None) -> None:
         _waited.append(number)
         _thread.start_new_thread(_repeat_signal, (signal.Signals(number), _PAUSE_S))
         return
-    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    _raised.append(_Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+    raise _raised[-1]
 
 
 def _takes_hold(frame: FrameType | None) -> bool:
@@ -101,6 +104,7 @@ def listen_to_signals(*, pause_s: float = 0.01) -> None:
     One that the interpreter swallows is raised again `pause_s` seconds later.
     """
     _waited.clear()
+    _raised.clear()
     signal.signal(signal.SIGTERM, _end)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for a job in the background
         signal.signal(signal.SIGINT, _end)
@@ -175,9 +179,18 @@ class ErrorGroup(StrictGroup):
         with _errors_as_objects():
             return self._invoke(ctx)
 
-    def _invoke(self, ctx: click.Context) -> Any:
+    def _invoke_or_stop(self, ctx: click.Context) -> Any:
+        """As `click.Group.invoke`; an error that a signal became on its way, as in torch's reader, is that signal."""
         try:
             return super().invoke(ctx)
+        except (CaptionmillError, OSError) as exc:
+            if _raised:
+                raise _raised[-1] from exc
+            raise
+
+    def _invoke(self, ctx: click.Context) -> Any:
+        try:
+            return self._invoke_or_stop(ctx)
         except KeyboardInterrupt as exc:
             click.echo(
                 "\nStopped. Features, captions and checkpoints made so far are kept: run the same command again to "

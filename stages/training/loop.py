@@ -68,7 +68,7 @@ def train_on_captions(training: Training, recorder: Recorder) -> None:
         batches = prepare_ahead(functools.partial(prepare_batch, training, views), plan[state.step :])
         for features, words, word_count in batches:  # [B, D], [B, T], words of all processes
             seed_step(training)  # what dropout draws
-            set_learning_rate(training, config.learning_rate, len(plan), training.first_epochs)
+            set_learning_rate(training, training.peak_learning_rate, len(plan), training.first_epochs)
             logits, targets, _ = training.network(features, words)  # [N, V], [N]
             loss, entropy = cross_entropy(logits, targets, label_smoothing=config.label_smoothing)  # sums over N
             if training.teachers:

@@ -36,6 +36,7 @@ _MANY_CAPTIONS = 30_000  # for so many the minimum of epochs is enough; a quarte
 _LEAST_PATIENCE = 3  # epochs
 _LEAST_EPOCHS, _MOST_EPOCHS = 6, 100
 _MOST_EPOCHS_FROM_MODEL = 10  # in more it forgets what it knew of images that the few captions do not show
+_RATE_FROM_MODEL = 0.3  # share of the learning rate: at the whole of it, few captions overwrite what the model knew
 _WARMUP = 0.1  # share of a phase's steps in which the learning rate rises
 
 
@@ -139,6 +140,7 @@ class Training:
             self.decoder.fit_features(torch.from_numpy(mean), torch.from_numpy(std))
         else:
             start.copy_into(self.decoder)
+        self.peak_learning_rate = config.learning_rate * (_RATE_FROM_MODEL if start else 1)
         self._models_used: dict[str, Any] = {"init": start.name, "init_sha256": start.digest} if start else {}
         self.teachers = Teachers()
         self.decoder.to(device)

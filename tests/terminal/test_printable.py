@@ -112,3 +112,22 @@ def test_a_signal_in_a_function_that_opens_a_file_waits_until_the_file_can_be_cl
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["opened", "stopped"] * 2
+
+
+def test_an_error_that_a_signal_became_on_its_way_is_that_signal() -> None:
+    program = (
+        "import signal, click\n"
+        "from captionmill.data.errors import WeightsError\n"
+        "from captionmill.pipeline.terminal import endings\n"
+        "@click.group(cls=endings.ErrorGroup)\n"
+        "def group(): endings.listen_to_signals()\n"
+        "@group.command()\n"
+        "def read():\n"
+        "    try: signal.raise_signal(signal.SIGTERM)\n"
+        "    except BaseException: raise WeightsError('not readable')\n"  # as torch's reader does
+        "group(['read'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.startswith("\nStopped. ")
+    assert "not readable" not in done.stderr

@@ -66,10 +66,21 @@ def test_the_words_and_weights_of_the_model_stay_where_they_are(
     assert np.abs(added).max() > 0
 
 
+def test_a_model_is_changed_at_three_tenths_of_the_learning_rate(
+    tmp_path: Path, base: Path, new: tuple[Path, Path]
+) -> None:
+    config = starting_from(base, max_epochs=2, patience=2)
+    scratch = train(*new, tmp_path / "scratch", replace(config, init=None))
+    started = train(*new, tmp_path / "model", config)
+    rates = [[result.learning_rate for result in run.history] for run in (scratch, started)]
+    assert rates[0][0] > 0
+    assert rates[1] == pytest.approx([0.3 * rate for rate in rates[0]])
+
+
 def test_a_model_that_starts_from_another_learns_its_new_words(
     tmp_path: Path, base: Path, new: tuple[Path, Path]
 ) -> None:
-    config = starting_from(base, max_epochs=20, patience=20, dropout=0.0, feature_dropout=0.0)
+    config = starting_from(base, max_epochs=20, patience=20, learning_rate=0.15, dropout=0.0, feature_dropout=0.0)
     train(*new, tmp_path / "model", config)
     captioner = Captioner.load(tmp_path / "model", device="cpu")
     assert captioner.bundles[0].splits["train"] == KEYS[:3]
