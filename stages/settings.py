@@ -245,10 +245,7 @@ class TrainConfig(Configuration):
     )
     batch_size: int = setting(64, "Captions per optimizer step, over all processes together.", least=1, most=1_000_000)
     learning_rate: float = setting(
-        1e-3,
-        "Peak learning rate of AdamW, after a tenth of the steps; then it falls to 0 along a cosine. From a model it "
-        "is 0.3 of that.",
-        least=0,
+        1e-3, "Peak learning rate of AdamW, after a tenth of the steps; it ends at 0. From a model, 0.3 of it.", least=0
     )
     weight_decay: float = setting(0.0, "Weight decay of AdamW, applied to matrices only.", least=0)
     clip_norm: float = setting(1.0, "Gradients are clipped to this norm.", least=0.001)  # 0 would remove the gradient
