@@ -60,11 +60,16 @@ def _create_partial(path: Path) -> tuple[int, Path]:
     while True:
         partial_path = path.with_name(fit_name(f".{path.name}", f".{secrets.token_hex(8)}.partial"))
         descriptor = os.open(partial_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
-        if os.name != "nt":
-            with suppress(OSError):  # on storage without locks nothing is taken for a leftover
-                fcntl.flock(descriptor, fcntl.LOCK_SH)  # HDF5 takes the same to read the file under its final name
-        if partial_path.exists():  # else it was taken for a leftover before it was locked
-            return descriptor, partial_path
+        try:
+            if os.name != "nt":
+                with suppress(OSError):  # on storage without locks nothing is taken for a leftover
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)  # HDF5 takes the same to read the file under its final name
+            if partial_path.exists():  # else it was taken for a leftover before it was locked
+                return descriptor, partial_path
+        except BaseException:  # Ctrl-C too
+            os.close(descriptor)
+            partial_path.unlink(missing_ok=True)
+            raise
         os.close(descriptor)
 
 

@@ -180,7 +180,7 @@ def _checked(descriptor: int, path: str) -> int:
         if stat.S_ISDIR(mode):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         _require_kind(mode, path)
-    except OSError:
+    except BaseException:  # Ctrl-C too
         os.close(descriptor)
         raise
     return descriptor

@@ -158,3 +158,24 @@ def test_an_error_while_a_file_is_read_names_it() -> None:
     with pytest.raises(OSError, match="Input/output") as error:
         read_bytes(Path("/proc/self/mem"))
     assert error.value.filename == "/proc/self/mem"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the open files in /proc")
+def test_ctrl_c_while_a_file_is_opened_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def press_ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "a.csv").write_text("a")
+    before = sorted(Path("/proc/self/fd").iterdir())
+    for module, name, open_file in (
+        (os, "fstat", lambda: open_regular(tmp_path / "a.csv")),
+        (fcntl, "flock", lambda: write_text(tmp_path / "b.csv", "b")),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, press_ctrl_c)
+            with pytest.raises(KeyboardInterrupt):
+                open_file()
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
