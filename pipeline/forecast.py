@@ -124,7 +124,7 @@ def forecast_captions(
     overwrite: bool | Literal["made"] = False,
 ) -> Forecast:
     """What `caption_folder` with these arguments would do, and its errors that do not depend on what is in an image."""
-    models, output = read_models(model), Path(output)
+    models, output = read_models(model, weights_later=True), Path(output)
     task = prepare_captions(images, output, table, cache.features, embed_into=embed_into, overwrite=overwrite)
     path = task.store_path
     failed = {row.path for row in read_captions(output) if not row.is_captioned} if is_caption_table(output) else set()

@@ -9,8 +9,10 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,27 @@ def _read_tensors(folder: Path, entry: Mapping[str, Any]) -> Tensors:
     return tensors
 
 
+class _TensorsOfFile(Mapping[str, npt.NDArray[Any]]):
+    """The tensors of one of a model's files, read and checked when they are first used."""
+
+    def __init__(self, folder: Path, entry: Mapping[str, Any]) -> None:
+        self._folder, self._entry = folder, entry
+
+    @cached_property
+    def _tensors(self) -> Tensors:
+        with _damage_named(self._folder):
+            return _read_tensors(self._folder, self._entry)
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
 def model_paths(*folders: Path) -> list[Path]:
     """The files of the models in `folders`, which need not exist; no output may overwrite them."""
     return [folder / name for folder in folders for name in (BUNDLE_NAME, *weights_names_of(folder))]
@@ -177,11 +200,15 @@ def is_weights_name(name: object) -> bool:
     return isinstance(name, str) and _WEIGHTS_NAME.fullmatch(name) is not None
 
 
-def read_model(folder: AnyPath) -> Model:
-    """The model in `folder`; ModelError if there is none, or its files are damaged or do not belong together."""
+def read_model(folder: AnyPath, *, weights_later: bool = False) -> Model:
+    """The model in `folder`; ModelError if there is none, or its files are damaged or do not belong together.
+
+    `weights_later` reads and checks the tensors only when they are first used, for a run that may not need them.
+    """
     folder = Path(folder)
     path = folder / BUNDLE_NAME
-    try:
+    find_tensors = _TensorsOfFile if weights_later else _read_tensors
+    with _damage_named(folder):
         values = parse_json(read_text(path))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ModelError(f"{path}: not a captionmill model")
@@ -189,7 +216,7 @@ def read_model(folder: AnyPath) -> Model:
             raise ModelError(
                 f"{path}: format version {values['format_version']}, this captionmill reads {FORMAT_VERSION}"
             )
-        tensors = _read_tensors(folder, values["weights"])
+        tensors = find_tensors(folder, _record(values["weights"]))
         ranker = values.get("ranker")
         spec = FeatureSpec.from_json(values["features"])
         for name in ("embed_dim", "hidden_dim"):
@@ -209,8 +236,15 @@ def read_model(folder: AnyPath) -> Model:
             versions={name: text_of(version) for name, version in values["versions"].items()},
             tensors=tensors,
             notes=tuple(map(str, values.get("notes", ()))),
-            ranker=RankerParts(_record(ranker["settings"]), _read_tensors(folder, ranker)) if ranker else None,
+            ranker=RankerParts(_record(ranker["settings"]), find_tensors(folder, ranker)) if ranker else None,
         )
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    """Raise ModelError with the reason for whatever a damaged model in `folder` raises in the block."""
+    try:
+        yield
     except ModelError:
         raise
     except FileNotFoundError as exc:
@@ -219,4 +253,4 @@ def read_model(folder: AnyPath) -> Model:
         ) from exc
     except (OSError, SafetensorError, *WRONG_VALUES) as exc:
         problem = " ".join(repr(exc).split())[:200]
-        raise ModelError(f"{path}: not a readable model ({problem}); train it again") from exc
+        raise ModelError(f"{folder / BUNDLE_NAME}: not a readable model ({problem}); train it again") from exc

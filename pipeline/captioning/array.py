@@ -44,7 +44,7 @@ def extract_for_captions(
     """
     started = time.monotonic()
     require_machine(cache.machine)
-    spec = read_models(model).spec
+    spec = read_models(model, weights_later=True).spec
     task = prepare_captions(images, as_path(output), table, cache.features, embed_into=None, overwrite=False)
     if task.found is None:
         raise InputError(f"{images}: holds features already, so there is nothing to extract: leave out `shard`")

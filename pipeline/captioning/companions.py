@@ -1,13 +1,13 @@
 """Files written along with a table of captions: text files beside images, captions inside images, a gallery page.
 
 They are prepared before any work, so that a file that cannot be written is reported at once, and written when the table
-is complete.
+is complete. Those that few runs write are imported only then: a run without work takes a third of a second.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from captionmill.data.errors import InputError
 from captionmill.data.images.lists import ListedImages
@@ -22,9 +22,10 @@ from captionmill.pipeline.captioning.embedding import Embedding, EmbedSummary
 from captionmill.pipeline.captioning.metadata_lines import MetadataLines
 from captionmill.pipeline.captioning.shards import Shards, ShardSummary
 from captionmill.pipeline.captioning.sidecars import XMP_SUFFIX, Sidecars, image_path_of
-from captionmill.pipeline.captioning.xmp_sidecars import XmpSidecars
-from captionmill.pipeline.pages.gallery import write_gallery
 from captionmill.stages.table_settings import TableConfig
+
+if TYPE_CHECKING:
+    from captionmill.pipeline.captioning.xmp_sidecars import XmpSidecars
 
 EmbedInto = Path | Literal["images"]
 
@@ -65,7 +66,9 @@ class Companions:
         if config.sidecar is not None and local is not None and local.is_dir():
             require_inside(local, (image_path_of(image, "`sidecar`") for image in found))
         if config.sidecar is not None and config.sidecar.lower() == XMP_SUFFIX:
-            self._sidecars = XmpSidecars(found, config.sidecar, table, wording=wording, others=others)
+            from captionmill.pipeline.captioning import xmp_sidecars
+
+            self._sidecars = xmp_sidecars.XmpSidecars(found, config.sidecar, table, wording=wording, others=others)
         elif config.sidecar is not None:
             self._sidecars = Sidecars(found, config.sidecar, table, wording=wording, others=others, overwrite=overwrite)
         if (metadata := as_path(config.metadata_jsonl)) is not None:
@@ -85,6 +88,8 @@ class Companions:
     def write_gallery(self, *, workers: int, progress: Progress) -> None:
         """Write the page, if requested; `workers` threads decode its images."""
         if self._gallery is not None:
+            from captionmill.pipeline.pages.gallery import write_gallery
+
             rows = list(read_captions(self._table))
             write_gallery(
                 self._gallery, self._title, self._found, rows, table=self._table, workers=workers, progress=progress

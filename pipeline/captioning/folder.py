@@ -107,7 +107,7 @@ def caption_folder(
     started = time.monotonic()
     machine = cache.machine
     require_machine(machine)
-    models, output = read_models(model), Path(output)
+    models, output = read_models(model, weights_later=True), Path(output)
     limit_memory(machine.memory)
     load = cache_result(partial(_load_captioner, models, machine.device))
     task = prepare_captions(images, output, table, cache.features, embed_into=embed_into, overwrite=overwrite)

@@ -92,6 +92,8 @@ def sound_weights(model: Path, bundle: Model) -> tuple[DecoderConfig, Weights]:
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         if layers != config.layers or shapes != config.shapes():
             raise ValueError("weights of other sizes")
+    except ModelError:  # of a file that is read only now
+        raise
     except WRONG_VALUES as exc:
         raise ModelError(f"{model}: weights and configuration do not fit each other; train it again") from exc
     if config.vocab_size != len(bundle.vocabulary):

@@ -73,8 +73,8 @@ def choose_rerank(search: SearchConfig, rankers: Mapping[str, RankerParts | None
     return search
 
 
-def read_models(model: AnyPaths) -> TrainedModels:
-    """The model in folder `model`, or the models in several such folders.
+def read_models(model: AnyPaths, *, weights_later: bool = False) -> TrainedModels:
+    """The model in folder `model`, or the models in several such folders; `weights_later` as `read_model`.
 
     Raises ModelError if one cannot be read, SpecMismatchError if they were trained on different kinds of features,
     InputError if their words or the indices of these differ, or no folder is given.
@@ -82,7 +82,7 @@ def read_models(model: AnyPaths) -> TrainedModels:
     folders = find_models(model)
     if not folders:
         raise InputError("no model is given: name at least one folder that `captionmill train` wrote")
-    bundles = [read_model(folder) for folder in folders]
+    bundles = [read_model(folder, weights_later=weights_later) for folder in folders]
     for folder, bundle in zip(folders[1:], bundles[1:], strict=True):
         bundles[0].spec.require(bundle.spec, mine=str(folders[0]), others=str(folder))
         require_same_words(folders[0], bundles[0].vocabulary, folder, bundle.vocabulary)

@@ -51,6 +51,8 @@ def unpack_ranker(parts: RankerParts, where: str, vocab_size: int) -> Ranker:
     """The ranker that `pack_ranker` took apart; ModelError, which names the model `where`, if the parts do not fit."""
     try:
         return _build(dict(parts.settings), parts.tensors, vocab_size)
+    except ModelError:  # of a file that is read only now
+        raise
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as exc:
         raise ModelError(f"{where}: what re-ranks its captions is not sound ({exc}); train it again") from exc
 

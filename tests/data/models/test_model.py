@@ -62,6 +62,19 @@ def test_weights_of_another_training_are_refused(tmp_path: Path) -> None:
     foreign.replace(own)
     with pytest.raises(ModelError, match=r"is not the file that bundle\.json was written with"):
         read_model(tmp_path / "a")
+    later = read_model(tmp_path / "a", weights_later=True).tensors
+    with pytest.raises(ModelError, match=r"is not the file that bundle\.json was written with"):
+        dict(later)
+    own.unlink()
+    with pytest.raises(ModelError, match="is missing"):
+        dict(read_model(tmp_path / "a", weights_later=True).tensors)
+
+
+def test_weights_that_are_read_later_are_the_same(tmp_path: Path) -> None:
+    write_model(tmp_path, make_bundle("a"))
+    now, later = read_model(tmp_path).tensors, read_model(tmp_path, weights_later=True).tensors
+    assert len(later) == 1
+    np.testing.assert_array_equal(now["weight"], later["weight"])
 
 
 def test_a_missing_model_names_the_command_that_makes_one(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from builders import make_model, make_rows, make_store
 from PIL import Image
 from processes import Child
 
-from captionmill.data.errors import InputError, SpecMismatchError
+from captionmill.data.errors import InputError, ModelError, SpecMismatchError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.description import check_description, write_description
 from captionmill.data.models.bundle import LOW_CONFIDENCE, read_model
@@ -87,6 +87,22 @@ def test_a_second_run_makes_no_row_and_later_ones_only_what_changed(model: Path,
     caption(photos, model, tmp_path / "anew.csv")
     assert table.read_bytes() == (tmp_path / "anew.csv").read_bytes()
     assert {key for key, row in rows_of(table).items() if row.status == "ok"} == set(rows_of(table))
+
+
+def test_a_finished_folder_needs_no_weights_and_damaged_ones_stop_the_rest(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    table, own = tmp_path / "t.csv", tmp_path / "own"
+    shutil.copytree(model, own)
+    caption(photos, own, table)
+    weights = next(own.glob("decoder-*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert caption(photos, own, table).made == 0
+    before, features = table.read_bytes(), (tmp_path / "t.features.h5").read_bytes()
+    Image.new("RGB", (50, 50)).save(photos / "new.png")
+    with pytest.raises(ModelError, match=r"is not the file that bundle\.json was written with"):
+        caption(photos, own, table)
+    assert (table.read_bytes(), (tmp_path / "t.features.h5").read_bytes()) == (before, features)
 
 
 def test_a_folder_is_extracted_by_many_processes_and_the_table_stays_one(
