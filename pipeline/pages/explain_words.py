@@ -138,7 +138,7 @@ def _describe_found(explained: ImageExplanation) -> str:
 
 
 def describe_total(explained: ImageExplanation) -> str:
-    """What the total of a candidate is the sum of: "consensus + 0.3 x mean ln p - 0.1 x repetition"; "" without any."""
+    """What the total of a candidate is the sum of: "consensus + 0.3 x mean ln p - 0.01 x words"; "" without any."""
     choice, by = explained.explanation.choice, explained.search.rerank
     if choice is None:
         return ""
@@ -146,7 +146,8 @@ def describe_total(explained: ImageExplanation) -> str:
     parts = ["consensus"] * (by != "matcher") + [f"{config.likelihood_weight:g} x mean ln p"]
     if by != "consensus":
         parts.append(f"{config.match_weight if by == 'both' else config.match_weight_alone:g} x match")
-    return " + ".join(parts) + f" - {config.repetition_weight:g} x repetition" * (config.repetition_weight > 0)
+    taken = [(config.repetition_weight, "repetition"), (config.length_weight, "words")]
+    return " + ".join(parts) + "".join(f" - {weight:g} x {what}" for weight, what in taken if weight > 0)
 
 
 def describe_search(search: SearchConfig) -> str:

@@ -91,10 +91,11 @@ def _choice_lines(explained: ImageExplanation, choice: Choice) -> Iterator[str]:
     by = explained.search.rerank
     count = len(choice.candidates)
     yield f"the choice among the {count} candidates, the highest total first: {describe_total(explained)}"
-    has_consensus, has_match, has_repetition = by != "matcher", by != "consensus", choice.config.repetition_weight > 0
+    has_consensus, has_match = by != "matcher", by != "consensus"
+    has_repetition, has_length = choice.config.repetition_weight > 0, choice.config.length_weight > 0
     yield (
         f"  place    total{'  consensus' * has_consensus}  mean ln p{'    match' * has_match}"
-        f"{'  repetition' * has_repetition}  caption"
+        f"{'  repetition' * has_repetition}{'  words' * has_length}  caption"
     )
     for place, candidate in explained.candidates:
         score = candidate.score
@@ -104,6 +105,7 @@ def _choice_lines(explained: ImageExplanation, choice: Choice) -> Iterator[str]:
             + f"  {score.log_probability:9.4f}"
             + f"  {score.match:7.4f}" * has_match
             + f"  {score.repetition:10.4f}" * has_repetition
+            + f"  {score.length:5g}" * has_length
             + f"  {explained.text_of(candidate.caption.words)}"
             + "  (the search's first choice)" * (candidate.place == 0)
         )

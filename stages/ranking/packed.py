@@ -15,6 +15,7 @@ from captionmill.stages.ranking.ngrams import FlatCaptions, NGramIdf, starts_of
 from captionmill.stages.ranking.ranker import Ranker, RankerConfig
 from captionmill.stages.ranking.regression import ImageRegression, Reduction
 
+_OF_EARLIER_VERSIONS = {"repetition_weight": 0.0, "length_weight": 0.0}  # their settings do not have them
 _MATCHER = "matcher."  # prefix of the names of its tensors
 
 
@@ -76,7 +77,7 @@ def _build(settings: dict[str, Any], tensors: Mapping[str, Any], vocab_size: int
     captions = FlatCaptions(tensors["words"], starts_of(tensors["lengths"]))
     regression = ImageRegression(reduction, tensors["rows"], tensors["vectors"], tensors["gains"])
     counts = tensors["captions_per_image"]
-    config = RankerConfig(**{"repetition_weight": 0.0} | settings)  # models of earlier versions do not have it
+    config = RankerConfig(**_OF_EARLIER_VERSIONS | settings)
     return Ranker(config, regression, captions, counts, index, vocab_size, matcher)
 
 

@@ -1,8 +1,8 @@
 """Choosing among the candidates of a search by the captions of training images, and by what words fit the image.
 
 A candidate's score is its consensus with the captions of the training images, plus its match with the image, plus a
-little of the decoder's own log probability, less what it repeats. The weights were chosen on Flickr8k's dev images
-(docs/benchmarks.md).
+little of the decoder's own log probability, less what it repeats and a little for each word. The weights were chosen on
+Flickr8k's dev images (docs/benchmarks.md).
 """
 
 import functools
@@ -10,6 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 
 import numpy as np
 
@@ -34,6 +35,8 @@ class RankerConfig:
     """The same, without the consensus."""
     repetition_weight: float = 0.1
     """Of the words that a candidate repeats, which is taken off."""
+    length_weight: float = 0.01
+    """Of the number of a candidate's words, which is taken off: all else gains by words that are likely anywhere."""
     guidance: float = 1.0
     """Of the words that the training images predict, in the search for candidates."""
     usual_cosine: float = 0.0
@@ -65,6 +68,8 @@ class CandidateScore:
     """Cosine with the image, -1 to 1."""
     repetition: float
     """Sum of the inverse document frequencies of words that follow the same word again: "man" in "a man and a man"."""
+    length: float
+    """Number of its words."""
     total: float
     """The weighted sum of these that are used."""
 
@@ -106,22 +111,16 @@ class Ranker:
         consensus = self.consensus(weights, candidates) if by != "matcher" else zeros
         match = self.match(features, candidates) if by != "consensus" else zeros
         return [
-            [
-                self._add(by, *parts)
-                for parts in zip(
-                    likelihood, own_consensus.tolist(), own_match.tolist(), map(self.repetition, own), strict=True
-                )
-            ]
+            list(map(partial(self._add, by), own, likelihood, own_consensus.tolist(), own_match.tolist()))
             for own, likelihood, own_consensus, own_match in zip(candidates, likelihoods, consensus, match, strict=True)
         ]
 
-    def _add(
-        self, by: str, log_probability: float, consensus: float, match: float, repetition: float
-    ) -> CandidateScore:
-        config = self.config
-        total = consensus + config.likelihood_weight * log_probability - config.repetition_weight * repetition
+    def _add(self, by: str, words: Words, log_probability: float, consensus: float, match: float) -> CandidateScore:
+        config, repetition, length = self.config, self.repetition(words), len(words)
+        total = consensus + config.likelihood_weight * log_probability
         total += match * (config.match_weight_alone if by == "matcher" else config.match_weight)
-        return CandidateScore(log_probability, consensus, match, repetition, total)
+        total -= config.repetition_weight * repetition + config.length_weight * length
+        return CandidateScore(log_probability, consensus, match, repetition, length, total)
 
     def consensus(self, weights: Reals, candidates: Sequence[Sequence[Words]]) -> list[Reals]:
         """The consensus of the candidates of each image with the captions of the training images, `weights` [B, N]."""

@@ -313,7 +313,7 @@ def test_a_choice_among_candidates_is_shown_with_what_decided(made: Path, tmp_pa
     choice, text, shown = explained.explanation.choice, render_text(explained), page.read_text(encoding="utf-8")
     assert choice is not None
     assert "beam search (20 captions kept, length penalty 0.7) found 20 candidates, among which the captions of" in text
-    assert "highest total first: consensus + 0.3 x mean ln p + 0.75 x match - 0.1 x repetition\n" in text
+    assert "highest total first: consensus + 0.3 x mean ln p + 0.75 x match - 0.1 x repetition - 0.01 x words\n" in text
     assert "consensus + 0.3 \N{MULTIPLICATION SIGN} mean ln p + 0.75 \N{MULTIPLICATION SIGN} match" in shown
     confidence = 1 - math.exp(-choice.candidates[0].score.consensus)
     assert f"({confidence:.4f}) is the confidence of the caption: 1 &minus; exp(&minus;consensus), with the" in shown
@@ -326,6 +326,7 @@ def test_a_choice_among_candidates_is_shown_with_what_decided(made: Path, tmp_pa
             f"{value:.4f}"
             for value in (score.total, score.consensus, score.log_probability, score.match, score.repetition)
         ]
+        numbers.append(str(len(candidate.caption.words)))
         assert re.search(rf"^[* ] +{place}  +{'  +'.join(map(re.escape, numbers))}  ", text, re.M)
         assert "".join(f"<td>{number}</td>" for number in numbers) in shown
     for neighbour in choice.neighbours:

@@ -50,11 +50,13 @@ def test_a_ranker_is_the_same_after_it_was_packed() -> None:
     for mine_row, others_row in zip(mine, others, strict=True):
         for one, other in zip(mine_row, others_row, strict=True):
             assert (one.consensus, one.match) == pytest.approx((other.consensus, other.match), abs=1e-2)  # float16
-            assert one.total == pytest.approx(one.consensus + 0.3 * one.log_probability + 0.75 * one.match)
+            assert one.total == pytest.approx(
+                one.consensus + 0.3 * one.log_probability + 0.75 * one.match - 0.01 * one.length
+            )
     assert pack_ranker(again).settings == parts.settings
 
 
-def test_what_a_candidate_says_twice_is_taken_off_but_not_by_models_of_earlier_versions() -> None:
+def test_repetitions_and_words_are_taken_off_but_not_by_models_of_earlier_versions() -> None:
     ranker = make_ranker(FEATURES, 12)
     idf = ranker.words.idf.tolist()
     images = [{word for words in one.captions for word in words} for one in ranker.strongest(FEATURES[0], 20)]
@@ -63,13 +65,16 @@ def test_what_a_candidate_says_twice_is_taken_off_but_not_by_models_of_earlier_v
     assert ranker.repetition([10, 11, 10, 11, 10, 11]) == pytest.approx(2 * idf[11] + idf[10])
     assert ranker.repetition([10, 11, 4, 10, 5, 11]) == 0
     parts = pack_ranker(ranker)
-    earlier = {name: value for name, value in parts.settings.items() if name != "repetition_weight"}
+    earlier = {
+        name: value for name, value in parts.settings.items() if name not in ("repetition_weight", "length_weight")
+    }
     old = unpack_ranker(replace(parts, settings=earlier), "model", 12)
     candidates, likelihoods = [[[10, 11, 10, 11], [10, 11]]], [[-1.0, -1.0]]
     unused = np.empty((1, 0), np.float32)
     mine, others = (one.score(FEATURES[:1], unused, candidates, likelihoods, "matcher")[0] for one in (ranker, old))
-    assert mine[0].total == pytest.approx(others[0].total - 0.1 * idf[11], abs=1e-2)  # float16
-    assert mine[1].total == pytest.approx(others[1].total, abs=1e-2)
+    assert [score.length for score in mine] == [4, 2]
+    assert mine[0].total == pytest.approx(others[0].total - 0.1 * idf[11] - 0.01 * 4, abs=5e-3)  # float16
+    assert mine[1].total == pytest.approx(others[1].total - 0.01 * 2, abs=5e-3)
 
 
 def test_an_image_that_is_far_from_all_training_images_trusts_the_consensus_less() -> None:
