@@ -21,6 +21,8 @@ LONG = (
     *("test_engine", "test_images", "test_resume", "test_gallery", "test_review", "test_run_report"),
     *("test_store_access", "test_search", "test_startup", "test_folder"),
 )
+MEMORY_NEEDED = 3 << 30
+"""Bytes that must be free for files in memory; those of all tests, if none were removed, are 1.2 GB."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +35,10 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.set_threshold(10_000, 20, 20)  # of what imports and syntax trees make, little is garbage
     if not hasattr(config, "workerinput"):
         os.environ["CAPTIONMILL_CACHE"] = tempfile.mkdtemp(prefix="captionmill-tests-")
+        memory = Path("/dev/shm")
+        if memory.is_dir() and shutil.disk_usage(memory).free > MEMORY_NEEDED:
+            # Tens of thousands of files are renamed and removed, and no test sees whether they lie on a disk.
+            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
         if config.getoption("numprocesses", None):
             start_server()
 
@@ -72,12 +78,14 @@ def thin_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def blank_curves() -> Iterator[None]:
     """The curves of a training, twice as long in the drawing as a small training takes, are an empty file."""
     from captionmill.stages import charts
 
-    monkeypatch.setattr(charts, "draw_curves", lambda path, rows, **_: path.touch())
+    with pytest.MonkeyPatch.context() as monkeypatch:  # before the models that several tests share are trained
+        monkeypatch.setattr(charts, "draw_curves", lambda path, rows, **_: path.touch())
+        yield
 
 
 @pytest.fixture

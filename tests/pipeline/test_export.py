@@ -29,7 +29,7 @@ from captionmill.data.errors import ExportError
 from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
-from captionmill.stages.encoding.encoder import build_encoder
+from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.portable.file import Port, PortableNetwork, open_network, write_network
 from captionmill.stages.portable.networks import portable_decoder, portable_encoder
 from captionmill.stages.settings import ExtractConfig, FeatureScaling, ImageInput
@@ -286,9 +286,11 @@ def test_an_ensemble_becomes_one_network_with_the_state_of_each_decoder() -> Non
 
 @needs_onnx
 def test_an_encoder_takes_images_of_any_shape_and_both_views(thin_weights: Path, tmp_path: Path) -> None:
-    """The exports of the whole model have `squash` and one view."""
-    config = ExtractConfig("scenes-resnet14", str(thin_weights), "whole", 64, "flip")
-    encoder = build_encoder(config)
+    """The exports of the whole model have `squash`, one view and all layers; here are those up to the second stride."""
+    whole = build_encoder(ExtractConfig("scenes-resnet14", str(thin_weights), "whole", 64, "flip"))
+    network = whole.network
+    network.layers = network.layers[:6]
+    encoder = Encoder(replace(whole.spec, feature_dim=512), lambda: network)
     write_network(portable_encoder(encoder), tmp_path / "encoder")
     pixels = np.random.default_rng(0).integers(256, size=(4, 64, 160, 3)).astype(np.uint8)
     with torch.inference_mode():

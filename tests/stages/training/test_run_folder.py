@@ -12,6 +12,8 @@ from PIL import Image
 
 from captionmill.data.csv_tables import Cell
 from captionmill.data.errors import InputError
+from captionmill.stages import charts
+from captionmill.stages.charts import draw_curves
 from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, MATCHER_NAME
 from captionmill.stages.training.run_folder import RUN_NAMES, RunFolder, copy_run, remove_published
 
@@ -19,8 +21,9 @@ CIDERS = [0.1, 0.3, 0.2, 0.4]
 
 
 @pytest.fixture(autouse=True)
-def blank_curves() -> None:
-    """Here they are drawn."""
+def drawn_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here they are no empty files."""
+    monkeypatch.setattr(charts, "draw_curves", draw_curves)
 
 
 def make_history(epochs: int, *, self_critical_from: int = 99) -> list[dict[str, Cell]]:
