@@ -43,7 +43,7 @@ from captionmill.stages.settings import SearchConfig
 if TYPE_CHECKING:
     from captionmill.stages.decoding.decoder import Decoder
 
-BLOCK_ROWS = 768  # captions that are searched at once
+BLOCK_ROWS = 1536  # captions that are searched at once: of half as many, products and steps take a twelfth longer
 
 _log = logging.getLogger(__name__)
 

@@ -4,11 +4,13 @@ Beam search, greedy search, sampling, self-critical training, the reasons in an 
 export all take it from here.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace, device, is_torch_array
 
 from captionmill.data.captions.vocabulary import END, PAD, START, UNK, Vocabulary
@@ -18,6 +20,8 @@ from captionmill.stages.settings import USUAL_LENGTH, SearchConfig
 AnyArray = Any
 """An array of NumPy or torch: searching is the same with both, in terms of the array API standard (data-apis.org)."""
 
+_CHUNK_ROWS = 96  # captions of a few thousand words each whose logits stay in a core's cache
+_ROUNDING = 1e-5  # by which sums must differ for their order to be sure
 _SORTED = 64  # words of a row from which sorting the row finds them faster than looking for one after the other
 _LEAST = -1e30  # a log probability that leaves an end possible where the decoder rules it out
 
@@ -135,6 +139,82 @@ def _repeating(history: AnyArray, doubled: tuple[int, ...]) -> AnyArray:
     if history.shape[1] > 1:
         may_follow &= history[:, -2:-1] != last
     return xp.where(may_follow, PAD, last)
+
+
+def next_words(
+    logits: AnyArray,
+    history: AnyArray,
+    rule: WordRule,
+    count: int,
+    *,
+    sums: AnyArray,
+    pools: AnyArray,
+    images: AnyArray,
+    guide: AnyArray | None = None,
+) -> tuple[AnyArray, AnyArray, AnyArray]:
+    """The `count` likeliest next words of captions by their `logits` [R, V] and their words so far, `history` [R, T].
+
+    Gives their log probabilities in falling order, -inf for none, the words, and the log probabilities without the
+    `guide` [N, V] of the captions' `images` [R]; each [R, count] or, of fewer words, [R, V].
+
+    Words may be missing that `count` others in the same of the `pools` [R], which rise, beat: those of a higher sum
+    with what their captions have so far, `sums` [R].
+    """
+    xp, rows = array_namespace(logits), logits.shape[0]
+    size = rows if is_torch_array(logits) else _CHUNK_ROWS
+    found = []
+    for start in range(0, rows, size):
+        own = slice(start, start + size)
+        rated = logits[own]
+        log_probabilities = log_softmax(rated) if guide is None else _guided(rated, history[own], guide[images[own]])
+        ends = forbid_words(log_probabilities, history[own], rule)
+        is_stuck = xp.max(log_probabilities, axis=1) == -math.inf
+        values, words = _contenders(log_probabilities, min(count, rated.shape[1]), sums[own], pools[own])
+        values[:, 0] = xp.where(is_stuck, ends, values[:, 0])
+        words[:, 0] = xp.where(is_stuck, END, words[:, 0])
+        words = xp.where(values == -math.inf, PAD, words)
+        unguided = values if guide is None else xp.take_along_axis(rated, words, axis=1) - log_total(rated)
+        found.append((values, words, unguided))
+    values, words, unguided = (xp.concat(parts) for parts in zip(*found, strict=True))
+    return values, words, unguided
+
+
+def _guided(logits: AnyArray, history: AnyArray, guide: AnyArray) -> AnyArray:
+    """The log probabilities of `logits` [R, V] with `guide` [R, V], which is overwritten, for words not said yet."""
+    xp = array_namespace(logits)
+    guide += logits
+    rows = xp.arange(len(guide), device=device(guide))[:, None]
+    guide[rows, history] = xp.take_along_axis(logits, history, axis=1)
+    guide -= log_total(guide)
+    return guide
+
+
+def _contenders(log_probabilities: AnyArray, count: int, sums: AnyArray, pools: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """As `likeliest_words`, of `log_probabilities` [R, V], but -inf for most that others beat, as in `next_words`.
+
+    The highest of each of some columns of words are compared first: that spares NumPy ordering most words.
+    """
+    (rows, vocab_size), columns = log_probabilities.shape, 2 * count
+    if is_torch_array(log_probabilities) or vocab_size < 2 * columns:
+        return likeliest_words(log_probabilities, count)
+    depth = vocab_size // columns
+    tops = log_probabilities[:, : depth * columns].reshape(rows, depth, columns).max(axis=1) + sums[:, None]
+    cutoffs = np.empty(rows, log_probabilities.dtype)  # those of sums
+    starts = np.flatnonzero(np.diff(pools, prepend=-1)).tolist()
+    for start, end in itertools.pairwise([*starts, rows]):
+        cutoffs[start:end] = np.partition(tops[start:end], -count, axis=None)[-count]
+    cutoffs -= sums + _ROUNDING * np.abs(cutoffs)
+    np.maximum(cutoffs, np.finfo(cutoffs.dtype).min, out=cutoffs)  # -inf is no word
+    owners, found = np.divmod(np.flatnonzero(log_probabilities >= cutoffs[:, None]), vocab_size)
+    order = np.lexsort((-log_probabilities[owners, found], owners))  # stable: of equal ones the lower word
+    found = found[order]
+    places = np.arange(len(owners)) - np.searchsorted(owners, owners)
+    is_among = places < count
+    owners, found, places = owners[is_among], found[is_among], places[is_among]
+    values, words = np.full((rows, count), -math.inf, log_probabilities.dtype), np.full((rows, count), PAD)
+    values[owners, places] = log_probabilities[owners, found]
+    words[owners, places] = found
+    return values, words
 
 
 def likeliest_words(log_probabilities: AnyArray, count: int) -> tuple[AnyArray, AnyArray]:

@@ -16,6 +16,8 @@ from captionmill.stages.decoding.search import State
 
 Numbers = npt.NDArray[np.float32]
 
+_CHUNK_ROWS = 64  # captions whose gates stay in a core's cache
+
 
 class FoldedDecoder:
     """Steps as the decoder with these weights takes them."""
@@ -102,14 +104,19 @@ class FoldedDecoder:
                 below_to_gates, bias = self._below_to_gates[layer]
                 gates = hiddens[layer - 1] @ below_to_gates
                 gates += bias
-            gates += (hidden[layer] @ hidden_to_gates)[parents]
-            np.tanh(gates, out=gates)
-            taken, kept, new, given = (gates[:, place * size : (place + 1) * size] for place in range(4))
-            for sigmoid in (taken, kept, given):
-                np.multiply(sigmoid, 0.5, out=sigmoid)
-                np.add(sigmoid, 0.5, out=sigmoid)
-            np.multiply(kept, cell[layer][parents], out=cells[layer])
-            cells[layer] += taken * new
-            np.tanh(cells[layer], out=hiddens[layer])
-            hiddens[layer] *= given
+            inherited = hidden[layer] @ hidden_to_gates  # [P, 4H]
+            for start in range(0, len(gates), _CHUNK_ROWS):
+                chunk = slice(start, start + _CHUNK_ROWS)
+                own = gates[chunk]
+                own += inherited[parents[chunk]]
+                np.tanh(own, out=own)
+                taken, kept, new, given = (own[:, place * size : (place + 1) * size] for place in range(4))
+                for sigmoid in (taken, kept, given):
+                    np.multiply(sigmoid, 0.5, out=sigmoid)
+                    np.add(sigmoid, 0.5, out=sigmoid)
+                cells_after, hiddens_after = cells[layer, chunk], hiddens[layer, chunk]
+                np.multiply(kept, cell[layer][parents[chunk]], out=cells_after)
+                cells_after += taken * new
+                np.tanh(cells_after, out=hiddens_after)
+                hiddens_after *= given
         return hiddens, cells

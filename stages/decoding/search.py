@@ -15,10 +15,8 @@ from captionmill.stages.decoding.beam_tree import TracedStep
 from captionmill.stages.decoding.constraints import (
     AnyArray,
     WordRule,
-    forbid_words,
     likeliest_words,
-    log_softmax,
-    log_total,
+    next_words,
 )
 from captionmill.stages.settings import SearchConfig
 
@@ -195,34 +193,25 @@ class _Beam:
         The third are the log probabilities without guidance.
         """
         xp, (count, beams) = self._xp, living.shape
-        log_probabilities = self._rate_words(logits, living)  # [R, V]
-        ends = forbid_words(log_probabilities, self._words[living], self._rule)
-        values, words = likeliest_words(log_probabilities, min(beams, logits.shape[1]))  # [R, K]
-        is_stuck = values[:, 0] == -math.inf
-        values[:, 0] = xp.where(is_stuck, ends, values[:, 0])
-        words[:, 0] = xp.where(is_stuck, END, words[:, 0])
-        all_values = self._full((count, beams, beams), -math.inf)
+        images = self.images[xp.nonzero(living)[0]]  # [R]
+        found = next_words(  # each [R, K]
+            logits,
+            self._words[living],
+            self._rule,
+            beams,
+            sums=self._sums[living],
+            # diversity takes from a word's score later: each caption keeps all its own words
+            pools=images if self._group_size == beams else xp.arange(len(images), device=self._device),
+            guide=self._guide,
+            images=images,
+        )
+        all_values, all_unguided = (self._full((count, beams, beams), -math.inf) for _ in range(2))
         all_words = self._full((count, beams, beams), PAD)
-        all_values[:, :, 0][self._ended] = 0.0  # an ended caption stays as it is
-        all_values[..., : values.shape[1]][living] = values
-        all_words[..., : values.shape[1]][living] = xp.where(values == -math.inf, PAD, words)
-        unguided = all_values
-        if self._guide is not None:
-            unguided = xp.asarray(all_values, copy=True)
-            unguided[..., : values.shape[1]][living] = xp.take_along_axis(logits, words, axis=1) - log_total(logits)
-        return all_values, all_words, unguided
-
-    def _rate_words(self, logits: AnyArray, living: AnyArray) -> AnyArray:
-        """The log probabilities, guided, of the next word of the living captions [R, V]."""
-        if self._guide is None:
-            return log_softmax(logits)
-        xp = self._xp
-        guided = self._guide[self.images[xp.nonzero(living)[0]]]  # [R, V]
-        guided += logits
-        rows, words = xp.arange(len(guided), device=self._device)[:, None], self._words[living]  # [R, T]
-        guided[rows, words] = xp.take_along_axis(logits, words, axis=1)
-        guided -= log_total(guided)
-        return guided
+        for all_of, values in zip((all_values, all_words, all_unguided), found, strict=True):
+            all_of[..., : values.shape[1]][living] = values
+        for all_of in (all_values, all_unguided):
+            all_of[:, :, 0][self._ended] = 0.0  # an ended caption stays as it is
+        return all_values, all_words, all_unguided
 
     def _choose(self, sums: AnyArray, weights: AnyArray, words: AnyArray) -> tuple[AnyArray, AnyArray]:
         """Which of the candidates [B, K, K] are the next captions, [B, K] of K*K, group by group; by which scores."""
@@ -289,7 +278,7 @@ class _Beam:
         self._ended, self._words = self._ended[stays], self._words[stays]
         self._log_probabilities = self._log_probabilities[stays]
         living = self._living()
-        continued, self.parents = self._xp.unique_inverse(rows[stays][living])
+        continued, self.parents = self._xp.unique(rows[stays][living], return_inverse=True)
         self.state = tuple(self._xp.take(part, continued, axis=1) for part in state)
         self.last_words = self._words[:, :, -1][living]
 

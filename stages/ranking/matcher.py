@@ -5,6 +5,7 @@ in a minute, and a caption costs as many additions as it has words. Source of th
 the loss, see `stages/training/reranking/matching.py`.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from captionmill.stages.ranking.ngrams import Reals
+from captionmill.stages.ranking.ngrams import FlatCaptions, Reals
 
-_BLOCK_WORDS = 65_536  # words that are embedded at once, in 128 MB
+_BLOCK_CAPTIONS = 1000  # captions that are embedded at once, in about 25 MB
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,12 @@ class Matcher:
 
         Each word's vector is looked up, so that no caption is multiplied by anything.
         """
-        vectors = np.zeros((len(captions), self.config.joint_dim), np.float32)
-        size = max(1, _BLOCK_WORDS // max(map(len, captions), default=1))
-        for start in range(0, len(captions), size):
-            block = captions[start : start + size]
-            counts = np.array([len(caption) for caption in block])
-            words = np.array([word for caption in block for word in caption], dtype=np.int64)
-            starts = (np.cumsum(counts) - counts)[counts > 0]
-            if len(starts):
-                sums = np.add.reduceat(self.word_vectors[words], starts)
-                vectors[start : start + size][counts > 0] = sums / counts[counts > 0, np.newaxis]
+        vectors = np.empty((len(captions), self.config.joint_dim), np.float32)
+        for start in range(0, len(captions), _BLOCK_CAPTIONS):
+            block = FlatCaptions.of(captions[start : start + _BLOCK_CAPTIONS])
+            words = self.word_vectors[block.words]
+            for row, (first, end) in enumerate(itertools.pairwise(block.starts.tolist()), start):
+                np.add.reduce(words[first:end], axis=0, out=vectors[row])  # reduceat takes ten times as long
         return normalize(vectors)
 
 
