@@ -12,7 +12,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line sets it
 
 import numpy as np
 

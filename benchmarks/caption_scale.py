@@ -11,7 +11,7 @@ import os
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line sets it
 
 import numpy as np
 import torch

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line sets it
 
 import numpy as np
 import torch

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line sets it
 
 from photos import link_photos, run_command
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets it
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line sets it
 
 import h5py
 import numpy as np
