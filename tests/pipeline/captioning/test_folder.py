@@ -194,8 +194,8 @@ def test_a_feature_store_is_captioned_without_its_images(model: Path, photos: Pa
 
 
 def test_a_run_killed_while_it_decodes_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    keys = [f"{number:03d}.jpg" for number in range(700)]
-    store = make_store(tmp_path / "f.h5", keys, make_rows(700))
+    keys = [f"{number:03d}.jpg" for number in range(1200)]
+    store = make_store(tmp_path / "f.h5", keys, make_rows(1200))
     model = make_model(tmp_path / "model", FeatureStore.open(store).spec)
     caption(store, model, tmp_path / "whole.csv")
     whole = (tmp_path / "whole.csv").read_bytes()
@@ -212,11 +212,11 @@ def test_a_run_killed_while_it_decodes_goes_on_and_ends_as_if_it_had_not_been(tm
         "               cache=CacheConfig(machine=ExtractConfig(device='cpu')))\n"
     )
     table = tmp_path / "t.csv"
-    for _ in range(2):  # of each life 256 captions are left, decoded together
-        with Child(program, store, model, table, 256) as process:
+    for _ in range(2):  # of each life 512 captions are left, decoded together
+        with Child(program, store, model, table, 512) as process:
             assert process.wait() == -signal.SIGKILL
         assert not table.exists()
-    assert caption(store, model, table).made == 700 - 512
+    assert caption(store, model, table).made == 1200 - 2 * 512
     assert table.read_bytes() == whole
 
 
