@@ -17,7 +17,7 @@ from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START, Voca
 from captionmill.data.errors import InputError
 from captionmill.stages.decoding.captioner import CaptionFinder
 from captionmill.stages.decoding.config import DecoderConfig
-from captionmill.stages.decoding.constraints import AnyArray, likeliest_words
+from captionmill.stages.decoding.constraints import AnyArray, WordRule, likeliest_words, next_words
 from captionmill.stages.decoding.decoder import Decoder, TorchSteps, choose_steps
 from captionmill.stages.decoding.search import State, StepDecoder, search_captions
 from captionmill.stages.settings import SearchConfig
@@ -258,6 +258,31 @@ def test_equal_words_come_in_the_order_of_their_indices() -> None:
                 there = found > -math.inf
                 assert torch.equal(words[there], expected.indices[:, :count][there])
                 assert torch.equal(values.gather(1, words), found)  # of words at -inf, one that is
+
+
+def test_no_word_is_left_out_that_belongs_to_the_best_of_its_image() -> None:
+    """Words that others of the same image surely beat are not put in order, unless all words are asked for."""
+    for seed in range(150):
+        chance = np.random.default_rng(seed)
+        count = int(chance.integers(1, 21))
+        images = np.repeat(np.arange(3), chance.integers(1, count + 1, size=3))
+        logits = chance.normal(size=(len(images), 4 * count + 200)).astype(np.float32)
+        if seed % 3 == 0:
+            logits = np.round(2 * logits) / 2  # equal ones
+        logits[chance.random(logits.shape) < (0.9 if seed % 5 == 0 else 0)] = -np.inf
+        logits[:, 4] = 1  # something has a probability
+        sums = (chance.choice([0, 1, 50]) * chance.normal(size=len(images))).astype(np.float32)
+        history = np.full((len(images), 1), START)
+        best = []
+        for asked in (count, logits.shape[1]):
+            values, words, _ = next_words(
+                logits.copy(), history, WordRule(), asked, sums=sums, pools=images, images=images
+            )
+            totals = values + sums[:, np.newaxis]
+            there = zip(*np.nonzero(values > -np.inf), strict=True)
+            ranked = sorted((images[row], -totals[row, place], row, place, words[row, place]) for row, place in there)
+            best.append([[one for one in ranked if one[0] == image][:count] for image in range(3)])
+        assert best[0] == best[1]
 
 
 @torch.inference_mode()
