@@ -10,7 +10,6 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from functools import partial
 
 import numpy as np
 
@@ -111,7 +110,10 @@ class Ranker:
         consensus = self.consensus(weights, candidates) if by != "matcher" else zeros
         match = self.match(features, candidates) if by != "consensus" else zeros
         return [
-            list(map(partial(self._add, by), own, likelihood, own_consensus.tolist(), own_match.tolist()))
+            [
+                self._add(by, *parts)
+                for parts in zip(own, likelihood, own_consensus.tolist(), own_match.tolist(), strict=True)
+            ]
             for own, likelihood, own_consensus, own_match in zip(candidates, likelihoods, consensus, match, strict=True)
         ]
 
