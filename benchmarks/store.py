@@ -1,9 +1,10 @@
-"""The feature store at a million rows: writing, opening, reading, appending, checking, merging; and a finished folder.
+"""The feature store at a million rows: writing, opening, reading, checking, merging, search; and a finished folder.
 
-python benchmarks/store.py PHOTOS [--rows 1000000] [--images 100000] [--work DIR]
+python benchmarks/store.py PHOTOS [--rows 1000000] [--images 100000] [--model MODEL] [--work DIR]
 
 The rows are random numbers, 2048 float16 each (4.1 GB at a million; DIR needs three times that). Each line is its own
-process. PHOTOS is a folder of images, used over and over by symbolic links for the finished folder.
+process. MODEL, whose features have one view, searches the rows by words. PHOTOS is a folder of images, used over and
+over by symbolic links for the finished folder.
 """
 
 import argparse
@@ -23,14 +24,14 @@ from captionmill.data.features.merge import merge_stores
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
+from captionmill.data.models.bundle import read_model
 
-SPEC = FeatureSpec("resnet50", "benchmark", "0" * 64, "crop", 224, 256)
 RANDOM_ROWS = 20_000
 
 
-def write(path: Path, first: int, count: int) -> str:
+def write(path: Path, first: int, count: int, spec: FeatureSpec) -> str:
     generator = np.random.default_rng(first)
-    with FeatureWriter(path, SPEC, dtype="float16", made_by={}) as writer:
+    with FeatureWriter(path, spec, dtype="float16", made_by={}) as writer:
         for start in range(first, first + count, 1000):
             keys = [f"photos/{number // 1000:06d}/{number:09d}.jpg" for number in range(start, start + 1000)]
             writer.add(keys, generator.random((1000, 2048), dtype=np.float32).astype(np.float16))
@@ -60,9 +61,9 @@ def read_all(path: Path) -> str:
 
 def append(path: Path) -> str:
     before = path.stat()
-    count = len(FeatureStore.open(path))
+    store = FeatureStore.open(path)
     started = time.perf_counter()
-    write(path, count, 10_000)
+    write(path, len(store), 10_000, store.spec)
     seconds = time.perf_counter() - started
     same = (before.st_ino, before.st_mtime_ns, before.st_size) == (
         path.stat().st_ino,
@@ -95,13 +96,13 @@ STEPS: dict[str, Callable[[Path], str]] = {
 }
 
 
-def run_step(path: Path, name: str, rows: int) -> None:
+def run_step(path: Path, name: str, rows: int, spec: FeatureSpec) -> None:
     """Run one step in this process: print what it did, how long it took, its peak memory."""
     started = time.perf_counter()
     if name == "write":
-        result = write(path, 0, rows)
+        result = write(path, 0, rows, spec)
     elif name == "write another":
-        result = write(path.with_name("other.h5"), 10_000_000, rows // 10)
+        result = write(path.with_name("other.h5"), 10_000_000, rows // 10, spec)
     else:
         result = STEPS[name](path)
     seconds = time.perf_counter() - started
@@ -113,11 +114,14 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--images", type=int, default=100_000, help="images in the finished folder; 0 leaves it out")
+    parser.add_argument("--model", type=Path)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
-        run_step(Path(arguments.step[0]), arguments.step[1], arguments.rows)
+        spec = FeatureSpec("resnet50", "benchmark", "0" * 64, "crop", 224, 256)
+        spec = read_model(arguments.model).spec if arguments.model else spec
+        run_step(Path(arguments.step[0]), arguments.step[1], arguments.rows, spec)
         return
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:
         work = Path(name)
@@ -125,8 +129,12 @@ def main() -> None:
         for step in ("write", "write another", *STEPS):
             command = [sys.executable, __file__, str(arguments.photos), "--rows", str(arguments.rows)]
             command += ["--step", str(work / "f.h5"), step]
+            command += ["--model", str(arguments.model)] if arguments.model else []
             result, seconds, memory = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
             print(f"| {step} | {result} | {seconds:.1f} | {memory:.2f} |", flush=True)
+        if arguments.model:
+            run = run_command("search", work / "f.h5", "a dog in the snow", "--model", arguments.model)
+            print(f"| search | {run.output.splitlines()[-1]} | {run.seconds:.1f} | {run.peak_rss_gb:.2f} |", flush=True)
         if arguments.images:
             folder = link_photos(arguments.photos, work / "photos", arguments.images)
             words = ["extract", folder, "--output", work / "photos.h5", "--backbone", "scenes-resnet14"]

@@ -10,6 +10,7 @@ to its longest and scores padding too. Nothing else should run on the machine.
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -33,7 +34,7 @@ from captionmill.stages.settings import TrainConfig
 from captionmill.stages.training.corpus import choose_vocabulary, count_words
 from captionmill.stages.training.loop import prepare_batch, seed_step, train_on_captions
 from captionmill.stages.training.losses import cross_entropy
-from captionmill.stages.training.state import Training
+from captionmill.stages.training.state import LoopConfig, Training
 
 _WARM_UP = 2  # steps, or looks of the loop
 _PLAIN_BATCH_SIZE = 128  # captions per step, of the same network in captionmill too
@@ -127,7 +128,7 @@ class Stopwatch:
     def end_epoch(self, *_: object, **__: object) -> None:
         raise TimeIsUp
 
-    begin_self_critical = end_epoch
+    begin_self_critical = show_first_score = end_epoch
 
 
 def measure_training(training: Training, seconds: float) -> float:
@@ -191,7 +192,8 @@ def main() -> None:
     vocabulary = choose_vocabulary(count_words(annotations.captions, splits.train), min_count=5)
 
     def build(config: TrainConfig) -> Training:
-        return Training(store, annotations.captions, splits, vocabulary, config, device=choose_device("auto"))
+        device, loop = choose_device("auto"), LoopConfig(long_epoch=sys.maxsize)  # without a first score
+        return Training(store, annotations.captions, splits, vocabulary, config, device=device, loop=loop)
 
     same = TrainConfig(hidden_dim=512, tie_weights=False, label_smoothing=0.0, batch_size=_PLAIN_BATCH_SIZE)
     plain_steps = run_plain(store, dict(annotations.captions), splits.train, vocabulary, 512)

@@ -29,7 +29,7 @@ from captionmill.stages.machine import choose_device
 from captionmill.stages.settings import TrainConfig
 from captionmill.stages.training.corpus import choose_vocabulary, count_words
 from captionmill.stages.training.loop import train_on_captions
-from captionmill.stages.training.state import Training
+from captionmill.stages.training.state import LoopConfig, Training
 
 WORDS = 2500
 CAPTIONS_AN_IMAGE = 5
@@ -85,7 +85,7 @@ class Stopwatch:
     def end_epoch(self, *_: object, **__: object) -> None:
         raise TimeIsUp
 
-    begin_self_critical = end_epoch
+    begin_self_critical = show_first_score = end_epoch
 
 
 def run_training(folder: Path, seconds: float) -> None:
@@ -95,7 +95,8 @@ def run_training(folder: Path, seconds: float) -> None:
     annotations = read_annotations(folder / "captions.csv")
     splits = choose_splits(annotations, store.keys, seed=0)
     vocabulary = choose_vocabulary(count_words(annotations.captions, splits.train), min_count=5)
-    training = Training(store, annotations.captions, splits, vocabulary, TrainConfig(), device=choose_device("auto"))
+    device, loop = choose_device("auto"), LoopConfig(long_epoch=sys.maxsize)  # without a first score
+    training = Training(store, annotations.captions, splits, vocabulary, TrainConfig(), device=device, loop=loop)
     del annotations
     stopwatch = Stopwatch(seconds)
     try:

@@ -71,6 +71,11 @@ def splits_lines(splits: "Splits") -> str:
     return "\n".join(lines)
 
 
+def first_score_line(val_cider: float) -> str:
+    """ "a quarter of epoch 1: validation CIDEr-D 0.121"."""
+    return f"a quarter of epoch 1: validation CIDEr-D {val_cider:.3f}"
+
+
 def epoch_line(result: "EpochResult") -> str:
     """ "epoch 3: loss 3.012, validation CIDEr-D 0.389, 1,900 captions/s, 16.2 s, best so far"."""
     loss = "reward" if result.phase == "self-critical" else "loss"

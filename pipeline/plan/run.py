@@ -41,6 +41,8 @@ class RunEvents:
     """Called with each task that has ended."""
     on_splits: "Callable[[Splits], None]" = lambda splits: None
     """Called with the images of each training that runs in this process."""
+    on_first_score: Callable[[float], None] = lambda val_cider: None
+    """Called with the validation CIDEr-D of these trainings after a quarter of a long first epoch."""
     on_epoch: "Callable[[EpochResult], None]" = lambda result: None
     """Called with each epoch of these trainings."""
     on_report: Callable[[Path], None] = lambda path: None
@@ -81,7 +83,7 @@ def run_pipeline(
             from captionmill.pipeline.plan.work import Listeners
 
             stop_path = plan_path.absolute().with_name(f".{plan_path.stem}.stop")
-            listeners = Listeners(events.on_splits, events.on_epoch, progress or no_progress)
+            listeners = Listeners(events.on_splits, events.on_first_score, events.on_epoch, progress or no_progress)
             return stack.enter_context(open_crew(0 if cluster else jobs, cluster, stop_path, listeners, wait_s=wait_s))
 
         outcomes = _Run(graph, Workspace(plan_path), forced, start_crew, events).run_all()

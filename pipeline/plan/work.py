@@ -26,6 +26,7 @@ class Listeners:
     """The functions that are called while a job runs."""
 
     on_splits: Callable[[Splits], None] = lambda splits: None
+    on_first_score: Callable[[float], None] = lambda val_cider: None
     on_epoch: Callable[[EpochResult], None] = lambda result: None
     progress: Progress = no_progress
 
@@ -51,7 +52,7 @@ def do_job(
                 job.config,
                 data=job.lists,
                 overwrite=replaces,
-                listener=TrainListener(listeners.on_splits, listeners.on_epoch),
+                listener=TrainListener(listeners.on_splits, listeners.on_first_score, listeners.on_epoch),
                 progress=progress,
             )
             try:

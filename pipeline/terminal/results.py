@@ -101,13 +101,18 @@ def show_graph(graph: "Graph", standings: Sequence["Standing"]) -> None:
 
 def epoch_printer(quiet: bool, progress: ProgressBars) -> Callable[["EpochResult"], None]:
     """The callback after each epoch of a training: its line replaces the bar."""
+    return lambda result: _replace_bar(summaries.epoch_line(result), quiet, progress)
 
-    def show(result: "EpochResult") -> None:
-        progress.clear()
-        if not quiet:
-            click.echo(summaries.epoch_line(result), err=True)
 
-    return show
+def first_score_printer(quiet: bool, progress: ProgressBars) -> Callable[[float], None]:
+    """The callback after a quarter of a training's first epoch."""
+    return lambda val_cider: _replace_bar(summaries.first_score_line(val_cider), quiet, progress)
+
+
+def _replace_bar(line: str, quiet: bool, progress: ProgressBars) -> None:
+    progress.clear()
+    if not quiet:
+        click.echo(line, err=True)
 
 
 def _standing_fields(standing: "Standing") -> "Fields":

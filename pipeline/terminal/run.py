@@ -8,6 +8,7 @@ from captionmill.pipeline.terminal.options import FILE, quiet_option, wait_optio
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.terminal.results import (
     epoch_printer,
+    first_score_printer,
     show_outcome,
     show_result,
     show_splits,
@@ -57,6 +58,7 @@ def run(
             on_stage=stage_printer(quiet),
             on_outcome=lambda outcome: show_outcome(outcome, progress),
             on_splits=show_splits,
+            on_first_score=first_score_printer(quiet, progress),
             on_epoch=epoch_printer(quiet, progress),
             on_report=lambda path: show_result(f"{path}: the report, open it in a browser", {"output": path}),
         )

@@ -21,7 +21,7 @@ from captionmill.pipeline.terminal.options import (
     take_settings,
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
-from captionmill.pipeline.terminal.results import epoch_printer, show_result, show_splits
+from captionmill.pipeline.terminal.results import epoch_printer, first_score_printer, show_result, show_splits
 from captionmill.stages.settings import SearchConfig, TrainConfig
 from captionmill.stages.split_settings import SplitLists
 
@@ -64,7 +64,7 @@ def train(features: Path, output: Path, quiet: bool, **options: Any) -> None:
             output,
             config,
             data=lists,
-            listener=TrainListener(show_splits, epoch_printer(quiet, progress)),
+            listener=TrainListener(show_splits, first_score_printer(quiet, progress), epoch_printer(quiet, progress)),
             progress=progress,
             **options,
         )

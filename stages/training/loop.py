@@ -39,6 +39,9 @@ class Recorder(Protocol):
     def show_step(self, training: Training, steps: int) -> None:
         """Called every few of an epoch's `steps`, where a checkpoint is possible: show the loss, sometimes save one."""
 
+    def show_first_score(self, val_cider: float) -> None:
+        """Show the validation CIDEr-D that the training has after a quarter of its first epoch."""
+
     def end_epoch(self, training: Training, result: EpochResult, captions: Mapping[str, Caption]) -> None:
         """Keep the weights if they are best, write the history, save a checkpoint; `captions`: of validation."""
 
@@ -82,6 +85,8 @@ def train_on_captions(training: Training, recorder: Recorder) -> None:
             sums += torch.stack([world.sum(entropy.detach()), sums.new_tensor(word_count)])
             if count_step(training, len(plan), started, sums):
                 recorder.show_step(training, len(plan))  # now and then a checkpoint
+            if is_time_for_first_score(training, len(plan)):
+                started += show_first_score(training, recorder)
         end_epoch(training, recorder)
 
 
@@ -180,6 +185,24 @@ def count_step(training: Training, steps: int, started: float, sums: Tensor) -> 
     return True
 
 
+def is_time_for_first_score(training: Training, steps: int) -> bool:
+    """Whether a quarter of a long first epoch of `steps` has just been done."""
+    return training.state.epoch == 1 and training.state.step == steps // 4 and steps >= training.loop.long_epoch
+
+
+def show_first_score(training: Training, recorder: Recorder) -> float:
+    """Decode validation images long before the epoch ends, so that a mistake shows early; the seconds that it took.
+
+    The training continues as if it had not happened.
+    """
+    started = time.monotonic()
+    val_cider = training.measure_cider(decode_validation(training, training.loop.first_score_images))
+    if training.world.is_first:
+        recorder.show_first_score(val_cider)
+    training.decoder.train()
+    return time.monotonic() - started
+
+
 def end_epoch(training: Training, recorder: Recorder) -> None:
     """Validate by decoding, advance to the next epoch, and let `recorder` record this one."""
     state, trained_s, started = training.state, training.state.seconds, time.monotonic()
@@ -207,9 +230,9 @@ def end_epoch(training: Training, recorder: Recorder) -> None:
     training.world.wait()
 
 
-def decode_validation(training: Training) -> dict[str, Caption]:
-    """The captions of the validation images, each process decoding its share."""
-    val = training.splits.val
+def decode_validation(training: Training, most: int | None = None) -> dict[str, Caption]:
+    """The captions of the validation images, or of the first `most`, each process decoding its share."""
+    val = training.splits.val[:most]
     finder = CaptionFinder(choose_steps(training.decoder), training.vocabulary, training.config.search)
     captions = dict(training.world.gather(list(decode_rows(finder, training.store, training.world.share(val)))))
     return {key: captions[key] for key in val}

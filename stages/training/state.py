@@ -93,6 +93,10 @@ class LoopConfig:
     """Steps between two checks of the loss and the time: a check waits for the GPU."""
     images_per_step: int = 50
     """Images per self-critical step: with five samples each, as many captions as four default steps before."""
+    long_epoch: int = 200
+    """Steps of a first epoch that is long enough for a validation score after a quarter of it."""
+    first_score_images: int = 500
+    """Validation images of that score at most."""
     samples_shown: int = 8
     """Validation images whose captions are recorded after each epoch."""
     memory_limit: int = MEMORY_LIMIT

@@ -52,6 +52,8 @@ class TrainListener:
 
     on_splits: Callable[[Splits], None] = lambda splits: None
     """Called before training starts with the images that are used, and those left out with the reason."""
+    on_first_score: Callable[[float], None] = lambda val_cider: None
+    """Called with the validation CIDEr-D after a quarter of the first epoch, unless that is short."""
     on_epoch: Callable[[EpochResult], None] = lambda result: None
     """Called after each epoch."""
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -161,7 +163,7 @@ def train(
                 if unfinished and training.state.history:
                     folder.write_history(training.state.history)  # its curves may be those of an earlier epoch
             shown = progress if world.is_first else no_progress
-            run_training(training, _FolderRecorder(folder, work_dir, fingerprint, listener.on_epoch, shown))
+            run_training(training, _FolderRecorder(folder, work_dir, fingerprint, listener, shown))
         if world.is_first:
             add_ranker(training, work_dir, progress, start.model.ranker if start else None)
             publish(work_dir, output, (*notes, *describe_choice(training.state.history)))
@@ -176,15 +178,10 @@ class _FolderRecorder:
     """Saves a training in its work folder and reports it to the listener; see `loop.Recorder`."""
 
     def __init__(
-        self,
-        folder: RunFolder,
-        work_dir: Path,
-        fingerprint: dict[str, str],
-        on_epoch: Callable[[EpochResult], None],
-        progress: Progress,
+        self, folder: RunFolder, work_dir: Path, made_from: dict[str, str], listener: TrainListener, progress: Progress
     ) -> None:
-        self._folder, self._work_dir, self._fingerprint = folder, work_dir, fingerprint
-        self._on_epoch, self._progress = on_epoch, progress
+        self._folder, self._work_dir, self._made_from = folder, work_dir, made_from
+        self._listener, self._progress = listener, progress
         self._saved_at = time.monotonic()
 
     def show_step(self, training: Training, steps: int) -> None:
@@ -199,6 +196,9 @@ class _FolderRecorder:
         if time.monotonic() - self._saved_at >= training.loop.checkpoint_every_s:
             self._save(training)
 
+    def show_first_score(self, val_cider: float) -> None:
+        self._listener.on_first_score(val_cider)
+
     def end_epoch(self, training: Training, result: EpochResult, captions: Mapping[str, Caption]) -> None:
         if result.best:
             write_model(self._work_dir, training.bundle(result, captions))
@@ -207,7 +207,7 @@ class _FolderRecorder:
         shown = list(captions)[: training.loop.samples_shown]
         self._folder.write_samples(result.epoch, [(key, captions[key].text, training.captions[key]) for key in shown])
         self._save(training)
-        self._on_epoch(result)
+        self._listener.on_epoch(result)
 
     def begin_self_critical(self, training: Training) -> None:
         best = read_model(self._work_dir)
@@ -217,7 +217,7 @@ class _FolderRecorder:
     def _save(self, training: Training) -> None:
         if training.world.is_first:
             checkpoint = training.checkpoint()
-            state = {"made_from": self._fingerprint, "training": checkpoint.state}
+            state = {"made_from": self._made_from, "training": checkpoint.state}
             write_checkpoint(self._work_dir, Checkpoint(state, checkpoint.tensors))
         self._saved_at = time.monotonic()
 

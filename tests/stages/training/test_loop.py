@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -178,6 +179,27 @@ def test_the_first_loss_is_that_of_guessing(tmp_path: Path) -> None:
 
 
 COLUMNS = ["key", "epoch", "caption", "references"]
+
+
+def test_a_first_score_early_in_a_long_epoch_changes_nothing_that_is_trained(tmp_path: Path) -> None:
+    task = make_task(tmp_path)  # 16 captions
+    config = dataclasses.replace(TINY_TRAINING, batch_size=1)
+
+    def told(name: str, long_epoch: int) -> list[object]:
+        heard: list[object] = []
+        listener = TrainListener(
+            on_first_score=heard.append,
+            on_epoch=lambda result: heard.append(f"epoch {result.epoch}"),
+            loop=LoopConfig(long_epoch=long_epoch, first_score_images=1),
+        )
+        train(*task, tmp_path / name, config, listener=listener)
+        return heard
+
+    first, *epochs = told("scored", 16)
+    assert isinstance(first, float)
+    assert epochs == told("not scored", 17) == ["epoch 1", "epoch 2"]
+    scored, not_scored = (read_model(tmp_path / name).tensors for name in ("scored", "not scored"))
+    assert all(np.array_equal(tensor, not_scored[name]) for name, tensor in scored.items())
 
 
 @pytest.mark.parametrize(("shown", "keys"), [(0, 0), (1, 1), (8, 3)])
