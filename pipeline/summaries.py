@@ -72,8 +72,8 @@ def splits_lines(splits: "Splits") -> str:
 
 
 def first_score_line(val_cider: float) -> str:
-    """ "a quarter of epoch 1: validation CIDEr-D 0.121"."""
-    return f"a quarter of epoch 1: validation CIDEr-D {val_cider:.3f}"
+    """ "a third of epoch 1: validation CIDEr-D 0.121"."""
+    return f"a third of epoch 1: validation CIDEr-D {val_cider:.3f}"
 
 
 def epoch_line(result: "EpochResult") -> str:

@@ -105,7 +105,7 @@ def epoch_printer(quiet: bool, progress: ProgressBars) -> Callable[["EpochResult
 
 
 def first_score_printer(quiet: bool, progress: ProgressBars) -> Callable[[float], None]:
-    """The callback after a quarter of a training's first epoch."""
+    """The callback after a third of a training's first epoch."""
     return lambda val_cider: _replace_bar(summaries.first_score_line(val_cider), quiet, progress)
 
 

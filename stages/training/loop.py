@@ -40,7 +40,7 @@ class Recorder(Protocol):
         """Called every few of an epoch's `steps`, where a checkpoint is possible: show the loss, sometimes save one."""
 
     def show_first_score(self, val_cider: float) -> None:
-        """Show the validation CIDEr-D that the training has after a quarter of its first epoch."""
+        """Show the validation CIDEr-D that the training has after a third of its first epoch."""
 
     def end_epoch(self, training: Training, result: EpochResult, captions: Mapping[str, Caption]) -> None:
         """Keep the weights if they are best, write the history, save a checkpoint; `captions`: of validation."""
@@ -186,8 +186,8 @@ def count_step(training: Training, steps: int, started: float, sums: Tensor) -> 
 
 
 def is_time_for_first_score(training: Training, steps: int) -> bool:
-    """Whether a quarter of a long first epoch of `steps` has just been done."""
-    return training.state.epoch == 1 and training.state.step == steps // 4 and steps >= training.loop.long_epoch
+    """Whether a third of a long first epoch of `steps` has just been done."""
+    return training.state.epoch == 1 and training.state.step == steps // 3 and steps >= training.loop.long_epoch
 
 
 def show_first_score(training: Training, recorder: Recorder) -> float:

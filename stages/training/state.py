@@ -94,7 +94,7 @@ class LoopConfig:
     images_per_step: int = 50
     """Images per self-critical step: with five samples each, as many captions as four default steps before."""
     long_epoch: int = 200
-    """Steps of a first epoch that is long enough for a validation score after a quarter of it."""
+    """Steps of a first epoch that is long enough for a validation score after a third of it."""
     first_score_images: int = 500
     """Validation images of that score at most."""
     samples_shown: int = 8

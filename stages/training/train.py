@@ -53,7 +53,7 @@ class TrainListener:
     on_splits: Callable[[Splits], None] = lambda splits: None
     """Called before training starts with the images that are used, and those left out with the reason."""
     on_first_score: Callable[[float], None] = lambda val_cider: None
-    """Called with the validation CIDEr-D after a quarter of the first epoch, unless that is short."""
+    """Called with the validation CIDEr-D after a third of the first epoch, unless that is short."""
     on_epoch: Callable[[EpochResult], None] = lambda result: None
     """Called after each epoch."""
     loop: LoopConfig = field(default_factory=LoopConfig)
