@@ -75,7 +75,7 @@ def read_cells(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]:
 def render_records(records: Iterable[TableRecord], columns: Sequence[str], layout: RecordLayout) -> str:
     """Records as a table with these columns: numbers with four decimals, and no text in a CSV is a formula."""
     if layout == "jsonl":
-        rows = ({name: _shorten(record[name]) for name in columns} for record in records)
+        rows = ({name: _four_decimals(record[name]) for name in columns} for record in records)
         lines = [(json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace") for row in rows]
     else:
         lines = [csv_line(columns)]
@@ -98,7 +98,7 @@ def write_records(
     write_text(path, render_records(records, columns, layout or promised))
 
 
-def _shorten(value: str | float) -> str | float:
+def _four_decimals(value: str | float) -> str | float:
     return value if isinstance(value, str) else round(value, 4)
 
 

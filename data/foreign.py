@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import IO, Any, AnyStr, TypeVar, cast
 
-_Record = TypeVar("_Record")
+_Made = TypeVar("_Made")
 
 WRONG_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """What reading values of other types, names or sizes raises; a UnicodeDecodeError is a ValueError."""
@@ -51,7 +51,7 @@ def decimal_number(text: str) -> float:
     return number
 
 
-def record_of(kind: Callable[..., _Record], values: Any) -> _Record:
+def record_of(kind: Callable[..., _Made], values: Any) -> _Made:
     """The dataclass `kind` with the fields `values`; TypeError if one is missing, unknown or of another type."""
     record = kind(**values)
     for field in dataclasses.fields(cast(Any, record)):

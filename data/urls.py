@@ -35,7 +35,7 @@ def parent_of(url: str) -> str:
 
 def join_url(url: str, relative: str) -> str:
     """The URL of `relative` beside `url`: `../a.png` beside s3://bucket/lists/all.txt is s3://bucket/a.png."""
-    protocol, path = _split(url)
+    protocol, path = _split_url(url)
     return f"{protocol}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), relative))}"
 
 
@@ -43,9 +43,9 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of `url`, and the path of `url` within it; InputError if a package is missing."""
     fsspec = require("fsspec", extra="remote", needed_by=f"{url}:")
     try:
-        filesystem, path = fsspec.core.url_to_fs(_plain(url))
+        filesystem, path = fsspec.core.url_to_fs(_plain_url(url))
     except ImportError as exc:  # fsspec imports the package of a protocol itself
-        package = _PACKAGES.get(_split(url)[0], "fsspec")
+        package = _PACKAGES.get(_split_url(url)[0], "fsspec")
         line = missing_line([package], extra="remote", needed_by=f"{url}:")
         raise InputError(f"{line} or pip install {package}") from exc
     except ValueError as exc:  # no such protocol
@@ -53,22 +53,22 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return filesystem, _decode_local(path) if _is_local(url) else path
 
 
-def _split(url: str) -> tuple[str, str]:
+def _split_url(url: str) -> tuple[str, str]:
     """The protocol of `url`, in lower case, and what follows `://`; `file:/a` is file:///a (RFC 8089, appendix B)."""
     found = _URL.match(url)
     return ((found[1] or found[2]).lower(), url[found.end() :]) if found else ("", url)
 
 
-def _plain(url: str) -> str:
+def _plain_url(url: str) -> str:
     """`url` in the form that fsspec knows: its protocol in lower case, a local file without the host "localhost"."""
-    protocol, rest = _split(url)
+    protocol, rest = _split_url(url)
     if _is_local(url) and rest.lower().startswith("localhost/"):
         rest = rest[len("localhost") :]
     return f"{protocol}://{rest}"
 
 
 def _is_local(url: str) -> bool:
-    return _split(url)[0] in ("file", "local")
+    return _split_url(url)[0] in ("file", "local")
 
 
 def _decode_local(path: str) -> str:

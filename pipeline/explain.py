@@ -111,7 +111,7 @@ def explain_image(
             captioner.vocabulary,
             search,
             references.texts,
-            key=key or _name_of(image),
+            key=key or _key_of_name(image),
             rankers=captioner.rankers,
         ),
     )
@@ -152,7 +152,7 @@ def _locate(image: AnyPath) -> AnyPath:
     return location if isinstance(location, str) else FileFinder(Path()).find(str(location))
 
 
-def _name_of(image: AnyPath) -> str:
+def _key_of_name(image: AnyPath) -> str:
     """The key of the image under its file name only."""
     return image_key(image.name if isinstance(image, Path) else PurePosixPath(image).name)
 
@@ -238,7 +238,7 @@ def _find_keys(image: AnyPath, keys: Collection[str]) -> list[str]:
         for tail in tails:
             if (known := forms.get(tail, tail)) in keys:
                 return [known]
-    name = _name_of(image)
+    name = _key_of_name(image)
     return sorted(key for key in keys if key.endswith(f"/{name}"))
 
 

@@ -71,7 +71,7 @@ def export_model(
     output, weights = Path(output), as_path(weights)
     require_packages()
     staging = output.with_name(f".{output.name}.partial")
-    _require_place(output, staging, overwrite=overwrite)
+    _require_export_place(output, staging, overwrite=overwrite)
     captioner = Captioner.load(model, device="cpu")
     networks: list[PortableNetwork] = []
     if with_encoder:
@@ -88,10 +88,10 @@ def export_model(
             path = staging / (network.name + SUFFIX)
             with errors_named(output / path.name):
                 difference = write_network(network, path)
-            described[network.name] = _describe(network, path, difference)
+            described[network.name] = _network_facts(network, path, difference)
         progress("export networks", len(networks), len(networks))
-        write_text(staging / VOCABULARY_NAME, _to_json(captioner.vocabulary.words))
-        write_text(staging / MANIFEST_NAME, _to_json(_manifest(captioner, described)))
+        write_text(staging / VOCABULARY_NAME, _json_text(captioner.vocabulary.words))
+        write_text(staging / MANIFEST_NAME, _json_text(_manifest(captioner, described)))
         files = _put_in_place(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -103,7 +103,7 @@ def export_model(
     )
 
 
-def _require_place(output: Path, staging: Path, *, overwrite: bool) -> None:
+def _require_export_place(output: Path, staging: Path, *, overwrite: bool) -> None:
     """Raise InputError unless `output` is new or empty, or an older export that may be replaced.
 
     So may one that a kill cut short while it was put in place: its manifest, the last file, is in `staging` still.
@@ -144,7 +144,7 @@ def _manifest(captioner: Captioner, networks: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _describe(network: PortableNetwork, path: Path, difference: float) -> dict[str, Any]:
+def _network_facts(network: PortableNetwork, path: Path, difference: float) -> dict[str, Any]:
     def described(ports: Sequence[Port]) -> list[dict[str, Any]]:
         return [{name: value for name, value in asdict(port).items() if name != "below"} for port in ports]
 
@@ -177,5 +177,5 @@ def _remove_export(output: Path) -> None:
         (output / name).unlink(missing_ok=True)
 
 
-def _to_json(value: Any) -> str:
+def _json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=1) + "\n"

@@ -209,7 +209,9 @@ def _records(store_path: Path) -> list[ExtractionRecord]:
 
 def _reading_rate(records: Sequence[ExtractionRecord]) -> float | None:
     """Images per second in the last runs that read any."""
-    return _rate([(record.extracted + record.failed, record.duration_s) for record in records if record.extracted])
+    return _recent_rate(
+        [(record.extracted + record.failed, record.duration_s) for record in records if record.extracted]
+    )
 
 
 def _captioning_rate(records: Sequence[ExtractionRecord]) -> float | None:
@@ -219,10 +221,10 @@ def _captioning_rate(records: Sequence[ExtractionRecord]) -> float | None:
         for record in records
         if record.captioned and record.captioning_s and not record.cached
     ]
-    return _rate(pairs)
+    return _recent_rate(pairs)
 
 
-def _rate(pairs: Sequence[tuple[int, float]]) -> float | None:
+def _recent_rate(pairs: Sequence[tuple[int, float]]) -> float | None:
     last = pairs[-_RECORDS:]
     total_s = sum(duration_s for _, duration_s in last)
     return sum(count for count, _ in last) / total_s if total_s else None

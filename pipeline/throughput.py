@@ -53,7 +53,7 @@ def measure_throughput(
     progress("measure the network", 1, 3)
     engine, forward = _measure_forward(seconds, encoder, config)
     progress("measure captions", 2, 3)
-    captions = _measure_captions(seconds, config.device)
+    captions = _caption_rate(seconds, config.device)
     progress("measure captions", 3, 3)
     return Throughput(engine, decoding, forward, captions)
 
@@ -105,7 +105,7 @@ def _measure_forward(seconds: float, encoder: Encoder, config: ExtractConfig) ->
     return engine.description, count / (time.monotonic() - started)
 
 
-def _measure_captions(seconds: float, device_name: str) -> float:
+def _caption_rate(seconds: float, device_name: str) -> float:
     device = choose_device(device_name)
     search = SearchConfig()
     decoder = Decoder(DecoderConfig.of(TrainConfig(), feature_dim=2048, vocab_size=_VOCAB_SIZE))

@@ -187,22 +187,22 @@ def is_command(node: ast.stmt) -> bool:
     return any(re.search(r"\b(command|group)\(", ast.unparse(decorator)) for decorator in decorators)
 
 
-def public_names(path: Path) -> set[str]:
-    """The public classes, functions and types that the module at `path` defines."""
-    found = set()
+def names_defined(path: Path) -> set[str]:
+    """The classes, functions and public types that the module at `path` defines, without the mark of private ones."""
+    found = {node.name for node in nodes_of(path) if isinstance(node, ast.ClassDef)}
     module = nodes_of(path)[0]
     for node in module.body if isinstance(module, ast.Module) else ():
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not is_command(node):
+        if isinstance(node, ast.FunctionDef) and not is_command(node):
             found.add(node.name)
         elif isinstance(node, ast.Assign):
             found |= {target.id for target in node.targets if isinstance(target, ast.Name) and not target.id.isupper()}
-    return {name for name in found if not name.startswith("_")}
+    return {name.removeprefix("_") for name in found if not name.removeprefix("_").isupper() and name != "_logger"}
 
 
-def test_no_public_name_and_no_class_means_two_things() -> None:
+def test_no_class_and_no_function_means_two_things() -> None:
     homes = defaultdict(list)
     for path in CODE:
-        for name in public_names(path) | {node.name for node in nodes_of(path) if isinstance(node, ast.ClassDef)}:
+        for name in names_defined(path):
             homes[name].append(name_of(path))
     assert {name: found for name, found in homes.items() if len(found) > 1} == {}
 

@@ -44,12 +44,12 @@ def _near(names: Collection[str], keys: Collection[str], chosen: tuple[str, ...]
     """The names that are keys but for the `chosen` differences, with their keys."""
     stored: dict[str, str] = {}
     for key in keys:
-        stored.setdefault(_form(key, chosen), key)
-    forms = ((name, _form(name, chosen)) for name in names)
+        stored.setdefault(_form_without(key, chosen), key)
+    forms = ((name, _form_without(name, chosen)) for name in names)
     return {name: stored[form] for name, form in forms if form in stored}
 
 
-def _form(key: str, chosen: tuple[str, ...]) -> str:
+def _form_without(key: str, chosen: tuple[str, ...]) -> str:
     for difference in chosen:
         key = _FORMS[difference](key)
     return key

@@ -137,7 +137,7 @@ class _Collected:
             count += 1
             is_own = row.status is not None
             key = image_key(row.image if is_own else row.image.strip())  # ours has each name as it is
-            caption = _read_caption(row.caption or "", self.word_rule)
+            caption = _normalise_caption(row.caption or "", self.word_rule)
             if not key:
                 raise AnnotationError(f"{row.where} has no image name; fill it in or remove the {row.where.split()[0]}")
             if row.file is not None and (known := self.files.setdefault(key, row.file)) != row.file:
@@ -157,7 +157,7 @@ class _Collected:
                 has_captions = True
                 self.own.update([key] if is_own else ())
         if not has_captions and not (self.only and is_own):
-            raise AnnotationError(f"no captions in this file{_show_left_out(left_out)}")
+            raise AnnotationError(f"no captions in this file{_name_left_out(left_out)}")
         return count
 
     def finish(self, name: str, known_keys: Collection[str]) -> Annotations:
@@ -189,13 +189,13 @@ class _Collected:
         return Annotations(captions, splits)
 
 
-def _show_left_out(left_out: LeftOut) -> str:
+def _name_left_out(left_out: LeftOut) -> str:
     """What a file without captions had instead: ": left out 3 captions without words, such as emoji only"."""
     named = [f"{left_out[what]} {what}" for what in (_REJECTED, _WITHOUT_WORDS) if left_out[what]]
     return f": left out {'; '.join(named)}" if named else ""
 
 
-def _read_caption(text: str, word_rule: int) -> str:
+def _normalise_caption(text: str, word_rule: int) -> str:
     decoded = text if word_rule == FIRST_RULE else decode_entities(text)
     return unicodedata.normalize("NFC", _HALF_PAIR.sub("\ufffd", decoded).strip())
 

@@ -42,7 +42,7 @@ def export_features(
     is a table of captions, or Parquet without the package pyarrow.
     """
     path, output = Path(path), Path(output)
-    writers = {".npy": _write_npy, ".parquet": _write_parquet}
+    writers = {".npy": _write_npy, ".parquet": _export_parquet}
     if output.suffix not in writers:
         raise InputError(f"{output}: features are exported as .npy or .parquet")
     paths = (output, output.with_suffix(".csv")) if output.suffix == ".npy" else (output,)
@@ -75,7 +75,7 @@ def _write_npy(store: FeatureStore, output: Path, progress: ExportProgress) -> N
     write_table(table_path, ("row", "key"), enumerate(store.keys))
 
 
-def _write_parquet(store: FeatureStore, output: Path, progress: ExportProgress) -> None:
+def _export_parquet(store: FeatureStore, output: Path, progress: ExportProgress) -> None:
     pyarrow, parquet = require_pyarrow()
     kind = pyarrow.float16() if store.dtype == "float16" else pyarrow.float32()
     dim = store.spec.feature_dim

@@ -108,13 +108,13 @@ def read_records(store_path: Path) -> list[ExtractionRecord]:
 
 def _parse(row: Mapping[str, Any]) -> ExtractionRecord | None:
     try:
-        values: dict[str, Any] = {name: _read(name, row[name]) for name in _NAMES[:-1]}
+        values: dict[str, Any] = {name: _value_of(name, row[name]) for name in _NAMES[:-1]}
         return ExtractionRecord(**values, left_out=unguard_formula(row.get("left_out") or ""))
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _read(name: str, cell: str) -> str | int | float | None:
+def _value_of(name: str, cell: str) -> str | int | float | None:
     if name in _TEXTS:
         return unguard_formula(cell)
     if name.startswith("caption") and cell == "":

@@ -60,7 +60,7 @@ def _merge(paths: Sequence[Path], output: Path, *, overwrite: bool) -> MergeSumm
     first = stores[0]
     made_by = first.made_by | join_engines(store.made_by for store in stores)
     merged = output.with_name(f".{output.name}.new")
-    write_store_file(merged, first.spec, rows, _blocks(stores), dtype=first.dtype, made_by=made_by)
+    write_store_file(merged, first.spec, rows, _merged_blocks(stores), dtype=first.dtype, made_by=made_by)
     replace_store(merged, output)
     damaged = FeatureStore.open(output).verify()
     if damaged:
@@ -98,7 +98,7 @@ def _require_apart(stores: Sequence[FeatureStore]) -> None:
         raise StoreError(f"{len(twice):,} images are in two of the stores: {listed}")
 
 
-def _blocks(stores: Sequence[FeatureStore]) -> Iterator[Block]:
+def _merged_blocks(stores: Sequence[FeatureStore]) -> Iterator[Block]:
     """All rows in the order of their keys, as stored in the files."""
     tagged = heapq.merge(*(zip(store.keys, itertools.repeat(number)) for number, store in enumerate(stores)))
     while merged := list(itertools.islice(tagged, _BLOCK_ROWS)):

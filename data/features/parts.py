@@ -76,7 +76,7 @@ def report_foreign_files(path: Path) -> None:
     names = sorted(_names_in(parts_dir(path)))
     foreign = [name for name in names if _looks_like_rows(name) and not is_part_name(name)]
     if foreign:
-        _warn(parts_dir(path), tuple(foreign))
+        _warn_of_foreign(parts_dir(path), tuple(foreign))
 
 
 def _looks_like_rows(name: str) -> bool:
@@ -85,7 +85,7 @@ def _looks_like_rows(name: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _warn(folder: Path, foreign: tuple[str, ...]) -> None:
+def _warn_of_foreign(folder: Path, foreign: tuple[str, ...]) -> None:
     names = ", ".join(foreign[:_SHOWN]) + (", ..." if len(foreign) > _SHOWN else "")
     one = len(foreign) == 1
     _logger.warning(

@@ -45,7 +45,7 @@ def repair_store(path: AnyPath) -> RepairSummary:
         writer.drop(damaged)
     with lock_store(path):
         for file_path in _files_of(path):
-            if _is_sealed(file_path) is False:
+            if _seal_of(file_path) is False:
                 _write_again(file_path)
     return RepairSummary(tuple(damaged), set_aside)
 
@@ -56,7 +56,7 @@ def require_safe(path: AnyPath) -> None:
     Files that have a checksum of their bookkeeping are examined whenever they are opened; here also those of earlier
     versions, which have none, in another process.
     """
-    if unsafe := find_unsafe([file for file in _files_of(Path(path)) if _is_sealed(file) is None]):
+    if unsafe := find_unsafe([file for file in _files_of(Path(path)) if _seal_of(file) is None]):
         raise StoreDamageError(f"{unsafe[0]}: not a readable feature store (HDF5 hangs or crashes); extract it again")
 
 
@@ -64,7 +64,7 @@ def _files_of(path: Path) -> list[Path]:
     return [*([path] if path.exists() else []), *part_paths(path)]
 
 
-def _is_sealed(path: Path) -> bool | None:
+def _seal_of(path: Path) -> bool | None:
     try:
         with open_regular(path) as file:
             return is_sealed(file)
@@ -94,7 +94,7 @@ def _write_again(path: Path) -> None:
 def _set_damaged_aside(path: Path) -> tuple[Path, ...]:
     """Rename the files that are damaged, and return the new names; StoreError if no file can be opened."""
     files = _files_of(path)
-    unsafe = find_unsafe([file_path for file_path in files if _is_sealed(file_path) is None])
+    unsafe = find_unsafe([file_path for file_path in files if _seal_of(file_path) is None])
     damaged = []
     for file_path in files:
         if file_path in unsafe:

@@ -60,7 +60,7 @@ def seal_file(path: Path, numbers: Iterable[Range], texts: Iterable[Range]) -> N
             place = max(place, start + length)
         sealed.append((place, end - place))
         ranges = np.array(sealed, "<u8").tobytes()
-        packed = ranges + _SEAL.pack(_SEAL_SIGN, end, _checksum(file, sealed))
+        packed = ranges + _SEAL.pack(_SEAL_SIGN, end, _checksum_ranges(file, sealed))
         file.seek(end)
         file.write(packed + struct.pack("<I", zlib.crc32(packed)))
 
@@ -85,7 +85,7 @@ def is_sealed(file: BinaryIO) -> bool | None:
         return False
     numbers = np.frombuffer(packed[: -_SEAL.size], "<u8").tolist()
     sealed = list(zip(numbers[::2], numbers[1::2], strict=True))
-    return _are_apart(sealed, end) and _checksum(file, sealed) == checksum
+    return _are_apart(sealed, end) and _checksum_ranges(file, sealed) == checksum
 
 
 def _are_apart(ranges: Iterable[Range], end: int) -> bool:
@@ -98,7 +98,7 @@ def _are_apart(ranges: Iterable[Range], end: int) -> bool:
     return True
 
 
-def _checksum(file: IO[bytes], ranges: Iterable[Range]) -> int:
+def _checksum_ranges(file: IO[bytes], ranges: Iterable[Range]) -> int:
     """CRC-32 of the bytes of `file` in `ranges`."""
     checksum = 0
     for start, length in ranges:

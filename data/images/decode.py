@@ -115,7 +115,7 @@ def decode_pixels(data: bytes, *, at_least: AtLeast | None = None, name: str = "
     """
     with _damage_named(), BUDGET.one_image():
         BUDGET.take_file(len(data))
-        return _decode(data, at_least, name)
+        return _decode_file(data, at_least, name)
 
 
 def check_pixels(data: bytes, *, at_least: AtLeast) -> CheckedJpeg | None:
@@ -160,7 +160,7 @@ def _find_decoder(header: bytes) -> Opener | None:
     return usual or find_opener(header)
 
 
-def _decode(data: bytes, at_least: AtLeast | None, name: str) -> Pixels:
+def _decode_file(data: bytes, at_least: AtLeast | None, name: str) -> Pixels:
     if not data:
         raise ImageError("the file is empty")
     decoder = _find_decoder(data[:HEADER_BYTES])

@@ -37,7 +37,7 @@ def read_descriptions(path: Path) -> tuple[str, ...]:
     Empty if it is not signed so, or its metadata cannot be read.
     """
     try:
-        image = _open(path)
+        image = _open_metadata(path)
     except ImageError:
         return ()
     if not _takes(image, "Xmp") or _value(image.xmpData(), _XMP_WRITER) != WRITER:
@@ -51,7 +51,7 @@ def check_description(path: Path, text: str, *, overwrite: bool = False) -> Desc
 
     Raises ImageError if the file's metadata cannot be read.
     """
-    image = _open(path)
+    image = _open_metadata(path)
     if not _takes(image, "Xmp"):
         return "unsupported"
     described = _description(image)
@@ -64,7 +64,7 @@ def check_description(path: Path, text: str, *, overwrite: bool = False) -> Desc
 def write_description(path: Path, text: str) -> None:
     """Write `text` into the image at `path`, replacing any description; ImageError if that fails."""
     exiv2 = require_metadata_library()
-    image = _open(path)
+    image = _open_metadata(path)
     xmp, iptc = image.xmpData(), image.iptcData()
     xmp[_XMP_TEXT] = exiv2.LangAltValue({"x-default": text})
     xmp[_XMP_WRITER] = WRITER
@@ -86,7 +86,7 @@ def _takes(image: Any, kind: str) -> bool:
     return bool(image.checkMode(getattr(exiv2.MetadataId, kind)) == exiv2.AccessMode.ReadWrite)
 
 
-def _open(path: Path) -> Any:
+def _open_metadata(path: Path) -> Any:
     exiv2 = require_metadata_library()
     try:
         content = read_bytes(path)

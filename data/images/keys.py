@@ -78,8 +78,8 @@ class FileFinder:
             listing = self._listings[folder] = {}
             with suppress(OSError, ValueError), os.scandir(folder) as entries:
                 for entry in entries:
-                    listing.setdefault(_form(image_key(entry.name)), []).append(entry.name)
-        names = self._listings[folder].get(_form(key), [])
+                    listing.setdefault(_composed(image_key(entry.name)), []).append(entry.name)
+        names = self._listings[folder].get(_composed(key), [])
         same = [name for name in names if image_key(name) == key]
         return (same or names)[0] if len(same) == 1 or len(names) == 1 else None
 
@@ -103,9 +103,9 @@ def match_forms(names: Iterable[str], keys: Collection[str]) -> dict[str, str]:
 def _by_form(names: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        found[_form(name)].append(name)
+        found[_composed(name)].append(name)
     return found
 
 
-def _form(name: str) -> str:
+def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)

@@ -71,7 +71,7 @@ def read_image(image: ImageFile) -> tuple[bytes, ImageSource]:
     """
     if image.problem:
         raise ImageError(image.problem)
-    _require_size(image.size or 0)
+    _require_file_size(image.size or 0)
     modified_ns = image.modified_ns
     if image.content is not None:
         data = image.content
@@ -92,7 +92,7 @@ def _read_file(path: Path, image: ImageFile) -> tuple[bytes, int]:
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
             raise ImageError("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
         size = status.st_size if image.offset is None or image.size is None else image.size
-        _require_size(size)
+        _require_file_size(size)
         BUDGET.take_file(size)
         with open_regular(path) as file:  # a buffered file: Linux reads at most 2 GB at once
             file.seek(image.offset or 0)
@@ -106,7 +106,7 @@ def _read_file(path: Path, image: ImageFile) -> tuple[bytes, int]:
         raise ImageError("not enough memory to read it") from exc
 
 
-def _require_size(size: int) -> None:
+def _require_file_size(size: int) -> None:
     if size > FILE_LIMIT:
         raise ImageError(f"{size:,} bytes, over the limit of {FILE_LIMIT:,} bytes")
 

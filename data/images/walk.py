@@ -95,10 +95,10 @@ def walk_folder(folder: Path, left_out: PassedOver | None = None) -> Iterator[tu
     Links to `folder` itself or to a folder that contains it are not followed. Raises OSError if `folder` itself cannot
     be listed.
     """
-    return _Walk(folder, PassedOver() if left_out is None else left_out, counts=left_out is not None).files()
+    return _FolderWalk(folder, PassedOver() if left_out is None else left_out, counts=left_out is not None).files()
 
 
-class _Walk:
+class _FolderWalk:
     def __init__(self, folder: Path, left_out: PassedOver, *, counts: bool) -> None:
         self._left_out, self._counts = left_out, counts
         self._links: list[os.DirEntry[str]] = []
@@ -121,7 +121,7 @@ class _Walk:
             entry = next(stack[-1], None)
             if entry is None:
                 stack.pop()
-            elif not _is_folder(entry):
+            elif not _leads_to_folder(entry):
                 yield entry, None
             elif entry.is_symlink() and not follows:
                 self._links.append(entry)
@@ -147,7 +147,7 @@ class _Walk:
         is_hidden, is_system = entry.name.startswith("."), is_system_folder(entry.name)
         if not (is_hidden or is_system):
             return False
-        if not _is_folder(entry):
+        if not _leads_to_folder(entry):
             self._left_out.hidden += is_hidden and suffix_of(entry.name) in ALL_IMAGE_SUFFIXES
             return is_hidden
         if not is_system:
@@ -157,7 +157,7 @@ class _Walk:
         return True
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself, or into a folder without access: treated as an unreadable file

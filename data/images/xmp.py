@@ -82,7 +82,7 @@ def read_packet(content: bytes) -> Packet | None:
         writer = writer or node.get(f"{{{_PHOTOSHOP}}}CaptionWriter") or node.findtext(f"{{{_PHOTOSHOP}}}CaptionWriter")
         element = node.find(f"{{{_DC}}}description")
         if description is None:
-            description = _text_of(element) if element is not None else node.get(f"{{{_DC}}}description")
+            description = _element_text(element) if element is not None else node.get(f"{{{_DC}}}description")
     return Packet(description, writer == WRITER, about)
 
 
@@ -127,7 +127,7 @@ def packed_text(text: str) -> str:
     return _NOT_XML.sub("\ufffd", text).strip()
 
 
-def _text_of(element: ElementTree.Element) -> str:
+def _element_text(element: ElementTree.Element) -> str:
     items = element.findall(f".//{{{_RDF}}}li")
     default = [item for item in items if item.get(_LANGUAGE) == "x-default"]
     return str((default or items or [element])[0].text or "").strip()

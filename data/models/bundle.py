@@ -155,7 +155,7 @@ class _TensorsOfFile(Mapping[str, npt.NDArray[Any]]):
 
     @cached_property
     def _tensors(self) -> Tensors:
-        with _damage_named(self._folder):
+        with _model_damage_named(self._folder):
             return _read_tensors(self._folder, self._entry)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
@@ -173,7 +173,7 @@ def model_paths(*folders: Path) -> list[Path]:
     return [folder / name for folder in folders for name in (BUNDLE_NAME, *weights_names_of(folder))]
 
 
-def _record(value: object) -> dict[str, Any]:
+def _require_record(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"{str(value)[:40]!r} is no record")
     return value
@@ -208,7 +208,7 @@ def read_model(folder: AnyPath, *, weights_later: bool = False) -> Model:
     folder = Path(folder)
     path = folder / BUNDLE_NAME
     find_tensors = _TensorsOfFile if weights_later else _read_tensors
-    with _damage_named(folder):
+    with _model_damage_named(folder):
         values = parse_json(read_text(path))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ModelError(f"{path}: not a captionmill model")
@@ -216,7 +216,7 @@ def read_model(folder: AnyPath, *, weights_later: bool = False) -> Model:
             raise ModelError(
                 f"{path}: format version {values['format_version']}, this captionmill reads {FORMAT_VERSION}"
             )
-        tensors = find_tensors(folder, _record(values["weights"]))
+        tensors = find_tensors(folder, _require_record(values["weights"]))
         ranker = values.get("ranker")
         spec = FeatureSpec.from_json(values["features"])
         for name in ("embed_dim", "hidden_dim"):
@@ -227,21 +227,21 @@ def read_model(folder: AnyPath, *, weights_later: bool = False) -> Model:
                 f"and its features have {spec.feature_dim}; train it again"
             )
         return Model(
-            decoder_config=_record(values["decoder"]),
+            decoder_config=_require_record(values["decoder"]),
             vocabulary=Vocabulary(values["vocabulary"], values.get("word_rule", FIRST_RULE)),
             spec=spec,
-            training=_record(values["training"]),
+            training=_require_record(values["training"]),
             splits={name: _image_keys(values["splits"][name]) for name in ("train", "val", "test")},
             scores={name: finite_number(score) for name, score in values["scores"].items()},
             versions={name: text_of(version) for name, version in values["versions"].items()},
             tensors=tensors,
             notes=tuple(map(str, values.get("notes", ()))),
-            ranker=RankerParts(_record(ranker["settings"]), find_tensors(folder, ranker)) if ranker else None,
+            ranker=RankerParts(_require_record(ranker["settings"]), find_tensors(folder, ranker)) if ranker else None,
         )
 
 
 @contextmanager
-def _damage_named(folder: Path) -> Iterator[None]:
+def _model_damage_named(folder: Path) -> Iterator[None]:
     """Raise ModelError with the reason for whatever a damaged model in `folder` raises in the block."""
     try:
         yield

@@ -55,7 +55,7 @@ def write_card(folder: AnyPath, scores: Sequence[AnyPath] = ()) -> Path:
     path = folder / CARD_NAME
     if not may_write_card(folder):
         raise InputError(f"{path}: was written or changed by somebody; move it away to get a new one")
-    put_card(folder, read_model(folder), [_read_scores(Path(one)) for one in scores])
+    put_card(folder, read_model(folder), [_scored_images(Path(one)) for one in scores])
     return path
 
 
@@ -167,7 +167,7 @@ def _one_cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
-def _read_scores(path: Path) -> ScoredImages:
+def _scored_images(path: Path) -> ScoredImages:
     try:
         values: dict[str, Any] = parse_json(read_text(path))
         scores = {name: finite_number(score) for name, score in values["scores"].items()}

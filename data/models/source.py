@@ -62,10 +62,10 @@ def _fetch(url: str, digest: str | None) -> Path:
     if known is not None and digest in (None, known) and (kept := cache_dir("models") / known).is_dir():
         return kept
     if url.endswith(".tar"):
-        content = _read(url)
+        content = _fetch_bytes(url)
         folder = _keep(url, content, digest, lambda folder: unpack_model(content, folder, url))
     else:
-        bundle = _read(f"{url.rstrip('/')}/{BUNDLE_NAME}")
+        bundle = _fetch_bytes(f"{url.rstrip('/')}/{BUNDLE_NAME}")
         folder = _keep(url, bundle, digest, lambda folder: _fetch_files(url.rstrip("/"), bundle, folder))
     write_text(note, json.dumps({"url": url, "sha256": folder.name}) + "\n")
     return folder
@@ -77,14 +77,14 @@ def _fetch_files(url: str, bundle: bytes, folder: Path) -> None:
     if not names:
         raise ModelError(f"{url}/{BUNDLE_NAME}: not a captionmill model")
     for name in names:
-        (folder / name).write_bytes(_read(f"{url}/{name}"))
+        (folder / name).write_bytes(_fetch_bytes(f"{url}/{name}"))
     try:
         (folder / CARD_NAME).write_bytes(read_url(f"{url}/{CARD_NAME}", attempts=1))
     except ImageError:  # older models have no card
         return
 
 
-def _read(url: str) -> bytes:
+def _fetch_bytes(url: str) -> bytes:
     try:
         return read_url(url)
     except ImageError as exc:

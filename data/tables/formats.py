@@ -87,7 +87,7 @@ def read_captions(path: AnyPath) -> Iterator[CaptionRow]:
     Raises InputError if there is no such file or it is not a table of captions.
     """
     path = Path(path)
-    readers = {"csv": _read_csv, "jsonl": _read_json_lines, "parquet": read_parquet}
+    readers = {"csv": _read_csv, "jsonl": _rows_of_json_lines, "parquet": read_parquet}
     try:
         return readers[_found_format(path)](path)
     except OSError as exc:
@@ -225,7 +225,7 @@ def _values_of(row: CaptionRow) -> dict[str, Any]:
     return asdict(row) | {"confidence": None if row.confidence is None else round(row.confidence, 4)}
 
 
-def _read_json_lines(path: Path) -> Iterator[CaptionRow]:
+def _rows_of_json_lines(path: Path) -> Iterator[CaptionRow]:
     done = 0
     with open_regular(path) as file:
         try:

@@ -32,12 +32,12 @@ def convert_older(path: Path, journal: CaptionJournal) -> None:
     older = next((file for file in files[:2] if file.exists()), None)
     if older is not None and not journal.path.exists() and is_caption_table(path):
         with contextlib.suppress(*WRONG_VALUES):  # a damaged one is as good as none
-            _convert(path, older, journal)
+            _convert_journal(path, older, journal)
     for file in files:
         file.unlink(missing_ok=True)
 
 
-def _convert(path: Path, older: Path, journal: CaptionJournal) -> None:
+def _convert_journal(path: Path, older: Path, journal: CaptionJournal) -> None:
     header_line, _, records = read_bytes(older).partition(b"\n")
     header: dict[str, Any] = parse_json(header_line)
     text = row_text(header["table"], with_alternatives=header["with_alternatives"])

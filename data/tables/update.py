@@ -94,7 +94,7 @@ def update_captions(
             known = journal.known(wanted.keys, wanted.sources, wanted.made_with, wanted.is_as_wanted)
         made = _make_missing(journal, known, wanted, make_rows, block_rows=block_rows)
         if made or known.last != (digest_of_file(path), wanted.digest()):
-            _render(path, journal, known, wanted, stamp=stamp)
+            _render_if_same(path, journal, known, wanted, stamp=stamp)
             journal.compact(known, wanted.made_with)
     reviewed = sum(key in known.reviews and is_decision(known.reviews[key].decision) for key in wanted.keys)
     return TableSummary(made, len(edits), reviewed)
@@ -124,7 +124,7 @@ def _make_missing(
     return len(missing)
 
 
-def _render(
+def _render_if_same(
     path: Path, journal: CaptionJournal, known: Known, wanted: WantedTable, *, stamp: tuple[int, ...] | None
 ) -> None:
     """Replace the table, if it is still the one that had `stamp`."""

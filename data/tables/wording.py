@@ -28,7 +28,7 @@ class Wording:
             return cls(prefix, suffix)
         if prefix or suffix:
             raise SettingError("`caption_template` holds the words around a caption: leave out `prefix` and `suffix`")
-        return cls(*_split(template))
+        return cls(*_split_template(template))
 
     @property
     def is_plain(self) -> bool:
@@ -46,7 +46,7 @@ class Wording:
         return caption.removesuffix(_SPACES.sub(" ", self.after).rstrip()).strip()
 
 
-def _split(template: str) -> tuple[str, str]:
+def _split_template(template: str) -> tuple[str, str]:
     """The words before and after the caption; SettingError for a template in which the caption is not there once."""
     wanted = f"`caption_template` must hold {{{_FIELD}}} once and no other field"
     try:

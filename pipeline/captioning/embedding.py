@@ -94,7 +94,7 @@ class Embedding:
 
     def _find_corrections(self) -> Iterator[tuple[str, str]]:
         for key, target in self._targets.items():
-            if not self._written.has_any(key) or not target.is_file() or self._written.has(key, _stamp(target)):
+            if not self._written.has_any(key) or not target.is_file() or self._written.has(key, _change_stamp(target)):
                 continue
             changed = [text for text in read_descriptions(target) if not self._written.has(key, text.encode())]
             by_person = [text for text in changed if not self._written.is_of_another_table(target, text.encode())]
@@ -145,7 +145,7 @@ class Embedding:
                     write_description(partial_path, text)
                 # read-only images end as read-only
                 (shutil.copystat if is_copy else shutil.copymode)(source, partial_path)
-        self._written.add(key, _stamp(target))
+        self._written.add(key, _change_stamp(target))
         return "same" if is_done or state == "missing" else state
 
     def _is_anothers(self, key: str, text: str) -> bool:
@@ -154,7 +154,7 @@ class Embedding:
         It was written while the captions were made, or by a run into another table, which `overwrite` replaces.
         """
         target = self._targets[key]
-        if not target.is_file() or self._written.has(key, _stamp(target)):
+        if not target.is_file() or self._written.has(key, _change_stamp(target)):
             return False
         if self._overwrite and not self._written.has_any(key):
             return False
@@ -167,7 +167,7 @@ def _is_copy_of(target: Path, source: Path) -> bool:
     return target.exists() and target.stat().st_mtime_ns == source.stat().st_mtime_ns
 
 
-def _stamp(path: Path) -> bytes:
+def _change_stamp(path: Path) -> bytes:
     """What differs after any change of the file: its size and the times of the change, of which programs set one."""
     status = path.stat()
     return f"{status.st_ctime_ns} {status.st_mtime_ns} {status.st_size}".encode()

@@ -53,7 +53,7 @@ class MetadataLines:
         require_other_file(path, table, *others)
         self._path, self._wording = path, wording
         self._written = WrittenTexts(table, "metadata")
-        folder = _plain(path.parent)
+        folder = _plain_path(path.parent)
         self._names = {image.key: _name_in(folder, image) for image in found if not image.problem}
         self._count = len(found)
         self._digest = digest_of_file(path)
@@ -117,12 +117,12 @@ def _object_in(line: str) -> object:
 
 def _name_in(folder: Path, image: ImageFile) -> str:
     """The path of `image` relative to `folder`, with forward slashes."""
-    path = _plain(image_path_of(image, "`metadata_jsonl`"))
+    path = _plain_path(image_path_of(image, "`metadata_jsonl`"))
     if not path.is_relative_to(folder):
         raise InputError(f"`metadata_jsonl`: {path} is not in {folder} or below it; put the file above all images")
     return escape_name(PurePath(path.relative_to(folder)).as_posix())
 
 
-def _plain(path: Path) -> Path:
+def _plain_path(path: Path) -> Path:
     """`path` from the root, without `..`; links stay."""
     return Path(os.path.normpath(path.absolute()))

@@ -39,7 +39,7 @@ class ShardSummary:
 
 
 @dataclass
-class _Shard:
+class _TarCopy:
     """One tar and its copy."""
 
     source: Path | str
@@ -85,19 +85,19 @@ class Shards:
                 by_tar[image.path][image.key] = image
         if not by_tar:
             raise InputError(f"{images}: no image is in a .tar, so there is none to copy; leave out `tars`")
-        self._shards: list[_Shard] = []
+        self._shards: list[_TarCopy] = []
         owners: dict[Path, Path | str] = {}
         for source, inside in by_tar.items():
             below = _name_below(source, root)
             members = list_members(source)
-            shard = _Shard(source, str(below), folder / below, inside, _member_names(members, inside))
+            shard = _TarCopy(source, str(below), folder / below, inside, _member_names(members, inside))
             if (other := owners.setdefault(shard.target, source)) != source:
                 raise InputError(f"`tars`: {other} and {source} would have one copy, {shard.target}; rename one")
             self._check(shard, {member.name for member in members}, table, overwrite=overwrite)
             self._shards.append(shard)
         require_inside(folder, owners)
 
-    def _check(self, shard: _Shard, names: Collection[str], table: Path, *, overwrite: bool) -> None:
+    def _check(self, shard: _TarCopy, names: Collection[str], table: Path, *, overwrite: bool) -> None:
         """Raise InputError if the copy, with members called `names` already, cannot be written."""
         new_names: dict[str, str] = {}
         for key, member in shard.members.items():
@@ -128,7 +128,7 @@ class Shards:
                 progress("tars", done, len(self._shards))
         return ShardSummary(written, done - written)
 
-    def _complete(self, rows: Iterable[CaptionRow]) -> Iterator[tuple[_Shard, dict[str, AddedFile]]]:
+    def _complete(self, rows: Iterable[CaptionRow]) -> Iterator[tuple[_TarCopy, dict[str, AddedFile]]]:
         """Each shard with the files to add, by the names of the members, once the rows of all its images are there.
 
         The rows of one shard follow each other, so that the texts of one are in memory.
@@ -154,7 +154,7 @@ class Shards:
         values = {"caption": text, "confidence": row.confidence, "flags": row.flags, "status": row.status}
         return json.dumps(values, ensure_ascii=False).encode()
 
-    def _write_one(self, shard: _Shard, texts: dict[str, AddedFile]) -> bool:
+    def _write_one(self, shard: _TarCopy, texts: dict[str, AddedFile]) -> bool:
         """Write one copy, unless it is there; whether it was written."""
         name, wanted = shard.name, self._digest(shard, texts)
         if shard.target.exists() and self._written.has(name, wanted + _stamp(shard.target)):
@@ -166,7 +166,7 @@ class Shards:
                 self._written.add(name, content)
         return True
 
-    def _digest(self, shard: _Shard, texts: dict[str, AddedFile]) -> bytes:
+    def _digest(self, shard: _TarCopy, texts: dict[str, AddedFile]) -> bytes:
         """SHA-256 of what the copy is made from."""
         digest = hashlib.sha256(_stamp(shard.source) if isinstance(shard.source, Path) else b"")
         for image in shard.images.values():

@@ -106,7 +106,7 @@ def run_demo(
     is_as_before = not any(outcome.summary for outcome in outcomes)
     rows = [row for row in read_captions(folder / CAPTIONS_NAME) if row.path in scenes]
     verdicts = {
-        row.path: Verdict(describes(row.caption, scenes[row.path]), _describe(scenes[row.path])) for row in rows
+        row.path: Verdict(describes(row.caption, scenes[row.path]), _describe_scene(scenes[row.path])) for row in rows
     }
     right_count = sum(verdict.is_right for verdict in verdicts.values())
     duration_s = time.monotonic() - started
@@ -139,6 +139,6 @@ def _is_demo(plan_path: Path) -> bool:
     return plan_path.exists() and plan_path.read_bytes().startswith(PLAN.splitlines()[0].encode())
 
 
-def _describe(scene: Scene) -> str:
+def _describe_scene(scene: Scene) -> str:
     objects = " and ".join(f"{drawn.size} {drawn.colour} {drawn.shape}" for drawn in scene.objects)
     return f"{objects}, {scene.background}"

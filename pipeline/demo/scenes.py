@@ -77,7 +77,7 @@ def draw_samples(
         delayed(_write_image)(folder / key, seed, index) for index, key in enumerate(keys)
     )
     if captions_path is not None:
-        _write_captions(captions_path, dict(zip(keys, scenes, strict=True)), seed, held_out_share)
+        _write_scene_captions(captions_path, dict(zip(keys, scenes, strict=True)), seed, held_out_share)
     return dict(zip(keys, scenes, strict=True))
 
 
@@ -116,7 +116,7 @@ def _write_image(path: Path, seed: int, index: int) -> Scene:
     return scene
 
 
-def _write_captions(path: Path, scenes: dict[str, Scene], seed: int, held_out_share: float) -> None:
+def _write_scene_captions(path: Path, scenes: dict[str, Scene], seed: int, held_out_share: float) -> None:
     rng = np.random.default_rng([seed, len(scenes), 1])
     held_out_count = round(len(scenes) * held_out_share)
     splits = ["val"] * held_out_count + ["test"] * held_out_count

@@ -17,7 +17,7 @@ wrote only if there is room."""
 
 
 @dataclass(frozen=True)
-class _Words:
+class _RunOfWords:
     """Words of a caption that follow each other and are all changed, or none of them."""
 
     text: str
@@ -28,8 +28,8 @@ class _Words:
 class _Card:
     path: str
     image_url: str
-    first: Sequence[_Words]
-    second: Sequence[_Words]
+    first: Sequence[_RunOfWords]
+    second: Sequence[_RunOfWords]
     gain: float | None
     is_corrected: bool
 
@@ -56,8 +56,8 @@ def _card(image: ComparedImage, file: ImageFile | None) -> _Card:
     return _Card(
         image.first.path,
         _thumbnail(file) if file else "",
-        [_Words(" ".join(first[start:end]), step != "equal") for step, start, end, _, _ in steps if end > start],
-        [_Words(" ".join(second[start:end]), step != "equal") for step, _, _, start, end in steps if end > start],
+        [_RunOfWords(" ".join(first[start:end]), step != "equal") for step, start, end, _, _ in steps if end > start],
+        [_RunOfWords(" ".join(second[start:end]), step != "equal") for step, _, _, start, end in steps if end > start],
         image.gain,
         image.is_corrected,
     )

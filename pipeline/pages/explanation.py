@@ -83,9 +83,9 @@ def render_explanation(explained: ImageExplanation) -> str:
         "is_widened": explained.wide_search.beam_size > explained.search.beam_size,
         "vocabulary_size": len(bundle.vocabulary),
         "file_name": _file_name(explained),
-        "image_url": _image_url(explained.image),
+        "image_url": _url_or_empty(explained.image),
         "seen": seen,
-        "seen_url": _image_url(seen),
+        "seen_url": _url_or_empty(seen),
         "computation": describe_computation(explained),
         "spec": bundle.spec,
         "weights": Path(bundle.spec.weights).name,
@@ -169,7 +169,7 @@ with torch.inference_mode():
 """
 
 
-def _image_url(image: Image.Image | None) -> str:
+def _url_or_empty(image: Image.Image | None) -> str:
     return image_url(image.copy(), _IMAGE_SIDE) if image else ""
 
 

@@ -81,10 +81,10 @@ def write_gallery(
     links = (_link(by_key[row.path], page_path.parent) if row.path in by_key else None for row in rows)
     values = {
         "title": title,
-        "figures": [*_figures(rows, verdicts or {}, is_table=table is not None), *figures],
+        "figures": [*_counts_shown(rows, verdicts or {}, is_table=table is not None), *figures],
         "rows": _row_values(rows, links, verdicts or {}),
         "has_verdicts": bool(verdicts),
-        "blocks": _blocks(rows, by_key, choose_workers(workers), progress),
+        "blocks": _thumbnail_blocks(rows, by_key, choose_workers(workers), progress),
         "review": None if table is None else _review_values(Path(table), served=False),
     }
     with (
@@ -104,7 +104,7 @@ def served_gallery(title: str, rows: Sequence[CaptionRow], keys: Collection[str]
     links = (f"images/{quote(row.path, safe='')}" if row.path in keys else None for row in rows)
     values = {
         "title": title,
-        "figures": _figures(rows, {}, is_table=True),
+        "figures": _counts_shown(rows, {}, is_table=True),
         "rows": _row_values(rows, links, {}),
         "has_verdicts": False,
         "blocks": (),
@@ -119,7 +119,9 @@ def _review_values(table: Path, *, served: bool) -> dict[str, object]:
     return {"id": table_id, "table": table.name, "served": served}
 
 
-def _figures(rows: Sequence[CaptionRow], verdicts: Mapping[str, Verdict], *, is_table: bool) -> list[tuple[str, str]]:
+def _counts_shown(
+    rows: Sequence[CaptionRow], verdicts: Mapping[str, Verdict], *, is_table: bool
+) -> list[tuple[str, str]]:
     failed = sum(row.status == "failed" for row in rows)
     judged = [verdicts[row.path] for row in rows if row.path in verdicts]
     right = sum(verdict.is_right for verdict in judged)
@@ -164,7 +166,7 @@ def _link(image: ImageFile, folder: Path) -> str | None:
     return quote(os.fsencode(relative.as_posix()))
 
 
-def _blocks(
+def _thumbnail_blocks(
     rows: Sequence[CaptionRow], by_key: Mapping[str, ImageFile], workers: int, progress: Progress
 ) -> Iterator[str]:
     """The thumbnails of `BLOCK_ROWS` rows at a time: a line of base64 for each, empty without an image."""
@@ -179,10 +181,10 @@ def _blocks(
 def _thumbnails(images: Iterable[ImageFile | None], workers: int) -> Iterator[str]:
     """A thumbnail for each of `images`, in that order, made on threads a little ahead of whoever takes them."""
     with ThreadPoolExecutor(workers, thread_name_prefix="thumbnail") as pool:
-        yield from map_ahead(_thumbnail, images, pool, _AHEAD * workers)
+        yield from map_ahead(_encoded_thumbnail, images, pool, _AHEAD * workers)
 
 
-def _thumbnail(image: ImageFile | None) -> str:
+def _encoded_thumbnail(image: ImageFile | None) -> str:
     """WebP in base64; empty where there is no image."""
     if image is None:
         return ""

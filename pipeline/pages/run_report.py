@@ -58,7 +58,7 @@ class ReportSources:
 
 
 @dataclass(frozen=True)
-class _Vocabulary:
+class _VocabularyRow:
     """The words of one model."""
 
     name: str
@@ -74,14 +74,14 @@ class _Vocabulary:
 
 
 @dataclass
-class _Images:
+class _ImagesByKey:
     """The images by key, looked for once and opened when one is wanted; a key of two different files names none."""
 
     files: dict[str, ImageFile] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @classmethod
-    def find(cls, locations: Sequence[Path | str]) -> "_Images":
+    def find(cls, locations: Sequence[Path | str]) -> "_ImagesByKey":
         found = cls()
         ambiguous: set[str] = set()
         for location in dict.fromkeys(place if isinstance(place, str) else place.resolve() for place in locations):
@@ -126,7 +126,7 @@ def write_run_report(output: AnyPath, sources: ReportSources, *, title: str = ""
     scores = [read_scores(Path(path)) for path in sources.scores]
     tables = [read_table(Path(path)) for path in sources.tables]
     recorded = [store.records[-1].images for store in stores if store.records]
-    images = _Images.find([*map(as_location, sources.images or recorded)] if scores else ())
+    images = _ImagesByKey.find([*map(as_location, sources.images or recorded)] if scores else ())
     paces = work.paces(stores, models, tables)
     values = {
         "title": title or _name_run(models, scores, stores, tables),
@@ -186,7 +186,7 @@ def _figures(
 
 def _vocabularies(
     models: Sequence[ModelFiles], scores: Sequence[ScoreFile], captions: Sequence[AnyPath | CaptionFiles]
-) -> list[_Vocabulary]:
+) -> list[_VocabularyRow]:
     trained_on = {key for model in models for key in model.bundle.splits["train"]}
     annotations = [read_annotations(one, known_keys=trained_on) for one in captions]
     found = []
@@ -207,7 +207,7 @@ def _vocabularies(
             for reference in caption.references
         ]
         found.append(
-            _Vocabulary(
+            _VocabularyRow(
                 name=model.name,
                 size=len(words) - len(SPECIAL_WORDS),
                 min_count=model.bundle.training.get("min_count", work.NOT_RECORDED),

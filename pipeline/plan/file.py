@@ -209,7 +209,7 @@ class Section:
         return float(value) if is_whole and setting.type.kind is float else value
 
     def _wrong(self, key: str, value: object, wanted: str) -> PipelineError:
-        return self.error(key, f"{key} = {_show(value)}: must be {wanted}")
+        return self.error(key, f"{key} = {_as_toml(value)}: must be {wanted}")
 
 
 def refuse_unknown_tables(file: PlanFile, known: Sequence[str]) -> None:
@@ -229,7 +229,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean `{nearest[0]}`?" if nearest else f"; known are {', '.join(known) or 'none'}"
 
 
-def _show(value: object) -> str:
+def _as_toml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else shown(value)
 
 

@@ -60,7 +60,7 @@ def take_fingerprint(source: Input, known: Fingerprint | None = None) -> Fingerp
 
     Raises PipelineError if it is not there or cannot be read, InputError for a folder without images.
     """
-    with _errors_named(source):
+    with _input_named(source):
         statuses, contents = _halves(source, known)
         quick = _hash_lines(statuses)
         return known if known is not None and quick == known.quick else Fingerprint(quick, contents())
@@ -68,7 +68,7 @@ def take_fingerprint(source: Input, known: Fingerprint | None = None) -> Fingerp
 
 def glance_at(images: Images) -> Fingerprint:
     """Only the quick half, for images whose store does not exist yet; `settle` adds the other without reading."""
-    with _errors_named(images):
+    with _input_named(images):
         return Fingerprint(_hash_lines(_image_statuses(images.location)), "")
 
 
@@ -89,7 +89,7 @@ def output_exists(path: Path) -> bool:
 
 
 @contextmanager
-def _errors_named(source: Input) -> Iterator[None]:
+def _input_named(source: Input) -> Iterator[None]:
     try:
         yield
     except OSError as exc:

@@ -90,7 +90,7 @@ class TrainJob:
         start = {"init": self.config.init if isinstance(self.config.init, Path) else None}
         teachers = {f"teacher {number}": model for number, model in enumerate(self.config.teacher, 1)}
         models = {name: model for name, model in teachers.items() if isinstance(model, Path)}
-        return {"features": self.features} | _captions(self.captions) | _given(lists | start | models)
+        return {"features": self.features} | _captions_inputs(self.captions) | _given_inputs(lists | start | models)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,12 @@ class EvaluateJob:
     def inputs(self) -> dict[str, Input]:
         """The inputs of the job, by name."""
         inputs: dict[str, Input] = {"features": self.features}
-        return inputs | _captions(self.captions) | _models(self.models) | _given({"list": self.image_list})
+        return (
+            inputs
+            | _captions_inputs(self.captions)
+            | _model_inputs(self.models)
+            | _given_inputs({"list": self.image_list})
+        )
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ class CaptionJob:
     def inputs(self) -> dict[str, Input]:
         """The inputs of the job, by name."""
         images: dict[str, Input] = {"images": Images(self.images, cache_path_for(self.output))}
-        return images | _models(self.models)
+        return images | _model_inputs(self.models)
 
 
 Job = ExtractJob | TrainJob | EvaluateJob | CaptionJob
@@ -182,10 +187,10 @@ def with_chosen_models(job: Job) -> Job:
     """
     if not isinstance(job, EvaluateJob | CaptionJob) or job.several == "ensemble" or len(job.models) == 1:
         return job
-    return replace(job, models=(max(job.models, key=_rank),))
+    return replace(job, models=(max(job.models, key=_validation_rank),))
 
 
-def _rank(folder: Path) -> tuple[float, float]:
+def _validation_rank(folder: Path) -> tuple[float, float]:
     """The validation CIDEr-D of the model, then how low its validation loss is: the first may be 0 for all models."""
     scores = read_model(folder).scores
     return scores["val_cider_d"], -scores.get("val_loss", math.inf)
@@ -212,14 +217,14 @@ def _several(models: tuple[Path, ...], several: Several) -> dict[str, Any]:
     return {"several": several} if len(models) > 1 else {}
 
 
-def _models(models: tuple[Path, ...]) -> dict[str, Input]:
+def _model_inputs(models: tuple[Path, ...]) -> dict[str, Input]:
     return {"model": models[0]} if len(models) == 1 else {f"model {model.name}": model for model in models}
 
 
-def _captions(captions: CaptionFiles) -> dict[str, Input]:
+def _captions_inputs(captions: CaptionFiles) -> dict[str, Input]:
     names = ["captions", *(f"captions {number}" for number in range(2, len(captions.paths) + 1))]
     return {name: TextFiles(path) if path.is_dir() else path for name, path in zip(names, captions.paths, strict=True)}
 
 
-def _given(paths: Mapping[str, Path | None]) -> dict[str, Input]:
+def _given_inputs(paths: Mapping[str, Path | None]) -> dict[str, Input]:
     return {name: path for name, path in paths.items() if path}

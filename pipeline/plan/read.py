@@ -22,7 +22,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class _Model:
+class _NamedModel:
     """A model that a table names: one that the pipeline trains, or an existing folder."""
 
     path: Path
@@ -43,7 +43,7 @@ def read_plan(path: Path) -> Graph:
     scorings = [
         task for section in file.sections("evaluate") for task in _read_evaluate(section, extractions, trainings)
     ]
-    captionings = [_read_caption(section, extractions, trainings) for section in file.sections("caption")]
+    captionings = [_read_caption_job(section, extractions, trainings) for section in file.sections("caption")]
     tasks = [*extractions, *trainings, *scorings, *captionings]
     if not tasks:
         raise PipelineError(f"{path}: describes nothing to do; `captionmill init` writes a file to start from")
@@ -64,7 +64,7 @@ def _read_train(section: Section, extractions: Sequence[Task]) -> list[Task]:
     features = _read_features(section, extractions)
     if features is None:
         raise section.error(None, _features_needed(extractions))
-    captions = _read_captions(section)
+    captions = _named_captions(section)
     if captions is None:
         raise section.error(None, "needs `captions`, a path")
     grid = section.grid(TrainConfig)
@@ -76,7 +76,9 @@ def _read_train(section: Section, extractions: Sequence[Task]) -> list[Task]:
     tasks = []
     for values in itertools.product(*grid.values()):
         chosen: dict[str, Any] = dict(zip(grid, values, strict=True))
-        name = "-".join(filter(None, [section.name, *(f"{key}-{_show(value)}" for key, value in chosen.items())]))
+        name = "-".join(
+            filter(None, [section.name, *(f"{key}-{_in_folder_name(value)}" for key, value in chosen.items())])
+        )
         tried = section.changed(config, chosen)
         tried = replace(tried, search=replace(tried.search, max_length=tried.max_length))  # as the command does
         tasks.append(Task(name, replace(job, config=tried, output=output / name if grid else output), section.name))
@@ -84,9 +86,9 @@ def _read_train(section: Section, extractions: Sequence[Task]) -> list[Task]:
 
 
 def _read_evaluate(section: Section, extractions: Sequence[Task], trainings: Sequence[Task]) -> list[Task]:
-    models = _read_models(section, trainings)
+    models = _named_models(section, trainings)
     several = cast(Several, section.choice("several", ("each", "best", "ensemble")))
-    features, captions = _read_features(section, extractions), _read_captions(section)
+    features, captions = _read_features(section, extractions), _named_captions(section)
     image_list, device = section.optional_path("list"), section.text("device")
     groups = [[model] for model in models] if several == "each" else [models]
     is_folder = len(groups) > 1
@@ -110,8 +112,8 @@ def _read_evaluate(section: Section, extractions: Sequence[Task], trainings: Seq
     return tasks
 
 
-def _read_caption(section: Section, extractions: Sequence[Task], trainings: Sequence[Task]) -> Task:
-    images, models = section.images("images"), _read_models(section, trainings)
+def _read_caption_job(section: Section, extractions: Sequence[Task], trainings: Sequence[Task]) -> Task:
+    images, models = section.images("images"), _named_models(section, trainings)
     several = cast(Several, section.choice("several", ("best", "ensemble")))
     table = section.settings(TableConfig(), [*settings_of(TableConfig)])
     if table.sidecar is not None and not is_sidecar_suffix(table.sidecar):
@@ -133,7 +135,7 @@ def _read_caption(section: Section, extractions: Sequence[Task], trainings: Sequ
     return Task(section.name, job)
 
 
-def _read_captions(section: Section) -> CaptionFiles | None:
+def _named_captions(section: Section) -> CaptionFiles | None:
     """The captions that the table names, one path or a list; None if it names none."""
     paths = section.paths("captions")
     columns = [section.text(key) for key in ("image_column", "caption_column")]
@@ -166,23 +168,23 @@ def _features_needed(extractions: Sequence[Task]) -> str:
     return "needs `features`, a feature store, or an [extract] table that makes one"
 
 
-def _read_models(section: Section, trainings: Sequence[Task]) -> list[_Model]:
+def _named_models(section: Section, trainings: Sequence[Task]) -> list[_NamedModel]:
     """The models that `model` names; else the training or grid of the same name, else all trainings."""
     values = section.texts("model")
     same_name = any(task.is_called(section.name) for task in trainings)
-    found: dict[Path, _Model] = {}
+    found: dict[Path, _NamedModel] = {}
     for value in values or [section.name if same_name else "*"]:
         named = [task for task in trainings if task.is_called(value)]
         for task in named:
             if isinstance(task.job, TrainJob):
-                found[task.output] = _Model(task.output, task.name, task.job)
+                found[task.output] = _NamedModel(task.output, task.name, task.job)
         if not named and values:
             if not _is_path(section, value):
                 known = dict.fromkeys(name for task in trainings for name in (task.group, task.name) if name)
                 raise section.error("model", unknown_name(value, "training", [*known]))
             path = section.resolve(value)
             job = next((task.job for task in trainings if task.output == path), None)
-            found[path] = _Model(path, path.name, job if isinstance(job, TrainJob) else None)
+            found[path] = _NamedModel(path, path.name, job if isinstance(job, TrainJob) else None)
     if not found:
         raise section.error(None, "needs `model`, a model's folder, or a [train] table that makes one")
     return list(found.values())
@@ -207,7 +209,7 @@ def _default_output(name: str, section_name: str, suffix: str, *, is_folder: boo
     return f"{folder}/{section_name}{suffix}" if section_name else f"{name}{suffix}"
 
 
-def _show(value: object) -> str:
+def _in_folder_name(value: object) -> str:
     if isinstance(value, Path):
         return value.name
     return str(value).lower() if isinstance(value, bool) else str(value)

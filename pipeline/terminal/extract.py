@@ -77,7 +77,7 @@ def extract(
         forecast = forecast_extraction(taken, output, config, **wanted)
         show_result(f"{output}: {summaries.forecast_lines(forecast)}", forecast_fields(forecast, output))
         return
-    _refuse_early(output, config, overwrite=options["overwrite"])
+    _refuse_extraction(output, config, overwrite=options["overwrite"])
     with (
         ProgressBars(quiet=quiet) as progress,
         open_spread(jobs, cluster, device=config.device, wait_s=wait_s) as spread,
@@ -101,7 +101,7 @@ def show_extraction(summary: "ExtractSummary", *, strict: bool, quiet: bool) -> 
             raise InputError(f"{show_count(len(summary.failures), 'image')} cannot be read, and --strict is given")
 
 
-def _refuse_early(output: Path | str, config: ExtractConfig, *, overwrite: bool) -> None:
+def _refuse_extraction(output: Path | str, config: ExtractConfig, *, overwrite: bool) -> None:
     """Raise what `extract` would raise for these, before torch is imported, which takes seconds."""
     from captionmill.data.features.store import FeatureStore, store_exists
     from captionmill.stages.encoding.weights import require_weights

@@ -39,14 +39,14 @@ def _lines(explained: ImageExplanation) -> Iterator[str]:
     yield f"computed: {describe_computation(explained)}"
     if explained.role:
         yield f"note: {explained.role}"
-    yield from ("", f"features: {_describe(explanation.features)}; {explained.origin}")
+    yield from ("", f"features: {_describe_numbers(explanation.features)}; {explained.origin}")
     largest = np.argsort(-explanation.features, kind="stable")[:_LARGEST]
     yield "  largest, index: number  " + ", ".join(f"{index}: {explanation.features[index]:.4f}" for index in largest)
     for model, config, start in zip(explained.models, explained.decoders, explanation.starts, strict=True):
         yield from ("", f"first state of {model}: {describe_scaling(config)}; {describe_start(config)}")
-        yield f"  scaled  {_describe(start.scaled)}"
+        yield f"  scaled  {_describe_numbers(start.scaled)}"
         for part in start.parts:
-            yield f"  {part.name} of layer {part.layer}  {_describe(part.values)}"
+            yield f"  {part.name} of layer {part.layer}  {_describe_numbers(part.values)}"
     yield from ("", f"greedy, the highest score at each step: {explained.greedy_caption}")
     yield from _walk_lines(explanation.greedy, is_ensemble=len(explained.models) > 1)
     yield from ("", *(_draw_lines(tree) if explained.search.sample else _beam_lines(explained)))
@@ -130,7 +130,7 @@ def _draw_lines(tree: BeamTree) -> Iterator[str]:
         yield f"{'*' if node.wins else ' '} {node.place + 1:5} {node.total:9.4f}  {node.length:5}  {caption}"
 
 
-def _describe(values: Numbers) -> str:
+def _describe_numbers(values: Numbers) -> str:
     return (
         f"{len(values):,} numbers, {show_number(values.min())} to {show_number(values.max())}, mean "
         f"{show_number(values.mean())}, {np.mean(values == 0):.1%} zero"

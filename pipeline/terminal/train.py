@@ -48,7 +48,7 @@ def train(features: Path, output: Path, quiet: bool, **options: Any) -> None:
     search = take_settings(SearchConfig, options, "beam_size", "length_penalty")
     config = replace(config, search=replace(search, max_length=config.max_length))
     lists = take_settings(SplitLists, options)
-    _refuse_early(features, output, config, overwrite=options["overwrite"])
+    _refuse_training(features, output, config, overwrite=options["overwrite"])
     from captionmill.stages.training.train import TrainListener, train
 
     if config.init is not None:
@@ -72,7 +72,7 @@ def train(features: Path, output: Path, quiet: bool, **options: Any) -> None:
         show_result(f"{output}: {summaries.train_line(summary)}", training_fields(summary, output))
 
 
-def _refuse_early(features: Path, output: Path, config: TrainConfig, *, overwrite: bool) -> None:
+def _refuse_training(features: Path, output: Path, config: TrainConfig, *, overwrite: bool) -> None:
     """Raise what `train` would raise for these, before torch is imported, which takes seconds."""
     from captionmill.data.features.store import FeatureStore
     from captionmill.data.models.bundle import read_model

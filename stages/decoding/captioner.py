@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 BLOCK_ROWS = 1536  # captions that are searched at once: of half as many, products and steps take a twelfth longer
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def decode_rows(
                 smaller = "fewer `alternatives`" if finder.search.sample else wide
                 raise InputError(f"not enough memory for one image: use {smaller} or `device` cpu") from exc
             block_size = len(block) // 2
-            _log.warning("not enough memory: continuing with %d images at once", block_size)
+            _logger.warning("not enough memory: continuing with %d images at once", block_size)
             continue
         for key, caption in zip(block, decoded, strict=True):
             yield key, _spell(caption, finder.vocabulary)

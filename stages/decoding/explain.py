@@ -168,7 +168,7 @@ def explain_features(
     (greedy,) = replace(finder, search=_greedy(search)).find(features, [key])
     return Explanation(
         features=features[0],
-        starts=tuple(_describe_start(decoder, features) for decoder in decoders),
+        starts=tuple(_start_of(decoder, features) for decoder in decoders),
         greedy=walker.follow_caption(greedy),
         beam=build_beam_tree(traces[caption.decoder], vocabulary, finder.widened, caption.words),
         caption=replace(walker, decoder=finder.searched[caption.decoder]).follow_caption(caption),
@@ -237,7 +237,7 @@ class _Walker:
         return Step(len(history) + 1, fed, self.vocabulary.words[fed], top, scored(chosen))
 
 
-def _describe_start(decoder: SingleDecoder, features: Features) -> Start:
+def _start_of(decoder: SingleDecoder, features: Features) -> Start:
     parts = [
         StatePart(name, layer, _numbers(values[0]))
         for name, part in zip(decoder.config.state_parts, decoder.start(features), strict=True)

@@ -92,11 +92,11 @@ def pool_candidates(found: Sequence[DecodedCaption]) -> DecodedCaption:
     """
     pool: dict[tuple[int, ...], DecodedCaption] = {}
     for place, best in enumerate(found):
-        for caption in _each(best):
+        for caption in _with_alternatives(best):
             other = pool.get(caption.words)
-            if other is None or _mean(caption.log_probabilities) > _mean(other.log_probabilities):
+            if other is None or _mean_or_zero(caption.log_probabilities) > _mean_or_zero(other.log_probabilities):
                 pool[caption.words] = replace(caption, decoder=place)
-    best, *others = sorted(pool.values(), key=lambda caption: -_mean(caption.log_probabilities))
+    best, *others = sorted(pool.values(), key=lambda caption: -_mean_or_zero(caption.log_probabilities))
     return replace(best, alternatives=tuple(others))
 
 
@@ -112,7 +112,7 @@ def rerank_captions(
     `weights` are those of `weigh_images`. Of equal scores the one that the decoder ranks higher is kept.
     """
     reranked = []
-    for ranked in _rank(found, features, weights, rankers, search):
+    for ranked in _ranked(found, features, weights, rankers, search):
         best, *others = (candidate.caption for candidate in ranked[: 1 + search.alternatives])
         reranked.append(replace(best, alternatives=tuple(others)))
     return reranked
@@ -122,7 +122,7 @@ def explain_choice(
     found: DecodedCaption, features: Features, rankers: Sequence[Ranker], search: SearchConfig
 ) -> Choice:
     """What `rerank_captions` chooses for the one image with `features` [1, D], and why."""
-    (ranked,) = _rank([found], features, weigh_images(features, rankers, search), rankers, search)
+    (ranked,) = _ranked([found], features, weigh_images(features, rankers, search), rankers, search)
     first, row = rankers[0], features[0]
     _, cosines = first.regression.weights(row[None])
     words = [[(word,) for word in ranked[0].caption.words]]
@@ -133,11 +133,11 @@ def explain_choice(
         images=len(first.counts),
         trust=float(first.trust(cosines)[0, 0]),
         neighbours=tuple(first.strongest(row, _NEIGHBOURS)) if search.rerank != "matcher" else (),
-        word_matches=tuple(_mean(of_word) for of_word in zip(*matches, strict=True)),
+        word_matches=tuple(_mean_or_zero(of_word) for of_word in zip(*matches, strict=True)),
     )
 
 
-def _rank(
+def _ranked(
     found: Sequence[DecodedCaption],
     features: Features,
     weights: Sequence[Reals],
@@ -145,9 +145,9 @@ def _rank(
     search: SearchConfig,
 ) -> list[list[Candidate]]:
     """The candidates of each image, the highest total first."""
-    captions = list(map(_each, found))  # in the decoder's order
+    captions = list(map(_with_alternatives, found))  # in the decoder's order
     words = [[caption.words for caption in own] for own in captions]
-    likelihoods = [[_mean(caption.log_probabilities) for caption in own] for own in captions]
+    likelihoods = [[_mean_or_zero(caption.log_probabilities) for caption in own] for own in captions]
     scores = mean_scores(
         [
             ranker.score(features, own, words, likelihoods, search.rerank)
@@ -165,9 +165,9 @@ def _rank(
     ]
 
 
-def _each(best: DecodedCaption) -> list[DecodedCaption]:
+def _with_alternatives(best: DecodedCaption) -> list[DecodedCaption]:
     return [replace(best, alternatives=()), *best.alternatives]
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean_or_zero(values: Sequence[float]) -> float:
     return sum(values) / max(1, len(values))

@@ -141,7 +141,7 @@ def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> E
         note_key = file.note_key(config.backbone)
         network, digest = _build_network(config.backbone, file)
         remember_hash(note_key, file, config.backbone, digest)
-        load = partial(_given, network)
+        load = partial(_already_built, network)
     else:
         load = partial(_load_network, config.backbone, file, digest)
     if resize_size is None:
@@ -158,7 +158,7 @@ def build_encoder(config: ExtractConfig, *, resize_size: int | None = None) -> E
     return Encoder(spec, load)
 
 
-def _given(network: "FeatureNetwork") -> "FeatureNetwork":
+def _already_built(network: "FeatureNetwork") -> "FeatureNetwork":
     return network
 
 

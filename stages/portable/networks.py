@@ -33,14 +33,14 @@ def portable_decoder(decoders: Sequence[Decoder]) -> tuple[PortableNetwork, Port
     ]
     start = PortableNetwork(
         "decoder_start",
-        _Start(decoders),
+        _StartNetwork(decoders),
         (Port("features", "float32", ("batch", config.feature_dim)),),
         tuple(ports),
         _CHECKED_SIZES,
     )
     step = PortableNetwork(
         "decoder_step",
-        _Step(decoders),
+        _StepNetwork(decoders),
         (Port("words", "int64", ("batch",), below=config.vocab_size), *ports),
         (
             Port("logits", "float32", ("batch", config.vocab_size)),
@@ -57,12 +57,12 @@ class _Decoders(nn.Module):
         self.decoders: Any = nn.ModuleList(decoders)  # a sequence of them
 
 
-class _Start(_Decoders):
+class _StartNetwork(_Decoders):
     def forward(self, features: Tensor) -> State:
         return join_decoders(self.decoders).start(features)
 
 
-class _Step(_Decoders):
+class _StepNetwork(_Decoders):
     def forward(self, words: Tensor, *state: Tensor) -> State:
         logits, state = join_decoders(self.decoders).step(words, state)
         return logits, *state
@@ -82,7 +82,7 @@ def portable_encoder(encoder: Encoder) -> PortableNetwork:
     longer = [size + STRIDE, size, size] if is_whole else [size] * 3
     return PortableNetwork(
         "encoder",
-        _Views(encoder.network.cpu().float().eval(), mirrored=spec.views in ("flip", "two")),
+        _ViewsNetwork(encoder.network.cpu().float().eval(), mirrored=spec.views in ("flip", "two")),
         (Port("pixels", "uint8", ("batch", *sides, 3)),),
         (Port("features", "float32", ("batch", spec.feature_dim)),),
         tuple(
@@ -92,7 +92,7 @@ def portable_encoder(encoder: Encoder) -> PortableNetwork:
     )
 
 
-class _Views(nn.Module):
+class _ViewsNetwork(nn.Module):
     """The features of an image, or the mean of those of the image and its mirror image."""
 
     def __init__(self, network: nn.Module, *, mirrored: bool) -> None:

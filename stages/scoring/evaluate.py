@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 _YES_NO = {True: "yes", False: "no", None: ""}
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,9 @@ def evaluate(
     scored, damaged = choose_complete(keys, chosen_by, annotations, store)
     warn_of_training_images(splits, scored, "the model")
     if len(scored) == 1:
-        _log.warning("one image: its CIDEr-D is 0 whatever its caption, since all words are equally rare in one image")
+        _logger.warning(
+            "one image: its CIDEr-D is 0 whatever its caption, since all words are equally rare in one image"
+        )
     from captionmill.stages.decoding.captioner import Captioner  # torch takes seconds, after which errors would show
 
     captioner = Captioner.of(trained, device=config.device)
@@ -145,7 +147,7 @@ def evaluate(
     references = {key: annotations.captions[key] for key in scored}
     texts = {key: caption.text for key, caption in decoded.items()}
     for line in describe_collapse(store, texts, references, captioner.vocabulary):
-        _log.warning("%s", line)
+        _logger.warning("%s", line)
     metrics, left_out = _measure(texts, references, JAVA_METRICS if config.java_metrics else (), word_rule)
     comparison = None
     if against and other and other_captioner:

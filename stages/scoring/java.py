@@ -35,7 +35,7 @@ _METEOR_NUMBERS = 23  # that METEOR prints per caption
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75  # METEOR's `-l en`
 _MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # of exact, stem, synonym and paraphrase matches
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 Corpus = Sequence[tuple[str, Sequence[str]]]
 
@@ -55,7 +55,7 @@ def measure_with_java(
     The second list has a line for each metric of `names` that is not available here, with the reason. `word_rule` is
     that of the model.
     """
-    prepare = functools.partial(_prepare, word_rule=word_rule)
+    prepare = functools.partial(_tokens_line, word_rule=word_rule)
     corpus = [(prepare(caption), [prepare(text) for text in references[key]]) for key, caption in captions.items()]
     metrics, left_out = [], []
     measures: dict[str, Callable[[Corpus], Metric]] = {"meteor": _measure_meteor, "spice": _measure_spice}
@@ -67,7 +67,7 @@ def measure_with_java(
     return metrics, left_out
 
 
-def _prepare(caption: str, word_rule: int) -> str:
+def _tokens_line(caption: str, word_rule: int) -> str:
     """The tokens in one line, without METEOR's separator of sentences."""
     return " ".join(" ".join(tokenize_for_scores(caption, word_rule)).replace("|||", "|").split())
 
@@ -136,7 +136,7 @@ def _fetch_spice_models(folder: Path) -> None:
     """Let the package download Stanford CoreNLP 3.6.0 (about 400 MB) into its folder, unless it is there already."""
     if any((folder / "lib").glob("stanford-corenlp-3.6.0-models.jar")):
         return
-    _log.warning("SPICE downloads the models of Stanford CoreNLP (about 400 MB) at its first use")
+    _logger.warning("SPICE downloads the models of Stanford CoreNLP (about 400 MB) at its first use")
     try:
         from pycocoevalcap.spice.get_stanford_models import get_stanford_models
 

@@ -13,7 +13,7 @@ from captionmill.stages.decoding.trained import TrainedModels
 SplitsOfModels = Sequence[Mapping[str, Sequence[str]]]
 """The splits of each model."""
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 def choose_keys(
@@ -47,7 +47,7 @@ def choose_complete(
         raise AnnotationError("; ".join(filter(None, (nothing, near))))
     without_features = sorted(key for key in keys if key not in store)
     if without_features and (near := describe_near(without_features, sorted({*store.keys} - {*keys}))):
-        _log.warning("not all images are scored: %s", near)
+        _logger.warning("not all images are scored: %s", near)
     return scored, sorted(damaged)
 
 
@@ -64,7 +64,7 @@ def keys_of(splits: SplitsOfModels, *names: str) -> dict[str, None]:
 def warn_of_training_images(splits: SplitsOfModels, scored: Sequence[str], whose: str) -> None:
     """Warn if images are scored that the models were trained on; `whose` training it was."""
     if count := len({*scored} & keys_of(splits, "train").keys()):
-        _log.warning("%d of the %d images scored are ones that %s was trained on", count, len(scored), whose)
+        _logger.warning("%d of the %d images scored are ones that %s was trained on", count, len(scored), whose)
 
 
 def choose_word_rule(models: TrainedModels, other: TrainedModels | None) -> int:
@@ -72,5 +72,5 @@ def choose_word_rule(models: TrainedModels, other: TrainedModels | None) -> int:
     rule = models.vocabulary.word_rule
     if other is None or other.vocabulary.word_rule == rule:
         return rule
-    _log.warning("the two models find the words of captions by different rules; both are scored by the newest")
+    _logger.warning("the two models find the words of captions by different rules; both are scored by the newest")
     return max(rule, other.vocabulary.word_rule)

@@ -61,10 +61,10 @@ _SCALARS = {
 _SECONDS_BETWEEN_CURVES = 10.0
 _LOCK_NAME = ".lock"
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
-class _Sample(NamedTuple):
+class _SampleRow(NamedTuple):
     """One row of samples.csv."""
 
     key: str
@@ -140,11 +140,11 @@ class RunFolder:
         """
         place = {key: number for number, (key, _, _) in enumerate(samples)}
         earlier = [sample for sample in self._samples if sample.epoch < epoch]
-        added = [_Sample(key, epoch, caption, " | ".join(references)) for key, caption, references in samples]
+        added = [_SampleRow(key, epoch, caption, " | ".join(references)) for key, caption, references in samples]
         self._samples = sorted(
             earlier + added, key=lambda sample: (place.get(sample.key, len(place)), sample.key, sample.epoch)
         )
-        write_table(self._folder / SAMPLES_NAME, _Sample._fields, self._samples)
+        write_table(self._folder / SAMPLES_NAME, _SampleRow._fields, self._samples)
 
     def close(self) -> None:
         """Finish the curves and the event file; must be called before the folder is copied or removed."""
@@ -163,7 +163,7 @@ class RunFolder:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self._has_tensorboard = False
-            _log.info("no TensorBoard events: %s", install_command("tensorboard"))
+            _logger.info("no TensorBoard events: %s", install_command("tensorboard"))
             return None
         return SummaryWriter(str(self._folder / EVENTS_NAME), purge_step=first_step)
 
@@ -197,7 +197,7 @@ def empty_folder(folder: Path) -> None:
         if path.name not in own and not is_weights_name(path.name) and not path.name.endswith(".partial"):
             raise InputError(f"{folder}: needed for the training, but holds other files ({path.name}); move it away")
     for path in paths:
-        _remove(path)
+        _remove_any(path)
 
 
 def publish(folder: Path, output: Path, notes: Sequence[str]) -> None:
@@ -256,7 +256,7 @@ def copy_run(folder: Path, output: Path) -> None:
     for name in RUN_NAMES:
         source, target = folder / name, output / name
         if target.is_dir():
-            _remove(target)
+            _remove_any(target)
         if source.is_dir():
             shutil.copytree(source, target)
         elif source.exists():
@@ -266,18 +266,18 @@ def copy_run(folder: Path, output: Path) -> None:
             target.unlink(missing_ok=True)
 
 
-def _remove(path: Path) -> None:
+def _remove_any(path: Path) -> None:
     """Remove a file, a folder, or a link to either."""
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _read_samples(path: Path) -> list[_Sample]:
+def _read_samples(path: Path) -> list[_SampleRow]:
     """The rows that `write_samples` wrote; an empty list if the file does not exist."""
     if not path.exists():
         return []
     try:
-        rows = read_cells(path, _Sample._fields)
-        return [_Sample(key, int(epoch), caption, references) for key, epoch, caption, references in rows]
+        rows = read_cells(path, _SampleRow._fields)
+        return [_SampleRow(key, int(epoch), caption, references) for key, epoch, caption, references in rows]
     except ValueError as exc:
         raise InputError(f"{path}: not a table of sample captions as training writes it; move it away") from exc
 

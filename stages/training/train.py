@@ -117,7 +117,7 @@ def train(
         word_rule = start.model.vocabulary.word_rule
         config = start.fit(config, store.spec, features=features, output=output)
     annotations = read_annotations(captions, restval=data.restval, known_keys=store.keys, word_rule=word_rule)
-    splits = _choose_splits(annotations, store, data, config.seed)
+    splits = _chosen_splits(annotations, store, data, config.seed)
     counts, val_counts = (count_words(annotations.captions, keys, word_rule) for keys in (splits.train, splits.val))
     vocabulary = choose_vocabulary(counts, min_count=config.min_count, known=start.model.vocabulary if start else None)
     teachers.require_fit(store, vocabulary)
@@ -156,7 +156,7 @@ def train(
             notes += describe_words(counts, val_counts, vocabulary, fitted)
             notes += describe_size(len(splits.train), vocabulary, fitted)
             notes += describe_equal_features(store, splits.train, "training images")
-            _warn(work_dir, training.state.history if unfinished else None, splits, notes)
+            _warn_at_start(work_dir, training.state.history if unfinished else None, splits, notes)
         with RunFolder(work_dir) as folder:
             if world.is_first:
                 _write_config(folder, training, features, captions, _lists_of(data))
@@ -167,7 +167,7 @@ def train(
         if world.is_first:
             add_ranker(training, work_dir, progress, start.model.ranker if start else None)
             publish(work_dir, output, (*notes, *describe_choice(training.state.history)))
-            _log(read_model(output).notes[len(notes) :])
+            _log_notes(read_model(output).notes[len(notes) :])
         world.wait()
     history = tuple(EpochResult(**row) for row in training.state.history)
     reranked = read_model(output).scores.get(RERANKED_CIDER) if world.is_first else None
@@ -226,7 +226,7 @@ def _lists_of(data: SplitLists) -> dict[str, Path | None]:
     return {"train_list": as_path(data.train_list), "val_list": as_path(data.val_list)}
 
 
-def _choose_splits(annotations: Annotations, store: FeatureStore, data: SplitLists, seed: int) -> Splits:
+def _chosen_splits(annotations: Annotations, store: FeatureStore, data: SplitLists, seed: int) -> Splits:
     train_list, val_list = (
         read_split_list(path, known_keys=store.keys) if path else None for path in _lists_of(data).values()
     )
@@ -281,7 +281,7 @@ def _open_work_dir(
     return None
 
 
-def _warn(work_dir: Path, done: Sequence[object] | None, splits: Splits, notes: Sequence[str]) -> None:
+def _warn_at_start(work_dir: Path, done: Sequence[object] | None, splits: Splits, notes: Sequence[str]) -> None:
     if done is not None:
         _logger.warning("resuming %s: epochs done: %d; pass `restart` to start from scratch", work_dir, len(done))
     if len(splits.val) == 1:
@@ -289,9 +289,9 @@ def _warn(work_dir: Path, done: Sequence[object] | None, splits: Splits, notes: 
             "one validation image: its CIDEr-D is always 0, so the cross entropy of its captions chooses the epoch; "
             "give the split more images"
         )
-    _log(notes)
+    _log_notes(notes)
 
 
-def _log(notes: Sequence[str]) -> None:
+def _log_notes(notes: Sequence[str]) -> None:
     for note in notes:
         _logger.warning("%s", note)

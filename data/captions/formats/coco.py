@@ -60,7 +60,7 @@ def _read_coco(images: list[Any], annotations: list[Any], left_out: LeftOut) -> 
                     f"{where} has the split {split!r}, but {place} has {of_image!r}; correct one of them"
                 )
             split = of_image
-        name, caption = _field(image, "file_name", str, place), _caption(annotation, "caption", where)
+        name, caption = _field(image, "file_name", str, place), _caption_of(annotation, "caption", where)
         is_rejected = any(is_marked(annotation.get(mark)) for mark in REJECTED)
         yield ReferenceRow(where, name, caption, split, is_rejected)
     left_out["annotations of unknown images"] += unknown_count
@@ -119,11 +119,11 @@ def _read_karpathy(images: list[Any]) -> Iterator[ReferenceRow]:
         folder = image.get("filepath") or ""
         sentences = _field(image, "sentences", list, where) or [{"raw": None}]
         for number, sentence in enumerate(sentences):
-            caption = _caption(sentence, "raw", f"{where}.sentences[{number}]")
+            caption = _caption_of(sentence, "raw", f"{where}.sentences[{number}]")
             yield ReferenceRow(where, f"{folder}/{name}" if folder else name, caption, split)
 
 
-def _caption(entry: Any, name: str, where: str) -> str | None:
+def _caption_of(entry: Any, name: str, where: str) -> str | None:
     """The caption of `entry`, None for a null; AnnotationError if there is none, as in files of other annotations."""
     if isinstance(entry, dict) and name in entry and entry[name] is None:
         return None

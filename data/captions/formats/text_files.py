@@ -32,7 +32,7 @@ def find_text_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
             if error is None and path.suffix.lower() == _SUFFIX:
                 texts.append(path)
             elif error is None and path.suffix.lower() in IMAGE_SUFFIXES:
-                images[_form(path.with_suffix(""))].append(path)
+                images[_composed_path(path.with_suffix(""))].append(path)
     except OSError as exc:
         raise AnnotationError(f"cannot be listed ({exc.strerror}); make the folder readable") from exc
     if not texts and (folder / _METADATA).is_file():
@@ -49,19 +49,23 @@ def read_text_files(folder: Path, left_out: LeftOut, known_keys: Collection[str]
     image of `known_keys` in the same place. Text files of no image are counted. AnnotationError at once if there are no
     text files; later if one is not UTF-8 or holds labels, or if none belongs to an image.
     """
-    return _rows_of(folder, *find_text_files(folder), left_out, known_keys)
+    return _rows_of_folder(folder, *find_text_files(folder), left_out, known_keys)
 
 
-def _rows_of(
+def _rows_of_folder(
     folder: Path, texts: list[Path], images: dict[str, list[Path]], left_out: LeftOut, known_keys: Collection[str]
 ) -> Iterator[ReferenceRow]:
     known, stems = set(known_keys), _by_stem(known_keys)
     stranger_count = 0
     for path in texts:
         stem = path.with_suffix("")
-        whole = [image for image in images[_form(stem.with_suffix(""))] if _form(image) == _form(stem)]
+        whole = [
+            image
+            for image in images[_composed_path(stem.with_suffix(""))]
+            if _composed_path(image) == _composed_path(stem)
+        ]
         name = stem.relative_to(folder).as_posix()
-        beside = {image.relative_to(folder).as_posix(): image for image in whole or images[_form(stem)]}
+        beside = {image.relative_to(folder).as_posix(): image for image in whole or images[_composed_path(stem)]}
         keys = [*beside] or ([name] if name in known else stems.get(name, []))
         stranger_count += not keys
         lines = _read_lines(path) if keys else []
@@ -75,7 +79,7 @@ def _rows_of(
     left_out["text files of no image"] += stranger_count
 
 
-def _form(path: Path) -> str:
+def _composed_path(path: Path) -> str:
     return unicodedata.normalize("NFC", str(path))
 
 

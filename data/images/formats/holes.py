@@ -43,10 +43,10 @@ def require_whole_heif(data: bytes) -> None:
 
 def require_whole_webp(data: bytes, size: tuple[int, int]) -> None:
     """Raise EOFError if zeros stand for a part of the first frame of a WebP of `size`, width and height."""
-    for kind, start, end in _chunks(data, 12, len(data)):
+    for kind, start, end in _webp_chunks(data, 12, len(data)):
         if kind == b"ANMF":
             width, height = (int.from_bytes(data[start + at : start + at + 3], "little") + 1 for at in (6, 9))
-            for inner in _chunks(data, start + 16, end):
+            for inner in _webp_chunks(data, start + 16, end):
                 _require_needed_end(data, *inner, (width, height))
             return
         _require_needed_end(data, kind, start, end, size)
@@ -64,7 +64,7 @@ def require_whole_strips(data: bytes, image: TiffImageFile) -> None:
             strip = data[start : start + count]
             if image.tag_v2.get(259) in _DEFLATE and count and stream_length([strip]) is None:
                 raise EOFError("wrong checksum of the pixels")
-            if _has_hole(strip, image):
+            if _tiff_has_hole(strip, image):
                 raise EOFError(_ZEROS)
 
 
@@ -115,7 +115,7 @@ def _zeros_in_sound_codestream(header: bytes) -> int:
     return min(most, len(_LARGE_HOLE) - 1)
 
 
-def _has_hole(strip: bytes, image: TiffImageFile) -> bool:
+def _tiff_has_hole(strip: bytes, image: TiffImageFile) -> bool:
     """Whether zeros stand for a part of a strip or tile; known only for some compressions.
 
     No code of Group 4 and no two codes in a row have 24 zeros (ITU-T T.6); LZW has no third code of 0 in a row and
@@ -177,7 +177,7 @@ def _coded_places(data: bytes) -> Iterator[tuple[int, int]]:
         if data[entry + 6 + wide : entry + 10 + wide] in _CODED_ITEMS:
             coded.add(int.from_bytes(data[entry + 4 : entry + 4 + wide]))
     start, end = inside[b"iloc"]
-    numbers = _Numbers(data[start:end])
+    numbers = _UnsignedNumbers(data[start:end])
     version = numbers.take(1)
     numbers.take(3)
     sizes = numbers.take(2)
@@ -195,7 +195,7 @@ def _coded_places(data: bytes) -> Iterator[tuple[int, int]]:
                 yield offset, offset + length if length else len(data)
 
 
-class _Numbers:
+class _UnsignedNumbers:
     """Unsigned numbers that follow each other; ValueError behind the last."""
 
     def __init__(self, data: bytes) -> None:
@@ -209,7 +209,7 @@ class _Numbers:
         return int.from_bytes(read)
 
 
-def _chunks(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def _webp_chunks(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """The kind of each chunk of a WebP, and where its content begins and ends."""
     while start + 8 <= end:
         size = int.from_bytes(data[start + 4 : start + 8], "little")

@@ -128,7 +128,7 @@ class _Jpeg2000File(Jpeg2KImageFile):
                     band[:] = np.rint(band * (255 / (2**depth - 1)))
             elif depth > 8 and not band.all():
                 if samples is None:
-                    samples = _decode_samples(data, depth).reshape(self.height, self.width, -1)
+                    samples = _decode_jpeg_2000(data, depth).reshape(self.height, self.width, -1)
                 band[(band == 0) & (samples[..., place] >> (depth - 1) > 0)] = 255
         self.im = Image.frombytes(self.mode, self.size, pixels.tobytes()).im
         if self.palette is not None:
@@ -147,7 +147,7 @@ def _read_palette(jpeg_2000: bytes) -> ImagePalette.ImagePalette:
     return palette
 
 
-def _decode_samples(jpeg_2000: bytes, depth: int) -> npt.NDArray[np.integer]:
+def _decode_jpeg_2000(jpeg_2000: bytes, depth: int) -> npt.NDArray[np.integer]:
     """The samples as written, [H, W, S]."""
     if re.search(_YCC_BOX, jpeg_2000, re.DOTALL):
         raise ImageError(f"JPEG 2000 of YCbCr with {depth} bits is not supported")

@@ -27,7 +27,7 @@ def require_whole_pixels(data: bytes) -> None:
     """Raise ImageError if a checksum of the pixels is wrong: that of a chunk, or of all of them if the last is cut."""
     view = memoryview(data)
     chunks: list[memoryview] = []
-    for kind, start, end in _chunks(data):
+    for kind, start, end in _png_chunks(data):
         if kind == b"IDAT":
             chunks.append(view[start + 8 : end - 4])
             is_whole = (
@@ -53,12 +53,12 @@ def require_all_rows(data: bytes, last_rows: npt.NDArray[np.uint8]) -> None:
     for left, top, step_x, step_y in passes:
         columns, rows = -(-(width - left) // step_x), -(-(height - top) // step_y)
         needed += rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0
-    length = stream_length([data[start + 8 : end - 4] for kind, start, end in _chunks(data) if kind == b"IDAT"])
+    length = stream_length([data[start + 8 : end - 4] for kind, start, end in _png_chunks(data) if kind == b"IDAT"])
     if length is not None and length < needed:
         raise ImageError("truncated or damaged image (rows are missing)")
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """The kind of each chunk up to the end mark, and where it begins and ends, with its length and its checksum."""
     start, kind = _SIGNATURE_BYTES, b""
     while kind != b"IEND" and start < len(data):
@@ -77,14 +77,14 @@ def without_metadata(data: bytes) -> tuple[bytes, dict[str | tuple[int, int], An
     kept = [data[:_SIGNATURE_BYTES]]
     texts: dict[str | tuple[int, int], Any] = {}
     end = 0
-    for kind, start, end in _chunks(data):
+    for kind, start, end in _png_chunks(data):
         if not kind.isalpha():
             return None
         is_metadata = kind not in _NEEDED and kind[0:1].islower()
         content = data[start + 8 : end - 4]
         if is_metadata and kind in _TEXTS and _keyword(content) in (*XMP_KEYS, *RAW_EXIF_KEYS):
             if zlib.crc32(kind + content) == int.from_bytes(data[end - 4 : end]):
-                texts |= _read_text(kind, content)
+                texts |= _text_of_chunk(kind, content)
             else:
                 is_metadata = False
         if not is_metadata:
@@ -96,7 +96,7 @@ def _keyword(content: bytes) -> str:
     return content.partition(b"\0")[0].decode("latin-1")
 
 
-def _read_text(kind: bytes, content: bytes) -> dict[str | tuple[int, int], Any]:
+def _text_of_chunk(kind: bytes, content: bytes) -> dict[str | tuple[int, int], Any]:
     """The keyword and the first _MOST_BYTES bytes of the text of a chunk; nothing if it cannot be decompressed."""
     _, _, text = content.partition(b"\0")
     is_compressed = kind == b"zTXt"

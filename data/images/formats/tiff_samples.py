@@ -38,11 +38,11 @@ def decode_samples(data: bytes, page_number: int | None = None) -> npt.NDArray[n
 
     Raises ImageError with the reason, ValueError if it is damaged.
     """
-    with _open(data) as file:
+    with _open_tiff(data) as file:
         page: Any = file.pages[_find_page(file) if page_number is None else page_number]
         _require_supported(page)
         try:
-            image = _compose(page, _read(page))
+            image = _compose(page, _read_page(page))
         except _TIFFFILE_ERRORS as exc:
             if not (isinstance(exc, ImportError) or "imagecodecs" in str(exc)):
                 raise
@@ -58,12 +58,12 @@ def find_page(data: bytes) -> int:
 
     Raises ImageError if the image is in a directory below its thumbnail, ValueError if the file is damaged.
     """
-    with _open(data) as file:
+    with _open_tiff(data) as file:
         return _find_page(file)
 
 
 @contextmanager
-def _open(data: bytes) -> Iterator[Any]:
+def _open_tiff(data: bytes) -> Iterator[Any]:
     """A TIFF, as tifffile opens it, during the block; ValueError for whatever tifffile raises there."""
     import tifffile
 
@@ -108,7 +108,7 @@ def _require_supported(page: Any) -> None:
         require_small_tile(size, (page.tilewidth, page.tilelength), sample_bytes=sample_bytes)
 
 
-def _read(page: Any) -> Samples:
+def _read_page(page: Any) -> Samples:
     """[H, W, S] as written. Raises ValueError if a strip or a tile is missing or short."""
     planes, _, height, width, samples = page.shaped
     values: Samples = np.zeros((planes, height, width, samples), page.dtype)

@@ -40,10 +40,10 @@ class JpegDecoder:
         self._encoder, self._device, self._has_warned = encoder, device, False
         # not the stream of the network, whose batches under way it would wait for
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        jpeg = check_pixels(_draw(), at_least=lambda *size: size)
+        jpeg = check_pixels(_draw_jpeg(), at_least=lambda *size: size)
         try:
             with self._on_device():
-                works = jpeg is not None and self._is_same(_decode([jpeg.data], device)[0].float(), jpeg)
+                works = jpeg is not None and self._is_same(_decode_on_device([jpeg.data], device)[0].float(), jpeg)
         except (ImportError, RuntimeError, TypeError) as exc:
             reason = one_line(exc)[:200]
             raise InputError(
@@ -70,7 +70,7 @@ class JpegDecoder:
     def _decode_each(self, jpegs: Sequence[CheckedJpeg]) -> list[Tensor | None]:
         """[3, H, W] uint8 on the device; torchvision fails for all of them if one cannot be decoded."""
         try:
-            return list(_decode([jpeg.data for jpeg in jpegs], self._device))
+            return list(_decode_on_device([jpeg.data for jpeg in jpegs], self._device))
         except RuntimeError:
             if len(jpegs) == 1:
                 return [None]
@@ -84,7 +84,7 @@ class JpegDecoder:
             levels = image.float()
             if width * height > RESIZED_LIMIT or not self._is_same(levels, jpeg):
                 return None
-            return self._encoder.prepare(cast(Pixels, levels.permute(1, 2, 0)), _resize)
+            return self._encoder.prepare(cast(Pixels, levels.permute(1, 2, 0)), _resize_on_device)
         except RuntimeError as exc:
             if not is_out_of_memory(exc):
                 raise
@@ -101,7 +101,7 @@ class JpegDecoder:
         return bool((apart.mean() <= _MEAN_APART) & (apart.max() <= _MOST_APART))
 
 
-def _draw() -> bytes:
+def _draw_jpeg() -> bytes:
     """A JPEG to try a decoder with."""
     across, ring = Image.linear_gradient("L"), Image.radial_gradient("L")
     file = io.BytesIO()
@@ -109,7 +109,7 @@ def _draw() -> bytes:
     return file.getvalue()
 
 
-def _decode(contents: Sequence[bytes], device: torch.device) -> list[Tensor]:
+def _decode_on_device(contents: Sequence[bytes], device: torch.device) -> list[Tensor]:
     """[3, H, W] uint8 RGB on `device`; RuntimeError if one of the files cannot be decoded there."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -120,7 +120,7 @@ def _decode(contents: Sequence[bytes], device: torch.device) -> list[Tensor]:
     return images
 
 
-def _resize(image: Tensor, width: int, height: int) -> Pixels:
+def _resize_on_device(image: Tensor, width: int, height: int) -> Pixels:
     """An image [H, W, 3] of float32 levels, resized; antialiased as Pillow does it, and at most one level from it."""
     if image.shape[:2] != (height, width):
         size, pixels = (height, width), image.permute(2, 0, 1)[None]

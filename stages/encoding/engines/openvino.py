@@ -102,17 +102,17 @@ def _find_network(encoder: Encoder, precision: Precision) -> Any:
         return _convert(encoder, precision)
     key = _cache_key(encoder, precision)
     entry = NETWORKS.find(key)
-    if entry is not None and (network := _read(entry)) is not None:
+    if entry is not None and (network := _read_network(entry)) is not None:
         return network
     if sum(weights.numel() for weights in encoder.network.parameters()) > _LARGE:
         _logger.info("converting the network for this CPU, kept in the cache (%s) for later runs", NETWORKS.name)
     converted = _convert(encoder, precision)
-    entry = NETWORKS.keep(key, lambda folder: _write(folder, converted))
-    if entry is not None and (network := _read(entry)) is not None:
+    entry = NETWORKS.keep(key, lambda folder: _save_network(folder, converted))
+    if entry is not None and (network := _read_network(entry)) is not None:
         return network
     with tempfile.TemporaryDirectory(prefix="captionmill-") as folder:
-        _write(Path(folder), converted)
-        return _read(Path(folder))
+        _save_network(Path(folder), converted)
+        return _read_network(Path(folder))
 
 
 def _cache_key(encoder: Encoder, precision: Precision) -> str:
@@ -124,12 +124,12 @@ def _cache_key(encoder: Encoder, precision: Precision) -> str:
     return key_of(spec.backbone, spec.weights_sha256, spec.preprocess, spec.image_size, precision, versions, sources)
 
 
-def _write(folder: Path, network: Any) -> None:
+def _save_network(folder: Path, network: Any) -> None:
     openvino.serialize(network, str(folder / "network.xml"), str(folder / "network.bin"))
 
 
-def _read(folder: Path) -> Any | None:
-    """The network that `_write` wrote; None if another process has removed it."""
+def _read_network(folder: Path) -> Any | None:
+    """The network that `_save_network` wrote; None if another process has removed it."""
     core = openvino.Core()
     core.set_property({"ENABLE_MMAP": False})  # the files may be removed at any time
     try:
