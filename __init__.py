@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from captionmill.data.errors import CaptionmillError
     from captionmill.data.features.store import FeatureStore
     from captionmill.data.models.archive import pack_model
-    from captionmill.data.models.bundle import read_model
+    from captionmill.data.models.source import read_model
     from captionmill.data.tables.decisions import apply_decisions
     from captionmill.pipeline.captioning.array import extract_for_captions
     from captionmill.pipeline.captioning.folder import caption_folder
@@ -63,7 +63,7 @@ _HOMES = {
     "extract_for_captions": "captionmill.pipeline.captioning.array.extract_for_captions",
     "open_spread": "captionmill.pipeline.cluster.open_spread",
     "pack_model": "captionmill.data.models.archive.pack_model",
-    "read_model": "captionmill.data.models.bundle.read_model",
+    "read_model": "captionmill.data.models.source.read_model",
     "run_pipeline": "captionmill.pipeline.plan.run.run_pipeline",
     "search_store": "captionmill.pipeline.search.search_store",
     "train": "captionmill.stages.training.train.train",

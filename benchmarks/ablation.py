@@ -21,7 +21,7 @@ from pathlib import Path
 
 from photos import run_command
 
-from captionmill.data.models.bundle import RERANKED_CIDER, read_model
+from captionmill.data.models.bundle import RERANKED_CIDER, read_bundle
 
 Scores = tuple[float, float]
 """Validation CIDEr-D of a training's best epoch, and of the captions that its model re-ranks."""
@@ -98,7 +98,7 @@ def main() -> None:
             )
             with (model / "history.csv").open(newline="") as file:
                 best = max(float(epoch["val_cider"]) for epoch in csv.DictReader(file))
-            kept.write_text(json.dumps([best, read_model(model).scores.get(RERANKED_CIDER, best)]))
+            kept.write_text(json.dumps([best, read_bundle(model).scores.get(RERANKED_CIDER, best)]))
             shutil.rmtree(model)
         plain, reranked = json.loads(kept.read_text())
         print(f"{row}, seed {seed}: {plain:.3f}, re-ranked {reranked:.3f}", flush=True)

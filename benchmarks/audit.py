@@ -19,7 +19,7 @@ import numpy as np
 from captionmill.data.captions.references import read_annotations, read_split_list
 from captionmill.data.captions.splits import Splits
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import read_model, write_model
+from captionmill.data.models.bundle import read_bundle, write_model
 from captionmill.data.progress import no_progress
 from captionmill.stages.ranking.audit import audit_captions
 from captionmill.stages.ranking.packed import pack_ranker
@@ -57,7 +57,7 @@ def train_matcher(
     store: FeatureStore, model_path: Path, captions: Path, keys: dict[str, list[str]], work: Path
 ) -> Path:
     """The model in `work` with the decoder of `model_path` and a matcher that is trained on the captions of a file."""
-    model = read_model(model_path)
+    model = read_bundle(model_path)
     texts = read_annotations(captions, known_keys=store.keys, word_rule=model.vocabulary.word_rule).captions
     train, val, test = (keys[name] for name in LISTS)
     splits = Splits(train, val, test)

@@ -17,7 +17,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line sets it
 
 from photos import link_photos, run_command
 
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="of caption, such as --beam-size 1")
     arguments = parser.parse_args()
-    spec = read_model(arguments.model).spec
+    spec = read_bundle(arguments.model).spec
     weights = arguments.weights or spec.weights
     how = ["--backbone", spec.backbone, "--preprocess", spec.preprocess, "--image-size", spec.image_size]
     print("| | seconds | | CPU seconds, both cores | |\n|---|---|---|---|---|")

@@ -23,7 +23,7 @@ from photos import run_command
 from captionmill.data.captions.files import as_caption_files
 from captionmill.data.captions.references import read_annotations, read_split_list
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.scoring.metrics import measure_captions
 from captionmill.stages.settings import SearchConfig
@@ -65,7 +65,7 @@ def main() -> None:
     keys = [key for key in sorted(chosen) if key in store and key in references][: arguments.rows]
     train_captions = {
         " ".join(text.lower().rstrip(" .").split())
-        for key in read_model(models[0]).splits["train"]
+        for key in read_bundle(models[0]).splits["train"]
         for text in references[key]
     }
     print(f"{len(keys):,} {arguments.split} images")

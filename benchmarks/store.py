@@ -24,7 +24,7 @@ from captionmill.data.features.merge import merge_stores
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 
 RANDOM_ROWS = 20_000
 
@@ -120,7 +120,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.step:
         spec = FeatureSpec("resnet50", "benchmark", "0" * 64, "crop", 224, 256)
-        spec = read_model(arguments.model).spec if arguments.model else spec
+        spec = read_bundle(arguments.model).spec if arguments.model else spec
         run_step(Path(arguments.step[0]), arguments.step[1], arguments.rows, spec)
         return
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:

@@ -16,6 +16,7 @@ from typing import Any
 from captionmill.data.errors import ClusterError, InputError, one_line
 from captionmill.data.optional import require
 from captionmill.stages.encoding.spread import RunTasks, Spread
+from captionmill.stages.fields import require_least
 from captionmill.stages.machine import choose_workers, limit_threads, means_cpu
 
 _PROCESSES_PER_GPU = 4  # decoding threads share one interpreter lock: a process decodes about 1,400 images/s
@@ -54,6 +55,8 @@ def open_spread(
     Raises InputError for another `cluster` or a missing package, ClusterError if the cluster cannot be reached; running
     tasks raises ClusterError after `attempts` rounds in a row in which workers die and no task is done.
     """
+    require_least("jobs", jobs, 0)
+    require_least("wait_s", wait_s, 0)
     if cluster is None:
         are_few = images is not None and images < _LEAST_IMAGES_TO_SPREAD
         processes = jobs or (1 if are_few else _choose_processes(device))

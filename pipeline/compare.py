@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from captionmill.data.captions.files import Captions, as_caption_files
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
 from captionmill.data.files import require_two_files, write_text
@@ -18,7 +19,7 @@ def compare_tables(
     first: AnyPath,
     second: AnyPath,
     *,
-    captions: AnyPath | None = None,
+    captions: Captions | None = None,
     output: AnyPath | None = None,
     page: AnyPath | None = None,
     images: AnyPath | None = None,
@@ -27,22 +28,23 @@ def compare_tables(
 ) -> TableComparison:
     """Compare two tables of captions, in any format, image by image.
 
-    With reference `captions`, both are scored on the images that have references and, in both, a caption that nobody
-    reviewed; only on the test split if `captions` has one. The difference is paired: its interval covers 0 if the
-    choice of images explains it. `output` is a table (CSV) of the images with different captions. `page` is the same as
-    a page (HTML), with the images that are found in `images`, as `extract` takes them.
+    With reference `captions`, in any format that `train` reads, both are scored on the images that have references and,
+    in both, a caption that nobody reviewed; only on the test split if `captions` has one. The difference is paired: its
+    interval covers 0 if the choice of images explains it. `output` is a table (CSV) of the images with different
+    captions. `page` is the same as a page (HTML), with the images that are found in `images`, as `extract` takes them.
 
     Raises InputError if a table cannot be read, or an output would replace an input or the other output;
     AnnotationError if no image can be scored.
     """
-    first, second, captions, output, page = Path(first), Path(second), *map(as_path, (captions, output, page))
+    first, second, output, page = Path(first), Path(second), as_path(output), as_path(page)
+    files = None if captions is None else as_caption_files(captions)
     for path in (output, page):
         if path is not None:
-            require_other_output(path, first, second, captions, as_path(images))
+            require_other_output(path, first, second, *(files.paths if files else ()), as_path(images))
     require_two_files(output, page, "page")
     if images is not None and page is None:
         raise InputError("`images` are shown on the page: name its file with `page`")
-    comparison = compare_rows(first, second, captions, bootstrap)
+    comparison = compare_rows(first, second, files, bootstrap)
     if output is not None:
         _write_differences(output, comparison)
     if page is not None:

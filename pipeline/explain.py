@@ -85,7 +85,7 @@ def explain_image(
     references = _read_references(image, key, captions, models.vocabulary.word_rule) if captions else _References()
     key = key or references.key
     from captionmill.pipeline.pages.explain_words import ImageExplanation
-    from captionmill.stages.decoding.captioner import Captioner  # torch takes seconds, after which errors would show
+    from captionmill.stages.decoding.captioner import Captioner  # takes time, after which errors would show
     from captionmill.stages.decoding.explain import explain_features
 
     captioner = Captioner.of(models, device=machine.device)

@@ -17,9 +17,10 @@ from captionmill.data.progress import Progress, no_progress
 from captionmill.data.tables.formats import require_other_output
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.urls import is_url
+from captionmill.stages.fields import require_least
 from captionmill.stages.ranking.opened import MatchedStore, open_matched
 from captionmill.stages.ranking.retrieve import find_closest, load_matcher
-from captionmill.stages.settings import ExtractConfig
+from captionmill.stages.settings import LISTED_IMAGES, ExtractConfig
 
 FOUND_COLUMNS = ("key", "cosine")
 
@@ -67,7 +68,7 @@ def search_store(
     words: str | None = None,
     *,
     like: AnyPath | None = None,
-    top: int = 20,
+    top: int = LISTED_IMAGES,
     files: SearchFiles = SearchFiles(),
     machine: ExtractConfig = ExtractConfig(),
     weights: AnyPath | None = None,
@@ -80,10 +81,11 @@ def search_store(
     `explain` makes them. Only the best are kept in memory, not the rows.
 
     Raises InputError if the model has no matcher, knows none of the words, or `like` is neither; SpecMismatchError if
-    the features are not of the model's kind; other errors as `FeatureStore.open` and `read_model`.
+    the features are not of the model's kind; other errors as `FeatureStore.open` and `read_bundle`.
     """
     if (words is None) == (like is None):
         raise InputError("a search needs words, or an image as `like`, and not both")
+    require_least("top", top, 1)
     opened = open_matched(features, model)
     _check(files, opened)
     known, unknown = _read_words(words, opened) if words is not None else ([], [])

@@ -177,6 +177,12 @@ class Setting:
         return SettingError(f"`{self.name}` must be {wanted}, not {shown(value)}")
 
 
+def require_least(name: str, value: float | None, least: float) -> None:
+    """Raise SettingError if the parameter `name`, of no configuration, is under `least`; None may be."""
+    if value is not None and value < least:
+        raise SettingError(f"`{name}` must be at least {least}, not {shown(value)}")
+
+
 def _is_finite(value: Any) -> bool:
     try:
         return math.isfinite(value)

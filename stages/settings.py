@@ -20,6 +20,7 @@ LEAST_MEMORY = 0.1  # GB
 GREATEST_LENGTH = 10_000  # words of a caption
 USUAL_LENGTH = 20  # words of a caption, unless a setting or the data ask for more
 USUAL_CANDIDATES = 20
+LISTED_IMAGES, LISTED_CAPTIONS = 20, 100  # that a search and an audit list
 
 
 def device_setting() -> str:
@@ -138,7 +139,7 @@ class SearchConfig(Configuration):
     no_repeat_ngram: int = setting(
         0, "Number of words in a row that may not occur twice in a caption; 0 allows all repeats.", least=0
     )
-    repeat_words: bool = setting(False, "Let a word follow itself; a character of a script without spaces always may.")
+    repeat_words: bool = setting(False, "Let a word follow itself; a character of a script without spaces may once.")
     alternatives: int = setting(
         0, "Number of further captions per image: the next best of the beam, or further samples.", least=0, most=10_000
     )

@@ -21,7 +21,7 @@ from captionmill.data.features.parts import part_paths
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
-from captionmill.data.models.bundle import Model, read_model, write_model
+from captionmill.data.models.bundle import Model, read_bundle, write_model
 from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.ranking.consensus import CaptionIndex
@@ -161,7 +161,7 @@ def make_model(
 
 def require_same_weights(first: Path, second: Path) -> None:
     """The decoders of two models are equal to the bit."""
-    expected, found = (read_model(folder).tensors for folder in (first, second))
+    expected, found = (read_bundle(folder).tensors for folder in (first, second))
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         np.testing.assert_array_equal(tensor, found[name])
@@ -183,7 +183,7 @@ def make_ranker(features: npt.NDArray[np.float32], vocab_size: int, config: Rank
 
 def make_matching_model(folder: Path, spec: FeatureSpec) -> Path:
     """A model whose matcher takes each of the first 8 features to be a word: the first "a", the last "grass"."""
-    model = read_model(make_model(folder, spec))
+    model = read_bundle(make_model(folder, spec))
     size = len(model.vocabulary)
     matcher = MatcherNetwork(MatcherConfig(spec.feature_dim, size, embed_dim=8, joint_dim=8))
     words = torch.zeros(size, 8)

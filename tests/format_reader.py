@@ -59,7 +59,7 @@ def checksum(key: str, row: Array, source: Array) -> int:
     return zlib.crc32(key.encode("utf-8") + b"\0" + row.tobytes() + struct.pack("<3Q", *map(int, source)))
 
 
-def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+def read_bundle(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     """The bundle and its tensors; the safetensors file is taken apart by hand."""
     bundle = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     assert (bundle["format"], bundle["format_version"]) == ("captionmill-bundle", 1)

@@ -24,7 +24,7 @@ from captionmill.data.features.log import read_records
 from captionmill.data.features.parts import part_paths
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.formats.kinds import FORMATS
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 from captionmill.data.tables.formats import read_captions
 
 NETWORK = ["--backbone", "scenes-resnet14", "--image-size", "64"]
@@ -171,7 +171,7 @@ def test_a_killed_training_ends_as_the_one_that_nobody_stopped(before: Path) -> 
     result = run("train", folder / "features.h5", *arguments)
     assert "epochs done: 9" in result.stderr
     assert not (folder / "killed.training").exists()
-    resumed, whole = read_model(folder / "killed"), read_model(folder / "whole")
+    resumed, whole = read_bundle(folder / "killed"), read_bundle(folder / "whole")
     assert (resumed.vocabulary.word_rule, whole.vocabulary.word_rule) == (1, 1)
     assert (resumed.scores["epoch"], resumed.vocabulary.words) == (19, whole.vocabulary.words)
     assert resumed.tensors.keys() == whole.tensors.keys()

@@ -4,6 +4,7 @@ import ast
 import configparser
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -62,7 +63,7 @@ print(captionmill.SearchConfig.__module__, captionmill.read_model.__module__)
 print(sorted({"torch", "torchvision"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "['captionmill']\ncaptionmill.stages.settings captionmill.data.models.bundle\n[]\n"
+    assert done.stdout == "['captionmill']\ncaptionmill.stages.settings captionmill.data.models.source\n[]\n"
 
 
 def test_the_names_are_the_same_for_people_programs_and_type_checkers() -> None:
@@ -79,6 +80,29 @@ def test_the_names_are_the_same_for_people_programs_and_type_checkers() -> None:
     unknown = "extrakt"
     with pytest.raises(AttributeError, match="module 'captionmill' has no attribute 'extrakt'"):
         getattr(captionmill, unknown)
+
+
+def test_the_api_page_lists_them() -> None:
+    table = (ROOT / "docs" / "api.md").read_text(encoding="utf-8").partition("| name | what it is |")[2]
+    rows = [line.split("|")[1] for line in table.partition("\n\n")[0].splitlines()[2:]]
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == THE_DOOR
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: captionmill.search_store("f.h5", "model", "a dog", top=-1), "top"),
+        (lambda: captionmill.audit_captions("f.h5", "c.csv", "model", top=0), "top"),
+        (lambda: captionmill.extract("photos", "f.h5", limit=-1), "limit"),
+        (lambda: captionmill.open_spread(-1, None).__enter__(), "jobs"),
+        (lambda: captionmill.open_spread(1, None, wait_s=-1).__enter__(), "wait_s"),
+        (lambda: captionmill.run_pipeline("pipeline.toml", jobs=0), "jobs"),
+    ],
+    ids=["search", "audit", "extract", "jobs", "wait", "run"],
+)
+def test_a_number_out_of_its_range_is_refused(call: Callable[[], object], name: str) -> None:
+    with pytest.raises(CaptionmillError, match=f"`{name}` must be at least "):
+        call()
 
 
 def test_the_configurations_and_the_errors_are_those_of_the_package() -> None:
@@ -151,6 +175,8 @@ def test_every_stage_takes_paths_as_strings_too(
     features, captions = make_task(tmp_path)
     captionmill.train(form(features), form(captions), form(tmp_path / "trained"), TINY_TRAINING)
     assert captionmill.read_model(form(tmp_path / "trained")).splits["val"] == ["08.jpg", "09.jpg"]
+    captionmill.pack_model(form(tmp_path / "trained"), form(tmp_path / "trained.tar"))
+    assert captionmill.read_model(form(tmp_path / "trained.tar")).splits["val"] == ["08.jpg", "09.jpg"]
     assert len(FeatureStore.open(form(features))) == 10
     lines = ["[extract]", 'images = "../photos"', 'backbone = "scenes-resnet14"', "image_size = 32"]
     plan = tmp_path / "plan" / "pipeline.toml"

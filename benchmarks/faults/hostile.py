@@ -27,8 +27,8 @@ from captionmill.data.features.writer import FeatureWriter
 from captionmill.data.files import replace_atomically, write_text
 from captionmill.data.images.find import find_images
 from captionmill.data.images.read import read_image
-from captionmill.data.models.bundle import read_model
-from captionmill.data.models.source import find_model
+from captionmill.data.models.bundle import read_bundle
+from captionmill.data.models.source import read_model
 from captionmill.data.progress import no_progress
 from captionmill.data.tables.decisions import apply_decisions
 from captionmill.data.tables.formats import format_of, read_captions, write_captions
@@ -223,7 +223,7 @@ def try_input(draw: random.Random, folder: Path) -> None:
     readers: list[tuple[str, Callable[[Path], object]]] = [
         ("f.h5", FeatureStore.open),
         ("f.h5.parts/part-000001-000000-000001-01234567.h5", lambda path: FeatureStore.open(folder / "f.h5")),
-        ("model/bundle.json", lambda path: read_model(path.parent)),
+        ("model/bundle.json", lambda path: read_bundle(path.parent)),
         ("weights.pth", read_weights_file),
         ("weights.safetensors", read_weights_file),
         ("list.txt", find_images),
@@ -233,7 +233,7 @@ def try_input(draw: random.Random, folder: Path) -> None:
         ("table.parquet", lambda path: list(read_captions(path))),
         ("decisions.csv", lambda path: apply_decisions(path, write_table(folder))),
         ("scores.json", lambda path: write_run_report(folder / "report.html", ReportSources(scores=[path]))),
-        ("model.tar", lambda path: read_model(find_model(path))),
+        ("model.tar", read_model),
         ("images/a.jpg", lambda path: [read_image(image) for image in find_images(path.parent)]),
         (".t.csv.made/journal.jsonl", lambda path: list(CaptionJournal(path.parent)._entries())),
         ("pipeline.toml", PlanFile),

@@ -32,7 +32,7 @@ from faults.world import JOBS, Job, command, fill_disk, make_world
 from captionmill.data.errors import CaptionmillError
 from captionmill.data.features.log import read_records
 from captionmill.data.features.store import FeatureStore, store_exists
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 from captionmill.data.tables.formats import is_caption_table, read_captions
 from captionmill.pipeline.plan.records import Workspace
 
@@ -112,7 +112,7 @@ def take_snapshot(folder: Path) -> Snapshot:
                 content = pattern.sub(replacement, content)
             found[name] = content
             if path.name == "bundle.json":
-                read_model(path.parent)
+                read_bundle(path.parent)
             elif name.startswith("out.") and path.suffix in (".csv", ".jsonl", ".parquet") and is_caption_table(path):
                 list(read_captions(path))
     return found

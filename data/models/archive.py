@@ -10,7 +10,7 @@ from pathlib import Path
 
 from captionmill.data.errors import InputError, ModelError, one_line
 from captionmill.data.files import replace_atomically, require_other_file
-from captionmill.data.models.bundle import BUNDLE_NAME, CARD_NAME, is_weights_name, model_paths, read_model
+from captionmill.data.models.bundle import BUNDLE_NAME, CARD_NAME, is_weights_name, model_paths, read_bundle
 from captionmill.data.paths import AnyPath
 from captionmill.data.regular import read_bytes
 
@@ -38,7 +38,7 @@ def pack_model(model: AnyPath, output: AnyPath) -> PackSummary:
     folder, output = Path(model), Path(output)
     if output.suffix != ".tar":
         raise InputError(f"{output}: a packed model ends in .tar")
-    read_model(folder)
+    read_bundle(folder)
     require_other_file(output)
     found = [path for path in (*model_paths(folder), folder / CARD_NAME, folder / HISTORY_NAME) if path.exists()]
     with replace_atomically(output) as partial_path:

@@ -28,7 +28,6 @@ from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.files import write_bytes, write_text
 from captionmill.data.foreign import WRONG_VALUES, finite_number, parse_json, text_of
 from captionmill.data.images.keys import match_forms
-from captionmill.data.paths import AnyPath
 from captionmill.data.regular import read_bytes, read_text
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -200,12 +199,11 @@ def is_weights_name(name: object) -> bool:
     return isinstance(name, str) and _WEIGHTS_NAME.fullmatch(name) is not None
 
 
-def read_model(folder: AnyPath, *, weights_later: bool = False) -> Model:
+def read_bundle(folder: Path, *, weights_later: bool = False) -> Model:
     """The model in `folder`; ModelError if there is none, or its files are damaged or do not belong together.
 
     `weights_later` reads and checks the tensors only when they are first used, for a run that may not need them.
     """
-    folder = Path(folder)
     path = folder / BUNDLE_NAME
     find_tensors = _TensorsOfFile if weights_later else _read_tensors
     with _model_damage_named(folder):

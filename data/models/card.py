@@ -15,7 +15,7 @@ from typing import Any
 from captionmill.data.errors import InputError
 from captionmill.data.files import write_text
 from captionmill.data.foreign import WRONG_VALUES, finite_number, parse_json
-from captionmill.data.models.bundle import CARD_NAME, RERANKED_CIDER, Model, read_model
+from captionmill.data.models.bundle import CARD_NAME, RERANKED_CIDER, Model, read_bundle
 from captionmill.data.paths import AnyPath
 from captionmill.data.regular import read_text
 
@@ -55,7 +55,7 @@ def write_card(folder: AnyPath, scores: Sequence[AnyPath] = ()) -> Path:
     path = folder / CARD_NAME
     if not may_write_card(folder):
         raise InputError(f"{path}: was written or changed by somebody; move it away to get a new one")
-    put_card(folder, read_model(folder), [_scored_images(Path(one)) for one in scores])
+    put_card(folder, read_bundle(folder), [_scored_images(Path(one)) for one in scores])
     return path
 
 

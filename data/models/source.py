@@ -18,7 +18,7 @@ from captionmill.data.errors import ImageError, InputError, ModelError
 from captionmill.data.files import write_text
 from captionmill.data.foreign import WRONG_VALUES, parse_json
 from captionmill.data.models.archive import unpack_model
-from captionmill.data.models.bundle import BUNDLE_NAME, CARD_NAME, model_digest, read_model, weights_names_of
+from captionmill.data.models.bundle import BUNDLE_NAME, CARD_NAME, Model, model_digest, read_bundle, weights_names_of
 from captionmill.data.paths import AnyPath, AnyPaths, cache_dir
 from captionmill.data.regular import read_bytes, read_text
 from captionmill.data.urls import is_url, read_url
@@ -29,6 +29,14 @@ _HASH = re.compile(r"(?P<place>.*)#sha256=(?P<digest>[0-9a-fA-F]{64})")
 def find_models(models: AnyPaths) -> list[Path]:
     """The folders of one model or of several, as `find_model` finds each."""
     return [find_model(models)] if isinstance(models, Path | str) else [find_model(model) for model in models]
+
+
+def read_model(model: AnyPath) -> Model:
+    """The model in a folder, in a file that `pack_model` wrote, or at a URL of one of them.
+
+    Raises ModelError if there is none, or its files are damaged or do not belong together; otherwise as `find_model`.
+    """
+    return read_bundle(find_model(model))
 
 
 def find_model(model: AnyPath) -> Path:
@@ -105,7 +113,7 @@ def _keep(place: str, content: bytes, digest: str | None, fill: Callable[[Path],
         with folder_aside(kept) as folder:
             fill(folder)
             try:
-                read_model(folder)
+                read_bundle(folder)
             except ModelError as exc:
                 raise ModelError(str(exc).replace(str(folder), place)) from exc
     return kept

@@ -26,6 +26,7 @@ from captionmill.data.tables.review import LATER, is_decision
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.pages.page import page_pieces
 from captionmill.stages.ahead import map_ahead
+from captionmill.stages.machine import choose_workers
 
 CARD_SIDE = 192
 """The longer side of a thumbnail, pixels: about as wide as a card."""
@@ -65,15 +66,13 @@ def write_gallery(
 ) -> None:
     """Write the page over `rows`, all at once, with thumbnails of those `images` that have the key of a row.
 
-    A row whose image cannot be read (any more) has none, and says so. One block of thumbnails is in memory at a time.
+    A row whose image cannot be read (any more) shows that instead. One block of thumbnails is in memory at a time.
     The page links to local images by their path relative to it. `table` is the table of captions that has the rows:
     they are reviewed on the page, and a browser keeps decisions also for a page that is made again. Without a table the
     page only shows the rows, in their order. `verdicts` marks captions, by key, as right or wrong; then the wrong ones
     come first, else of a table the least sure. `figures` are shown above, as (figure, what it is), after the counts.
     `workers` threads decode; 0 takes one for each core.
     """
-    from captionmill.stages.machine import choose_workers  # imports torch, which a page that is served does not need
-
     page_path = Path(page_path)
     if len(rows) > MOST_ROWS:
         _logger.warning("%s: a page of %d images is large, and slow to open", page_path, len(rows))

@@ -10,7 +10,7 @@ from captionmill.data.errors import InputError
 from captionmill.data.features.log import ExtractionRecord, read_records
 from captionmill.data.features.store import FeatureStore, cache_path_for
 from captionmill.data.foreign import WRONG_VALUES, decimal_number, finite_number, parse_json, text_of, whole_number
-from captionmill.data.models.bundle import Model, read_model
+from captionmill.data.models.bundle import Model, read_bundle
 from captionmill.data.regular import read_text
 from captionmill.data.tables.formats import read_captions
 from captionmill.stages.encoding.extract import FAILURES_NAME
@@ -126,7 +126,7 @@ def _epoch_of(row: Sequence[str]) -> Epoch:
 
 def read_model_files(folder: Path) -> ModelFiles:
     """The model in `folder` with its history; ModelError if it cannot be read, InputError for a damaged history."""
-    bundle = read_model(folder)
+    bundle = read_bundle(folder)
     path = folder / HISTORY_NAME
     if not path.exists():
         return ModelFiles(folder.name, bundle, ())

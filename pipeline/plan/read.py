@@ -141,7 +141,7 @@ def _named_captions(section: Section) -> CaptionFiles | None:
     columns = [section.text(key) for key in ("image_column", "caption_column")]
     only = section.text("only")
     if not paths and any((*columns, only)):
-        raise section.error(None, "says how to read the captions, but names no `captions`")
+        raise section.error(None, "describes how to read captions, but names no `captions`")
     if not paths:
         return None
     try:

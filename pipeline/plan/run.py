@@ -21,6 +21,7 @@ from captionmill.pipeline.plan.records import Workspace, claim_pipeline
 from captionmill.pipeline.plan.report import report_path_for, write_plan_report
 from captionmill.pipeline.plan.standing import Standing, find_standing, plain, setting_changes
 from captionmill.pipeline.words import show_error
+from captionmill.stages.fields import require_least
 
 if TYPE_CHECKING:
     from captionmill.data.captions.splits import Splits
@@ -68,6 +69,8 @@ def run_pipeline(
     Raises InputError for several `jobs` with a `cluster`; PipelineError for a file that is not valid or that another
     process runs, and, after all other tasks are done, for tasks that failed; ClusterError if processes keep dying.
     """
+    require_least("jobs", jobs, 1)
+    require_least("wait_s", wait_s, 0)
     if cluster and jobs > 1:
         from captionmill.pipeline.cluster import refuse_both  # imports numpy, which a run with nothing to do need not
 

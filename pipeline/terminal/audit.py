@@ -16,6 +16,7 @@ from captionmill.pipeline.terminal.options import (
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.terminal.results import show_damaged, show_left_out, show_result
+from captionmill.stages.settings import LISTED_CAPTIONS
 
 _LISTED_WORDS = 10
 
@@ -24,7 +25,9 @@ _LISTED_WORDS = 10
 @click.argument("features", type=FILE_PATH)
 @captions_options()
 @matcher_option
-@click.option("--top", type=click.IntRange(min=1), default=100, show_default=True, help="Number of captions to list.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=LISTED_CAPTIONS, show_default=True, help="Number of captions to list."
+)
 @click.option(
     "--output",
     type=FILE_PATH,

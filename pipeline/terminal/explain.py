@@ -32,8 +32,8 @@ from captionmill.stages.settings import ExtractConfig, SearchConfig
 )
 @click.option(
     "--key",
-    help="Key of IMAGE in these two, and for the draws of --sample.  [default: the end of its path that is a key, else "
-    "its name]",
+    help="Key of IMAGE in the --captions and --features, and for the draws of --sample.  [default: the end of its path "
+    "that is a key, else its name]",
 )
 @moved_weights_option
 @search_options
@@ -54,7 +54,7 @@ def explain(image: Path | str, models: tuple[Path, ...], output: Path | None, **
 
     search, machine = take_settings(SearchConfig, options), take_settings(ExtractConfig, options, *NETWORK_SETTINGS)
     explained = explain_image(image, models, output=output, search=search, machine=machine, **options)
-    from captionmill.pipeline.terminal.texts import render_text  # imports torch
+    from captionmill.pipeline.terminal.texts import render_text
 
     confidence = explained.explanation.confidence
     text = f"{output}: {explained.caption} (confidence {confidence:.4f})" if output else render_text(explained)

@@ -58,7 +58,7 @@ def extract(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Compute 2048 features for each image of IMAGES and cache them.
+    """Compute 2048 features for each image of IMAGES, or each view of it, and cache them.
 
     IMAGES is a folder, a text file with one path or URL per line, a .tar of images, a folder of .tar files, or a URL of
     one of these; or several images; or - to read a list from standard input. If the command is run again, it extracts

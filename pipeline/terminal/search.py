@@ -18,7 +18,7 @@ from captionmill.pipeline.terminal.options import (
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.terminal.results import show_left_out, show_result
-from captionmill.stages.settings import ExtractConfig
+from captionmill.stages.settings import LISTED_IMAGES, ExtractConfig
 
 
 @click.command(short_help="Find the images that fit words, or are like an image.")
@@ -30,7 +30,9 @@ from captionmill.stages.settings import ExtractConfig
     metavar="KEY|FILE",
     help="Instead of words: an image, by its key in the store or as a file, that others should be like.",
 )
-@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Number of images to show.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=LISTED_IMAGES, show_default=True, help="Number of images to show."
+)
 @click.option("--gallery", type=FILE_PATH, help="Page with these images (HTML), best first.")
 @click.option("--images", type=ANY_OR_URL, help="Images to show on the page, as `extract` takes them.")
 @click.option(

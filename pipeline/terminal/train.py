@@ -75,11 +75,10 @@ def train(features: Path, output: Path, quiet: bool, **options: Any) -> None:
 def _refuse_training(features: Path, output: Path, config: TrainConfig, *, overwrite: bool) -> None:
     """Raise what `train` would raise for these, before torch is imported, which takes seconds."""
     from captionmill.data.features.store import FeatureStore
-    from captionmill.data.models.bundle import read_model
-    from captionmill.data.models.source import find_model
+    from captionmill.data.models.source import read_model
     from captionmill.stages.training.run_folder import require_place
 
     require_place(output, overwrite=overwrite)
     FeatureStore.open(features)
     for model in (*([] if config.init is None else [config.init]), *config.teacher):
-        read_model(find_model(model))
+        read_model(model)

@@ -18,10 +18,9 @@ def vocabulary(model: Path, word: str | None) -> None:
 
     Example: captionmill vocabulary model --word tree
     """
-    from captionmill.data.models.bundle import read_model
-    from captionmill.data.models.source import find_model
+    from captionmill.data.models.source import read_model
 
-    words = read_model(find_model(model)).vocabulary
+    words = read_model(model).vocabulary
     if word is None:
         listed = "\n".join(f"{index}\t{listed}" for index, listed in enumerate(words.words))
         show_result(listed, {"words": list(words.words)})

@@ -12,7 +12,7 @@ from pathlib import Path
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.errors import InputError
 from captionmill.data.features.spec import FeatureSpec
-from captionmill.data.models.bundle import Model, RankerParts, read_model
+from captionmill.data.models.bundle import Model, RankerParts, read_bundle
 from captionmill.data.models.source import find_models
 from captionmill.data.paths import AnyPaths
 from captionmill.stages.settings import SearchConfig
@@ -74,7 +74,7 @@ def choose_rerank(search: SearchConfig, rankers: Mapping[str, RankerParts | None
 
 
 def read_models(model: AnyPaths, *, weights_later: bool = False) -> TrainedModels:
-    """The model in folder `model`, or the models in several such folders; `weights_later` as `read_model`.
+    """The model in folder `model`, or the models in several such folders; `weights_later` as `read_bundle`.
 
     Raises ModelError if one cannot be read, SpecMismatchError if they were trained on different kinds of features,
     InputError if their words or the indices of these differ, or no folder is given.
@@ -82,7 +82,7 @@ def read_models(model: AnyPaths, *, weights_later: bool = False) -> TrainedModel
     folders = find_models(model)
     if not folders:
         raise InputError("no model is given: name at least one folder that `captionmill train` wrote")
-    bundles = [read_model(folder, weights_later=weights_later) for folder in folders]
+    bundles = [read_bundle(folder, weights_later=weights_later) for folder in folders]
     for folder, bundle in zip(folders[1:], bundles[1:], strict=True):
         bundles[0].spec.require(bundle.spec, mine=str(folders[0]), others=str(folder))
         require_same_words(folders[0], bundles[0].vocabulary, folder, bundle.vocabulary)

@@ -32,6 +32,7 @@ from captionmill.stages.encoding.meter import Meter
 from captionmill.stages.encoding.missing import find_missing, find_unlisted
 from captionmill.stages.encoding.share import ShareResult
 from captionmill.stages.encoding.spread import Spread, run_tasks
+from captionmill.stages.fields import require_least
 from captionmill.stages.machine import choose_workers, versions
 from captionmill.stages.settings import ExtractConfig
 
@@ -161,6 +162,7 @@ def extract(
     or preprocessing.
     """
     output = as_location(local_path(output))
+    require_least("limit", limit, 1)
     if prune and (shard or limit):
         raise InputError("`prune` needs the whole list of images: leave out `limit` and `shard`")
     if spread is not None and not spread.this_machine and is_url(output):

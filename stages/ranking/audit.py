@@ -20,7 +20,9 @@ from captionmill.data.models.bundle import model_paths
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.data.tables.formats import require_other_output
+from captionmill.stages.fields import require_least
 from captionmill.stages.ranking.opened import open_matched
+from captionmill.stages.settings import LISTED_CAPTIONS
 
 if TYPE_CHECKING:
     from captionmill.stages.ranking.fit import CaptionFit
@@ -54,7 +56,7 @@ def audit_captions(
     model: AnyPath,
     *,
     output: AnyPath | None = None,
-    top: int = 100,
+    top: int = LISTED_CAPTIONS,
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> CaptionAudit:
@@ -66,6 +68,7 @@ def audit_captions(
     Raises InputError if the model has no matcher or no image has captions and features; SpecMismatchError if the
     features are not of the model's kind; AnnotationError as `read_annotations`.
     """
+    require_least("top", top, 1)
     files, output = as_caption_files(captions), as_path(output)
     opened = open_matched(features, model)
     if output is not None:

@@ -67,9 +67,9 @@ class Matcher:
         """Features [B, D] -> [B, M]; they are standardised, and scaled to the length of random numbers."""
         weights = self.weights
         deviation = np.where(weights["feature_std"] == 0, np.float32(np.inf), weights["feature_std"])
-        rows = normalize((features.astype(np.float32) - weights["feature_mean"]) / deviation)  # [B, D]
+        rows = normalize((without_single_row(features) - weights["feature_mean"]) / deviation)  # [B, D]
         rows = rows * np.float32(self.config.feature_dim**0.5)
-        return normalize(_linear(rows, weights["to_joint.weight"], weights["to_joint.bias"]))
+        return normalize(_linear(rows, weights["to_joint.weight"], weights["to_joint.bias"]))[: len(features)]
 
     def embed_captions(self, captions: Sequence[Sequence[int]]) -> Reals:
         """Captions as word indices -> [C, M]; zeros for one without words.
@@ -83,6 +83,14 @@ class Matcher:
             for row, (first, end) in enumerate(itertools.pairwise(block.starts.tolist()), start):
                 np.add.reduce(words[first:end], axis=0, out=vectors[row])  # reduceat takes ten times as long
         return normalize(vectors)
+
+
+def without_single_row(rows: npt.NDArray[np.floating[Any]]) -> Reals:
+    """Rows [B, N]; a single one twice, as a matrix product of one row adds its terms in another order than of several.
+
+    So an image has the same numbers whatever the images beside it.
+    """
+    return np.asarray(np.repeat(rows, 2, axis=0) if len(rows) == 1 else rows, np.float32)
 
 
 def normalize(rows: npt.NDArray[np.floating[Any]]) -> Reals:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import Model, RankerParts, read_model
+from captionmill.data.models.bundle import Model, RankerParts, read_bundle
 from captionmill.data.models.source import find_model
 from captionmill.data.paths import AnyPath
 
@@ -29,7 +29,7 @@ def open_matched(features: AnyPath, model: AnyPath) -> MatchedStore:
     kind, InputError if the model has no matcher.
     """
     folder = find_model(model)
-    store, bundle = FeatureStore.open(features), read_model(folder)
+    store, bundle = FeatureStore.open(features), read_bundle(folder)
     bundle.spec.require(store.spec, mine="the model", others=str(store.path))
     if bundle.ranker is None or "matcher" not in bundle.ranker.settings:
         raise InputError(

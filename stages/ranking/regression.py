@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from captionmill.stages.ranking.matcher import without_single_row
 from captionmill.stages.ranking.ngrams import Reals
 
 if TYPE_CHECKING:
@@ -95,11 +96,11 @@ class ImageRegression:
 
     def weights(self, features: Reals) -> tuple[Reals, Reals]:
         """Features [B, D] -> the weight of each training image and its cosine, both [B, N]."""
-        queries = self.reduction.reduce(features).astype(np.float32)  # [B, R]
+        queries = self.reduction.reduce(without_single_row(features)).astype(np.float32)  # [B, R]
         cosines = _cosines(queries, self._matrix, self._lengths)
         kernel = _kernel(cosines)  # [B, N]
         weights = kernel * self._gains[-1] + (kernel @ self._vectors * self._gains[:-1]) @ self._vectors.T
-        return weights, cosines
+        return weights[: len(features)], cosines[: len(features)]
 
 
 def _lengths(rows: Reals) -> Reals:

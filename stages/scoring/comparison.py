@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from captionmill.data.captions.files import CaptionFiles
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.errors import AnnotationError
 from captionmill.data.tables.edits import read_edited
@@ -64,7 +65,9 @@ class TableComparison:
     """None without references."""
 
 
-def compare_rows(first: Path, second: Path, captions: Path | None, bootstrap: BootstrapConfig) -> TableComparison:
+def compare_rows(
+    first: Path, second: Path, captions: CaptionFiles | None, bootstrap: BootstrapConfig
+) -> TableComparison:
     """Compare the tables `first` and `second`, and score both if there are reference `captions`.
 
     Captions that a person wrote say nothing about a model: their images are not scored.
@@ -91,7 +94,7 @@ def compare_rows(first: Path, second: Path, captions: Path | None, bootstrap: Bo
 
 
 def _score(
-    captions: Path,
+    captions: CaptionFiles,
     rows: Mapping[str, CaptionRow],
     others: Mapping[str, CaptionRow],
     shared: Sequence[str],
@@ -104,7 +107,7 @@ def _score(
     keys = [key for key in captioned if not ComparedImage(rows[key], others[key], None).is_reviewed]
     if not keys:
         problem = "nothing to score: no image has references and captions that nobody reviewed in both tables"
-        raise AnnotationError(f"{captions}: {problem}")
+        raise AnnotationError(f"{captions.name}: {problem}")
     references = {key: annotations.captions[key] for key in keys}
     metrics, other_metrics = (
         measure_captions({key: table[key].caption for key in keys}, references) for table in (rows, others)

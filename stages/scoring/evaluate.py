@@ -139,7 +139,7 @@ def evaluate(
         _logger.warning(
             "one image: its CIDEr-D is 0 whatever its caption, since all words are equally rare in one image"
         )
-    from captionmill.stages.decoding.captioner import Captioner  # torch takes seconds, after which errors would show
+    from captionmill.stages.decoding.captioner import Captioner  # takes time, after which errors would show
 
     captioner = Captioner.of(trained, device=config.device)
     other_captioner = Captioner.of(other, device=config.device) if other else None

@@ -19,7 +19,7 @@ from captionmill.data.captions.references import read_annotations, read_split_li
 from captionmill.data.csv_tables import write_table
 from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import model_paths, read_model
+from captionmill.data.models.bundle import model_paths, read_bundle
 from captionmill.data.models.source import find_model
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
@@ -182,7 +182,7 @@ def _read_splits(
     if model:
         if captions or lists:
             raise InputError(f"{model}: the model knows its splits; do not pass captions or lists as well")
-        splits = read_model(model).splits_in(store.keys)
+        splits = read_bundle(model).splits_in(store.keys)
         return {name: splits[name] for name in SPLIT_NAMES if splits[name]}
     if lists:
         return {

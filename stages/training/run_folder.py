@@ -25,7 +25,7 @@ from captionmill.data.models.bundle import (
     BUNDLE_NAME,
     is_weights_name,
     model_exists,
-    read_model,
+    read_bundle,
     require_no_model,
     write_model,
 )
@@ -211,7 +211,7 @@ def publish(folder: Path, output: Path, notes: Sequence[str]) -> None:
     copy_run(folder, output)
     with replace_atomically(output / UNMATCHED_NAME) as partial_path:
         shutil.copyfile(folder / UNMATCHED_NAME, partial_path)
-    model = read_model(folder)
+    model = read_bundle(folder)
     model = replace(model, notes=(*notes, *model.notes))
     if may_write_card(output):
         put_card(output, model)

@@ -16,7 +16,7 @@ from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.errors import InputError, SettingError
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import Model, model_digest, read_model
+from captionmill.data.models.bundle import Model, model_digest, read_bundle
 from captionmill.data.models.source import find_model
 from captionmill.data.paths import AnyPath
 from captionmill.stages.decoding.config import sound_weights
@@ -48,7 +48,7 @@ class GivenModel:
     def read(cls, name: AnyPath) -> "GivenModel":
         """The model that `name` names, as `find_model` finds it; ModelError if it cannot be read."""
         folder = find_model(name)
-        model = read_model(folder)
+        model = read_bundle(folder)
         decoder = Decoder.of(*sound_weights(folder, model))
         return cls(str(name), folder, model, model_digest(folder), decoder)
 

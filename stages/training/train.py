@@ -18,7 +18,7 @@ from captionmill.data.captions.references import Annotations, read_annotations, 
 from captionmill.data.captions.splits import Splits, choose_splits
 from captionmill.data.errors import TrainingError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import RERANKED_CIDER, read_model, write_model
+from captionmill.data.models.bundle import RERANKED_CIDER, read_bundle, write_model
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Caption
@@ -167,10 +167,10 @@ def train(
         if world.is_first:
             add_ranker(training, work_dir, progress, start.model.ranker if start else None)
             publish(work_dir, output, (*notes, *describe_choice(training.state.history)))
-            _log_notes(read_model(output).notes[len(notes) :])
+            _log_notes(read_bundle(output).notes[len(notes) :])
         world.wait()
     history = tuple(EpochResult(**row) for row in training.state.history)
-    reranked = read_model(output).scores.get(RERANKED_CIDER) if world.is_first else None
+    reranked = read_bundle(output).scores.get(RERANKED_CIDER) if world.is_first else None
     return TrainSummary(splits, len(vocabulary), history, time.monotonic() - started, reranked)
 
 
@@ -210,7 +210,7 @@ class _FolderRecorder:
         self._listener.on_epoch(result)
 
     def begin_self_critical(self, training: Training) -> None:
-        best = read_model(self._work_dir)
+        best = read_bundle(self._work_dir)
         training.begin_self_critical({name: torch.from_numpy(tensor) for name, tensor in best.tensors.items()})
         self._save(training)  # its first epoch may replace the best weights before the next checkpoint
 

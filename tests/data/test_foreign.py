@@ -27,7 +27,7 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
 from captionmill.data.foreign import LONGEST_LINE, LongLineError, finite_number, parse_json, short_lines
 from captionmill.data.images.keys import image_key
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 from captionmill.data.models.card import write_card
 from captionmill.data.tables.formats import (
     has_other_columns,
@@ -89,7 +89,7 @@ def test_only_finite_numbers_are_numbers(value: object) -> None:
         ("scores.json", read_scores),
         ("scores.json", read_card_scores),
         ("pipeline.made.json", lambda path: Workspace(path.with_name("pipeline.toml"))),
-        ("bundle.json", lambda path: read_model(path.parent)),
+        ("bundle.json", lambda path: read_bundle(path.parent)),
         ("pipeline.toml", PlanFile),
     ],
 )
@@ -212,7 +212,7 @@ def test_a_bundle_of_wrong_types_is_refused(changes: dict[str, Any], tmp_path: P
     path = make_model(tmp_path, make_spec()) / "bundle.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ModelError, match=r"bundle\.json: not a readable model"):
-        read_model(tmp_path)
+        read_bundle(tmp_path)
 
 
 def test_a_score_without_an_interval_gets_no_card(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_decoder_of_another_feature_size_than_its_features_is_refused(tmp_path
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"decoder": values["decoder"] | {"feature_dim": 16}}))
     with pytest.raises(ModelError, match="its decoder takes 16 numbers per image, and its features have 8"):
-        read_model(tmp_path)
+        read_bundle(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"\x80\x02a.", b"\x80\x02J\0.", b"\x80\x02]K", b"\x80\x02Q.", b"PK\x03\x04", b""])

@@ -110,7 +110,7 @@ def test_a_decoder_of_plain_numpy_says_the_same_words(
         TINY_TRAINING, image_input=image_input, layers=layers, tie_weights=tie_weights, feature_scaling=scaling
     )
     train(features, captions, tmp_path / "model", replace(config, max_epochs=6))
-    bundle, tensors = format_reader.read_model(tmp_path / "model")
+    bundle, tensors = format_reader.read_bundle(tmp_path / "model")
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     assert shapes == format_reader.expected_shapes(bundle["decoder"])
     store = FeatureStore.open(features)
@@ -130,7 +130,7 @@ def test_every_field_that_is_written_stands_in_the_page(tmp_path: Path) -> None:
     model = tmp_path / "model"
     search = replace(TINY_TRAINING.search, rerank="both")
     train(features, captions, model, replace(TINY_TRAINING, search=search, matcher_epochs=1))
-    bundle = format_reader.read_model(model)[0]
+    bundle = format_reader.read_bundle(model)[0]
     assert set(bundle) == first_columns("bundle.json")
     assert set(bundle["features"]) == format_reader.read_store(features)[0].keys()
     decoder = PAGE.split("**`decoder`**:", 1)[1].split("\n\n", 1)[0]

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from captionmill.cli import main
 from captionmill.data.captions.files import CaptionFiles
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 from captionmill.pipeline.plan.command_line import command_line
 from captionmill.pipeline.plan.jobs import EvaluateJob, TrainJob
 from captionmill.pipeline.plan.read import read_plan
@@ -78,7 +78,7 @@ def test_train_evaluate_leaks_explain_and_report_read_several_files_with_named_c
     model = tmp_path / "model"
     result = run("train", features, *given, "--output", model, *SETTINGS)
     assert result.exit_code == 0, result.output
-    assert {name: len(keys) for name, keys in read_model(model).splits.items()} == {"train": 8, "val": 2, "test": 0}
+    assert {name: len(keys) for name, keys in read_bundle(model).splits.items()} == {"train": 8, "val": 2, "test": 0}
     data = json.loads((model / "config.json").read_text())["data"]
     assert data["captions"] == [str(first), str(second)]
     assert data["image_column"] == "file"
@@ -99,7 +99,7 @@ def test_the_python_api_takes_one_path_or_several(tmp_path: Path) -> None:
     more.write_text("image,caption,split\n00.jpg,one more,train\n")
     config = replace(TINY_TRAINING, max_epochs=1)
     train(features, [captions, str(more)], tmp_path / "two", config)
-    assert {"one", "more", "dog"} <= {*read_model(tmp_path / "two").vocabulary.words}
+    assert {"one", "more", "dog"} <= {*read_bundle(tmp_path / "two").vocabulary.words}
     evaluation = evaluate(features, tmp_path / "two", (captions, more), image_list=make_list(tmp_path))
     assert evaluation.references["00.jpg"] == ("a red dog", "there is a red dog", "one more")
     assert replace(CaptionFiles(str(captions)), image_column="file") == CaptionFiles((captions,), "file")

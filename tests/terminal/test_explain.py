@@ -20,7 +20,7 @@ from captionmill.cli import main
 from captionmill.data.captions.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.features.writer import FeatureWriter
-from captionmill.data.models.bundle import Model, read_model, write_model
+from captionmill.data.models.bundle import Model, read_bundle, write_model
 from captionmill.pipeline.explain import explain_image
 from captionmill.pipeline.pages.drawings import draw_beam_tree
 from captionmill.pipeline.terminal.texts import render_text
@@ -305,7 +305,7 @@ def test_a_choice_among_candidates_is_shown_with_what_decided(made: Path, tmp_pa
     store = FeatureStore.open(made / "f.h5")
     keys = list(store.keys)
     rows = np.stack([store[key] for key in keys]).astype(np.float32)
-    bundle = read_model(made / "model1")
+    bundle = read_bundle(made / "model1")
     parts = pack_ranker(make_ranker(rows, len(WORDS)))
     write_model(tmp_path / "m", replace(bundle, ranker=parts, splits={"train": keys, "val": [], "test": []}))
     page = tmp_path / "page.html"

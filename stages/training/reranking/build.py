@@ -7,7 +7,13 @@ import numpy as np
 import torch
 
 from captionmill.data.captions.examples import Indices
-from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, RankerParts, read_model, write_model
+from captionmill.data.models.bundle import (
+    RERANKED_CIDER,
+    RERANKED_LOW_CONFIDENCE,
+    RankerParts,
+    read_bundle,
+    write_model,
+)
 from captionmill.data.progress import Progress
 from captionmill.stages.decoding.captioner import CaptionFinder, decode_rows
 from captionmill.stages.decoding.decoder import choose_steps
@@ -45,7 +51,7 @@ def add_ranker(training: Training, work_dir: Path, progress: Progress, start: Ra
     is_wanted = is_asked_for or start is not None or len(training.splits.train) >= FEWEST_IMAGES
     if config.search.rerank == "none" or not is_wanted:
         return
-    model = read_model(work_dir)
+    model = read_bundle(work_dir)
     load_weights(training.decoder, {name: torch.from_numpy(tensor) for name, tensor in model.tensors.items()})
     if start is not None:
         made = grow_ranker(start, training, most_images=MOST_IMAGES)

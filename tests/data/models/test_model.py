@@ -9,7 +9,7 @@ from builders import make_spec
 
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.errors import ModelError
-from captionmill.data.models.bundle import BUNDLE_NAME, Model, read_model, write_model
+from captionmill.data.models.bundle import BUNDLE_NAME, Model, read_bundle, write_model
 
 
 def make_bundle(*words: str, value: float = 1.0) -> Model:
@@ -28,7 +28,7 @@ def make_bundle(*words: str, value: float = 1.0) -> Model:
 def test_a_bundle_comes_back_as_it_was_written(tmp_path: Path) -> None:
     bundle = make_bundle("tree", "Straße")
     write_model(tmp_path / "model", bundle)
-    read = read_model(tmp_path / "model")
+    read = read_bundle(tmp_path / "model")
     assert read.vocabulary.words == bundle.vocabulary.words
     assert (read.spec, read.splits, read.training) == (bundle.spec, bundle.splits, bundle.training)
     np.testing.assert_array_equal(read.tensors["weight"], bundle.tensors["weight"])
@@ -37,7 +37,7 @@ def test_a_bundle_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_a_new_bundle_takes_the_place_of_the_old_one_and_its_weights(tmp_path: Path) -> None:
     write_model(tmp_path, make_bundle("a", value=1))
     write_model(tmp_path, make_bundle("b", value=2))
-    assert read_model(tmp_path).vocabulary.words[4:] == ("b",)
+    assert read_bundle(tmp_path).vocabulary.words[4:] == ("b",)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
@@ -46,7 +46,7 @@ def test_a_kill_between_weights_and_json_leaves_the_old_bundle(tmp_path: Path) -
     write_model(tmp_path / "new", make_bundle("b", value=2))
     for weights_path in (tmp_path / "new").glob("*.safetensors"):
         weights_path.rename(tmp_path / "old" / weights_path.name)
-    bundle = read_model(tmp_path / "old")
+    bundle = read_bundle(tmp_path / "old")
     assert bundle.vocabulary.words[4:] == ("a",)
     assert bundle.tensors["weight"][0, 0] == 1
     (tmp_path / "old" / "decoder-mine.safetensors").touch()
@@ -61,25 +61,25 @@ def test_weights_of_another_training_are_refused(tmp_path: Path) -> None:
     (own,), (foreign,) = ((tmp_path / name).glob("*.safetensors") for name in "ab")
     foreign.replace(own)
     with pytest.raises(ModelError, match=r"is not the file that bundle\.json was written with"):
-        read_model(tmp_path / "a")
-    later = read_model(tmp_path / "a", weights_later=True).tensors
+        read_bundle(tmp_path / "a")
+    later = read_bundle(tmp_path / "a", weights_later=True).tensors
     with pytest.raises(ModelError, match=r"is not the file that bundle\.json was written with"):
         dict(later)
     own.unlink()
     with pytest.raises(ModelError, match="is missing"):
-        dict(read_model(tmp_path / "a", weights_later=True).tensors)
+        dict(read_bundle(tmp_path / "a", weights_later=True).tensors)
 
 
 def test_weights_that_are_read_later_are_the_same(tmp_path: Path) -> None:
     write_model(tmp_path, make_bundle("a"))
-    now, later = read_model(tmp_path).tensors, read_model(tmp_path, weights_later=True).tensors
+    now, later = read_bundle(tmp_path).tensors, read_bundle(tmp_path, weights_later=True).tensors
     assert len(later) == 1
     np.testing.assert_array_equal(now["weight"], later["weight"])
 
 
 def test_a_missing_model_names_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="captionmill train"):
-        read_model(tmp_path)
+        read_bundle(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -102,5 +102,5 @@ def test_a_json_that_is_no_bundle_is_a_one_line_error(tmp_path: Path, change: di
     path = tmp_path / BUNDLE_NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelError, match=r"bundle\.json") as error:
-        read_model(tmp_path)
+        read_bundle(tmp_path)
     assert "\n" not in str(error.value)

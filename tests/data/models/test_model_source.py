@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from captionmill.cli import main
 from captionmill.data.errors import InputError, ModelError
 from captionmill.data.models.archive import pack_model
-from captionmill.data.models.bundle import model_digest, read_model
+from captionmill.data.models.bundle import model_digest, read_bundle
 from captionmill.data.models.card import write_card
 from captionmill.data.models.source import find_model
 from captionmill.data.tables.formats import read_captions
@@ -100,7 +100,7 @@ def test_a_model_at_a_url_is_fetched_once_and_checked(
         find_model(f"{url}/m.tar#sha256={'0' * 64}")
     bundle_digest = model_digest(model)
     assert find_model(f"{url}/model#sha256={bundle_digest}") == cache / bundle_digest
-    assert read_model(cache / bundle_digest).scores == {"val_cider_d": 0.5}
+    assert read_bundle(cache / bundle_digest).scores == {"val_cider_d": 0.5}
     before = len(asked)
     assert find_model(f"{url}/model") == cache / bundle_digest
     assert len(asked) == before
@@ -136,10 +136,10 @@ def test_a_bundle_names_no_file_but_its_weights(weights: object, model: Path) ->
     (model / "bundle.json").write_text(json.dumps(values))
     (model / "README.md").write_text("mine")
     with pytest.raises(ModelError, match="is no name of a weights file"):
-        read_model(model)
+        read_bundle(model)
     make_model(model, make_spec(), seed=2)
     assert (model / "README.md").read_text() == "mine"
-    assert read_model(model).scores == {}
+    assert read_bundle(model).scores == {}
 
 
 def test_what_is_no_model_is_one_line(cache: Path, tmp_path: Path) -> None:

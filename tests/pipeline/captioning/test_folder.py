@@ -20,7 +20,7 @@ from processes import Child
 from captionmill.data.errors import InputError, ModelError, SpecMismatchError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.description import check_description, write_description
-from captionmill.data.models.bundle import LOW_CONFIDENCE, read_model
+from captionmill.data.models.bundle import LOW_CONFIDENCE, read_bundle
 from captionmill.data.tables.formats import read_captions
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.captioning.embedding import EmbedSummary
@@ -142,7 +142,7 @@ def test_another_model_or_search_makes_the_table_anew(model: Path, photos: Path,
     table = tmp_path / "t.jsonl"
     caption(photos, model, table)
     assert caption(photos, model, table, search=SearchConfig(beam_size=1, max_length=5)).made == 9
-    make_model(model, read_model(model).spec, seed=1)
+    make_model(model, read_bundle(model).spec, seed=1)
     assert caption(photos, model, table).made == 9
     assert caption(photos, model, table).made == 0
 
@@ -231,7 +231,7 @@ class TestSidecars:
                 assert path.read_text(encoding="utf-8") == f"{row.caption}\n"
         (photos / "red_0.txt").unlink()
         assert caption(photos, model, table, sidecar=".txt").sidecars == 1
-        make_model(model, read_model(model).spec, seed=1)
+        make_model(model, read_bundle(model).spec, seed=1)
         caption(photos, model, table, sidecar=".txt")
         assert (photos / "red_0.txt").read_text(encoding="utf-8") == f"{rows_of(table)['red_0.png'].caption}\n"
 
@@ -255,7 +255,7 @@ class TestSidecars:
         summary = caption(photos, model, table, sidecar=".txt", overwrite=overwrite)
         assert (summary.corrections, summary.reviewed, summary.sidecars) == (1, 1, 1)
         assert rows_of(table)["red_0.png"] == CaptionRow("red_0.png", "mended by hand", None, status="corrected")
-        make_model(model, read_model(model).spec, seed=1)
+        make_model(model, read_bundle(model).spec, seed=1)
         summary = caption(photos, model, table, sidecar=".txt", overwrite=overwrite)
         assert (summary.corrections, summary.reviewed) == (0, 1)
         assert (photos / "red_0.txt").read_text() == "mended by hand\n"

@@ -19,7 +19,7 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.decode import decode_pixels
 from captionmill.data.images.find import find_images
 from captionmill.data.images.formats.kinds import FORMATS
-from captionmill.data.models.bundle import LOW_CONFIDENCE, read_model, write_model
+from captionmill.data.models.bundle import LOW_CONFIDENCE, read_bundle, write_model
 from captionmill.data.tables.formats import read_captions
 from captionmill.pipeline.captioning.folder import caption_folder
 from captionmill.pipeline.captioning.images import CaptionedImage, caption_images
@@ -42,7 +42,7 @@ def make_sharp_model(
     extract(images, store_path, replace(MACHINE, weights=str(weights), preprocess=preprocess))
     store = FeatureStore.open(store_path)
     rows = store.read(range(len(store))).astype(np.float32)
-    model = read_model(make_model(path, store.spec, scores={LOW_CONFIDENCE: 0.5}, seed=seed))
+    model = read_bundle(make_model(path, store.spec, scores={LOW_CONFIDENCE: 0.5}, seed=seed))
     tensors = {name: 3 * tensor for name, tensor in model.tensors.items()}
     tensors |= {"feature_mean": rows.mean(axis=0), "feature_std": rows.std(axis=0) + 1e-3}
     write_model(path, replace(model, tensors=tensors))

@@ -14,7 +14,7 @@ from processes import Child
 
 from captionmill.data.errors import InputError
 from captionmill.data.images.xmp import new_packet, read_packet, with_description
-from captionmill.data.models.bundle import LOW_CONFIDENCE, read_model
+from captionmill.data.models.bundle import LOW_CONFIDENCE, read_bundle
 from captionmill.data.tables.formats import read_captions
 from captionmill.pipeline.captioning.folder import FolderSummary, caption_folder
 from captionmill.pipeline.captioning.source import CacheConfig
@@ -65,7 +65,7 @@ def captions_of(table: Path) -> dict[str, str]:
 
 def renew(model: Path, seed: int) -> None:
     """Make it another model, with other captions."""
-    make_model(model, read_model(model).spec, seed=seed)
+    make_model(model, read_bundle(model).spec, seed=seed)
 
 
 class TestXmpSidecars:

@@ -15,7 +15,7 @@ from builders import ROOT, draw_photos, make_model, make_rows, make_spec, make_s
 
 from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.images.find import find_images
-from captionmill.data.models.bundle import read_model, write_model
+from captionmill.data.models.bundle import read_bundle, write_model
 from captionmill.data.tables.formats import write_captions
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.compare import compare_tables
@@ -67,7 +67,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     key = f"{HOSTILE}.png"
     store_path = make_store(folder / f"{HOSTILE}.h5", [key], make_rows(1))
     model = make_model(folder / "model", make_spec(), splits={"train": [key], "val": [], "test": []})
-    stored = read_model(model)
+    stored = read_bundle(model)
     vocabulary = Vocabulary([*SPECIAL_WORDS, *(f"{HOSTILE}{number}" for number in range(8))])
     settings = {"label_smoothing": HOSTILE, "max_length": HOSTILE, HOSTILE: HOSTILE}
     hostile = replace(stored, vocabulary=vocabulary, training=settings, versions={HOSTILE: HOSTILE})

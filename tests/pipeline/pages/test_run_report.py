@@ -17,7 +17,7 @@ from captionmill.cli import main
 from captionmill.data.errors import InputError
 from captionmill.data.features.log import append_record, log_path, read_records
 from captionmill.data.images.find import find_images
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 from captionmill.data.tables.formats import row_text
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.pipeline.captioning.folder import caption_folder
@@ -149,7 +149,7 @@ def test_the_report_says_what_the_files_say(run: ReportSources, tmp_path: Path) 
     assert page.sections["settings"].count("teacher none none") == 1  # among all settings, not among those that differ
     assert page.sections["settings"].count("max_epochs 2 —") == 1  # no default: of one model never a difference
     assert "beam_size 2 5" in page.sections["settings"]
-    assert read_model(Path(run.models[0])).versions["torch"] in page.sections["settings"]
+    assert read_bundle(Path(run.models[0])).versions["torch"] in page.sections["settings"]
 
 
 def test_of_a_long_table_only_the_failures_are_kept(tmp_path: Path) -> None:

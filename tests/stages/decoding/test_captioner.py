@@ -13,7 +13,7 @@ from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.errors import InputError, ModelError
 from captionmill.data.features.file import Features
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import read_model, write_model
+from captionmill.data.models.bundle import read_bundle, write_model
 from captionmill.stages.decoding.captioner import Caption, Captioner, CaptionFinder, decode_rows
 from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.folded import FoldedDecoder
@@ -117,7 +117,7 @@ def test_cut_captions_and_alternatives_are_told(decoder: SmallMemoryDecoder, sto
 )
 def test_a_damaged_setting_of_a_decoder_is_one_line(tmp_path: Path, change: dict[str, object]) -> None:
     model = make_model(tmp_path, make_spec())
-    bundle = read_model(model)
+    bundle = read_bundle(model)
     write_model(model, replace(bundle, decoder_config=bundle.decoder_config | change))
     with pytest.raises(ModelError, match="weights and configuration do not fit each other"):
         Captioner.load(model, device="cpu")
@@ -125,7 +125,7 @@ def test_a_damaged_setting_of_a_decoder_is_one_line(tmp_path: Path, change: dict
 
 def test_weights_that_are_not_finite_give_no_empty_captions(tmp_path: Path) -> None:
     model = make_model(tmp_path, make_spec())
-    bundle = read_model(model)
+    bundle = read_bundle(model)
     weight = bundle.tensors["to_hidden.weight"].copy()
     weight[0, 0] = np.nan
     write_model(model, replace(bundle, tensors=dict(bundle.tensors) | {"to_hidden.weight": weight}))

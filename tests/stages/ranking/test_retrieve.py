@@ -8,7 +8,7 @@ from builders import damage, make_matching_model, make_model, make_rows, make_sp
 
 from captionmill.data.errors import InputError, SpecMismatchError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 from captionmill.stages.ranking.opened import open_matched
 from captionmill.stages.ranking.retrieve import embedded_blocks, find_closest, load_matcher
 
@@ -57,6 +57,6 @@ def test_a_model_without_a_matcher_or_of_other_features_is_refused(tmp_path: Pat
         f"{model}: has no matcher, which compares images with words; train it again, with `matcher_epochs` above 0"
     )
     other = make_matching_model(tmp_path / "other", make_spec(image_size=320))
-    assert read_model(other).ranker is not None
+    assert read_bundle(other).ranker is not None
     with pytest.raises(SpecMismatchError):
         open_matched(path, other)

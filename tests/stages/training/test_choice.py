@@ -11,7 +11,7 @@ import pytest
 from builders import TESTS, TINY_TRAINING, make_rows, make_store
 
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 from captionmill.pipeline.pages.run_report import ReportSources, write_run_report
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.settings import SearchConfig
@@ -106,7 +106,7 @@ def test_a_cider_of_nothing_neither_chooses_nor_stops(
     assert {result.val_cider for result in summary.history} == {0.0}
     assert summary.best.val_loss == min(losses) < losses[0]
     assert len(losses) > 3
-    bundle = read_model(tmp_path / "model")
+    bundle = read_bundle(tmp_path / "model")
     assert bundle.scores["epoch"] == summary.best.epoch
     assert bundle.scores["val_loss"] == summary.best.val_loss
     note = describe_choice([dataclasses.asdict(result) for result in summary.history])[0]

@@ -15,7 +15,7 @@ from captionmill.data.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from captionmill.data.captions.words import FIRST_RULE
 from captionmill.data.errors import AnnotationError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.scoring.evaluate import evaluate
 from captionmill.stages.settings import SearchConfig, TrainConfig
@@ -51,7 +51,7 @@ def test_the_default_length_cuts_few_captions_and_has_a_limit(lengths: dict[int,
 
 def test_the_length_follows_the_captions_and_captioning_follows_the_model(features: Path, tmp_path: Path) -> None:
     train(features, CASES / "F3_longer_than_20.csv", tmp_path / "model", CONFIG)
-    bundle = read_model(tmp_path / "model")
+    bundle = read_bundle(tmp_path / "model")
     assert (bundle.training["max_length"], bundle.training["search"]["max_length"]) == (32, 32)
     assert not [note for note in bundle.notes if "cut" in note]
     captioner = Captioner.load(tmp_path / "model", device="cpu")
@@ -70,7 +70,7 @@ def test_captions_that_are_cut_are_counted(features: Path, tmp_path: Path, caplo
     with caplog.at_level(logging.WARNING):
         train(features, CASES / "F3_longer_than_20.csv", tmp_path / "model", config)
     assert note in caplog.messages
-    assert note in read_model(tmp_path / "model").notes
+    assert note in read_bundle(tmp_path / "model").notes
     store, captioner = FeatureStore.open(features), Captioner.load(tmp_path / "model", device="cpu")
     captions = dict(captioner.captions(store, store.keys[:10], SearchConfig(max_length=30))).values()
     assert {(len(caption.text.split()), caption.cut) for caption in captions} == {(30, True)}  # none ends at the cut
@@ -83,7 +83,7 @@ def test_a_script_without_spaces_is_learned_and_scored_by_character(
         config = dataclasses.replace(CONFIG, max_epochs=24, learning_rate=0.05)
         train(features, CASES / "F4_no_spaces.csv", tmp_path / "model", config)
         evaluation = evaluate(features, tmp_path / "model", CASES / "F4_no_spaces.csv")
-    bundle = read_model(tmp_path / "model")
+    bundle = read_bundle(tmp_path / "model")
     assert {"狗", "猫", "草"} <= set(bundle.vocabulary.words)
     assert bundle.vocabulary.word_rule == 2
     assert sum("each of its characters counts as a word" in line for line in caplog.messages) == 1
@@ -116,7 +116,7 @@ def test_validation_captions_of_other_words_are_named(tmp_path: Path, caplog: py
         "like these"
     )
     assert caplog.messages.count(note) == 1
-    assert note in read_model(tmp_path / "model").notes
+    assert note in read_bundle(tmp_path / "model").notes
 
 
 def test_captions_without_words_are_left_out_with_their_share(caplog: pytest.LogCaptureFixture) -> None:
@@ -136,7 +136,7 @@ def test_a_file_of_signs_only_names_what_was_left_out(tmp_path: Path) -> None:
 
 def test_entities_are_no_words_and_numbers_stay_whole(features: Path, tmp_path: Path) -> None:
     train(features, CASES / "F10_entities.csv", tmp_path / "model", CONFIG)
-    words = read_model(tmp_path / "model").vocabulary
+    words = read_bundle(tmp_path / "model").vocabulary
     assert not {"quot", "amp", "39", "3", "5", "isn", "t"} & set(words.words)
     assert {"3.5", "isn't", "tom"} <= set(words.words)
     first = read_annotations(CASES / "F10_entities.csv").captions["000000.jpg"]

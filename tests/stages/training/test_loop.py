@@ -17,7 +17,7 @@ from captionmill.data.captions.splits import choose_splits
 from captionmill.data.captions.vocabulary import PAD
 from captionmill.data.errors import AnnotationError, StoreError, TrainingError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.machine import has_fast_bf16
@@ -142,7 +142,7 @@ def test_epochs_and_patience_that_nobody_set_fit_the_captions(tmp_path: Path) ->
         assert (training.max_epochs, training.config.patience) == (epochs, patience)
     still = dataclasses.replace(unset, patience=2, learning_rate=0.0)
     assert len(train(*task, tmp_path / "model", still).history) == 3
-    assert read_model(tmp_path / "model").training["max_epochs"] == 100
+    assert read_bundle(tmp_path / "model").training["max_epochs"] == 100
 
 
 def test_each_epoch_tells_its_last_learning_rate(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_first_score_early_in_a_long_epoch_changes_nothing_that_is_trained(tmp
     first, *epochs = told("scored", 16)
     assert isinstance(first, float)
     assert epochs == told("not scored", 17) == ["epoch 1", "epoch 2"]
-    scored, not_scored = (read_model(tmp_path / name).tensors for name in ("scored", "not scored"))
+    scored, not_scored = (read_bundle(tmp_path / name).tensors for name in ("scored", "not scored"))
     assert all(np.array_equal(tensor, not_scored[name]) for name, tensor in scored.items())
 
 
@@ -294,7 +294,7 @@ def test_the_least_that_can_be_trained_on_trains(
     summary = train(features, captions, tmp_path / "model", dataclasses.replace(TWO_PHASES, **changes))
     assert [result.phase for result in summary.history] == ["cross entropy", "cross entropy", "self-critical"]
     assert all(
-        bool(torch.from_numpy(tensor).isfinite().all()) for tensor in read_model(tmp_path / "model").tensors.values()
+        bool(torch.from_numpy(tensor).isfinite().all()) for tensor in read_bundle(tmp_path / "model").tensors.values()
     )
     assert pd.read_csv(tmp_path / "model" / "history.csv").notna().to_numpy().all()
 

@@ -10,7 +10,7 @@ from builders import TINY_TRAINING, make_task
 from captionmill.data.captions.vocabulary import UNK
 from captionmill.data.errors import InputError, SettingError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, read_model
+from captionmill.data.models.bundle import RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, read_bundle
 from captionmill.stages.decoding.captioner import Captioner, decode_rows
 from captionmill.stages.decoding.explain import explain_features
 from captionmill.stages.scoring.evaluate import evaluate
@@ -38,7 +38,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_training_makes_a_ranker_and_measures_it(task: Path) -> None:
-    model = read_model(task / "model")
+    model = read_bundle(task / "model")
     assert model.ranker is not None
     assert model.ranker.tensors["captions_per_image"].tolist() == [2] * 8
     assert model.scores[RERANKED_CIDER] >= 0
@@ -53,8 +53,8 @@ def test_captions_are_the_same_whatever_the_block(task: Path, block_rows: int) -
     assert search.rerank == "both"
     found = list(decode_rows(captioner.finder(search), store, store.keys, block_rows=block_rows))
     whole = list(captioner.captions(store, store.keys, search))
-    assert [(key, caption.text, caption.alternatives[0].text) for key, caption in found] == [
-        (key, caption.text, caption.alternatives[0].text) for key, caption in whole
+    assert [(key, caption.text, caption.alternatives[0].text, caption.confidence) for key, caption in found] == [
+        (key, caption.text, caption.alternatives[0].text, caption.confidence) for key, caption in whole
     ]
     plain = dict(captioner.captions(store, store.keys, replace(search, rerank="none", beam_size=6, alternatives=5)))
     unguided = dict(captioner.captions(store, store.keys, replace(search, rerank="matcher")))
@@ -92,7 +92,7 @@ def test_a_training_that_is_killed_in_its_matcher_ends_with_the_same_bits(task: 
     with pytest.raises(Killed):
         train(*arguments, progress=die_once)
     train(*arguments, progress=die_once)
-    mine, others = read_model(task / "killed").ranker, read_model(task / "model").ranker
+    mine, others = read_bundle(task / "killed").ranker, read_bundle(task / "model").ranker
     assert mine is not None
     assert others is not None
     assert mine.settings == others.settings
@@ -149,7 +149,7 @@ def test_few_images_get_a_ranker_only_if_it_is_asked_for(task: Path, tmp_path: P
     for name, epochs in (("default", None), ("asked", 1)):
         config = replace(CONFIG, search=search, matcher_epochs=epochs, max_epochs=1)
         train(task / "features.h5", task / "captions.csv", tmp_path / name, config)
-    found = [read_model(tmp_path / name).ranker is not None for name in ("default", "asked")]
+    found = [read_bundle(tmp_path / name).ranker is not None for name in ("default", "asked")]
     assert found == [False, True]
 
 
@@ -162,7 +162,7 @@ def test_a_training_from_a_model_keeps_its_ranker_which_grows_by_the_new_images(
     (tmp_path / "corrected.csv").write_text("\n".join(lines) + "\n")
     config = replace(TINY_TRAINING, init=task / "model", max_epochs=1)
     train(task / "features.h5", tmp_path / "corrected.csv", tmp_path / "grown", config)
-    old, new = read_model(task / "model"), read_model(tmp_path / "grown")
+    old, new = read_bundle(task / "model"), read_bundle(tmp_path / "grown")
     assert old.ranker is not None
     assert new.ranker is not None
     assert new.ranker.tensors["captions_per_image"].tolist() == [2] * 8 + [1, 1]
@@ -175,7 +175,7 @@ def test_a_training_from_a_model_keeps_its_ranker_which_grows_by_the_new_images(
     assert len(list(captioner.captions(store, store.keys, search))) == 10
     asked = replace(config, matcher_epochs=0)
     train(task / "features.h5", tmp_path / "corrected.csv", tmp_path / "without", asked)
-    assert read_model(tmp_path / "without").ranker is None
+    assert read_bundle(tmp_path / "without").ranker is None
 
 
 def test_of_many_images_some_are_kept_evenly_spaced() -> None:

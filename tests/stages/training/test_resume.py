@@ -21,7 +21,7 @@ from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.splits import choose_splits
 from captionmill.data.errors import InputError, TrainingError, UnfinishedRunError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import BUNDLE_NAME, read_model
+from captionmill.data.models.bundle import BUNDLE_NAME, read_bundle
 from captionmill.data.progress import Progress
 from captionmill.stages import charts
 from captionmill.stages.settings import SearchConfig, TrainConfig
@@ -249,7 +249,7 @@ def test_a_process_killed_in_the_middle_leaves_the_old_model_whole_and_is_gone_o
         assert process.wait() == -signal.SIGKILL
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir() if path.is_file()} == before
     work_dir = tmp_path / "model.training"
-    assert len(read_model(work_dir).vocabulary) == 14
+    assert len(read_bundle(work_dir).vocabulary) == 14
     (work_dir / f".{CHECKPOINT_NAME}.0123456789abcdef.partial").write_bytes(
         b"half"
     )  # as a kill while it is written leaves it
@@ -385,7 +385,7 @@ def test_a_checkpoint_of_the_first_word_rule_is_resumed_by_it(tmp_path: Path) ->
     with pytest.raises(Killed):
         train(features, captions, tmp_path / "model", config, listener=listener, progress=kill_at("epoch 3", 1))
     train(features, captions, tmp_path / "model", config, listener=listener)  # what was saved by then has the rule too
-    bundle = read_model(tmp_path / "model")
+    bundle = read_bundle(tmp_path / "model")
     assert (bundle.vocabulary.word_rule, bundle.training["max_length"]) == (1, 20)
 
 

@@ -11,7 +11,7 @@ from builders import TINY_TRAINING, make_task
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.vocabulary import END, PAD, START, UNK, Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.decoder import Decoder
@@ -128,7 +128,7 @@ def test_the_reward_rises_and_the_best_epoch_of_both_phases_is_kept(tmp_path: Pa
     assert np.mean(rewards[-3:]) > 1.4 * np.mean(rewards[:3])
     best = max(result.val_cider for result in summary.history)
     assert summary.best.val_cider == best
-    bundle = read_model(tmp_path / "model")
+    bundle = read_bundle(tmp_path / "model")
     assert bundle.scores["epoch"] == summary.best.epoch
     store, references = FeatureStore.open(features), read_annotations(captions).captions
     search = config.search
@@ -146,7 +146,7 @@ def test_a_second_phase_that_makes_it_worse_leaves_the_first_ones_best(tmp_path:
     summary = train(features, captions, tmp_path / "model", config)
     assert summary.best.phase == "cross entropy"
     assert summary.best.val_cider > summary.history[-1].val_cider
-    assert read_model(tmp_path / "model").scores["epoch"] == summary.best.epoch
+    assert read_bundle(tmp_path / "model").scores["epoch"] == summary.best.epoch
 
 
 def test_the_second_phase_begins_where_the_first_was_best(tmp_path: Path) -> None:

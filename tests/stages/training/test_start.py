@@ -13,7 +13,7 @@ from captionmill.cli import main
 from captionmill.data.errors import CaptionmillError, InputError, SettingError, SpecMismatchError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.archive import pack_model
-from captionmill.data.models.bundle import model_digest, read_model
+from captionmill.data.models.bundle import model_digest, read_bundle
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.settings import TrainConfig
 from captionmill.stages.training.train import train
@@ -50,7 +50,7 @@ def test_the_words_and_weights_of_the_model_stay_where_they_are(
     features, captions = make_task(tmp_path)
     train(features, captions, tmp_path / "base", replace(TINY_TRAINING, tie_weights=tie_weights, layers=2))
     train(*new, tmp_path / "model", starting_from(tmp_path / "base", learning_rate=0.0, max_epochs=1))
-    base, model = (read_model(tmp_path / name) for name in ("base", "model"))
+    base, model = (read_bundle(tmp_path / name) for name in ("base", "model"))
     assert model.vocabulary.words == (*base.vocabulary.words, "purple", "and")
     assert (model.decoder_config["tie_weights"], model.decoder_config["layers"]) == (tie_weights, 2)
     assert model.training["layers"] == 2
@@ -92,7 +92,7 @@ def test_a_packed_model_is_started_from_like_its_folder(tmp_path: Path, base: Pa
     pack_model(base, tmp_path / "base.tar")
     for name, model in (("folder", base), ("packed", tmp_path / "base.tar")):
         train(*new, tmp_path / name, starting_from(model, max_epochs=1))
-    folder, packed = (read_model(tmp_path / name) for name in ("folder", "packed"))
+    folder, packed = (read_bundle(tmp_path / name) for name in ("folder", "packed"))
     for name, tensor in folder.tensors.items():
         np.testing.assert_array_equal(packed.tensors[name], tensor)
 
@@ -132,4 +132,4 @@ def test_an_option_that_is_typed_contradicts_the_model_even_at_its_default(
     assert refused.exit_code == 1
     assert refused.stderr == f"Error: --init: {base} has --embed-dim 8, not 512; leave these settings out\n"
     assert CliRunner().invoke(main, arguments, catch_exceptions=False).exit_code == 0
-    assert read_model(tmp_path / "model").decoder_config["embed_dim"] == 8
+    assert read_bundle(tmp_path / "model").decoder_config["embed_dim"] == 8

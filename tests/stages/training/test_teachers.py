@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from captionmill.cli import main
 from captionmill.data.captions.vocabulary import PAD
 from captionmill.data.errors import CaptionmillError, InputError, SettingError, SpecMismatchError, UnfinishedRunError
-from captionmill.data.models.bundle import model_digest, read_model
+from captionmill.data.models.bundle import model_digest, read_bundle
 from captionmill.pipeline.plan.read import read_plan
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.decoder import Decoder
@@ -91,12 +91,12 @@ def test_a_decoder_comes_nearer_to_its_teachers(task: Task, tmp_path: Path) -> N
         return float((probabilities[0] - probabilities[1]).abs().sum())
 
     assert distance("taught") < 0.8 * distance("free")
-    training = read_model(tmp_path / "taught").training
+    training = read_bundle(tmp_path / "taught").training
     assert training["teacher"] == [str(tmp_path / "0"), str(tmp_path / "1")]
     assert training["teacher_sha256"] == [model_digest(tmp_path / "0"), model_digest(tmp_path / "1")]
     card = (tmp_path / "taught" / "README.md").read_text(encoding="utf-8")
     assert card.count("- Learned from the model `") == 2
-    assert read_model(tmp_path / "free").training["teacher"] == []
+    assert read_bundle(tmp_path / "free").training["teacher"] == []
 
 
 def test_a_taught_training_is_resumed_to_the_bit_and_only_with_its_teachers(task: Task, tmp_path: Path) -> None:

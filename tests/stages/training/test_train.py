@@ -10,7 +10,7 @@ from builders import TINY_TRAINING, make_rows, make_spec, make_store, make_task
 from captionmill.data.captions.splits import Splits
 from captionmill.data.errors import AnnotationError, InputError, SpecMismatchError, TrainingError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.scoring.evaluate import evaluate
 from captionmill.stages.scoring.settings import EvaluateConfig
@@ -82,7 +82,7 @@ def test_a_model_learns_its_captions_and_is_scored_on_images_it_has_not_seen(
 
 def test_the_bundle_names_what_it_was_made_from(features: Path, captions: Path, tmp_path: Path) -> None:
     train(features, captions, tmp_path / "model", CONFIG)
-    bundle = read_model(tmp_path / "model")
+    bundle = read_bundle(tmp_path / "model")
     assert bundle.spec == make_spec(feature_dim=8)
     assert bundle.splits == {"train": ["a.jpg", "b.jpg", "c.jpg"], "val": ["d.jpg", "e.jpg"], "test": ["f.jpg"]}
     assert bundle.training["learning_rate"] == 0.02
@@ -125,7 +125,7 @@ def test_an_existing_model_is_replaced_only_when_asked(features: Path, captions:
         train(features, captions, tmp_path / "model", config)
     assert (tmp_path / "model" / "bundle.json").read_bytes() == before
     train(features, captions, tmp_path / "model", TrainConfig(**{**vars(config), "seed": 5}), overwrite=True)
-    assert read_model(tmp_path / "model").training["seed"] == 5
+    assert read_bundle(tmp_path / "model").training["seed"] == 5
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_advice(

@@ -10,7 +10,7 @@ from builders import TINY_TRAINING, make_rows, make_spec, make_store, make_task,
 
 from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import read_model
+from captionmill.data.models.bundle import read_bundle
 from captionmill.pipeline.explain import features_of_image
 from captionmill.stages.encoding.encoder import build_encoder
 from captionmill.stages.encoding.extract import extract
@@ -62,7 +62,7 @@ def test_a_training_on_views_is_not_one_on_their_means(task: tuple[Path, Path], 
     means = make_store(tmp_path / "means.h5", KEYS, store.read(range(10)))
     train(*task, tmp_path / "views", TINY_TRAINING)
     train(means, task[1], tmp_path / "means", TINY_TRAINING)
-    views, of_means = (read_model(tmp_path / name).tensors for name in ("views", "means"))
+    views, of_means = (read_bundle(tmp_path / name).tensors for name in ("views", "means"))
     np.testing.assert_array_equal(views["feature_mean"], of_means["feature_mean"])
     assert not np.array_equal(views["to_hidden.weight"], of_means["to_hidden.weight"])
 
