@@ -128,6 +128,7 @@ class Stopwatch:
     def end_epoch(self, *_: object, **__: object) -> None:
         raise TimeIsUp
 
+    wants_first_score = False
     begin_self_critical = show_first_score = end_epoch
 
 

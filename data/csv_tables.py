@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from captionmill.data.errors import InputError
 from captionmill.data.files import replace_atomically, write_text
-from captionmill.data.foreign import short_lines
-from captionmill.data.regular import open_regular_text
+from captionmill.data.foreign import WRONG_VALUES, parse_json, short_lines
+from captionmill.data.regular import open_regular, open_regular_text
 
 Cell = str | int | float | None
 RecordLayout = Literal["csv", "jsonl"]
@@ -88,6 +88,25 @@ def require_records_name(path: Path, layout: RecordLayout | None = None) -> None
     known = (".csv", ".jsonl")
     if path.name == "-" or (layout is None and path.suffix.lower() not in known):
         raise InputError(f"{path}: a table of these ends in {' or '.join(known)}; without `output` it is only shown")
+
+
+def require_own_table(path: Path, columns: Sequence[str]) -> None:
+    """Raise InputError if there is another file at `path` than a table that begins with these columns, or an empty one.
+
+    Reference captions named by mistake would be lost, and so would what somebody changed in a spreadsheet.
+    """
+    try:
+        with open_regular(path) as file:
+            first = file.readline(10_000)
+    except FileNotFoundError:
+        return
+    is_records = False
+    with suppress(*WRONG_VALUES):
+        is_records = list(parse_json(first.decode()))[: len(columns)] == list(columns)
+    if first and not is_records and not first.startswith(csv_line(columns)[:-1]):
+        raise InputError(
+            f"{path}: is there, and no table that this command wrote; name another output, or move it away"
+        )
 
 
 def write_records(

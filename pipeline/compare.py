@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from captionmill.data.captions.files import Captions, as_caption_files
-from captionmill.data.csv_tables import write_table
+from captionmill.data.csv_tables import require_own_table, write_table
 from captionmill.data.errors import InputError
 from captionmill.data.files import require_two_files, write_text
 from captionmill.data.images.find import find_images
@@ -13,6 +13,8 @@ from captionmill.data.tables.formats import require_other_output
 from captionmill.pipeline.pages.comparison import render_comparison
 from captionmill.stages.scoring.comparison import TableComparison, compare_rows
 from captionmill.stages.scoring.settings import BootstrapConfig
+
+_COLUMNS = ("path", "first", "second", "cider_d_gain")
 
 
 def compare_tables(
@@ -42,6 +44,8 @@ def compare_tables(
         if path is not None:
             require_other_output(path, first, second, *(files.paths if files else ()), as_path(images))
     require_two_files(output, page, "page")
+    if output is not None:
+        require_own_table(output, _COLUMNS[:3])
     if images is not None and page is None:
         raise InputError("`images` are shown on the page: name its file with `page`")
     comparison = compare_rows(first, second, files, bootstrap)
@@ -54,7 +58,7 @@ def compare_tables(
 
 
 def _write_differences(path: Path, comparison: TableComparison) -> None:
-    columns = ("path", "first", "second", "cider_d_gain")[: 4 if comparison.scores else 3]
+    columns = _COLUMNS[: 4 if comparison.scores else 3]
     rows = (
         (image.first.path, image.first.caption, image.second.caption, image.gain)[: len(columns)]
         for image in comparison.different

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,11 +18,11 @@ from captionmill.data.progress import Progress, no_progress
 from captionmill.stages.decoding.captioner import Captioner, build_decoders
 from captionmill.stages.decoding.constraints import WordRule
 from captionmill.stages.encoding.encoder import encoder_for_spec
-from captionmill.stages.encoding.network import IMAGENET_MEAN, IMAGENET_STD
 from captionmill.stages.machine import versions
-from captionmill.stages.portable.file import SUFFIX, Port, PortableNetwork, require_packages, write_network
-from captionmill.stages.portable.networks import portable_decoder, portable_encoder
 from captionmill.stages.settings import ExtractConfig, SearchConfig
+
+if TYPE_CHECKING:
+    from captionmill.stages.portable.file import Port, PortableNetwork
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocabulary.json"
@@ -32,7 +32,7 @@ _NETWORKS = ("encoder", "decoder_start", "decoder_step")
 _FILES = (
     MANIFEST_NAME,
     VOCABULARY_NAME,
-    *(name + suffix for name in _NETWORKS for suffix in (SUFFIX, ".pt")),  # TorchScript, of versions before
+    *(name + suffix for name in _NETWORKS for suffix in (".onnx", ".pt")),  # TorchScript, of versions before
 )
 """All that an export may hold, in the order in which it is removed."""
 
@@ -69,10 +69,13 @@ def export_model(
     file other than it went in, WeightsError if the backbone's weights cannot be had or are not the model's.
     """
     output, weights = Path(output), as_path(weights)
-    require_packages()
     staging = output.with_name(f".{output.name}.partial")
     _require_export_place(output, staging, overwrite=overwrite)
     captioner = Captioner.load(model, device="cpu")
+    from captionmill.stages.portable.file import SUFFIX, require_packages, write_network  # torch takes seconds
+    from captionmill.stages.portable.networks import portable_decoder, portable_encoder
+
+    require_packages()
     networks: list[PortableNetwork] = []
     if with_encoder:
         networks.append(portable_encoder(encoder_for_spec(captioner.spec, ExtractConfig(device="cpu"), weights)))
@@ -121,6 +124,8 @@ def _require_export_place(output: Path, staging: Path, *, overwrite: bool) -> No
 
 
 def _manifest(captioner: Captioner, networks: dict[str, Any]) -> dict[str, Any]:
+    from captionmill.stages.encoding.network import IMAGENET_MEAN, IMAGENET_STD
+
     rule = WordRule.of(captioner.fit_search(SearchConfig()), captioner.vocabulary)
     barred_first = rule.barred(np.empty((1, 0), np.int64), len(captioner.vocabulary))
     return {
@@ -144,8 +149,8 @@ def _manifest(captioner: Captioner, networks: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _network_facts(network: PortableNetwork, path: Path, difference: float) -> dict[str, Any]:
-    def described(ports: Sequence[Port]) -> list[dict[str, Any]]:
+def _network_facts(network: "PortableNetwork", path: Path, difference: float) -> dict[str, Any]:
+    def described(ports: "Sequence[Port]") -> list[dict[str, Any]]:
         return [{name: value for name, value in asdict(port).items() if name != "below"} for port in ports]
 
     return {

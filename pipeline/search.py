@@ -6,7 +6,7 @@ torch is imported only to make the features of an image that is not in the store
 from dataclasses import dataclass
 from pathlib import Path
 
-from captionmill.data.csv_tables import RecordLayout, require_records_name, write_records
+from captionmill.data.csv_tables import RecordLayout, require_own_table, require_records_name, write_records
 from captionmill.data.errors import InputError
 from captionmill.data.files import require_two_files
 from captionmill.data.images.find import find_images
@@ -18,6 +18,7 @@ from captionmill.data.tables.formats import require_other_output
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.urls import is_url
 from captionmill.stages.fields import require_least
+from captionmill.stages.machine import require_machine
 from captionmill.stages.ranking.opened import MatchedStore, open_matched
 from captionmill.stages.ranking.retrieve import find_closest, load_matcher
 from captionmill.stages.settings import LISTED_IMAGES, ExtractConfig
@@ -86,6 +87,7 @@ def search_store(
     if (words is None) == (like is None):
         raise InputError("a search needs words, or an image as `like`, and not both")
     require_least("top", top, 1)
+    require_machine(machine)
     opened = open_matched(features, model)
     _check(files, opened)
     known, unknown = _read_words(words, opened) if words is not None else ([], [])
@@ -121,8 +123,11 @@ def _check(files: SearchFiles, opened: MatchedStore) -> None:
         if path is not None:
             require_other_output(path, opened.store.path, as_path(files.images), *model_paths(opened.folder))
     require_two_files(as_path(files.output), as_path(files.gallery), "gallery")
+    if files.layout not in (None, "csv", "jsonl"):
+        raise InputError(f"`layout` {files.layout}: use csv or jsonl")
     if files.output is not None:
         require_records_name(Path(files.output), files.layout)
+        require_own_table(Path(files.output), FOUND_COLUMNS)
     if files.images is not None and files.gallery is None:
         raise InputError("`images` are shown on a page: name its file with `gallery`")
 

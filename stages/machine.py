@@ -46,7 +46,7 @@ def means_cpu(device: str) -> bool:
 
 def require_machine(config: ExtractConfig) -> None:
     """Raise InputError for a device, engine or precision of `config` that this machine cannot have, without torch."""
-    _require_device_name(config.device)
+    require_device_name(config.device)
     if config.engine == "openvino" and config.compile:
         raise InputError("`engine` openvino compiles by itself: leave `compile` out, or use `engine` torch")
     if config.compile and not any(map(shutil.which, (os.environ.get("CXX", ""), *_COMPILERS))):
@@ -57,14 +57,15 @@ def require_machine(config: ExtractConfig) -> None:
             raise InputError(NO_GPU_DECODING)
 
 
-def _require_device_name(name: str) -> None:
+def require_device_name(name: str) -> None:
+    """Raise InputError for a device that no machine has."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
         raise InputError(f"`device` {name}: no such device; use auto, cpu, cuda, cuda:N or mps")
 
 
 def choose_device(name: str) -> "torch.device":
     """The device that `name` (auto, cpu, cuda, cuda:N, mps) means here; InputError if this machine does not have it."""
-    _require_device_name(name)
+    require_device_name(name)
     import torch
 
     if name == "auto":

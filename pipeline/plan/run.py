@@ -42,7 +42,7 @@ class RunEvents:
     """Called with each task that has ended."""
     on_splits: "Callable[[Splits], None]" = lambda splits: None
     """Called with the images of each training that runs in this process."""
-    on_first_score: Callable[[float], None] = lambda val_cider: None
+    on_first_score: Callable[[float], None] | None = None
     """Called with the validation CIDEr-D of these trainings after a third of a long first epoch."""
     on_epoch: "Callable[[EpochResult], None]" = lambda result: None
     """Called with each epoch of these trainings."""

@@ -26,7 +26,7 @@ class Listeners:
     """The functions that are called while a job runs."""
 
     on_splits: Callable[[Splits], None] = lambda splits: None
-    on_first_score: Callable[[float], None] = lambda val_cider: None
+    on_first_score: Callable[[float], None] | None = None
     on_epoch: Callable[[EpochResult], None] = lambda result: None
     progress: Progress = no_progress
 

@@ -41,9 +41,6 @@ def export(
 
     Example: captionmill export model --output exported
     """
-    from captionmill.stages.decoding.trained import read_models
-
-    read_models(models)  # what is wrong with them shows before torch is imported, which takes seconds
     from captionmill.pipeline.export import export_model
 
     with ProgressBars(quiet=quiet) as progress:

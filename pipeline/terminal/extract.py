@@ -104,10 +104,12 @@ def show_extraction(summary: "ExtractSummary", *, strict: bool, quiet: bool) -> 
 def _refuse_extraction(output: Path | str, config: ExtractConfig, *, overwrite: bool) -> None:
     """Raise what `extract` would raise for these, before torch is imported, which takes seconds."""
     from captionmill.data.features.store import FeatureStore, store_exists
+    from captionmill.stages.encoding.missing import as_made
     from captionmill.stages.encoding.weights import require_weights
     from captionmill.stages.machine import require_machine
 
     require_machine(config)
-    require_weights(config)
     if isinstance(output, Path) and not overwrite and store_exists(output):
         FeatureStore.open(output)
+        as_made([output], config)
+    require_weights(config)

@@ -104,9 +104,9 @@ def epoch_printer(quiet: bool, progress: ProgressBars) -> Callable[["EpochResult
     return lambda result: _replace_bar(summaries.epoch_line(result), quiet, progress)
 
 
-def first_score_printer(quiet: bool, progress: ProgressBars) -> Callable[[float], None]:
+def first_score_printer(quiet: bool, progress: ProgressBars) -> Callable[[float], None] | None:
     """The callback after a third of a training's first epoch."""
-    return lambda val_cider: _replace_bar(summaries.first_score_line(val_cider), quiet, progress)
+    return None if quiet else lambda val_cider: _replace_bar(summaries.first_score_line(val_cider), quiet, progress)
 
 
 def _replace_bar(line: str, quiet: bool, progress: ProgressBars) -> None:

@@ -48,15 +48,9 @@ def train(features: Path, output: Path, quiet: bool, **options: Any) -> None:
     search = take_settings(SearchConfig, options, "beam_size", "length_penalty")
     config = replace(config, search=replace(search, max_length=config.max_length))
     lists = take_settings(SplitLists, options)
-    _refuse_training(features, output, config, overwrite=options["overwrite"])
+    _refuse_training(features, output, config, lists, overwrite=options["overwrite"])
     from captionmill.stages.training.train import TrainListener, train
 
-    if config.init is not None:
-        from captionmill.stages.training.start import ARCHITECTURE, GivenModel
-
-        context = click.get_current_context()
-        given = [name for name in ARCHITECTURE if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-        GivenModel.read(config.init).require_settings(config, given)
     with ProgressBars(quiet=quiet) as progress:
         summary = train(
             features,
@@ -72,13 +66,31 @@ def train(features: Path, output: Path, quiet: bool, **options: Any) -> None:
         show_result(f"{output}: {summaries.train_line(summary)}", training_fields(summary, output))
 
 
-def _refuse_training(features: Path, output: Path, config: TrainConfig, *, overwrite: bool) -> None:
-    """Raise what `train` would raise for these, before torch is imported, which takes seconds."""
+def _refuse_training(features: Path, output: Path, config: TrainConfig, lists: SplitLists, *, overwrite: bool) -> None:
+    """Raise what `train` would raise for these, before torch is imported, which takes seconds.
+
+    Unlike `train`, a setting of the architecture at its default counts as given if it was typed.
+    """
+    from captionmill.data.captions.references import read_split_list
     from captionmill.data.features.store import FeatureStore
-    from captionmill.data.models.source import read_model
+    from captionmill.data.models.bundle import read_bundle
+    from captionmill.data.models.source import find_model
+    from captionmill.stages.decoding.config import ARCHITECTURE, architecture_of, require_architecture, sound_weights
+    from captionmill.stages.machine import require_device_name
     from captionmill.stages.training.run_folder import require_place
 
+    require_device_name(config.device)
     require_place(output, overwrite=overwrite)
-    FeatureStore.open(features)
-    for model in (*([] if config.init is None else [config.init]), *config.teacher):
-        read_model(model)
+    store = FeatureStore.open(features)
+    for path in (lists.train_list, lists.val_list):
+        if path is not None:
+            read_split_list(path, known_keys=store.keys)
+    for name in (*([] if config.init is None else [config.init]), *config.teacher):
+        folder = find_model(name)
+        model = read_bundle(folder)
+        model.spec.require(store.spec, mine=str(name), others=str(features))
+        decoder, _ = sound_weights(folder, model)
+        if name == config.init:
+            typed = click.get_current_context().get_parameter_source
+            given = [setting for setting in ARCHITECTURE if typed(setting) is ParameterSource.COMMANDLINE]
+            require_architecture(str(name), architecture_of(model, decoder), config, given)

@@ -1,18 +1,20 @@
 """The sizes of a decoder, and weights that fit them; known without torch."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from captionmill.data.errors import ModelError
+from captionmill.data.errors import ModelError, SettingError
 from captionmill.data.foreign import WRONG_VALUES
 from captionmill.data.models.bundle import Model
 from captionmill.stages.settings import FeatureScaling, ImageInput, TrainConfig
 
+ARCHITECTURE = ("image_input", "feature_scaling", "embed_dim", "hidden_dim", "layers", "tie_weights", "forget_bias")
+"""The settings of which a decoder's weights fit only one value, and one that only fresh weights use."""
 Weights = Mapping[str, npt.NDArray[np.float32]]
 """By the names that they have in `Decoder`; tied ones once, as `embedding.weight`."""
 
@@ -80,6 +82,22 @@ class DecoderConfig:
             shapes |= {f"lstm.weight_ih_l{layer}": (4 * hidden, below), f"lstm.bias_ih_l{layer}": (4 * hidden,)}
             shapes |= {f"lstm.weight_hh_l{layer}": (4 * hidden, hidden), f"lstm.bias_hh_l{layer}": (4 * hidden,)}
         return shapes
+
+
+def architecture_of(model: Model, decoder: DecoderConfig) -> dict[str, Any]:
+    """The values of `ARCHITECTURE` that `model`, with a decoder of this kind, was trained with, as far as known."""
+    known = model.training | asdict(decoder)
+    return {name: known[name] for name in ARCHITECTURE if name in known}
+
+
+def require_architecture(
+    name: str, architecture: Mapping[str, Any], config: TrainConfig, given: Collection[str]
+) -> None:
+    """Raise SettingError if one of the settings of `config` that were `given` is not that of the model `name`."""
+    wrong = [one for one, value in architecture.items() if one in given and getattr(config, one) != value]
+    if wrong:
+        shown = ", ".join(f"`{one}` {architecture[one]}, not {getattr(config, one)}" for one in wrong)
+        raise SettingError(f"`init`: {name} has {shown}; leave these settings out")
 
 
 def sound_weights(model: Path, bundle: Model) -> tuple[DecoderConfig, Weights]:

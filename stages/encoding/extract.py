@@ -2,12 +2,11 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
 from captionmill.data.csv_tables import write_failures
 from captionmill.data.errors import InputError, StoreAccessError, StoreError
@@ -15,8 +14,8 @@ from captionmill.data.features.log import ExtractionRecord, append_record
 from captionmill.data.features.mirror import StoreMirror, local_store
 from captionmill.data.features.parts import part_paths
 from captionmill.data.features.shard import Shard, shard_of, shard_path
-from captionmill.data.features.spec import Preprocess, join_engines, mixture_note
-from captionmill.data.features.store import FeatureStore, delete_store, replace_store, store_exists
+from captionmill.data.features.spec import join_engines, mixture_note
+from captionmill.data.features.store import FeatureStore, delete_store, replace_store
 from captionmill.data.features.writer import FeatureWriter, lock_store
 from captionmill.data.files import require_other_file
 from captionmill.data.images.find import search_images
@@ -29,7 +28,7 @@ from captionmill.data.urls import is_url, local_path
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.encoding.meter import Meter
-from captionmill.stages.encoding.missing import find_missing, find_unlisted
+from captionmill.stages.encoding.missing import as_made, find_missing, find_unlisted
 from captionmill.stages.encoding.share import ShareResult
 from captionmill.stages.encoding.spread import Spread, run_tasks
 from captionmill.stages.fields import require_least
@@ -181,7 +180,7 @@ def extract(
             others = [Path(shard_path(output, index, shard[1])) for index in range(1, shard[1] + 1)]
         output = shard_path(output, *shard)
     with local_store(output) as (path, mirror), lock_store(path) if overwrite else nullcontext():
-        config = config if overwrite else _as_made([path, *others], config)
+        config = config if overwrite else as_made([path, *others], config)
         encoder = build_encoder(config)
         target = path.with_name(f".{path.name}.new") if overwrite else path
         if overwrite and not _can_resume(target, encoder, config, {image.key for image in found}):
@@ -269,14 +268,6 @@ def extract_images(
         _logger.warning("%s: %s", output, note)
     summary = ExtractSummary.of(results, output, found=len(found), missing=len(missing), spread=spread, started=started)
     return replace(summary, unlisted=len(unlisted), pruned=len(unlisted) if prune or shard is not None else 0)
-
-
-def _as_made(paths: Iterable[Path], config: ExtractConfig) -> ExtractConfig:
-    """`config` with the preprocessing of the first store at `paths`, where it sets none: shards are of one kind."""
-    if config.preprocess is None and (made := next(filter(store_exists, paths), None)):
-        with suppress(StoreError):  # raised again when it is opened to be written
-            return replace(config, preprocess=cast(Preprocess, FeatureStore.open(made).spec.preprocess))
-    return config
 
 
 def _take_place(target: Path, path: Path, mirror: StoreMirror | None) -> None:

@@ -1,12 +1,35 @@
-"""Compares the images found with the rows of a store: which have to be extracted, and which rows have no image."""
+"""Compares settings and images with a store that is there: what differs, what must be made, what has no image."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
 
-from captionmill.data.features.store import FeatureStore
+from captionmill.data.errors import StoreError
+from captionmill.data.features.spec import SPEC_SETTINGS, Preprocess
+from captionmill.data.features.store import FeatureStore, store_exists
 from captionmill.data.images.read import ImageFile, ImageSource, is_unchanged
+from captionmill.stages.settings import ExtractConfig
 
 _logger = logging.getLogger(__name__)
+
+
+def as_made(paths: Iterable[Path], config: ExtractConfig) -> ExtractConfig:
+    """`config` with the preprocessing of the first store at `paths`, where it sets none: shards are of one kind.
+
+    Raises SpecMismatchError if another of its settings is not that of the store, before any weights are looked for.
+    """
+    made = next(filter(store_exists, paths), None)
+    if made is None:
+        return config
+    try:
+        spec = FeatureStore.open(made).spec
+    except StoreError:  # raised again when it is opened to be written
+        return config
+    config = replace(config, preprocess=config.preprocess or cast(Preprocess, spec.preprocess))
+    spec.require_run(replace(spec, **{name: getattr(config, name) for name in SPEC_SETTINGS}), made)
+    return config
 
 
 def find_missing(found: Sequence[ImageFile], store: FeatureStore | None, *, warns: bool = True) -> list[ImageFile]:

@@ -14,13 +14,14 @@ from captionmill.data.captions.files import Captions, as_caption_files
 from captionmill.data.captions.near import describe_near
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.vocabulary import WordCounts
-from captionmill.data.csv_tables import require_records_name, write_records
+from captionmill.data.csv_tables import require_own_table, require_records_name, write_records
 from captionmill.data.errors import InputError
 from captionmill.data.models.bundle import model_paths
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.data.tables.formats import require_other_output
 from captionmill.stages.fields import require_least
+from captionmill.stages.machine import choose_device, require_device_name
 from captionmill.stages.ranking.opened import open_matched
 from captionmill.stages.settings import LISTED_CAPTIONS
 
@@ -69,11 +70,13 @@ def audit_captions(
     features are not of the model's kind; AnnotationError as `read_annotations`.
     """
     require_least("top", top, 1)
+    require_device_name(device)
     files, output = as_caption_files(captions), as_path(output)
     opened = open_matched(features, model)
     if output is not None:
         require_records_name(output)
         require_other_output(output, opened.store.path, *files.paths, *model_paths(opened.folder))
+        require_own_table(output, _COLUMNS)
     vocabulary = opened.model.vocabulary
     texts = read_annotations(files, known_keys=opened.store.keys, word_rule=vocabulary.word_rule).captions
     keys = sorted(key for key in texts if key in opened.store)
@@ -82,8 +85,7 @@ def audit_captions(
         near = describe_near(missing, opened.store.keys) or "name the images by their keys in the store"
         raise InputError(f"{files.name}: no image with captions has features in {opened.store.path}; {near}")
 
-    from captionmill.stages.machine import choose_device  # these import torch
-    from captionmill.stages.ranking.fit import fit_captions
+    from captionmill.stages.ranking.fit import fit_captions  # torch takes seconds
     from captionmill.stages.ranking.retrieve import load_matcher
 
     matcher, chosen_device = load_matcher(opened), choose_device(device)

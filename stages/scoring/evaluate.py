@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from captionmill.data.captions.files import Captions, as_caption_files
 from captionmill.data.captions.references import read_annotations
-from captionmill.data.csv_tables import Cell, write_table
+from captionmill.data.csv_tables import Cell, require_own_table, write_table
 from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.files import write_text
@@ -21,6 +21,7 @@ from captionmill.data.paths import AnyPath, AnyPaths, as_path
 from captionmill.data.progress import Progress, no_progress
 from captionmill.data.tables.formats import require_other_output
 from captionmill.stages.decoding.trained import read_models
+from captionmill.stages.machine import require_device_name
 from captionmill.stages.scoring.bootstrap import LEVEL, Estimate, compare, estimate
 from captionmill.stages.scoring.collapse import describe_collapse
 from captionmill.stages.scoring.java import JAVA_METRICS, measure_with_java
@@ -45,6 +46,7 @@ from captionmill.stages.settings import SearchConfig
 if TYPE_CHECKING:
     from captionmill.stages.decoding.captioner import Caption
 
+_PER_IMAGE = ("key", "caption", "confidence")  # the first columns of the table with a row for each image
 _YES_NO = {True: "yes", False: "no", None: ""}
 
 _logger = logging.getLogger(__name__)
@@ -117,6 +119,7 @@ def evaluate(
     match those that a model was trained on, InputError if an output is an input or the other output.
     """
     features, models, captions = Path(features), find_models(model), as_caption_files(captions)
+    require_device_name(config.device)
     image_list, output, per_image = map(as_path, (image_list, output, per_image))
     against = None if against is None else find_model(against)
     model_files = model_paths(*models, *([against] if against else []))
@@ -194,6 +197,8 @@ def _check_outputs(output: Path | None, per_image: Path | None, *, inputs: Seque
     for path in (output, per_image):
         if path:
             require_other_output(path, *inputs)
+    if per_image:
+        require_own_table(per_image, _PER_IMAGE)
     if output and per_image and output.resolve() == per_image.resolve():
         raise InputError(f"{output}: cannot hold both the scores (JSON) and a row for each image (CSV); name two files")
 
@@ -216,11 +221,12 @@ def _write_per_image(
     path: Path, captions: Mapping[str, "Caption"], metrics: Sequence[Metric], traits: Mapping[str, CaptionTraits]
 ) -> None:
     """A row for each image, in the order of `captions`."""
-    columns: dict[str, Sequence[Cell]] = {
-        "key": list(captions),
-        "caption": [caption.text for caption in captions.values()],
-        "confidence": [caption.confidence for caption in captions.values()],
-    }
+    first: list[list[Cell]] = [
+        list(captions),
+        [caption.text for caption in captions.values()],
+        [caption.confidence for caption in captions.values()],
+    ]
+    columns: dict[str, Sequence[Cell]] = dict(zip(_PER_IMAGE, first, strict=True))
     columns |= {
         metric.name: metric.each.tolist() for metric in metrics if metric.name not in ("bleu_1", "bleu_2", "bleu_3")
     }

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from captionmill.data.captions.files import CaptionFiles, Captions, as_caption_files
 from captionmill.data.captions.near import describe_near
 from captionmill.data.captions.references import read_annotations, read_split_list
-from captionmill.data.csv_tables import write_table
+from captionmill.data.csv_tables import require_own_table, write_table
 from captionmill.data.errors import InputError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import model_paths, read_bundle
@@ -63,6 +63,9 @@ class LeakPair:
     """Cosine of their features, at most 1; 1 for features of the same direction."""
     identical: bool
     """Their files had the same content when the features were made, or they are one image in two splits."""
+
+
+_COLUMNS = tuple(field.name for field in fields(LeakPair))
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def find_leaks(
         require_other_output(
             output, features, *(captions.paths if captions else ()), *list_paths.values(), *model_files
         )
+        require_own_table(output, _COLUMNS)
     store = FeatureStore.open(features)
     splits = _read_splits(captions, list_paths, model, store, within=config.within)
     damaged = set(store.verify({key for keys in splits.values() for key in keys}))
@@ -170,8 +174,7 @@ def find_leaks(
         in_no_split=len(store) - len(in_splits) - len(damaged),
     )
     if output:
-        columns = [field.name for field in fields(LeakPair)]
-        write_table(output, columns, (astuple(pair) for pair in report.pairs))
+        write_table(output, _COLUMNS, (astuple(pair) for pair in report.pairs))
     return report
 
 

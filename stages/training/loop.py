@@ -32,6 +32,8 @@ from captionmill.stages.training.losses import (
 from captionmill.stages.training.self_critical import Reward, sample_captions
 from captionmill.stages.training.state import EpochResult, Training, learning_rate_factor
 
+_FIRST_SCORE_IMAGES = 500  # of validation, at most
+
 
 class Recorder(Protocol):
     """Shows, saves and draws a training; with several processes, only the first has its epochs recorded."""
@@ -39,8 +41,12 @@ class Recorder(Protocol):
     def show_step(self, training: Training, steps: int) -> None:
         """Called every few of an epoch's `steps`, where a checkpoint is possible: show the loss, sometimes save one."""
 
+    @property
+    def wants_first_score(self) -> bool:
+        """Whether anybody looks at the validation CIDEr-D after a third of the first epoch."""
+
     def show_first_score(self, val_cider: float) -> None:
-        """Show the validation CIDEr-D that the training has after a third of its first epoch."""
+        """Show it."""
 
     def end_epoch(self, training: Training, result: EpochResult, captions: Mapping[str, Caption]) -> None:
         """Keep the weights if they are best, write the history, save a checkpoint; `captions`: of validation."""
@@ -86,7 +92,8 @@ def train_on_captions(training: Training, recorder: Recorder) -> None:
             if count_step(training, len(plan), started, sums):
                 recorder.show_step(training, len(plan))  # now and then a checkpoint
             if is_time_for_first_score(training, len(plan)):
-                started += show_first_score(training, recorder)
+                show_first_score(training, recorder)
+                started += state.scoring_seconds
         end_epoch(training, recorder)
 
 
@@ -190,17 +197,19 @@ def is_time_for_first_score(training: Training, steps: int) -> bool:
     return training.state.epoch == 1 and training.state.step == steps // 3 and steps >= training.loop.long_epoch
 
 
-def show_first_score(training: Training, recorder: Recorder) -> float:
-    """Decode validation images long before the epoch ends, so that a mistake shows early; the seconds that it took.
+def show_first_score(training: Training, recorder: Recorder) -> None:
+    """Decode validation images long before the epoch ends, so that a mistake shows early.
 
     The training continues as if it had not happened.
     """
+    if not any(training.world.gather([recorder.wants_first_score])):
+        return
     started = time.monotonic()
-    val_cider = training.measure_cider(decode_validation(training, training.loop.first_score_images))
+    val_cider = training.measure_cider(decode_validation(training, _FIRST_SCORE_IMAGES))
     if training.world.is_first:
         recorder.show_first_score(val_cider)
     training.decoder.train()
-    return time.monotonic() - started
+    training.state.scoring_seconds = time.monotonic() - started
 
 
 def end_epoch(training: Training, recorder: Recorder) -> None:
@@ -217,14 +226,14 @@ def end_epoch(training: Training, recorder: Recorder) -> None:
         loss=state.sums[0] / state.sums[1],
         val_cider=val_cider,
         captions_per_s=training.captions_per_epoch / max(trained_s, 1e-9),
-        duration_s=trained_s + time.monotonic() - started,
+        duration_s=trained_s + state.scoring_seconds + time.monotonic() - started,
         learning_rate=state.learning_rate,
         best=is_best(state.history, val_cider, val_loss),
         val_loss=val_loss,
     )
     state.history.append(asdict(result))
     state.epoch += 1
-    state.step, state.sums, state.seconds = 0, [0.0, 0.0], 0.0
+    state.step, state.sums, state.seconds, state.scoring_seconds = 0, [0.0, 0.0], 0.0, 0.0
     if training.world.is_first:
         recorder.end_epoch(training, result, captions)
     training.world.wait()

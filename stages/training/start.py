@@ -4,8 +4,8 @@ Words that a model to start from has keep their indices and rows; new ones come 
 else of the decoder stays as it is, the scaling of its features too.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,18 @@ import torch
 from torch import Tensor
 
 from captionmill.data.captions.vocabulary import Vocabulary
-from captionmill.data.errors import InputError, SettingError
+from captionmill.data.errors import InputError
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import Model, model_digest, read_bundle
 from captionmill.data.models.source import find_model
 from captionmill.data.paths import AnyPath
-from captionmill.stages.decoding.config import sound_weights
+from captionmill.stages.decoding.config import ARCHITECTURE, architecture_of, require_architecture, sound_weights
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.trained import require_same_words
 from captionmill.stages.machine import choose_training_dtype
 from captionmill.stages.settings import TrainConfig
 from captionmill.stages.training.losses import WordLogits
-
-ARCHITECTURE = ("image_input", "feature_scaling", "embed_dim", "hidden_dim", "layers", "tie_weights", "forget_bias")
-"""The settings of which a decoder's weights fit only one value, and one that only fresh weights use."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +49,10 @@ class GivenModel:
         decoder = Decoder.of(*sound_weights(folder, model))
         return cls(str(name), folder, model, model_digest(folder), decoder)
 
-    def settings(self) -> dict[str, Any]:
-        """The values of `ARCHITECTURE` that the model was trained with, as far as they are known."""
-        known = self.model.training | asdict(self.decoder.config)
-        return {name: known[name] for name in ARCHITECTURE if name in known}
-
-    def require_settings(self, config: TrainConfig, given: Collection[str]) -> None:
-        """Raise SettingError if one of the settings of `config` that were `given` is not that of the model."""
-        wrong = [name for name, value in self.settings().items() if name in given and getattr(config, name) != value]
-        if wrong:
-            shown = ", ".join(f"`{name}` {self.settings()[name]}, not {getattr(config, name)}" for name in wrong)
-            raise SettingError(f"`init`: {self.name} has {shown}; leave these settings out")
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The settings of training that the weights fit, as far as they are known."""
+        return architecture_of(self.model, self.decoder.config)
 
     def fit(self, config: TrainConfig, spec: FeatureSpec, *, features: Path, output: Path) -> TrainConfig:
         """`config` with the architecture of the model, for the rows of the store `features`, which are of `spec`.
@@ -74,10 +64,9 @@ class GivenModel:
             raise InputError(f"{output}: `init` and `output` are one folder; name another `output`")
         self.model.spec.require(spec, mine=self.name, others=str(features))
         default = TrainConfig()
-        self.require_settings(
-            config, [name for name in ARCHITECTURE if getattr(config, name) != getattr(default, name)]
-        )
-        return replace(config, **self.settings())
+        given = [name for name in ARCHITECTURE if getattr(config, name) != getattr(default, name)]
+        require_architecture(self.name, self.architecture, config, given)
+        return replace(config, **self.architecture)
 
     @torch.no_grad()
     def copy_into(self, decoder: Decoder) -> None:

@@ -78,7 +78,9 @@ class TrainingState:
     learning_rate: float = 0.0
     """Learning rate of the last step."""
     seconds: float = 0.0
-    """Time spent on this epoch before the training was interrupted."""
+    """Time spent on the steps of this epoch, also before the training was interrupted."""
+    scoring_seconds: float = 0.0
+    """Time spent on a first score in this epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Finished epochs, each with the fields of `EpochResult`."""
 
@@ -95,8 +97,6 @@ class LoopConfig:
     """Images per self-critical step: with five samples each, as many captions as four default steps before."""
     long_epoch: int = 200
     """Steps of a first epoch that is long enough for a validation score after a third of it."""
-    first_score_images: int = 500
-    """Validation images of that score at most."""
     samples_shown: int = 8
     """Validation images whose captions are recorded after each epoch."""
     memory_limit: int = MEMORY_LIMIT

@@ -52,8 +52,8 @@ class TrainListener:
 
     on_splits: Callable[[Splits], None] = lambda splits: None
     """Called before training starts with the images that are used, and those left out with the reason."""
-    on_first_score: Callable[[float], None] = lambda val_cider: None
-    """Called with the validation CIDEr-D after a third of the first epoch, unless that is short."""
+    on_first_score: Callable[[float], None] | None = None
+    """Called with the validation CIDEr-D of up to 500 images after a third of the first epoch, unless it is short."""
     on_epoch: Callable[[EpochResult], None] = lambda result: None
     """Called after each epoch."""
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -182,6 +182,7 @@ class _FolderRecorder:
     ) -> None:
         self._folder, self._work_dir, self._made_from = folder, work_dir, made_from
         self._listener, self._progress = listener, progress
+        self.wants_first_score = listener.on_first_score is not None
         self._saved_at = time.monotonic()
 
     def show_step(self, training: Training, steps: int) -> None:
@@ -197,7 +198,8 @@ class _FolderRecorder:
             self._save(training)
 
     def show_first_score(self, val_cider: float) -> None:
-        self._listener.on_first_score(val_cider)
+        if self._listener.on_first_score:
+            self._listener.on_first_score(val_cider)
 
     def end_epoch(self, training: Training, result: EpochResult, captions: Mapping[str, Caption]) -> None:
         if result.best:

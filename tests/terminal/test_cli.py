@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import draw_photos, make_store
+from builders import draw_photos, make_store, make_task
 from click.testing import CliRunner, Result
 from processes import start_command
 
@@ -165,6 +165,16 @@ def test_train_shows_splits_epochs_and_the_model(model: Path, captions: Path, tm
     assert fail("train", tmp_path / "f.h5", "--captions", captions, "--output", model) == (
         f"Error: {model}: holds a model already; pass --overwrite to replace it, or another --output"
     )
+
+
+def test_train_shows_a_first_score_within_a_long_epoch(tmp_path: Path) -> None:
+    features, captions = make_task(tmp_path, train=100)
+    options = small("--max-epochs", 1, "--batch-size", 1, "--matcher-epochs", 0)
+    result = run("train", features, "--captions", captions, "--output", tmp_path / "model", *options)
+    assert result.exit_code == 0, result.output
+    lines = result.stderr.splitlines()
+    [first] = [line for line in lines if line.startswith("a third of epoch 1: validation CIDEr-D ")]
+    assert lines.index(first) < next(place for place, line in enumerate(lines) if line.startswith("epoch 1: "))
 
 
 def test_train_without_a_store_names_the_command_that_makes_it(tmp_path: Path) -> None:

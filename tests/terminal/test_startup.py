@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import make_model
+from builders import make_model, make_rows, make_store
 from click.testing import CliRunner
 
 from captionmill.cli import main
@@ -76,6 +76,7 @@ def test_a_later_run_needs_no_torch_on_a_cpu(folder: Path) -> None:
 
 def test_what_arguments_and_headers_show_to_be_wrong_is_said_before_torch_is_imported(folder: Path) -> None:
     (folder / "bad.h5").write_text("no store")
+    make_store(folder / "s.h5", ["a.jpg"], make_rows(1))
     (folder / "c.csv").write_text("image,caption\na.jpg,a dog\n")
     said = run_fresh(
         folder,
@@ -96,6 +97,16 @@ def test_what_arguments_and_headers_show_to_be_wrong_is_said_before_torch_is_imp
         "leaks bad.h5 --captions c.csv",
         "duplicates bad.h5",
         "export nomodel --output exported",
+        "export model --output photos",
+        "train bad.h5 --captions c.csv --output m --device toaster",
+        "train s.h5 --captions c.csv --output m --train-list gone.txt --val-list gone.txt",
+        "train s.h5 --captions c.csv --output m --init model",
+        "train s.h5 --captions c.csv --output m --teacher model",
+        "audit s.h5 --captions c.csv --model model --device toaster",
+        "evaluate s.h5 --captions c.csv --model model --device toaster",
+        "search s.h5 dog --model model --device toaster",
+        "extract photos --output s.h5 --device cpu --backbone resnet152 --weights no.pth",
+        "extract photos --output s.h5 --device cpu --views six --weights no.pth",
     )
     none = "1 Error: nomodel: no trained model here (nomodel/bundle.json is missing); make one with `captionmill train`"
     bad = "1 Error: bad.h5: not a readable feature store"
@@ -109,6 +120,13 @@ def test_what_arguments_and_headers_show_to_be_wrong_is_said_before_torch_is_imp
         "1 Error: --device toaster: no such device",
         *(bad, "1 Error: model: holds a model already; pass --overwrite to replace it, or another --output"),
         *(bad, bad, bad, none),
+        "1 Error: photos: holds other files; name another folder as --output",
+        "1 Error: --device toaster: no such device",
+        "1 Error: gone.txt: ",
+        *2 * ["1 Error: model and s.h5 do not fit: model has backbone: scenes-resnet14, not resnet50"],
+        *3 * ["1 Error: --device toaster: no such device"],
+        "1 Error: s.h5 and this run do not fit: s.h5 has backbone: resnet50, not resnet152",
+        "1 Error: s.h5 and this run do not fit: s.h5 has views: one, not six",
     ]
     assert said[1::2] == ["[]"] * len(expected)
     assert [line[: len(start)] for line, start in zip(said[::2], expected, strict=True)] == expected

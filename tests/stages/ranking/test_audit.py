@@ -37,6 +37,10 @@ def test_swapped_captions_are_the_worst(files: tuple[Path, Path, Path], tmp_path
     assert (audit.captions, audit.images, audit.without_features, audit.damaged) == (8, 8, ("gone.jpg",), ())
     lines = (tmp_path / "audit.csv").read_text().splitlines()
     assert lines[:2] == ["key,caption,fit", f"cat.jpg,dog,{audit.worst[0].fit:.4f}"]
+    audit_captions(store, captions, model, top=3, output=tmp_path / "audit.csv", device="cpu")
+    (tmp_path / "others.csv").write_bytes(captions.read_bytes())
+    with pytest.raises(InputError, match="no table that this command wrote"):
+        audit_captions(store, captions, model, output=tmp_path / "others.csv", device="cpu")
 
 
 def test_damaged_rows_are_left_out(files: tuple[Path, Path, Path]) -> None:

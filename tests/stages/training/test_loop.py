@@ -190,7 +190,7 @@ def test_a_first_score_early_in_a_long_epoch_changes_nothing_that_is_trained(tmp
         listener = TrainListener(
             on_first_score=heard.append,
             on_epoch=lambda result: heard.append(f"epoch {result.epoch}"),
-            loop=LoopConfig(long_epoch=long_epoch, first_score_images=1),
+            loop=LoopConfig(long_epoch=long_epoch),
         )
         train(*task, tmp_path / name, config, listener=listener)
         return heard
