@@ -17,8 +17,9 @@ GPU_JPEGS = "JPEGs decoded on the GPU"
 _APART = ("int8", GPU_JPEGS)
 """In the description of an engine: its rows are further from the others than rounding moves them."""
 _VIEW_COUNTS = {"one": 1, "flip": 1, "two": 2, "six": 6}
-SPEC_SETTINGS = ("backbone", "preprocess", "image_size", "views")
-"""What an extraction sets under these names."""
+_SETTINGS = ("backbone", "weights", "preprocess", "image_size", "views")  # of an extraction, under these names
+SPEC_SETTINGS = tuple(name for name in _SETTINGS if name != "weights")
+"""Those that are known before any weights are read."""
 _UNCOMPARED = ("weights",)  # the same weights may have different names on two machines; the hash counts
 
 
@@ -90,7 +91,7 @@ class FeatureSpec:
             self.require(run, mine=str(store), others="this run")
         except SpecMismatchError as exc:
             differing = {difference.partition(":")[0] for difference in self.differences(run)}
-            own = [f"`{name}` {getattr(self, name)}" for name in (*SPEC_SETTINGS, "weights") if name in differing]
+            own = [f"`{name}` {getattr(self, name)}" for name in _SETTINGS if name in differing]
             raise SpecMismatchError(f"{exc}: pass {', '.join(own) or 'another `output`'}, or `overwrite`") from exc
 
 

@@ -128,7 +128,7 @@ def test_other_preprocessing_into_the_same_store_is_refused(
     extract(photos, tmp_path / "f.h5", config)
     before = (tmp_path / "f.h5").read_bytes()
     other = replace(config, image_size=48)
-    with pytest.raises(SpecMismatchError, match=r"image_size: 32, not 48; .*: pass `image_size` 32, or `overwrite`$"):
+    with pytest.raises(SpecMismatchError, match=r"image_size: 32, not 48: pass `image_size` 32, or `overwrite`$"):
         extract(photos, tmp_path / "f.h5", other)
     assert (tmp_path / "f.h5").read_bytes() == before
     assert extract(photos, tmp_path / "f.h5", other, overwrite=True).extracted == 8
