@@ -1,7 +1,8 @@
 """Every command in the documents is run here, in order and over small drawn data, or is marked with what it needs.
 
 A page's fenced blocks of `bash` and `python` are run in one folder; a block with a title is the file of that name. A
-block under `<!-- needs: ... -->` is not run, but its commands and options exist.
+block under `<!-- needs: ... -->`, or in a page with `<!-- all need: ... -->`, is not run, but its commands and options
+exist.
 """
 
 import os
@@ -80,12 +81,15 @@ class Block:
         return [line for line in joined if line.strip() and not line.lstrip().startswith("#")]
 
 
+_ALL_NEED = re.compile(r"^<!-- all need: (\w+) -->$", re.M)
 _BLOCK = re.compile(r'^(?:<!-- needs: (\w+) -->\n)?```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.M | re.S)
 
 
 def blocks_of(page: str) -> list[Block]:
     text = (ROOT / page).read_text(encoding="utf-8")
-    return [Block(page, language, title, body, needs) for needs, language, title, body in _BLOCK.findall(text)]
+    all_need = "".join(_ALL_NEED.findall(text))
+    found = _BLOCK.findall(text)
+    return [Block(page, language, title, body, needs or all_need) for needs, language, title, body in found]
 
 
 def small(text: str) -> str:
@@ -210,7 +214,7 @@ def test_every_command_of_a_page_stands_in_a_block_that_is_run_or_marked(page: s
         if block.language not in ("bash", "python"):
             assert not re.search(r"^(?:\$ )?captionmill [a-z]+ ", block.text, re.M), f"mark as bash: {block.text}"
     markers = re.findall(r"<!-- needs:", text)
-    assert len(markers) == sum(bool(block.needs) for block in blocks_of(page)), "a marker without a block under it"
+    assert len(markers) == sum(bool(block[0]) for block in _BLOCK.findall(text)), "a marker without a block under it"
 
 
 def test_every_substitution_is_needed() -> None:
