@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from captionmill.pipeline.compare import compare_tables
     from captionmill.pipeline.explain import explain_image as explain
     from captionmill.pipeline.plan.run import RunEvents, run_pipeline
-    from captionmill.pipeline.search import SearchFiles, search_store
+    from captionmill.pipeline.search import RetrievalFiles, search_store
     from captionmill.stages.decoding.captioner import Captioner
     from captionmill.stages.encoding.extract import extract
     from captionmill.stages.ranking.audit import audit_captions
@@ -47,7 +47,7 @@ _HOMES = {
     "LeakConfig": "captionmill.stages.scoring.settings.LeakConfig",
     "RunEvents": "captionmill.pipeline.plan.run.RunEvents",
     "SearchConfig": "captionmill.stages.settings.SearchConfig",
-    "SearchFiles": "captionmill.pipeline.search.SearchFiles",
+    "RetrievalFiles": "captionmill.pipeline.search.RetrievalFiles",
     "SplitLists": "captionmill.stages.split_settings.SplitLists",
     "TableConfig": "captionmill.stages.table_settings.TableConfig",
     "TrainConfig": "captionmill.stages.settings.TrainConfig",
@@ -80,9 +80,9 @@ __all__ = [
     "ExtractConfig",
     "FeatureStore",
     "LeakConfig",
+    "RetrievalFiles",
     "RunEvents",
     "SearchConfig",
-    "SearchFiles",
     "SplitLists",
     "TableConfig",
     "TrainConfig",

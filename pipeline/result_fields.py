@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # the stages import torch, and `--help` must be instant
     from captionmill.pipeline.doctor import Facts
     from captionmill.pipeline.export import ExportSummary
     from captionmill.pipeline.forecast import Forecast
-    from captionmill.pipeline.search import SearchFiles, StoreSearch
+    from captionmill.pipeline.search import Retrieval, RetrievalFiles
     from captionmill.pipeline.throughput import Throughput
     from captionmill.stages.encoding.extract import ExtractSummary
     from captionmill.stages.ranking.audit import CaptionAudit
@@ -124,7 +124,7 @@ def leak_fields(report: "LeakReport", output: object) -> Fields:
     }
 
 
-def search_fields(search: "StoreSearch", files: "SearchFiles") -> Fields:
+def search_fields(search: "Retrieval", files: "RetrievalFiles") -> Fields:
     """The images that were found, and what was searched."""
     return {
         "output": files.output,

@@ -36,7 +36,7 @@ class FoundImage:
 
 
 @dataclass(frozen=True)
-class StoreSearch:
+class Retrieval:
     """What a search found."""
 
     images: tuple[FoundImage, ...]
@@ -50,7 +50,7 @@ class StoreSearch:
 
 
 @dataclass(frozen=True)
-class SearchFiles:
+class RetrievalFiles:
     """What a search writes."""
 
     output: AnyPath | None = None
@@ -70,11 +70,11 @@ def search_store(
     *,
     like: AnyPath | None = None,
     top: int = LISTED_IMAGES,
-    files: SearchFiles = SearchFiles(),
+    files: RetrievalFiles = RetrievalFiles(),
     machine: ExtractConfig = ExtractConfig(),
     weights: AnyPath | None = None,
     progress: Progress = no_progress,
-) -> StoreSearch:
+) -> Retrieval:
     """The `top` images of the store `features` that fit `words` best, or that are most like the image `like`.
 
     Both are compared as vectors of the matcher of `model`, which `train` makes. `like` is a key of the store, whose own
@@ -107,7 +107,7 @@ def search_store(
     left_out = None if key is None else opened.store.position(key)
     found = find_closest(opened.store, matcher, query, top, left_out=left_out, progress=progress)
     images = zip(found.positions.tolist(), found.cosines.tolist(), strict=True)
-    search = StoreSearch(
+    search = Retrieval(
         tuple(FoundImage(opened.store.keys[position], cosine) for position, cosine in images),
         len(opened.store) - len(found.damaged) - (left_out is not None),
         found.damaged,
@@ -117,7 +117,7 @@ def search_store(
     return search
 
 
-def _check(files: SearchFiles, opened: MatchedStore) -> None:
+def _check(files: RetrievalFiles, opened: MatchedStore) -> None:
     """Raise InputError if a file would replace an input or the other file, or images have no page."""
     for path in (as_path(files.output), as_path(files.gallery)):
         if path is not None:
@@ -157,7 +157,7 @@ def _find_key(like: AnyPath, opened: MatchedStore) -> str | None:
     return None
 
 
-def _write(files: SearchFiles, search: StoreSearch, title: str, progress: Progress) -> None:
+def _write(files: RetrievalFiles, search: Retrieval, title: str, progress: Progress) -> None:
     if files.output is not None:
         write_records(Path(files.output), map(vars, search.images), FOUND_COLUMNS, files.layout)
     if files.gallery is not None:

@@ -48,8 +48,8 @@ def extract_line(summary: "ExtractSummary") -> str:
 
 def meter_line(summary: "ExtractSummary") -> str:
     """ "forward 93 %, decoding 4 %, reading 2 %, writing 1 %; forward-bound: the network is the limit; ..."."""
-    shares = sorted(summary.meter.shares().items(), key=lambda share: -share[1])
-    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares) + f"; {summary.advice}"
+    parts = sorted(summary.meter.fractions().items(), key=lambda part: -part[1])
+    return ", ".join(f"{name} {100 * part:.0f} %" for name, part in parts) + f"; {summary.advice}"
 
 
 def unlisted_line(summary: "ExtractSummary") -> str:

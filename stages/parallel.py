@@ -32,8 +32,8 @@ class World:
         """Whether this process is the one that writes files and reports progress."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
-        """The share of `items` that this process does: every `size`-th."""
+    def own(self, items: Sequence[T]) -> Sequence[T]:
+        """The `items` that this process does: every `size`-th, beginning with its rank."""
         return items[self.rank :: self.size]
 
     def gather(self, items: list[T]) -> list[T]:

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import functools
+import graphlib
 import re
 import subprocess
 import sys
@@ -100,6 +101,11 @@ def name_of(path: Path) -> str:
 
 def room_of(path: Path) -> str:
     return path.parent.relative_to(ROOT).as_posix().removeprefix(".")
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {name_of(path): {name_of(other) for other in own_imports(path)} for path in CODE}
+    assert len(tuple(graphlib.TopologicalSorter(graph).static_order())) == len(graph)  # else CycleError
 
 
 def test_a_module_imports_only_what_its_room_may() -> None:

@@ -48,7 +48,7 @@ THE_DOOR = {
     *("__version__", "caption_folder", "caption_images", "evaluate", "explain", "extract", "read_model"),
     *("extract_for_captions", "open_spread"),
     *("TrainConfig", "TrainListener", "apply_decisions", "compare_tables", "pack_model", "run_pipeline", "train"),
-    *("SearchFiles", "audit_captions", "search_store"),
+    *("RetrievalFiles", "audit_captions", "search_store"),
 }
 
 

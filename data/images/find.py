@@ -34,7 +34,7 @@ _TAR_ENDINGS = (TAR_SUFFIX, *COMPRESSED_SUFFIXES)
 
 
 @dataclass(frozen=True)
-class ImageSearch:
+class ImageListing:
     """The result of a search for images."""
 
     found: list[ImageFile]
@@ -47,7 +47,7 @@ def find_images(images: Path | str | ListedImages) -> list[ImageFile]:
     return search_images(images).found
 
 
-def search_images(images: Path | str | ListedImages) -> ImageSearch:
+def search_images(images: Path | str | ListedImages) -> ImageListing:
     """The images that `images` names, and what was left out.
 
     `images` is one of these, or the URL of one (a list at a URL must end in .txt):
@@ -84,12 +84,12 @@ def search_images(images: Path | str | ListedImages) -> ImageSearch:
 
 def _found(
     images: Path | str | ListedImages, listed: Iterable["_Named"], left_out: PassedOver, nothing: str
-) -> ImageSearch:
+) -> ImageListing:
     found = _one_per_key(named for image in listed for named in _expand(image, left_out))
     if not found:
         others = f" (left out: {left_out.describe()})" if left_out.describe() else ""
         raise InputError(f"{images}: {nothing}{others}")
-    return ImageSearch([found[key] for key in sorted(found)], left_out)
+    return ImageListing([found[key] for key in sorted(found)], left_out)
 
 
 @dataclass(frozen=True, slots=True)

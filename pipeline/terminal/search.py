@@ -57,10 +57,10 @@ def search(
     Example: captionmill search features.h5 "a dog in the snow" --model model --gallery page.html --images photos
     """
     from captionmill.data.csv_tables import render_records
-    from captionmill.pipeline.search import FOUND_COLUMNS, SearchFiles, search_store
+    from captionmill.pipeline.search import FOUND_COLUMNS, RetrievalFiles, search_store
 
     layout = options.pop("layout")
-    files = SearchFiles(options.pop("output"), layout, options.pop("gallery"), options.pop("images"))
+    files = RetrievalFiles(options.pop("output"), layout, options.pop("gallery"), options.pop("images"))
     machine = take_settings(ExtractConfig, options, *NETWORK_SETTINGS)
     query = " ".join(words) if words else None
     with ProgressBars(quiet=quiet) as progress:

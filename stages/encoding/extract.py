@@ -114,7 +114,7 @@ class ExtractSummary:
             failed=len(self.failures),
             duration_s=self.duration_s,
             engine=self.engine,
-            **self.meter.shares(),
+            **self.meter.fractions(),
             advice=self.advice if self.extracted else "",
             captioned=captioned,
             captioning_s=captioning_s,

@@ -58,8 +58,8 @@ class Meter:
                 return
             yield batch
 
-    def shares(self) -> dict[str, float]:
-        """Shares of the time, 0 to 1, by the step that was waited for; they add up to 1.
+    def fractions(self) -> dict[str, float]:
+        """Parts of the time, 0 to 1, by the step that was waited for; they add up to 1.
 
         Reading and decoding run in parallel with the network: they count only while the network waited for them.
         """
@@ -76,14 +76,14 @@ class Meter:
 
     def advice(self, *, cores: int, on_gpu: bool = False) -> str:
         """One line: what limits the extraction, and what to do about it. `cores` is how many the process may use."""
-        shares = self.shares()
-        if shares["writing"] > _BOUND:
+        parts = self.fractions()
+        if parts["writing"] > _BOUND:
             return "writing-bound: put the output on a faster disk"
-        if shares["reading"] > _BOUND and shares["reading"] > shares["decoding"]:
+        if parts["reading"] > _BOUND and parts["reading"] > parts["decoding"]:
             return f"reading-bound: copy the images to faster storage, or raise `workers` (now {self.workers})"
-        if shares["decoding"] > _BOUND and self.workers < cores:
+        if parts["decoding"] > _BOUND and self.workers < cores:
             return f"decoding-bound: raise `workers` (now {self.workers}, {cores} cores)"
-        if shares["decoding"] > _BOUND:
+        if parts["decoding"] > _BOUND:
             return f"decoding-bound: all {cores} cores decode; more cores help, or smaller images"
         if on_gpu:
             return "forward-bound: the network is the limit; if the GPU is not always busy, more `jobs` help"

@@ -17,7 +17,7 @@ from captionmill.stages.ranking.consensus import CaptionIndex
 from captionmill.stages.ranking.matcher import Matcher
 from captionmill.stages.ranking.ngrams import FlatCaptions, Integers, Reals, starts_of
 from captionmill.stages.ranking.regression import ImageRegression
-from captionmill.stages.ranking.words import WordShares
+from captionmill.stages.ranking.words import WordWeights
 
 Words = Sequence[int]
 
@@ -89,9 +89,9 @@ class Ranker:
     matcher: Matcher | None
 
     @functools.cached_property
-    def words(self) -> WordShares:
+    def words(self) -> WordWeights:
         """Which words the captions have."""
-        return WordShares.of(self.captions, self.counts, self.vocab_size)
+        return WordWeights.of(self.captions, self.counts, self.vocab_size)
 
     def score(
         self,

@@ -11,7 +11,7 @@ _FREQUENT = 256  # words that most images have: for these a product is faster
 
 
 @dataclass(frozen=True)
-class WordShares:
+class WordWeights:
     """For each word and image that have each other: the share of the image's captions, times the word's rarity."""
 
     frequent: Integers  # [F]: words of many images
@@ -22,7 +22,7 @@ class WordShares:
     idf: Reals  # [V]: the rarity of each word
 
     @classmethod
-    def of(cls, captions: FlatCaptions, counts: Integers, vocab_size: int) -> "WordShares":
+    def of(cls, captions: FlatCaptions, counts: Integers, vocab_size: int) -> "WordWeights":
         """From the captions of all images, those of an image together, and their number per image, [N].
 
         The rarity of a word is ln(N / number of images whose captions have it); special words have none.

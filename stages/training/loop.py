@@ -243,7 +243,7 @@ def decode_validation(training: Training, most: int | None = None) -> dict[str, 
     """The captions of the validation images, or of the first `most`, each process decoding its share."""
     val = training.splits.val[:most]
     finder = CaptionFinder(choose_steps(training.decoder), training.vocabulary, training.config.search)
-    captions = dict(training.world.gather(list(decode_rows(finder, training.store, training.world.share(val)))))
+    captions = dict(training.world.gather(list(decode_rows(finder, training.store, training.world.own(val)))))
     return {key: captions[key] for key in val}
 
 
@@ -253,7 +253,7 @@ def measure_validation(training: Training) -> float:
     dataset, world = training.val_dataset, training.world
     training.decoder.eval()
     sums = torch.zeros(2, device=training.device)  # cross entropy and words
-    for chosen in world.share(dataset.batches_by_length(training.config.batch_size)):
+    for chosen in world.own(dataset.batches_by_length(training.config.batch_size)):
         features = training.val_feeder.rows(dataset.images[chosen])  # [B, D]
         words = torch.from_numpy(dataset.words(chosen)).to(training.device)  # [B, T]
         logits, targets, _ = training.word_logits(features, words)  # [N, V], [N]

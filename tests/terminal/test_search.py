@@ -69,7 +69,7 @@ def test_a_key_finds_the_images_like_it_and_not_itself(searched: Path) -> None:
 def test_the_page_shows_them_in_order(searched: Path, tmp_path: Path) -> None:
     draw_photos(tmp_path / "photos").joinpath("red_0.png").rename(tmp_path / "photos" / "dog.png")
     page = tmp_path / "page.html"
-    files = captionmill.SearchFiles(gallery=page, images=tmp_path / "photos")
+    files = captionmill.RetrievalFiles(gallery=page, images=tmp_path / "photos")
     captionmill.search_store(searched / "f.h5", searched / "model", "dog", top=2, files=files)
     content = page.read_text(encoding="utf-8")
     assert re.findall(r'\["([^"]+)", ?"(cosine [^"]+)"', content) == [

@@ -10,11 +10,11 @@ from captionmill.stages.encoding.meter import Meter
 
 def test_shares_add_up_and_count_reading_and_decoding_only_where_the_network_waited() -> None:
     meter = Meter(images=100, wall_s=10, input_wait_s=2, forward_s=7, write_s=1, read_s=5, decode_s=15, workers=2)
-    assert meter.shares() == {"reading": 0.05, "decoding": 0.15, "forward": 0.7, "writing": 0.1}
+    assert meter.fractions() == {"reading": 0.05, "decoding": 0.15, "forward": 0.7, "writing": 0.1}
 
 
 def test_shares_of_nothing_are_zero() -> None:
-    assert Meter().shares() == {"reading": 0, "decoding": 0, "forward": 0, "writing": 0}
+    assert Meter().fractions() == {"reading": 0, "decoding": 0, "forward": 0, "writing": 0}
 
 
 def test_processes_add_their_seconds_and_keep_the_workers_of_one() -> None:

@@ -133,7 +133,7 @@ def test_two_processes_one_of_which_is_killed_go_on_and_end_as_without(
 def test_the_shares_of_a_batch_are_all_of_it() -> None:
     items = list(range(7))
     for size in (1, 2, 3, 9):
-        shares = [World(rank, size).share(items) for rank in range(size)]
+        shares = [World(rank, size).own(items) for rank in range(size)]
         assert sorted(item for share in shares for item in share) == items
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert World().gather([1, 2]) == [1, 2]
