@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ TableRecord = Mapping[str, Any]
 """Texts and numbers by column."""
 SEPARATOR_LINE = re.compile(r'"?sep=(?P<mark>[^"\r\n])"?\s*', re.IGNORECASE)
 """A line before the header, by which Excel knows the separator."""
+_MOST_FIRST_LINE = 2**24  # bytes; a record may hold a long caption
 _STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 
@@ -90,20 +91,24 @@ def require_records_name(path: Path, layout: RecordLayout | None = None) -> None
         raise InputError(f"{path}: a table of these ends in {' or '.join(known)}; without `output` it is only shown")
 
 
-def require_own_table(path: Path, columns: Sequence[str]) -> None:
-    """Raise InputError if there is another file at `path` than a table that begins with these columns, or an empty one.
+def require_own_table(path: Path, columns: Sequence[str], optional: Collection[str] = ()) -> None:
+    """Raise InputError if there is another file at `path` than a table of these columns and `optional` ones, or none.
 
-    Reference captions named by mistake would be lost, and so would what somebody changed in a spreadsheet.
+    Reference captions named by mistake would be lost, and so would columns that somebody added. An empty file may go.
     """
     try:
         with open_regular(path) as file:
-            first = file.readline(10_000)
+            first = file.readline(_MOST_FIRST_LINE)
     except FileNotFoundError:
         return
-    is_records = False
-    with suppress(*WRONG_VALUES):
-        is_records = list(parse_json(first.decode()))[: len(columns)] == list(columns)
-    if first and not is_records and not first.startswith(csv_line(columns)[:-1]):
+    names: list[str] = []
+    with suppress(*WRONG_VALUES, csv.Error):
+        text = first.decode()
+        record = parse_json(text) if text.startswith("{") else None
+        names = list(record) if isinstance(record, dict) else next(csv.reader([text]), [])
+        if record is None and first != csv_line(names):  # somebody else has written it
+            names = []
+    if first and not (names[: len(columns)] == list(columns) and set(names[len(columns) :]) <= {*optional}):
         raise InputError(
             f"{path}: is there, and no table that this command wrote; name another output, or move it away"
         )

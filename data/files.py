@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from captionmill.data.errors import InputError
-from captionmill.data.regular import open_regular
+from captionmill.data.regular import open_regular, require_regular
 
 if os.name != "nt":
     import fcntl
@@ -32,8 +32,11 @@ def replace_atomically(path: Path, *, flushes: bool = True) -> Iterator[Path]:
 
     After an error, the partial file is removed and `path` is unchanged. A killed process can leave one behind,
     `.NAME.X.partial` with 16 hexadecimal digits X: no reader opens it, and the next process that writes into the folder
-    removes it. With `flushes`, the file is on the disk when the block ends.
+    removes it. With `flushes`, the file is on the disk when the block ends. Raises OSError if `path` is a device or a
+    pipe, as /dev/stdout is.
     """
+    if path.exists():
+        require_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with errors_named(path):
         remove_leftovers(path.parent)

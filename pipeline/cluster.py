@@ -56,7 +56,7 @@ def open_spread(
     tasks raises ClusterError after `attempts` rounds in a row in which workers die and no task is done.
     """
     require_least("jobs", jobs, 0)
-    require_least("wait_s", wait_s, 0)
+    require_least("wait_s", wait_s, 0, whole=False)
     if cluster is None:
         are_few = images is not None and images < _LEAST_IMAGES_TO_SPREAD
         processes = jobs or (1 if are_few else _choose_processes(device))

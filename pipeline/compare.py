@@ -45,7 +45,7 @@ def compare_tables(
             require_other_output(path, first, second, *(files.paths if files else ()), as_path(images))
     require_two_files(output, page, "page")
     if output is not None:
-        require_own_table(output, _COLUMNS[:3])
+        require_own_table(output, _COLUMNS[:3], _COLUMNS[3:])
     if images is not None and page is None:
         raise InputError("`images` are shown on the page: name its file with `page`")
     comparison = compare_rows(first, second, files, bootstrap)

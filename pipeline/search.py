@@ -18,7 +18,7 @@ from captionmill.data.tables.formats import require_other_output
 from captionmill.data.tables.rows import CaptionRow
 from captionmill.data.urls import is_url
 from captionmill.stages.fields import require_least
-from captionmill.stages.machine import require_machine
+from captionmill.stages.machine import require_device_name
 from captionmill.stages.ranking.opened import MatchedStore, open_matched
 from captionmill.stages.ranking.retrieve import find_closest, load_matcher
 from captionmill.stages.settings import LISTED_IMAGES, ExtractConfig
@@ -87,7 +87,7 @@ def search_store(
     if (words is None) == (like is None):
         raise InputError("a search needs words, or an image as `like`, and not both")
     require_least("top", top, 1)
-    require_machine(machine)
+    require_device_name(machine.device)
     opened = open_matched(features, model)
     _check(files, opened)
     known, unknown = _read_words(words, opened) if words is not None else ([], [])

@@ -177,10 +177,13 @@ class Setting:
         return SettingError(f"`{self.name}` must be {wanted}, not {shown(value)}")
 
 
-def require_least(name: str, value: float | None, least: float) -> None:
-    """Raise SettingError if the parameter `name`, of no configuration, is under `least`; None may be."""
-    if value is not None and value < least:
-        raise SettingError(f"`{name}` must be at least {least}, not {shown(value)}")
+def require_least(name: str, value: float | None, least: float, *, whole: bool = True) -> None:
+    """Raise SettingError if the parameter `name`, of no configuration, is no such number; None may be."""
+    kind = Integral if whole else Real
+    if value is not None and not (isinstance(value, kind) and value >= least):
+        raise SettingError(
+            f"`{name}` must be {'a whole number' if whole else 'a number'} of {least} or more, not {shown(value)}"
+        )
 
 
 def _is_finite(value: Any) -> bool:

@@ -101,7 +101,7 @@ def test_the_api_page_lists_them() -> None:
     ids=["search", "audit", "extract", "jobs", "wait", "run"],
 )
 def test_a_number_out_of_its_range_is_refused(call: Callable[[], object], name: str) -> None:
-    with pytest.raises(CaptionmillError, match=f"`{name}` must be at least "):
+    with pytest.raises(CaptionmillError, match=f"`{name}` must be a (whole )?number of "):
         call()
 
 

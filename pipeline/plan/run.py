@@ -70,7 +70,7 @@ def run_pipeline(
     process runs, and, after all other tasks are done, for tasks that failed; ClusterError if processes keep dying.
     """
     require_least("jobs", jobs, 1)
-    require_least("wait_s", wait_s, 0)
+    require_least("wait_s", wait_s, 0, whole=False)
     if cluster and jobs > 1:
         from captionmill.pipeline.cluster import refuse_both  # imports numpy, which a run with nothing to do need not
 

@@ -77,7 +77,7 @@ def extract(
         forecast = forecast_extraction(taken, output, config, **wanted)
         show_result(f"{output}: {summaries.forecast_lines(forecast)}", forecast_fields(forecast, output))
         return
-    _refuse_extraction(output, config, overwrite=options["overwrite"])
+    _refuse_extraction(output, config, overwrite=options["overwrite"], shard=options["shard"])
     with (
         ProgressBars(quiet=quiet) as progress,
         open_spread(jobs, cluster, device=config.device, wait_s=wait_s) as spread,
@@ -101,15 +101,19 @@ def show_extraction(summary: "ExtractSummary", *, strict: bool, quiet: bool) -> 
             raise InputError(f"{show_count(len(summary.failures), 'image')} cannot be read, and --strict is given")
 
 
-def _refuse_extraction(output: Path | str, config: ExtractConfig, *, overwrite: bool) -> None:
+def _refuse_extraction(
+    output: Path | str, config: ExtractConfig, *, overwrite: bool, shard: tuple[int, int] | None
+) -> None:
     """Raise what `extract` would raise for these, before torch is imported, which takes seconds."""
+    from captionmill.data.features.shard import shard_path
     from captionmill.data.features.store import FeatureStore, store_exists
     from captionmill.stages.encoding.missing import as_made
     from captionmill.stages.encoding.weights import require_weights
     from captionmill.stages.machine import require_machine
 
     require_machine(config)
-    if isinstance(output, Path) and not overwrite and store_exists(output):
-        FeatureStore.open(output)
-        as_made([output], config)
+    written = shard_path(output, *shard) if shard else output
+    if isinstance(written, Path) and not overwrite and store_exists(written):
+        FeatureStore.open(written)
+        as_made(written, config)
     require_weights(config)

@@ -83,8 +83,8 @@ def _refuse_training(features: Path, output: Path, config: TrainConfig, lists: S
     require_place(output, overwrite=overwrite)
     store = FeatureStore.open(features)
     for path in (lists.train_list, lists.val_list):
-        if path is not None:
-            read_split_list(path, known_keys=store.keys)
+        if path is not None and not Path(path).exists():  # a pipe can be read only once
+            read_split_list(path)
     for name in (*([] if config.init is None else [config.init]), *config.teacher):
         folder = find_model(name)
         model = read_bundle(folder)

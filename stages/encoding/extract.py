@@ -180,7 +180,7 @@ def extract(
             others = [Path(shard_path(output, index, shard[1])) for index in range(1, shard[1] + 1)]
         output = shard_path(output, *shard)
     with local_store(output) as (path, mirror), lock_store(path) if overwrite else nullcontext():
-        config = config if overwrite else as_made([path, *others], config)
+        config = config if overwrite else as_made(path, config, others)
         encoder = build_encoder(config)
         target = path.with_name(f".{path.name}.new") if overwrite else path
         if overwrite and not _can_resume(target, encoder, config, {image.key for image in found}):

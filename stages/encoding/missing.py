@@ -1,7 +1,7 @@
 """Compares settings and images with a store that is there: what differs, what must be made, what has no image."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -15,12 +15,13 @@ from captionmill.stages.settings import ExtractConfig
 _logger = logging.getLogger(__name__)
 
 
-def as_made(paths: Iterable[Path], config: ExtractConfig) -> ExtractConfig:
-    """`config` with the preprocessing of the first store at `paths`, where it sets none: shards are of one kind.
+def as_made(path: Path, config: ExtractConfig, others: Sequence[Path] = ()) -> ExtractConfig:
+    """`config` with the preprocessing of the store at `path`, or else of one of `others`, where it sets none.
 
-    Raises SpecMismatchError if another of its settings is not that of the store, before any weights are looked for.
+    So shards are of one kind. Raises SpecMismatchError if another setting is not that of the store at `path`, before
+    any weights are looked for.
     """
-    made = next(filter(store_exists, paths), None)
+    made = next(filter(store_exists, (path, *others)), None)
     if made is None:
         return config
     try:
@@ -28,7 +29,8 @@ def as_made(paths: Iterable[Path], config: ExtractConfig) -> ExtractConfig:
     except StoreError:  # raised again when it is opened to be written
         return config
     config = replace(config, preprocess=config.preprocess or cast(Preprocess, spec.preprocess))
-    spec.require_run(replace(spec, **{name: getattr(config, name) for name in SPEC_SETTINGS}), made)
+    if made == path:
+        spec.require_run(replace(spec, **{name: getattr(config, name) for name in SPEC_SETTINGS}), made)
     return config
 
 

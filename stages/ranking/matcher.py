@@ -88,7 +88,7 @@ class Matcher:
 def without_single_row(rows: npt.NDArray[np.floating[Any]]) -> Reals:
     """Rows [B, N]; a single one twice, as a matrix product of one row adds its terms in another order than of several.
 
-    So an image has the same numbers whatever the images beside it.
+    So an image has the same numbers, but for their last bits, whatever the images beside it.
     """
     return np.asarray(np.repeat(rows, 2, axis=0) if len(rows) == 1 else rows, np.float32)
 

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from captionmill.stages.decoding.captioner import Caption
 
 _PER_IMAGE = ("key", "caption", "confidence")  # the first columns of the table with a row for each image
+_TRAITS = ("copied", "repeated_word", "repeated_trigram")
+_MEASURED = ("bleu_4", "rouge_l", "cider_d", "meteor", "spice", "words", *_TRAITS)  # the others, as far as measured
 _YES_NO = {True: "yes", False: "no", None: ""}
 
 _logger = logging.getLogger(__name__)
@@ -198,7 +200,7 @@ def _check_outputs(output: Path | None, per_image: Path | None, *, inputs: Seque
         if path:
             require_other_output(path, *inputs)
     if per_image:
-        require_own_table(per_image, _PER_IMAGE)
+        require_own_table(per_image, _PER_IMAGE, _MEASURED)
     if output and per_image and output.resolve() == per_image.resolve():
         raise InputError(f"{output}: cannot hold both the scores (JSON) and a row for each image (CSV); name two files")
 
@@ -231,7 +233,7 @@ def _write_per_image(
         metric.name: metric.each.tolist() for metric in metrics if metric.name not in ("bleu_1", "bleu_2", "bleu_3")
     }
     columns["words"] = [traits[key].words for key in captions]
-    for name in ("copied", "repeated_word", "repeated_trigram"):
+    for name in _TRAITS:
         columns[name] = [_YES_NO[getattr(traits[key], name)] for key in captions]
     write_table(path, list(columns), zip(*columns.values(), strict=True))
 

@@ -93,7 +93,7 @@ def train_on_captions(training: Training, recorder: Recorder) -> None:
                 recorder.show_step(training, len(plan))  # now and then a checkpoint
             if is_time_for_first_score(training, len(plan)):
                 show_first_score(training, recorder)
-                started += state.scoring_seconds
+                started += training.scoring_seconds
         end_epoch(training, recorder)
 
 
@@ -209,7 +209,7 @@ def show_first_score(training: Training, recorder: Recorder) -> None:
     if training.world.is_first:
         recorder.show_first_score(val_cider)
     training.decoder.train()
-    training.state.scoring_seconds = time.monotonic() - started
+    training.scoring_seconds = time.monotonic() - started
 
 
 def end_epoch(training: Training, recorder: Recorder) -> None:
@@ -226,14 +226,14 @@ def end_epoch(training: Training, recorder: Recorder) -> None:
         loss=state.sums[0] / state.sums[1],
         val_cider=val_cider,
         captions_per_s=training.captions_per_epoch / max(trained_s, 1e-9),
-        duration_s=trained_s + state.scoring_seconds + time.monotonic() - started,
+        duration_s=trained_s + training.scoring_seconds + time.monotonic() - started,
         learning_rate=state.learning_rate,
         best=is_best(state.history, val_cider, val_loss),
         val_loss=val_loss,
     )
     state.history.append(asdict(result))
     state.epoch += 1
-    state.step, state.sums, state.seconds, state.scoring_seconds = 0, [0.0, 0.0], 0.0, 0.0
+    state.step, state.sums, state.seconds, training.scoring_seconds = 0, [0.0, 0.0], 0.0, 0.0
     if training.world.is_first:
         recorder.end_epoch(training, result, captions)
     training.world.wait()

@@ -78,9 +78,7 @@ class TrainingState:
     learning_rate: float = 0.0
     """Learning rate of the last step."""
     seconds: float = 0.0
-    """Time spent on the steps of this epoch, also before the training was interrupted."""
-    scoring_seconds: float = 0.0
-    """Time spent on a first score in this epoch."""
+    """Time spent on this epoch, also before the training was interrupted; without a first score."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Finished epochs, each with the fields of `EpochResult`."""
 
@@ -153,6 +151,7 @@ class Training:
         if world.size > 1:
             self.network = DistributedDataParallel(self.network)
         self.optimizer = self._new_optimizer()
+        self.scoring_seconds = 0.0  # of this epoch, spent on a first score
         self.val_scorer = CiderD({key: [*map(self.tokenize, captions[key])] for key in splits.val})
 
     def learn_from(self, teachers: Teachers) -> None:

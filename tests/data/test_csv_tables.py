@@ -100,26 +100,29 @@ def test_a_table_of_records_is_not_written_under_the_name_of_another_kind(
         require_records_name(Path(name), layout)
 
 
-@pytest.mark.parametrize("text", ["key,cosine,more\na.jpg,1\n", '{"key": "a.jpg", "cosine": 1}\n', "", "key,cosine\n"])
+@pytest.mark.parametrize("text", ["key,cosine,fit\na.jpg,1\n", '{"key": "a.jpg", "cosine": 1}\n', "", "key,cosine\n"])
 def test_an_older_table_of_the_same_columns_may_be_replaced(text: str, tmp_path: Path) -> None:
-    require_own_table(tmp_path / "t.csv", ("key", "cosine"))
+    require_own_table(tmp_path / "t.csv", ("key", "cosine"), ("fit",))
     (tmp_path / "t.csv").write_text(text)
-    require_own_table(tmp_path / "t.csv", ("key", "cosine"))
+    require_own_table(tmp_path / "t.csv", ("key", "cosine"), ("fit",))
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"image,caption\na.jpg,a dog\n",
-        b"key;cosine\n",
-        b'{"image": "a.jpg"}\n',
-        b"\x89HDF\r\n\x1a\n",
-        b"[1]\n",
-        b"{" * 9999,
-    ],
-    ids=["captions", "semicolons", "records", "store", "list", "braces"],
-)
+STRANGE = {
+    "captions": b"image,caption\na.jpg,a dog\n",
+    "semicolons": b"key;cosine\n",
+    "quotes": b'"key","cosine"\n',
+    "a column more": b"key,cosine,verdict\na.jpg,1,good\n",
+    "a longer name": b"key,cosine_reviewed\n",
+    "records": b'{"image": "a.jpg"}\n',
+    "a note": b'{"key": "a.jpg", "cosine": 1, "note": "mine"}\n',
+    "list": b'["key", "cosine"]\n',
+    "store": b"\x89HDF\r\n\x1a\n",
+    "braces": b"{" * 9999,
+}
+
+
+@pytest.mark.parametrize("content", STRANGE.values(), ids=STRANGE.keys())
 def test_whatever_else_is_there_is_not_replaced(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(InputError, match=r"t\.csv: is there, and no table that this command wrote"):
-        require_own_table(tmp_path / "t.csv", ("key", "cosine"))
+        require_own_table(tmp_path / "t.csv", ("key", "cosine"), ("fit",))

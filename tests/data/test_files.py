@@ -23,6 +23,17 @@ write_text(Path(sys.argv[1]), "second\\n")
 """
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_or_device_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(os.devnull)
+    for name, what in (("pipe", "a pipe, not a file"), ("link", "a device, not a file")):
+        with pytest.raises(OSError, match=what):
+            write_text(tmp_path / name, "text")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "pipe"]
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_an_error_while_writing_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     write_text(path, "good\n")
