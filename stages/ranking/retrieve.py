@@ -15,7 +15,7 @@ from captionmill.stages.ranking.ngrams import Integers, Reals
 from captionmill.stages.ranking.opened import MatchedStore
 from captionmill.stages.ranking.packed import unpack_ranker
 
-BLOCK_ROWS = 4096  # take 34 MB
+BLOCK_ROWS = 512  # stay in the cache while they are scaled and multiplied
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,9 @@ def test_shards_that_are_added_later_have_the_preprocessing_of_those_that_are_th
     succeed(*arguments, "--shard", "1/2")
     succeed("features", "merge", *sorted(tmp_path.glob("f-*.h5")), "--output", tmp_path / "f.h5")
     assert FeatureStore.open(tmp_path / "f.h5").spec.preprocess == "crop"
+    for shard in tmp_path.glob("f-*.h5"):
+        shard.unlink()
+    succeed(*arguments, "--shard", "1/2", "--preprocess", "squash")  # the whole store is not what it writes
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0", f"1/{'9' * 5000}"])
