@@ -87,11 +87,20 @@ class Teachers:
     def __len__(self) -> int:
         return len(self.models)
 
-    def require_fit(self, store: FeatureStore, vocabulary: Vocabulary) -> None:
-        """Raise SpecMismatchError unless all take the rows of `store`, InputError for other words than `vocabulary`."""
+    def fit(self, store: FeatureStore, vocabulary: Vocabulary, *, may_reorder: bool) -> Vocabulary:
+        """`vocabulary`; if it `may_reorder`, in the first teacher's order of the same words.
+
+        Further captions, such as those that the teachers write, count words in another order. Raises SpecMismatchError
+        unless all take the rows of `store`, InputError for other words.
+        """
+        if may_reorder and self.models:
+            known = self.models[0].model.vocabulary
+            is_same = known.word_rule == vocabulary.word_rule and {*known.words} == {*vocabulary.words}
+            vocabulary = known if is_same else vocabulary
         for teacher in self.models:
             teacher.model.spec.require(store.spec, mine=teacher.name, others=str(store.path))
             require_same_words(teacher.folder, teacher.model.vocabulary, "this training", vocabulary)
+        return vocabulary
 
     def build(self, device: torch.device) -> None:
         """Move the decoders to `device`."""

@@ -155,7 +155,7 @@ class Training:
         self.val_scorer = CiderD({key: [*map(self.tokenize, captions[key])] for key in splits.val})
 
     def learn_from(self, teachers: Teachers) -> None:
-        """Learn what `teachers` predict too; they must fit (`Teachers.require_fit`)."""
+        """Learn what `teachers` predict too; they must fit (`Teachers.fit`)."""
         teachers.build(self.device)
         self.teachers = teachers
         if teachers:

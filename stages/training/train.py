@@ -120,7 +120,7 @@ def train(
     splits = _chosen_splits(annotations, store, data, config.seed)
     counts, val_counts = (count_words(annotations.captions, keys, word_rule) for keys in (splits.train, splits.val))
     vocabulary = choose_vocabulary(counts, min_count=config.min_count, known=start.model.vocabulary if start else None)
-    teachers.require_fit(store, vocabulary)
+    vocabulary = teachers.fit(store, vocabulary, may_reorder=start is None)
     fitted = with_lengths(config, counts)
     with _memory_named(), join_world(config.device) as (world, device), _claim(work_dir, world):
         if world.is_first:

@@ -99,6 +99,17 @@ def test_a_decoder_comes_nearer_to_its_teachers(task: Task, tmp_path: Path) -> N
     assert read_bundle(tmp_path / "free").training["teacher"] == []
 
 
+def test_captions_that_teachers_wrote_may_be_learned_beside_the_others(task: Task, tmp_path: Path) -> None:
+    features, captions = task
+    extra = tmp_path / "extra.csv"
+    extra.write_text(
+        "image,caption,split\n" + "".join(f"{number:02d}.jpg,boat boat boat,train\n" for number in range(8))
+    )
+    train(features, [captions, extra], tmp_path / "taught", taught(tmp_path))
+    words = [read_bundle(tmp_path / name).vocabulary.words for name in ("0", "taught")]
+    assert words[0] == words[1]
+
+
 def test_a_taught_training_is_resumed_to_the_bit_and_only_with_its_teachers(task: Task, tmp_path: Path) -> None:
     config = taught(tmp_path, self_critical_epochs=1)
     train(*task, tmp_path / "whole", config)
