@@ -7,13 +7,15 @@ its name says. The 1,000 dev images score it, by the best epoch's captions and b
 re-ranks: a choice must not be made on the test images. Several trainings can share a GPU (`--jobs`). A second run
 resumes: DIR keeps each training's scores. Rows like "1,500 images" train on that many of the 6,000 images, drawn at
 random, the same in each seed. For several views per image, FEATURES is a store of these; use another DIR. With
-`--no-matcher`, captions are re-ranked by consensus only, and trainings take two thirds of the time.
+`--no-matcher`, captions are re-ranked by consensus only, and trainings take two thirds of the time. `--options` are
+further ones for each training, such as "--teacher A --captions written.csv"; use another DIR for them, too.
 """
 
 import argparse
 import csv
 import json
 import random
+import shlex
 import shutil
 import statistics
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="trainings in parallel")
     parser.add_argument("--no-matcher", action="store_true", help="re-rank by consensus only")
+    parser.add_argument("--options", type=shlex.split, default=[], help="more options of `train`, as one word")
     parser.add_argument("--rows", nargs="+", default=[*ROWS, *FEWER_IMAGES])
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -94,7 +97,17 @@ def main() -> None:
             run_command(
                 *("train", arguments.features, "--captions", arguments.flickr8k / "Flickr8k.token.txt"),
                 *("--val-list", arguments.flickr8k / "Flickr_8k.devImages.txt"),
-                *("--output", model, "--overwrite", "--restart", "--quiet", "--seed", seed, *options_of(row)),
+                *(
+                    "--output",
+                    model,
+                    "--overwrite",
+                    "--restart",
+                    "--quiet",
+                    "--seed",
+                    seed,
+                    *options_of(row),
+                    *arguments.options,
+                ),
             )
             with (model / "history.csv").open(newline="") as file:
                 best = max(float(epoch["val_cider"]) for epoch in csv.DictReader(file))
