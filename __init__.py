@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from captionmill.stages.settings import ExtractConfig, SearchConfig, TrainConfig
     from captionmill.stages.split_settings import SplitLists
     from captionmill.stages.table_settings import TableConfig
-    from captionmill.stages.training.train import TrainListener, train
+    from captionmill.stages.training.recorder import TrainListener
+    from captionmill.stages.training.train import train
 
     __version__: str
 
@@ -51,7 +52,7 @@ _HOMES = {
     "SplitLists": "captionmill.stages.split_settings.SplitLists",
     "TableConfig": "captionmill.stages.table_settings.TableConfig",
     "TrainConfig": "captionmill.stages.settings.TrainConfig",
-    "TrainListener": "captionmill.stages.training.train.TrainListener",
+    "TrainListener": "captionmill.stages.training.recorder.TrainListener",
     "apply_decisions": "captionmill.data.tables.decisions.apply_decisions",
     "audit_captions": "captionmill.stages.ranking.audit.audit_captions",
     "caption_folder": "captionmill.pipeline.captioning.folder.caption_folder",

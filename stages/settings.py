@@ -20,6 +20,8 @@ LEAST_MEMORY = 0.1  # GB
 GREATEST_LENGTH = 10_000  # words of a caption
 USUAL_LENGTH = 20  # words of a caption, unless a setting or the data ask for more
 USUAL_CANDIDATES = 20
+VALIDATION_SEARCH = ("beam_size", "length_penalty", "rerank", "candidates")
+"""What a training may set of the search that decodes validation captions; its length is that of training."""
 LISTED_IMAGES, LISTED_CAPTIONS = 20, 100  # that a search and an audit list
 
 
@@ -61,19 +63,10 @@ class ExtractConfig(Configuration):
         "one; six: four crops from the corners too. Each view takes as long as one image.",
     )
     batch_size: int | None = setting(
-        None,
-        "Images per forward pass of the network.",
-        least=1,
-        most=10**6,
-        unset="8 with openvino, else 32",
-        example=32,
+        None, "Images per pass of the network.", least=1, most=10**6, unset="8 with openvino, else 32", example=32
     )
     workers: int = setting(
-        0,
-        "Threads that decode images; auto is one per core that this process may use.",
-        least=0,
-        most=256,
-        words={"auto": 0},
+        0, "Threads that decode images; auto is one per core that it may use.", least=0, most=256, words={"auto": 0}
     )
     memory: float | None = setting(
         None,
@@ -222,6 +215,11 @@ class TrainConfig(Configuration):
         most=1,
         needs="teacher",
     )
+    teacher_captions: bool = setting(
+        True,
+        "Learn from captions, too, that the teachers together write of the training images; re-ranking ignores them.",
+        needs="teacher",
+    )
     min_count: int = setting(5, "Minimum number of times that a word occurs; rarer words become <unk>.", least=1)
     image_input: ImageInput = setting(
         "init",
@@ -292,7 +290,8 @@ class TrainConfig(Configuration):
     )
     device: str = device_setting()
     search: SearchConfig = SearchConfig()
-    """How validation captions are decoded after each epoch; if its `max_length` is not set, it is that of training."""
+    """How validation captions are decoded after each epoch, by default up to the `max_length` of training. They are
+    re-ranked if `rerank` names what by; with auto those of the finished model only, and with none it gets no ranker."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

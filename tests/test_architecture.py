@@ -49,7 +49,11 @@ ALLOWED = {
     "stages/ranking": {*DATA, "stages", "stages/ranking"},
     "stages/decoding": DECODING,
     "stages/scoring": {*DECODING, "stages/scoring"},
-    "stages/training": {*DECODING, "stages/scoring", "stages/training", "stages/training/reranking/build"},
+    "stages/training": {
+        *DECODING,
+        *("stages/scoring", "stages/training", "stages/training/given", "stages/training/reranking/build"),
+    },
+    "stages/training/given": {*DECODING, "stages/training", "stages/training/given"},
     "stages/training/reranking": {*DECODING, "stages/training", "stages/training/reranking"},
     "stages/portable": {*DECODING, "stages/encoding", "stages/portable"},
 }

@@ -1,5 +1,6 @@
 """Training examples: the captions of some images as word indices, in batches of similar length."""
 
+import copy
 from array import array
 from collections.abc import Mapping, Sequence
 
@@ -36,6 +37,15 @@ class CaptionDataset:
         self._words = np.frombuffer(words, dtype=words.typecode) if words else np.empty(0, dtype=np.int32)
         self._lengths = np.frombuffer(lengths, dtype=np.int32) if lengths else np.empty(0, dtype=np.int32)
         self._starts = np.cumsum(self._lengths, dtype=np.int64) - self._lengths
+
+    def joined(self, further: "CaptionDataset") -> "CaptionDataset":
+        """These captions, and behind them the `further` ones of the same images."""
+        both = copy.copy(self)
+        both.images = np.concatenate([self.images, further.images])
+        both._words = np.concatenate([self._words, further._words])
+        both._lengths = np.concatenate([self._lengths, further._lengths])
+        both._starts = np.cumsum(both._lengths, dtype=np.int64) - both._lengths
+        return both
 
     def __len__(self) -> int:
         """Number of captions."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from captionmill.data.captions.files import CaptionFiles
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, Job, TrainJob
 from captionmill.stages.fields import Configuration, settings_of
-from captionmill.stages.settings import MACHINE_SETTINGS
+from captionmill.stages.settings import MACHINE_SETTINGS, VALIDATION_SEARCH
 
 
 def command_line(job: Job) -> str:
@@ -20,6 +20,7 @@ def command_line(job: Job) -> str:
             words = [show_path(job.features), *_captions_words(job.captions)]
             words += _path_option("--output", job.output)
             words += _settings_words(job.lists) + _settings_words(job.config)
+            words += _settings_words(job.config.search, VALIDATION_SEARCH)
         case EvaluateJob():
             words = [show_path(job.features), *_models_words(job.models), *_captions_words(job.captions)]
             words += _path_option("--list", job.image_list) + _path_option("--output", job.output)

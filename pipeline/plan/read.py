@@ -14,7 +14,7 @@ from captionmill.pipeline.plan.file import PlanFile, Section, refuse_unknown_tab
 from captionmill.pipeline.plan.graph import Graph, Task
 from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, Kind, Several, TrainJob
 from captionmill.stages.fields import settings_of
-from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.settings import MACHINE_SETTINGS, VALIDATION_SEARCH, ExtractConfig, SearchConfig, TrainConfig
 from captionmill.stages.split_settings import SplitLists
 from captionmill.stages.table_settings import TableConfig
 
@@ -72,7 +72,7 @@ def _read_train(section: Section, extractions: Sequence[Task]) -> list[Task]:
     job = TrainJob(
         features, captions, output, TrainConfig(), section.settings(SplitLists(), tuple(settings_of(SplitLists)))
     )
-    config = section.settings(TrainConfig())
+    config = section.settings(TrainConfig(search=section.settings(SearchConfig(), VALIDATION_SEARCH)))
     tasks = []
     for values in itertools.product(*grid.values()):
         chosen: dict[str, Any] = dict(zip(grid, values, strict=True))

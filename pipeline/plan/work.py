@@ -15,8 +15,9 @@ from captionmill.stages.encoding.extract import ExtractSummary, extract
 from captionmill.stages.encoding.spread import Spread
 from captionmill.stages.scoring.evaluate import Evaluation, evaluate
 from captionmill.stages.scoring.settings import EvaluateConfig
+from captionmill.stages.training.recorder import TrainListener
 from captionmill.stages.training.state import EpochResult
-from captionmill.stages.training.train import TrainListener, TrainSummary, train
+from captionmill.stages.training.train import TrainSummary, train
 
 Summary = ExtractSummary | TrainSummary | Evaluation | FolderSummary
 

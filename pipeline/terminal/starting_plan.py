@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from captionmill.stages.fields import Configuration, Setting, settings_of
-from captionmill.stages.settings import MACHINE_SETTINGS, ExtractConfig, SearchConfig, TrainConfig
+from captionmill.stages.settings import MACHINE_SETTINGS, VALIDATION_SEARCH, ExtractConfig, SearchConfig, TrainConfig
 from captionmill.stages.split_settings import SplitLists
 from captionmill.stages.table_settings import TableConfig
 
@@ -29,6 +29,8 @@ captions = "references.csv"  # CSV with image and caption, Flickr token file, CO
 # if its columns have other names: image_column = "file" and caption_column = "text"
 # output = "model"
 {train}
+# Decoding of the validation captions, where rerank = "auto" re-ranks only those of the finished model:
+{validation}
 
 [evaluate]  # scores on the test images; leave this table out if there are none
 # output = "scores.json"
@@ -72,6 +74,7 @@ def starting_plan(name: str) -> str:
         name=name,
         extract=setting_lines(ExtractConfig),
         train=setting_lines(SplitLists) + "\n" + setting_lines(TrainConfig),
+        validation=setting_lines(SearchConfig, VALIDATION_SEARCH),
         evaluate=_line(settings_of(TrainConfig)["device"], _TRAINING_DEVICE) + "\n" + setting_lines(SearchConfig),
         caption="\n".join(
             [setting_lines(TableConfig), setting_lines(SearchConfig), setting_lines(ExtractConfig, MACHINE_SETTINGS)]

@@ -22,8 +22,11 @@ from captionmill.pipeline.terminal.options import (
 )
 from captionmill.pipeline.terminal.progress import ProgressBars
 from captionmill.pipeline.terminal.results import epoch_printer, first_score_printer, show_result, show_splits
-from captionmill.stages.settings import SearchConfig, TrainConfig
+from captionmill.stages.settings import VALIDATION_SEARCH, SearchConfig, TrainConfig
 from captionmill.stages.split_settings import SplitLists
+
+_OF_VALIDATION = "Used to decode validation captions."
+_RERANK_NOTE = "Here auto re-ranks those of the finished model only, and none makes a model that cannot re-rank."
 
 
 @click.command(short_help="Train a decoder on features and reference captions.")
@@ -32,7 +35,9 @@ from captionmill.stages.split_settings import SplitLists
 @click.option("--output", type=FOLDER_PATH, required=True, help="Folder for the model.")
 @setting_options(SplitLists)
 @setting_options(TrainConfig)
-@setting_options(SearchConfig, "beam_size", "length_penalty", note="Used to decode validation captions.")
+@setting_options(SearchConfig, "beam_size", "length_penalty", note=_OF_VALIDATION)
+@setting_options(SearchConfig, "rerank", note=f"{_OF_VALIDATION} {_RERANK_NOTE}")
+@setting_options(SearchConfig, "candidates", note=_OF_VALIDATION)
 @overwrite_option
 @click.option("--restart", is_flag=True, help="Start from scratch instead of resuming an unfinished training.")
 @quiet_option
@@ -45,11 +50,12 @@ def train(features: Path, output: Path, quiet: bool, **options: Any) -> None:
     """
     captions = take_captions(options)
     config = take_settings(TrainConfig, options)
-    search = take_settings(SearchConfig, options, "beam_size", "length_penalty")
+    search = take_settings(SearchConfig, options, *VALIDATION_SEARCH)
     config = replace(config, search=replace(search, max_length=config.max_length))
     lists = take_settings(SplitLists, options)
     _refuse_training(features, output, config, lists, overwrite=options["overwrite"])
-    from captionmill.stages.training.train import TrainListener, train
+    from captionmill.stages.training.recorder import TrainListener
+    from captionmill.stages.training.train import train
 
     with ProgressBars(quiet=quiet) as progress:
         summary = train(

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CHECKPOINT_NAME = "checkpoint.safetensors"
 MATCHER_NAME = "matcher.safetensors"
 """The checkpoint of a matcher, in the same folder."""
+TEACHER_CAPTIONS_NAME = "teacher-captions.safetensors"
+"""The captions that the teachers have written so far, in the same folder."""
 FORMAT_VERSION = 1
 
 

@@ -1,5 +1,6 @@
-"""The words of the training captions: their vocabulary, the length that they are cut at, and what to report of them."""
+"""The training captions: their vocabulary, what their number and lengths decide, and what to report of them."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,10 @@ LARGE_NETWORK = 512
 """Numbers of the hidden state from which so few images or words are worth a note."""
 SMALL_BATCH, VERY_FEW_IMAGES = 16, 200
 """Captions per step that helped with 100 images; with 300 and 600 they made no difference beyond that of seeds."""
+_MANY_CAPTIONS = 30_000  # for so many the minimum of epochs is enough; a quarter of them needs twice as many epochs
+_LEAST_PATIENCE = 3  # epochs
+_LEAST_EPOCHS, _MOST_EPOCHS = 6, 100
+_MOST_EPOCHS_FROM_MODEL = 10  # in more it forgets what it knew of images that the few captions do not show
 _LONGEST_DEFAULT = 100  # words, since the memory and time of a step grow with its longest caption
 
 
@@ -60,6 +65,21 @@ def with_lengths(config: TrainConfig, counts: WordCounts) -> TrainConfig:
     length = config.max_length or fit_length(counts.lengths)
     search = config.search
     return replace(config, max_length=length, search=replace(search, max_length=search.max_length or length))
+
+
+def choose_epochs(config: TrainConfig, captions: int) -> tuple[int, int]:
+    """`max_epochs` and `patience`; values that `config` leaves open are chosen by the number of captions."""
+    most = _MOST_EPOCHS if config.init is None else _MOST_EPOCHS_FROM_MODEL
+    epochs = config.max_epochs or fit_epochs(captions, _LEAST_EPOCHS, most)
+    return epochs, config.patience or max(_LEAST_PATIENCE, epochs // 2)
+
+
+def fit_epochs(captions: int, least: int, most: int) -> int:
+    """From `least` to `most` epochs, more of them the fewer captions there are, since an epoch has fewer steps then.
+
+    Source: measured on parts of Flickr8k (docs/benchmarks.md).
+    """
+    return min(max(round(least * math.sqrt(_MANY_CAPTIONS / max(captions, 1))), least), most)
 
 
 def describe_words(

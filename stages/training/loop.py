@@ -242,7 +242,8 @@ def end_epoch(training: Training, recorder: Recorder) -> None:
 def decode_validation(training: Training, most: int | None = None) -> dict[str, Caption]:
     """The captions of the validation images, or of the first `most`, each process decoding its share."""
     val = training.splits.val[:most]
-    finder = CaptionFinder(choose_steps(training.decoder), training.vocabulary, training.config.search)
+    steps = choose_steps(training.decoder)
+    finder = CaptionFinder(steps, training.vocabulary, training.config.search, training.rankers)
     captions = dict(training.world.gather(list(decode_rows(finder, training.store, training.world.own(val)))))
     return {key: captions[key] for key in val}
 

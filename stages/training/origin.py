@@ -37,6 +37,7 @@ _BEFORE = {
     _START: NO_MODEL,
     _TEACHERS: NO_MODEL,
     _name_of("teacher_weight"): str(TrainConfig().teacher_weight),
+    _name_of("teacher_captions"): "False",
     _name_of("matcher_epochs"): "None",
     _name_of("rerank"): SearchConfig().rerank,
     _name_of("candidates"): str(SearchConfig().candidates),

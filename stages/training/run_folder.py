@@ -34,7 +34,7 @@ from captionmill.data.optional import install_command
 from captionmill.data.regular import make_own_folder, read_text
 from captionmill.stages import charts
 from captionmill.stages.machine import versions
-from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, MATCHER_NAME
+from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, MATCHER_NAME, TEACHER_CAPTIONS_NAME
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -191,7 +191,7 @@ def begin_folder(folder: Path, unmatched: Mapping[str, Sequence[str]]) -> None:
 
 def empty_folder(folder: Path) -> None:
     """Remove the files of an earlier training from a claimed folder; InputError if it holds other files."""
-    own = (BUNDLE_NAME, CHECKPOINT_NAME, MATCHER_NAME, UNMATCHED_NAME, *RUN_NAMES)
+    own = (BUNDLE_NAME, CHECKPOINT_NAME, MATCHER_NAME, TEACHER_CAPTIONS_NAME, UNMATCHED_NAME, *RUN_NAMES)
     paths = [path for path in folder.iterdir() if not path.name.startswith(_LOCK_NAME)]
     for path in paths:
         if path.name not in own and not is_weights_name(path.name) and not path.name.endswith(".partial"):

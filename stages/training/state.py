@@ -14,28 +14,27 @@ from captionmill.data.captions.examples import CaptionDataset
 from captionmill.data.captions.splits import Splits
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import LOW_CONFIDENCE, Model
+from captionmill.data.models.bundle import LOW_CONFIDENCE, RERANKED_CIDER, RERANKED_LOW_CONFIDENCE, Model
 from captionmill.stages.decoding.captioner import Caption
 from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.machine import choose_training_dtype, versions
 from captionmill.stages.parallel import World
+from captionmill.stages.ranking.ranker import Ranker
 from captionmill.stages.scoring.collapse import describe_captions_alike
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.tokens import tokenize_for_scores
 from captionmill.stages.settings import USUAL_LENGTH, TrainConfig
 from captionmill.stages.training.checkpoint import Checkpoint, load_weights, pack_tensors, unpack_tensors
 from captionmill.stages.training.choice import last_progress
+from captionmill.stages.training.corpus import choose_epochs
 from captionmill.stages.training.features import MEMORY_LIMIT, FeatureFeeder, measure_features
+from captionmill.stages.training.given.model import GivenModel
+from captionmill.stages.training.given.teachers import Teachers
 from captionmill.stages.training.losses import WordLogits
-from captionmill.stages.training.start import GivenModel, Teachers
 
 Phase = Literal["cross entropy", "self-critical"]
 
-_MANY_CAPTIONS = 30_000  # for so many the minimum of epochs is enough; a quarter of them needs twice as many epochs
-_LEAST_PATIENCE = 3  # epochs
-_LEAST_EPOCHS, _MOST_EPOCHS = 6, 100
-_MOST_EPOCHS_FROM_MODEL = 10  # in more it forgets what it knew of images that the few captions do not show
 _RATE_FROM_MODEL = 0.3  # share of the learning rate: at the whole of it, few captions overwrite what the model knew
 _WARMUP = 0.1  # share of a phase's steps in which the learning rate rises
 
@@ -127,7 +126,8 @@ class Training:
         kept = (*splits.val, *(splits.train if config.self_critical_epochs else ()))
         self.captions = {key: captions[key] for key in kept}  # the others are needed only as word indices
         self.length = config.max_length or USUAL_LENGTH  # words of a caption at most
-        self.dataset = CaptionDataset(captions, splits.train, vocabulary, max_length=self.length)
+        self.references = CaptionDataset(captions, splits.train, vocabulary, max_length=self.length)
+        self.dataset = self.references  # and what teachers write (`add_captions`)
         self.val_dataset = CaptionDataset(captions, splits.val, vocabulary, max_length=self.length)
         epochs, patience = choose_epochs(config, len(self.dataset))
         self.config = replace(config, max_epochs=epochs, patience=patience)
@@ -145,6 +145,8 @@ class Training:
         self.peak_learning_rate = config.learning_rate * (_RATE_FROM_MODEL if start else 1)
         self._models_used: dict[str, Any] = {"init": start.name, "init_sha256": start.digest} if start else {}
         self.teachers = Teachers()
+        self.start_ranker = start.model.ranker if start else None
+        self.rankers: tuple[Ranker, ...] = ()  # of validation captions, if they are re-ranked after each epoch
         self.decoder.to(device)
         self.word_logits = WordLogits(self.decoder, choose_training_dtype(device))
         self.network: nn.Module = self.word_logits
@@ -161,6 +163,13 @@ class Training:
         if teachers:
             self._models_used["teacher"] = [teacher.name for teacher in teachers.models]
             self._models_used["teacher_sha256"] = [teacher.digest for teacher in teachers.models]
+
+    def add_captions(self, written: Mapping[str, str]) -> None:
+        """Learn captions of training images that are no references: scores and re-ranking do not use them."""
+        texts = {key: [caption] for key, caption in written.items()}
+        self.dataset = self.references.joined(
+            CaptionDataset(texts, self.splits.train, self.vocabulary, max_length=self.length)
+        )
 
     def measure_cider(self, captions: Mapping[str, Caption]) -> float:
         """The mean CIDEr-D of captions of the validation images."""
@@ -239,6 +248,8 @@ class Training:
     def bundle(self, result: EpochResult, captions: Mapping[str, Caption]) -> Model:
         """The decoder as it is now, with all that captioning needs; `captions` are those of the validation images."""
         texts = {key: caption.text for key, caption in captions.items()}
+        confidence = {RERANKED_LOW_CONFIDENCE if self.rankers else LOW_CONFIDENCE: low_confidence(captions)}
+        reranked = {RERANKED_CIDER: result.val_cider} if self.rankers else {}
         tensors = dict(self.decoder.named_parameters()) | dict(self.decoder.named_buffers())
         return Model(
             decoder_config=asdict(self.decoder.config),
@@ -251,7 +262,8 @@ class Training:
                 "loss": result.loss,
                 "val_cider_d": result.val_cider,
                 "val_loss": result.val_loss,
-                LOW_CONFIDENCE: low_confidence(captions),
+                **confidence,
+                **reranked,
             },
             versions=versions(),
             tensors={name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
@@ -266,21 +278,6 @@ class Training:
             {"params": vectors, "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=0.0, fused=self.device.type != "mps")
-
-
-def choose_epochs(config: TrainConfig, captions: int) -> tuple[int, int]:
-    """`max_epochs` and `patience`; values that `config` leaves open are chosen by the number of captions."""
-    most = _MOST_EPOCHS if config.init is None else _MOST_EPOCHS_FROM_MODEL
-    epochs = config.max_epochs or fit_epochs(captions, _LEAST_EPOCHS, most)
-    return epochs, config.patience or max(_LEAST_PATIENCE, epochs // 2)
-
-
-def fit_epochs(captions: int, least: int, most: int) -> int:
-    """From `least` to `most` epochs, more of them the fewer captions there are, since an epoch has fewer steps then.
-
-    Source: measured on parts of Flickr8k (docs/benchmarks.md).
-    """
-    return min(max(round(least * math.sqrt(_MANY_CAPTIONS / max(captions, 1))), least), most)
 
 
 def low_confidence(captions: Mapping[str, Caption]) -> float:

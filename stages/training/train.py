@@ -7,27 +7,24 @@ The model is written to `output` when training has ended; until then the best ep
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
 
 from captionmill.data.captions.files import CaptionFiles, Captions, as_caption_files
 from captionmill.data.captions.references import Annotations, read_annotations, read_split_list
 from captionmill.data.captions.splits import Splits, choose_splits
 from captionmill.data.errors import TrainingError
 from captionmill.data.features.store import FeatureStore
-from captionmill.data.models.bundle import RERANKED_CIDER, read_bundle, write_model
+from captionmill.data.models.bundle import RERANKED_CIDER, read_bundle
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress, no_progress
-from captionmill.stages.decoding.captioner import Caption
 from captionmill.stages.machine import is_out_of_memory
 from captionmill.stages.parallel import World, join_world
 from captionmill.stages.scoring.collapse import describe_equal_features
 from captionmill.stages.settings import TrainConfig
 from captionmill.stages.split_settings import SplitLists
-from captionmill.stages.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from captionmill.stages.training.checkpoint import Checkpoint, read_checkpoint
 from captionmill.stages.training.choice import best_epoch, describe_choice
 from captionmill.stages.training.corpus import (
     choose_vocabulary,
@@ -36,28 +33,17 @@ from captionmill.stages.training.corpus import (
     describe_words,
     with_lengths,
 )
+from captionmill.stages.training.given.captions import learn_teacher_captions
+from captionmill.stages.training.given.model import GivenModel
+from captionmill.stages.training.given.teachers import Teachers
 from captionmill.stages.training.loop import run_training
 from captionmill.stages.training.origin import NO_MODEL, as_it_began, describe_origin, describe_processes, require_same
-from captionmill.stages.training.reranking.build import add_ranker
+from captionmill.stages.training.recorder import FolderRecorder, TrainListener
+from captionmill.stages.training.reranking.build import add_ranker, rerank_validation
 from captionmill.stages.training.run_folder import RunFolder, begin_folder, claim_folder, publish, require_place
-from captionmill.stages.training.start import GivenModel, Teachers
-from captionmill.stages.training.state import EpochResult, LoopConfig, Training
+from captionmill.stages.training.state import EpochResult, Training
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainListener:
-    """The functions that are called during a training, and how often it is checked and saved."""
-
-    on_splits: Callable[[Splits], None] = lambda splits: None
-    """Called before training starts with the images that are used, and those left out with the reason."""
-    on_first_score: Callable[[float], None] | None = None
-    """Called with the validation CIDEr-D of up to 500 images after a third of the first epoch, unless it is short."""
-    on_epoch: Callable[[EpochResult], None] = lambda result: None
-    """Called after each epoch."""
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    """How often the training is checked and saved, and how large self-critical steps are."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +149,11 @@ def train(
                 if unfinished and training.state.history:
                     folder.write_history(training.state.history)  # its curves may be those of an earlier epoch
             shown = progress if world.is_first else no_progress
-            run_training(training, _FolderRecorder(folder, work_dir, fingerprint, listener, shown))
+            recorder = FolderRecorder(folder, work_dir, fingerprint, listener, shown)
+            _make_before_epochs(training, work_dir, recorder, shown)
+            run_training(training, recorder)
         if world.is_first:
-            add_ranker(training, work_dir, progress, start.model.ranker if start else None)
+            add_ranker(training, work_dir, progress)
             publish(work_dir, output, (*notes, *describe_choice(training.state.history)))
             _log_notes(read_bundle(output).notes[len(notes) :])
         world.wait()
@@ -174,54 +162,18 @@ def train(
     return TrainSummary(splits, len(vocabulary), history, time.monotonic() - started, reranked)
 
 
-class _FolderRecorder:
-    """Saves a training in its work folder and reports it to the listener; see `loop.Recorder`."""
-
-    def __init__(
-        self, folder: RunFolder, work_dir: Path, made_from: dict[str, str], listener: TrainListener, progress: Progress
-    ) -> None:
-        self._folder, self._work_dir, self._made_from = folder, work_dir, made_from
-        self._listener, self._progress = listener, progress
-        self.wants_first_score = listener.on_first_score is not None
-        self._saved_at = time.monotonic()
-
-    def show_step(self, training: Training, steps: int) -> None:
-        state = training.state
-        self._progress(
-            f"epoch {state.epoch} of {training.max_epochs}",
-            state.step,
-            steps,
-            note=training.describe_progress(steps),
-            left_s=training.seconds_left(steps),
-        )
-        if time.monotonic() - self._saved_at >= training.loop.checkpoint_every_s:
-            self._save(training)
-
-    def show_first_score(self, val_cider: float) -> None:
-        if self._listener.on_first_score:
-            self._listener.on_first_score(val_cider)
-
-    def end_epoch(self, training: Training, result: EpochResult, captions: Mapping[str, Caption]) -> None:
-        if result.best:
-            write_model(self._work_dir, training.bundle(result, captions))
-        self._folder.write_history(training.state.history)
-        self._folder.add_epoch_events(training.state.history[-1])
-        shown = list(captions)[: training.loop.samples_shown]
-        self._folder.write_samples(result.epoch, [(key, captions[key].text, training.captions[key]) for key in shown])
-        self._save(training)
-        self._listener.on_epoch(result)
-
-    def begin_self_critical(self, training: Training) -> None:
-        best = read_bundle(self._work_dir)
-        training.begin_self_critical({name: torch.from_numpy(tensor) for name, tensor in best.tensors.items()})
-        self._save(training)  # its first epoch may replace the best weights before the next checkpoint
-
-    def _save(self, training: Training) -> None:
-        if training.world.is_first:
-            checkpoint = training.checkpoint()
-            state = {"made_from": self._made_from, "training": checkpoint.state}
-            write_checkpoint(self._work_dir, Checkpoint(state, checkpoint.tensors))
-        self._saved_at = time.monotonic()
+def _make_before_epochs(training: Training, work_dir: Path, recorder: FolderRecorder, progress: Progress) -> None:
+    """Make what is needed before the first epoch: captions of the teachers, and what re-ranks validation captions."""
+    config = training.config
+    has_captions = bool(training.teachers) and config.teacher_captions
+    has_ranker = config.search.rerank not in ("auto", "none")
+    if (has_captions or has_ranker) and not read_checkpoint(work_dir):
+        recorder.save(training)  # from now on it is resumed
+    training.world.wait()
+    if has_captions:
+        learn_teacher_captions(training, work_dir, progress)
+    if has_ranker:
+        rerank_validation(training, work_dir, progress)
 
 
 def _lists_of(data: SplitLists) -> dict[str, Path | None]:

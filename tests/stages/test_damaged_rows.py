@@ -32,7 +32,8 @@ from captionmill.stages.scoring.leaks import find_leaks
 from captionmill.stages.scoring.settings import BootstrapConfig, EvaluateConfig, LeakConfig
 from captionmill.stages.settings import ExtractConfig, SearchConfig
 from captionmill.stages.training.features import measure_features
-from captionmill.stages.training.train import TrainListener, train
+from captionmill.stages.training.recorder import TrainListener
+from captionmill.stages.training.train import train
 
 SEARCH = SearchConfig(beam_size=1, max_length=4)
 

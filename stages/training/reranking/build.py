@@ -8,14 +8,14 @@ import torch
 
 from captionmill.data.captions.examples import Indices
 from captionmill.data.models.bundle import (
+    LOW_CONFIDENCE,
     RERANKED_CIDER,
     RERANKED_LOW_CONFIDENCE,
-    RankerParts,
     read_bundle,
     write_model,
 )
 from captionmill.data.progress import Progress
-from captionmill.stages.decoding.captioner import CaptionFinder, decode_rows
+from captionmill.stages.decoding.captioner import Caption, CaptionFinder, decode_rows
 from captionmill.stages.decoding.decoder import choose_steps
 from captionmill.stages.decoding.trained import choose_rerank
 from captionmill.stages.ranking.consensus import CaptionIndex
@@ -24,10 +24,12 @@ from captionmill.stages.ranking.ngrams import FlatCaptions, starts_of
 from captionmill.stages.ranking.packed import pack_ranker, unpack_ranker
 from captionmill.stages.ranking.ranker import Ranker, RankerConfig
 from captionmill.stages.ranking.regression import ImageRegression, Reduction
+from captionmill.stages.settings import SearchConfig
 from captionmill.stages.training.checkpoint import load_weights
+from captionmill.stages.training.corpus import fit_epochs
 from captionmill.stages.training.reranking.grow import grow_ranker, is_larger, thin_out
 from captionmill.stages.training.reranking.matching import MatcherTraining
-from captionmill.stages.training.state import Training, fit_epochs, low_confidence
+from captionmill.stages.training.state import Training, low_confidence
 
 FEWEST_IMAGES = 100
 """Training images from which a ranker is made by default: the neighbours among fewer have little in common."""
@@ -38,32 +40,30 @@ _BLOCK_ROWS = 4096
 _FAR = 0.05  # share of the images whose nearest neighbour is farther than usual
 
 
-def add_ranker(training: Training, work_dir: Path, progress: Progress, start: RankerParts | None = None) -> None:
-    """Give the best model in `work_dir` its ranker, and the scores of the validation captions that it re-ranks.
+def rerank_validation(training: Training, work_dir: Path, progress: Progress) -> None:
+    """Let `training` re-rank the captions of each validation by the ranker of its model, which is made before.
 
-    An interrupted one is resumed from its checkpoint in `work_dir`. `start` is the ranker of the model that the
-    training starts from: if it knows more images, it grows by the new ones, unless another is asked for.
+    The first process makes it, and the others get it.
     """
-    config = training.config
-    is_asked_for = config.search.rerank != "auto" or bool(config.matcher_epochs)
-    if is_asked_for or config.matcher_epochs == 0 or not is_larger(start, training):
-        start = None
-    is_wanted = is_asked_for or start is not None or len(training.splits.train) >= FEWEST_IMAGES
-    if config.search.rerank == "none" or not is_wanted:
+    made = make_ranker(training, work_dir, progress) if training.world.is_first else None
+    training.rankers = tuple(training.world.gather([made] if made is not None else []))
+
+
+def add_ranker(training: Training, work_dir: Path, progress: Progress) -> None:
+    """Give the best model in `work_dir` its ranker, and the scores of validation captions with it and without it."""
+    ranker = training.rankers[0] if training.rankers else make_ranker(training, work_dir, progress)
+    if ranker is None:
         return
     model = read_bundle(work_dir)
     load_weights(training.decoder, {name: torch.from_numpy(tensor) for name, tensor in model.tensors.items()})
-    if start is not None:
-        made = grow_ranker(start, training, most_images=MOST_IMAGES)
-    else:
-        made = fit_ranker(training, work_dir, progress)
-    parts = pack_ranker(made)
-    ranker = unpack_ranker(parts, str(work_dir), len(training.vocabulary))  # as it is stored
-    search = choose_rerank(config.search, {str(work_dir): parts})
+    parts = pack_ranker(ranker)
+    search = training.config.search if training.rankers else choose_rerank(training.config.search, {"": parts})
     scores = dict(model.scores)
-    if search.rerank != "none":
-        finder = CaptionFinder(choose_steps(training.decoder), training.vocabulary, search, (ranker,))
-        captions = dict(decode_rows(finder, training.store, training.splits.val))
+    if training.rankers:  # validation has measured the captions with it
+        captions = _decode_alone(training, replace(search, rerank="none"), ranker)
+        scores[LOW_CONFIDENCE] = low_confidence(captions)
+    elif search.rerank != "none":
+        captions = _decode_alone(training, search, ranker)
         scores |= {
             RERANKED_CIDER: training.measure_cider(captions),
             RERANKED_LOW_CONFIDENCE: low_confidence(captions),
@@ -71,10 +71,36 @@ def add_ranker(training: Training, work_dir: Path, progress: Progress, start: Ra
     write_model(work_dir, replace(model, ranker=parts, scores=scores))
 
 
+def make_ranker(training: Training, work_dir: Path, progress: Progress) -> Ranker | None:
+    """The ranker of the model that `training` makes, rounded as the model keeps it; None if it gets none.
+
+    An interrupted one is resumed from its checkpoint in `work_dir`. If the model that the training starts from has a
+    ranker that knows more images, that one grows by the new ones, unless another is asked for.
+    """
+    config, start = training.config, training.start_ranker
+    is_asked_for = config.search.rerank != "auto" or bool(config.matcher_epochs)
+    if is_asked_for or config.matcher_epochs == 0 or not is_larger(start, training):
+        start = None
+    is_wanted = is_asked_for or start is not None or len(training.splits.train) >= FEWEST_IMAGES
+    if config.search.rerank == "none" or not is_wanted:
+        return None
+    if start is not None:
+        made = grow_ranker(start, training, most_images=MOST_IMAGES)
+    else:
+        made = fit_ranker(training, work_dir, progress)
+    return unpack_ranker(pack_ranker(made), str(work_dir), len(training.vocabulary))
+
+
+def _decode_alone(training: Training, search: SearchConfig, ranker: Ranker) -> dict[str, Caption]:
+    """The captions of the validation images, all decoded by this process."""
+    finder = CaptionFinder(choose_steps(training.decoder), training.vocabulary, search, (ranker,))
+    return dict(decode_rows(finder, training.store, training.splits.val))
+
+
 def fit_ranker(training: Training, work_dir: Path, progress: Progress) -> Ranker:
     """The ranker for the decoder of `training`."""
-    words, lengths = training.dataset.sentences()
-    captions, images = FlatCaptions(words, starts_of(lengths)), training.dataset.images
+    words, lengths = training.references.sentences()
+    captions, images = FlatCaptions(words, starts_of(lengths)), training.references.images
     matcher = _train_matcher(training, captions, images, work_dir, progress)
     progress("re-ranking", 0, 1)
     used = np.unique(images)

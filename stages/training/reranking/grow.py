@@ -32,8 +32,8 @@ def grow_ranker(parts: RankerParts, training: Training, *, most_images: int) -> 
     """
     vocab_size = len(training.vocabulary)
     known = unpack_ranker(_with_words(parts, vocab_size), "`init`", vocab_size)
-    words, lengths = training.dataset.sentences()
-    images, counts = np.unique(training.dataset.images, return_counts=True)
+    words, lengths = training.references.sentences()
+    images, counts = np.unique(training.references.images, return_counts=True)
     places = thin_out(len(known.counts), most_images - len(images))
     reduction = known.regression.reduction
     rows = reduction.reduce(training.feeder.array(images))

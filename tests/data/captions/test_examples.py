@@ -15,8 +15,9 @@ from captionmill.data.captions.vocabulary import END, PAD, START, UNK, Vocabular
 from captionmill.data.errors import StoreError
 from captionmill.data.features.store import FeatureStore
 from captionmill.stages.training.features import FeatureFeeder, prepare_ahead
+from captionmill.stages.training.recorder import TrainListener
 from captionmill.stages.training.state import LoopConfig
-from captionmill.stages.training.train import TrainListener, train
+from captionmill.stages.training.train import train
 
 CAPTIONS = {
     "a.jpg": ["A dog runs on the beach.", "a zebra"],

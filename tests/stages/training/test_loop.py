@@ -23,11 +23,12 @@ from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.machine import has_fast_bf16
 from captionmill.stages.settings import TrainConfig
 from captionmill.stages.training.checkpoint import read_checkpoint
-from captionmill.stages.training.corpus import choose_vocabulary, count_words
+from captionmill.stages.training.corpus import choose_epochs, choose_vocabulary, count_words
 from captionmill.stages.training.losses import LENGTH_GROUPS, WordLogits, cross_entropy, weighted_cross_entropy
+from captionmill.stages.training.recorder import TrainListener
 from captionmill.stages.training.self_critical import forbid
-from captionmill.stages.training.state import EpochResult, LoopConfig, Training, choose_epochs, learning_rate_factor
-from captionmill.stages.training.train import TrainListener, train
+from captionmill.stages.training.state import EpochResult, LoopConfig, Training, learning_rate_factor
+from captionmill.stages.training.train import train
 
 
 def make_training(features: Path, captions: Path, config: TrainConfig) -> Training:

@@ -17,12 +17,19 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from captionmill.data.errors import InputError
 from captionmill.stages.machine import has_fast_bf16
 from captionmill.stages.parallel import World, join_world
-from captionmill.stages.settings import TrainConfig
+from captionmill.stages.settings import VALIDATION_SEARCH, SearchConfig, TrainConfig
 from captionmill.stages.training.checkpoint import read_checkpoint
 from captionmill.stages.training.train import train
 
 CONFIG = dataclasses.replace(
-    TINY_TRAINING, batch_size=5, max_epochs=3, dropout=0.0, feature_dropout=0.0, self_critical_epochs=1
+    TINY_TRAINING,
+    batch_size=5,
+    max_epochs=3,
+    dropout=0.0,
+    feature_dropout=0.0,
+    self_critical_epochs=1,
+    matcher_epochs=0,
+    search=SearchConfig(beam_size=2, max_length=6, rerank="consensus", candidates=3),
 )  # 16 captions: the last batch is one caption, fewer than processes
 
 
@@ -34,7 +41,8 @@ def options_of(config: TrainConfig) -> list[str]:
         if value != getattr(TrainConfig(), name) and name != "search"
     }
     options = [text for name, value in changed.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    return [*options, "--beam-size", str(config.search.beam_size)]
+    search = [f"--{name.replace('_', '-')}={getattr(config.search, name)}" for name in VALIDATION_SEARCH]
+    return [*options, *search]
 
 
 PROGRAM = """

@@ -33,9 +33,10 @@ from captionmill.stages.training.checkpoint import (
     write_checkpoint,
 )
 from captionmill.stages.training.origin import describe_origin, require_same
+from captionmill.stages.training.recorder import TrainListener
 from captionmill.stages.training.run_folder import CURVES_NAME, EVENTS_NAME, HISTORY_NAME
 from captionmill.stages.training.state import EpochResult, LoopConfig
-from captionmill.stages.training.train import TrainListener, train
+from captionmill.stages.training.train import train
 
 CONFIG = dataclasses.replace(
     TINY_TRAINING, batch_size=8, self_critical_epochs=2, self_critical_learning_rate=0.05, search=TINY_TRAINING.search

@@ -17,9 +17,10 @@ from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.tokens import tokenize_ptb
+from captionmill.stages.training.recorder import TrainListener
 from captionmill.stages.training.self_critical import Reward, sample_captions
 from captionmill.stages.training.state import LoopConfig
-from captionmill.stages.training.train import TrainListener, train
+from captionmill.stages.training.train import train
 
 CAPTIONS = {
     "a": ["A dog runs on the beach.", "the dog's ball is red", "a dog"],

@@ -16,8 +16,9 @@ from captionmill.stages.scoring.evaluate import evaluate
 from captionmill.stages.scoring.settings import EvaluateConfig
 from captionmill.stages.settings import SearchConfig, TrainConfig
 from captionmill.stages.split_settings import SplitLists
+from captionmill.stages.training.recorder import TrainListener
 from captionmill.stages.training.state import EpochResult
-from captionmill.stages.training.train import TrainListener, train
+from captionmill.stages.training.train import train
 
 CONFIG = TrainConfig(
     min_count=1,

@@ -17,8 +17,9 @@ from captionmill.stages.encoding.extract import extract
 from captionmill.stages.portable.networks import portable_encoder
 from captionmill.stages.settings import ExtractConfig
 from captionmill.stages.training.features import FeatureFeeder
+from captionmill.stages.training.recorder import TrainListener
 from captionmill.stages.training.state import EpochResult
-from captionmill.stages.training.train import TrainListener, train
+from captionmill.stages.training.train import train
 
 KEYS = [f"{number:02d}.jpg" for number in range(10)]
 

@@ -5,24 +5,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from builders import TINY_TRAINING, make_rows, make_spec, make_store, make_task, require_same_weights
 from click.testing import CliRunner
 
 from captionmill.cli import main
-from captionmill.data.captions.vocabulary import PAD
+from captionmill.data.captions.references import read_annotations
+from captionmill.data.captions.splits import choose_splits
+from captionmill.data.captions.vocabulary import END, PAD
 from captionmill.data.errors import CaptionmillError, InputError, SettingError, SpecMismatchError, UnfinishedRunError
+from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import model_digest, read_bundle
+from captionmill.data.progress import no_progress
 from captionmill.pipeline.plan.read import read_plan
 from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
-from captionmill.stages.settings import TrainConfig
+from captionmill.stages.settings import SearchConfig, TrainConfig
+from captionmill.stages.training.checkpoint import TEACHER_CAPTIONS_NAME
+from captionmill.stages.training.given.captions import learn_teacher_captions
+from captionmill.stages.training.given.teachers import Teachers
 from captionmill.stages.training.losses import WordLogits, cross_entropy, distillation_loss
-from captionmill.stages.training.start import Teachers
-from captionmill.stages.training.state import LoopConfig
-from captionmill.stages.training.train import TrainListener, train
+from captionmill.stages.training.recorder import TrainListener
+from captionmill.stages.training.state import LoopConfig, Training
+from captionmill.stages.training.train import train
 
 Task = tuple[Path, Path]
 
@@ -99,15 +107,64 @@ def test_a_decoder_comes_nearer_to_its_teachers(task: Task, tmp_path: Path) -> N
     assert read_bundle(tmp_path / "free").training["teacher"] == []
 
 
-def test_captions_that_teachers_wrote_may_be_learned_beside_the_others(task: Task, tmp_path: Path) -> None:
-    features, captions = task
-    extra = tmp_path / "extra.csv"
-    extra.write_text(
-        "image,caption,split\n" + "".join(f"{number:02d}.jpg,boat boat boat,train\n" for number in range(8))
-    )
-    train(features, [captions, extra], tmp_path / "taught", taught(tmp_path))
-    words = [read_bundle(tmp_path / name).vocabulary.words for name in ("0", "taught")]
-    assert words[0] == words[1]
+def begin(folder: Path, loop: LoopConfig = LoopConfig()) -> Training:
+    """A training of the task in `folder` with both teachers, before its first step."""
+    store, annotations = FeatureStore.open(folder / "features.h5"), read_annotations(folder / "captions.csv")
+    splits, teachers = choose_splits(annotations, store.keys, seed=0), Teachers([folder / "0", folder / "1"])
+    vocabulary = teachers.models[0].model.vocabulary
+    training = Training(store, annotations.captions, splits, vocabulary, TINY_TRAINING, loop=loop)
+    training.learn_from(teachers)
+    return training
+
+
+def test_teachers_together_caption_the_training_images_and_no_other(task: Task, tmp_path: Path) -> None:
+    training = begin(tmp_path)
+    learn_teacher_captions(training, tmp_path, no_progress)
+    keys, count = training.splits.train, len(training.references)
+    added = training.dataset.words(np.arange(count, len(training.dataset)))
+    captioner = Captioner.load([tmp_path / "0", tmp_path / "1"], device="cpu")
+    expected = dict(captioner.captions(training.store, keys, SearchConfig(max_length=6)))
+    assert [training.vocabulary.decode([word for word in words if word > END]) for words in added.tolist()] == [
+        expected[key].text for key in keys
+    ]
+    assert training.dataset.images[count:].tolist() == [*range(len(keys))]
+    np.testing.assert_array_equal(training.dataset.words(np.arange(count)), training.references.words(np.arange(count)))
+    assert set(training.captions) == set(training.splits.val)  # what scores compare with
+
+
+def test_captions_of_teachers_that_are_interrupted_go_on(task: Task, tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    def stop_at_four(_: str, done: int, *__: object, **___: object) -> None:
+        steps.append(done)
+        if steps == [2, 4]:
+            raise KeyboardInterrupt
+
+    often = LoopConfig(checkpoint_every_s=0)
+    with pytest.raises(KeyboardInterrupt):
+        learn_teacher_captions(begin(tmp_path, often), tmp_path, stop_at_four, block_rows=10)
+    training, whole = begin(tmp_path, often), begin(tmp_path)
+    learn_teacher_captions(training, tmp_path, stop_at_four, block_rows=10)
+    assert steps == [2, 4, 6, 8]
+    (tmp_path / "other").mkdir()
+    learn_teacher_captions(whole, tmp_path / "other", no_progress)
+    everything = np.arange(len(whole.dataset))
+    np.testing.assert_array_equal(training.dataset.words(everything), whole.dataset.words(everything))
+
+
+def test_captions_of_teachers_are_no_references_and_can_be_left_out(task: Task, tmp_path: Path) -> None:
+    labels: dict[str, set[str]] = {}
+    for name, is_wanted in (("with", True), ("without", False)):
+        seen = labels.setdefault(name, set())
+        config = taught(tmp_path, teacher_captions=is_wanted, matcher_epochs=1)
+        train(*task, tmp_path / name, config, progress=lambda label, *_, seen=seen, **__: seen.add(label))
+    assert labels["with"] - labels["without"] == {"teachers' captions"}
+    models = [read_bundle(tmp_path / name) for name in labels]
+    rankers = [model.ranker for model in models if model.ranker is not None]
+    assert [ranker.tensors["captions_per_image"].tolist() for ranker in rankers] == [[2] * 8] * 2
+    assert [model.training["teacher_captions"] for model in models] == [True, False]
+    weights = [model.tensors["embedding.weight"].tobytes() for model in models]
+    assert weights[0] != weights[1]
 
 
 def test_a_taught_training_is_resumed_to_the_bit_and_only_with_its_teachers(task: Task, tmp_path: Path) -> None:
@@ -121,6 +178,13 @@ def test_a_taught_training_is_resumed_to_the_bit_and_only_with_its_teachers(task
         if (label[:7], done) == ("epoch 1", 3):
             raise KeyboardInterrupt
 
+    def stop_in_captions(label: str, *_: object, **__: object) -> None:
+        if label == "teachers' captions":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(*task, tmp_path / "model", config, progress=stop_in_captions)
+    assert (tmp_path / "model.training" / TEACHER_CAPTIONS_NAME).exists()
     every_step = LoopConfig(checkpoint_every_s=0, steps_per_check=1)
     with pytest.raises(KeyboardInterrupt):
         train(*task, tmp_path / "model", config, listener=TrainListener(loop=every_step), progress=stop_in_step)
@@ -164,6 +228,8 @@ def test_the_teachers_of_a_pipeline_are_trained_first(task: Task, tmp_path: Path
     assert tasks[1].job.inputs()["teacher 2"] == tmp_path / "0"
 
 
-def test_a_weight_without_teachers_is_refused() -> None:
+def test_settings_of_teachers_without_teachers_are_refused() -> None:
     with pytest.raises(SettingError, match="`teacher_weight` does nothing without `teacher`"):
         TrainConfig(teacher_weight=0.3)
+    with pytest.raises(SettingError, match="`teacher_captions` does nothing without `teacher`"):
+        TrainConfig(teacher_captions=False)

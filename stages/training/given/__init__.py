@@ -1,0 +1,1 @@
+"""The models that a training starts from or learns from."""
