@@ -135,7 +135,7 @@ def test_teachers_together_caption_the_training_images_and_no_other(task: Task, 
 def test_captions_of_teachers_that_are_interrupted_go_on(task: Task, tmp_path: Path) -> None:
     steps: list[int] = []
 
-    def stop_at_four(_: str, done: int, *__: object, **___: object) -> None:
+    def stop_at_four(label: str, done: int, *_: object, **__: object) -> None:
         steps.append(done)
         if steps == [2, 4]:
             raise KeyboardInterrupt

@@ -165,7 +165,8 @@ def test_few_images_get_a_ranker_only_if_it_is_asked_for(task: Path, tmp_path: P
 def test_validation_is_re_ranked_after_each_epoch_where_its_search_says_by_what(task: Path, tmp_path: Path) -> None:
     """Nothing else of the model depends on it."""
     models = {}
-    for name, rerank in (("each", "both"), ("last", "auto")):
+    names: dict[str, Rerank] = {"each": "both", "last": "auto"}
+    for name, rerank in names.items():
         config = replace(CONFIG, search=replace(SEARCH, rerank=rerank), max_epochs=1)
         train(task / "features.h5", task / "captions.csv", tmp_path / name, config)
         models[name] = read_bundle(tmp_path / name)
