@@ -176,6 +176,11 @@ class Training:
         texts = {key: self.tokenize(caption.text) for key, caption in captions.items()}
         return float(self.val_scorer.scores(texts).mean())
 
+    def notes_on(self, captions: Mapping[str, Caption]) -> tuple[str, ...]:
+        """What a person should know of captions of the validation images."""
+        texts = {key: caption.text for key, caption in captions.items()}
+        return tuple(describe_captions_alike(texts, "validation images", self.vocabulary.word_rule))
+
     def tokenize(self, text: str) -> list[str]:
         """The tokens that a caption is scored by."""
         return tokenize_for_scores(text, self.vocabulary.word_rule)
@@ -247,7 +252,6 @@ class Training:
 
     def bundle(self, result: EpochResult, captions: Mapping[str, Caption]) -> Model:
         """The decoder as it is now, with all that captioning needs; `captions` are those of the validation images."""
-        texts = {key: caption.text for key, caption in captions.items()}
         confidence = {RERANKED_LOW_CONFIDENCE if self.rankers else LOW_CONFIDENCE: low_confidence(captions)}
         reranked = {RERANKED_CIDER: result.val_cider} if self.rankers else {}
         tensors = dict(self.decoder.named_parameters()) | dict(self.decoder.named_buffers())
@@ -267,7 +271,7 @@ class Training:
             },
             versions=versions(),
             tensors={name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
-            notes=tuple(describe_captions_alike(texts, "validation images", self.vocabulary.word_rule)),
+            notes=self.notes_on(captions),
         )
 
     def _new_optimizer(self) -> torch.optim.AdamW:

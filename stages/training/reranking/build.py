@@ -58,7 +58,7 @@ def add_ranker(training: Training, work_dir: Path, progress: Progress) -> None:
     load_weights(training.decoder, {name: torch.from_numpy(tensor) for name, tensor in model.tensors.items()})
     parts = pack_ranker(ranker)
     search = training.config.search if training.rankers else choose_rerank(training.config.search, {"": parts})
-    scores = dict(model.scores)
+    scores, notes = dict(model.scores), model.notes
     if training.rankers:  # validation has measured the captions with it
         captions = _decode_alone(training, replace(search, rerank="none"), ranker)
         scores[LOW_CONFIDENCE] = low_confidence(captions)
@@ -68,7 +68,8 @@ def add_ranker(training: Training, work_dir: Path, progress: Progress) -> None:
             RERANKED_CIDER: training.measure_cider(captions),
             RERANKED_LOW_CONFIDENCE: low_confidence(captions),
         }
-    write_model(work_dir, replace(model, ranker=parts, scores=scores))
+        notes = training.notes_on(captions)  # they are what the model writes by default
+    write_model(work_dir, replace(model, ranker=parts, scores=scores, notes=notes))
 
 
 def make_ranker(training: Training, work_dir: Path, progress: Progress) -> Ranker | None:

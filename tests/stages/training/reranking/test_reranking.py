@@ -192,6 +192,20 @@ def test_validation_is_re_ranked_after_each_epoch_where_its_search_says_by_what(
     )
 
 
+def test_what_a_training_reports_of_its_captions_is_about_those_that_the_model_writes(tmp_path: Path) -> None:
+    task = make_task(tmp_path, train=12, val=12)
+    reported: dict[Rerank, str] = {}
+    rerank: Rerank
+    for rerank in ("none", "auto"):
+        search = SearchConfig(beam_size=2, max_length=6, rerank=rerank)
+        epochs = None if rerank == "none" else 1
+        config = replace(TINY_TRAINING, learning_rate=0.005, max_epochs=1, matcher_epochs=epochs, search=search)
+        train(*task, tmp_path / rerank, config)
+        reported[rerank] = " ".join(read_bundle(tmp_path / rerank).notes)
+    assert "all 12 validation images have the same caption" in reported["none"]
+    assert "have the same caption" not in reported["auto"]
+
+
 def test_a_training_that_is_killed_after_its_ranker_ends_with_the_same_bits(task: Path) -> None:
     def die_in_epoch_2(label: str, *_: object, **__: object) -> None:
         if label.startswith("epoch 2"):
