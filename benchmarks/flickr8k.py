@@ -1,10 +1,9 @@
 """Extract, train and evaluate on Flickr8k with the commands a user would type; print the tables of docs/benchmarks.md.
 
-python benchmarks/flickr8k.py FLICKR8K --weights resnet50.pth [--seeds 3] [--max-epochs 6] [--self-critical-epochs 6]
+python benchmarks/flickr8k.py FLICKR8K --weights resnet50.pth [--seeds 3] [--features STORE]
 
 FLICKR8K holds `images/`, `Flickr8k.token.txt` and the official lists `Flickr_8k.{train,dev,test}Images.txt`. Each seed
-is trained by cross entropy, without a matcher, and evaluated without re-ranking; with `--self-critical-epochs` once
-more, from the same seed, with these epochs after it. A second run resumes: `--work` keeps the models.
+is trained without a matcher, and evaluated without re-ranking. A second run resumes: `--work` keeps the models.
 """
 
 import argparse
@@ -36,8 +35,6 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="state_dict of a ResNet-50, or a torchvision name")
     parser.add_argument("--features", type=Path, help="a store made before; nothing is extracted then")
     parser.add_argument("--seeds", type=int, default=1, help="trainings, with seeds 0, 1, ...")
-    parser.add_argument("--max-epochs", type=int, help="of cross entropy; left out, the command's own default")
-    parser.add_argument("--self-critical-epochs", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="trainings in parallel, on a GPU")
     parser.add_argument("--work", type=Path, default=Path("flickr8k-work"))
     arguments = parser.parse_args()
@@ -50,54 +47,25 @@ def main() -> None:
         extract_s = run("extract", flickr8k / "images", "--output", features, "--weights", arguments.weights)
         print(f"extraction: {extract_s:.0f} s")
 
-    def evaluate(name: str, models: list[Path]) -> tuple[list[float], float]:
-        output = work / f"scores-{name.replace(' ', '-')}.json"
-        chosen = [word for model in models for word in ("--model", model)]
-        words = ("--captions", captions, "--list", test_list, "--output", output, "--rerank", "none", "--quiet")
-        seconds = run("evaluate", features, *chosen, *words)
-        scores = json.loads(output.read_text())["scores"]
-        return [scores[metric] for metric in METRICS], seconds
-
-    def train(job: tuple[str, int, int]) -> tuple[list[float], float, float]:
-        kind, epochs, seed = job
-        model = work / f"{kind.replace(' ', '-')}-{seed}"
+    def score(seed: int) -> tuple[list[float], float, float]:
+        """The scores of the test images, and the seconds of training and of evaluation."""
+        model, output = work / f"model-{seed}", work / f"scores-{seed}.json"
         train_s = 0.0
         if not (model / "bundle.json").exists():
             train_list, val_list = (flickr8k / f"Flickr_8k.{split}Images.txt" for split in ("train", "dev"))
             lists = ("--train-list", train_list, "--val-list", val_list)
-            options = (
-                "--seed",
-                seed,
-                "--self-critical-epochs",
-                epochs,
-                "--matcher-epochs",
-                0,
-                "--overwrite",
-                "--quiet",
-            )
-            fewer = ("--max-epochs", arguments.max_epochs) if arguments.max_epochs else ()
-            train_s = run("train", features, "--captions", captions, "--output", model, *lists, *options, *fewer)
-        scores, evaluate_s = evaluate(model.name, [model])
-        return scores, train_s, evaluate_s
+            options = ("--seed", seed, "--matcher-epochs", 0, "--overwrite", "--quiet")
+            train_s = run("train", features, "--captions", captions, "--output", model, *lists, *options)
+        chosen = ("--list", test_list, "--output", output, "--rerank", "none", "--quiet")
+        evaluate_s = run("evaluate", features, "--model", model, "--captions", captions, *chosen)
+        scores = json.loads(output.read_text())["scores"]
+        return [scores[metric] for metric in METRICS], train_s, evaluate_s
 
-    kinds = {"cross entropy": 0}
-    if arguments.self_critical_epochs:
-        kinds["self-critical"] = arguments.self_critical_epochs
-    seeds = range(arguments.seeds)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        jobs = [(kind, epochs, seed) for kind, epochs in kinds.items() for seed in seeds]
-        results = dict(zip(jobs, pool.map(train, jobs), strict=True))
-    rows = []
-    for kind, epochs in kinds.items():
-        own = [results[kind, epochs, seed] for seed in seeds]
-        rows += [(f"{kind}, seed {seed}", *result) for seed, result in zip(seeds, own, strict=True)]
-        if len(own) > 1:
-            means = [statistics.mean(scores[place] for scores, _, _ in own) for place in range(len(METRICS))]
-            times = [statistics.mean(times) for times in zip(*(result[1:] for result in own), strict=True)]
-            rows.append((f"{kind}, mean", means, times[0], times[1]))
-            models = [work / f"{kind.replace(' ', '-')}-{seed}" for seed in seeds]
-            scores, seconds = evaluate(f"{kind} ensemble", models)
-            rows.append((f"{kind}, ensemble of {len(own)}", scores, 0.0, seconds))
+        results = list(pool.map(score, range(arguments.seeds)))
+    rows = [(f"seed {seed}", *result) for seed, result in enumerate(results)]
+    means = [statistics.mean(values) for values in zip(*(scores for scores, _, _ in results), strict=True)]
+    rows.append(("mean", means, *(statistics.mean(times) for times in zip(*(r[1:] for r in results), strict=True))))
 
     print(f"\n{time.strftime('%Y-%m-%d')}, {platform.machine()}\n")
     print("| | BLEU-1 | BLEU-2 | BLEU-3 | BLEU-4 | ROUGE-L | CIDEr-D | training | evaluation |")
