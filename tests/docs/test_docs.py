@@ -103,3 +103,16 @@ def test_every_benchmark_has_a_section_and_the_page_stays_short() -> None:
     folders = {path.parent.name for path in (ROOT / "benchmarks").glob("*/__main__.py")}
     assert scripts | folders == set(re.findall(r"python benchmarks/(\w+(?:\.py)?)", page))
     assert len(page.splitlines()) <= 350
+
+
+def test_a_benchmark_has_one_table_and_at_most_four_sentences() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    _, *sections = re.split(
+        r"^## ", re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL), flags=re.MULTILINE
+    )
+    assert len(sections) > 15
+    for section in sections:
+        title, text = section.split("\n", 1)
+        prose = " ".join(line for line in text.splitlines() if not line.startswith("|"))
+        assert len(re.findall(r"[.!?](?=\s|$)", prose)) in range(1, 5), title
+        assert len(re.findall(r"^\|[-|]+\|$", text, flags=re.MULTILINE)) == 1, title
