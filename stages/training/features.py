@@ -19,6 +19,7 @@ MEMORY_LIMIT = 768_000_000  # bytes of features held in main memory: COCO's 123,
 _GPU_SHARE = 0.5  # share of a GPU's free memory, at most
 _AHEAD = 4
 _BLOCK_ROWS = 4096
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -99,7 +100,7 @@ class FeatureFeeder:
         return np.asarray(self.rows(images).float().cpu())
 
 
-def prepare_ahead(prepare: Callable[[Indices], T], batches: Sequence[Indices]) -> Generator[T, None, None]:
+def prepare_ahead(prepare: Callable[[S], T], batches: Sequence[S]) -> Generator[T, None, None]:
     """`prepare` of each batch, in order, computed in a thread a few batches ahead of the consumer."""
     with ThreadPoolExecutor(1, thread_name_prefix="feeder") as pool:
         yield from map_ahead(prepare, batches, pool, _AHEAD)

@@ -129,7 +129,7 @@ def _train_matcher(
         config,
         captions,
         images,
-        lambda images: _draw_rows(training, images),
+        lambda images, generator: _draw_rows(training, images, generator),
         scale=(training.decoder.feature_mean, training.decoder.feature_std),
         seed=training.config.seed,
         device=training.device,
@@ -137,10 +137,10 @@ def _train_matcher(
     return matching.run(epochs, work_dir, progress)
 
 
-def _draw_rows(training: Training, images: Indices) -> torch.Tensor:
-    """The features of images, each of a view that torch's generator draws, if there are several."""
+def _draw_rows(training: Training, images: Indices, generator: torch.Generator) -> torch.Tensor:
+    """The features of images, each of a view that `generator` draws, if there are several."""
     view_count = training.store.spec.view_count
-    views = torch.randint(view_count, (len(images),)) if view_count > 1 else None
+    views = torch.randint(view_count, (len(images),), generator=generator) if view_count > 1 else None
     return training.feeder.rows(images, views)
 
 

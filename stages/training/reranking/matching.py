@@ -30,6 +30,7 @@ from captionmill.stages.training.checkpoint import (
     unpack_tensors,
     write_checkpoint,
 )
+from captionmill.stages.training.features import prepare_ahead
 from captionmill.stages.training.reranking.network import MatcherNetwork
 from captionmill.stages.training.state import learning_rate_factor
 
@@ -51,13 +52,14 @@ class MatcherTraining:
         config: MatcherConfig,
         captions: FlatCaptions,
         images: Indices,
-        rows: Callable[[Indices], Tensor],
+        rows: Callable[[Indices, torch.Generator], Tensor],
         *,
         scale: tuple[Tensor, Tensor],
         seed: int,
         device: torch.device,
     ) -> None:
-        """Train on `captions`, each of the image that `images` [C] names, whose features `rows` gives [B, D].
+        """Train on `captions`, each of the image that `images` [C] names, whose features `rows` gives [B, D]; of several
+        views each row is of one that the generator draws. Another thread calls it.
 
         `scale` is the mean and the deviation of the features, each [D].
         """
@@ -84,14 +86,16 @@ class MatcherTraining:
         while self.epoch < epochs:
             self.matcher.train()
             order = np.random.default_rng((self._seed, self.epoch)).permutation(len(self._captions))
-            for step in range(steps):
-                done = self.epoch * steps + step
-                torch.manual_seed(int(np.random.SeedSequence((self._seed, done)).generate_state(1)[0]))  # dropout
+            done = self.epoch * steps
+            plan = [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
+            for batch in prepare_ahead(self._prepare, list(enumerate(plan, done))):
+                torch.manual_seed(self._seed_of(done))  # what dropout draws
                 for group in self._optimizer.param_groups:
                     group["lr"] = PEAK_LEARNING_RATE * learning_rate_factor(done, steps * epochs)
-                loss = self._step(order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE])
-                left_s = (time.monotonic() - started) / (done + 1 - first) * (steps * epochs - done - 1)
-                progress("matcher", done + 1, steps * epochs, left_s=left_s)
+                loss = self._step(*batch)
+                done += 1
+                left_s = (time.monotonic() - started) / (done - first) * (steps * epochs - done)
+                progress("matcher", done, steps * epochs, left_s=left_s)
             if not math.isfinite(loss.item()):
                 raise TrainingError("the loss of the matcher is not finite; pass `matcher_epochs` 0 to train without")
             self.epoch += 1
@@ -99,22 +103,30 @@ class MatcherTraining:
             write_checkpoint(work_dir, state, MATCHER_NAME)
         return self.matcher.trained()
 
-    def _step(self, chosen: Indices) -> Tensor:
-        """One step on the captions `chosen` [B] -> the loss."""
+    def _prepare(self, job: tuple[int, Indices]) -> tuple[Tensor, Tensor, Tensor]:
+        """For a step, counted from 0, on so many captions: features [I, D], words [B, T], and each one's image [B]."""
+        step, chosen = job
         images, owners = np.unique(self._images[chosen], return_inverse=True)  # [I], [B]
         captions = [torch.from_numpy(words.astype(np.int64)) for words in self._captions.take(chosen).split()]
         words = pad_sequence(captions, batch_first=True, padding_value=PAD).to(self._device)  # [B, T]
-        own = torch.from_numpy(owners).to(self._device)
+        rows = self._rows(images, torch.Generator().manual_seed(self._seed_of(step)))  # [I, D]
+        return rows, words, torch.from_numpy(owners).to(self._device)
+
+    def _seed_of(self, step: int) -> int:
+        return int(np.random.SeedSequence((self._seed, step)).generate_state(1)[0])
+
+    def _step(self, rows: Tensor, words: Tensor, own: Tensor) -> Tensor:
+        """One step on what `_prepare` returns -> the loss."""
         dtype = choose_training_dtype(self._device)
         with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
-            image_vectors = self.matcher.embed_images(self._rows(images))  # [I, M]
+            image_vectors = self.matcher.embed_images(rows)  # [I, M]
             caption_vectors = self.matcher(words)  # [B, M]
         logits = image_vectors.float() @ caption_vectors.float().t() / TEMPERATURE  # [I, B]
         is_other = own.unsqueeze(1) == own  # [B, B]: captions of the same image ...
         is_other.fill_diagonal_(False)  # ... but not the caption itself
         of_images = logits[own].masked_fill(is_other, -math.inf)  # [B, B]
         loss = F.cross_entropy(logits.t(), own) + F.cross_entropy(
-            of_images, torch.arange(len(chosen), device=self._device)
+            of_images, torch.arange(len(own), device=self._device)
         )
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
