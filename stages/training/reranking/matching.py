@@ -58,8 +58,8 @@ class MatcherTraining:
         seed: int,
         device: torch.device,
     ) -> None:
-        """Train on `captions`, each of the image that `images` [C] names, whose features `rows` gives [B, D]; of several
-        views each row is of one that the generator draws. Another thread calls it.
+        """Train on `captions`, each of the image that `images` [C] names, whose features `rows` gives [B, D]; of
+        several views each row is of one that the generator draws. Another thread calls it.
 
         `scale` is the mean and the deviation of the features, each [D].
         """
