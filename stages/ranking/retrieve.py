@@ -1,6 +1,7 @@
 """The images of a store that are closest to a query, both as vectors of the matcher.
 
-Rows are read in blocks and only the closest so far are kept: memory does not grow with the number of images.
+Rows are read in blocks and only the closest so far are kept: memory does not grow with the number of images. A row
+whose cosine cannot be among the largest is not multiplied by the whole matrix of the matcher.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from captionmill.stages.ranking.opened import MatchedStore
 from captionmill.stages.ranking.packed import unpack_ranker
 
 BLOCK_ROWS = 512  # stay in the cache while they are scaled and multiplied
+DIRECTIONS = 32  # of Flickr8k's images one in a hundred then needs its cosine; twice as many directions halve that
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,36 @@ def embedded_blocks(
         yield block, matcher.embed_images(rows), damaged
 
 
+class CosineBound:
+    """The most that the cosine of an image with a query can be, for a sixteenth of the work of the cosine.
+
+    The cosine divides the product of an image's vector with the query by the vector's length, and that is at least the
+    length of the vector's part in a few directions: those in which the matcher's vectors differ most.
+    """
+
+    def __init__(self, matcher: Matcher, query: Reals, directions: int = DIRECTIONS) -> None:
+        """Of the cosine with `query` [M]."""
+        weight, bias = matcher.weights["to_joint.weight"], matcher.weights["to_joint.bias"]  # [M, D], [M]
+        _, vectors = np.linalg.eigh(weight @ weight.T)  # [M, M], a direction in each column, the strongest last
+        chosen = np.column_stack([query, vectors[:, -directions:]])  # [M, 1 + directions]
+        columns = weight.T @ chosen * np.float32(matcher.config.feature_dim**0.5)  # [D, 1 + directions]
+        deviation = matcher.weights["feature_std"]
+        self._inverse = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation != 0)
+        mean = matcher.weights["feature_mean"] * self._inverse  # [D]
+        self._columns = np.column_stack([columns, mean])
+        self._of_mean, self._mean_square, self._offsets = mean @ columns, mean @ mean, bias @ chosen
+
+    def of(self, features: Reals) -> Reals:
+        """The bound for each row of `features` [B, D]: [B]."""
+        rows = features * self._inverse
+        products = rows @ self._columns
+        squares = np.einsum("bd,bd->b", rows, rows) + self._mean_square  # the mean is subtracted from the sums only
+        lengths = squares - 2 * products[:, -1]  # of the standardised features, squared
+        vectors = (products[:, :-1] - self._of_mean) / np.sqrt(np.maximum(lengths, 1e-12))[:, None] + self._offsets
+        bounds = np.maximum(vectors[:, 0], 0) / np.maximum(np.linalg.norm(vectors[:, 1:], axis=1), 1e-12)
+        return np.where(lengths < _ROUNDING * squares, 1, bounds)  # so near the mean, rounding decides
+
+
 def find_closest(
     store: FeatureStore,
     matcher: Matcher,
@@ -56,13 +89,16 @@ def find_closest(
 
     The row at the position `left_out` is not among them.
     """
+    bound = CosineBound(matcher, query)
     positions, cosines = np.empty(0, np.int64), np.empty(0, np.float32)
     damaged: list[str] = []
     done = 0
-    for block, vectors, lost in embedded_blocks(store, matcher):
-        found = vectors @ query  # [B]
+    for block, rows, lost in store.sound_blocks(None, BLOCK_ROWS):
         is_wanted = block != (-1 if left_out is None else left_out)
-        positions, cosines = np.append(positions, block[is_wanted]), np.append(cosines, found[is_wanted])
+        if len(cosines) == top:
+            is_wanted &= bound.of(rows) >= cosines[-1] - _ROUNDING
+        found = matcher.embed_images(rows[is_wanted]) @ query
+        positions, cosines = np.append(positions, block[is_wanted]), np.append(cosines, found)
         order = np.lexsort((positions, -cosines))[:top]
         positions, cosines = positions[order], cosines[order]
         damaged += lost

@@ -9,8 +9,9 @@ from builders import damage, make_matching_model, make_model, make_rows, make_sp
 from captionmill.data.errors import InputError, SpecMismatchError
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import read_bundle
+from captionmill.stages.ranking.matcher import Matcher, MatcherConfig
 from captionmill.stages.ranking.opened import open_matched
-from captionmill.stages.ranking.retrieve import embedded_blocks, find_closest, load_matcher
+from captionmill.stages.ranking.retrieve import CosineBound, embedded_blocks, find_closest, load_matcher
 
 KEYS = [f"{number:02d}.jpg" for number in range(20)]
 
@@ -31,6 +32,48 @@ def test_the_closest_rows_are_those_of_all_rows_sorted_and_damaged_ones_are_left
     found = find_closest(FeatureStore.open(path), matcher, query, 30, left_out=3)
     assert found.positions.tolist() == order[2:]
     assert found.damaged == (KEYS[7],)
+
+
+@pytest.mark.parametrize("directions", [1, 3, 16])
+def test_no_cosine_is_above_its_bound(directions: int) -> None:
+    generator = np.random.default_rng(directions)
+    config = MatcherConfig(feature_dim=48, vocab_size=5, embed_dim=4, joint_dim=16)
+    shapes = {
+        "to_joint.weight": (16, 48),
+        "to_joint.bias": (16,),
+        "embedding.weight": (5, 4),
+        "words_to_joint.weight": (16, 4),
+        "words_to_joint.bias": (16,),
+    }
+    weights = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    rows = generator.random((500, 48), dtype=np.float32) * generator.choice([0.01, 1, 100], (500, 1))
+    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
+    deviation[3] = 0
+    rows = np.concatenate([rows, mean[None], mean[None] * (1 + 1e-6)]).astype(np.float32)
+    matcher = Matcher(config, {**weights, "feature_mean": mean, "feature_std": deviation})
+    loose = 0
+    for row in range(20):
+        query = matcher.embed_images(rows[row : row + 1])[0]
+        cosines, bounds = matcher.embed_images(rows) @ query, CosineBound(matcher, query, directions).of(rows)
+        assert (cosines <= bounds + 1e-4).all()
+        loose += int((bounds < 0.9).sum())
+    assert loose > 3000  # most rows are known not to be near, so that the bound is of use
+
+
+def test_a_search_of_many_blocks_finds_what_all_cosines_show(tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    spec = make_spec()
+    rows = generator.normal(size=(1700, spec.feature_dim)).astype(np.float32)
+    rows[600:605] = rows[3]  # equal ones, in other blocks than the first
+    path = make_store(tmp_path / "f.h5", [f"{number:04d}.jpg" for number in range(1700)], rows)
+    opened = open_matched(path, make_matching_model(tmp_path / "model", spec))
+    matcher = load_matcher(opened)
+    for row in (3, 900, 1699):
+        query = matcher.embed_images(rows[row : row + 1])[0]
+        cosines = (matcher.embed_images(rows) @ query).round(5)
+        found = find_closest(opened.store, matcher, query, 12, left_out=row)
+        order = [other for other in np.lexsort((np.arange(1700), -cosines)).tolist() if other != row]
+        assert found.positions.tolist() == order[:12]
 
 
 def test_blocks_give_the_sound_rows_in_their_order(tmp_path: Path) -> None:
