@@ -5,13 +5,15 @@ python benchmarks/decode.py PHOTOS --weights resnet50.pth [--count 60]
 Rates are of one thread, from bytes in memory to the 224 x 224 image that the network sees. The large images are the
 photographs enlarged to 4000 pixels with Lanczos and saved as JPEG again: their decoding costs what a camera's does.
 The effect of the reduced size is shown twice, in levels of the prepared image and as the cosine of the features, next
-to the effect of changing 14 % of the image's levels by one at random.
+to the effect of changing 14 % of the image's levels by one at random. A last table shows what each eighth of the size
+costs, decoded and resized, just above and below the halves: the images are enlarged to 1700 and 3200 pixels.
 """
 
 import argparse
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +28,14 @@ from captionmill.stages.encoding.engine import build_engine
 from captionmill.stages.settings import ExtractConfig
 
 Prepare = Callable[[bytes], Pixels]
+_KINDS: dict[str, dict[str, int | str | bool]] = {
+    "4:2:0": {},
+    "4:4:4": {"subsampling": "4:4:4"},
+    "4:2:0, progressive": {"progressive": True},
+}
 
 
-def best_rates(ways: tuple[Prepare, Prepare], contents: list[bytes]) -> list[float]:
+def best_rates(ways: Sequence[Prepare], contents: list[bytes]) -> list[float]:
     """Images/s of each way, the best of five rounds; the ways take turns, so that both see the machine's moods."""
     best = [0.0] * len(ways)
     for _ in range(5):
@@ -50,12 +57,18 @@ def decode_strictly(content: bytes) -> Pixels:
     return pixels
 
 
-def enlarge(content: bytes, longer: int) -> bytes:
+def prepare_at(eighths: int, encoder: Encoder, content: bytes) -> Pixels:
+    height, width, *_ = simplejpeg.decode_jpeg_header(content)
+    least = {"min_width": -(-width * eighths // 8), "min_height": -(-height * eighths // 8)}
+    return encoder.prepare(simplejpeg.decode_jpeg(content, fastdct=False, fastupsample=False, strict=True, **least))
+
+
+def enlarge(content: bytes, longer: int, **options: int | str | bool) -> bytes:
     image = Image.open(io.BytesIO(content))
     scale = longer / max(image.size)
     buffer = io.BytesIO()
     large = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-    large.save(buffer, "JPEG", quality=90)
+    large.save(buffer, "JPEG", quality=90, **options)
     return buffer.getvalue()
 
 
@@ -76,6 +89,17 @@ def shake(image: Pixels) -> Pixels:
 def least_cosine(left: np.ndarray, right: np.ndarray) -> float:
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     return float(((left * right).sum(axis=1) / norms).min())
+
+
+def measure_eighths(encoder: Encoder, contents: list[bytes]) -> None:
+    """Print the milliseconds per image at each eighth of the size that leaves REDUCING_GAP times what is needed."""
+    print("\n| longer side, kind | eighths: ms to decode and resize |\n|---|---|")
+    for longer, tried in ((1700, (8, 7, 6, 5)), (3200, (4, 3))):
+        for kind, options in _KINDS.items():
+            large = [enlarge(content, longer, **options) for content in contents]
+            ways = [partial(prepare_at, eighths, encoder) for eighths in tried]
+            rates = zip(tried, best_rates(ways, large), strict=True)
+            print(f"| {longer}, {kind} |", ", ".join(f"{n}: {1000 / rate:.1f}" for n, rate in rates), "|", flush=True)
 
 
 def main() -> None:
@@ -130,6 +154,7 @@ def main() -> None:
             rows = [features(encoder, config, side) for side in sides]
         cosine, control = least_cosine(rows[0], rows[1]), least_cosine(rows[0], rows[2])
         print(f"| {preprocess} | {mean:.2f} | {largest} | {cosine:.4f} | {control:.4f} |", flush=True)
+    measure_eighths(build_encoder(ExtractConfig(weights=arguments.weights)), contents[:8])
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ from captionmill.data.images.formats.jpeg import (
     PlainJpegFile,
     check_jpeg,
     decode_jpeg,
+    eighths_of,
     jpeg_memory,
-    reduction_of,
 )
 from captionmill.data.images.formats.kinds import FORMATS, HEADER_BYTES, is_camera_header, why_not_read
 from captionmill.data.images.formats.limits import PIXEL_LIMIT, require_size
@@ -101,9 +101,9 @@ def decode_pixels(data: bytes, *, at_least: AtLeast | None = None, name: str = "
     that no pixel exceeds, of floats the first of 1, 255 and 65535 that they come near. 16-bit colours lose their lower
     byte, unless it is all there is. NaN and infinity are black. Colour profiles are not applied.
 
-    `at_least` returns, for an upright image of (width, height), the size to which it will be resized. A JPEG that is 2
-    * REDUCING_GAP times as large or larger is decoded at a half, a quarter or an eighth of its size, but never below
-    REDUCING_GAP times that size. This is several times faster, and the resized image is nearly the same.
+    `at_least` returns, for an upright image of (width, height), the size to which it will be resized. A larger
+    JPEG is decoded at five eighths, a half, a quarter or an eighth of its size, but never below REDUCING_GAP times that
+    size. This is up to several times faster, and the resized image is nearly the same.
 
     `name` is that of the file. Its suffix counts only where the content does not show the format: the files of many
     cameras begin as a TIFF does, with a thumbnail.
@@ -121,8 +121,8 @@ def decode_pixels(data: bytes, *, at_least: AtLeast | None = None, name: str = "
 def check_pixels(data: bytes, *, at_least: AtLeast) -> CheckedJpeg | None:
     """The bytes of an undamaged, upright JPEG of a usual kind, which any decoder turns into the same image.
 
-    None for every other file, for whatever has damage, and for a JPEG that `decode_pixels` decodes at reduced size,
-    which is as fast: `decode_pixels` returns its pixels or names its damage. `at_least` is as there.
+    None for every other file, for whatever has damage, and for a JPEG that `decode_pixels` decodes at half its size
+    or less, which is as fast: `decode_pixels` returns its pixels or names its damage. `at_least` is as there.
     """
     try:
         with _damage_named(), BUDGET.one_image():
@@ -130,7 +130,7 @@ def check_pixels(data: bytes, *, at_least: AtLeast) -> CheckedJpeg | None:
             if _find_decoder(data[:HEADER_BYTES]) is not PlainJpegFile:
                 return None
             with PlainJpegFile(io.BytesIO(data)) as image:
-                if read_orientation(image.info) != 1 or reduction_of(image.size, 1, at_least) > 1:
+                if read_orientation(image.info) != 1 or eighths_of(image.size, 1, at_least) <= 4:
                     return None
                 return check_jpeg(data, image)
     except ImageError:
@@ -176,9 +176,9 @@ def _decode_file(data: bytes, at_least: AtLeast | None, name: str) -> Pixels:
         if isinstance(image, JpegImageFile):
             require_size(image.size, bytes_per_pixel=0)
             orientation = read_orientation(image.info)
-            reduction = reduction_of(image.size, orientation, at_least)
-            BUDGET.take(jpeg_memory(image, reduction))
-            return turn_upright(decode_jpeg(data, image, reduction), orientation)
+            eighths = eighths_of(image.size, orientation, at_least)
+            BUDGET.take(jpeg_memory(image, eighths))
+            return turn_upright(decode_jpeg(data, image, eighths), orientation)
         require_size(image.size)
         frame = first_frame_of(image)
         image.load()

@@ -7,6 +7,7 @@ the cache, neither torchvision is imported nor are the weights read.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,11 +30,14 @@ from captionmill.stages.settings import Backbone, ExtractConfig
 if TYPE_CHECKING:
     from captionmill.stages.encoding.network import FeatureNetwork
 
-RESIZED_LIMIT = 4_000_000  # pixels: an image of 1 x 30,000 would become one of 256 x 7,680,000
 _ENLARGED = 1.125  # of an image whose corners are cropped, so that a crop is 8/9 of each side
 _LONGEST_SHAPE = 4  # longer side to shorter side
-Resize = Callable[[Any, int, int], Pixels]
-"""Resizes an image [H, W, 3] to a width and a height, bilinear and antialiased."""
+Size = tuple[int, int]
+"""Width and height, pixels."""
+CropBox = tuple[int, int, int, int]
+"""Left, top, right and bottom, pixels."""
+Resize = Callable[[Any, Size, CropBox], Pixels]
+"""Resizes an image [H, W, 3] to a size, bilinear and antialiased, and returns the part of it that is in the box."""
 STRIDE = 32  # pixels of the image per position of the network's last feature map
 
 
@@ -69,7 +73,7 @@ class Encoder:
         """Number of inputs that `prepare` returns, one below the other; mirror images are made of the first."""
         return 5 if self.spec.views == "six" else 1
 
-    def least_size(self, width: int, height: int) -> tuple[int, int]:
+    def least_size(self, width: int, height: int) -> Size:
         """The size to which an image of (width, height) is resized, in pixels, before the crop."""
         return _resized_size(width, height, self.spec if self.crop_count == 1 else _enlarged(self.spec))
 
@@ -82,23 +86,16 @@ def prepare_image(image: Pixels, spec: FeatureSpec, resize: Resize | None = None
     keeps the aspect ratio; the longer side is rounded to a multiple of 32 and at most 4 times as long, so a longer
     panorama is squeezed.
 
-    Pillow resizes everywhere, as for torchvision: a millisecond for an image of 500 x 375. Faster libraries round other
-    pixels by one level, which moves the features of some images further than bfloat16 does. `resize` is what resizes
-    instead, an `image` of any type that has a shape.
+    Pillow resizes everywhere, as for torchvision: whole images to the same bits, in a millisecond for one of 500 x 375.
+    A crop is resized without what is cut off, in three fifths of the time; 0.1 % of its levels differ by one. Faster
+    libraries round so many levels differently that the features of some images move further than in bfloat16.
+    `resize` is what resizes instead, an `image` of any type that has a shape.
     """
-    resize = resize or _resize
-    size = spec.image_size
     height, width, _ = image.shape
     resized = _resized_size(width, height, spec)
-    if spec.preprocess != "crop":
-        return resize(image, *resized)
-    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
-    if resized[0] * resized[1] <= RESIZED_LIMIT:
-        return resize(image, *resized)[top : top + size, left : left + size].copy()
-    # of a long panorama, only the cropped part is resized: Pillow rounds the box, and pixels differ by one level
-    scale_x, scale_y = width / resized[0], height / resized[1]
-    box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box))
+    kept = (spec.image_size, spec.image_size) if spec.preprocess == "crop" else resized
+    left, top = round((resized[0] - kept[0]) / 2), round((resized[1] - kept[1]) / 2)
+    return (resize or _resize)(image, resized, (left, top, left + kept[0], top + kept[1]))
 
 
 def _enlarged(spec: FeatureSpec) -> FeatureSpec:
@@ -106,13 +103,21 @@ def _enlarged(spec: FeatureSpec) -> FeatureSpec:
     return replace(spec, image_size=round(spec.image_size * _ENLARGED), resize_size=round(spec.resize_size * _ENLARGED))
 
 
-def _resize(image: Pixels, width: int, height: int) -> Pixels:
-    if image.shape[:2] == (height, width):
-        return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+def _resize(image: Pixels, size: Size, box: CropBox) -> Pixels:
+    height, width, _ = image.shape
+    left, top, right, bottom = box
+    if (width, height) == size:
+        return image if box == (0, 0, *size) else image[top:bottom, left:right].copy()
+    upper, lower = top * height / size[1], bottom * height / size[1]
+    # without the rows that are cut off, which Pillow would copy; it also chooses by the height which axis comes first
+    margin = ceil(max(height / size[1], 1)) + 1
+    first, last = max(int(upper) - margin, 0), int(lower) + 1 + margin
+    source = left * width / size[0], upper - first, right * width / size[0], lower - first
+    kept = right - left, bottom - top
+    return np.asarray(Image.fromarray(image[first:last]).resize(kept, Image.Resampling.BILINEAR, box=source))
 
 
-def _resized_size(width: int, height: int, spec: FeatureSpec) -> tuple[int, int]:
+def _resized_size(width: int, height: int, spec: FeatureSpec) -> Size:
     """The (width, height) that an image of `width` x `height` is resized to by `spec`, before the crop."""
     shorter = spec.resize_size if spec.preprocess == "crop" else spec.image_size
     if spec.preprocess == "squash":

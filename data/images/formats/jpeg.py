@@ -18,6 +18,9 @@ _BYTES_OF_RGB = 12  # by Pillow; libjpeg-turbo needs 3
 _CHECKED_PIXELS, _CHECKED_SIDE = 4_000_000, 64  # at most and at least, of an image that another decoder gets
 REDUCING_GAP = 3.0
 """An image that is decoded at reduced size is still at least this many times larger than needed."""
+_REDUCED = (1, 2, 4, 5)
+"""The eighths of its sides at which a large JPEG is decoded. For 3, 5, 6 and 7 libjpeg-turbo has no SIMD code: of these
+only 5 is clearly faster than the next, decoded and resized (`benchmarks/decode.py`)."""
 AtLeast = Callable[[int, int], tuple[int, int]]
 """The size to which an upright image of (width, height) will be resized."""
 
@@ -55,13 +58,13 @@ def check_jpeg(data: bytes, image: JpegImageFile) -> CheckedJpeg | None:
     return CheckedJpeg(data, image.size, eighth)
 
 
-def decode_jpeg(data: bytes, image: JpegImageFile, reduction: int) -> npt.NDArray[np.uint8]:
-    """RGB at 1/`reduction` of the size, by libjpeg-turbo, or by Pillow for files that libjpeg-turbo refuses.
+def decode_jpeg(data: bytes, image: JpegImageFile, eighths: int) -> npt.NDArray[np.uint8]:
+    """RGB at `eighths` of the size, by libjpeg-turbo, or by Pillow for files that libjpeg-turbo refuses.
 
-    Both return the same bits for undamaged files. Damage is accepted by the rule of `accept_damage`; else ImageError,
-    or whatever Pillow raises.
+    Both return the same bits for undamaged files, but Pillow has no five eighths: it decodes the whole size instead.
+    Damage is accepted by the rule of `accept_damage`; else ImageError, or whatever Pillow raises.
     """
-    width, height = (-(-side // reduction) for side in image.size)
+    width, height = _scaled(image.size, eighths)
     colorspace = "CMYK" if image.mode == "CMYK" else "RGB"
     damage = None
     try:
@@ -76,35 +79,42 @@ def decode_jpeg(data: bytes, image: JpegImageFile, reduction: int) -> npt.NDArra
         raise ImageError("truncated or damaged image (a part of it is zeros)")
     if damage is not None and (accepted := accept_damage(data, damage)) is not None:
         with PlainJpegFile(io.BytesIO(accepted)) as repaired:
-            return _decode_by_pillow(repaired, reduction)
-    pixels = _decode_by_pillow(image, reduction)
+            return _decode_by_pillow(repaired, eighths)
+    pixels = _decode_by_pillow(image, eighths)
     if damage is not None:  # Pillow fills the missing part with grey
         raise ImageError(f"truncated or damaged image ({damage[:100]})")
     return pixels
 
 
-def _decode_by_pillow(image: JpegImageFile, reduction: int) -> npt.NDArray[np.uint8]:
-    if reduction > 1:
-        image.draft(None, (-(-image.width // reduction), -(-image.height // reduction)))
+def _decode_by_pillow(image: JpegImageFile, eighths: int) -> npt.NDArray[np.uint8]:
+    if eighths < 8:  # rounded down: the draft is at least as large, at 8, 4, 2 or 1 eighths
+        image.draft(None, (image.width * eighths // 8, image.height * eighths // 8))
     image.load()
     return np.array(to_rgb(image))
 
 
-def jpeg_memory(image: JpegImageFile, reduction: int) -> int:
+def _scaled(size: tuple[int, int], eighths: int) -> tuple[int, int]:
+    return -(-size[0] * eighths // 8), -(-size[1] * eighths // 8)
+
+
+def jpeg_memory(image: JpegImageFile, eighths: int) -> int:
     """The bytes that `decode_jpeg` needs: for the pixels, and for all coefficients of a progressive JPEG."""
     pixels = image.width * image.height
     coefficients = 2 * len(image.getbands()) if image.info.get("progressive") else 0
-    return pixels * coefficients + pixels // reduction**2 * (BYTES_PER_PIXEL if image.mode == "CMYK" else _BYTES_OF_RGB)
+    by_pillow = 8 if eighths == 5 else eighths
+    levels = BYTES_PER_PIXEL if image.mode == "CMYK" else _BYTES_OF_RGB
+    return pixels * coefficients + pixels * by_pillow**2 // 64 * levels
 
 
-def reduction_of(size: tuple[int, int], orientation: int, at_least: AtLeast | None) -> int:
-    """The factor, a power of two, by which the sides of a JPEG of `size` are reduced in decoding."""
+def eighths_of(size: tuple[int, int], orientation: int, at_least: AtLeast | None) -> int:
+    """The eighths of its sides, 8 or one of _REDUCED, at which a JPEG of `size` is decoded."""
     if at_least is None:
-        return 1
+        return 8
     width, height = size if orientation < 5 else size[::-1]
-    least_width, least_height = at_least(width, height)
-    gap = min(width / least_width, height / least_height) / REDUCING_GAP
-    for factor in (8, 4, 2):
-        if gap >= factor and at_least(-(-width // factor), -(-height // factor)) == (least_width, least_height):
-            return factor
-    return 1
+    least = at_least(width, height)
+    enough = 8 * REDUCING_GAP * least[0], 8 * REDUCING_GAP * least[1]
+    for eighths in _REDUCED:
+        is_enough = width * eighths >= enough[0] and height * eighths >= enough[1]
+        if is_enough and at_least(*_scaled((width, height), eighths)) == least:
+            return eighths
+    return 8

@@ -22,11 +22,12 @@ from captionmill.data.errors import InputError, one_line
 from captionmill.data.features.spec import GPU_JPEGS
 from captionmill.data.images.decode import Pixels, check_pixels
 from captionmill.data.images.formats.jpeg import CheckedJpeg
-from captionmill.stages.encoding.encoder import RESIZED_LIMIT, Encoder
+from captionmill.stages.encoding.encoder import CropBox, Encoder, Size
 from captionmill.stages.machine import is_out_of_memory
 
 _MEAN_APART, _MOST_APART = 4.0, 40.0
 """Levels by which blocks may differ: decoders that round and enlarge colours otherwise reach 1.2 and 11 (Flickr8k)."""
+_RESIZED_LIMIT = 4_000_000  # pixels: an image of 100 x 30,000 would become one of 256 x 76,800
 _logger = logging.getLogger(__name__)
 
 
@@ -82,7 +83,7 @@ class JpegDecoder:
         width, height = self._encoder.least_size(*jpeg.size)
         try:
             levels = image.float()
-            if width * height > RESIZED_LIMIT or not self._is_same(levels, jpeg):
+            if width * height > _RESIZED_LIMIT or not self._is_same(levels, jpeg):
                 return None
             return self._encoder.prepare(cast(Pixels, levels.permute(1, 2, 0)), _resize_on_device)
         except RuntimeError as exc:
@@ -120,10 +121,12 @@ def _decode_on_device(contents: Sequence[bytes], device: torch.device) -> list[T
     return images
 
 
-def _resize_on_device(image: Tensor, width: int, height: int) -> Pixels:
-    """An image [H, W, 3] of float32 levels, resized; antialiased as Pillow does it, and at most one level from it."""
-    if image.shape[:2] != (height, width):
-        size, pixels = (height, width), image.permute(2, 0, 1)[None]
-        image = functional.interpolate(pixels, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
-    resized: Pixels = image.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+def _resize_on_device(image: Tensor, size: Size, box: CropBox) -> Pixels:
+    """The `box` of an image [H, W, 3] of float32 levels, resized; antialiased as by Pillow, to within one level."""
+    if image.shape[:2] != size[::-1]:
+        pixels = image.permute(2, 0, 1)[None]
+        image = functional.interpolate(pixels, size[::-1], mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    left, top, right, bottom = box
+    kept = image[top:bottom, left:right].round().clamp(0, 255)
+    resized: Pixels = kept.to(torch.uint8).cpu().numpy()
     return np.ascontiguousarray(resized)

@@ -621,24 +621,24 @@ def prepare_as(encoder: Encoder, preprocess: Preprocess, image_size: int) -> Enc
 
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("preprocess", ["squash", "crop", "whole"])
-@pytest.mark.parametrize(("image_size", "reduction"), [(224, 2), (112, 4), (64, 8)])
+@pytest.mark.parametrize(("image_size", "eighths"), [(352, 5), (224, 4), (112, 2), (64, 1)])
 def test_large_jpeg_is_decoded_smaller_and_prepared_all_but_the_same(
     encoder: Encoder,
     photo_contents: dict[int, bytes],
     image_size: int,
-    reduction: int,
+    eighths: int,
     preprocess: Preprocess,
     orientation: int,
 ) -> None:
     content, encoder = photo_contents[orientation], prepare_as(encoder, preprocess, image_size)
     full, reduced = decode_image(content), decode_image(content, at_least=encoder.least_size)
     assert full.size == ((3000, 2000) if orientation == 1 else (2000, 3000))
-    assert reduced.size == (full.width // reduction, full.height // reduction)
+    assert reduced.size == (full.width * eighths // 8, full.height * eighths // 8)
     least_width, least_height = encoder.least_size(*full.size)
     assert reduced.width >= REDUCING_GAP * least_width
     assert reduced.height >= REDUCING_GAP * least_height
     difference = np.abs(encoder.prepare(np.asarray(reduced)).astype(int) - encoder.prepare(np.asarray(full)))
-    assert difference.mean() < 0.35  # levels of 255; at most 0.23 measured with libjpeg-turbo 3.2
+    assert difference.mean() < 0.45  # levels of 255; at most 0.38 measured with libjpeg-turbo 3.2
     assert difference.max() <= 4  # at most 2 measured
 
 
@@ -652,9 +652,21 @@ def test_reduced_jpeg_is_what_pillows_draft_gives_in_every_mode(photo: Image.Ima
     np.testing.assert_array_equal(np.asarray(decode_image(content, at_least=lambda *_: (64, 64))), expected)
 
 
+@pytest.mark.parametrize(("side", "by_turbo", "by_pillow"), [(68, 126, 201), (50, 101, 101), (25, 51, 51)])
+def test_jpeg_that_libjpeg_turbo_refuses_is_decoded_at_the_next_power_of_two(
+    photo: Image.Image, side: int, by_turbo: int, by_pillow: int
+) -> None:
+    for mode, decoded in (("RGB", by_turbo), ("CMYK", by_pillow)):
+        content = encode(photo.resize((401, 201)).convert(mode), "JPEG")
+        assert decode_pixels(content, at_least=lambda *_: (side, side // 2)).shape[0] == decoded
+
+
 @pytest.mark.parametrize(
     ("side", "decoded"),
-    [(64, 64), (192, 192), (383, 383), (384, 192), (767, 384), (768, 192), (1535, 384), (1536, 192), (3073, 385)],
+    [
+        *((64, 64), (192, 192), (307, 307), (308, 193), (383, 240), (384, 192), (767, 384), (768, 192)),
+        *((1535, 384), (1536, 192), (3073, 385)),
+    ],
 )
 def test_jpeg_is_reduced_only_as_far_as_leaves_three_times_the_target(side: int, decoded: int) -> None:
     assert REDUCING_GAP == 3
@@ -666,7 +678,8 @@ def test_side_that_is_nearest_to_its_target_decides_how_far_a_jpeg_is_reduced() 
     content = encode(Image.new("RGB", (3000, 600), "white"), "JPEG")
     assert decode_image(content, at_least=lambda *_: (50, 50)).size == (750, 150)
     assert decode_image(content, at_least=lambda *_: (400, 50)).size == (1500, 300)
-    assert decode_image(content, at_least=lambda *_: (600, 50)).size == (3000, 600)
+    assert decode_image(content, at_least=lambda *_: (600, 50)).size == (1875, 375)
+    assert decode_image(content, at_least=lambda *_: (626, 50)).size == (3000, 600)
 
 
 def test_target_is_asked_for_and_met_by_the_picture_as_it_stands_upright() -> None:

@@ -82,6 +82,8 @@ def test_a_jpeg_needs_the_memory_of_the_size_at_which_it_is_decoded() -> None:
     with pytest.raises(ImageError, match="over the limit"):
         decode_pixels(data)
     assert decode_pixels(data, at_least=lambda *_: (60, 60)).shape == (300, 200, 3)
+    with pytest.raises(ImageError, match="over the limit"):  # Pillow would decode all of it
+        decode_pixels(data, at_least=lambda *_: (160, 160))
 
 
 @pytest.mark.usefixtures("small_budget")

@@ -40,7 +40,7 @@ def make_image(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
-SIZES = [(500, 375), (333, 500), (64, 48), (1000, 200), (224, 224), (257, 301), (2999, 1999), (9000, 90)]
+SIZES = [(500, 375), (333, 500), (64, 48), (1000, 200), (224, 224), (257, 301), (2999, 1999), (9000, 90), (9, 2000)]
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +48,30 @@ def crop_spec(resnet50_path: Path) -> FeatureSpec:
     return build_encoder(ExtractConfig(weights=str(resnet50_path), preprocess="crop")).spec
 
 
+@pytest.mark.parametrize("resize_size", [224, 256])
 @pytest.mark.parametrize("size", SIZES)
-def test_crop_is_the_torchvision_recipe(crop_spec: FeatureSpec, size: tuple[int, int]) -> None:
+def test_crop_is_the_torchvision_recipe(crop_spec: FeatureSpec, size: tuple[int, int], resize_size: int) -> None:
     image = make_image(*size)
-    expected = v2.functional.center_crop(v2.functional.resize(image, [256], antialias=True), [224, 224])
-    difference = np.abs(prepare_image(np.asarray(image), crop_spec).astype(int) - np.asarray(expected))
-    if size == (9000, 90):  # only the cropped part is resized
-        assert difference.max() <= 1
-        assert difference.mean() < 0.3  # levels
-    else:
-        assert difference.max() == 0
+    resized = v2.functional.resize(image, [resize_size], antialias=True)
+    expected = np.asarray(v2.functional.center_crop(resized, [224, 224]))
+    spec = replace(crop_spec, resize_size=resize_size)
+    difference = np.abs(prepare_image(np.asarray(image), spec).astype(int) - expected)
+    assert difference.max() <= 1  # Pillow rounds where the kept part lies, because only that is resized
+    assert difference.mean() < 0.005  # levels
+
+
+@pytest.mark.parametrize("size", [(256, 256), (301, 256), (256, 257), (3000, 256)])
+def test_crop_of_a_picture_of_the_right_size_is_its_centre(crop_spec: FeatureSpec, size: tuple[int, int]) -> None:
+    image = make_image(*size)
+    expected = v2.functional.center_crop(image, [224, 224])
+    np.testing.assert_array_equal(prepare_image(np.asarray(image), crop_spec), np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_squash_is_pillows_resize(crop_spec: FeatureSpec, size: tuple[int, int]) -> None:
+    image = make_image(*size)
+    expected = np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(prepare_image(np.asarray(image), replace(crop_spec, preprocess="squash")), expected)
 
 
 @pytest.mark.parametrize(("preprocess", "width"), [("squash", 64), ("whole", 96)])
