@@ -90,8 +90,7 @@ def train_line(summary: "TrainSummary") -> str:
     """The vocabulary's size, the epoch that was kept and its score."""
     best = summary.best
     reranked = "" if summary.reranked_cider is None else f", re-ranked {summary.reranked_cider:.3f}"
-    if summary.reranked_cider == best.val_cider:  # they were re-ranked after each epoch
-        reranked = " (re-ranked)"
+    reranked = " (re-ranked)" if summary.reranks_validation else reranked
     return (
         f"{summary.vocab_size:,} words, epoch {best.epoch} of {len(summary.history)} kept, "
         f"validation CIDEr-D {best.val_cider:.3f}{reranked}; {show_duration(summary.duration_s)}"

@@ -117,10 +117,7 @@ class SearchConfig(Configuration):
         5, "Captions kept at each step; 1 is greedy search. Sampling ignores it.", least=1, most=10_000
     )
     length_penalty: float = setting(
-        0.7,
-        "Power of a caption's length by which its sum of log probabilities is divided; 0 favours short captions.",
-        least=0,
-        most=10,
+        0.7, "Power of the length that divides a caption's log probability; 0 favours short ones.", least=0, most=10
     )
     min_length: int = setting(
         1, "Minimum number of words in a caption, unless no word may follow.", least=1, most=GREATEST_LENGTH
@@ -162,7 +159,7 @@ class SearchConfig(Configuration):
     top_k: int = setting(0, "Sample from only this many of the most likely words; 0 is all.", least=0, needs="sample")
     top_p: float = setting(
         1.0,
-        "Sample from only the most likely words that together reach this probability.",
+        "Sample from the likeliest words that together reach this probability.",
         least=0.001,
         most=1,
         needs="sample",
@@ -217,7 +214,7 @@ class TrainConfig(Configuration):
     )
     teacher_captions: bool = setting(
         True,
-        "Learn from captions, too, that the teachers together write of the training images; re-ranking ignores them.",
+        "Learn captions that the teachers together write of the training images, too; re-ranking does not use these.",
         needs="teacher",
     )
     min_count: int = setting(5, "Minimum number of times that a word occurs; rarer words become <unk>.", least=1)
@@ -269,16 +266,13 @@ class TrainConfig(Configuration):
     )
     self_critical_learning_rate: float = setting(1e-4, "Peak learning rate of AdamW in self-critical epochs.", least=0)
     self_critical_samples: int = setting(
-        5,
-        "Captions sampled per image in the self-critical epochs; each one's baseline is the others' mean reward.",
-        least=2,
-        most=1000,
+        5, "Captions sampled per image in them; each one's baseline is the others' mean reward.", least=2, most=1000
     )
     matcher_epochs: int | None = setting(
         None,
         "Passes over the training captions for the matcher, which re-ranks captions by the image; 0: no matcher.",
         least=0,
-        unset="10, up to 40 for few captions; under 100 training images, or fewer than a model to start from had: none",
+        unset="10 to 40; under 100 training images none, unless rerank asks; from a model of more images its own",
         example=10,
     )
     max_length: int | None = length_setting(
@@ -290,10 +284,17 @@ class TrainConfig(Configuration):
     )
     device: str = device_setting()
     search: SearchConfig = SearchConfig()
-    """How validation captions are decoded after each epoch, by default up to the `max_length` of training. They are
-    re-ranked if `rerank` names what by; with auto those of the finished model only, and with none it gets no ranker."""
+    """How validation captions are decoded after each epoch, by default up to the `max_length` of training. With
+    `rerank` auto only those of the finished model are re-ranked, and with none the model gets no ranker."""
+
+    @property
+    def reranks_validation(self) -> bool:
+        """Whether the validation captions of every epoch are re-ranked, so that these choose the epoch."""
+        return self.search.rerank not in ("auto", "none")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.matcher_epochs == 0 and self.search.rerank in ("matcher", "both"):
             raise SettingError(f"`rerank` {self.search.rerank} needs a matcher: leave `matcher_epochs` 0 out")
+        if self.matcher_epochs and self.search.rerank == "none":
+            raise SettingError("`matcher_epochs` does nothing with `rerank` none: leave one out")

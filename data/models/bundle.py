@@ -77,6 +77,12 @@ class Model:
     ranker: RankerParts | None = None
     """What re-ranks its captions, if the training made it."""
 
+    @property
+    def reranks_validation(self) -> bool:
+        """Whether the validation captions of every epoch were re-ranked, so that these chose the epoch."""
+        search = self.training.get("search")
+        return isinstance(search, dict) and search.get("rerank") in ("consensus", "matcher", "both")
+
     def splits_in(self, known_keys: Collection[str]) -> dict[str, list[str]]:
         """The splits; an image that differs from one of `known_keys` only in its Unicode form gets that key."""
         forms = match_forms(itertools.chain.from_iterable(self.splits.values()), known_keys)

@@ -149,7 +149,7 @@ def _validation_score(model: Model) -> str:
     if found is None:
         return "Not measured."
     after = "" if reranked is None else f"; {reranked:.3f} with re-ranking"
-    if found == reranked:  # validation re-ranked its captions
+    if model.reranks_validation:
         after = "; captions were re-ranked"
     return f"Validation CIDEr-D {found:.3f}, which chose the epoch{after}."
 

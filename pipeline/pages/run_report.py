@@ -172,7 +172,8 @@ def _figures(
         found.append((f"{sum(len(store.store) for store in stores):,}", "images with features"))
     if rated := [model for model in models if "val_cider_d" in model.bundle.scores]:
         best = max(rated, key=lambda model: model.bundle.scores["val_cider_d"])
-        found.append((f"{best.bundle.scores['val_cider_d']:.2f}", "best validation CIDEr-D"))
+        note = ", re-ranked" if best.bundle.reranks_validation else ""
+        found.append((f"{best.bundle.scores['val_cider_d']:.2f}", f"best validation CIDEr-D{note}"))
     if rated_files := [file for file in scores if "cider_d" in file.values["scores"]]:
         file = max(rated_files, key=lambda file: file.values["scores"]["cider_d"])
         score = results.show_score(file.values["scores"]["cider_d"], *file.values["intervals"]["cider_d"])

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from captionmill.data.models.bundle import Model
 from captionmill.pipeline.pages.charts import (
     COLOURS,
     Chart,
@@ -106,7 +107,7 @@ def curves(models: Sequence[ModelFiles]) -> list[Curve]:
     kept = [model for model in models if model.history]
     losses = [_series(model, "loss", rewarded=False) for model in kept]
     rewards = [_series(model, "loss", rewarded=True) for model in kept]
-    ciders = [_series(model, "val_cider") for model in kept]
+    ciders = [replace(_series(model, "val_cider"), name=model.name + _note_on_cider(model.bundle)) for model in kept]
     wanted = [
         ("Training loss", "cross entropy, nats per word", losses),
         ("Reward", "mean, self-critical phase", rewards),
@@ -122,6 +123,10 @@ def curves(models: Sequence[ModelFiles]) -> list[Curve]:
         for title, unit, lines in wanted
         if any(line.points for line in lines)
     ]
+
+
+def _note_on_cider(model: Model) -> str:
+    return ", re-ranked" if model.reranks_validation else ""
 
 
 def _series(model: ModelFiles, name: str, *, rewarded: bool | None = None) -> Series:

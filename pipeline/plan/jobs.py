@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from captionmill.data.captions.files import CaptionFiles
 from captionmill.data.features.spec import USUAL_PREPROCESS
 from captionmill.data.features.store import cache_path_for
-from captionmill.data.models.bundle import read_bundle
+from captionmill.data.models.bundle import RERANKED_CIDER, read_bundle
 from captionmill.data.paths import as_path
 from captionmill.data.tables.formats import format_of
 from captionmill.pipeline.plan.fingerprints import Images, Input, TextFiles
@@ -191,9 +191,12 @@ def with_chosen_models(job: Job) -> Job:
 
 
 def _validation_rank(folder: Path) -> tuple[float, float]:
-    """The validation CIDEr-D of the model, then how low its validation loss is: the first may be 0 for all models."""
+    """The validation CIDEr-D of the model, re-ranked if it can, then how low its validation loss is.
+
+    The first may be 0 for all models.
+    """
     scores = read_bundle(folder).scores
-    return scores["val_cider_d"], -scores.get("val_loss", math.inf)
+    return scores.get(RERANKED_CIDER, scores["val_cider_d"]), -scores.get("val_loss", math.inf)
 
 
 def _chosen(config: ExtractConfig, *, without_file: bool) -> dict[str, Any]:

@@ -29,7 +29,8 @@ captions = "references.csv"  # CSV with image and caption, Flickr token file, CO
 # if its columns have other names: image_column = "file" and caption_column = "text"
 # output = "model"
 {train}
-# Decoding of the validation captions, where rerank = "auto" re-ranks only those of the finished model:
+# How validation captions are decoded. Here rerank = "auto" re-ranks only those of the finished model, and "none"
+# makes a model that cannot re-rank:
 {validation}
 
 [evaluate]  # scores on the test images; leave this table out if there are none

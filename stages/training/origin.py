@@ -29,7 +29,7 @@ _TEACHERS = "teachers"
 NO_MODEL = "none"
 _DIGESTS = ("features", "captions or splits", _START, _TEACHERS)
 _NOT_PARAMETERS = ("number of processes", _IMAGES_PER_STEP, _WORD_RULE, *_DIGESTS)
-_REPEAT_WORDS = _name_of("repeat_words")
+_REPEAT_WORDS, _TEACHER_CAPTIONS = _name_of("repeat_words"), _name_of("teacher_captions")
 _BEFORE = {
     _IMAGES_PER_STEP: str(LoopConfig().images_per_step),
     _WORD_RULE: str(FIRST_RULE),
@@ -37,7 +37,7 @@ _BEFORE = {
     _START: NO_MODEL,
     _TEACHERS: NO_MODEL,
     _name_of("teacher_weight"): str(TrainConfig().teacher_weight),
-    _name_of("teacher_captions"): "False",
+    _TEACHER_CAPTIONS: "False",
     _name_of("matcher_epochs"): "None",
     _name_of("rerank"): SearchConfig().rerank,
     _name_of("candidates"): str(SearchConfig().candidates),
@@ -53,7 +53,8 @@ _SHOWN = {_SEARCH_SEED: "search.seed", _SEARCH_LENGTH: "search.max_length"}
 def as_it_began(work_dir: Path, config: TrainConfig, *, restart: bool) -> tuple[int, TrainConfig]:
     """The word rule of the training that is unfinished in `work_dir`, or of a new one; and `config` with its defaults.
 
-    In the first versions the default length was always 20 words, and any word could follow itself.
+    In the first versions the default length was always 20 words, and any word could follow itself; teachers wrote no
+    captions.
     """
     unfinished = None if restart else read_checkpoint(work_dir)
     if unfinished is None:
@@ -62,6 +63,8 @@ def as_it_began(work_dir: Path, config: TrainConfig, *, restart: bool) -> tuple[
     word_rule = int((_BEFORE | made_from)[_WORD_RULE])
     if _REPEAT_WORDS not in made_from:
         config = replace(config, search=replace(config.search, repeat_words=True))
+    if config.teacher and _TEACHER_CAPTIONS not in made_from:
+        config = replace(config, teacher_captions=False)
     if word_rule != FIRST_RULE:
         return word_rule, config
     search = replace(config.search, max_length=config.search.max_length or USUAL_LENGTH)
@@ -83,7 +86,7 @@ def describe_origin(
     `start` is the digest of the model that it starts from, `teachers` are those of its teachers.
     """
     values = asdict(config.search) | asdict(config)
-    left_out = ("device", "search", "init", "teacher")
+    left_out = ("device", "search", "init", "teacher", *([] if teachers else ["teacher_captions"]))
     settings = {_name_of(name): str(value) for name, value in values.items() if name not in left_out}
     settings[_SEARCH_LENGTH] = str(config.search.max_length)
     settings[_SEARCH_SEED] = str(config.search.seed if config.search.sample else 0)

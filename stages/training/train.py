@@ -56,6 +56,8 @@ class TrainSummary:
     duration_s: float
     reranked_cider: float | None = None
     """CIDEr-D of the validation captions that the ranker chose; None without one, or in a process but the first."""
+    reranks_validation: bool = False
+    """Whether the captions of every epoch were re-ranked."""
 
     @property
     def best(self) -> EpochResult:
@@ -159,20 +161,21 @@ def train(
         world.wait()
     history = tuple(EpochResult(**row) for row in training.state.history)
     reranked = read_bundle(output).scores.get(RERANKED_CIDER) if world.is_first else None
-    return TrainSummary(splits, len(vocabulary), history, time.monotonic() - started, reranked)
+    return TrainSummary(
+        splits, len(vocabulary), history, time.monotonic() - started, reranked, config.reranks_validation
+    )
 
 
 def _make_before_epochs(training: Training, work_dir: Path, recorder: FolderRecorder, progress: Progress) -> None:
     """Make what is needed before the first epoch: captions of the teachers, and what re-ranks validation captions."""
     config = training.config
     has_captions = bool(training.teachers) and config.teacher_captions
-    has_ranker = config.search.rerank not in ("auto", "none")
-    if (has_captions or has_ranker) and not read_checkpoint(work_dir):
+    if (has_captions or config.reranks_validation) and not read_checkpoint(work_dir):
         recorder.save(training)  # from now on it is resumed
     training.world.wait()
     if has_captions:
         learn_teacher_captions(training, work_dir, progress)
-    if has_ranker:
+    if config.reranks_validation:
         rerank_validation(training, work_dir, progress)
 
 

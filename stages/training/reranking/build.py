@@ -27,7 +27,7 @@ from captionmill.stages.ranking.regression import ImageRegression, Reduction
 from captionmill.stages.settings import SearchConfig
 from captionmill.stages.training.checkpoint import load_weights
 from captionmill.stages.training.corpus import fit_epochs
-from captionmill.stages.training.reranking.grow import grow_ranker, is_larger, thin_out
+from captionmill.stages.training.reranking.grow import can_grow, grow_ranker, thin_out
 from captionmill.stages.training.reranking.matching import MatcherTraining
 from captionmill.stages.training.state import Training, low_confidence
 
@@ -76,14 +76,15 @@ def make_ranker(training: Training, work_dir: Path, progress: Progress) -> Ranke
     """The ranker of the model that `training` makes, rounded as the model keeps it; None if it gets none.
 
     An interrupted one is resumed from its checkpoint in `work_dir`. If the model that the training starts from has a
-    ranker that knows more images, that one grows by the new ones, unless another is asked for.
+    ranker that knows more images, that one grows by the new ones, unless `matcher_epochs` asks for another.
     """
     config, start = training.config, training.start_ranker
-    is_asked_for = config.search.rerank != "auto" or bool(config.matcher_epochs)
-    if is_asked_for or config.matcher_epochs == 0 or not is_larger(start, training):
+    if config.search.rerank == "none":
+        return None
+    if config.matcher_epochs is not None or not can_grow(start, training):
         start = None
-    is_wanted = is_asked_for or start is not None or len(training.splits.train) >= FEWEST_IMAGES
-    if config.search.rerank == "none" or not is_wanted:
+    is_asked_for = config.reranks_validation or bool(config.matcher_epochs)
+    if not is_asked_for and start is None and len(training.splits.train) < FEWEST_IMAGES:
         return None
     if start is not None:
         made = grow_ranker(start, training, most_images=MOST_IMAGES)

@@ -19,9 +19,11 @@ from captionmill.stages.training.state import Training
 _EMBEDDING = "matcher.embedding.weight"
 
 
-def is_larger(parts: RankerParts | None, training: Training) -> bool:
-    """Whether a model's ranker knows more images than the `training` that starts from the model."""
-    return parts is not None and len(parts.tensors["rows"]) > len(training.splits.train)
+def can_grow(parts: RankerParts | None, training: Training) -> bool:
+    """Whether a model's ranker knows more images than the `training` from it, and has the matcher that it asks for."""
+    if parts is None or len(parts.tensors["rows"]) <= len(training.splits.train):
+        return False
+    return training.config.search.rerank not in ("matcher", "both") or "matcher" in parts.settings
 
 
 def grow_ranker(parts: RankerParts, training: Training, *, most_images: int) -> Ranker:

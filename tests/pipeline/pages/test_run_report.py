@@ -98,6 +98,19 @@ def report(output: Path, sources: ReportSources, **more: str) -> Page:
     return Page(output.read_text(encoding="utf-8"))
 
 
+def test_a_report_names_the_models_whose_validation_was_re_ranked(run: ReportSources, tmp_path: Path) -> None:
+    assert (
+        "re-ranked" not in " ".join(report(tmp_path / "plain.html", run).sections.values()).split("best valid")[1][:40]
+    )
+    shutil.copytree(Path(run.models[0]), tmp_path / "model")
+    bundle = json.loads((tmp_path / "model" / "bundle.json").read_text())
+    bundle["training"]["search"]["rerank"] = "both"
+    (tmp_path / "model" / "bundle.json").write_text(json.dumps(bundle))
+    page = report(tmp_path / "report.html", replace(run, models=[tmp_path / "model"]))
+    assert "best validation CIDEr-D, re-ranked" in page.source
+    assert "model, re-ranked" in page.source
+
+
 def test_the_report_says_what_the_files_say(run: ReportSources, tmp_path: Path) -> None:
     page = report(tmp_path / "report.html", run)
     assert page.sections["images"].count("found 9 cached before 0 extracted 8 failed 1") == 2

@@ -5,18 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from builders import make_model, make_spec
 from click.testing import CliRunner
 
 from captionmill.cli import main
 from captionmill.data.captions.files import CaptionFiles
 from captionmill.data.errors import PipelineError
+from captionmill.data.models.bundle import RERANKED_CIDER
 from captionmill.pipeline.plan.file import find_line
 from captionmill.pipeline.plan.graph import Graph, Task
-from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, TrainJob
+from captionmill.pipeline.plan.jobs import CaptionJob, EvaluateJob, ExtractJob, TrainJob, with_chosen_models
 from captionmill.pipeline.plan.read import read_plan
 from captionmill.pipeline.plan.standing import setting_changes
 from captionmill.stages.settings import ExtractConfig, SearchConfig, TrainConfig
 from captionmill.stages.split_settings import SplitLists
+from captionmill.stages.table_settings import TableConfig
 
 PLAN = """
 [extract]
@@ -274,6 +277,19 @@ def test_init_writes_a_file_that_works_and_whose_every_setting_is_the_default(tm
         assert (before.output, before.job.settings()) == (after.output, after.job.settings())
     again = CliRunner().invoke(main, ["init", str(path)])
     assert again.stderr == f"Error: {path}: exists already; name another file\n"
+
+
+def test_the_best_of_several_models_is_the_one_whose_captions_as_it_writes_them_score_best(tmp_path: Path) -> None:
+    scores = {
+        "plain": {"val_cider_d": 0.55},
+        "better": {"val_cider_d": 0.5, RERANKED_CIDER: 0.62},
+        "worse": {"val_cider_d": 0.52, RERANKED_CIDER: 0.6},
+    }
+    models = tuple(make_model(tmp_path / name, make_spec(), scores=found) for name, found in scores.items())
+    job = CaptionJob(tmp_path, models, tmp_path / "c.csv", SearchConfig(), "best", ExtractConfig(), TableConfig())
+    chosen = with_chosen_models(job)
+    assert isinstance(chosen, CaptionJob)
+    assert chosen.models == (tmp_path / "better",)
 
 
 def test_the_several_that_init_shows_are_read_as_it_says(tmp_path: Path) -> None:

@@ -15,7 +15,14 @@ from captionmill.cli import main
 from captionmill.data.captions.references import read_annotations
 from captionmill.data.captions.splits import choose_splits
 from captionmill.data.captions.vocabulary import END, PAD
-from captionmill.data.errors import CaptionmillError, InputError, SettingError, SpecMismatchError, UnfinishedRunError
+from captionmill.data.errors import (
+    CaptionmillError,
+    InputError,
+    SettingError,
+    SpecMismatchError,
+    TrainingError,
+    UnfinishedRunError,
+)
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import model_digest, read_bundle
 from captionmill.data.progress import no_progress
@@ -24,7 +31,7 @@ from captionmill.stages.decoding.captioner import Captioner
 from captionmill.stages.decoding.decoder import Decoder
 from captionmill.stages.decoding.ensemble import Ensemble
 from captionmill.stages.settings import SearchConfig, TrainConfig
-from captionmill.stages.training.checkpoint import TEACHER_CAPTIONS_NAME
+from captionmill.stages.training.checkpoint import TEACHER_CAPTIONS_NAME, Checkpoint, read_checkpoint, write_checkpoint
 from captionmill.stages.training.given.captions import learn_teacher_captions
 from captionmill.stages.training.given.teachers import Teachers
 from captionmill.stages.training.losses import WordLogits, cross_entropy, distillation_loss
@@ -194,6 +201,48 @@ def test_a_taught_training_is_resumed_to_the_bit_and_only_with_its_teachers(task
         train(*task, tmp_path / "model", config, listener=TrainListener(on_epoch=stop))
     train(*task, tmp_path / "model", config)
     require_same_weights(tmp_path / "whole", tmp_path / "model")
+
+
+@pytest.mark.parametrize("has_teachers", [False, True])
+def test_an_unfinished_training_of_before_teachers_wrote_captions_is_resumed(
+    task: Task, tmp_path: Path, has_teachers: bool
+) -> None:
+    """As it began: without these captions."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    config = taught(tmp_path) if has_teachers else TINY_TRAINING
+    train(*task, tmp_path / "whole", replace(config, teacher_captions=False) if has_teachers else config)
+    before = replace(config, teacher_captions=False) if has_teachers else config
+    with pytest.raises(KeyboardInterrupt):
+        train(*task, tmp_path / "model", before, listener=TrainListener(on_epoch=stop))
+    checkpoint = read_checkpoint(tmp_path / "model.training")
+    assert checkpoint
+    assert checkpoint.state["made_from"].pop("--teacher-captions", None) == ("False" if has_teachers else None)
+    write_checkpoint(tmp_path / "model.training", checkpoint)
+    train(*task, tmp_path / "model", config)
+    require_same_weights(tmp_path / "whole", tmp_path / "model")
+
+
+def test_teachers_captions_that_are_cut_are_not_learned(task: Task, tmp_path: Path) -> None:
+    """They have no end, and would be learned with one."""
+    training = begin(tmp_path)
+    training.length = 1
+    learn_teacher_captions(training, tmp_path, no_progress)
+    captioner = Captioner.load([tmp_path / "0", tmp_path / "1"], device="cpu")
+    found = dict(captioner.captions(training.store, training.splits.train, SearchConfig(max_length=1)))
+    whole = [key for key, caption in found.items() if not caption.cut]
+    assert len(whole) < len(found)
+    assert len(training.dataset) - len(training.references) == len(whole)
+
+
+def test_another_file_in_the_place_of_teachers_captions_is_named(task: Task, tmp_path: Path) -> None:
+    training = begin(tmp_path)
+    for tensors in ({}, {"captions": torch.zeros(3)}, {"captions": torch.tensor([*b"[1]"], dtype=torch.uint8)}):
+        write_checkpoint(tmp_path, Checkpoint({}, tensors), TEACHER_CAPTIONS_NAME)
+        with pytest.raises(TrainingError, match=r"teacher-captions.safetensors: not what a training keeps; pass `rest"):
+            learn_teacher_captions(training, tmp_path, no_progress)
 
 
 def test_teachers_that_do_not_fit_are_refused_before_anything_is_written(task: Task, tmp_path: Path) -> None:

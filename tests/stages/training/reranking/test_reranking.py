@@ -22,7 +22,7 @@ from captionmill.stages.decoding.captioner import Captioner, decode_rows
 from captionmill.stages.decoding.explain import explain_features
 from captionmill.stages.scoring.evaluate import evaluate
 from captionmill.stages.scoring.settings import EvaluateConfig
-from captionmill.stages.settings import Rerank, SearchConfig
+from captionmill.stages.settings import Rerank, SearchConfig, TrainConfig
 from captionmill.stages.training.corpus import fit_epochs
 from captionmill.stages.training.reranking.grow import thin_out
 from captionmill.stages.training.train import train
@@ -112,7 +112,8 @@ def test_a_training_that_is_killed_in_its_matcher_ends_with_the_same_bits(task: 
 
 def test_what_a_model_lacks_is_refused_and_greedy_search_stays_greedy(task: Path, tmp_path: Path) -> None:
     features, captions = task / "features.h5", task / "captions.csv"
-    train(features, captions, tmp_path / "plain", replace(CONFIG, search=replace(SEARCH, rerank="none")))
+    unranked = replace(CONFIG, matcher_epochs=None, search=replace(SEARCH, rerank="none"))
+    train(features, captions, tmp_path / "plain", unranked)
     train(features, captions, tmp_path / "no-matcher", replace(CONFIG, matcher_epochs=0, search=SEARCH_BY_CONSENSUS))
     plain, consensus, both = (
         Captioner.load(folder, device="cpu") for folder in (tmp_path / "plain", tmp_path / "no-matcher", task / "model")
@@ -248,6 +249,24 @@ def test_train_and_a_pipeline_re_rank_validation(task: Path, tmp_path: Path) -> 
     assert command_line(planned.job).endswith("--beam-size 4 --rerank consensus --candidates 3")
 
 
+def test_a_matcher_is_not_asked_for_and_left_out_at_once() -> None:
+    with pytest.raises(SettingError, match="`matcher_epochs` does nothing with `rerank` none: leave one out"):
+        TrainConfig(matcher_epochs=3, search=SearchConfig(rerank="none"))
+    with pytest.raises(SettingError, match="`rerank` both needs a matcher"):
+        TrainConfig(matcher_epochs=0, search=SearchConfig(rerank="both"))
+
+
+def test_the_card_and_the_summary_say_so_only_where_validation_was_re_ranked(tmp_path: Path) -> None:
+    features, captions = make_task(tmp_path, val=1)  # of one image, both scores are 0
+    words = ["train", str(features), "--captions", str(captions), "--min-count", "1", "--hidden-dim", "8"]
+    words += ["--embed-dim", "8", "--max-epochs", "1", "--matcher-epochs", "1", "--quiet"]
+    for name, options, shown in (("auto", [], ", re-ranked 0.000;"), ("each", ["--rerank", "both"], " (re-ranked);")):
+        result = CliRunner().invoke(main, [*words, *options, "--output", str(tmp_path / name)])
+        assert f"validation CIDEr-D 0.000{shown}" in result.output
+        card = (tmp_path / name / "README.md").read_text()
+        assert ("captions were re-ranked" in card) == (name == "each")
+
+
 def test_few_captions_get_more_epochs() -> None:
     assert [fit_epochs(count, 10, 40) for count in (566_000, 30_000, 7_500, 100)] == [10, 10, 20, 40]
 
@@ -268,6 +287,11 @@ def test_a_training_from_a_model_keeps_its_ranker_which_grows_by_the_new_images(
     search = captioner.fit_search(SearchConfig(beam_size=2, max_length=6))
     assert search.rerank == "both"
     assert len(list(captioner.captions(store, store.keys, search))) == 10
+    validated = replace(config, search=SearchConfig(beam_size=2, rerank="both"))
+    train(task / "features.h5", tmp_path / "corrected.csv", tmp_path / "validated", validated)
+    grown = read_bundle(tmp_path / "validated").ranker
+    assert grown is not None
+    assert grown.tensors["captions_per_image"].tolist() == [2] * 8 + [1, 1]
     asked = replace(config, matcher_epochs=0)
     train(task / "features.h5", tmp_path / "corrected.csv", tmp_path / "without", asked)
     assert read_bundle(tmp_path / "without").ranker is None
