@@ -81,8 +81,8 @@ def train(
     """Train a decoder on the rows of the store `features` and the reference `captions`; write its bundle to `output`.
 
     `captions` is a file, a folder of text files beside images, several of these, or `CaptionFiles` to name columns.
-    With `config.teacher` the decoder also learns what other models predict; these must have the same words (InputError)
-    and features. With `config.init` it starts from a model, which must fit the features (SpecMismatchError) and the
+    With `config.teacher` the decoder also learns what other models predict, and the captions that these together write
+    of the training images; they must have the same words (InputError) and features. With `config.init` it starts from a model, which must fit the features (SpecMismatchError) and the
     settings (SettingError); its words keep their places, and frequent words of `captions` are added.
 
     An interrupted training is resumed from its last checkpoint, which is at most `listener.loop.checkpoint_every_s`
