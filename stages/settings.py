@@ -266,7 +266,7 @@ class TrainConfig(Configuration):
     )
     self_critical_learning_rate: float = setting(1e-4, "Peak learning rate of AdamW in self-critical epochs.", least=0)
     self_critical_samples: int = setting(
-        5, "Self-critical captions sampled per image; each one's baseline is the others' mean reward.", least=2, most=1000
+        5, "Captions sampled per image for them; each one's baseline is the others' mean reward.", least=2, most=1000
     )
     matcher_epochs: int | None = setting(
         None,

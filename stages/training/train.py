@@ -82,8 +82,9 @@ def train(
 
     `captions` is a file, a folder of text files beside images, several of these, or `CaptionFiles` to name columns.
     With `config.teacher` the decoder also learns what other models predict, and the captions that these together write
-    of the training images; they must have the same words (InputError) and features. With `config.init` it starts from a model, which must fit the features (SpecMismatchError) and the
-    settings (SettingError); its words keep their places, and frequent words of `captions` are added.
+    of the training images; they must have the same words (InputError) and features. With `config.init` it starts from a
+    model, which must fit the features (SpecMismatchError) and the settings (SettingError); its words keep their places,
+    and frequent words of `captions` are added.
 
     An interrupted training is resumed from its last checkpoint, which is at most `listener.loop.checkpoint_every_s`
     seconds of training old; `restart` starts from scratch. `data` names the images for training and validation if the
