@@ -1,8 +1,9 @@
 """Training examples: the captions of some images as word indices, in batches of similar length."""
 
-import copy
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,21 @@ Indices = npt.NDArray[np.int64]
 BUCKET_BATCHES = 20
 
 
+@dataclass(frozen=True, eq=False)
 class CaptionDataset:
     """The captions of some images as word indices, compact in memory; features are not loaded."""
 
-    def __init__(
-        self, captions: Mapping[str, Sequence[str]], keys: Sequence[str], vocabulary: Vocabulary, *, max_length: int
-    ) -> None:
+    flat_words: npt.NDArray[np.integer]
+    """The words of all captions one behind the other, `<start>` and `<end>` included, [W]."""
+    lengths: npt.NDArray[np.integer]
+    """Their numbers, [C]."""
+    images: Indices
+    """For each caption, the position of its image in the keys that the dataset was made with, [C]."""
+
+    @classmethod
+    def of(
+        cls, captions: Mapping[str, Sequence[str]], keys: Sequence[str], vocabulary: Vocabulary, *, max_length: int
+    ) -> "CaptionDataset":
         """All captions of the images `keys`, cut after `max_length` words; captions without words are left out.
 
         A caption that is cut has no `<end>`: it would teach the decoder to stop in mid-sentence.
@@ -32,20 +42,22 @@ class CaptionDataset:
                     words.extend(example)
                     lengths.append(len(example))
                     images.append(image)
-        self.images: Indices = np.frombuffer(images, dtype=np.int64) if images else np.empty(0, dtype=np.int64)
-        """For each caption, the position of its image in `keys`."""
-        self._words = np.frombuffer(words, dtype=words.typecode) if words else np.empty(0, dtype=np.int32)
-        self._lengths = np.frombuffer(lengths, dtype=np.int32) if lengths else np.empty(0, dtype=np.int32)
-        self._starts = np.cumsum(self._lengths, dtype=np.int64) - self._lengths
+        if not words:
+            return cls(*(np.empty(0, dtype=np.int64) for _ in range(3)))
+        return cls(*(np.frombuffer(numbers, dtype=numbers.typecode) for numbers in (words, lengths, images)))
 
     def joined(self, further: "CaptionDataset") -> "CaptionDataset":
         """These captions, and behind them the `further` ones of the same images."""
-        both = copy.copy(self)
-        both.images = np.concatenate([self.images, further.images])
-        both._words = np.concatenate([self._words, further._words])
-        both._lengths = np.concatenate([self._lengths, further._lengths])
-        both._starts = np.cumsum(both._lengths, dtype=np.int64) - both._lengths
-        return both
+        return CaptionDataset(
+            np.concatenate([self.flat_words, further.flat_words]),
+            np.concatenate([self.lengths, further.lengths]),
+            np.concatenate([self.images, further.images]),
+        )
+
+    @cached_property
+    def starts(self) -> Indices:
+        """Where each caption begins in `flat_words`, [C]."""
+        return np.asarray(np.cumsum(self.lengths, dtype=np.int64) - self.lengths)
 
     def __len__(self) -> int:
         """Number of captions."""
@@ -53,9 +65,9 @@ class CaptionDataset:
 
     def sentences(self) -> tuple[npt.NDArray[np.integer], Indices]:
         """The words of all captions one behind the other [W], without `<start>` and `<end>`, and their numbers [C]."""
-        is_word = (self._words != START) & (self._words != END)
-        counts = np.add.reduceat(is_word, self._starts, dtype=np.int64) if len(self) else self._starts
-        return self._words[is_word], counts
+        is_word = (self.flat_words != START) & (self.flat_words != END)
+        counts = np.add.reduceat(is_word, self.starts, dtype=np.int64) if len(self) else self.starts
+        return self.flat_words[is_word], counts
 
     def plan_epoch(self, batch_size: int, generator: np.random.Generator) -> list[Indices]:
         """All captions once, as batches of caption numbers, in an order drawn from `generator`.
@@ -68,22 +80,22 @@ class CaptionDataset:
         planned: list[Indices] = []
         for start in range(0, len(order), batch_size * BUCKET_BATCHES):
             bucket = order[start : start + batch_size * BUCKET_BATCHES]
-            bucket = bucket[np.argsort(self._lengths[bucket], kind="stable")]
+            bucket = bucket[np.argsort(self.lengths[bucket], kind="stable")]
             planned += [bucket[first : first + batch_size] for first in range(0, len(bucket), batch_size)]
         return [planned[place] for place in generator.permutation(len(planned))]
 
     def batches_by_length(self, batch_size: int) -> list[Indices]:
         """All captions once, as batches of caption numbers, the shortest captions first."""
-        order = np.argsort(self._lengths, kind="stable")
+        order = np.argsort(self.lengths, kind="stable")
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     def count_words(self, chosen: Indices) -> int:
         """Number of words to predict in the captions `chosen`, each `<end>` included."""
-        return int(self._lengths[chosen].sum()) - len(chosen)
+        return int(self.lengths[chosen].sum()) - len(chosen)
 
     def words(self, chosen: Indices) -> Indices:
         """The captions `chosen` [B, T]: `<start>`, the words, `<end>` unless cut, then `<pad>` up to the longest."""
-        lengths = self._lengths[chosen]
+        lengths = self.lengths[chosen]
         steps = np.arange(lengths.max())
-        places = np.minimum(self._starts[chosen, None] + steps, len(self._words) - 1)  # [B, T]
-        return np.where(steps < lengths[:, None], self._words[places], PAD).astype(np.int64)
+        places = np.minimum(self.starts[chosen, None] + steps, len(self.flat_words) - 1)  # [B, T]
+        return np.where(steps < lengths[:, None], self.flat_words[places], PAD).astype(np.int64)

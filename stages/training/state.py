@@ -126,9 +126,9 @@ class Training:
         kept = (*splits.val, *(splits.train if config.self_critical_epochs else ()))
         self.captions = {key: captions[key] for key in kept}  # the others are needed only as word indices
         self.length = config.max_length or USUAL_LENGTH  # words of a caption at most
-        self.references = CaptionDataset(captions, splits.train, vocabulary, max_length=self.length)
+        self.references = CaptionDataset.of(captions, splits.train, vocabulary, max_length=self.length)
         self.dataset = self.references  # and what teachers write (`add_captions`)
-        self.val_dataset = CaptionDataset(captions, splits.val, vocabulary, max_length=self.length)
+        self.val_dataset = CaptionDataset.of(captions, splits.val, vocabulary, max_length=self.length)
         epochs, patience = choose_epochs(config, len(self.dataset))
         self.config = replace(config, max_epochs=epochs, patience=patience)
         self.first_epochs, self._patience = epochs, patience
@@ -168,7 +168,7 @@ class Training:
         """Learn captions of training images that are no references: scores and re-ranking do not use them."""
         texts = {key: [caption] for key, caption in written.items()}
         self.dataset = self.references.joined(
-            CaptionDataset(texts, self.splits.train, self.vocabulary, max_length=self.length)
+            CaptionDataset.of(texts, self.splits.train, self.vocabulary, max_length=self.length)
         )
 
     def measure_cider(self, captions: Mapping[str, Caption]) -> float:

@@ -31,13 +31,13 @@ VOCABULARY = Vocabulary.build(
 
 
 def make_dataset(*, keys: str = "abcd", max_length: int = 8) -> CaptionDataset:
-    return CaptionDataset(CAPTIONS, [f"{key}.jpg" for key in keys], VOCABULARY, max_length=max_length)
+    return CaptionDataset.of(CAPTIONS, [f"{key}.jpg" for key in keys], VOCABULARY, max_length=max_length)
 
 
 def make_long_dataset(count: int, *, longest: int = 20) -> CaptionDataset:
     lengths = np.random.default_rng(3).integers(1, longest + 1, count)
     captions = {f"{number}": ["dog " * length] for number, length in enumerate(lengths)}
-    return CaptionDataset(captions, list(captions), VOCABULARY, max_length=longest)
+    return CaptionDataset.of(captions, list(captions), VOCABULARY, max_length=longest)
 
 
 def test_words_are_those_of_the_vocabulary_cut_and_padded() -> None:
