@@ -21,7 +21,7 @@ class CaptionDataset:
     flat_words: npt.NDArray[np.integer]
     """The words of all captions one behind the other, `<start>` and `<end>` included, [W]."""
     lengths: npt.NDArray[np.integer]
-    """Their numbers, [C]."""
+    """How many of these each caption has, [C]."""
     images: Indices
     """For each caption, the position of its image in the keys that the dataset was made with, [C]."""
 
@@ -42,9 +42,7 @@ class CaptionDataset:
                     words.extend(example)
                     lengths.append(len(example))
                     images.append(image)
-        if not words:
-            return cls(*(np.empty(0, dtype=np.int64) for _ in range(3)))
-        return cls(*(np.frombuffer(numbers, dtype=numbers.typecode) for numbers in (words, lengths, images)))
+        return cls(*(np.asarray(numbers, dtype=numbers.typecode) for numbers in (words, lengths, images)))
 
     def joined(self, further: "CaptionDataset") -> "CaptionDataset":
         """These captions, and behind them the `further` ones of the same images."""

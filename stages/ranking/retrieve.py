@@ -18,7 +18,9 @@ from captionmill.stages.ranking.packed import unpack_ranker
 
 BLOCK_ROWS = 512  # stay in the cache while they are scaled and multiplied
 DIRECTIONS = 32  # of Flickr8k's images one in a hundred then needs its cosine; twice as many directions halve that
-_ROUNDING = 1e-3
+_MARGIN = 1e-3  # of a bound: more than rounding makes of it
+_NEAR_MEAN = 1e-3  # share of the sums from which their difference is rounding
+_DECIMALS = 5  # of a cosine: equal rows differ in the eighth, by the rows that are multiplied beside them
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class ClosestRows:
     """The rows of a store that are closest to a query."""
 
     positions: Integers  # [K]: in the keys of the store; the closest first, of equal ones the first in the store
-    cosines: Reals  # [K]
+    cosines: Reals  # [K], rounded to five decimals
     damaged: tuple[str, ...]
     """The keys of damaged rows, which are left out."""
 
@@ -66,14 +68,16 @@ class CosineBound:
         self._of_mean, self._mean_square, self._offsets = mean @ columns, mean @ mean, bias @ chosen
 
     def of(self, features: Reals) -> Reals:
-        """The bound for each row of `features` [B, D]: [B]."""
-        rows = features * self._inverse
-        products = rows @ self._columns
-        squares = np.einsum("bd,bd->b", rows, rows) + self._mean_square  # the mean is subtracted from the sums only
-        lengths = squares - 2 * products[:, -1]  # of the standardised features, squared
-        vectors = (products[:, :-1] - self._of_mean) / np.sqrt(np.maximum(lengths, 1e-12))[:, None] + self._offsets
-        bounds = np.maximum(vectors[:, 0], 0) / np.maximum(np.linalg.norm(vectors[:, 1:], axis=1), 1e-12)
-        return np.where(lengths < _ROUNDING * squares, 1, bounds)  # so near the mean, rounding decides
+        """The bound for each row of `features` [B, D]: [B]; 1 where rounding decides."""
+        with np.errstate(over="ignore", invalid="ignore"):  # of numbers too large to be squared
+            rows = features * self._inverse
+            products = rows @ self._columns
+            squares = np.einsum("bd,bd->b", rows, rows) + self._mean_square  # the mean is subtracted from the sums only
+            lengths = squares - 2 * products[:, -1]  # of the standardised features, squared
+            vectors = (products[:, :-1] - self._of_mean) / np.sqrt(np.maximum(lengths, 1e-12))[:, None] + self._offsets
+            bounds = np.maximum(vectors[:, 0], 0) / np.maximum(np.linalg.norm(vectors[:, 1:], axis=1), 1e-12)
+            is_known = np.isfinite(lengths) & (lengths >= _NEAR_MEAN * squares)
+        return np.where(is_known, bounds, 1)
 
 
 def find_closest(
@@ -89,15 +93,16 @@ def find_closest(
 
     The row at the position `left_out` is not among them.
     """
-    bound = CosineBound(matcher, query)
+    bound: CosineBound | None = None
     positions, cosines = np.empty(0, np.int64), np.empty(0, np.float32)
     damaged: list[str] = []
     done = 0
     for block, rows, lost in store.sound_blocks(None, BLOCK_ROWS):
         is_wanted = block != (-1 if left_out is None else left_out)
         if len(cosines) == top:
-            is_wanted &= bound.of(rows) >= cosines[-1] - _ROUNDING
-        found = matcher.embed_images(rows[is_wanted]) @ query
+            bound = bound or CosineBound(matcher, query)
+            is_wanted &= ~(bound.of(rows) < cosines[-1] - _MARGIN)  # a cosine that is no number leaves nothing out
+        found = (matcher.embed_images(rows[is_wanted]) @ query).round(_DECIMALS)
         positions, cosines = np.append(positions, block[is_wanted]), np.append(cosines, found)
         order = np.lexsort((positions, -cosines))[:top]
         positions, cosines = positions[order], cosines[order]

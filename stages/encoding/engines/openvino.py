@@ -84,7 +84,7 @@ class OpenVinoEngine:
 def _run_on_a_free(free: "queue.SimpleQueue[Any]", pixels: Pixels) -> Features:
     request = free.get()
     try:
-        request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(pixels), shared_memory=True))
+        request.set_input_tensor(openvino.Tensor(pixels))
         request.infer()
         rows: Features = request.get_output_tensor().data.copy()
         return rows

@@ -76,6 +76,37 @@ def test_a_search_of_many_blocks_finds_what_all_cosines_show(tmp_path: Path) -> 
         assert found.positions.tolist() == order[:12]
 
 
+def test_of_equal_rows_the_first_is_found_whatever_is_beside_them(tmp_path: Path) -> None:
+    generator = np.random.default_rng(2)
+    spec = make_spec()
+    rows = np.tile(generator.normal(size=(400, spec.feature_dim)).astype(np.float32), (4, 1))
+    path = make_store(tmp_path / "f.h5", [f"{number:04d}.jpg" for number in range(1600)], rows)
+    matcher = load_matcher(open_matched(path, make_matching_model(tmp_path / "model", spec)))
+    for row in range(0, 400, 40):
+        found = find_closest(FeatureStore.open(path), matcher, matcher.embed_images(rows[row : row + 1])[0], 3)
+        assert found.positions.tolist() == [row, row + 400, row + 800]
+        assert found.cosines.tolist() == [1, 1, 1]
+
+
+def test_a_row_without_a_bound_is_compared() -> None:
+    matcher = Matcher(
+        MatcherConfig(feature_dim=4, vocab_size=5, embed_dim=4, joint_dim=4),
+        {
+            "feature_mean": np.zeros(4, np.float32),
+            "feature_std": np.ones(4, np.float32),
+            "to_joint.weight": np.eye(4, dtype=np.float32),
+            "to_joint.bias": np.zeros(4, np.float32),
+            "embedding.weight": np.zeros((5, 4), np.float32),
+            "words_to_joint.weight": np.zeros((4, 4), np.float32),
+            "words_to_joint.bias": np.zeros(4, np.float32),
+        },
+    )
+    rows = np.array([[1e30, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]], np.float32)
+    bounds = CosineBound(matcher, np.array([1, 0, 0, 0], np.float32), 2).of(rows)
+    assert not bounds[0] < 1
+    assert bounds[1:] == pytest.approx([1, 0])
+
+
 def test_blocks_give_the_sound_rows_in_their_order(tmp_path: Path) -> None:
     path = make_store(tmp_path / "f.h5", KEYS, make_rows(20))
     damage(path, KEYS[4], KEYS[19])
