@@ -77,7 +77,7 @@ class CosineBound:
             vectors = (products[:, :-1] - self._of_mean) / np.sqrt(np.maximum(lengths, 1e-12))[:, None] + self._offsets
             bounds = np.maximum(vectors[:, 0], 0) / np.maximum(np.linalg.norm(vectors[:, 1:], axis=1), 1e-12)
             is_known = np.isfinite(lengths) & (lengths >= _NEAR_MEAN * squares)
-        return np.where(is_known, bounds, 1)
+        return np.where(is_known, np.minimum(bounds, 1), 1)
 
 
 def find_closest(
