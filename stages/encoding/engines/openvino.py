@@ -84,7 +84,8 @@ class OpenVinoEngine:
 def _run_on_a_free(free: "queue.SimpleQueue[Any]", pixels: Pixels) -> Features:
     request = free.get()
     try:
-        request.set_input_tensor(openvino.Tensor(pixels))
+        batch = np.require(pixels, requirements=["C", "W"])  # not copied: it has to live until `infer` has read it
+        request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
         request.infer()
         rows: Features = request.get_output_tensor().data.copy()
         return rows

@@ -110,6 +110,24 @@ def test_a_row_is_bit_for_bit_the_same_whatever_shares_its_batch(config: Extract
     np.testing.assert_array_equal(running.submit(np.ascontiguousarray(pixels[::-1]))()[::-1], together)
 
 
+def test_openvino_reads_a_batch_however_it_lies_in_memory(config: ExtractConfig) -> None:
+    """Several at once, each gone from here before it is read: whole ones are not copied."""
+    running = build_engine(build_encoder(config), replace(config, engine="openvino"))
+    pixels = make_pixels(4)
+    expected = running.submit(pixels)()
+    locked = pixels.copy()
+    locked.setflags(write=False)
+    layouts: list[Callable[[], Pixels]] = [
+        lambda: np.asfortranarray(pixels),
+        lambda: pixels[:, :, ::-1].copy()[:, :, ::-1],
+        lambda: np.repeat(pixels, 2, axis=0)[::2],
+        lambda: locked,
+    ]
+    waiting = [running.submit(lay()) for _ in range(5) for lay in layouts]
+    for rows in waiting:
+        np.testing.assert_array_equal(rows(), expected)
+
+
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_flip_is_the_mean_of_a_picture_and_its_mirror(config: ExtractConfig, engine: EngineName) -> None:
     config = replace(config, engine=engine)
