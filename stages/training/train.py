@@ -24,7 +24,7 @@ from captionmill.stages.parallel import World, join_world
 from captionmill.stages.scoring.collapse import describe_equal_features
 from captionmill.stages.settings import TrainConfig
 from captionmill.stages.split_settings import SplitLists
-from captionmill.stages.training.checkpoint import Checkpoint, read_checkpoint
+from captionmill.stages.training.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
 from captionmill.stages.training.choice import best_epoch, describe_choice
 from captionmill.stages.training.corpus import (
     choose_vocabulary,
@@ -171,7 +171,7 @@ def _make_before_epochs(training: Training, work_dir: Path, recorder: FolderReco
     """Make what is needed before the first epoch: captions of the teachers, and what re-ranks validation captions."""
     config = training.config
     has_captions = bool(training.teachers) and config.teacher_captions
-    if (has_captions or config.reranks_validation) and not read_checkpoint(work_dir):
+    if (has_captions or config.reranks_validation) and not (work_dir / CHECKPOINT_NAME).exists():
         recorder.save(training)  # from now on it is resumed
     training.world.wait()
     if has_captions:
