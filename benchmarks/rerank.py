@@ -1,16 +1,14 @@
 """What re-ranking does for captions, and what it costs: one decoder per seed, captioned in several ways.
 
-python benchmarks/rerank.py FEATURES FLICKR8K --work DIR [--seeds 3] [--split dev|test] [--rows 1000]
-    [--train-options "--self-critical-epochs 6"]
+python benchmarks/rerank.py FLICKR8K --features FEATURES [VIEWS] --work DIR [--seeds 3] [--splits dev test]
 
-FEATURES is the store that benchmarks/flickr8k.py makes, or one of several views, FLICKR8K as there. Models are trained
-with the default settings, or others for `train`, and kept in DIR, so that a second run only captions. Choices are made
-on the dev images; the test images are for the finished table. Rates are of one process, on one thread, without reading
-images; the first row is the baseline.
+FEATURES is the store that benchmarks/flickr8k.py makes, VIEWS one of several views per image, FLICKR8K as there. Models
+are trained with the default settings and kept in DIR, so that a second run only captions. Choices are made on the dev
+images; the test images are for the finished table. Rates are of one process, on one thread, without reading images; the
+first row is the baseline.
 """
 
 import argparse
-import shlex
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +18,6 @@ import numpy as np
 import torch
 from photos import run_command
 
-from captionmill.data.captions.files import as_caption_files
 from captionmill.data.captions.references import read_annotations, read_split_list
 from captionmill.data.features.store import FeatureStore
 from captionmill.data.models.bundle import read_bundle
@@ -41,41 +38,53 @@ ENSEMBLED = ("beam 5, no re-ranking", "both, 20 candidates (default)", "both, 50
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("features", type=Path)
     parser.add_argument("flickr8k", type=Path)
+    parser.add_argument("--features", type=Path, nargs="+", required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--split", choices=["dev", "test"], default="dev")
+    parser.add_argument("--splits", choices=["dev", "test"], nargs="+", default=["dev"])
     parser.add_argument("--rows", type=int, default=1000, help="images to caption")
-    parser.add_argument("--train-options", type=shlex.split, default=[], help="more options of `train`, as one word")
     arguments = parser.parse_args()
-    captions, flickr8k = arguments.flickr8k / "Flickr8k.token.txt", arguments.flickr8k
-    models = [arguments.work / f"seed-{seed}" for seed in range(arguments.seeds)]
-    for seed, model in enumerate(models):
-        if not (model / "bundle.json").exists():
-            lists = ("--train-list", flickr8k / "Flickr_8k.trainImages.txt", "--val-list")
-            run_command(
-                *("train", arguments.features, "--captions", captions, "--output", model, "--seed", seed),
-                *(*lists, flickr8k / "Flickr_8k.devImages.txt", *arguments.train_options),
-            )
     torch.set_num_threads(1)
-    store = FeatureStore.open(arguments.features)
-    references = read_annotations(as_caption_files(captions), known_keys=store.keys).captions
-    chosen = read_split_list(flickr8k / f"Flickr_8k.{arguments.split}Images.txt", known_keys=store.keys)
-    keys = [key for key in sorted(chosen) if key in store and key in references][: arguments.rows]
+    models = {
+        path: [train(path, seed, arguments.flickr8k, arguments.work) for seed in range(arguments.seeds)]
+        for path in arguments.features
+    }
+    for path, own in models.items():
+        for split in arguments.splits:
+            print_table(FeatureStore.open(path), own, arguments.flickr8k, split, arguments.rows)
+
+
+def train(features: Path, seed: int, flickr8k: Path, work: Path) -> Path:
+    """The model of a seed, with the default settings."""
+    model = work / f"{features.stem}-{seed}"
+    if not (model / "bundle.json").exists():
+        lists = ("--train-list", flickr8k / "Flickr_8k.trainImages.txt", "--val-list")
+        run_command(
+            *("train", features, "--captions", flickr8k / "Flickr8k.token.txt", "--output", model, "--seed", seed),
+            *(*lists, flickr8k / "Flickr_8k.devImages.txt", "--quiet"),
+        )
+    return model
+
+
+def print_table(store: FeatureStore, models: list[Path], flickr8k: Path, split: str, rows: int) -> None:
+    """The scores of each way, for the images of a split: each model by itself, then all as one."""
+    references = read_annotations(flickr8k / "Flickr8k.token.txt", known_keys=store.keys).captions
+    chosen = read_split_list(flickr8k / f"Flickr_8k.{split}Images.txt", known_keys=store.keys)
+    keys = [key for key in sorted(chosen) if key in store and key in references][:rows]
     train_captions = {
         " ".join(text.lower().rstrip(" .").split())
         for key in read_bundle(models[0]).splits["train"]
         for text in references[key]
     }
-    print(f"{len(keys):,} {arguments.split} images")
+    print(f"\n{store.path.name}, {len(keys):,} {split} images")
     print(
         "| | CIDEr-D | each seed | BLEU-4 | distinct | words used | copied | top quarter, bottom quarter | images/s |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    rows = [(name, [[model] for model in models]) for name in WAYS]
-    rows += [(f"ensemble: {name}", [models]) for name in ENSEMBLED if len(models) > 1]
-    for name, folders in rows:
+    groups = [(name, [[model] for model in models]) for name in WAYS]
+    groups += [(f"ensemble: {name}", [models]) for name in ENSEMBLED if len(models) > 1]
+    for name, folders in groups:
         found = [
             Result.of(folder, store, keys, references, WAYS[name.removeprefix("ensemble: ")]) for folder in folders
         ]
