@@ -225,8 +225,8 @@ class Faults:
         except TimeoutError as exc:
             self.count(case, [str(exc)], f"{number.name} after {seconds:.2f} s")
             return
-        is_said = ending.code in (1, 128 + number) and "Stopped. " in ending.output
-        is_early = ending.code in (1, -number, 128 + number) and not ending.output  # the program was still imported
+        is_said = ending.code == 128 + number and "Stopped. " in ending.output
+        is_early = ending.code in (-number, 128 + number) and not ending.output  # the program was still imported
         self.ends["stopped" if is_said else "before" if is_early else "after"] += 1
         faults = self.look(case)
         if "Traceback" in ending.output or not (is_said or is_early or ending.code == 0):

@@ -10,7 +10,7 @@ import threading
 
 
 def _end_at_once(number: int, _: object) -> None:
-    os._exit(1 if number == signal.SIGINT else 128 + number)
+    os._exit(128 + number)
 
 
 _is_main_thread = threading.current_thread() is threading.main_thread()

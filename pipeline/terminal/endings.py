@@ -197,9 +197,7 @@ class ErrorGroup(StrictGroup):
                 "resume. A finished output is unchanged.",
                 err=True,
             )
-            if isinstance(exc, _Terminated):
-                ctx.exit(128 + signal.SIGTERM)
-            raise
+            ctx.exit(128 + (signal.SIGTERM if isinstance(exc, _Terminated) else signal.SIGINT))
         except BrokenPipeError:  # click ends the command in silence
             raise
         except (CaptionmillError, OSError) as exc:

@@ -453,7 +453,7 @@ def test_ctrl_c_ends_a_training_in_words_and_leaves_the_old_model(model: Path, c
             assert process.is_running()
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        assert process.wait() == 1
+        assert process.wait() == 130
     stderr = (tmp_path / "told").read_text()
     assert "A finished output is unchanged.\n" in stderr
     assert "Traceback" not in stderr

@@ -69,7 +69,7 @@ def require_finished(output: Path, many: Path, weights: Path, whole: FeatureStor
     assert not parts_dir(output).exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_ended_extraction_flushes_first_and_says_so(
     number: signal.Signals, code: int, many: Path, thin_weights: Path, whole: FeatureStore, tmp_path: Path
 ) -> None:
@@ -81,9 +81,7 @@ def test_an_ended_extraction_flushes_first_and_says_so(
         process.send_signal(number)
         assert process.wait() == code
     stderr = told.read_text()
-    assert stderr.endswith("A finished output is unchanged.\n") or (
-        "Aborted!" in stderr and "Stopped. Features" in stderr
-    )
+    assert stderr.endswith("A finished output is unchanged.\n")
     assert "Traceback" not in stderr
     store = FeatureStore.open(output)
     assert 16 <= len(store) < 160
@@ -92,7 +90,7 @@ def test_an_ended_extraction_flushes_first_and_says_so(
     require_finished(output, many, thin_weights, whole)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_rows_that_were_in_no_part_yet_are_flushed_at_the_signal(
     number: signal.Signals, code: int, many: Path, thin_weights: Path, whole: FeatureStore, tmp_path: Path
 ) -> None:
@@ -116,7 +114,7 @@ PartWriter.add = add_and_signal
     require_finished(output, many, thin_weights, whole)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("seconds", [0.01, 0])  # 0: asked again before the hook has ended, as on a busy machine
 def test_a_signal_that_arrives_in_a_destructor_is_heard(
     number: signal.Signals, code: int, seconds: float, tmp_path: Path

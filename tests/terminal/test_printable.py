@@ -41,7 +41,7 @@ def test_what_a_library_writes_to_stderr_itself_is_an_object_too() -> None:
     assert sorted(lines) == ["TIFFReadDirectory: \\x9b2J\\xff bad", "ours", "plain", "second, without an end"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_the_program_is_still_imported_ends_it_without_a_traceback(number: int, code: int) -> None:
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"

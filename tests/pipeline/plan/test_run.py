@@ -466,7 +466,7 @@ def test_ctrl_c_stops_what_runs_aside_and_the_next_run_goes_on(plan_path: Path) 
             assert process.is_running()
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        assert process.wait() == 1
+        assert process.wait() == 130
     stderr = told.read_text()
     assert "Stopped." in stderr
     assert "Traceback" not in stderr
