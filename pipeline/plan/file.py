@@ -148,12 +148,11 @@ class Section:
             raise self._wrong(key, value, "one of " + ", ".join(choices))
         return str(choices[0] if value is None else value)
 
-    def grid(self, kind: type[Configuration]) -> dict[str, list[Any]]:
-        """The lists of the table's own [grid]: for each setting of `kind` the values to try."""
+    def grid(self, known: Mapping[str, Setting]) -> dict[str, list[Any]]:
+        """The lists of the table's own [grid]: for each setting in it, one of `known`, the values to try."""
         table = self.take(GRID) or {}
         if not isinstance(table, dict):
             raise self._wrong(GRID, table, f"a table, [{'.'.join([*self._place, GRID])}]")
-        known = settings_of(kind)
         for key, values in table.items():
             if key not in known:
                 raise self.error(f"{GRID}.{key}", f"{GRID} has no key `{key}`{_nearest(key, [*known])}")

@@ -67,7 +67,8 @@ def _read_train(section: Section, extractions: Sequence[Task]) -> list[Task]:
     captions = _named_captions(section)
     if captions is None:
         raise section.error(None, "needs `captions`, a path")
-    grid = section.grid(TrainConfig)
+    of_search = {name: one for name, one in settings_of(SearchConfig).items() if name in VALIDATION_SEARCH}
+    grid = section.grid({**settings_of(TrainConfig), **of_search})
     output = section.path("output", _default_output("model", section.name, "", is_folder=bool(grid)))
     job = TrainJob(
         features, captions, output, TrainConfig(), section.settings(SplitLists(), tuple(settings_of(SplitLists)))
@@ -79,8 +80,10 @@ def _read_train(section: Section, extractions: Sequence[Task]) -> list[Task]:
         name = "-".join(
             filter(None, [section.name, *(f"{key}-{_in_folder_name(value)}" for key, value in chosen.items())])
         )
-        tried = section.changed(config, chosen)
-        tried = replace(tried, search=replace(tried.search, max_length=tried.max_length))  # as the command does
+        tried = section.changed(config, {key: value for key, value in chosen.items() if key not in of_search})
+        search = replace(tried.search, max_length=tried.max_length)  # as the command does
+        search = section.changed(search, {key: value for key, value in chosen.items() if key in of_search})
+        tried = replace(tried, search=search)
         tasks.append(Task(name, replace(job, config=tried, output=output / name if grid else output), section.name))
     return tasks
 

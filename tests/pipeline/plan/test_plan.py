@@ -202,6 +202,19 @@ def test_a_grid_is_a_training_for_each_combination_and_each_is_scored(tmp_path: 
     assert needs(graph, "caption") == ["train.base-seed-1-tie_weights-false"]
 
 
+def test_a_grid_tries_how_validation_captions_are_decoded(tmp_path: Path) -> None:
+    grid = '[train]\ncaptions = "c.csv"\ncandidates = 7\n[train.grid]\nrerank = ["none", "both"]\nmax_length = [9]\n'
+    graph = read(tmp_path, f'[extract]\nimages = "a"\n{grid}')
+    jobs = [job_of(graph, f"train.rerank-{rerank}-max_length-9") for rerank in ("none", "both")]
+    found = [(job.config.search.rerank, job.config.reranks_validation) for job in jobs if isinstance(job, TrainJob)]
+    assert found == [("none", False), ("both", True)]
+    searches = [job.config.search for job in jobs if isinstance(job, TrainJob)]
+    assert {(search.candidates, search.max_length) for search in searches} == {(7, 9)}
+    refused = f'[extract]\nimages = "a"\n{grid}'.replace('["none", "both"]', '["best"]')
+    with pytest.raises(PipelineError, match="`rerank` must be one of auto, none"):
+        read(tmp_path, refused)
+
+
 def test_the_ending_of_a_table_follows_its_format_unless_output_names_it(tmp_path: Path) -> None:
     def output_and_format(lines: str) -> tuple[str, object]:
         job = job_of(read(tmp_path, f'[caption]\nimages = "new"\nmodel = "../m"\n{lines}'), "caption")
