@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PsdImagePlugin import PsdImageFile
@@ -182,6 +183,20 @@ def test_pillow_still_says_how_the_pixels_of_a_png_are_packed(bits: int, color_t
     for name, content in chunks.items():
         data += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
     assert PngImageFile(io.BytesIO(data)).tile[0][3] == rawmode
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PPM", "TIFF", "JPEG2000", "PNG"])
+def test_pillow_still_says_where_the_pixels_of_a_file_are_until_they_are_loaded(kind: str) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(file, kind)
+    image = Image.open(file)
+    assert isinstance(image, ImageFile)
+    (tile,) = image.tile
+    assert tile[1] == tile.extents == (0, 0, 3, 2)
+    if kind == "PPM":
+        assert (file.getvalue()[tile.offset :], tile.args) == (bytes(18), "RGB")
+    image.load()
+    assert not image.tile
 
 
 def test_openvino_is_imported_without_the_package_that_reports_to_its_makers() -> None:
