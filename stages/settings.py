@@ -256,7 +256,7 @@ class TrainConfig(Configuration):
         None,
         "Epochs without a better validation CIDEr-D (or loss, where that decides nothing) after which training stops.",
         least=1,
-        unset="half of the epochs",
+        unset="half of the epochs, at least 3",
         example=10,
     )
     self_critical_epochs: int = setting(

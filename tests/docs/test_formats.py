@@ -153,7 +153,7 @@ def test_every_field_that_is_written_stands_in_the_page(tmp_path: Path) -> None:
     chosen = ["--captions", captions, "--list", tmp_path / "list.txt"]
     run("evaluate", features, "--model", model, *chosen, "--output", scores, "--per-image", per_image)
     values = json.loads(scores.read_text(encoding="utf-8"))
-    assert set(values) == first_columns("Scores")
+    assert set(values) == first_columns("Scores") - {"damaged"}  # none are
     section = PAGE.split("\n## Scores\n", 1)[1].split("\n## ", 1)[0]
     for name in (*values["caption_statistics"], *values["search"], *values["bootstrap"]):
         assert f"`{name}`" in section, name
