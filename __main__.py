@@ -1,21 +1,39 @@
 """The `captionmill` command, also as `python -m captionmill`.
 
 Ctrl-C ends it without a word while it is imported and while Python ends, when there is nothing to say; in between, the
-command says what is kept.
+command says what is kept. Then the process ends by the signal, so that the loop of a shell ends too.
 """
 
+import atexit
+import contextlib
+import os
 import signal
+import sys
 
 
 def main() -> None:
     """Run the command of the command line."""
     _end_in_silence()
+    interrupted: list[bool] = []
+    atexit.register(_end_by_signal, interrupted)  # the first that is registered is the last that runs
     from captionmill.cli import main as run_command
 
     try:
         run_command()
+    except SystemExit as exc:
+        interrupted += [True] if exc.code == 128 + signal.SIGINT else []
+        raise
     finally:
         _end_in_silence()
+
+
+def _end_by_signal(interrupted: list[bool]) -> None:
+    """End the process by SIGINT if there is anything in `interrupted`: after any other end, bash continues its loop."""
+    if interrupted and os.name != "nt":
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+                stream.flush()
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def _end_in_silence() -> None:

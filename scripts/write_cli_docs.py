@@ -15,8 +15,8 @@ _HEAD = """\
 # The commands
 
 Written by `python scripts/write_cli_docs.py` from the program's own help. Results go to stdout, progress and warnings
-to stderr. Exit code 0: done; 1: an error, shown as one line; 2: wrong usage; 130 and 143: ended by Ctrl-C and by
-SIGTERM.
+to stderr. Exit code 0: done; 1: an error, shown as one line; 2: wrong usage; 143: ended by SIGTERM. Ctrl-C ends
+a command by that signal, which shells show as 130; `review`, which it ends as a rule, has 0.
 
 On a terminal, progress is a line that is redrawn, elsewhere a plain line every half minute; `--quiet` leaves it out.
 With `--log-format json` all output is JSON, one object per line, with `time` (UTC), `level` (info, warning, error,

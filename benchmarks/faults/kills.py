@@ -225,7 +225,7 @@ class Faults:
         except TimeoutError as exc:
             self.count(case, [str(exc)], f"{number.name} after {seconds:.2f} s")
             return
-        is_said = ending.code == 128 + number and "Stopped. " in ending.output
+        is_said = ending.code == (-number if number == signal.SIGINT else 128 + number) and "Stopped. " in ending.output
         is_early = ending.code in (-number, 128 + number) and not ending.output  # the program was still imported
         self.ends["stopped" if is_said else "before" if is_early else "after"] += 1
         faults = self.look(case)

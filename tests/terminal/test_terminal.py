@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import click
 import pytest
-from builders import make_task
+from builders import listen_to_ctrl_c, make_task
 from click.testing import CliRunner
 
 from captionmill.cli import main
@@ -265,3 +266,32 @@ def test_ctrl_c_before_and_after_a_command_ends_it_without_a_word(moment: str) -
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
     assert bool(done.stdout) == (moment == AT_EXIT)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_ctrl_c_in_a_command_ends_the_loop_of_a_shell_too(tmp_path: Path) -> None:
+    program, begun = tmp_path / "program.py", tmp_path / "begun"
+    program.write_text(
+        "import sys, time\n"
+        "from captionmill import cli\n"
+        "from captionmill.__main__ import main\n"
+        "@cli.main.command()\n"
+        "def wait():\n"
+        f"    open({str(begun)!r}, 'a').write('begun ')\n"
+        "    time.sleep(60)\n"
+        "sys.argv = ['captionmill', 'wait']\n"
+        "main()\n"
+    )
+    loop = f"for i in 1 2; do {sys.executable} {program}; done"
+    with subprocess.Popen(
+        ["bash", "-c", loop], stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen_to_ctrl_c
+    ) as shell:
+        while not begun.exists() or not begun.read_text():
+            assert shell.poll() is None
+            time.sleep(0.01)
+        os.killpg(shell.pid, signal.SIGINT)
+        told = shell.communicate()[1]
+    assert shell.returncode == -signal.SIGINT
+    assert begun.read_text() == "begun "
+    assert told.startswith("\nStopped. ")
+    assert told.count("\n") == 2

@@ -57,7 +57,11 @@ def add_ranker(training: Training, work_dir: Path, progress: Progress) -> None:
     model = read_bundle(work_dir)
     load_weights(training.decoder, {name: torch.from_numpy(tensor) for name, tensor in model.tensors.items()})
     parts = pack_ranker(ranker)
-    search = training.config.search if training.rankers else choose_rerank(training.config.search, {"": parts})
+    search = training.config.search
+    if not training.rankers:
+        if search.rerank == "auto" and search.beam_size == 1:  # what is not re-ranked; the model's captions will be
+            search = replace(search, beam_size=SearchConfig().beam_size)
+        search = choose_rerank(search, {"": parts})
     scores, notes = dict(model.scores), model.notes
     if training.rankers:  # validation has measured the captions with it
         captions = _decode_alone(training, replace(search, rerank="none"), ranker)

@@ -66,6 +66,19 @@ def test_validation_is_re_ranked_after_each_epoch_where_its_search_says_by_what(
     )
 
 
+def test_a_model_of_greedy_validation_has_the_score_of_the_captions_that_it_writes(task: Path, tmp_path: Path) -> None:
+    search = SearchConfig(beam_size=1, max_length=6, candidates=6)
+    train(task / "features.h5", task / "captions.csv", tmp_path / "model", replace(CONFIG, search=search, max_epochs=1))
+    scores = read_bundle(tmp_path / "model").scores
+    train(
+        task / "features.h5",
+        task / "captions.csv",
+        tmp_path / "other",
+        replace(CONFIG, search=replace(search, beam_size=5), max_epochs=1),
+    )
+    assert scores[RERANKED_CIDER] == read_bundle(tmp_path / "other").scores[RERANKED_CIDER]
+
+
 def test_what_a_training_reports_of_its_captions_is_about_those_that_the_model_writes(tmp_path: Path) -> None:
     task = make_task(tmp_path, train=12, val=12)
     reported: dict[Rerank, str] = {}
