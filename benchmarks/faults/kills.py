@@ -225,7 +225,8 @@ class Faults:
         except TimeoutError as exc:
             self.count(case, [str(exc)], f"{number.name} after {seconds:.2f} s")
             return
-        is_said = ending.code == (-number if number == signal.SIGINT else 128 + number) and "Stopped. " in ending.output
+        codes = 128 + number, 128 + signal.SIGINT  # the page of `review` ends it by Ctrl-C too
+        is_said = ending.code in codes and "Stopped. " in ending.output
         is_early = ending.code in (-number, 128 + number) and not ending.output  # the program was still imported
         self.ends["stopped" if is_said else "before" if is_early else "after"] += 1
         faults = self.look(case)

@@ -144,5 +144,7 @@ def _review(address: str) -> None:
         connection.request("POST", f"{place.path}decisions", Path(DECISIONS_NAME).read_bytes(), headers)
         answer = connection.getresponse()
         print(answer.status, answer.read().decode(), flush=True)
+    except ConnectionError:
+        print("a signal has ended it before", flush=True)
     finally:  # without an answer too: nobody else would end it
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -100,6 +100,11 @@ class ReviewServer(ThreadingHTTPServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = HOST, self.server_address[1]
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """As its base's, but without a word of a connection that Ctrl-C has closed before it was read."""
+        if request.fileno() >= 0:
+            super().handle_error(request, client_address)
+
     def merge(self, decisions: bytes) -> dict[str, Any]:
         """Merge a file of decisions into the table; the answer to the page. Raises as `apply_decisions` does."""
         with self.saving, tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@ import json
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -440,6 +441,18 @@ def test_the_command_ends_in_words(table: Path) -> None:
     assert (process.returncode, errors) == (0, "\n")
     assert told == f"Ended. Saved in {table}: 1 caption corrected, 1 accepted, 0 for later, 1 taken back\n"
     assert rows_of(table)["a.png"].caption == "a wolf"
+
+
+def test_a_connection_that_is_closed_before_it_is_read_is_no_error(
+    server: ReviewServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    closed = socket.socket()
+    closed.close()
+    server.process_request_thread(closed, ("127.0.0.1", 1))
+    assert capfd.readouterr().err == ""
+    with socket.socket() as unconnected:
+        server.process_request_thread(unconnected, ("127.0.0.1", 1))
+    assert "Exception occurred during processing" in capfd.readouterr().err
 
 
 def test_what_cannot_be_served_is_refused_in_one_line(table: Path, server: ReviewServer, tmp_path: Path) -> None:
