@@ -208,11 +208,11 @@ def test_an_export_killed_or_stopped_while_it_took_its_place_is_made_by_the_same
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", stop_at_the_staging)
-        assert run(*arguments).exit_code == 1
+        assert run(*arguments).exit_code == 130
     assert not left.exists()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", stop_at_the_manifest)
-        assert run(*arguments).exit_code == 1
+        assert run(*arguments).exit_code == 130
     assert run(*arguments).exit_code == 0
     assert (output / "manifest.json").exists()
 
