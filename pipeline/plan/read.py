@@ -80,10 +80,9 @@ def _read_train(section: Section, extractions: Sequence[Task]) -> list[Task]:
         name = "-".join(
             filter(None, [section.name, *(f"{key}-{_in_folder_name(value)}" for key, value in chosen.items())])
         )
-        tried = section.changed(config, {key: value for key, value in chosen.items() if key not in of_search})
-        search = replace(tried.search, max_length=tried.max_length)  # as the command does
-        search = section.changed(search, {key: value for key, value in chosen.items() if key in of_search})
-        tried = replace(tried, search=search)
+        search = section.changed(config.search, {key: chosen.pop(key) for key in of_search if key in chosen})
+        tried = section.changed(config, {**chosen, "search": search})
+        tried = replace(tried, search=replace(search, max_length=tried.max_length))  # as the command does
         tasks.append(Task(name, replace(job, config=tried, output=output / name if grid else output), section.name))
     return tasks
 

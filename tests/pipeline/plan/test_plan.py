@@ -213,6 +213,10 @@ def test_a_grid_tries_how_validation_captions_are_decoded(tmp_path: Path) -> Non
     refused = f'[extract]\nimages = "a"\n{grid}'.replace('["none", "both"]', '["best"]')
     with pytest.raises(PipelineError, match="`rerank` must be one of auto, none"):
         read(tmp_path, refused)
+    both = f'[extract]\nimages = "a"\n{grid}matcher_epochs = [3]\n'.replace("candidates = 7", 'rerank = "none"')
+    with pytest.raises(PipelineError, match="`matcher_epochs` does nothing with `rerank` none"):
+        read(tmp_path, both)
+    assert len(ids(read(tmp_path, both.replace('["none", "both"]', '["both"]')))) == 2  # with the extraction
 
 
 def test_the_ending_of_a_table_follows_its_format_unless_output_names_it(tmp_path: Path) -> None:
