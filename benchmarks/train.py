@@ -5,12 +5,16 @@ python benchmarks/train.py FEATURES FLICKR8K [--seconds 30]
 FEATURES is the store that benchmarks/flickr8k.py makes, FLICKR8K as there. All three train the same kind of network (an
 LSTM of 512 numbers whose initial state is the image) on the same captions, each for some seconds, in one process. The
 plain trainer is fp32, reads HDF5 row by row through a DataLoader of two workers, pads each batch of shuffled captions
-to its longest and scores padding too. Nothing else should run on the machine.
+to its longest and scores padding too. The limit is what the matrix products of the default network, forward and
+backward, would take at the rate of large ones. Last, `captionmill train` runs until its first validation score.
+Nothing else should run on the machine.
 """
 
 import argparse
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -29,13 +33,14 @@ from captionmill.data.captions.references import read_annotations, read_split_li
 from captionmill.data.captions.splits import choose_splits
 from captionmill.data.captions.vocabulary import END, PAD, START, Vocabulary
 from captionmill.data.features.store import FeatureStore
-from captionmill.stages.machine import choose_device
+from captionmill.stages.machine import choose_device, choose_training_dtype
 from captionmill.stages.settings import TrainConfig
 from captionmill.stages.training.corpus import choose_vocabulary, count_words
 from captionmill.stages.training.loop import prepare_batch, seed_step, train_on_captions
 from captionmill.stages.training.losses import cross_entropy
 from captionmill.stages.training.state import LoopConfig, Training
 
+FIRST_SCORE = "a third of epoch 1"  # what `train` prints of it
 _WARM_UP = 2  # steps, or looks of the loop
 _PLAIN_BATCH_SIZE = 128  # captions per step, of the same network in captionmill too
 
@@ -177,6 +182,53 @@ def measure(steps: Iterator[int], seconds: float) -> float:
     return count / (time.perf_counter() - started)
 
 
+def measure_limit(training: Training) -> float:
+    """Captions/s if a step were nothing but its matrix products, each as fast as those of 4096 x 4096 numbers."""
+    config, dataset = training.decoder.config, training.dataset
+    size = 4096
+    left = right = torch.rand(size, size, device=training.device).to(choose_training_dtype(training.device))
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        (left @ right)[0, 0].item()
+        seconds.append(time.perf_counter() - started)
+    rate = 2 * size**3 / min(seconds)
+    of_word = 4 * config.hidden_dim * (config.embed_dim + config.hidden_dim)  # the LSTM's multiplications
+    of_word += config.embed_dim * (config.hidden_dim + config.vocab_size)
+    of_caption = 2 * config.feature_dim * config.hidden_dim
+    words = dataset.count_words(np.arange(len(dataset))) / len(dataset)
+    operations = 3 * 2 * (words * of_word + of_caption)  # of a caption; backward takes twice as many as forward
+    print(f"\nlarge matrix products: {rate / 1e12:.2f} TFLOP/s; a caption: {operations / 1e9:.2f} GFLOP")
+    return rate / operations
+
+
+def measure_first_score(features: Path, flickr8k: Path) -> float:
+    """Seconds from the start of `captionmill train`, with the default settings, to its first validation score."""
+    lists = (
+        "--train-list",
+        f"{flickr8k}/Flickr_8k.trainImages.txt",
+        "--val-list",
+        f"{flickr8k}/Flickr_8k.devImages.txt",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["train", str(features), "--captions", str(flickr8k / "Flickr8k.token.txt"), *lists]
+        started = time.perf_counter()
+        with subprocess.Popen(
+            [sys.executable, "-m", "captionmill", *words, "--output", f"{folder}/model"],
+            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            line = next((line for line in process.stdout if FIRST_SCORE in line), None)
+            seconds = time.perf_counter() - started
+            process.terminate()
+            process.communicate()
+    if line is None:
+        raise SystemExit("`captionmill train` showed no first score")
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("features", type=Path)
@@ -216,6 +268,11 @@ def main() -> None:
     for size in ("512", "default"):
         share = rates[f"captionmill, {size}"] / rates[f"its network from memory, {size}"]
         print(f"\ncaptionmill, {size}: {share:.2f} of its network's own rate")
+    limit = measure_limit(build(TrainConfig()))
+    print(
+        f"limit of the default network: {limit:,.0f} captions/s, of which {rates['captionmill, default'] / limit:.2f}"
+    )
+    print(f"\nfirst validation score after {measure_first_score(arguments.features, arguments.flickr8k):.1f} s")
 
 
 if __name__ == "__main__":

@@ -102,8 +102,8 @@ def decode_pixels(data: bytes, *, at_least: AtLeast | None = None, name: str = "
     byte, unless it is all there is. NaN and infinity are black. Colour profiles are not applied.
 
     `at_least` returns, for an upright image of (width, height), the size to which it will be resized. A larger
-    JPEG is decoded at five eighths, a half, a quarter or an eighth of its size, but never below REDUCING_GAP times that
-    size. This is up to several times faster, and the resized image is nearly the same.
+    JPEG is decoded at one to six eighths of its size, but never below REDUCING_GAP times that size. This is up to
+    several times faster, and the resized image is nearly the same.
 
     `name` is that of the file. Its suffix counts only where the content does not show the format: the files of many
     cameras begin as a TIFF does, with a thumbnail.

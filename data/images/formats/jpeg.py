@@ -18,9 +18,11 @@ _BYTES_OF_RGB = 12  # by Pillow; libjpeg-turbo needs 3
 _CHECKED_PIXELS, _CHECKED_SIDE = 4_000_000, 64  # at most and at least, of an image that another decoder gets
 REDUCING_GAP = 3.0
 """An image that is decoded at reduced size is still at least this many times larger than needed."""
-_REDUCED = (1, 2, 4, 5)
-"""The eighths of its sides at which a large JPEG is decoded. For 3, 5, 6 and 7 libjpeg-turbo has no SIMD code: of these
-only 5 is clearly faster than the next, decoded and resized (`benchmarks/decode.py`)."""
+_REDUCED = (1, 2, 3, 4, 5, 6)
+"""The eighths of its sides at which a large JPEG is decoded. For 3, 5, 6 and 7 libjpeg-turbo has no SIMD code; 7 takes
+longer than the whole size, decoded and resized (`benchmarks/decode.py`)."""
+_BY_PILLOW = {3: 4, 5: 8, 6: 8}
+"""The eighths at which Pillow decodes instead, which has these steps only."""
 AtLeast = Callable[[int, int], tuple[int, int]]
 """The size to which an upright image of (width, height) will be resized."""
 
@@ -61,7 +63,7 @@ def check_jpeg(data: bytes, image: JpegImageFile) -> CheckedJpeg | None:
 def decode_jpeg(data: bytes, image: JpegImageFile, eighths: int) -> npt.NDArray[np.uint8]:
     """RGB at `eighths` of the size, by libjpeg-turbo, or by Pillow for files that libjpeg-turbo refuses.
 
-    Both return the same bits for undamaged files, but Pillow has no five eighths: it decodes the whole size instead.
+    Both return the same bits for undamaged files, if not at one of the steps that Pillow lacks (`_BY_PILLOW`).
     Damage is accepted by the rule of `accept_damage`; else ImageError, or whatever Pillow raises.
     """
     width, height = _scaled(image.size, eighths)
@@ -101,7 +103,7 @@ def jpeg_memory(image: JpegImageFile, eighths: int) -> int:
     """The bytes that `decode_jpeg` needs: for the pixels, and for all coefficients of a progressive JPEG."""
     pixels = image.width * image.height
     coefficients = 2 * len(image.getbands()) if image.info.get("progressive") else 0
-    by_pillow = 8 if eighths == 5 else eighths
+    by_pillow = _BY_PILLOW.get(eighths, eighths)
     levels = BYTES_PER_PIXEL if image.mode == "CMYK" else _BYTES_OF_RGB
     return pixels * coefficients + pixels * by_pillow**2 // 64 * levels
 

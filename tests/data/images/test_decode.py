@@ -621,7 +621,7 @@ def prepare_as(encoder: Encoder, preprocess: Preprocess, image_size: int) -> Enc
 
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("preprocess", ["squash", "crop", "whole"])
-@pytest.mark.parametrize(("image_size", "eighths"), [(352, 5), (224, 4), (112, 2), (64, 1)])
+@pytest.mark.parametrize(("image_size", "eighths"), [(424, 6), (352, 5), (272, 4), (200, 3), (112, 2), (64, 1)])
 def test_large_jpeg_is_decoded_smaller_and_prepared_all_but_the_same(
     encoder: Encoder,
     photo_contents: dict[int, bytes],
@@ -638,7 +638,7 @@ def test_large_jpeg_is_decoded_smaller_and_prepared_all_but_the_same(
     assert reduced.width >= REDUCING_GAP * least_width
     assert reduced.height >= REDUCING_GAP * least_height
     difference = np.abs(encoder.prepare(np.asarray(reduced)).astype(int) - encoder.prepare(np.asarray(full)))
-    assert difference.mean() < 0.45  # levels of 255; at most 0.38 measured with libjpeg-turbo 3.2
+    assert difference.mean() < 0.5  # levels of 255; at most 0.46, at six eighths, measured with libjpeg-turbo 3.2
     assert difference.max() <= 4  # at most 2 measured
 
 
@@ -652,7 +652,9 @@ def test_reduced_jpeg_is_what_pillows_draft_gives_in_every_mode(photo: Image.Ima
     np.testing.assert_array_equal(np.asarray(decode_image(content, at_least=lambda *_: (64, 64))), expected)
 
 
-@pytest.mark.parametrize(("side", "by_turbo", "by_pillow"), [(68, 126, 201), (50, 101, 101), (25, 51, 51)])
+@pytest.mark.parametrize(
+    ("side", "by_turbo", "by_pillow"), [(84, 151, 201), (68, 126, 201), (52, 101, 101), (50, 76, 101), (25, 51, 51)]
+)
 def test_jpeg_that_libjpeg_turbo_refuses_is_decoded_at_the_next_power_of_two(
     photo: Image.Image, side: int, by_turbo: int, by_pillow: int
 ) -> None:
@@ -664,8 +666,8 @@ def test_jpeg_that_libjpeg_turbo_refuses_is_decoded_at_the_next_power_of_two(
 @pytest.mark.parametrize(
     ("side", "decoded"),
     [
-        *((64, 64), (192, 192), (307, 307), (308, 193), (383, 240), (384, 192), (767, 384), (768, 192)),
-        *((1535, 384), (1536, 192), (3073, 385)),
+        *((64, 64), (192, 192), (255, 255), (256, 192), (307, 231), (308, 193), (383, 240), (384, 192), (511, 256)),
+        *((512, 192), (767, 288), (768, 192), (1535, 384), (1536, 192), (3073, 385)),
     ],
 )
 def test_jpeg_is_reduced_only_as_far_as_leaves_three_times_the_target(side: int, decoded: int) -> None:
@@ -679,7 +681,8 @@ def test_side_that_is_nearest_to_its_target_decides_how_far_a_jpeg_is_reduced() 
     assert decode_image(content, at_least=lambda *_: (50, 50)).size == (750, 150)
     assert decode_image(content, at_least=lambda *_: (400, 50)).size == (1500, 300)
     assert decode_image(content, at_least=lambda *_: (600, 50)).size == (1875, 375)
-    assert decode_image(content, at_least=lambda *_: (626, 50)).size == (3000, 600)
+    assert decode_image(content, at_least=lambda *_: (626, 50)).size == (2250, 450)
+    assert decode_image(content, at_least=lambda *_: (751, 50)).size == (3000, 600)
 
 
 def test_target_is_asked_for_and_met_by_the_picture_as_it_stands_upright() -> None:
@@ -725,12 +728,12 @@ def test_least_size_is_the_size_before_anything_is_cut_off(
     assert (width, height) == ((224, 224) if preprocess == "crop" else least)
 
 
-@pytest.mark.parametrize(("size", "decoded"), [((3000, 2000), (1500, 1000)), ((2999, 1999), (2999, 1999))])
+@pytest.mark.parametrize(("size", "decoded"), [((3000, 2000), (1125, 750)), ((2999, 1999), (2999, 1999))])
 def test_reduced_jpeg_is_prepared_in_the_shape_of_the_whole_one(
     encoder: Encoder, size: tuple[int, int], decoded: tuple[int, int]
 ) -> None:
     encoder = prepare_as(encoder, "whole", 224)
     content = encode(Image.new("RGB", size), "JPEG")
     reduced = decode_pixels(content, at_least=encoder.least_size)
-    assert reduced.shape == (*decoded[::-1], 3)  # 1500 x 1000 has the shape of another target than 2999 x 1999
+    assert reduced.shape == (*decoded[::-1], 3)  # part of 2999 x 1999 would have the shape of another target
     assert encoder.prepare(reduced).shape == encoder.prepare(decode_pixels(content)).shape
