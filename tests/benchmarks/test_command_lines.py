@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "benchmarks").rglob("*.py"))]
 WITH_COMMANDS = {
     *("ablation", "caption_scale", "extract", "flickr8k", "folder", "leaks", "rerank", "small_sets", "startup"),
-    *("store", "memory", "world"),
+    *("store", "train", "memory", "world"),
 }
 UNKNOWN = "{}"
 """Stands for a word, or a part of one, that is known only when the script runs."""
