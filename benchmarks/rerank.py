@@ -77,7 +77,8 @@ def print_table(store: FeatureStore, models: list[Path], flickr8k: Path, split: 
         for key in read_bundle(models[0]).splits["train"]
         for text in references[key]
     }
-    print(f"\n{store.path.name}, {len(keys):,} {split} images")
+    ranker_mb = sum(path.stat().st_size for path in models[0].glob("ranker-*")) / 1e6
+    print(f"\n{store.path.name}, {len(keys):,} {split} images; the ranker takes {ranker_mb:.1f} MB")
     print(
         "| | CIDEr-D | each seed | BLEU-4 | distinct | words used | copied | top quarter, bottom quarter | images/s |"
     )
