@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
         interrupted += [True] if exc.code == 128 + signal.SIGINT else []
         raise
     finally:
-        _end_in_silence()
+        _end_in_silence(at_once=not interrupted)
 
 
 def _end_by_signal(interrupted: list[bool]) -> None:
@@ -33,12 +34,21 @@ def _end_by_signal(interrupted: list[bool]) -> None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
                 stream.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def _end_in_silence() -> None:
+def _end_in_silence(*, at_once: bool = True) -> None:
+    """Let signals end the process; if not `at_once`, Ctrl-C in a second: Python has other processes to stop."""
+    began = time.monotonic()
+
+    def end(number: int, _: object) -> None:
+        if time.monotonic() - began > 1:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for a job in the background
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL if at_once else end)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

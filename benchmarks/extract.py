@@ -1,22 +1,25 @@
 """Stage one against the loop that tutorials write, in one run: speed, the engine's own limit, likeness, memory.
 
-python benchmarks/extract.py PHOTOS --weights resnet50.pth [--images 2000] [--plain-images 500] [--memory-images 50000]
+python benchmarks/extract.py PHOTOS --weights resnet50.pth [--images 2000] [--rounds 3] [--memory-images 50000]
 python benchmarks/extract.py PHOTOS --weights resnet50.pth --engines openvino{," --precision "{fp32,int8}}
 python benchmarks/extract.py PHOTOS --weights resnet50.pth --engines torch "torch --jobs 1"    on a GPU
 python benchmarks/extract.py PHOTOS --weights resnet50.pth --image-size 64    the network as fast as on a faster machine
 
 PHOTOS is a folder of images, used over and over by symbolic links until there are enough. Prints the table of
-docs/benchmarks.md: rates from the first image to the last, and of the whole command, from its start to its end. Nothing
-else should run on the machine.
+docs/benchmarks.md, medians of all rounds: rates from the first image to the last, and of the whole command, from its
+start to its end. Nothing else should run on the machine.
 """
 
 import argparse
+import operator
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line sets it
@@ -127,12 +130,23 @@ def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return values
 
 
+@dataclass
+class Rates:
+    """Images/s of an engine, one for each round."""
+
+    forward_only: list[float] = field(default_factory=list)
+    extract: list[float] = field(default_factory=list)
+    command: list[float] = field(default_factory=list)
+    """From the command's start to its end."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--weights", type=Path, required=True, help="state_dict of a ResNet-50")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--plain-images", type=int, default=500, help="images for the plain loop, whose rate is steady")
+    parser.add_argument("--rounds", type=int, default=3, help="of the plain loop and all engines in turn")
     parser.add_argument("--memory-images", type=int, default=50_000, help="0 leaves the memory test out")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--engines", nargs="+", default=["openvino", "torch"], help="each with its options")
@@ -146,39 +160,36 @@ def main() -> None:
         work = Path(name)
         folder = link_photos(arguments.photos, work / "photos", arguments.images)
         plain_images = min(arguments.plain_images, arguments.images)
-        plain_rate, exact = run_plain(folder, arguments.weights, plain_images, arguments.image_size)
+        network = ("--weights", arguments.weights, "--image-size", arguments.image_size, "--preprocess", "crop")
+        plain_rates: list[float] = []
+        engines = {engine: Rates() for engine in arguments.engines}
+        likeness: dict[str, np.ndarray] = {}
+        for round_number in range(arguments.rounds):
+            plain_rate, exact = run_plain(folder, arguments.weights, plain_images, arguments.image_size)
+            plain_rates.append(plain_rate)
+            for number, (engine, rates) in enumerate(engines.items()):
+                rates.forward_only.append(measure_forward_only(folder, arguments, engine))
+                output = work / f"{number}-{round_number}.h5"
+                words = ("--output", output, *network, "--engine", *shlex.split(engine))
+                command = run_command("extract", folder, *words)
+                rates.extract.append(command.rate)
+                rates.command.append(arguments.images / command.seconds)
+                likeness[engine] = cosines(FeatureStore.open(output).read(range(len(exact))), exact)
+            print(f"round {round_number}: plain loop {plain_rate:.1f}; {engines}", file=sys.stderr, flush=True)
+        plain = statistics.median(plain_rates)
         print(
-            "| | images/s | x plain | share of forward only | whole command, images/s | x plain | peak memory, GB "
-            "| cosine to fp32: least | 1st percentile | mean |\n|---|---|---|---|---|---|---|---|---|---|"
+            "| engine | forward only, images/s, x plain | extract, images/s, x plain | share of forward only "
+            "| whole command, images/s, x plain | cosine to fp32: least, mean |\n|---|---|---|---|---|---|"
         )
-        print(f"| plain loop | {plain_rate:.1f} | 1 | | | | | 1 | 1 | 1 |", flush=True)
-        for number, engine in enumerate(arguments.engines):
-            forward_rates = [measure_forward_only(folder, arguments, engine)]
-            output = work / f"{number}.h5"
-            words = [
-                "--weights",
-                arguments.weights,
-                "--image-size",
-                arguments.image_size,
-                "--preprocess",
-                "crop",
-                "--engine",
-                *shlex.split(engine),
+        print(f"| plain loop | | {plain:.1f}, 1.0 | | | |")
+        for engine, rates in engines.items():
+            shown = [
+                f"{rate:.1f}, {rate / plain:.1f}"
+                for rate in map(statistics.median, (rates.forward_only, rates.extract, rates.command))
             ]
-            command = run_command("extract", folder, "--output", output, *words)
-            rate, whole_rate = command.rate, arguments.images / command.seconds
-            forward_rates.append(measure_forward_only(folder, arguments, engine))  # before and after: the faster counts
-            forward_rate = max(forward_rates)
-            store = FeatureStore.open(output)
-            likeness = cosines(store.read(range(len(exact))), exact)
-            print(f"| {engine}, forward only | {forward_rate:.1f} | {forward_rate / plain_rate:.1f} | 1 | | | | | | |")
-            print(
-                f"| {engine}, extract | {rate:.1f} | {rate / plain_rate:.1f} | {rate / forward_rate:.2f} "
-                f"| {whole_rate:.1f} | {whole_rate / plain_rate:.1f} | {command.peak_rss_gb:.2f} "
-                f"| {likeness.min():.5f} | {np.percentile(likeness, 1):.5f} | {likeness.mean():.5f} |",
-                flush=True,
-            )
-            print(command.output.strip(), f"whole command: {command.seconds:.1f} s", sep="\n", file=sys.stderr)
+            shares = map(operator.truediv, rates.extract, rates.forward_only)
+            shown.insert(2, f"{statistics.median(shares):.2f}")
+            print(f"| {engine} | {' | '.join(shown)} | {likeness[engine].min():.5f}, {likeness[engine].mean():.5f} |")
         if arguments.memory_images:
             many = link_photos(arguments.photos, work / "many", arguments.memory_images)
             print("\n| images | peak memory, GB |\n|---|---|")

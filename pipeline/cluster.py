@@ -6,6 +6,8 @@ stored is kept, and its task runs again elsewhere.
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
@@ -103,7 +105,8 @@ def _start_processes(processes: int, attempts: int, *, least_images: int) -> Ite
 
     def run_calls(calls: Sequence[_Call]) -> Iterator[tuple[int, Any]]:
         parallel = joblib.Parallel(processes, backend="loky", return_as="generator_unordered", batch_size=1)
-        results: Iterator[tuple[int, Any]] = parallel(joblib.delayed(_run_in_process)(call) for call in calls)
+        with _ctrl_c_held_back():
+            results: Iterator[tuple[int, Any]] = parallel(joblib.delayed(_run_in_process)(call) for call in calls)
         return results
 
     try:
@@ -111,6 +114,34 @@ def _start_processes(processes: int, attempts: int, *, least_images: int) -> Ite
         yield Spread(run, processes, threads, least_images=least_images)
     finally:
         get_reusable_executor().shutdown(wait=True)  # they hold a network each
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Let Ctrl-C wait until the block ends; in processes that are started in it, until a task lets it through.
+
+    A terminal sends it to all its processes. Those that import or wait would end with a traceback each, and what is
+    half started could not be ended.
+    """
+    if not hasattr(signal, "pthread_sigmask") or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # on Windows
+        yield
+        return
+    from multiprocessing.resource_tracker import ensure_running
+
+    ensure_running()  # once it runs, starting processes no longer lets signals through
+    waiting: list[int] = []
+    handler = None
+    if threading.current_thread() is threading.main_thread():  # other threads of this process let it through
+        handler = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        if waiting:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -75,7 +75,9 @@ def _run(program: str, arguments: list[str], output: Path | None, environment: M
     os.environ.update(environment)
     tempfile.tempdir = None  # the server has looked for that of its own environment
     share_loaded_modules()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told the server to ignore it
+    # a shell may have told the server to ignore it, and what started the server may have held it back
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(threads)  # the order of sums depends on it
     if output is not None:
         with output.open("wb") as file:

@@ -10,7 +10,7 @@ beside it, so that the URL is not asked again; deleting the folder makes caption
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from captionmill.data.cache import folder_aside
@@ -27,8 +27,18 @@ _HASH = re.compile(r"(?P<place>.*)#sha256=(?P<digest>[0-9a-fA-F]{64})")
 
 
 def find_models(models: AnyPaths) -> list[Path]:
-    """The folders of one model or of several, as `find_model` finds each."""
-    return [find_model(models)] if isinstance(models, Path | str) else [find_model(model) for model in models]
+    """The folders of one model or of several, as `find_model` finds each; InputError if one is named twice."""
+    names = [models] if isinstance(models, Path | str) else list(models)
+    return require_each_once([find_model(name) for name in names], names)
+
+
+def require_each_once(folders: list[Path], names: Sequence[AnyPath]) -> list[Path]:
+    """`folders`, the places of the models that `names` name; InputError if two are one, which would count twice."""
+    places = [folder.resolve() for folder in folders]
+    for place, name in zip(places, names, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"{name}: this model is named twice; name each model once")
+    return folders
 
 
 def read_model(model: AnyPath) -> Model:

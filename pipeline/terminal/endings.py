@@ -43,19 +43,26 @@ _waited: list[int] = []
 """The signals of this command that waited."""
 _raised: list[type[KeyboardInterrupt]] = []
 """What the signals of this command raised."""
+_ONE_S = 1.0
+_raised_at: list[float] = []
+"""When (`time.monotonic`). Signals within _ONE_S are one: whoever presses Ctrl-C again and again means the same."""
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     """Raise the exception of a signal, unless it arrives where it would do harm: then it waits for a moment.
 
     An import swallows it. In a function that has just taken a lock, the lock would be kept for ever: other threads
-    wait for it, and this one for them. What such a function has just opened would stay open.
+    wait for it, and this one for them. What such a function has just opened would stay open. One that follows at once
+    is ignored: it would end what the first one's exception saves and stops on its way.
     """
+    if _raised_at and time.monotonic() - _raised_at[-1] < _ONE_S:
+        return
     if len(_waited) < _MOST_WAITS and (_takes_hold(frame) or _is_import(frame)):
         _waited.append(number)
         _thread.start_new_thread(_repeat_signal, (signal.Signals(number), _PAUSE_S))
         return
     _raised.append(_Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+    _raised_at.append(time.monotonic())
     raise _raised[-1]
 
 
@@ -83,6 +90,7 @@ class _SignalRepeater:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
             number = signal.SIGTERM if isinstance(unraisable.exc_value, _Terminated) else signal.SIGINT
             seconds = self._pause_s
+            _raised_at.clear()
             while True:
                 try:
                     _thread.start_new_thread(_repeat_signal, (number, seconds))
@@ -105,6 +113,7 @@ def listen_to_signals(*, pause_s: float = 0.01) -> None:
     """
     _waited.clear()
     _raised.clear()
+    _raised_at.clear()
     signal.signal(signal.SIGTERM, _end)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for a job in the background
         signal.signal(signal.SIGINT, _end)

@@ -4,11 +4,13 @@ import functools
 import getpass
 import itertools
 import os
+import signal
 import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +63,7 @@ def extract_share(task: ShareTask) -> ShareResult:
 
     Raises WeightsError or SpecMismatchError if this machine has other weights than the task was made with.
     """
-    with _one_at_a_time:
+    with _one_at_a_time, _ctrl_c_once():
         task = replace(task, config=replace(task.config, device=claim_device(task.config.device)))
         encoder, engine, jpegs = _worker_engine(task.config, task.spec.resize_size)
         task.spec.require(encoder.spec, mine=str(task.store), others="this worker")
@@ -115,6 +117,33 @@ def run_share(
     meter.wall_s = time.perf_counter() - started
     meter.forward_s = max(0.0, meter.wall_s - meter.input_wait_s - meter.write_s)
     return ShareResult(meter.images, tuple(failures), meter, description)
+
+
+@contextmanager
+def _ctrl_c_once() -> Iterator[None]:
+    """Let Ctrl-C end the block, once, in a process that was started with Ctrl-C held back (`open_spread`).
+
+    What follows saves rows, and the process ends soon. A job in the background ignores Ctrl-C (SIG_IGN) anyway.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if hasattr(signal, "pthread_sigmask") else ()
+    if signal.SIGINT not in mask or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield
+        return
+
+    def ignore(_: int, __: object) -> None:
+        """Also in threads that began in the block, which do not hold the signal back."""
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, ignore)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, ignore)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 @functools.lru_cache(maxsize=1)

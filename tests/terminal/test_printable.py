@@ -75,12 +75,12 @@ def test_a_signal_in_a_function_that_takes_a_lock_waits_until_the_lock_can_be_fr
         "import functools, logging, signal, threading, time, types\n"
         "from captionmill.pipeline.terminal import endings\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have told pytest to ignore it
-        "endings.listen_to_signals()\n"
         "handler, condition = logging.Handler(), threading.Condition()\n"
         "ctrl_c = functools.partial(signal.raise_signal, signal.SIGINT)\n"
         "handler.lock = types.SimpleNamespace(acquire=ctrl_c, release=lambda: print('handler'))\n"
         "condition._lock = types.SimpleNamespace(__enter__=ctrl_c, __exit__=lambda *_: print('condition'))\n"
         "for take, free in ((handler.acquire, handler.release), (condition.__enter__, condition.__exit__)):\n"
+        "    endings.listen_to_signals()\n"
         "    try:\n"
         "        take()\n"
         "        free()\n"
@@ -99,11 +99,11 @@ def test_a_signal_in_a_function_that_opens_a_file_waits_until_the_file_can_be_cl
         "from captionmill.data import files, regular\n"
         "from captionmill.pipeline.terminal import endings\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have told pytest to ignore it
-        "endings.listen_to_signals()\n"
         "ctrl_c = functools.partial(signal.raise_signal, signal.SIGINT)\n"
         "for module, name in ((regular, '_open_regular'), (files, '_create_partial')):\n"
         "    hasattr(module, name) or print(name, 'is not there')\n"
         "    exec(compile(f'def {name}():\\n    ctrl_c()\\n    print(\"opened\")', module.__file__, 'exec'))\n"
+        "    endings.listen_to_signals()\n"
         "    try:\n"
         "        locals()[name]()\n"
         "        for _ in range(500): time.sleep(0.01)\n"  # what a thread interrupts is not one long call

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from captionmill.data.captions.vocabulary import Vocabulary
 from captionmill.data.features.store import FeatureStore
+from captionmill.data.models.source import require_each_once
 from captionmill.data.paths import AnyPath
 from captionmill.stages.decoding.trained import TrainedModels, require_same_words
 from captionmill.stages.machine import choose_training_dtype
@@ -18,8 +19,12 @@ class Teachers:
     """Decoders whose mean probabilities of each word a training learns beside its captions; false if there are none."""
 
     def __init__(self, names: Sequence[AnyPath] = ()) -> None:
-        """The models that `names` name, as `find_model` finds them; ModelError if one cannot be read."""
+        """The models that `names` name, as `find_model` finds them.
+
+        Raises ModelError if one cannot be read, InputError if one is named twice.
+        """
         self.models = [GivenModel.read(name) for name in names]
+        require_each_once([teacher.folder for teacher in self.models], names)
         self._networks: list[WordLogits] = []
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ from captionmill.data.errors import InputError, ModelError
 from captionmill.data.models.archive import pack_model
 from captionmill.data.models.bundle import model_digest, read_bundle
 from captionmill.data.models.card import write_card
-from captionmill.data.models.source import find_model
+from captionmill.data.models.source import find_model, find_models
 from captionmill.data.tables.formats import read_captions
 
 pytest.importorskip("fsspec")
@@ -158,6 +158,17 @@ def test_what_is_no_model_is_one_line(cache: Path, tmp_path: Path) -> None:
         assert str(caught.value).startswith(str(place))
         assert "\n" not in str(caught.value)
     assert list(cache.iterdir()) == []
+
+
+def test_a_model_that_would_count_twice_is_refused(model: Path, tmp_path: Path) -> None:
+    packed, other = tmp_path / "packed.tar", tmp_path / "other"
+    pack_model(model, packed)
+    shutil.copytree(model, other)
+    (tmp_path / "link").symlink_to(model)
+    assert find_models([model, packed, other]) == [model, find_model(packed), other]
+    for second in (str(model), tmp_path / "link"):
+        with pytest.raises(InputError, match=r"^.*model: this model is named twice; name each model once$"):
+            find_models([model, second])
 
 
 def test_the_card_has_scores_and_is_left_alone_once_changed(model: Path, tmp_path: Path) -> None:

@@ -253,6 +253,7 @@ def test_teachers_that_do_not_fit_are_refused_before_anything_is_written(task: T
     refused: list[tuple[Path, TrainConfig, type[CaptionmillError], str]] = [
         (features, taught(tmp_path, min_count=6), InputError, "0 and this training have different vocabularies: index"),
         (other, taught(tmp_path), SpecMismatchError, "image_size: 224, not 320"),
+        (features, replace(config := taught(tmp_path), teacher=config.teacher[:1] * 2), InputError, "is named twice"),
     ]
     for store, config, error, message in refused:
         with pytest.raises(error, match=message):

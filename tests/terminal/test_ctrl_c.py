@@ -1,0 +1,64 @@
+"""Ctrl-C that is pressed again and again while several processes extract: a terminal sends it to all of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import listen_to_ctrl_c
+from click.testing import CliRunner
+from PIL import Image
+
+from captionmill.cli import main
+from captionmill.data.features.parts import parts_dir
+from captionmill.data.features.store import FeatureStore
+
+MARK_STARTING_WORKERS = """
+import os, sys
+if any("popen_loky" in word for word in sys.orig_argv):
+    open(os.environ["WORKER_STARTS"], "w").close()
+"""
+
+
+@pytest.mark.parametrize("moment", ["workers start", "workers have made rows"])
+def test_ctrl_c_pressed_again_and_again_ends_all_processes_in_one_line(
+    tmp_path: Path, thin_weights: Path, moment: str
+) -> None:
+    photos, output = tmp_path / "photos", tmp_path / "f.h5"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(1000):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(photos / f"{number:04d}.png")
+    (tmp_path / "sitecustomize.py").write_text(MARK_STARTING_WORKERS)
+    starts = tmp_path / "starts"
+    environment = {"PYTHONPATH": str(tmp_path), "WORKER_STARTS": str(starts)}
+    command = ["extract", photos, "--output", output, "--backbone", "scenes-resnet14", "--preprocess", "squash"]
+    command += ["--image-size", "32", "--engine", "torch", "--precision", "fp32", "--weights", thin_weights]
+    command += ["--flush-every", "8"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "captionmill", *map(str, command), "--jobs", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+        start_new_session=True,
+        preexec_fn=listen_to_ctrl_c,
+    ) as process:
+        while not (starts.exists() if moment == "workers start" else any(parts_dir(output).glob("part-*.h5"))):
+            assert process.poll() is None
+            time.sleep(0.01)
+        for _ in range(7):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.01)
+        told = process.communicate(timeout=60)[1]  # ends when no process can write to it any more
+    assert process.returncode == -signal.SIGINT
+    assert told.strip().startswith("Stopped. ")
+    assert told.strip().count("\n") == 0
+    if moment == "workers have made rows":
+        assert 0 < len(FeatureStore.open(output)) < 1000
+    done = CliRunner().invoke(main, [str(word) for word in command], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert len(FeatureStore.open(output)) == 1000
