@@ -125,8 +125,9 @@ def _ctrl_c_once() -> Iterator[None]:
 
     What follows saves rows, and the process ends soon. A job in the background ignores Ctrl-C (SIG_IGN) anyway.
     """
+    is_main = threading.current_thread() is threading.main_thread()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if hasattr(signal, "pthread_sigmask") else ()
-    if signal.SIGINT not in mask or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    if not is_main or signal.SIGINT not in mask or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
 
