@@ -4,9 +4,9 @@ python benchmarks/ablation.py FEATURES FLICKR8K --work DIR [--views STORE ...] [
 
 FEATURES is a store that benchmarks/flickr8k.py makes, FLICKR8K as there. Each row changes the default only in what its
 name says; each of the further stores, made with `--views`, is a row by its name. The 1,000 dev images score it, by the
-best epoch's captions and by those that the finished model re-ranks by consensus, without a matcher: a choice must not
-be made on the test images. The teachers are the models of the row "default". A second run resumes: DIR keeps each
-training's scores, and these models.
+best epoch's captions and by those that the finished model re-ranks by consensus: a choice must not be made on the test
+images. The teachers are the models of the row "default", which alone have a matcher. A second run resumes: DIR keeps
+each training's scores, and these models.
 """
 
 import argparse
@@ -19,8 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from photos import run_command
-
-from captionmill.data.models.bundle import RERANKED_CIDER, read_bundle
 
 Scores = tuple[float, float]
 """Validation CIDEr-D of a training's best epoch, and of the captions that its model re-ranks."""
@@ -75,14 +73,21 @@ class Runs:
         model = self.model(row, seed)
         kept = model.with_name(f"{model.name}.json")
         if not kept.exists():
-            run_command(
-                *("train", self.stores.get(row, self.stores["default"]), "--output", model, "--seed", seed),
-                *("--captions", self.flickr8k / "Flickr8k.token.txt", *self.options(row), "--matcher-epochs", 0),
-                *("--val-list", self.flickr8k / "Flickr_8k.devImages.txt", "--overwrite", "--restart", "--quiet"),
-            )
+            features = self.stores.get(row, self.stores["default"])
+            captions, dev = self.flickr8k / "Flickr8k.token.txt", self.flickr8k / "Flickr_8k.devImages.txt"
+            if not (model / "bundle.json").exists():
+                run_command(
+                    *("train", features, "--captions", captions, "--output", model, "--seed", seed, "--val-list", dev),
+                    *(*self.options(row), *([] if row == "default" else ["--matcher-epochs", 0]), "--quiet"),
+                )
             with (model / "history.csv").open(newline="") as file:
                 best = max(float(epoch["val_cider"]) for epoch in csv.DictReader(file))
-            kept.write_text(json.dumps([best, read_bundle(model).scores[RERANKED_CIDER]]))
+            scores = model.with_name(f"{model.name}-scores.json")
+            run_command(
+                *("evaluate", features, "--model", model, "--captions", captions, "--list", dev, "--output", scores),
+                *("--rerank", "consensus", "--quiet"),
+            )
+            kept.write_text(json.dumps([best, json.loads(scores.read_text())["scores"]["cider_d"]]))
             if row != "default":
                 shutil.rmtree(model)
         plain, reranked = json.loads(kept.read_text())
