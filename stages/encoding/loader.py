@@ -58,7 +58,11 @@ class Batch:
 
     @property
     def pixels(self) -> Pixels:
-        """[B, H, W, 3]."""
+        """[B, H, W, 3].
+
+        The images are copied once. Pillow's own memory, of 4 bytes a pixel, copied straight into a batch took four
+        times as long as packing each image and this.
+        """
         return np.stack(self.images)
 
 

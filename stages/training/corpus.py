@@ -16,8 +16,6 @@ MOST_CUT = 0.02
 FEW_IMAGES, FEW_WORDS = 1000, 200
 LARGE_NETWORK = 512
 """Numbers of the hidden state from which so few images or words are worth a note."""
-SMALL_BATCH, VERY_FEW_IMAGES = 16, 200
-"""Captions per step that helped with 100 images; with 300 and 600 they made no difference beyond that of seeds."""
 _MANY_CAPTIONS = 30_000  # for so many the minimum of epochs is enough; a quarter of them needs twice as many epochs
 _LEAST_PATIENCE = 3  # epochs
 _LEAST_EPOCHS, _MOST_EPOCHS = 6, 100
@@ -123,7 +121,5 @@ def describe_size(images: int, vocabulary: Vocabulary, config: TrainConfig) -> l
     if not few or config.init is not None or config.hidden_dim < LARGE_NETWORK:
         return []
     advice = "starting from a model of similar captions with `init` helps"
-    if images <= VERY_FEW_IMAGES and config.batch_size > SMALL_BATCH:
-        advice += f", and `batch_size` {SMALL_BATCH} a little"
-    others = "a smaller network or a lower `min_count` does not"
+    others = "a smaller network, smaller batches or a lower `min_count` do not"
     return [f"{' and '.join(few)} are few for a network of {config.hidden_dim}: {advice}; {others}"]
