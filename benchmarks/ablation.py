@@ -5,7 +5,7 @@ python benchmarks/ablation.py FEATURES FLICKR8K --work DIR [--views STORE ...] [
 FEATURES is a store that benchmarks/flickr8k.py makes, FLICKR8K as there. Each row changes the default only in what its
 name says; each of the further stores, made with `--views`, is a row by its name. The 1,000 dev images score it, by the
 best epoch's captions and by those that the finished model re-ranks by consensus: a choice must not be made on the test
-images. The teachers are the models of the row "default", which alone have a matcher. A second run resumes: DIR keeps
+images. The teachers are the models of the row "default", the only ones with a matcher. A second run resumes: DIR keeps
 each training's scores, and these models.
 """
 
@@ -26,8 +26,6 @@ Scores = tuple[float, float]
 FEW = 750  # of the 6,000 training images, drawn at random, the same for each seed
 ROWS: dict[str, list[object]] = {
     "default": [],
-    "image before the first word": ["--image-input", "first"],
-    "image beside every word": ["--image-input", "every"],
     "own output weights": ["--no-tie-weights"],
     "embedding 256": ["--embed-dim", 256],
     "forget bias 0": ["--forget-bias", 0],
