@@ -24,6 +24,10 @@ def main() -> None:
     except SystemExit as exc:
         interrupted += [True] if exc.code == 128 + signal.SIGINT else []
         raise
+    except KeyboardInterrupt as exc:  # when the command had just ended
+        number = signal.SIGINT if type(exc) is KeyboardInterrupt else signal.SIGTERM
+        interrupted += [True] if number == signal.SIGINT else []
+        raise SystemExit(128 + number) from None
     finally:
         _end_in_silence(at_once=not interrupted)
 

@@ -128,6 +128,8 @@ def _run(words: Sequence[str], folder: Path, log: Path, environment: dict[str, s
     try:
         with patch.object(webbrowser, "open", _review), patch.object(demo, "run_demo", short_demo):
             main(words, prog_name="captionmill")
+    except KeyboardInterrupt:  # when the command had just ended, as in `__main__`
+        sys.exit(128 + signal.SIGINT)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # it is over, also for a signal that is repeated

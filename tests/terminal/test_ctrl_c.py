@@ -1,4 +1,4 @@
-"""Ctrl-C that is pressed again and again while several processes extract: a terminal sends it to all of them."""
+"""Ctrl-C at moments that are hard to hit: again and again, in several processes, and when a command has just ended."""
 
 import os
 import signal
@@ -62,3 +62,24 @@ def test_ctrl_c_pressed_again_and_again_ends_all_processes_in_one_line(
     done = CliRunner().invoke(main, [str(word) for word in command], catch_exceptions=False)
     assert done.exit_code == 0
     assert len(FeatureStore.open(output)) == 1000
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_a_signal_when_a_command_has_just_ended_ends_it_without_a_word(number: signal.Signals, code: int) -> None:
+    program = (
+        "import contextlib, os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have told pytest to ignore it
+        "from captionmill import cli\n"
+        "from captionmill.__main__ import main\n"
+        "from captionmill.pipeline.terminal import endings\n"
+        "@contextlib.contextmanager\n"
+        "def streams_put_back():\n"
+        f"    with contextlib.suppress(SystemExit): yield\n    os.kill(os.getpid(), {int(number)})\n    pass\n"
+        "endings.streams_put_back = streams_put_back\n"
+        "@cli.main.command()\n"
+        "def end(): print('done')\n"
+        "sys.argv = ['captionmill', 'end']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "done\n", "")
