@@ -130,16 +130,17 @@ def _ctrl_c_held_back() -> Iterator[None]:
 
     ensure_running()  # once it runs, starting processes no longer lets signals through
     waiting: list[int] = []
-    handler = None
-    if threading.current_thread() is threading.main_thread():  # other threads of this process let it through
-        handler = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    handler = signal.getsignal(signal.SIGINT)  # None: that of a program that Python is a part of
+    is_replaced = handler is not None and threading.current_thread() is threading.main_thread()
+    if is_replaced:  # other threads of this process let the signal through
+        signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if handler is not None:
+        if is_replaced:
             signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if waiting:
             signal.raise_signal(signal.SIGINT)
 

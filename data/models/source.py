@@ -9,6 +9,7 @@ beside it, so that the URL is not asked again; deleting the folder makes caption
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def find_models(models: AnyPaths) -> list[Path]:
 
 def require_each_once(folders: list[Path], names: Sequence[AnyPath]) -> list[Path]:
     """`folders`, the places of the models that `names` name; InputError if two are one, which would count twice."""
-    places = [folder.resolve() for folder in folders]
+    places = [os.path.realpath(folder) for folder in folders]  # of links in a circle too, which are refused later
     for place, name in zip(places, names, strict=True):
         if places.count(place) > 1:
             raise InputError(f"{name}: this model is named twice; name each model once")

@@ -44,25 +44,25 @@ _waited: list[int] = []
 _raised: list[type[KeyboardInterrupt]] = []
 """What the signals of this command raised."""
 _ONE_S = 1.0
-_raised_at: list[float] = []
-"""When (`time.monotonic`). Signals within _ONE_S are one: whoever presses Ctrl-C again and again means the same."""
+_raised_at: list[tuple[int, float]] = []
+"""The signal and when (`time.monotonic`). Within _ONE_S the same is one: a person presses Ctrl-C again and again."""
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     """Raise the exception of a signal, unless it arrives where it would do harm: then it waits for a moment.
 
     An import swallows it. In a function that has just taken a lock, the lock would be kept for ever: other threads
-    wait for it, and this one for them. What such a function has just opened would stay open. One that follows at once
-    is ignored: it would end what the first one's exception saves and stops on its way.
+    wait for it, and this one for them. What such a function has just opened would stay open. The same signal that
+    follows at once is ignored: it would end what the first one's exception saves and stops on its way.
     """
-    if _raised_at and time.monotonic() - _raised_at[-1] < _ONE_S:
+    if _raised_at and _raised_at[-1][0] == number and time.monotonic() - _raised_at[-1][1] < _ONE_S:
         return
     if len(_waited) < _MOST_WAITS and (_takes_hold(frame) or _is_import(frame)):
         _waited.append(number)
         _thread.start_new_thread(_repeat_signal, (signal.Signals(number), _PAUSE_S))
         return
     _raised.append(_Terminated if number == signal.SIGTERM else KeyboardInterrupt)
-    _raised_at.append(time.monotonic())
+    _raised_at.append((number, time.monotonic()))
     raise _raised[-1]
 
 

@@ -3,6 +3,7 @@
 import functools
 import getpass
 import itertools
+import math
 import os
 import signal
 import tempfile
@@ -121,9 +122,9 @@ def run_share(
 
 @contextmanager
 def _ctrl_c_once() -> Iterator[None]:
-    """Let Ctrl-C end the block, once, in a process that was started with Ctrl-C held back (`open_spread`).
+    """Let Ctrl-C end the block in a process that was started with Ctrl-C held back (`open_spread`).
 
-    What follows saves rows, and the process ends soon. A job in the background ignores Ctrl-C (SIG_IGN) anyway.
+    Pressed again within a second it does nothing, as rows are saved. A job in the background ignores it (SIG_IGN).
     """
     is_main = threading.current_thread() is threading.main_thread()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if hasattr(signal, "pthread_sigmask") else ()
@@ -131,19 +132,20 @@ def _ctrl_c_once() -> Iterator[None]:
         yield
         return
 
-    def ignore(_: int, __: object) -> None:
-        """Also in threads that began in the block, which do not hold the signal back."""
+    ended_at = -math.inf
 
-    def end(number: int, _: object) -> None:
-        signal.signal(number, ignore)
-        raise KeyboardInterrupt
+    def end(_: int, __: object) -> None:
+        nonlocal ended_at
+        if time.monotonic() - ended_at > 1:
+            ended_at = time.monotonic()
+            raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, end)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield
-    finally:
-        signal.signal(signal.SIGINT, ignore)
+    finally:  # threads that began in the block do not hold the signal back
+        signal.signal(signal.SIGINT, lambda _, __: None)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 

@@ -83,3 +83,21 @@ def test_a_signal_when_a_command_has_just_ended_ends_it_without_a_word(number: s
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (code, "done\n", "")
+
+
+def test_the_same_signal_within_a_second_is_one_and_another_is_not() -> None:
+    program = (
+        "import signal, time\n"
+        "from captionmill.pipeline.terminal import endings\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have told pytest to ignore it
+        "endings.listen_to_signals()\n"
+        "for number, wait_s in ((2, 0), (2, 0), (15, 0), (2, 1.1), (2, 0)):\n"
+        "    time.sleep(wait_s)\n"
+        "    try:\n"
+        "        signal.raise_signal(number)\n"
+        "        print('ignored')\n"
+        "    except KeyboardInterrupt as exc:\n"
+        "        print(type(exc).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["KeyboardInterrupt", "ignored", "_Terminated", "KeyboardInterrupt", "ignored"]

@@ -24,6 +24,7 @@ from captionmill.data.models.bundle import model_digest, read_bundle
 from captionmill.data.models.card import write_card
 from captionmill.data.models.source import find_model, find_models
 from captionmill.data.tables.formats import read_captions
+from captionmill.stages.decoding.trained import read_models
 
 pytest.importorskip("fsspec")
 
@@ -169,6 +170,9 @@ def test_a_model_that_would_count_twice_is_refused(model: Path, tmp_path: Path) 
     for second in (str(model), tmp_path / "link"):
         with pytest.raises(InputError, match=r"^.*model: this model is named twice; name each model once$"):
             find_models([model, second])
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(ModelError, match="circle"):
+        read_models(tmp_path / "circle")
 
 
 def test_the_card_has_scores_and_is_left_alone_once_changed(model: Path, tmp_path: Path) -> None:
