@@ -24,6 +24,7 @@ from captionmill.data.features.writer import FeatureWriter
 from captionmill.data.models.bundle import Model, read_bundle, write_model
 from captionmill.stages.decoding.config import DecoderConfig
 from captionmill.stages.decoding.decoder import Decoder
+from captionmill.stages.machine import has_fast_int8
 from captionmill.stages.ranking.consensus import CaptionIndex
 from captionmill.stages.ranking.matcher import MatcherConfig
 from captionmill.stages.ranking.ngrams import FlatCaptions
@@ -38,6 +39,7 @@ ROOT = TESTS.parent
 """The checkout."""
 FLICKR8K = ROOT.resolve().parent / "shared" / "flickr8k"
 """The data set, where somebody has put it."""
+needs_fast_int8 = pytest.mark.skipif(not has_fast_int8(), reason="this CPU does not multiply in 8 bits")
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "yellow": (240, 220, 40)}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import thin_config
+from builders import needs_fast_int8, thin_config
 from PIL import Image
 
 from captionmill.data.errors import InputError
@@ -22,7 +22,6 @@ from captionmill.stages.encoding.engine import Engine, build_engine, encode_batc
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.encoding.loader import Batch
 from captionmill.stages.encoding.weights import SCENES_WEIGHTS_PATH
-from captionmill.stages.machine import has_fast_int8
 from captionmill.stages.settings import EngineName, ExtractConfig, Precision
 
 
@@ -68,7 +67,7 @@ def test_bf16_rows_are_all_but_those_of_fp32(config: ExtractConfig, engine: Engi
     assert cosines.min() > 0.999
 
 
-@pytest.mark.skipif(not has_fast_int8(), reason="this CPU does not multiply in 8 bits")
+@needs_fast_int8
 def test_int8_rows_are_like_those_of_fp32(config: ExtractConfig) -> None:
     config = replace(config, weights=str(SCENES_WEIGHTS_PATH))
     pixels = make_pixels(4)
@@ -80,6 +79,7 @@ def test_int8_rows_are_like_those_of_fp32(config: ExtractConfig) -> None:
     np.testing.assert_array_equal(running.submit(pixels[2:3])()[0], found[2])
 
 
+@needs_fast_int8
 @pytest.mark.parametrize("other", [{"engine": "torch"}, {"compile": True}])
 def test_int8_is_computed_by_openvino_only(
     config: ExtractConfig, other: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import thin_config
+from builders import needs_fast_int8, thin_config
 from PIL import Image
 from processes import Child
 
@@ -23,7 +23,6 @@ from captionmill.data.images.decode import Pixels
 from captionmill.data.images.find import find_images
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.encoding.loader import load_batches
-from captionmill.stages.machine import has_fast_int8
 from captionmill.stages.settings import ExtractConfig
 
 
@@ -337,7 +336,7 @@ def test_rows_of_int8_beside_others_are_reported(engine: str, is_mixed: bool) ->
     assert mixture_note({"engine": engine}) == (note if is_mixed else None)
 
 
-@pytest.mark.skipif(not has_fast_int8(), reason="this CPU does not multiply in 8 bits")
+@needs_fast_int8
 def test_a_store_that_int8_extends_is_reported_once(
     photos: Path, config: ExtractConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

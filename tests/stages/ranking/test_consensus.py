@@ -110,4 +110,4 @@ def test_the_weights_are_those_of_kernel_ridge_regression_whatever_the_batch(cou
     assert weights == pytest.approx(np.exp(mine @ others.T - 1) @ solved, abs=0.02)
     alone, same = regression.weights(queries[:1])
     assert same.tolist() == cosines[:1].tolist()
-    assert np.abs(alone - weights[:1]).sum() < 1e-4
+    assert np.abs(alone - weights[:1]).sum() < 5e-5 * np.abs(alone).sum()

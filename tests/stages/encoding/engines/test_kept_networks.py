@@ -8,17 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+from builders import needs_fast_int8
 
 from captionmill.data.errors import WeightsError
 from captionmill.data.features.file import Features
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.engine import build_engine
 from captionmill.stages.encoding.network import FeatureNetwork
-from captionmill.stages.machine import has_fast_int8
 from captionmill.stages.settings import ExtractConfig, Precision
 
 HOUR_NS = 3_600_000_000_000
-FAST_INT8 = pytest.mark.skipif(not has_fast_int8(), reason="this CPU does not multiply in 8 bits")
 
 
 class NetworkWantedError(Exception):
@@ -98,7 +97,7 @@ def test_a_kept_network_gives_the_same_bits_and_is_not_built(
     np.testing.assert_array_equal(encode(without_network(config), config), kept[2])
 
 
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=FAST_INT8)])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=needs_fast_int8)])
 def test_a_kept_network_of_less_precision_gives_the_same_bits(config: ExtractConfig, precision: Precision) -> None:
     config = replace(config, precision=precision, preprocess="whole")
     fresh = encode(build_encoder(config), config)
