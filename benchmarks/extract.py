@@ -135,6 +135,7 @@ class Rates:
     """Images/s of an engine, one for each round."""
 
     forward_only: list[float] = field(default_factory=list)
+    """The faster of two, before and after `extract`: it is a limit, on machines that change their speed."""
     extract: list[float] = field(default_factory=list)
     command: list[float] = field(default_factory=list)
     """From the command's start to its end."""
@@ -168,10 +169,11 @@ def main() -> None:
             plain_rate, exact = run_plain(folder, arguments.weights, plain_images, arguments.image_size)
             plain_rates.append(plain_rate)
             for number, (engine, rates) in enumerate(engines.items()):
-                rates.forward_only.append(measure_forward_only(folder, arguments, engine))
+                before = measure_forward_only(folder, arguments, engine)
                 output = work / f"{number}-{round_number}.h5"
                 words = ("--output", output, *network, "--engine", *shlex.split(engine))
                 command = run_command("extract", folder, *words)
+                rates.forward_only.append(max(before, measure_forward_only(folder, arguments, engine)))
                 rates.extract.append(command.rate)
                 rates.command.append(arguments.images / command.seconds)
                 likeness[engine] = cosines(FeatureStore.open(output).read(range(len(exact))), exact)

@@ -151,9 +151,9 @@ def _advise_on_rates(facts: Facts, throughput: Throughput | None) -> list[str]:
     if throughput.decoding < throughput.forward:
         lines.append("decoding is slower than the network: more cores help, or a smaller copy of the images")
     elif not facts.gpus:
-        lines.append(
-            "the network is slower than decoding: a GPU or more machines help (extract with `cluster` or `shard`)"
-        )
+        remedies = "a GPU or more machines help (extract with `cluster` or `shard`)"
+        less_exact = ", or the less exact `precision` int8" if facts.fast_int8 else ""
+        lines.append(f"the network is slower than decoding: {remedies}{less_exact}")
     return lines
 
 

@@ -87,7 +87,7 @@ class ExtractConfig(Configuration):
     precision: Precision = setting(
         "auto",
         "Precision of the network; auto is bf16 or fp16 if the device is fast at it, else fp32. int8 is the fastest on "
-        "a CPU with VNNI or AMX, and the least exact.",
+        "a CPU with AVX2, and the least exact.",
     )
     decode: Literal["cpu", "gpu"] = setting(
         "cpu", "Where usual JPEGs are decoded and resized; gpu needs CUDA, is experimental and changes rows slightly."

@@ -39,7 +39,7 @@ ROOT = TESTS.parent
 """The checkout."""
 FLICKR8K = ROOT.resolve().parent / "shared" / "flickr8k"
 """The data set, where somebody has put it."""
-needs_fast_int8 = pytest.mark.skipif(not has_fast_int8(), reason="this CPU does not multiply in 8 bits")
+needs_fast_int8 = pytest.mark.skipif(not has_fast_int8(), reason="this CPU is not faster in 8 bits")
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "yellow": (240, 220, 40)}
 
 

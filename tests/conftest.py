@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # a process that only hands out the tests need not wait for t
 
 
 LONG = (
-    *("test_export", "test_java", "test_demo", "test_run", "test_update", "test_store", "test_cluster"),
+    *("test_export", "test_java", "test_demo", "test_run", "test_ctrl_c", "test_update", "test_store", "test_cluster"),
     *("test_extract", "test_decode", "test_cli", "test_doc_commands", "test_parallel", "test_site", "test_explain"),
     *("test_engine", "test_images", "test_resume", "test_gallery", "test_review", "test_run_report"),
     *("test_store_access", "test_search", "test_startup", "test_folder"),

@@ -107,6 +107,8 @@ def test_advice_on_rates_names_the_slower_part_and_says_when_they_were_disturbed
     assert advise(on_cpu, FAST) == [
         "the network is slower than decoding: a GPU or more machines help (extract with `cluster` or `shard`)"
     ]
+    (line,) = advise(replace(on_cpu, fast_int8=True), FAST)
+    assert line.endswith("(extract with `cluster` or `shard`), or the less exact `precision` int8")
     assert advise(replace(HEALTHY, load=12.5), FAST) == [
         "other programs keep the machine busy (load 12.5 on 8 cores): the rates above are too low"
     ]
