@@ -22,6 +22,8 @@ AnyArray = Any
 
 _CHUNK_ROWS = 96  # captions of a few thousand words each whose logits stay in a core's cache
 _ROUNDING = 1e-5  # by which sums must differ for their order to be sure
+_FEW = 5  # words of a row up to which looking for one after the other is fastest
+_COLUMNS = 128  # of words, compared side by side: of fewer, NumPy compares slowly
 _SORTED = 64  # words of a row from which sorting the row finds them faster than looking for one after the other
 _LEAST = -1e30  # a log probability that leaves an end possible where the decoder rules it out
 
@@ -194,8 +196,8 @@ def _contenders(log_probabilities: AnyArray, count: int, sums: AnyArray, pools: 
 
     The highest of each of some columns of words are compared first: that spares NumPy ordering most words.
     """
-    (rows, vocab_size), columns = log_probabilities.shape, 2 * count
-    if is_torch_array(log_probabilities) or vocab_size < 2 * columns:
+    (rows, vocab_size), columns = log_probabilities.shape, max(_COLUMNS, 2 * count)
+    if is_torch_array(log_probabilities) or count <= _FEW or vocab_size < 2 * columns:
         return likeliest_words(log_probabilities, count)
     depth = vocab_size // columns
     tops = log_probabilities[:, : depth * columns].reshape(rows, depth, columns).max(axis=1) + sums[:, None]

@@ -266,7 +266,7 @@ def test_no_word_is_left_out_that_belongs_to_the_best_of_its_image() -> None:
         chance = np.random.default_rng(seed)
         count = int(chance.integers(1, 21))
         images = np.repeat(np.arange(3), chance.integers(1, count + 1, size=3))
-        logits = chance.normal(size=(len(images), 4 * count + 200)).astype(np.float32)
+        logits = chance.normal(size=(len(images), 4 * count + 300)).astype(np.float32)
         if seed % 3 == 0:
             np.round(2 * logits, out=logits)  # equal ones
         logits[chance.random(logits.shape) < (0.9 if seed % 5 == 0 else 0)] = -np.inf
