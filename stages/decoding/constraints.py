@@ -23,7 +23,7 @@ AnyArray = Any
 _CHUNK_ROWS = 96  # captions of a few thousand words each whose logits stay in a core's cache
 _ROUNDING = 1e-5  # by which sums must differ for their order to be sure
 _FEW = 5  # words of a row up to which looking for one after the other is fastest
-_COLUMNS = 128  # of words, compared side by side: of fewer, NumPy compares slowly
+_COLUMNS = 128  # of words that are compared at once: NumPy is slow at short rows
 _SORTED = 64  # words of a row from which sorting the row finds them faster than looking for one after the other
 _LEAST = -1e30  # a log probability that leaves an end possible where the decoder rules it out
 
