@@ -96,7 +96,7 @@ class ExtractSummary:
             meter=meter,
             advice=meter.advice(
                 cores=max(1, choose_workers(0) // (spread.processes if spread else 1)) if meter.images else 1,
-                on_gpu=engine.startswith("cuda"),
+                engine=engine,
             ),
             output=output,
         )

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
+from captionmill.stages.machine import has_fast_int8
+
 T = TypeVar("T")
 
 _BOUND = 0.2  # share of the time above which advice is given
@@ -74,8 +76,11 @@ class Meter:
         total_s = sum(parts.values())
         return {name: part / total_s if total_s else 0.0 for name, part in parts.items()}
 
-    def advice(self, *, cores: int, on_gpu: bool = False) -> str:
-        """One line: what limits the extraction, and what to do about it. `cores` is how many the process may use."""
+    def advice(self, *, cores: int, engine: str) -> str:
+        """One line: what limits the extraction, and what to do about it.
+
+        `cores` is how many the process may use, `engine` what ran the network, as its `description`.
+        """
         parts = self.fractions()
         if parts["writing"] > _BOUND:
             return "writing-bound: put the output on a faster disk"
@@ -85,6 +90,8 @@ class Meter:
             return f"decoding-bound: raise `workers` (now {self.workers}, {cores} cores)"
         if parts["decoding"] > _BOUND:
             return f"decoding-bound: all {cores} cores decode; more cores help, or smaller images"
-        if on_gpu:
+        if engine.startswith("cuda"):
             return "forward-bound: the network is the limit; if the GPU is not always busy, more `jobs` help"
-        return "forward-bound: the network is the limit; a GPU or more processes on more machines (`cluster`) help"
+        advice = "forward-bound: the network is the limit; a GPU or more processes on more machines (`cluster`) help"
+        is_doubled = engine == "cpu openvino float32" and has_fast_int8()
+        return f"{advice}, or the less exact `precision` int8" if is_doubled else advice

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from builders import needs_fast_int8
 
 from captionmill.stages.encoding.meter import Meter
 
@@ -37,7 +38,14 @@ def test_processes_add_their_seconds_and_keep_the_workers_of_one() -> None:
     ],
 )
 def test_the_advice_names_what_bounds_the_speed(meter: Meter, advice: str) -> None:
-    assert meter.advice(cores=8).startswith(advice)
+    assert meter.advice(cores=8, engine="cpu torch float32").startswith(advice)
+
+
+@needs_fast_int8
+@pytest.mark.parametrize(("engine", "is_faster"), [("cpu openvino float32", True), ("cpu openvino int8", False)])
+def test_a_network_in_fp32_that_int8_makes_faster_is_told_so(engine: str, is_faster: bool) -> None:
+    advice = Meter(forward_s=9).advice(cores=8, engine=engine)
+    assert advice.endswith(", or the less exact `precision` int8") == is_faster
 
 
 def test_waiting_counts_the_time_that_pictures_take_to_come() -> None:
