@@ -152,7 +152,8 @@ def _advise_on_rates(facts: Facts, throughput: Throughput | None) -> list[str]:
         lines.append("decoding is slower than the network: more cores help, or a smaller copy of the images")
     elif not facts.gpus:
         remedies = "a GPU or more machines help (extract with `cluster` or `shard`)"
-        less_exact = ", or the less exact `precision` int8" if facts.fast_int8 else ""
+        is_doubled = facts.fast_int8 and throughput.engine == "cpu openvino float32"
+        less_exact = ", or the less exact `precision` int8" if is_doubled else ""
         lines.append(f"the network is slower than decoding: {remedies}{less_exact}")
     return lines
 

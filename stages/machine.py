@@ -139,7 +139,7 @@ def has_fast_bf16(cpu_info: Path = _CPU_INFO) -> bool:
 
 
 def has_fast_int8(cpu_info: Path = _CPU_INFO) -> bool:
-    """Whether openvino computes convolutions faster in 8 bits than in fp32 on this CPU, as on all with AVX2.
+    """Whether openvino computes large convolutions faster in 8 bits than in fp32 on this CPU, as on all with AVX2.
 
     VNNI and AMX, which such a CPU may have too, make them faster still.
     """

@@ -7,7 +7,7 @@ negative. Source: Hastie et al. 2009, "The elements of statistical learning", se
 
 Features are standardised, scaled to length 1, reduced by PCA and rounded to 8 bits. Their products are whole numbers
 below 2^24, which float32 holds exactly, so that cosines do not depend on the images beside an image. Weights hardly do:
-what all images have in common, the kernel of a cosine of 0, is solved for once, as it is large and would cancel out.
+the mean of an image's kernel, which is large and would cancel out, is solved for by itself.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,6 @@ EIGENVECTORS = 1000
 RIDGE = 0.3
 _OVERSAMPLED, _ITERATIONS = 64, 3  # of the subspace iteration
 _LEVELS = 127
-_KERNEL_OF_0 = np.exp(np.float32(-1))
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,9 @@ class ImageRegression:
         self._vectors = vectors.astype(np.float32)  # [N, E]
         self._gains = gains.astype(np.float32)  # [E + 1]
         self._lengths = _lengths(self._matrix)
-        common = self._vectors.sum(axis=0, dtype=np.float64) * self._gains[:-1]  # [E]
-        solved = _KERNEL_OF_0 * (self._gains[-1] + np.einsum("ne,e->n", self._vectors, common))
-        self._common: Reals = solved.astype(np.float32)  # [N]: the weights if every cosine were 0
+        sums = self._vectors.sum(axis=0, dtype=np.float64) * self._gains[:-1]  # [E]
+        solved = self._gains[-1] + np.einsum("ne,e->n", self._vectors, sums)
+        self._of_ones: Reals = solved.astype(np.float32)  # [N]: the weights if the kernel were 1 everywhere
 
     @classmethod
     def fit(cls, reduction: Reduction, rows: npt.NDArray[np.int8]) -> "ImageRegression":
@@ -103,9 +102,11 @@ class ImageRegression:
         """Features [B, D] -> the weight of each training image and its cosine, both [B, N]."""
         queries = self.reduction.reduce(without_single_row(features)).astype(np.float32)  # [B, R]
         cosines = _cosines(queries, self._matrix, self._lengths)
-        kernel = _kernel(cosines) - _KERNEL_OF_0  # [B, N]
-        weights = (kernel @ self._vectors * self._gains[:-1]) @ self._vectors.T
-        weights += kernel * self._gains[-1] + self._common
+        kernel = _kernel(cosines)  # [B, N]
+        means = kernel.mean(axis=1, keepdims=True)  # [B, 1]
+        kernel -= means
+        weights = kernel * self._gains[-1] + (kernel @ self._vectors * self._gains[:-1]) @ self._vectors.T
+        weights += means * self._of_ones
         return weights[: len(features)], cosines[: len(features)]
 
 
