@@ -3,6 +3,7 @@
 Each image depends only on the seed and its number, so any number of processes draws the same files.
 """
 
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from joblib import Parallel, delayed
 from PIL import Image, ImageDraw
 
 from captionmill.data.csv_tables import csv_line
-from captionmill.data.files import replace_atomically, write_text
+from captionmill.data.files import write_bytes, write_text
 from captionmill.pipeline.demo.scene_captions import Scene, random_scene, word_captions
 
 Levels = npt.NDArray[np.float32]  # (height, width) or (height, width, 3), grey levels up to 255 or shares
@@ -74,7 +75,7 @@ def draw_samples(
     for parent in {(folder / key).parent for key in keys}:
         parent.mkdir(parents=True, exist_ok=True)
     scenes: list[Scene] = Parallel(n_jobs=workers)(
-        delayed(_write_image)(folder / key, seed, index) for index, key in enumerate(keys)
+        delayed(write_scene)(folder / key, seed, index) for index, key in enumerate(keys)
     )
     if captions_path is not None:
         _write_scene_captions(captions_path, dict(zip(keys, scenes, strict=True)), seed, held_out_share)
@@ -104,15 +105,16 @@ def _name_image(name: str, index: int) -> str:
     return f"album/{file_name}" if index % 8 >= 6 else file_name
 
 
-def _write_image(path: Path, seed: int, index: int) -> Scene:
+def write_scene(path: Path, seed: int, index: int) -> Scene:
+    """Draw the scene of a seed and a number to `path`, a PNG or else a JPEG; OSError if it does not fit on the disk."""
     rng = np.random.default_rng([seed, index])
     scene = random_scene(rng)
-    image = draw_scene(scene, rng)
-    with replace_atomically(path, flushes=False) as partial_path:
-        if path.suffix == ".png":
-            image.save(partial_path, "PNG", compress_level=1)
-        else:
-            image.save(partial_path, "JPEG", quality=JPEG_QUALITY)
+    image, content = draw_scene(scene, rng), io.BytesIO()  # Pillow writes half a JPEG to a full disk without an error
+    if path.suffix == ".png":
+        image.save(content, "PNG", compress_level=1)
+    else:
+        image.save(content, "JPEG", quality=JPEG_QUALITY)
+    write_bytes(path, content.getvalue(), flushes=False)
     return scene
 
 

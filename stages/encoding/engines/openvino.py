@@ -126,7 +126,10 @@ def _cache_key(encoder: Encoder, precision: Precision) -> str:
 
 
 def _save_network(folder: Path, network: Any) -> None:
-    openvino.serialize(network, str(folder / "network.xml"), str(folder / "network.bin"))
+    try:
+        openvino.serialize(network, str(folder / "network.xml"), str(folder / "network.bin"))
+    except RuntimeError as exc:  # as it calls a full disk
+        raise OSError(f"{folder}: the converted network cannot be written; is the disk full? ({exc})") from exc
 
 
 def _read_network(folder: Path) -> Any | None:

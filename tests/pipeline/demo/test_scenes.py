@@ -1,4 +1,5 @@
 import csv
+import resource
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from captionmill.pipeline.demo.scene_captions import (
     read_scene_caption,
     word_captions,
 )
-from captionmill.pipeline.demo.scenes import OUTLINES, SHADES, TEXTURES, draw_samples, draw_scene
+from captionmill.pipeline.demo.scenes import OUTLINES, SHADES, TEXTURES, draw_samples, draw_scene, write_scene
 
 RED_CIRCLE = SceneObject("small", "red", "circle")
 BLUE_STAR = SceneObject("large", "blue", "star")
@@ -33,6 +34,19 @@ def test_same_seed_draws_same_bytes_whatever_the_number_of_processes(tmp_path: P
     assert one == two
     assert read_bytes(tmp_path / "one") == read_bytes(tmp_path / "two")
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["scene.png", "scene.jpg"])
+def test_a_full_disk_is_an_error_and_leaves_no_half_picture(tmp_path: Path, name: str) -> None:
+    write_scene(tmp_path / f"whole_{name}", 3, 0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / f"whole_{name}").stat().st_size - 1, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_scene(tmp_path / name, 3, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == [f"whole_{name}"]
 
 
 def test_another_seed_draws_other_scenes(tmp_path: Path) -> None:
@@ -53,11 +67,13 @@ def test_an_image_that_is_not_drawn_to_its_end_leaves_the_one_before(
     draw_samples(tmp_path, 2, seed=3, workers=1)
     before = read_bytes(tmp_path)
 
-    def stop(_: Image.Image, path: Path, *__: object, **___: object) -> None:
-        path.write_bytes(b"half")
+    write = Path.write_bytes
+
+    def stop(path: Path, content: bytes) -> None:
+        write(path, content[:100])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Image.Image, "save", stop)
+    monkeypatch.setattr(Path, "write_bytes", stop)
     with pytest.raises(KeyboardInterrupt):
         draw_samples(tmp_path, 2, seed=4, workers=1)
     assert read_bytes(tmp_path) == before

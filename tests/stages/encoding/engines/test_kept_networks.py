@@ -1,6 +1,7 @@
 """A converted network and the hash of its weights are kept, and the features are the same bit for bit."""
 
 import os
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,20 @@ def test_a_damaged_network_is_not_used(config: ExtractConfig, tmp_path: Path) ->
     weights.write_bytes(content)
     assert wants_network(config)
     assert not weights.exists()
+
+
+def test_a_network_that_fits_nowhere_is_a_named_error_and_leaves_nothing(config: ExtractConfig, tmp_path: Path) -> None:
+    other = replace(config, image_size=64)
+    encoder = build_encoder(other)
+    before = sorted((tmp_path / "cache").rglob("*"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="the converted network cannot be written; is the disk full"):
+            build_engine(encoder, other)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted((tmp_path / "cache").rglob("*")) == before
 
 
 def test_another_precision_size_or_preprocessing_is_another_network(
