@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from captionmill.data.errors import InputError
 from captionmill.data.images.memory import BUDGET, usual_budget
+from captionmill.data.optional import missing_packages
 from captionmill.stages.settings import LEAST_MEMORY, ExtractConfig, Precision
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def require_machine(config: ExtractConfig) -> None:
         raise InputError("`engine` openvino compiles by itself: leave `compile` out, or use `engine` torch")
     if config.compile and not any(map(shutil.which, (os.environ.get("CXX", ""), *_COMPILERS))):
         raise InputError("`compile` needs a C++ compiler, such as g++, and none is found: leave it out")
+    if config.precision == "int8" and (config.engine == "torch" or config.compile or missing_packages("openvino")):
+        raise InputError("`precision` int8 is computed on a CPU by openvino, without `compile`; else use bf16 or fp32")
     if means_cpu(config.device):
         choose_precision(config.precision, "cpu")
         if config.decode == "gpu":

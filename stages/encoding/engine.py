@@ -48,8 +48,6 @@ def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
     if config.engine == "openvino" and not has_openvino:
         raise InputError("`engine` openvino: the package is not installed; pip install openvino, or use `engine` torch")
     use_openvino = device == "cpu" and has_openvino and config.engine != "torch" and not config.compile
-    if config.precision == "int8" and not use_openvino:
-        raise InputError("`precision` int8 is computed on a CPU by openvino, without `compile`; else use bf16 or fp32")
     if config.engine == "auto" and device == "cpu" and not has_openvino:
         _logger.warning("openvino is not installed: torch runs the network, noticeably slower on a CPU")
     engine: Engine

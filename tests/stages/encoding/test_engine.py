@@ -79,7 +79,6 @@ def test_int8_rows_are_like_those_of_fp32(config: ExtractConfig) -> None:
     np.testing.assert_array_equal(running.submit(pixels[2:3])()[0], found[2])
 
 
-@needs_fast_int8
 @pytest.mark.parametrize("other", [{"engine": "torch"}, {"compile": True}])
 def test_int8_is_computed_by_openvino_only(
     config: ExtractConfig, other: dict[str, Any], monkeypatch: pytest.MonkeyPatch
