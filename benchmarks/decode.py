@@ -75,7 +75,7 @@ def enlarge(content: bytes, longer: int, **options: int | str | bool) -> bytes:
 def features(encoder: Encoder, config: ExtractConfig, images: list[Pixels]) -> np.ndarray:
     engine = build_engine(encoder, config)
     size = engine.batch_size
-    rows = [engine.submit(np.stack(images[start : start + size]))() for start in range(0, len(images), size)]
+    rows = [engine.submit(images[start : start + size])() for start in range(0, len(images), size)]
     return np.concatenate(rows).astype(np.float64)
 
 

@@ -92,7 +92,7 @@ def _measure_forward(seconds: float, encoder: Encoder, config: ExtractConfig) ->
     pixels = encoder.prepare(decode_pixels(draw_photo()))
     keys = [str(number) for number in range(engine.batch_size)]
     batch = Batch(keys=keys, images=[pixels] * len(keys))
-    engine.submit(batch.pixels)()  # compiles and reserves memory
+    engine.submit(batch.images)()  # compiles and reserves memory
     ends = time.monotonic() + seconds
 
     def batches() -> Iterator[Batch]:

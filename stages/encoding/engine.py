@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -34,8 +34,11 @@ class Engine(Protocol):
     batch_size: int
     """Images per forward pass; smaller batches are padded. May be lowered between two calls of `submit`."""
 
-    def submit(self, pixels: Pixels) -> Callable[[], Features]:
-        """Start on [B, H, W, 3] uint8 images, B up to `batch_size`; the result waits for their rows [B, VD]."""
+    def submit(self, images: Sequence[Pixels]) -> Callable[[], Features]:
+        """Start on B uint8 images [H, W, 3] of one shape, 1 to `batch_size`; the result waits for their rows [B, VD].
+
+        They must not change until then: an engine may read them where they lie.
+        """
 
 
 def build_engine(encoder: Encoder, config: ExtractConfig) -> Engine:
@@ -93,15 +96,14 @@ def encode_batches(engine: Engine, batches: Iterable[Batch]) -> Iterator[tuple[B
 def _begin(engine: Engine, batch: Batch) -> Callable[[], Features]:
     if not batch.keys:
         return lambda: np.empty((0, 0), np.float32)
-    pixels = batch.pixels
-    size = engine.batch_size
-    if len(pixels) > size:  # it was lowered since the batch was made
-        return lambda: _encode_split(engine, pixels)
-    wait = _unless_out_of_memory(lambda: engine.submit(pixels))
+    images, size = batch.images, engine.batch_size
+    if len(images) > size:  # it was lowered since the batch was made
+        return lambda: _encode_split(engine, images)
+    wait = _unless_out_of_memory(lambda: engine.submit(images))
 
     def rows() -> Features:
         found = _unless_out_of_memory(wait) if wait else None
-        return _encode_split(engine, pixels, too_large=size) if found is None else found
+        return _encode_split(engine, images, too_large=size) if found is None else found
 
     return rows
 
@@ -116,7 +118,7 @@ def _unless_out_of_memory(work: Callable[[], T]) -> T | None:
     return None
 
 
-def _encode_split(engine: Engine, pixels: Pixels, *, too_large: int | None = None) -> Features:
+def _encode_split(engine: Engine, images: Sequence[Pixels], *, too_large: int | None = None) -> Features:
     """The rows of a batch, computed in smaller batches; `too_large` images at once do not fit in memory."""
     if too_large == 1:
         raise InputError("not enough memory for one image: use a smaller `image_size` or another `device`")
@@ -124,9 +126,9 @@ def _encode_split(engine: Engine, pixels: Pixels, *, too_large: int | None = Non
         engine.batch_size = too_large // 2
         _logger.warning("not enough memory: continuing with `batch_size` %d", engine.batch_size)
     size = engine.batch_size
-    parts = np.split(pixels, range(size, len(pixels), size))
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
     rows = _unless_out_of_memory(lambda: [engine.submit(part)() for part in parts])
-    return _encode_split(engine, pixels, too_large=size) if rows is None else np.concatenate(rows)
+    return _encode_split(engine, images, too_large=size) if rows is None else np.concatenate(rows)
 
 
 class _ViewsEngine:
@@ -145,10 +147,10 @@ class _ViewsEngine:
     def batch_size(self, value: int) -> None:
         self._engine.batch_size = value
 
-    def submit(self, pixels: Pixels) -> Callable[[], Features]:
-        image, *crops = np.split(pixels, self._crop_count, axis=1)
-        views = [np.ascontiguousarray(view) for view in (image, image[:, :, ::-1], *crops)]
-        waits = [self._engine.submit(view) for view in views]
+    def submit(self, images: Sequence[Pixels]) -> Callable[[], Features]:
+        parts = [np.split(image, self._crop_count) for image in images]
+        first, *crops = ([part[number] for part in parts] for number in range(self._crop_count))
+        waits = [self._engine.submit(view) for view in (first, [image[:, ::-1] for image in first], *crops)]
         if self._is_mean:
             return lambda: (waits[0]() + waits[1]()) / 2
         return lambda: np.concatenate([wait() for wait in waits], axis=1)  # [B, VD]

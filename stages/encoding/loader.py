@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
-
 from captionmill.data.errors import ImageError
 from captionmill.data.images.decode import Pixels, check_pixels, decode_pixels
 from captionmill.data.images.formats.jpeg import CheckedJpeg
@@ -55,15 +53,6 @@ class Batch:
     """Seconds that the threads spent on reading bytes since the previous batch."""
     decode_s: float = 0.0
     """Seconds that the threads spent on decoding and resizing since the previous batch."""
-
-    @property
-    def pixels(self) -> Pixels:
-        """[B, H, W, 3].
-
-        The images are copied once. Pillow's own memory, of 4 bytes a pixel, copied straight into a batch took four
-        times as long as packing each image and this.
-        """
-        return np.stack(self.images)
 
 
 class _Loaded(NamedTuple):

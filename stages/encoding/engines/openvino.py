@@ -7,7 +7,7 @@ import logging
 import queue
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -53,20 +53,19 @@ class OpenVinoEngine:
         """Requests that compute no batch now."""
         self._compiled_size = 0
 
-    def submit(self, pixels: Pixels) -> Callable[[], Features]:
-        """Start on [B, H, W, 3] uint8 images; the result waits for their rows, [B, D] float32."""
-        count = len(pixels)
+    def submit(self, images: Sequence[Pixels]) -> Callable[[], Features]:
+        """Start on B uint8 images [H, W, 3]; the result waits for their rows, [B, D] float32."""
+        count = len(images)
         if self._compiled_size != self.batch_size:
             self._free = self._compile()
             self._compiled_size = self.batch_size
-        if count < self.batch_size:
-            pixels = np.concatenate([pixels, np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)])
-        future = self._pool.submit(_run_on_a_free, self._free, pixels)
+        filled = [*images, *[np.zeros_like(images[0])] * (self.batch_size - count)]
+        future = self._pool.submit(_run_on_a_free, self._free, filled)
         return lambda: future.result()[:count]
 
     def _compile(self) -> "queue.SimpleQueue[Any]":
         """One request per stream, for batches of `batch_size`."""
-        self._network.reshape([self.batch_size, *self._shape])
+        network = _with_an_input_for_each(self._network, self.batch_size, self._shape)
         settings = {
             "INFERENCE_PRECISION_HINT": self._hint,
             "NUM_STREAMS": str(self._streams),
@@ -74,18 +73,30 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "THROUGHPUT",
             "ENABLE_CPU_PINNING": "NO",  # a thread pinned to a core would wait for decoding threads there
         }
-        compiled = openvino.Core().compile_model(self._network, "CPU", settings)
+        compiled = openvino.Core().compile_model(network, "CPU", settings)
         free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self._streams):
             free.put(compiled.create_infer_request())
         return free
 
 
-def _run_on_a_free(free: "queue.SimpleQueue[Any]", pixels: Pixels) -> Features:
+def _with_an_input_for_each(network: Any, count: int, shape: list[int]) -> Any:
+    """`network` for `count` images that lie anywhere in memory, each an input [1, *shape], instead of one batch."""
+    network = network.clone()
+    (batch,) = network.inputs
+    images = [openvino.opset1.parameter([1, *shape], np.uint8) for _ in range(count)]
+    together = openvino.opset1.concat(images, 0).output(0)
+    for target in batch.get_target_inputs():
+        target.replace_source_output(together)
+    return openvino.Model(network.outputs, images)
+
+
+def _run_on_a_free(free: "queue.SimpleQueue[Any]", images: list[Pixels]) -> Features:
     request = free.get()
     try:
-        batch = np.require(pixels, requirements=["C", "W"])  # not copied: it has to live until `infer` has read it
-        request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
+        lying = [np.ascontiguousarray(image) for image in images]  # not copied: they live until `infer` has read them
+        for number, image in enumerate(lying):
+            request.set_input_tensor(number, openvino.Tensor(image, [1, *image.shape], openvino.Type.u8))
         request.infer()
         rows: Features = request.get_output_tensor().data.copy()
         return rows

@@ -1,6 +1,6 @@
 """The network in torch: on CUDA and Apple GPUs, and on a CPU if nothing faster is installed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -37,11 +37,10 @@ class TorchEngine:
         self._network: Callable[[Tensor], Tensor] = torch.compile(network) if config.compile else network
         self._copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
-    def submit(self, pixels: Pixels) -> Callable[[], Features]:
-        """Start on [B, H, W, 3] uint8 images; the result waits for their rows, [B, D] float32."""
-        count = len(pixels)
-        if count < self.batch_size:
-            pixels = np.concatenate([pixels, np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)])
+    def submit(self, images: Sequence[Pixels]) -> Callable[[], Features]:
+        """Start on B uint8 images [H, W, 3]; the result waits for their rows, [B, D] float32."""
+        count = len(images)
+        pixels = np.stack([*images, *[np.zeros_like(images[0])] * (self.batch_size - count)])
         with torch.inference_mode():
             if self._copies is None:
                 rows: Features = self._network(torch.from_numpy(pixels).to(self._device)).cpu().numpy()

@@ -116,7 +116,7 @@ def test_features_are_those_of_the_torchvision_network(resnet50_path: Path) -> N
     ) / (torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
     with torch.inference_mode():
         expected = network(normalised).numpy()
-    found = TorchEngine(encoder, config).submit(pixels)()
+    found = TorchEngine(encoder, config).submit(list(pixels))()
     assert found.shape == (2, 2048)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
@@ -124,8 +124,8 @@ def test_features_are_those_of_the_torchvision_network(resnet50_path: Path) -> N
 def test_bf16_features_point_the_same_way(thin_weights: Path) -> None:
     config = ExtractConfig("scenes-resnet14", weights=str(thin_weights), preprocess="squash", image_size=64)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    exact = TorchEngine(build_encoder(config), replace(config, device="cpu", precision="fp32")).submit(pixels)()
-    fast = TorchEngine(build_encoder(config), replace(config, device="cpu", precision="bf16")).submit(pixels)()
+    exact = TorchEngine(build_encoder(config), replace(config, device="cpu", precision="fp32")).submit(list(pixels))()
+    fast = TorchEngine(build_encoder(config), replace(config, device="cpu", precision="bf16")).submit(list(pixels))()
     cosine = (exact * fast).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(fast, axis=1)
     assert cosine.min() > 0.999
 

@@ -1,7 +1,7 @@
 """Every engine gives the same rows, whatever shares a batch, and goes on when memory runs out."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from captionmill.data.features.store import FeatureStore
 from captionmill.data.images.decode import Pixels
 from captionmill.stages.encoding.encoder import Encoder, build_encoder
 from captionmill.stages.encoding.engine import Engine, build_engine, encode_batches
+from captionmill.stages.encoding.engines.openvino import OpenVinoEngine
 from captionmill.stages.encoding.extract import extract
 from captionmill.stages.encoding.loader import Batch
 from captionmill.stages.encoding.weights import SCENES_WEIGHTS_PATH
@@ -40,7 +41,7 @@ def make_batch(pixels: Pixels) -> Batch:
 
 
 def run_engine(config: ExtractConfig, pixels: Pixels) -> Features:
-    return build_engine(build_encoder(config), config).submit(pixels)()
+    return build_engine(build_encoder(config), config).submit(list(pixels))()
 
 
 def exact_features(encoder: Encoder, pixels: Pixels) -> Features:
@@ -73,10 +74,10 @@ def test_int8_rows_are_like_those_of_fp32(config: ExtractConfig) -> None:
     pixels = make_pixels(4)
     running = build_engine(build_encoder(config), replace(config, precision="int8"))
     assert running.description == "cpu openvino int8"
-    found, exact = running.submit(pixels)(), exact_features(build_encoder(config), pixels)
+    found, exact = running.submit(list(pixels))(), exact_features(build_encoder(config), pixels)
     cosines = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
     assert 0.98 < cosines.min() < 0.99999
-    np.testing.assert_array_equal(running.submit(pixels[2:3])()[0], found[2])
+    np.testing.assert_array_equal(running.submit(list(pixels[2:3]))()[0], found[2])
 
 
 @pytest.mark.parametrize("other", [{"engine": "torch"}, {"compile": True}])
@@ -95,7 +96,7 @@ def test_batches_are_of_the_engines_own_size_unless_one_is_set(
     config = replace(config, engine=engine, batch_size=None)
     running = build_engine(build_encoder(config), config)
     assert running.batch_size == usual
-    assert running.submit(make_pixels(usual))().shape == (usual, 2048)
+    assert running.submit(list(make_pixels(usual)))().shape == (usual, 2048)
     config = replace(config, batch_size=5)
     assert build_engine(build_encoder(config), config).batch_size == 5
 
@@ -104,25 +105,24 @@ def test_batches_are_of_the_engines_own_size_unless_one_is_set(
 def test_a_row_is_bit_for_bit_the_same_whatever_shares_its_batch(config: ExtractConfig, engine: EngineName) -> None:
     pixels = make_pixels(4)
     running = build_engine(build_encoder(config), replace(config, engine=engine))
-    together = running.submit(pixels)()
-    np.testing.assert_array_equal(running.submit(pixels[2:3])()[0], together[2])
-    np.testing.assert_array_equal(running.submit(np.ascontiguousarray(pixels[::-1]))()[::-1], together)
+    together = running.submit(list(pixels))()
+    np.testing.assert_array_equal(running.submit(list(pixels[2:3]))()[0], together[2])
+    np.testing.assert_array_equal(running.submit(list(pixels[::-1]))()[::-1], together)
 
 
-def test_openvino_reads_a_batch_however_it_lies_in_memory(config: ExtractConfig) -> None:
-    """Several at once, each gone from here before it is read: whole ones are not copied."""
+def test_openvino_reads_images_however_they_lie_in_memory(config: ExtractConfig) -> None:
+    """Several batches at once, each gone from here before it is read: whole images are not copied."""
     running = build_engine(build_encoder(config), replace(config, engine="openvino"))
     pixels = make_pixels(4)
-    expected = running.submit(pixels)()
-    locked = pixels.copy()
-    locked.setflags(write=False)
-    layouts: list[Callable[[], Pixels]] = [
-        lambda: np.asfortranarray(pixels),
-        lambda: pixels[:, :, ::-1].copy()[:, :, ::-1],
-        lambda: np.repeat(pixels, 2, axis=0)[::2],
-        lambda: locked,
+    expected = running.submit(list(pixels))()
+    layouts: list[Callable[[Pixels], Pixels]] = [
+        np.asfortranarray,
+        lambda image: image[:, ::-1].copy()[:, ::-1],
+        lambda image: np.repeat(image, 2, axis=0)[::2],
+        lambda image: np.asarray(Image.fromarray(image)),  # read-only, as Pillow returns it
+        np.copy,
     ]
-    waiting = [running.submit(lay()) for _ in range(5) for lay in layouts]
+    waiting = [running.submit([lay(image) for image in pixels]) for _ in range(5) for lay in layouts]
     for rows in waiting:
         np.testing.assert_array_equal(rows(), expected)
 
@@ -137,6 +137,15 @@ def test_flip_is_the_mean_of_a_picture_and_its_mirror(config: ExtractConfig, eng
     np.testing.assert_allclose(both, run_engine(replace(config, views="flip"), mirrored), rtol=1e-5)
 
 
+def test_openvino_reads_images_in_their_own_memory(config: ExtractConfig) -> None:
+    running = OpenVinoEngine(build_encoder(config), config)
+    images = [np.asarray(Image.fromarray(image).resize((64, 64))) for image in make_pixels(4, side=80)]
+    running.submit(images)()
+    requests = [running._free.get() for _ in range(running._free.qsize())]
+    read = [[request.get_input_tensor(number).data.ctypes.data for number in range(4)] for request in requests]
+    assert [image.ctypes.data for image in images] in read
+
+
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_views_are_the_image_its_mirror_and_the_corners_of_a_larger_one(
     config: ExtractConfig, engine: EngineName
@@ -149,10 +158,10 @@ def test_views_are_the_image_its_mirror_and_the_corners_of_a_larger_one(
     corners = [larger[:64, :64], larger[:64, 8:], larger[8:, :64], larger[8:, 8:]]
     whole = build_encoder(replace(config, views="one")).prepare(image)
     np.testing.assert_array_equal(prepared, np.concatenate([whole, *corners]))
-    views = build_engine(encoder, config).submit(np.stack([prepared, prepared]))()
+    views = build_engine(encoder, config).submit([prepared, prepared])()
     expected = exact_features(encoder, np.stack([whole, whole[:, ::-1], *corners]))
     np.testing.assert_allclose(views.reshape(2, 6, 2048)[1], expected, rtol=1e-4, atol=1e-4)
-    two = build_engine(build_encoder(replace(config, views="two")), config).submit(whole[np.newaxis])()
+    two = build_engine(build_encoder(replace(config, views="two")), config).submit([whole])()
     np.testing.assert_array_equal(two[0], views[0, : 2 * 2048])
 
 
@@ -199,13 +208,13 @@ class ScarceEngine:
         self.room, self.batch_size, self.error = room, batch_size, error
         self.tried: list[int] = []
 
-    def submit(self, pixels: Pixels) -> Callable[[], Features]:
+    def submit(self, images: Sequence[Pixels]) -> Callable[[], Features]:
         self.tried.append(self.batch_size)
 
         def wait() -> Features:
             if self.batch_size > self.room:
                 raise self.error("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return pixels[:, 0, 0, :].astype(np.float32)
+            return np.stack([image[0, 0] for image in images]).astype(np.float32)
 
         return wait
 
@@ -240,8 +249,8 @@ def test_a_picture_too_large_for_the_device_is_a_one_line_error() -> None:
 
 def test_an_error_that_is_not_about_memory_is_not_swallowed() -> None:
     class Broken(ScarceEngine):
-        def submit(self, pixels: Pixels) -> Callable[[], Features]:
-            raise RuntimeError(f"the device fell off the bus with {len(pixels)} pictures")
+        def submit(self, images: Sequence[Pixels]) -> Callable[[], Features]:
+            raise RuntimeError(f"the device fell off the bus with {len(images)} pictures")
 
     with pytest.raises(RuntimeError, match="fell off the bus"):
         encode(Broken(room=9, batch_size=4), make_pixels(4, side=8), 4)
@@ -251,9 +260,9 @@ def test_an_error_that_is_not_about_memory_is_not_swallowed() -> None:
 def test_a_batch_halved_on_the_way_gives_the_same_rows(config: ExtractConfig, engine: EngineName) -> None:
     pixels = make_pixels(4)
     running = build_engine(build_encoder(config), replace(config, engine=engine))
-    whole = running.submit(pixels)()
+    whole = running.submit(list(pixels))()
     running.batch_size = 2
-    halves = np.concatenate([running.submit(pixels[:2])(), running.submit(pixels[2:])()])
+    halves = np.concatenate([running.submit(list(pixels[:2]))(), running.submit(list(pixels[2:]))()])
     np.testing.assert_allclose(halves, whole, rtol=1e-4, atol=1e-5)
 
 

@@ -72,7 +72,7 @@ def change(path: Path) -> None:
 def encode(encoder: Encoder, config: ExtractConfig) -> Features:
     width = 64 if config.preprocess == "whole" else 32
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, width, 3), dtype=np.uint8)
-    return build_engine(encoder, config).submit(pixels)()
+    return build_engine(encoder, config).submit(list(pixels))()
 
 
 def without_network(config: ExtractConfig) -> Encoder:
