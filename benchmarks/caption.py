@@ -7,9 +7,9 @@ Everything runs in one process, by turns; the fastest of the rounds counts. Core
 process over all cores: they can be compared even when other programs run at the same time. The plain search is what
 tutorials write: a loop over images, each with its own beam, log_softmax and topk over all words; captions that have
 ended leave the beam. The matrix products are those of the same decoder steps, with the same numbers of rows, and
-nothing else: first all of the decoder's layers, then those that remain when the search has folded it. The last table
-shows what bf16 would change in the captions of the test images: weights, inputs and outputs of each layer rounded to
-bf16, sums in fp32, as AMX does; the logits rounded too, or left as they are summed.
+nothing else: first all of the decoder's layers, then those that remain when the search has folded it. Only the rows
+that say so re-rank. The last table shows what bf16 would change in the captions of the dev images: weights, inputs and
+outputs of each layer rounded to bf16, sums in fp32, as AMX does; the logits rounded too, or left as they are summed.
 """
 
 import argparse
@@ -31,14 +31,18 @@ from captionmill.data.captions.references import read_annotations, read_split_li
 from captionmill.data.captions.vocabulary import END, START
 from captionmill.data.features.store import FeatureStore
 from captionmill.stages.decoding.captioner import Captioner, CaptionFinder, decode_rows
-from captionmill.stages.decoding.decoder import Decoder, TorchSteps, choose_steps
+from captionmill.stages.decoding.decoder import Decoder, TorchSteps
 from captionmill.stages.scoring.metrics import CiderD
 from captionmill.stages.scoring.tokens import tokenize_ptb
 from captionmill.stages.settings import SearchConfig
 
 Product = tuple[Tensor, int]
 """A weight matrix [out, in] and the number of rows [rows, in] that it is multiplied with."""
-SEARCHES = {"greedy": SearchConfig(beam_size=1), "beam 3": SearchConfig(beam_size=3)}
+SEARCHES = {
+    "greedy": SearchConfig(beam_size=1, rerank="none"),
+    "beam 3": SearchConfig(beam_size=3, rerank="none"),
+}
+RERANKED = {f"re-ranked, {count} candidates": SearchConfig(rerank="both", candidates=count) for count in (10, 20, 50)}
 
 
 @torch.no_grad()
@@ -131,6 +135,9 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("flickr8k", type=Path)
     parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument(
+        "--reranked-images", type=int, default=500, help="that are captioned with re-ranking in a round"
+    )
     parser.add_argument("--plain-images", type=int, default=60, help="that the plain search captions in a round")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -142,8 +149,7 @@ def main() -> None:
     keys = store.keys[: arguments.images]
 
     def decode(search: SearchConfig, keys: list[str] = keys) -> dict[str, str]:
-        finder = CaptionFinder(choose_steps(decoder), captioner.vocabulary, search)
-        return {key: caption.text for key, caption in decode_rows(finder, store, keys)}
+        return {key: caption.text for key, caption in captioner.captions(store, keys, search)}
 
     @torch.inference_mode()
     def decode_by_layers(search: SearchConfig, keys: list[str], decoder: Decoder) -> dict[str, str]:
@@ -164,6 +170,9 @@ def main() -> None:
         works[f"captionmill, {name}"] = (len(keys), functools.partial(decode, search))
         works[f"the layers' matrix products, {name}"] = (len(keys), functools.partial(run_products, products))
         works[f"those left when folded, {name}"] = (len(keys), functools.partial(run_products, folded))
+    reranked_keys = keys[: arguments.reranked_images]
+    for name, search in RERANKED.items():
+        works[f"captionmill, {name}"] = (len(reranked_keys), functools.partial(decode, search, reranked_keys))
     best = dict.fromkeys(works, (0.0, 0.0))
     for _ in range(arguments.rounds):
         for name, (count, work) in works.items():
@@ -185,7 +194,7 @@ def main() -> None:
     share = seconds * best["captionmill, greedy"][0] / len(keys)
     print(f"reading the rows and comparing them with their checksums: {share:.1%} of the time of greedy", flush=True)
 
-    tested = read_split_list(arguments.flickr8k / "Flickr_8k.testImages.txt")
+    tested = read_split_list(arguments.flickr8k / "Flickr_8k.devImages.txt")
     captions = read_annotations(arguments.flickr8k / "Flickr8k.token.txt").captions
     scorer = CiderD({key: [tokenize_ptb(text) for text in captions[key]] for key in tested})
 

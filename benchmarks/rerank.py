@@ -1,16 +1,15 @@
-"""What re-ranking does for captions, and what it costs: one decoder per seed, captioned in several ways.
+"""What re-ranking does for captions: one decoder per seed, captioned in several ways.
 
 python benchmarks/rerank.py FLICKR8K --features FEATURES [VIEWS] --work DIR [--seeds 3] [--splits dev test]
 
 FEATURES is the store that benchmarks/flickr8k.py makes, VIEWS one of several views per image, FLICKR8K as there. Models
 are trained with the default settings and kept in DIR, so that a second run only captions. Choices are made on the dev
-images; the test images are for the finished table. Rates are of one process, on one thread, without reading images; the
-first row is the baseline.
+images; the test images are for the finished table. The first row is the baseline. benchmarks/caption.py measures what
+re-ranking costs.
 """
 
 import argparse
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -79,10 +78,8 @@ def print_table(store: FeatureStore, models: list[Path], flickr8k: Path, split: 
     }
     ranker_mb = sum(path.stat().st_size for path in models[0].glob("ranker-*")) / 1e6
     print(f"\n{store.path.name}, {len(keys):,} {split} images; the ranker takes {ranker_mb:.1f} MB")
-    print(
-        "| | CIDEr-D | each seed | BLEU-4 | distinct | words used | copied | top quarter, bottom quarter | images/s |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| | CIDEr-D | each seed | BLEU-4 | distinct | words used | copied | top quarter, bottom quarter |")
+    print("|---|---|---|---|---|---|---|---|")
     groups = [(name, [[model] for model in models]) for name in WAYS]
     groups += [(f"ensemble: {name}", [models]) for name in ENSEMBLED if len(models) > 1]
     for name, folders in groups:
@@ -98,8 +95,7 @@ def print_table(store: FeatureStore, models: list[Path], flickr8k: Path, split: 
             f"| {statistics.mean(result.bleu for result in found):.3f} "
             f"| {statistics.mean(len(set(result.texts)) for result in found):.0f} "
             f"| {statistics.mean(len(set(' '.join(result.texts).split())) for result in found):.0f} "
-            f"| {copied:.1%} | {quarters[0]:.2f}, {quarters[1]:.2f} "
-            f"| {statistics.mean(result.rate for result in found):.0f} |",
+            f"| {copied:.1%} | {quarters[0]:.2f}, {quarters[1]:.2f} |",
             flush=True,
         )
 
@@ -107,8 +103,8 @@ def print_table(store: FeatureStore, models: list[Path], flickr8k: Path, split: 
 class Result:
     """The captions of one model in one way, scored."""
 
-    def __init__(self, texts: list[str], cider: float, bleu: float, quarters: tuple[float, float], rate: float) -> None:
-        self.texts, self.cider, self.bleu, self.quarters, self.rate = texts, cider, bleu, quarters, rate
+    def __init__(self, texts: list[str], cider: float, bleu: float, quarters: tuple[float, float]) -> None:
+        self.texts, self.cider, self.bleu, self.quarters = texts, cider, bleu, quarters
 
     @classmethod
     def of(
@@ -120,16 +116,13 @@ class Result:
         search: SearchConfig,
     ) -> "Result":
         captioner = Captioner.load(models, device="cpu")
-        list(captioner.captions(store, keys[:50], search))  # what is made on first use
-        started = time.process_time()
         captions = dict(captioner.captions(store, keys, search))
-        rate = len(keys) / (time.process_time() - started)
         texts = {key: caption.text for key, caption in captions.items()}
         metrics = {metric.name: metric for metric in measure_captions(texts, references)}
         order = np.argsort([-caption.confidence for caption in captions.values()], kind="stable")
         each, quarter = metrics["cider_d"].each[order], len(keys) // 4
         quarters = (float(each[:quarter].mean()), float(each[-quarter:].mean()))
-        return cls(list(texts.values()), metrics["cider_d"].value, metrics["bleu_4"].value, quarters, rate)
+        return cls(list(texts.values()), metrics["cider_d"].value, metrics["bleu_4"].value, quarters)
 
 
 if __name__ == "__main__":
