@@ -46,6 +46,7 @@ label_smoothing = 0
 batch_size = 32
 learning_rate = 2e-3
 max_epochs = {{epochs}}
+patience = {{epochs}}  # never stops early: the learning rate falls until the last epoch
 rerank = "both"  # re-ranked captions choose the epoch; leave this line out to be faster
 
 [evaluate]
