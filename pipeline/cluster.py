@@ -19,7 +19,7 @@ from captionmill.data.errors import ClusterError, InputError, one_line
 from captionmill.data.optional import require
 from captionmill.stages.encoding.spread import RunTasks, Spread
 from captionmill.stages.fields import require_least
-from captionmill.stages.machine import choose_workers, limit_threads, means_cpu
+from captionmill.stages.machine import choose_workers, end_with_parent, limit_threads, means_cpu
 
 _PROCESSES_PER_GPU = 4  # decoding threads share one interpreter lock: a process decodes about 1,400 images/s
 _CORES_PER_PROCESS = 4
@@ -102,11 +102,12 @@ def _start_processes(processes: int, attempts: int, *, least_images: int) -> Ite
     from joblib.externals.loky import get_reusable_executor  # joblib itself cannot end its processes
 
     threads = max(1, joblib.cpu_count() // processes)
+    first = {"initializer": _begin_process, "initargs": (os.getpid(),)}
 
     def run_calls(calls: Sequence[_Call]) -> Iterator[tuple[int, Any]]:
-        parallel = joblib.Parallel(processes, backend="loky", return_as="generator_unordered", batch_size=1)
+        parallel = joblib.Parallel(processes, backend="loky", return_as="generator_unordered", batch_size=1, **first)
         with _ctrl_c_held_back():
-            results: Iterator[tuple[int, Any]] = parallel(joblib.delayed(_run_in_process)(call) for call in calls)
+            results: Iterator[tuple[int, Any]] = parallel(joblib.delayed(_run_numbered)(call) for call in calls)
         return results
 
     try:
@@ -288,9 +289,9 @@ def _run_numbered(call: _Call) -> tuple[int, Any]:
     return number, function(task)
 
 
-def _run_in_process(call: _Call) -> tuple[int, Any]:
+def _begin_process(parent: int) -> None:
     from joblib.externals.loky import process_executor
 
     # a network is not a leak: loky would restart a process that has grown by 300 MB, which imports torch again
     process_executor._MAX_MEMORY_LEAK_SIZE = _MAX_GROWTH
-    return _run_numbered(call)
+    end_with_parent(parent)

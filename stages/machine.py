@@ -11,6 +11,8 @@ import platform
 import re
 import shutil
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +35,7 @@ _OUT_OF_MEMORY = (
 NO_GPU_DECODING = "`decode` gpu needs an NVIDIA GPU, as `device` cuda: use `decode` cpu"
 _COMPILERS = ("g++", "clang++", "c++", "cl")
 _CPU_INFO = Path("/proc/cpuinfo")
+_PARENT_S = 0.5  # between two looks whether a parent process is there
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _GPU_FILES = (_NVIDIA_DRIVER, *map(Path, ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")))
 """On Linux one of them is there if torch can use a GPU: NVIDIA's, in a container, a Jetson or WSL, and AMD's."""
@@ -195,6 +198,21 @@ def thread_count() -> int:
         return int(sys.modules["torch"].get_num_threads())
     limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(limit) if limit.isdecimal() and int(limit) else choose_workers(0)
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process soon after its `parent`, a process ID, is gone: killed, it ends none, and nobody waits for rows.
+
+    Windows does not tell that a parent is gone.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_S)
+        os._exit(1)
+
+    if os.name != "nt":
+        threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def import_openvino() -> ModuleType:

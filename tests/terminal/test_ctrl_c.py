@@ -1,10 +1,12 @@
-"""Ctrl-C at moments that are hard to hit: again and again, in several processes, and when a command has just ended."""
+"""Signals at moments that are hard to hit: again and again, in several processes, and when a command has just ended."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,9 @@ if any("popen_loky" in word for word in sys.orig_argv):
 """
 
 
-@pytest.mark.parametrize("moment", ["workers start", "workers have made rows"])
-def test_ctrl_c_pressed_again_and_again_ends_all_processes_without_a_traceback(
-    tmp_path: Path, thin_weights: Path, moment: str
-) -> None:
+@contextmanager
+def extracting(tmp_path: Path, thin_weights: Path, moment: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """An extraction of 1,000 images in two further processes at a moment, and its command without `--jobs`."""
     photos, output = tmp_path / "photos", tmp_path / "f.h5"
     photos.mkdir()
     rng = np.random.default_rng(0)
@@ -36,11 +37,11 @@ def test_ctrl_c_pressed_again_and_again_ends_all_processes_without_a_traceback(
     (tmp_path / "sitecustomize.py").write_text(MARK_STARTING_WORKERS)
     starts = tmp_path / "starts"
     environment = {"PYTHONPATH": str(tmp_path), "WORKER_STARTS": str(starts)}
-    command = ["extract", photos, "--output", output, "--backbone", "scenes-resnet14", "--preprocess", "squash"]
-    command += ["--image-size", "32", "--engine", "torch", "--precision", "fp32", "--weights", thin_weights]
-    command += ["--flush-every", "8"]
+    command = ["extract", str(photos), "--output", str(output), "--backbone", "scenes-resnet14"]
+    command += ["--preprocess", "squash", "--image-size", "32", "--engine", "torch", "--precision", "fp32"]
+    command += ["--weights", str(thin_weights), "--flush-every", "8"]
     with subprocess.Popen(
-        [sys.executable, "-m", "captionmill", *map(str, command), "--jobs", "2"],
+        [sys.executable, "-m", "captionmill", *command, "--jobs", "2"],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | environment,
@@ -50,6 +51,15 @@ def test_ctrl_c_pressed_again_and_again_ends_all_processes_without_a_traceback(
         while not (starts.exists() if moment == "workers start" else any(parts_dir(output).glob("part-*.h5"))):
             assert process.poll() is None
             time.sleep(0.01)
+        yield process, command
+
+
+@pytest.mark.parametrize("moment", ["workers start", "workers have made rows"])
+def test_ctrl_c_pressed_again_and_again_ends_all_processes_without_a_traceback(
+    tmp_path: Path, thin_weights: Path, moment: str
+) -> None:
+    output = tmp_path / "f.h5"
+    with extracting(tmp_path, thin_weights, moment) as (process, command):
         for _ in range(7):
             os.killpg(process.pid, signal.SIGINT)
             time.sleep(0.01)
@@ -60,9 +70,18 @@ def test_ctrl_c_pressed_again_and_again_ends_all_processes_without_a_traceback(
     assert "KeyboardInterrupt" not in told
     if moment == "workers have made rows":
         assert 0 < len(FeatureStore.open(output)) < 1000
-    done = CliRunner().invoke(main, [str(word) for word in command], catch_exceptions=False)
+    done = CliRunner().invoke(main, command, catch_exceptions=False)
     assert done.exit_code == 0
     assert len(FeatureStore.open(output)) == 1000
+
+
+@pytest.mark.parametrize("moment", ["workers start", "workers have made rows"])
+def test_workers_end_when_the_process_that_started_them_is_killed(
+    tmp_path: Path, thin_weights: Path, moment: str
+) -> None:
+    with extracting(tmp_path, thin_weights, moment) as (process, _):
+        process.kill()
+        process.communicate(timeout=60)  # ends when no process can write to it any more
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGTERM)])
