@@ -201,18 +201,29 @@ def thread_count() -> int:
 
 
 def end_with_parent(parent: int) -> None:
-    """End this process soon after its `parent`, a process ID, is gone: killed, it ends none, and nobody waits for rows.
+    """End this process soon after `parent`, a process ID, is gone: who is killed ends no other, and none waits for it.
 
-    Windows does not tell that a parent is gone.
+    Windows does not show that a process is gone.
     """
+    started_by = os.getppid()  # that of `parent`, or of a server that starts processes for it
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == started_by and _is_running(parent):
             time.sleep(_PARENT_S)
         os._exit(1)
 
     if os.name != "nt":
         threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # no signal: whether there could be one
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def import_openvino() -> ModuleType:

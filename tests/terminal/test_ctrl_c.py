@@ -81,6 +81,7 @@ def test_workers_end_when_the_process_that_started_them_is_killed(
 ) -> None:
     with extracting(tmp_path, thin_weights, moment) as (process, _):
         process.kill()
+        process.wait()
         process.communicate(timeout=60)  # ends when no process can write to it any more
 
 
