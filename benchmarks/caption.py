@@ -194,21 +194,21 @@ def main() -> None:
     share = seconds * best["captionmill, greedy"][0] / len(keys)
     print(f"reading the rows and comparing them with their checksums: {share:.1%} of the time of greedy", flush=True)
 
-    tested = read_split_list(arguments.flickr8k / "Flickr_8k.devImages.txt")
+    dev_keys = read_split_list(arguments.flickr8k / "Flickr_8k.devImages.txt")
     captions = read_annotations(arguments.flickr8k / "Flickr8k.token.txt").captions
-    scorer = CiderD({key: [tokenize_ptb(text) for text in captions[key]] for key in tested})
+    scorer = CiderD({key: [tokenize_ptb(text) for text in captions[key]] for key in dev_keys})
 
     def cider(texts: dict[str, str]) -> float:
         return float(scorer.scores({key: tokenize_ptb(text) for key, text in texts.items()}).mean())
 
     print("\n| | captions that bf16 changes | CIDEr-D, fp32 | CIDEr-D, bf16 |\n|---|---|---|---|")
     for name, search in SEARCHES.items():
-        exact = decode(search, tested)
+        exact = decode(search, dev_keys)
         for what, with_logits in (("", True), (", logits in fp32", False)):
-            rounded = decode_by_layers(search, tested, round_like_bf16(decoder, with_logits=with_logits))
-            changed = sum(exact[key] != rounded[key] for key in tested)
+            rounded = decode_by_layers(search, dev_keys, round_like_bf16(decoder, with_logits=with_logits))
+            changed = sum(exact[key] != rounded[key] for key in dev_keys)
             scores = f"{cider(exact):.4f} | {cider(rounded):.4f}"
-            print(f"| {name}{what} | {changed} of {len(tested)} | {scores} |", flush=True)
+            print(f"| {name}{what} | {changed} of {len(dev_keys)} | {scores} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _OUT_OF_MEMORY = (
     *("out of memory", "not enough memory", "bad_alloc", "bad allocation", "can't allocate memory"),
-    "could not create a primitive",  # oneDNN's words for it
+    *("could not create a primitive", "failed to allocate"),  # words of oneDNN and OpenVINO
 )
 
 NO_GPU_DECODING = "`decode` gpu needs an NVIDIA GPU, as `device` cuda: use `decode` cpu"

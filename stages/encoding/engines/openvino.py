@@ -27,6 +27,7 @@ _logger = logging.getLogger(__name__)
 openvino = import_openvino()
 
 _BATCH_SIZE = 8  # on two cores as fast as 32, with less padding for a few images
+_LARGEST_BATCH = 256  # each image is an input of the compiled network: thousands take minutes to compile
 _NAMES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 _LARGE = 10_000_000  # weights: converting so many takes seconds
 _STREAMS = 2  # two batches in parallel leave no core idle between layers
@@ -38,7 +39,7 @@ class OpenVinoEngine:
     def __init__(self, encoder: Encoder, config: ExtractConfig) -> None:
         """Convert the network for this CPU, for as many threads as torch would use."""
         precision = choose_precision(config.precision, "cpu")
-        self.batch_size = config.batch_size or _BATCH_SIZE
+        self.batch_size = min(config.batch_size or _BATCH_SIZE, _LARGEST_BATCH)
         self.description = f"cpu openvino {_NAMES[precision]}"
         in_halves = precision == "bf16" or (precision == "int8" and has_fast_bf16())  # all that is not in 8 bits
         self._hint = "bf16" if in_halves else "f32"
@@ -94,8 +95,9 @@ def _with_an_input_for_each(network: Any, count: int, shape: list[int]) -> Any:
 def _run_on_a_free(free: "queue.SimpleQueue[Any]", images: list[Pixels]) -> Features:
     request = free.get()
     try:
-        lying = [np.ascontiguousarray(image) for image in images]  # not copied: they live until `infer` has read them
-        for number, image in enumerate(lying):
+        # read in their own memory, unless they are views such as mirror images; they live until `infer` has read them
+        whole = [np.ascontiguousarray(image) for image in images]
+        for number, image in enumerate(whole):
             request.set_input_tensor(number, openvino.Tensor(image, [1, *image.shape], openvino.Type.u8))
         request.infer()
         rows: Features = request.get_output_tensor().data.copy()

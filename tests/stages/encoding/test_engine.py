@@ -99,6 +99,8 @@ def test_batches_are_of_the_engines_own_size_unless_one_is_set(
     assert running.submit(list(make_pixels(usual)))().shape == (usual, 2048)
     config = replace(config, batch_size=5)
     assert build_engine(build_encoder(config), config).batch_size == 5
+    config = replace(config, batch_size=100_000)
+    assert build_engine(build_encoder(config), config).batch_size == (256 if engine == "openvino" else 100_000)
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
@@ -228,7 +230,13 @@ def cannot_create(*_: object) -> RuntimeError:
     return RuntimeError("could not create a primitive")  # oneDNN's words
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError, cannot_create])
+def cannot_allocate(*_: object) -> RuntimeError:
+    return RuntimeError(
+        "Exception from cpu_memory.cpp:257:\nFailed to allocate 810549248 bytes of memory"
+    )  # OpenVINO's
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError, cannot_create, cannot_allocate])
 def test_out_of_memory_halves_the_batch_and_goes_on_in_order(
     error: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
