@@ -63,12 +63,7 @@ class ExtractConfig(Configuration):
         "one; six: four crops from the corners too. Each view takes as long as one image.",
     )
     batch_size: int | None = setting(
-        None,
-        "Images per pass, in openvino up to 256.",
-        least=1,
-        most=10**6,
-        unset="8 with openvino, else 32",
-        example=32,
+        None, "Images per pass, in openvino up to 256.", least=1, most=10**6, unset="8 in openvino, else 32", example=32
     )
     workers: int = setting(
         0, "Threads that decode images; auto is one per core that it may use.", least=0, most=256, words={"auto": 0}
