@@ -51,6 +51,8 @@ class RowsForecast:
     """Captions that a person changed since the last run."""
     reviewed: int
     """Captions that a person wrote or accepted; they stay."""
+    elsewhere: int
+    """Decisions of a person on images that are not there, or were renamed; they are kept."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,9 @@ def _forecast_rows(
     if task.table.redo_corrected:
         decided = {}
     reviewed = sum(is_decision(decided.get(key, "later")) for key in source.keys)
-    return RowsForecast(len(source.keys) - int(known.is_current.sum()), len(edits), reviewed)
+    here = sum(decided.get(key, "undecided") != "undecided" for key in source.keys)
+    elsewhere = sum(decision != "undecided" for decision in decided.values()) - here
+    return RowsForecast(len(source.keys) - int(known.is_current.sum()), len(edits), reviewed, elsewhere)
 
 
 def _records(store_path: Path) -> list[ExtractionRecord]:

@@ -55,6 +55,9 @@ def caption_fields(summary: "FolderSummary", output: object) -> Fields:
         "failed": len(summary.failures),
         "corrections": summary.corrections,
         "reviewed": summary.reviewed,
+        "renamed": summary.renamed,
+        "absent": summary.absent,
+        "changed": len(summary.changed),
         "sidecars": summary.sidecars,
         "embedded": embedded and embedded.embedded,
         "tars": shards and shards.written,
@@ -77,6 +80,7 @@ def forecast_fields(forecast: "Forecast", output: object) -> Fields:
         "made": rows and rows.made,
         "corrections": rows and rows.corrections,
         "reviewed": rows and rows.reviewed,
+        "elsewhere": rows and rows.elsewhere,
         "seconds": forecast.duration_s and round(forecast.duration_s, 3),
     }
 

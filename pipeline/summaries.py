@@ -125,6 +125,8 @@ def forecast_lines(forecast: "Forecast") -> str:
     if rows and rows.reviewed:
         new = f", {rows.corrections:,} of them new" if rows.corrections else ""
         lines.append(f"{show_count(rows.reviewed, 'caption')} of a person would stay{new}")
+    if rows and rows.elsewhere:
+        lines.append(f"captions of a person for images that are not there, or were renamed: {rows.elsewhere:,}, kept")
     how_long = "not known yet"
     if forecast.duration_s is not None:
         how_long = f"about {show_duration(forecast.duration_s)}, by the rates of earlier runs here"
@@ -160,6 +162,7 @@ def written_lines(summary: "FolderSummary") -> list[str]:
         new = f", {summary.corrections:,} of them since the last run" if summary.corrections else ""
         verb = "is" if summary.reviewed == 1 else "are"
         lines.append(f"{show_count(summary.reviewed, 'caption')} {verb} a person's and stay{'s' * (verb == 'is')}{new}")
+    lines += summary.decision_notes
     if summary.sidecars is not None:
         there = summary.captioned - summary.sidecars - len(summary.files.kept_sidecars)
         others = f", {there:,} {'was' if there == 1 else 'were'} there already" if there else ""

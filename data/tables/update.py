@@ -6,7 +6,7 @@ so a table is whole at every moment, and the next run resumes what an interrupte
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from captionmill.data.tables.edits import take_edits
 from captionmill.data.tables.formats import TableFormat, write_captions
 from captionmill.data.tables.journal import BLOCK_ROWS, CaptionJournal, IsAsWanted, Known, SourceChecksums, lock_table
 from captionmill.data.tables.older import convert_older
+from captionmill.data.tables.renames import ContentsOf, follow_images, unknown_contents
 from captionmill.data.tables.review import Review, is_decision
 from captionmill.data.tables.rows import CaptionRow
 
@@ -36,6 +37,10 @@ class WantedTable:
     """Whether CSV has that column."""
     is_as_wanted: IsAsWanted | None = None
     """Which rows of other settings, such as those of an older version, are kept."""
+    contents_of: ContentsOf = unknown_contents
+    """By which images that were renamed are recognised."""
+    changed: Collection[str] = ()
+    """Keys of images that show something else than when they were captioned before."""
 
     def digest(self) -> str:
         """SHA-256 of all this."""
@@ -56,6 +61,12 @@ class TableSummary:
     """Captions that a person had changed in the table since it was written."""
     reviewed: int
     """Rows with a caption that a person wrote or accepted."""
+    renamed: int = 0
+    """Decisions of a person that follow an image which has another key now."""
+    absent: int = 0
+    """Decisions of a person on images that have no row now; they are kept."""
+    changed: tuple[str, ...] = ()
+    """Keys of images with a caption that a person wrote or accepted before the image changed."""
 
 
 def update_captions(
@@ -74,8 +85,8 @@ def update_captions(
     returns their rows in that order. `block_rows` rows are written together.
 
     Captions that were changed in the table since it was written, and `corrections` made elsewhere, are a person's from
-    then on, whatever is wanted; `withdraw_reviews` forgets all of them. If `keep_edited`, a table with more changes
-    than that is kept under another name too, with a warning.
+    then on, whatever is wanted, and stay with an image that was renamed; `withdraw_reviews` forgets all of them. If
+    `keep_edited`, a table with more changes than that is kept under another name too, with a warning.
 
     Raises InputError if another process writes to the table, it is changed meanwhile, or an image has two corrections.
     """
@@ -86,18 +97,29 @@ def update_captions(
         stamp = stamp_of(path)
         known = journal.known(wanted.keys, wanted.sources, wanted.made_with, wanted.is_as_wanted)
         edits = take_edits(path, journal, known, corrections, keep_copy=keep_edited)
-        if edits or withdraw_reviews:
+        decided = {} if withdraw_reviews else known.reviews | {review.path: review for review in edits}
+        elsewhere = follow_images(decided, wanted.keys, wanted.contents_of)
+        if edits or withdraw_reviews or elsewhere.renamed:
             with journal.append(known.end) as writer:
                 writer.add_reviews(edits)
                 if withdraw_reviews:
                     writer.withdraw_reviews()
+                writer.add_reviews(elsewhere.renamed)
+                writer.add_reviews(Review(path, "undecided", "") for path in elsewhere.left)
             known = journal.known(wanted.keys, wanted.sources, wanted.made_with, wanted.is_as_wanted)
         made = _make_missing(journal, known, wanted, make_rows, block_rows=block_rows)
         if made or known.last != (digest_of_file(path), wanted.digest()):
             _render_if_same(path, journal, known, wanted, stamp=stamp)
             journal.compact(known, wanted.made_with)
-    reviewed = sum(key in known.reviews and is_decision(known.reviews[key].decision) for key in wanted.keys)
-    return TableSummary(made, len(edits), reviewed)
+    reviewed = {path for path, review in known.reviews.items() if is_decision(review.decision)}
+    return TableSummary(
+        made,
+        corrections=len(edits),
+        reviewed=len(reviewed.intersection(wanted.keys)),
+        renamed=len(elsewhere.renamed),
+        absent=elsewhere.absent,
+        changed=tuple(sorted(reviewed.intersection(wanted.changed))),
+    )
 
 
 def _make_missing(

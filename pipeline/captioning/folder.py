@@ -24,6 +24,7 @@ from captionmill.pipeline.captioning.embedding import EmbedSummary
 from captionmill.pipeline.captioning.flags import find_flags, usual_low_confidence
 from captionmill.pipeline.captioning.source import CacheConfig, CaptionSource, extract_source, open_source
 from captionmill.pipeline.captioning.task import prepare_captions
+from captionmill.pipeline.words import show_list
 from captionmill.stages.decoding.trained import TrainedModels, read_models
 from captionmill.stages.encoding.loader import Failure
 from captionmill.stages.machine import limit_memory, require_machine
@@ -51,6 +52,12 @@ class FolderSummary:
     """Captions that a person had changed in the table since it was written."""
     reviewed: int
     """Captions that a person wrote or accepted; the model's stay out of the table."""
+    renamed: int
+    """Captions of a person that follow an image which was renamed or moved."""
+    absent: int
+    """Captions of a person of images that are not there; they are kept until these are."""
+    changed: tuple[str, ...]
+    """Keys of images that have changed since a person decided on their captions."""
     failures: tuple[Failure, ...]
     features_path: Path
     """The store that the captions were decoded from."""
@@ -59,6 +66,19 @@ class FolderSummary:
     """The result for the files that were written with the table."""
     left_out: PassedOver = field(default_factory=PassedOver)
     """What the search for images passed over, such as thumbnails and hidden files."""
+
+    @property
+    def decision_notes(self) -> list[str]:
+        """Lines on the captions of a person whose images are elsewhere or have changed."""
+        notes = []
+        if self.renamed:
+            notes.append(f"captions of a person that stay with a renamed or moved image: {self.renamed:,}")
+        if self.absent:
+            notes.append(f"captions of a person whose images are not there: {self.absent:,}, kept until they are")
+        if self.changed:
+            notes.append("captions of a person whose images have changed; look whether they still fit:")
+            notes.append(show_list(self.changed))
+        return notes
 
     @property
     def sidecars(self) -> int | None:
@@ -87,8 +107,8 @@ def caption_folder(
 
     `images` may also be several images, whose keys are their paths as given, or a feature store: then its rows are
     captioned, and no image is opened. Several folders in `model` form an ensemble. Rows of an earlier table are kept if
-    model, settings and image have not changed. Captions that a person changed in it are kept whatever changes, and go
-    into every other file; `table.redo_corrected` forgets them.
+    model, settings and image have not changed. Captions that a person changed in it are kept whatever changes, stay
+    with an image that is renamed, and go into every other file; `table.redo_corrected` forgets them.
 
     `table` is the table's format, which captions are flagged, and which other files are written: a gallery, a text
     file beside each image, copies of tars. `embed_into` is a folder for copies of the images that contain their
@@ -148,6 +168,9 @@ def caption_folder(
         made=updated.made,
         corrections=updated.corrections,
         reviewed=updated.reviewed,
+        renamed=updated.renamed,
+        absent=updated.absent,
+        changed=updated.changed,
         failures=source.failures,
         features_path=source.path,
         duration_s=time.monotonic() - started,
@@ -188,6 +211,8 @@ def _update_table(
         table.format or "csv",
         with_alternatives=search.alternatives > 0,
         is_as_wanted=partial(_is_as_wanted, made_with),
+        contents_of=source.contents_of,
+        changed=source.changed,
     )
     return update_captions(
         output,

@@ -92,7 +92,7 @@ class Sidecars:
         """What a person wrote into sidecars since they were written."""
         self.kept: list[str] = []
         """Keys of images whose sidecar was changed while its caption was made; it stays, and the next run reads it."""
-        self._count = len(found)
+        self._keys = {image.key for image in found}
         owners: dict[Path, str] = {}
         reserved = {os.path.realpath(path) for path in (table, *others)}
         for image in sorted(found, key=lambda image: not has_read_suffix(image.key)):
@@ -102,7 +102,7 @@ class Sidecars:
             content = read_bytes(path) if path.exists() else None
             is_new = content is not None and not self._written.has(image.key, content)
             correction = self._correction(image.key, path, content) if content is not None and is_new else None
-            is_foreign = is_new and correction is None
+            is_foreign = is_new and correction is None and not self._is_of_a_renamed(content or b"")
             if (path in owners or is_foreign) and not has_read_suffix(image.key):  # photo.cr2 beside its photo.jpg
                 continue
             self._paths[image.key] = path
@@ -129,7 +129,7 @@ class Sidecars:
                 path = self._paths.get(row.path)
                 if path and row.is_captioned:
                     written += self._write_one(row.path, path, f"{self._wording.text(row.caption)}\n".encode())
-                progress("sidecars", done, self._count)
+                progress("sidecars", done, len(self._keys))
         return written
 
     def _write_one(self, key: str, path: Path, content: bytes) -> bool:
@@ -156,6 +156,15 @@ class Sidecars:
             return self._wording.caption_in(content.decode(encoding_of(content)))
         except UnicodeDecodeError as exc:
             raise InputError(f"{path}: was changed, and is not UTF-8 text; save it as UTF-8, or delete it") from exc
+
+    def _is_of_a_renamed(self, content: bytes) -> bool:
+        """Whether a run wrote `content` for an image that is not there under its key any more."""
+        return any(self._written.has(key, content) for key in self._gone)
+
+    @functools.cached_property
+    def _gone(self) -> set[str]:
+        """The keys of the table whose images are not there."""
+        return self._captions.keys() - self._keys
 
     @functools.cached_property
     def _captions(self) -> dict[str, str]:

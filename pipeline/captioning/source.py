@@ -1,5 +1,6 @@
 """The source of captions: an existing feature store, or images, whose missing features are extracted first."""
 
+import operator
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +13,7 @@ from captionmill.data.errors import InputError
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore, delete_store, store_exists
 from captionmill.data.features.writer import FeatureWriter, lock_store
-from captionmill.data.images.read import ImageFile
+from captionmill.data.images.read import ImageFile, ImageSource
 from captionmill.data.paths import AnyPath, as_path
 from captionmill.data.progress import Progress
 from captionmill.data.tables.journal import SourceChecksums
@@ -51,6 +52,8 @@ class CaptionSource:
     """The extraction that filled it; None for an existing store."""
     damaged: tuple[Failure, ...] = ()
     """Images whose rows in an existing store are damaged; an extraction makes such rows again."""
+    changed: frozenset[str] = frozenset()
+    """Images whose file and features are others than in the store before; not those whose metadata only changed."""
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -74,6 +77,13 @@ class CaptionSource:
             places = [place for place, key in enumerate(self.keys) if key not in reasons]
             sources[places] = self.store.row_checksums([self.store.position(self.keys[place]) for place in places])
         return sources
+
+    def contents_of(self, keys: Sequence[str]) -> list[int]:
+        """The hash of each image's content, whether it is among the images to caption or not; 0 if it has no row."""
+        if self.store is None:
+            return [0] * len(keys)
+        hashes = self.store.sources()[:, ImageSource._fields.index("content_hash")].tolist()
+        return [hashes[self.store.position(key)] if key in self.store else 0 for key in keys]
 
 
 def open_source(path: Path, features: AnyPath | None, spec: FeatureSpec) -> CaptionSource:
@@ -105,6 +115,7 @@ def extract_source(
     `before_work` is called before the first image is encoded.
     """
     missing, machine = len(found), cache.machine
+    before: dict[str, tuple[int, int]] = {}
     store = None
     replaced = False
     if store_exists(path):
@@ -114,7 +125,8 @@ def extract_source(
         else:
             spec.require(store.spec, mine="the model", others=str(path))
             machine = replace(machine, dtype=store.dtype)
-            missing = len(find_missing(found, store, warns=False))  # the extraction does
+            lacking = find_missing(found, store, warns=False)  # the extraction does
+            missing, before = len(lacking), _looks(store, [image.key for image in lacking])
     extraction = ExtractSummary(len(found), len(found), 0, (), engine="", duration_s=0.0)
     if missing:
         encoder = encoder_for_spec(spec, machine, as_path(cache.weights))
@@ -128,7 +140,18 @@ def extract_source(
     elif store is not None and (store.part_count > 1 or not path.exists()):  # an array job's, or an interrupted run's
         with FeatureWriter(path, spec, dtype=store.dtype, made_by=store.made_by):
             pass  # it joins the parts
-    can_be_read = len(extraction.failures) < len(found)
-    return CaptionSource(
-        [image.key for image in found], path, FeatureStore.open(path) if can_be_read else None, extraction
-    )
+    keys, after = [image.key for image in found], None
+    if len(extraction.failures) < len(found):
+        after = FeatureStore.open(path)
+    looks = _looks(after, list(before)) if after is not None else {}
+    changed = frozenset(key for key, look in looks.items() if all(map(operator.ne, look, before[key])))
+    return CaptionSource(keys, path, after, extraction, changed=changed)
+
+
+def _looks(store: FeatureStore, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """The hash of the content, and a checksum of the features, of those of `keys` that have a row in `store`."""
+    return {
+        key: (ImageSource(*source.tolist()).content_hash, zlib.crc32(row.tobytes()))
+        for block, rows, _, sources in store.stored_blocks([key for key in keys if key in store])
+        for key, row, source in zip(block, rows, sources, strict=True)
+    }

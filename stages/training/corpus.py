@@ -121,5 +121,5 @@ def describe_size(images: int, vocabulary: Vocabulary, config: TrainConfig) -> l
     if not few or config.init is not None or config.hidden_dim < LARGE_NETWORK:
         return []
     advice = "starting from a model of similar captions with `init` helps"
-    others = "a smaller network, smaller batches or a lower `min_count` do not"
+    others = "a smaller network or smaller batches do not, nor do the rarer words of a lower `min_count`"
     return [f"{' and '.join(few)} are few for a network of {config.hidden_dim}: {advice}; {others}"]

@@ -39,7 +39,7 @@ from captionmill.stages.training.given.teachers import Teachers
 from captionmill.stages.training.loop import run_training
 from captionmill.stages.training.origin import NO_MODEL, as_it_began, describe_origin, describe_processes, require_same
 from captionmill.stages.training.recorder import FolderRecorder, TrainListener
-from captionmill.stages.training.reranking.build import add_ranker, rerank_validation
+from captionmill.stages.training.reranking.build import NO_RANKER, add_ranker, lacks_images, rerank_validation
 from captionmill.stages.training.run_folder import RunFolder, begin_folder, claim_folder, publish, require_place
 from captionmill.stages.training.state import EpochResult, Training
 
@@ -143,7 +143,7 @@ def train(
         notes: list[str] = []
         if world.is_first:
             notes += describe_words(counts, val_counts, vocabulary, fitted)
-            notes += describe_size(len(splits.train), vocabulary, fitted)
+            notes += describe_size(len(splits.train), vocabulary, fitted) + [NO_RANKER] * lacks_images(training)
             notes += describe_equal_features(store, splits.train, "training images")
             _warn_at_start(work_dir, training.state.history if unfinished else None, splits, notes)
         with RunFolder(work_dir) as folder:

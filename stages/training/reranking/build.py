@@ -11,6 +11,7 @@ from captionmill.data.models.bundle import (
     LOW_CONFIDENCE,
     RERANKED_CIDER,
     RERANKED_LOW_CONFIDENCE,
+    RankerParts,
     read_bundle,
     write_model,
 )
@@ -33,6 +34,10 @@ from captionmill.stages.training.state import Training, low_confidence
 
 FEWEST_IMAGES = 100
 """Training images from which a ranker is made by default: the neighbours among fewer have little in common."""
+NO_RANKER = (
+    f"under {FEWEST_IMAGES} training images: the model gets nothing to re-rank captions by, and no matcher to search "
+    "or audit a store with; pass `rerank` both to make them"
+)
 MOST_IMAGES = 16_384
 """Training images that take part in a consensus, evenly spaced; so many take 1 GB of memory in training."""
 _LEAST_EPOCHS, _MOST_EPOCHS = 10, 40  # of the matcher
@@ -82,19 +87,25 @@ def make_ranker(training: Training, work_dir: Path, progress: Progress) -> Ranke
     An interrupted one is resumed from its checkpoint in `work_dir`. If the model that the training starts from has a
     ranker that knows more images, that one grows by the new ones, unless `matcher_epochs` asks for another.
     """
-    config, start = training.config, training.start_ranker
-    if config.search.rerank == "none":
+    if training.config.search.rerank == "none" or lacks_images(training):
         return None
-    if config.matcher_epochs is not None or not can_grow(start, training):
-        start = None
-    is_asked_for = config.reranks_validation or bool(config.matcher_epochs)
-    if not is_asked_for and start is None and len(training.splits.train) < FEWEST_IMAGES:
-        return None
-    if start is not None:
+    if (start := _ranker_to_grow(training)) is not None:
         made = grow_ranker(start, training, most_images=MOST_IMAGES)
     else:
         made = fit_ranker(training, work_dir, progress)
     return unpack_ranker(pack_ranker(made), str(work_dir), len(training.vocabulary))
+
+
+def lacks_images(training: Training) -> bool:
+    """Whether `training` has too few images for a ranker, which it does not ask for by its settings."""
+    config = training.config
+    is_chosen = config.search.rerank != "auto" or bool(config.matcher_epochs)
+    return not is_chosen and len(training.splits.train) < FEWEST_IMAGES and _ranker_to_grow(training) is None
+
+
+def _ranker_to_grow(training: Training) -> RankerParts | None:
+    start = training.start_ranker
+    return start if training.config.matcher_epochs is None and can_grow(start, training) else None
 
 
 def _decode_alone(training: Training, search: SearchConfig, ranker: Ranker) -> dict[str, Caption]:

@@ -163,7 +163,8 @@ def test_sets_that_are_small_for_the_network_are_named_with_what_helps() -> None
         return describe_size(images, vocabulary, TrainConfig(**settings))
 
     assert describe(1000, 200) == describe(300, 412, init="model") == describe(300, 412, hidden_dim=256) == []
-    few, others = "are few for a network of 512: ", "; a smaller network, smaller batches or a lower `min_count` do not"
+    few = "are few for a network of 512: "
+    others = "; a smaller network or smaller batches do not, nor do the rarer words of a lower `min_count`"
     helps = "starting from a model of similar captions with `init` helps"
     assert describe(300, 412) == [f"300 training images {few}{helps}{others}"]
     assert describe(100, 184) == [f"100 training images and 184 words {few}{helps}{others}"]

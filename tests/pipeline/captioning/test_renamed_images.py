@@ -1,0 +1,143 @@
+"""What a person wrote stays with an image that is renamed, and is named where its image is gone or another one."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import make_model
+from PIL import Image
+
+from captionmill.data.tables.formats import read_captions
+from captionmill.pipeline.captioning.folder import FolderSummary, caption_folder
+from captionmill.pipeline.captioning.source import CacheConfig
+from captionmill.pipeline.summaries import written_lines
+from captionmill.stages.encoding.encoder import build_encoder
+from captionmill.stages.settings import ExtractConfig, SearchConfig
+from captionmill.stages.table_settings import TableConfig
+
+MACHINE = ExtractConfig(
+    backbone="scenes-resnet14", preprocess="squash", image_size=32, engine="torch", precision="fp32", device="cpu"
+)
+
+
+class Album:
+    """A folder of two images and the table of their captions."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.images, self.table, self._model = folder / "album", folder / "t.csv", model
+        self.images.mkdir()
+        for number, name in enumerate(("a.png", "b.png")):
+            self.draw(name, number)
+
+    def draw(self, name: str, seed: int) -> None:
+        pixels = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(self.images / name)
+
+    def caption(self, *, overwrite: bool = False, sidecar: str | None = None) -> FolderSummary:
+        return caption_folder(
+            self.images,
+            self._model,
+            self.table,
+            SearchConfig(beam_size=3, max_length=5),
+            table=TableConfig(sidecar=sidecar),
+            cache=CacheConfig(machine=MACHINE),
+            overwrite=overwrite,
+        )
+
+    def write(self, key: str, caption: str) -> None:
+        """Put a caption into the table, as a person does in an editor."""
+        lines = self.table.read_text().splitlines()
+        changed = [f"{key},{caption},,,ok," if line.startswith(f"{key},") else line for line in lines]
+        assert changed != lines
+        self.table.write_text("\n".join(changed) + "\n")
+
+    @property
+    def captions(self) -> dict[str, str]:
+        """Those of a person."""
+        return {row.path: row.caption for row in read_captions(self.table) if row.status in ("corrected", "accepted")}
+
+
+@pytest.fixture
+def album(thin_weights: Path, tmp_path: Path) -> Album:
+    encoder = build_encoder(ExtractConfig(**vars(MACHINE) | {"weights": str(thin_weights)}))
+    found = Album(tmp_path, make_model(tmp_path / "model", encoder.spec))
+    found.caption()
+    found.write("a.png", "Anna climbs")
+    found.caption()
+    assert found.captions == {"a.png": "Anna climbs"}
+    return found
+
+
+def notes(summary: FolderSummary) -> list[str]:
+    return written_lines(summary)[1 if summary.reviewed else 0 :]
+
+
+def test_a_correction_follows_an_image_that_is_renamed_or_moved_and_back(album: Album) -> None:
+    (album.images / "new").mkdir()
+    (album.images / "a.png").rename(album.images / "new/anna.png")
+    summary = album.caption()
+    assert album.captions == {"new/anna.png": "Anna climbs"}
+    assert notes(summary) == ["captions of a person that stay with a renamed or moved image: 1"]
+    assert notes(album.caption()) == []
+    album.write("new/anna.png", "Anna is on top")
+    album.caption()
+    (album.images / "new/anna.png").rename(album.images / "c.png")
+    album.caption()
+    assert album.captions == {"c.png": "Anna is on top"}
+
+
+def test_a_copy_has_a_caption_of_its_own_while_the_image_is_there(album: Album) -> None:
+    shutil.copy(album.images / "a.png", album.images / "copy.png")
+    assert notes(album.caption()) == []
+    assert album.captions == {"a.png": "Anna climbs"}
+
+
+def test_corrections_of_images_that_are_gone_are_kept_and_counted(album: Album) -> None:
+    (album.images / "a.png").rename(album.images.parent / "a.png")
+    summary = album.caption()
+    assert album.captions == {}
+    assert (summary.reviewed, summary.absent) == (0, 1)
+    assert notes(summary) == ["captions of a person whose images are not there: 1, kept until they are"]
+    (album.images.parent / "a.png").rename(album.images / "a.png")
+    assert notes(album.caption()) == []
+    assert album.captions == {"a.png": "Anna climbs"}
+
+
+def test_another_image_in_the_place_of_a_corrected_one_is_named(album: Album) -> None:
+    album.draw("a.png", 7)
+    summary = album.caption()
+    assert album.captions == {"a.png": "Anna climbs"}
+    assert notes(summary) == [
+        "captions of a person whose images have changed; look whether they still fit:",
+        "  a.png",
+    ]
+
+
+def test_an_image_whose_metadata_alone_changed_is_not_named(album: Album) -> None:
+    path = album.images / "a.png"
+    with Image.open(path) as image:
+        image.save(path, exif=Image.Exif(), dpi=(300, 300), compress_level=1)
+    assert notes(album.caption()) == []
+
+
+def test_two_images_that_change_their_names_keep_their_places_and_are_named(album: Album) -> None:
+    """A correction of a name that is still there stays under it: nobody can tell an exchange from two edits."""
+    album.write("b.png", "Ben waits")
+    album.caption()
+    (album.images / "a.png").rename(album.images / "x.png")
+    (album.images / "b.png").rename(album.images / "a.png")
+    (album.images / "x.png").rename(album.images / "b.png")
+    summary = album.caption()
+    assert summary.changed == ("a.png", "b.png")
+
+
+def test_a_sidecar_that_is_renamed_with_its_image_is_written_anew(album: Album) -> None:
+    album.caption(sidecar=".txt")
+    (album.images / "a.txt").write_text("Anna climbs, her first time\n")
+    album.caption(sidecar=".txt")
+    for name in ("a.png", "a.txt"):
+        (album.images / name).rename(album.images / name.replace("a", "anna"))
+    album.caption(sidecar=".txt")
+    assert album.captions == {"anna.png": "Anna climbs, her first time"}
+    assert (album.images / "anna.txt").read_text() == "Anna climbs, her first time\n"
