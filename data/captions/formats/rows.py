@@ -86,6 +86,12 @@ def find_columns(header: Sequence[str], wanted: ColumnNames) -> FoundColumns:
     caption = _position(header, _CAPTION_NAMES, wanted.caption)
     if image is None or caption is None:
         found_names = ", ".join(name.strip() for name in header)[:100]
+        for given, lacking in ((wanted.image, "caption"), (wanted.caption, "image")):
+            if given is not None:
+                raise AnnotationError(
+                    f"has the column {given!r}, but which holds the {lacking}s? name it with `{lacking}_column`; "
+                    f"the columns are {found_names}"
+                )
         raise AnnotationError(
             f"needs the columns image and caption, but has: {found_names}; expected {FORMATS}; or name its columns "
             "with `image_column` and `caption_column`"
