@@ -350,10 +350,10 @@ def test_columns_of_any_name_are_read_when_they_are_named(tmp_path: Path) -> Non
     )
     coco = write(tmp_path / "coco", COCO)
     assert error_of(CaptionFiles((coco,), "image")).startswith(f"{coco}: this JSON has no columns to name; leave out")
-    other = write(tmp_path / "d.csv", "Datei,Text\na.jpg,ein Hund\n")
+    other = write(tmp_path / "d.csv", "Datei,Satz\na.jpg,ein Hund\n")
     assert error_of(CaptionFiles((other,), "Datei")) == (
-        f"{other}: has the column 'Datei', but which holds the captions? name it with `caption_column`; the columns are "
-        "Datei, Text"
+        f"{other}: has the column 'Datei', but which holds the captions? name it with `caption_column`; "
+        "the columns are Datei, Satz"
     )
 
 
