@@ -1,4 +1,4 @@
-"""A file of decisions about captions, which a page of the captions saves, and how it is merged into their table."""
+"""Decisions about captions, from a file that a page of them saves or from another table, merged into their table."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically
 from captionmill.data.paths import AnyPath
 from captionmill.data.tables.cells import CsvLayout, read_saved_cells
-from captionmill.data.tables.edits import take_edits
+from captionmill.data.tables.edits import read_edited, take_edits
 from captionmill.data.tables.formats import is_caption_table, layout_of, read_captions, write_captions
 from captionmill.data.tables.journal import CaptionJournal, lock_table
 from captionmill.data.tables.older import convert_older
-from captionmill.data.tables.review import DECISIONS, Decision, Review
+from captionmill.data.tables.review import DECISIONS, Decision, Review, is_decision
 from captionmill.data.tables.rows import CaptionRow, tidy
 
 COLUMNS = ("path", "decision", "caption", "shown")
@@ -46,15 +46,19 @@ class DecisionSummary:
 def apply_decisions(decisions: AnyPath, table: AnyPath, *, dry_run: bool = False) -> DecisionSummary:
     """Merge the file `decisions` into the table of captions `table`; with `dry_run` only find out what it would do.
 
+    `decisions` may also be another table of captions: then what a person decided in it is merged.
+
     A decision about a caption that the table no longer has, or about an image that it does not have, is a conflict: the
-    table keeps what it has. Captions that a person changed in the table itself count as corrections. Raises InputError
-    if one of the files cannot be read or is something else, an image has two decisions, or another process writes to
-    the table.
+    table keeps what it has. One from another table is a conflict if a person decided otherwise here. Captions that a
+    person changed in the table itself count as corrections. Raises InputError if one of the files cannot be read or is
+    something else, an image has two decisions, or another process writes to the table.
     """
     decisions, table = Path(decisions), Path(table)
     decided = _read_decisions(decisions)
     if not table.exists() or not is_caption_table(table):
         raise InputError(f"{table}: not a table of captions; `captionmill caption` makes one")
+    if table.samefile(decisions):
+        raise InputError(f"{table}: cannot be merged into itself")
     with lock_table(table) as folder:
         journal = CaptionJournal(folder)
         convert_older(table, journal)
@@ -74,12 +78,15 @@ def apply_decisions(decisions: AnyPath, table: AnyPath, *, dry_run: bool = False
                 conflicts.append(Conflict(review.path, "the table has no such image"))
                 continue
             after = review.apply(made.get(review.path, row) if review.decision == "undecided" else row)
+            is_kept = (
+                row.status == "corrected" if review.decision == "later" else shown is None and is_decision(row.status)
+            )
             is_decided = review.path in person and person[review.path].decision != "undecided"
             if after == row or (review.decision == "undecided" and not is_decided):
                 as_before += 1
-            elif review.decision == "later" and row.status == "corrected":
+            elif is_kept:
                 conflicts.append(Conflict(review.path, f"the table has a person's caption already: {row.caption!r}"))
-            elif row.caption != shown:
+            elif shown not in (None, row.caption):
                 conflicts.append(Conflict(review.path, f"decided about {shown!r}, but the table says {row.caption!r}"))
             else:
                 reviews[review.path], decided_rows[review.path] = review, after
@@ -102,10 +109,13 @@ def _render(table: Path, rows: Mapping[str, CaptionRow], journal: CaptionJournal
             writer.add_table(digest_of_file(partial_path), of="")
 
 
-def _read_decisions(path: Path) -> list[tuple[Review, str]]:
-    """Each decision, with the caption that was shown to whoever made it."""
-    decided: dict[str, tuple[Review, str]] = {}
+def _read_decisions(path: Path) -> list[tuple[Review, str | None]]:
+    """Each decision, with the caption that was shown to whoever made it; None in a table, which does not show it."""
+    decided: dict[str, tuple[Review, str | None]] = {}
     try:
+        if is_caption_table(path) and path.stat().st_size > 0:
+            rows = read_edited(path)
+            return [(Review(row.path, row.status, row.caption), None) for row in rows if is_decision(row.status)]
         layout = CsvLayout.of(path)
         if not set(COLUMNS).issubset(layout.columns):
             raise InputError(f"{path}: not a file of decisions; it needs the columns {', '.join(COLUMNS)}")

@@ -18,12 +18,15 @@ from captionmill.pipeline.words import show_count
 @click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
 @log_format_option
 def apply(decisions: Path, table: Path, dry_run: bool) -> None:
-    """Merge DECISIONS, a file that the page of a gallery saved, into a table of captions.
+    """Merge DECISIONS, a file that the page of a gallery saved or another table, into a table of captions.
 
     Corrected captions get the status corrected, accepted ones the status accepted; no later run replaces them. Captions
     marked for later get a flag. A decision about a caption that has changed since the page was made is a conflict: the
     table stays as it is there, the decision is listed, and the exit code is 1 when all others are merged. The next
     `caption` run writes the captions into sidecars, metadata and gallery.
+
+    From another table, such as one in CSV into one in JSON lines, the captions that a person corrected or accepted are
+    merged, except into rows on which a person decided otherwise.
 
     Example: captionmill apply decisions.csv --to captions.csv
     """

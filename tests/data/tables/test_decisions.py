@@ -70,6 +70,35 @@ def test_decisions_last_through_other_runs(table_format: TableFormat, tmp_path: 
     assert list(tmp_path.glob("*.edited*")) == []
 
 
+def test_what_a_person_decided_in_a_table_is_merged_into_one_of_another_format(tmp_path: Path) -> None:
+    first, second = make_table(tmp_path / "t.csv"), make_table(tmp_path / "t.jsonl", "jsonl", made_with="second")
+    apply_decisions(
+        decide(
+            tmp_path / "d.csv",
+            ("a.jpg", "corrected", "a dog, on grass", "first of a.jpg"),
+            ("b.jpg", "accepted", "", "first of b.jpg"),
+            ("c.jpg", "later", "", "first of c.jpg"),
+        ),
+        first,
+    )
+    first.write_text(first.read_text().replace("first of d.jpg", "a man"))  # in an editor, since the last run
+    other = decide(tmp_path / "e.csv", ("a.jpg", "corrected", "a cat", "second of a.jpg"))
+    apply_decisions(other, second)
+    conflict = Conflict("a.jpg", "the table has a person's caption already: 'a cat'")
+    before = first.read_bytes()
+    assert apply_decisions(first, second) == DecisionSummary(1, 1, 0, 0, (conflict,))
+    assert apply_decisions(first, second) == DecisionSummary(0, 0, 0, 2, (conflict,))
+    assert first.read_bytes() == before
+    found = rows_of(second)
+    assert (found["b.jpg"].caption, found["b.jpg"].status) == ("first of b.jpg", "accepted")
+    assert (found["d.jpg"].caption, found["d.jpg"].status) == ("a man", "corrected")
+    assert {found[key].status for key in ("c.jpg", "e.jpg")} == {"ok"}
+    make_table(second, "jsonl", made_with="third")
+    assert rows_of(second)["d.jpg"].caption == "a man"
+    with pytest.raises(InputError, match="cannot be merged into itself"):
+        apply_decisions(first, first)
+
+
 def test_what_changed_since_the_page_was_made_is_a_conflict(tmp_path: Path) -> None:
     table = make_table(tmp_path / "t.csv")
     table.write_bytes(table.read_bytes().replace(b"first of b.jpg", b"mended in the table"))
