@@ -64,17 +64,17 @@ class Model:
     """The network and the preprocessing that made the features of the training images."""
     training: dict[str, Any]
     """The settings of the training run."""
-    splits: dict[str, list[str]]
+    splits: dict[str, list[str]] = field(repr=False)
     """Image keys: trained on ("train"), used to choose the best epoch ("val"), held out ("test")."""
     scores: dict[str, float]
     """Validation scores of the epoch that was kept."""
     versions: dict[str, str]
     """Versions of the software that made it."""
-    tensors: Tensors
+    tensors: Tensors = field(repr=False)
     """The weights by name."""
     notes: tuple[str, ...] = ()
     """What a person should know of the training, a line each, such as warnings and an unusual choice of the epoch."""
-    ranker: RankerParts | None = None
+    ranker: RankerParts | None = field(default=None, repr=False)
     """What re-ranks its captions, if the training made it."""
 
     @property

@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -69,7 +69,7 @@ class Captioner:
     """In NumPy on a CPU, in torch on a GPU."""
     models: TrainedModels
     """What it was read from."""
-    rankers: tuple[Ranker, ...] = ()
+    rankers: tuple[Ranker, ...] = field(default=(), repr=False)
     """What re-ranks captions, of each decoder; none if one of them has none."""
 
     @classmethod
