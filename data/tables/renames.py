@@ -27,25 +27,30 @@ class Elsewhere:
     """Decisions on images that are not there under any key; they count again when these are back."""
 
 
-def follow_images(reviews: Mapping[str, Review], keys: Sequence[str], contents_of: ContentsOf) -> Elsewhere:
+def follow_images(
+    reviews: Mapping[str, Review], keys: Sequence[str], contents_of: ContentsOf, former: Mapping[str, int]
+) -> Elsewhere:
     """Where the images of `reviews` are now, if those that are there have the keys `keys`.
+
+    `former` has the content of images before the last run whose key another image has now, as if they were exchanged.
 
     Of images with one content and different decisions, none is followed.
     """
     decided = {path for path, review in reviews.items() if review.decision != "undecided"}
-    gone = decided.difference(keys)
-    if not gone:
+    gone = sorted(decided.difference(keys))
+    replaced = decided.intersection(former)
+    if not gone and not replaced:
         return Elsewhere([], [], 0)
     by_content: dict[int, set[str]] = defaultdict(set)
-    for path, content in zip(gone, contents_of(list(gone)), strict=True):
+    for path, content in (*zip(gone, contents_of(gone), strict=True), *((path, former[path]) for path in replaced)):
         if content:
             by_content[content].add(path)
     renamed: list[Review] = []
     left: set[str] = set()
     for key, content in zip(keys, contents_of(keys), strict=True) if by_content else ():
-        former = by_content.get(content, set())
-        decisions = {(reviews[path].decision, reviews[path].caption) for path in former}
-        if len(decisions) == 1 and key not in decided:
+        paths = by_content.get(content, set())
+        decisions = {(reviews[path].decision, reviews[path].caption) for path in paths}
+        if len(decisions) == 1 and (key not in decided or key in replaced):
             renamed.append(Review(key, *decisions.pop()))
-            left |= former
-    return Elsewhere(renamed, sorted(left), len(gone - left))
+            left |= paths
+    return Elsewhere(renamed, sorted(left), len(set(gone) - left))

@@ -7,7 +7,7 @@ so a table is whole at every moment, and the next run resumes what an interrupte
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class WantedTable:
     """Which rows of other settings, such as those of an older version, are kept."""
     contents_of: ContentsOf = unknown_contents
     """By which images that were renamed are recognised."""
+    former: Mapping[str, int] = field(default_factory=dict)
+    """By key the hash of the content before the last run, of images whose keys other known images have now."""
     changed: Collection[str] = ()
     """Keys of images that show something else than when they were captioned before."""
 
@@ -98,19 +100,20 @@ def update_captions(
         known = journal.known(wanted.keys, wanted.sources, wanted.made_with, wanted.is_as_wanted)
         edits = take_edits(path, journal, known, corrections, keep_copy=keep_edited)
         decided = {} if withdraw_reviews else known.reviews | {review.path: review for review in edits}
-        elsewhere = follow_images(decided, wanted.keys, wanted.contents_of)
+        elsewhere = follow_images(decided, wanted.keys, wanted.contents_of, wanted.former)
         if edits or withdraw_reviews or elsewhere.renamed:
             with journal.append(known.end) as writer:
                 writer.add_reviews(edits)
                 if withdraw_reviews:
                     writer.withdraw_reviews()
-                writer.add_reviews(elsewhere.renamed)
                 writer.add_reviews(Review(path, "undecided", "") for path in elsewhere.left)
+                writer.add_reviews(elsewhere.renamed)
             known = journal.known(wanted.keys, wanted.sources, wanted.made_with, wanted.is_as_wanted)
         made = _make_missing(journal, known, wanted, make_rows, block_rows=block_rows)
         if made or known.last != (digest_of_file(path), wanted.digest()):
             _render_if_same(path, journal, known, wanted, stamp=stamp)
             journal.compact(known, wanted.made_with)
+    moved = {review.path for review in elsewhere.renamed}
     reviewed = {path for path, review in known.reviews.items() if is_decision(review.decision)}
     return TableSummary(
         made,
@@ -118,7 +121,7 @@ def update_captions(
         reviewed=len(reviewed.intersection(wanted.keys)),
         renamed=len(elsewhere.renamed),
         absent=elsewhere.absent,
-        changed=tuple(sorted(reviewed.intersection(wanted.changed))),
+        changed=tuple(sorted(reviewed.intersection(wanted.changed).difference(moved))),
     )
 
 

@@ -2,7 +2,8 @@
 
 import operator
 import zlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,6 +55,8 @@ class CaptionSource:
     """Images whose rows in an existing store are damaged; an extraction makes such rows again."""
     changed: frozenset[str] = frozenset()
     """Images whose file and features are others than in the store before; not those whose metadata only changed."""
+    former: Mapping[str, int] = field(default_factory=dict)
+    """Of those of them that have the content of another image of the store: the hash of the content before, by key."""
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -82,7 +85,7 @@ class CaptionSource:
         """The hash of each image's content, whether it is among the images to caption or not; 0 if it has no row."""
         if self.store is None:
             return [0] * len(keys)
-        hashes = self.store.sources()[:, ImageSource._fields.index("content_hash")].tolist()
+        hashes = _hashes(self.store)
         return [hashes[self.store.position(key)] if key in self.store else 0 for key in keys]
 
 
@@ -145,7 +148,17 @@ def extract_source(
         after = FeatureStore.open(path)
     looks = _looks(after, list(before)) if after is not None else {}
     changed = frozenset(key for key, look in looks.items() if all(map(operator.ne, look, before[key])))
-    return CaptionSource(keys, path, after, extraction, changed=changed)
+    former = {key: before[key][0] for key in changed}
+    if after is not None and former:
+        known = Counter([*_hashes(after), *former.values()])  # its own row is one of them
+        former = {key: content for key, content in former.items() if known[looks[key][0]] > 1}
+    return CaptionSource(keys, path, after, extraction, changed=changed, former=former)
+
+
+def _hashes(store: FeatureStore) -> list[int]:
+    """The hash of the content of each image, in the order of the keys."""
+    hashes: list[int] = store.sources()[:, ImageSource._fields.index("content_hash")].tolist()
+    return hashes
 
 
 def _looks(store: FeatureStore, keys: Sequence[str]) -> dict[str, tuple[int, int]]:

@@ -121,15 +121,37 @@ def test_an_image_whose_metadata_alone_changed_is_not_named(album: Album) -> Non
     assert notes(album.caption()) == []
 
 
-def test_two_images_that_change_their_names_keep_their_places_and_are_named(album: Album) -> None:
-    """A correction of a name that is still there stays under it: nobody can tell an exchange from two edits."""
+def test_corrections_of_images_that_exchange_their_names_are_exchanged(album: Album) -> None:
     album.write("b.png", "Ben waits")
     album.caption()
-    (album.images / "a.png").rename(album.images / "x.png")
-    (album.images / "b.png").rename(album.images / "a.png")
-    (album.images / "x.png").rename(album.images / "b.png")
+    for old, new in (("a", "x"), ("b", "a"), ("x", "b")):
+        (album.images / f"{old}.png").rename(album.images / f"{new}.png")
     summary = album.caption()
-    assert summary.changed == ("a.png", "b.png")
+    assert album.captions == {"a.png": "Ben waits", "b.png": "Anna climbs"}
+    assert notes(summary) == ["captions of a person that stay with a renamed or moved image: 2"]
+
+
+def test_corrections_follow_images_that_are_numbered_again(album: Album) -> None:
+    for old, new in (("a", "c"), ("b", "a")):  # that of b.png is the model's
+        (album.images / f"{old}.png").rename(album.images / f"{new}.png")
+    summary = album.caption()
+    assert album.captions == {"c.png": "Anna climbs"}
+    assert (summary.renamed, summary.absent, summary.changed) == (1, 0, ())
+
+
+def test_a_correction_stays_with_an_image_that_is_edited_though_its_original_is_kept_elsewhere(album: Album) -> None:
+    (album.images / "originals").mkdir()
+    shutil.copy(album.images / "a.png", album.images / "originals/a.png")
+    with Image.open(album.images / "a.png") as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(album.images / "a.png")
+    assert album.caption().changed == ("a.png",)
+    assert album.captions == {"a.png": "Anna climbs"}
+
+
+def test_where_the_image_of_a_correction_is_gone_and_another_has_its_name_the_name_is_shown(album: Album) -> None:
+    (album.images / "b.png").replace(album.images / "a.png")
+    assert album.caption().changed == ("a.png",)
+    assert album.captions == {"a.png": "Anna climbs"}
 
 
 def test_a_sidecar_that_is_renamed_with_its_image_is_written_anew(album: Album) -> None:
