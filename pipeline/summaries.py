@@ -205,7 +205,7 @@ def comparison_lines(comparison: "TableComparison") -> str:
     names = comparison.first.name, comparison.second.name
     only = f"{show_count(len(comparison.only_first), 'image')} only in {names[0]}"
     only += f", {len(comparison.only_second):,} only in {names[1]}"
-    lines = [f"{comparison.equal:,} captions equal, {len(comparison.different):,} different; {only}"]
+    lines = [f"{show_count(comparison.equal, 'caption')} equal, {len(comparison.different):,} different; {only}"]
     if scores := comparison.scores:
         if scores.reviewed_count:
             lines.append(

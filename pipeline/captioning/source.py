@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from captionmill.data.errors import InputError
+from captionmill.data.errors import InputError, SpecMismatchError
 from captionmill.data.features.spec import FeatureSpec
 from captionmill.data.features.store import FeatureStore, delete_store, store_exists
 from captionmill.data.features.writer import FeatureWriter, lock_store
@@ -126,7 +126,10 @@ def extract_source(
         if replaces and spec.differences(store.spec):
             replaced = True
         else:
-            spec.require(store.spec, mine="the model", others=str(path))
+            try:
+                spec.require(store.spec, mine="the model", others=str(path))
+            except SpecMismatchError as exc:
+                raise SpecMismatchError(f"{exc}; pass another `features`, or `overwrite` to make them again") from exc
             machine = replace(machine, dtype=store.dtype)
             lacking = find_missing(found, store, warns=False)  # the extraction does
             missing, before = len(lacking), _looks(store, [image.key for image in lacking])

@@ -110,7 +110,10 @@ class ReviewServer(ThreadingHTTPServer):
         with self.saving, tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "decisions.csv")
             path.write_bytes(decisions)
-            summary = apply_decisions(path, self.table)
+            try:
+                summary = apply_decisions(path, self.table)
+            except InputError as exc:
+                raise InputError(str(exc).replace(str(path), "the decisions")) from exc
             self.saved.corrected += summary.corrected
             self.saved.accepted += summary.accepted
             self.saved.later += summary.later
