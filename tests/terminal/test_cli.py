@@ -273,8 +273,8 @@ def test_caption_of_other_features_is_refused_and_keeps_the_table(
     (tmp_path / "captions_before.csv").write_text(OLD_TABLE)
     arguments = ["--model", model, "--output", tmp_path / "captions_before.csv", "--features", tmp_path / "other.h5"]
     assert fail("caption", photos, *arguments).endswith(
-        "the model has image_size: 32, not 48; resize_size: 32, not 48; pass another --features, or --overwrite to make "
-        "them again"
+        "the model has image_size: 32, not 48; resize_size: 32, not 48; pass another --features, or --overwrite to "
+        "make them again"
     )
     assert (tmp_path / "captions_before.csv").read_text() == OLD_TABLE
 
