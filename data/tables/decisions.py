@@ -114,8 +114,12 @@ def _read_decisions(path: Path) -> list[tuple[Review, str | None]]:
     decided: dict[str, tuple[Review, str | None]] = {}
     try:
         if is_caption_table(path) and path.stat().st_size > 0:
-            rows = read_edited(path)
-            return [(Review(row.path, row.status, row.caption), None) for row in rows if is_decision(row.status)]
+            for row in read_edited(path):
+                if is_decision(row.status) and (caption := tidy(row.caption)):  # an emptied one does not count
+                    review = Review(row.path, row.status, caption)
+                    if decided.setdefault(row.path, (review, None)) != (review, None):
+                        raise InputError(f"{path}: a second decision about {row.path}")
+            return list(decided.values())
         layout = CsvLayout.of(path)
         if not set(COLUMNS).issubset(layout.columns):
             raise InputError(f"{path}: not a file of decisions; it needs the columns {', '.join(COLUMNS)}")

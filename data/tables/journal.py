@@ -6,7 +6,7 @@ tear only the last one, which the next run cuts off. They record what happened, 
     {"format": "captionmill-captions", "format_version": 2, "crc": ...}
     {"made_with": the settings of the rows that follow, "crc": ...}
     {"row": a CaptionRow, "source": a checksum of what the row is made from, "crc": ...}
-    {"review": a Review, or null to forget all before it, "crc": ...}
+    {"review": a Review, or null to forget all before it, "image": hashes of its content and its features, "crc": ...}
     {"table": SHA-256 of a rendering, "of": SHA-256 of what was rendered, "crc": ...}
 
 A later line about an image replaces earlier ones of the same kind.
@@ -29,7 +29,7 @@ from captionmill.data.files import errors_named, flush_to_disk, remove_leftovers
 from captionmill.data.foreign import WRONG_VALUES, LongLineError, parse_json, short_lines, text_of
 from captionmill.data.locks import hold_lock
 from captionmill.data.regular import make_own_folder, open_own, open_regular
-from captionmill.data.tables.review import DECISIONS, Review
+from captionmill.data.tables.review import Decided, Review, Reviews, is_review
 from captionmill.data.tables.rows import CaptionRow, row_of_values
 
 FORMAT = "captionmill-captions"
@@ -54,13 +54,18 @@ class Known:
     """[N], where the line with the last row of each image begins, bytes; -1 for none."""
     is_current: npt.NDArray[np.bool_]
     """[N], whether that row is made with the wanted settings and from the wanted source."""
-    reviews: dict[str, Review] = field(default_factory=dict)
+    decided: Reviews = field(default_factory=Reviews)
     renderings: list[str] = field(default_factory=list)
     """SHA-256 of the tables that were rendered, the last ones last."""
     last: tuple[str, str] | None = None
     """The last rendering and what it shows, as in its line; None if a row or a review came after it."""
     end: int = 0
     """Where the last whole line ends, bytes."""
+
+    @property
+    def reviews(self) -> dict[str, Review]:
+        """The last review of each key."""
+        return self.decided.latest
 
 
 def made_dir(path: Path) -> Path:
@@ -120,7 +125,7 @@ class CaptionJournal:
                 is_wanted = settings == wanted
             elif "review" in values:
                 known.last = None
-                _add_review(known.reviews, values)
+                known.decided.add(values)
             elif "table" in values:
                 known.renderings.append(values["table"])
                 known.last = values["table"], values["of"]
@@ -130,16 +135,17 @@ class CaptionJournal:
         """The rows of the last rendering by path, with reviews if `reviewed`; rows that came after it are left out."""
         rendered: dict[str, CaptionRow] = {}
         since: dict[str, CaptionRow] = {}
-        reviews: dict[str, Review] = {}
+        decided = Reviews()
         for _, _, values in self._entries():
             if "row" in values:
                 since[values["row"]["path"]] = row_of_values(values["row"], self.path)
             elif "review" in values and reviewed:
-                _add_review(reviews, values)
+                decided.add(values)
             elif "table" in values:
                 rendered |= since
                 since.clear()
-        return {path: reviews[path].apply(row) if path in reviews else row for path, row in rendered.items()}
+        latest = decided.latest
+        return {path: latest[path].apply(row) if path in latest else row for path, row in rendered.items()}
 
     def rows_at(self, offsets: Iterable[int]) -> Iterator[CaptionRow]:
         """The rows whose lines begin at `offsets`."""
@@ -181,7 +187,7 @@ class CaptionJournal:
             writer = JournalWriter(file, 0)
             for rendering in known.renderings[-KEPT_RENDERINGS:]:
                 writer.add_table(rendering, of="")
-            writer.add_reviews(known.reviews.values())
+            writer.add_decided(known.decided.all())
             writer.add_settings(made_with)
             for line in _lines_at(old, known.offsets):
                 writer.add_line(line)
@@ -224,9 +230,13 @@ class JournalWriter:
         return self._add({"row": asdict(row), "source": source})
 
     def add_reviews(self, reviews: Iterable[Review]) -> None:
-        """What a person decided."""
-        for review in reviews:
-            self._add({"review": asdict(review)})
+        """What a person decided, about whichever image has the key in the next run."""
+        self.add_decided(map(Decided, reviews))
+
+    def add_decided(self, decided: Iterable[Decided]) -> None:
+        """What a person decided about images."""
+        for one in decided:
+            self._add(one.line())
 
     def withdraw_reviews(self) -> None:
         """Forget every review until now."""
@@ -264,12 +274,7 @@ def _entry_of(text: bytes) -> dict[str, Any] | None:
             text_of(values["row"]["path"])
             is_known = isinstance(values["source"], int)
         elif "review" in values:
-            review = values["review"]
-            is_known = review is None or (
-                review.keys() == {"path", "decision", "caption"}
-                and text_of(review["decision"]) in DECISIONS
-                and all(isinstance(review[name], str) for name in ("path", "caption"))
-            )
+            is_known = is_review(values)
         elif "table" in values:
             is_known = all(isinstance(values[name], str) for name in ("table", "of"))
         else:
@@ -277,14 +282,6 @@ def _entry_of(text: bytes) -> dict[str, Any] | None:
     except WRONG_VALUES:
         return None
     return values if is_known else None
-
-
-def _add_review(reviews: dict[str, Review], values: Mapping[str, Any]) -> None:
-    if values["review"] is None:
-        reviews.clear()
-        return
-    review = Review(**values["review"])
-    reviews[review.path] = review
 
 
 def _lines_at(file: IO[bytes], offsets: Iterable[int]) -> Iterator[bytes]:

@@ -1,56 +1,122 @@
-"""What a person decided stays with an image that was renamed or moved: its content has the same hash as before."""
+"""A person's decisions belong to images: they stay with those that are renamed, moved or exchanged.
+
+An image is known again by the hash of its content, or, where only its metadata changed, by that of its features.
+"""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
-from captionmill.data.tables.review import Review
+from captionmill.data.tables.review import Decided, Review, Reviews
 
-ContentsOf = Callable[[Sequence[str]], Sequence[int]]
-"""The hash of the content of each image, by key; 0 where it is not known."""
+HashesOf = Callable[[Sequence[str]], Sequence[int]]
+"""A hash of each image, by key; 0 where it is not known."""
 
 
-def unknown_contents(keys: Sequence[str]) -> Sequence[int]:
+def unknown_hashes(keys: Sequence[str]) -> Sequence[int]:
     """No hash is known."""
     return [0] * len(keys)
 
 
-@dataclass(frozen=True)
-class Elsewhere:
-    """The decisions on images that are not there under their keys."""
+@dataclass
+class MatchedReviews:
+    """The decisions on the images that are there."""
 
-    renamed: list[Review]
-    """Decisions for images that have another key now, and none under it yet."""
-    left: list[str]
-    """The keys that these images had; no decision stays under them."""
-    absent: int
+    reviews: dict[str, Review] = field(default_factory=dict)
+    """By key."""
+    news: list[Decided] = field(default_factory=list)
+    """What the journal has to know, so that its last decision for each key is that one, about the image under it."""
+    renamed: list[str] = field(default_factory=list)
+    """Keys of images whose decisions were made under other keys."""
+    changed: list[str] = field(default_factory=list)
+    """Keys of images that have become others since they were decided on."""
+    absent: int = 0
     """Decisions on images that are not there under any key; they count again when these are back."""
 
 
-def follow_images(
-    reviews: Mapping[str, Review], keys: Sequence[str], contents_of: ContentsOf, former: Mapping[str, int]
-) -> Elsewhere:
-    """Where the images of `reviews` are now, if those that are there have the keys `keys`.
+def match_reviews(
+    reviews: Reviews, keys: Sequence[str], contents_of: HashesOf, features_of: HashesOf
+) -> MatchedReviews:
+    """The decisions on the images that have the keys `keys` now.
 
-    `former` has the content of images before the last run whose key another image has now, as if they were exchanged.
-
-    Of images with one content and different decisions, none is followed.
+    A decision on another image under the same key stays there only if that image is not there under any key: then it
+    was edited, or replaced. An image without a decision under its key has the last one that was made on it under a key
+    that it does not have any more.
     """
-    decided = {path for path, review in reviews.items() if review.decision != "undecided"}
-    gone = sorted(decided.difference(keys))
-    replaced = decided.intersection(former)
-    if not gone and not replaced:
-        return Elsewhere([], [], 0)
-    by_content: dict[int, set[str]] = defaultdict(set)
-    for path, content in (*zip(gone, contents_of(gone), strict=True), *((path, former[path]) for path in replaced)):
-        if content:
-            by_content[content].add(path)
-    renamed: list[Review] = []
-    left: set[str] = set()
-    for key, content in zip(keys, contents_of(keys), strict=True) if by_content else ():
-        paths = by_content.get(content, set())
-        decisions = {(reviews[path].decision, reviews[path].caption) for path in paths}
-        if len(decisions) == 1 and (key not in decided or key in replaced):
-            renamed.append(Review(key, *decisions.pop()))
-            left |= paths
-    return Elsewhere(renamed, sorted(left), len(set(gone) - left))
+    matched = MatchedReviews()
+    if not reviews.by_image:
+        return matched
+    images = _ImagesThere(reviews, dict(zip(keys, contents_of(keys), strict=True)), features_of)
+    news: dict[str, Review] = {}
+    former: dict[str, Decided] = {}
+    for key, content in images.contents.items():
+        last = reviews.last(key)
+        if last is None and content not in images.decided:
+            continue
+        found = images.find_own(key, last)
+        is_open = found is None or found.review.decision == "undecided"
+        if is_open and (former_one := images.find_former(content, found)) is not None:
+            found = replace(former_one, review=replace(former_one.review, path=key))
+            matched.renamed.append(key)
+        if found is None and last is not None and last.review.decision != "undecided":
+            if last.content in images.there:
+                found = Decided(Review(key, "undecided", ""))
+            else:
+                found = last
+                matched.changed.append(key)
+        if found is None:
+            continue
+        matched.reviews[key] = found.review
+        if content and (last is None or (last.review, last.content) != (found.review, content)):
+            news[key] = found.review
+            if found is last and not last.content:  # new: it also counts for the keys that the image had before
+                former |= {one.review.path: one for one in images.with_former_keys(found.review, content)}
+    overtaken = sorted(former.keys() & images.contents.keys() - news.keys())  # another image has that key now
+    news |= {key: matched.reviews.get(key, Review(key, "undecided", "")) for key in overtaken}
+    features = features_of(list(news))
+    matched.news = list(former.values())
+    matched.news += [Decided(news[key], images.contents[key], row) for key, row in zip(news, features, strict=True)]
+    matched.absent = sum(matched.reviews.get(one.review.path) != one.review for one in images.absent())
+    return matched
+
+
+class _ImagesThere:
+    """The images that are there, and all decisions by the hash of the content that they are about."""
+
+    def __init__(self, reviews: Reviews, contents: dict[str, int], features_of: HashesOf) -> None:
+        self.contents, self.there = contents, set(contents.values())
+        self._reviews, self._features_of = reviews, features_of
+        self.decided: dict[int, list[Decided]] = defaultdict(list)
+        for one in reviews.all():
+            self.decided[one.content].append(one)
+
+    def find_own(self, key: str, last: Decided | None) -> Decided | None:
+        """The decision on the image under `key` that was made there; `last` is the last one made there."""
+        content = self.contents[key]
+        if last is None or not content or last.content in (0, content):
+            return last
+        if last.features and last.features == self._features_of([key])[0]:
+            return last
+        return self._reviews.by_image[key].get(content)
+
+    def find_former(self, content: int, taken_back: Decided | None) -> Decided | None:
+        """The last decision on an image under a key that it does not have now, but for an earlier one than that."""
+        found = self._former(content)[-1:]
+        is_later = found and (taken_back is None or found[0].number > taken_back.number)
+        return found[0] if is_later and found[0].review.decision != "undecided" else None
+
+    def with_former_keys(self, review: Review, content: int) -> list[Decided]:
+        """`review` for all keys that an image had before."""
+        return [replace(one, review=replace(review, path=one.review.path)) for one in self._former(content)]
+
+    def absent(self) -> list[Decided]:
+        """The last decision on each image that is not there."""
+        found = [ones[-1] for content, ones in self.decided.items() if content and content not in self.there]
+        found += [one for one in self.decided[0] if one.review.path not in self.contents]
+        return [one for one in found if one.review.decision != "undecided"]
+
+    def _former(self, content: int) -> list[Decided]:
+        """The decisions on an image under keys that it does not have now."""
+        if not content:
+            return []
+        return [one for one in self.decided[content] if self.contents.get(one.review.path) != content]

@@ -6,8 +6,8 @@ so a table is whole at every moment, and the next run resumes what an interrupte
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from captionmill.data.tables.edits import take_edits
 from captionmill.data.tables.formats import TableFormat, write_captions
 from captionmill.data.tables.journal import BLOCK_ROWS, CaptionJournal, IsAsWanted, Known, SourceChecksums, lock_table
 from captionmill.data.tables.older import convert_older
-from captionmill.data.tables.renames import ContentsOf, follow_images, unknown_contents
+from captionmill.data.tables.renames import HashesOf, MatchedReviews, match_reviews, unknown_hashes
 from captionmill.data.tables.review import Review, is_decision
 from captionmill.data.tables.rows import CaptionRow
 
@@ -37,12 +37,10 @@ class WantedTable:
     """Whether CSV has that column."""
     is_as_wanted: IsAsWanted | None = None
     """Which rows of other settings, such as those of an older version, are kept."""
-    contents_of: ContentsOf = unknown_contents
-    """By which images that were renamed are recognised."""
-    former: Mapping[str, int] = field(default_factory=dict)
-    """By key the hash of the content before the last run, of images whose keys other known images have now."""
-    changed: Collection[str] = ()
-    """Keys of images that show something else than when they were captioned before."""
+    contents_of: HashesOf = unknown_hashes
+    """The hash of the content of each image, by which those that were renamed are recognised."""
+    features_of: HashesOf = unknown_hashes
+    """The hash of the features of each image."""
 
     def digest(self) -> str:
         """SHA-256 of all this."""
@@ -99,29 +97,25 @@ def update_captions(
         stamp = stamp_of(path)
         known = journal.known(wanted.keys, wanted.sources, wanted.made_with, wanted.is_as_wanted)
         edits = take_edits(path, journal, known, corrections, keep_copy=keep_edited)
-        decided = {} if withdraw_reviews else known.reviews | {review.path: review for review in edits}
-        elsewhere = follow_images(decided, wanted.keys, wanted.contents_of, wanted.former)
-        if edits or withdraw_reviews or elsewhere.renamed:
+        if edits or withdraw_reviews:
             with journal.append(known.end) as writer:
                 writer.add_reviews(edits)
                 if withdraw_reviews:
                     writer.withdraw_reviews()
-                writer.add_reviews(Review(path, "undecided", "") for path in elsewhere.left)
-                writer.add_reviews(elsewhere.renamed)
             known = journal.known(wanted.keys, wanted.sources, wanted.made_with, wanted.is_as_wanted)
+        matched = match_reviews(known.decided, wanted.keys, wanted.contents_of, wanted.features_of)
         made = _make_missing(journal, known, wanted, make_rows, block_rows=block_rows)
-        if made or known.last != (digest_of_file(path), wanted.digest()):
-            _render_if_same(path, journal, known, wanted, stamp=stamp)
+        if made or matched.news or known.last != (digest_of_file(path), wanted.digest()):
+            _render_if_same(path, journal, known, wanted, matched, stamp=stamp)
             journal.compact(known, wanted.made_with)
-    moved = {review.path for review in elsewhere.renamed}
-    reviewed = {path for path, review in known.reviews.items() if is_decision(review.decision)}
+    reviewed = {path for path, review in matched.reviews.items() if is_decision(review.decision)}
     return TableSummary(
         made,
         corrections=len(edits),
-        reviewed=len(reviewed.intersection(wanted.keys)),
-        renamed=len(elsewhere.renamed),
-        absent=elsewhere.absent,
-        changed=tuple(sorted(reviewed.intersection(wanted.changed).difference(moved))),
+        reviewed=len(reviewed),
+        renamed=len(matched.renamed),
+        absent=matched.absent,
+        changed=tuple(matched.changed),
     )
 
 
@@ -150,20 +144,25 @@ def _make_missing(
 
 
 def _render_if_same(
-    path: Path, journal: CaptionJournal, known: Known, wanted: WantedTable, *, stamp: tuple[int, ...] | None
+    path: Path,
+    journal: CaptionJournal,
+    known: Known,
+    wanted: WantedTable,
+    matched: MatchedReviews,
+    *,
+    stamp: tuple[int, ...] | None,
 ) -> None:
     """Replace the table, if it is still the one that had `stamp`."""
-    rows = (
-        known.reviews[row.path].apply(row) if row.path in known.reviews else row
-        for row in journal.rows_at(known.offsets)
-    )
+    reviews = matched.reviews
+    rows = (reviews[row.path].apply(row) if row.path in reviews else row for row in journal.rows_at(known.offsets))
     with replace_atomically(path) as partial_path:
         write_captions(partial_path, rows, wanted.format, with_alternatives=wanted.with_alternatives)
         rendering = digest_of_file(partial_path)
-        with journal.append(known.end) as writer:  # first, so that no table of ours is taken for an edited one
-            writer.add_table(rendering, wanted.digest())
         if stamp_of(path) != stamp:
             raise InputError(f"{path}: was changed while the new table was made from it; run again")
+        with journal.append(known.end) as writer:  # first, so that no table of ours is taken for an edited one
+            writer.add_decided(matched.news)
+            writer.add_table(rendering, wanted.digest())
     known.last = rendering, wanted.digest()
     known.renderings.append(rendering)
     known.end = journal.path.stat().st_size

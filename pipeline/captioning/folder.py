@@ -212,8 +212,7 @@ def _update_table(
         with_alternatives=search.alternatives > 0,
         is_as_wanted=partial(_is_as_wanted, made_with),
         contents_of=source.contents_of,
-        former=source.former,
-        changed=source.changed,
+        features_of=source.features_of,
     )
     return update_captions(
         output,

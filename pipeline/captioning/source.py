@@ -1,9 +1,8 @@
 """The source of captions: an existing feature store, or images, whose missing features are extracted first."""
 
-import operator
+import hashlib
 import zlib
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,10 +52,6 @@ class CaptionSource:
     """The extraction that filled it; None for an existing store."""
     damaged: tuple[Failure, ...] = ()
     """Images whose rows in an existing store are damaged; an extraction makes such rows again."""
-    changed: frozenset[str] = frozenset()
-    """Images whose file and features are others than in the store before; not those whose metadata only changed."""
-    former: Mapping[str, int] = field(default_factory=dict)
-    """Of those of them that have the content of another image of the store: the hash of the content before, by key."""
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -82,11 +77,23 @@ class CaptionSource:
         return sources
 
     def contents_of(self, keys: Sequence[str]) -> list[int]:
-        """The hash of each image's content, whether it is among the images to caption or not; 0 if it has no row."""
+        """The hash of the content of each image; 0 if it has no features."""
         if self.store is None:
             return [0] * len(keys)
-        hashes = _hashes(self.store)
-        return [hashes[self.store.position(key)] if key in self.store else 0 for key in keys]
+        hashes = self.store.sources()[:, ImageSource._fields.index("content_hash")].tolist()
+        left_out = self.reasons
+        return [hashes[self.store.position(key)] if key in self.store and key not in left_out else 0 for key in keys]
+
+    def features_of(self, keys: Sequence[str]) -> list[int]:
+        """A hash of the features of each image; 0 if it has none."""
+        if self.store is None:
+            return [0] * len(keys)
+        hashes = {
+            key: int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest())
+            for block, rows, _, _ in self.store.stored_blocks([key for key in keys if key in self.store])
+            for key, row in zip(block, rows, strict=True)
+        }
+        return [hashes.get(key, 0) for key in keys]
 
 
 def open_source(path: Path, features: AnyPath | None, spec: FeatureSpec) -> CaptionSource:
@@ -118,7 +125,6 @@ def extract_source(
     `before_work` is called before the first image is encoded.
     """
     missing, machine = len(found), cache.machine
-    before: dict[str, tuple[int, int]] = {}
     store = None
     replaced = False
     if store_exists(path):
@@ -131,8 +137,7 @@ def extract_source(
             except SpecMismatchError as exc:
                 raise SpecMismatchError(f"{exc}; pass another `features`, or `overwrite` to make them again") from exc
             machine = replace(machine, dtype=store.dtype)
-            lacking = find_missing(found, store, warns=False)  # the extraction does
-            missing, before = len(lacking), _looks(store, [image.key for image in lacking])
+            missing = len(find_missing(found, store, warns=False))  # the extraction does
     extraction = ExtractSummary(len(found), len(found), 0, (), engine="", duration_s=0.0)
     if missing:
         encoder = encoder_for_spec(spec, machine, as_path(cache.weights))
@@ -146,28 +151,7 @@ def extract_source(
     elif store is not None and (store.part_count > 1 or not path.exists()):  # an array job's, or an interrupted run's
         with FeatureWriter(path, spec, dtype=store.dtype, made_by=store.made_by):
             pass  # it joins the parts
-    keys, after = [image.key for image in found], None
-    if len(extraction.failures) < len(found):
-        after = FeatureStore.open(path)
-    looks = _looks(after, list(before)) if after is not None else {}
-    changed = frozenset(key for key, look in looks.items() if all(map(operator.ne, look, before[key])))
-    former = {key: before[key][0] for key in changed}
-    if after is not None and former:
-        known = Counter([*_hashes(after), *former.values()])  # its own row is one of them
-        former = {key: content for key, content in former.items() if known[looks[key][0]] > 1}
-    return CaptionSource(keys, path, after, extraction, changed=changed, former=former)
-
-
-def _hashes(store: FeatureStore) -> list[int]:
-    """The hash of the content of each image, in the order of the keys."""
-    hashes: list[int] = store.sources()[:, ImageSource._fields.index("content_hash")].tolist()
-    return hashes
-
-
-def _looks(store: FeatureStore, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """The hash of the content, and a checksum of the features, of those of `keys` that have a row in `store`."""
-    return {
-        key: (ImageSource(*source.tolist()).content_hash, zlib.crc32(row.tobytes()))
-        for block, rows, _, sources in store.stored_blocks([key for key in keys if key in store])
-        for key, row, source in zip(block, rows, sources, strict=True)
-    }
+    can_be_read = len(extraction.failures) < len(found)
+    return CaptionSource(
+        [image.key for image in found], path, FeatureStore.open(path) if can_be_read else None, extraction
+    )

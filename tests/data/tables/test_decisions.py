@@ -97,6 +97,13 @@ def test_what_a_person_decided_in_a_table_is_merged_into_one_of_another_format(t
     assert rows_of(second)["d.jpg"].caption == "a man"
     with pytest.raises(InputError, match="cannot be merged into itself"):
         apply_decisions(first, first)
+    copy = tmp_path / "copy.csv"  # without a journal
+    head = "path,caption,confidence,flags,status,error\n"
+    copy.write_text(f"{head}d.jpg,,,,corrected,\ne.jpg, ,,,accepted,\n")
+    assert apply_decisions(copy, second) == DecisionSummary(0, 0, 0, 0, ())
+    copy.write_text(f"{head}e.jpg,one,,,corrected,\ne.jpg,two,,,corrected,\n")
+    with pytest.raises(InputError, match="a second decision about e"):
+        apply_decisions(copy, second)
 
 
 def test_what_changed_since_the_page_was_made_is_a_conflict(tmp_path: Path) -> None:
