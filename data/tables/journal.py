@@ -54,6 +54,8 @@ class Known:
     """[N], where the line with the last row of each image begins, bytes; -1 for none."""
     is_current: npt.NDArray[np.bool_]
     """[N], whether that row is made with the wanted settings and from the wanted source."""
+    is_replaced: npt.NDArray[np.bool_]
+    """[N], whether that row is made from another source."""
     decided: Reviews = field(default_factory=Reviews)
     renderings: list[str] = field(default_factory=list)
     """SHA-256 of the tables that were rendered, the last ones last."""
@@ -103,7 +105,7 @@ class CaptionJournal:
         Without `keys`, only the reviews and the renderings. A row that was made with other settings is current too if
         `is_as_wanted` finds that it would be the same.
         """
-        known = Known(np.full(len(keys), -1, dtype=np.int64), np.zeros(len(keys), dtype=np.bool_))
+        known = Known(np.full(len(keys), -1, dtype=np.int64), *np.zeros((2, len(keys)), dtype=np.bool_))
         wanted = parse_json(json.dumps(made_with))
         is_wanted = False
         settings: dict[str, Any] = {}
@@ -118,7 +120,8 @@ class CaptionJournal:
                 if following < len(keys) and keys[following] == key:
                     known.offsets[following] = offset
                     is_current = is_wanted or (is_as_wanted is not None and is_as_wanted(settings, values["row"]))
-                    known.is_current[following] = is_current and values["source"] == sources[following]
+                    known.is_replaced[following] = values["source"] != sources[following]
+                    known.is_current[following] = is_current and not known.is_replaced[following]
                     following += 1
             elif "made_with" in values:
                 settings = values["made_with"]

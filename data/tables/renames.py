@@ -4,7 +4,7 @@ An image is known again by the hash of its content, or, where only its metadata 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from captionmill.data.tables.review import Decided, Review, Reviews
@@ -35,9 +35,16 @@ class MatchedReviews:
 
 
 def match_reviews(
-    reviews: Reviews, keys: Sequence[str], contents_of: HashesOf, features_of: HashesOf
+    reviews: Reviews,
+    keys: Sequence[str],
+    contents_of: HashesOf,
+    features_of: HashesOf,
+    *,
+    replaced: Container[str] = (),
 ) -> MatchedReviews:
     """The decisions on the images that have the keys `keys` now.
+
+    Under the keys in `replaced` may be other images than when the table was written. `reviews` gets the news.
 
     A decision on another image under the same key stays there only if that image is not there under any key: then it
     was edited, or replaced. An image without a decision under its key has the last one that was made on it under a key
@@ -55,7 +62,7 @@ def match_reviews(
             continue
         found = images.find_own(key, last)
         is_open = found is None or found.review.decision == "undecided"
-        if is_open and (former_one := images.find_former(content, found)) is not None:
+        if is_open and (former_one := images.find_former(key, found)) is not None:
             found = replace(former_one, review=replace(former_one.review, path=key))
             matched.renamed.append(key)
         if found is None and last is not None and last.review.decision != "undecided":
@@ -69,14 +76,18 @@ def match_reviews(
         matched.reviews[key] = found.review
         if content and (last is None or (last.review, last.content) != (found.review, content)):
             news[key] = found.review
-            if found is last and not last.content:  # new: it also counts for the keys that the image had before
+            if found is last and not last.content and key in replaced:  # it may be about the image before
+                matched.changed += [key] if found.review.decision != "undecided" else []
+            elif found is last and not last.content:  # new: it also counts for the keys that the image had before
                 former |= {one.review.path: one for one in images.with_former_keys(found.review, content)}
     overtaken = sorted(former.keys() & images.contents.keys() - news.keys())  # another image has that key now
     news |= {key: matched.reviews.get(key, Review(key, "undecided", "")) for key in overtaken}
     features = features_of(list(news))
     matched.news = list(former.values())
     matched.news += [Decided(news[key], images.contents[key], row) for key, row in zip(news, features, strict=True)]
-    matched.absent = sum(matched.reviews.get(one.review.path) != one.review for one in images.absent())
+    for one in matched.news:
+        reviews.add(one.line())
+    matched.absent = _ImagesThere(reviews, images.contents, features_of).count_absent(matched.reviews)
     return matched
 
 
@@ -99,21 +110,38 @@ class _ImagesThere:
             return last
         return self._reviews.by_image[key].get(content)
 
-    def find_former(self, content: int, taken_back: Decided | None) -> Decided | None:
-        """The last decision on an image under a key that it does not have now, but for an earlier one than that."""
-        found = self._former(content)[-1:]
-        is_later = found and (taken_back is None or found[0].number > taken_back.number)
-        return found[0] if is_later and found[0].review.decision != "undecided" else None
+    def find_former(self, key: str, taken_back: Decided | None) -> Decided | None:
+        """The last decision on the image of `key` under one that it does not have now, if it is later than that.
+
+        Of copies, that of the same file name is preferred.
+        """
+        found = self._former(self.contents[key])
+        same_name = [one for one in found if one.review.path.rpartition("/")[2] == key.rpartition("/")[2]]
+        if not found:
+            return None
+        last = (same_name or found)[-1]
+        is_later = taken_back is None or last.number > taken_back.number
+        return last if is_later and last.review.decision != "undecided" else None
 
     def with_former_keys(self, review: Review, content: int) -> list[Decided]:
-        """`review` for all keys that an image had before."""
-        return [replace(one, review=replace(review, path=one.review.path)) for one in self._former(content)]
+        """`review` for all keys from which the image has brought the decision that it replaces."""
+        before = self._reviews.by_image[review.path].get(content)
+        return [
+            replace(one, review=replace(review, path=one.review.path))
+            for one in self._former(content)
+            if before is not None and one.review == replace(before.review, path=one.review.path)
+        ]
 
-    def absent(self) -> list[Decided]:
-        """The last decision on each image that is not there."""
-        found = [ones[-1] for content, ones in self.decided.items() if content and content not in self.there]
-        found += [one for one in self.decided[0] if one.review.path not in self.contents]
-        return [one for one in found if one.review.decision != "undecided"]
+    def count_absent(self, matched: Mapping[str, Review]) -> int:
+        """How many decisions on images are shown nowhere, as `matched` shows them by key."""
+        shown = {(self.contents[key], review.decision, review.caption) for key, review in matched.items()}
+        hidden = {
+            (content, one.review.decision, one.review.caption)
+            for content, decided in self.decided.items()
+            for one in decided
+            if one.review.decision != "undecided" and matched.get(one.review.path) != one.review
+        }
+        return len(hidden - shown)
 
     def _former(self, content: int) -> list[Decided]:
         """The decisions on an image under keys that it does not have now."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from captionmill.data.errors import InputError
 from captionmill.data.files import digest_of_file, replace_atomically, stamp_of
 from captionmill.data.tables.edits import take_edits
@@ -103,7 +105,8 @@ def update_captions(
                 if withdraw_reviews:
                     writer.withdraw_reviews()
             known = journal.known(wanted.keys, wanted.sources, wanted.made_with, wanted.is_as_wanted)
-        matched = match_reviews(known.decided, wanted.keys, wanted.contents_of, wanted.features_of)
+        replaced = {wanted.keys[position] for position in np.flatnonzero(known.is_replaced).tolist()}
+        matched = match_reviews(known.decided, wanted.keys, wanted.contents_of, wanted.features_of, replaced=replaced)
         made = _make_missing(journal, known, wanted, make_rows, block_rows=block_rows)
         if made or matched.news or known.last != (digest_of_file(path), wanted.digest()):
             _render_if_same(path, journal, known, wanted, matched, stamp=stamp)

@@ -120,3 +120,42 @@ def test_a_decision_that_is_taken_back_does_not_follow_from_an_earlier_key(tmp_p
     folder.shown = {"b.png": 2, "d.png": 1}
     folder.caption()
     assert folder.captions == {}
+
+
+def test_hundreds_of_decisions_follow_an_exchange_after_the_journal_was_made_shorter(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "t.csv", {f"{number:03d}.png": number for number in range(1, 601)})
+    folder.caption()
+    folder.caption([Review(key, "corrected", f"a person on {number}") for key, number in folder.shown.items()])
+    assert folder.caption().corrections == 0
+    folder.shown = {key: number % 600 + 1 for key, number in folder.shown.items()}
+    assert folder.caption().renamed == 600
+    assert folder.captions == {key: f"a person on {number}" for key, number in folder.shown.items()}
+    assert folder.caption().renamed == 0
+
+
+def test_a_correction_of_an_image_that_is_exchanged_before_the_next_run_is_named_and_replaces_none(
+    tmp_path: Path,
+) -> None:
+    folder = Folder(tmp_path / "t.csv", {"a.png": 1, "b.png": 2})
+    folder.caption()
+    folder.correct("b.png", "Ben waits")
+    folder.caption()
+    folder.correct("a.png", "Anna climbs")
+    folder.shown = {"a.png": 2, "b.png": 1}
+    assert folder.caption().changed == ("a.png",)
+    folder.shown = {"a.png": 1, "b.png": 2}
+    folder.caption()
+    assert folder.captions["b.png"] == "Ben waits"
+
+
+def test_copies_keep_captions_of_their_own(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "t.csv", {"a.png": 1, "b.png": 2, "c.png": 1})
+    folder.caption([Review("a.png", "corrected", "one"), Review("c.png", "corrected", "two")])
+    folder.shown = {"a.png": 1, "b.png": 2}
+    folder.caption([Review("a.png", "corrected", "three")])
+    folder.shown |= {"c.png": 1}
+    folder.caption()
+    assert folder.captions == {"a.png": "three", "c.png": "two"}
+    folder.shown = {"sub/a.png": 1, "b.png": 2, "sub/c.png": 1}
+    assert folder.caption().absent == 0
+    assert folder.captions == {"sub/a.png": "three", "sub/c.png": "two"}
