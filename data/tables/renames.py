@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from captionmill.data.tables.review import Decided, Review, Reviews
+from captionmill.data.tables.review import ASSUMED, Decided, Review, Reviews
 
 HashesOf = Callable[[Sequence[str]], Sequence[int]]
 """A hash of each image, by key; 0 where it is not known."""
@@ -56,6 +56,7 @@ def match_reviews(
     images = _ImagesThere(reviews, dict(zip(keys, contents_of(keys), strict=True)), features_of)
     news: dict[str, Review] = {}
     former: dict[str, Decided] = {}
+    assumed: set[str] = set()
     for key, content in images.contents.items():
         last = reviews.last(key)
         if last is None and content not in images.decided:
@@ -74,6 +75,7 @@ def match_reviews(
         if found is None:
             continue
         matched.reviews[key] = found.review
+        assumed |= {key} if found.features == ASSUMED else set()
         if content and (last is None or (last.review, last.content) != (found.review, content)):
             news[key] = found.review
             if found is last and not last.content and key in replaced:  # it may be about the image before
@@ -82,9 +84,10 @@ def match_reviews(
                 former |= {one.review.path: one for one in images.with_former_keys(found.review, content)}
     overtaken = sorted(former.keys() & images.contents.keys() - news.keys())  # another image has that key now
     news |= {key: matched.reviews.get(key, Review(key, "undecided", "")) for key in overtaken}
-    features = features_of(list(news))
+    features = dict(zip(news, features_of(list(news)), strict=True))
+    features |= dict.fromkeys([*matched.changed, *assumed], ASSUMED)
     matched.news = list(former.values())
-    matched.news += [Decided(news[key], images.contents[key], row) for key, row in zip(news, features, strict=True)]
+    matched.news += [Decided(news[key], images.contents[key], features[key]) for key in news]
     for one in matched.news:
         reviews.add(one.line())
     matched.absent = _ImagesThere(reviews, images.contents, features_of).count_absent(matched.reviews)
@@ -106,7 +109,7 @@ class _ImagesThere:
         content = self.contents[key]
         if last is None or not content or last.content in (0, content):
             return last
-        if last.features and last.features == self._features_of([key])[0]:
+        if last.features > 0 and last.features == self._features_of([key])[0]:
             return last
         return self._reviews.by_image[key].get(content)
 
@@ -147,4 +150,5 @@ class _ImagesThere:
         """The decisions on an image under keys that it does not have now."""
         if not content:
             return []
-        return [one for one in self.decided[content] if self.contents.get(one.review.path) != content]
+        decided = [one for one in self.decided[content] if one.features != ASSUMED]
+        return [one for one in decided if self.contents.get(one.review.path) != content]

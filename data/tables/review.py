@@ -44,6 +44,9 @@ class Review:
         return CaptionRow(self.path, self.caption, None, status=self.decision)
 
 
+ASSUMED = -1
+
+
 @dataclass(frozen=True)
 class Decided:
     """A review with the image that it is about, as far as that is known."""
@@ -52,7 +55,8 @@ class Decided:
     content: int = 0
     """The hash of the image's content; 0 if it is not known."""
     features: int = 0
-    """The hash of its features, which stay the same if only its metadata changes; 0 if they are not known."""
+    """The hash of its features, which stay the same if only its metadata changes; 0 if they are not known; ASSUMED if
+    the review may be about another image, which had that key before: then it follows this one to no other key."""
     number: int = 0
     """A later one has a higher number."""
 
@@ -84,7 +88,7 @@ class Reviews:
         self.latest[path] = decided.review
         images = self.by_image.setdefault(path, {})
         for content, other in list(images.items()):
-            if not content or (decided.features and other.features == decided.features):  # the same image
+            if not content or (decided.features > 0 and other.features == decided.features):  # the same image
                 del images[content]
         images[decided.content] = decided
 
